@@ -1,0 +1,49 @@
+"""universal-neurons: which neurons does every training run of a language model find again?
+
+The public names are loaded when first used, so that `import universal_neurons` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from universal_neurons.config import StudyConfig
+    from universal_neurons.models import Model, load_model
+    from universal_neurons.store import Store
+    from universal_neurons.study import run_study
+    from universal_neurons.tokens import TokenDataset
+    from universal_neurons.weights import ProcessedWeights, processed_weights
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Model": "models",
+    "ProcessedWeights": "weights",
+    "Store": "store",
+    "StudyConfig": "config",
+    "TokenDataset": "tokens",
+    "load_model": "models",
+    "processed_weights": "weights",
+    "run_study": "study",
+}
+
+__all__ = [
+    "Model",
+    "ProcessedWeights",
+    "Store",
+    "StudyConfig",
+    "TokenDataset",
+    "load_model",
+    "processed_weights",
+    "run_study",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"universal_neurons.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,111 @@
+"""One row per model family: where its blocks, MLPs, norms and unembedding are.
+
+Paths are attribute paths inside the Hugging Face model; those of a block's parts start at the block.  To add a
+family, add a row: `models.load_model` checks it against the running model (width of the hooked activation;
+activation · W_out + b equals what the MLP adds to the residual stream) and refuses a row that is wrong.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from universal_neurons.errors import ArchitectureError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Names of the parts of one model family."""
+
+    name: str
+    model_types: tuple[str, ...]  # values of `config.model_type`
+    blocks: str
+    mlp_norm: str  # the norm that the MLP's input weights read through
+    w_in: str  # its output is the pre-activation; in a gated MLP, the gate
+    w_out: str  # its input is the activation
+    final_norm: str
+    unembedding: str = "lm_head"
+    w_up: str | None = None
+    norm: Literal["layer", "rms"] = "layer"
+    post_norm: bool = False  # the norm follows the residual sum: weights cannot be folded, outputs are normalised
+    causal: bool = True
+
+    @property
+    def gated(self) -> bool:
+        """Whether the activation is act(gate) · up."""
+        return self.w_up is not None
+
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    Architecture(
+        name="GPT-2",
+        model_types=("gpt2", "gpt_neo"),
+        blocks="transformer.h",
+        mlp_norm="ln_2",
+        w_in="mlp.c_fc",
+        w_out="mlp.c_proj",
+        final_norm="transformer.ln_f",
+    ),
+    Architecture(
+        name="GPT-NeoX",
+        model_types=("gpt_neox",),
+        blocks="gpt_neox.layers",
+        mlp_norm="post_attention_layernorm",
+        w_in="mlp.dense_h_to_4h",
+        w_out="mlp.dense_4h_to_h",
+        final_norm="gpt_neox.final_layer_norm",
+    ),
+    Architecture(
+        name="Llama",
+        model_types=("llama", "mistral", "qwen2", "qwen3", "smollm3"),
+        blocks="model.layers",
+        mlp_norm="post_attention_layernorm",
+        w_in="mlp.gate_proj",
+        w_up="mlp.up_proj",
+        w_out="mlp.down_proj",
+        final_norm="model.norm",
+        norm="rms",
+    ),
+    Architecture(
+        name="OPT",
+        model_types=("opt",),
+        blocks="model.decoder.layers",
+        mlp_norm="final_layer_norm",
+        w_in="fc1",
+        w_out="fc2",
+        final_norm="model.decoder.final_layer_norm",
+    ),
+    Architecture(
+        name="BERT",
+        model_types=("bert",),
+        blocks="bert.encoder.layer",
+        mlp_norm="output.LayerNorm",
+        w_in="intermediate.dense",
+        w_out="output.dense",
+        final_norm="cls.predictions.transform.LayerNorm",
+        unembedding="cls.predictions.decoder",
+        post_norm=True,
+        causal=False,
+    ),
+)
+
+
+def architecture_of(model_type: str, source: str) -> Architecture:
+    """The table's row for a `config.model_type`; `source` names the model in the error."""
+    for row in ARCHITECTURES:
+        if model_type in row.model_types:
+            return row
+    known = ", ".join(t for row in ARCHITECTURES for t in row.model_types)
+    raise ArchitectureError(
+        f"{source}: unknown architecture",
+        given=f"model_type {model_type!r}",
+        wanted=f"one of {known}",
+        fix="add a row to ARCHITECTURES in architectures.py (docs/models.md says how)",
+    )
+
+
+def module_at(root: Any, path: str) -> Any:
+    """The submodule at an attribute path, `None` where a part is missing."""
+    for part in path.split("."):
+        root = getattr(root, part, None)
+        if root is None:
+            return None
+    return root

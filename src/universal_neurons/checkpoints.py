@@ -1,0 +1,179 @@
+"""Where a model's files are: bundled, in a local folder, or on the hub; and pickles made into safetensors.
+
+A hub id is first made a local snapshot (`huggingface_hub.snapshot_download`, which honours `HF_HUB_OFFLINE`);
+from there on everything is a local folder.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from universal_neurons.config import BUNDLED
+from universal_neurons.errors import CheckpointError, InputError, MissingFileError
+
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+READABLE = ["*.json", "*.safetensors", "*.txt", "*.model"]
+PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it was named and the folder its files are in."""
+
+    given: str
+    name: str
+    folder: Path
+    revision: str | None = None
+
+
+def bundled_models() -> list[str]:
+    """The names by which the bundled models can be asked for."""
+    return [f"{BUNDLED}/{folder.name}" for folder in sorted(BUNDLED_FOLDER.glob("seed-*"))]
+
+
+def expand_bundled(models: Sequence[str]) -> list[str]:
+    """The list of models with `bundled` replaced by every bundled model."""
+    return [name for model in models for name in (bundled_models() if model == BUNDLED else [model])]
+
+
+def resolve_sources(models: Sequence[str], *, pickles: bool = False) -> list[Source]:
+    """Every model's folder and a unique name for it, downloading from the hub what is not local.
+
+    Raises `MissingFileError` for what is not there.
+    """
+    given = expand_bundled(models)
+    parsed = [_split_revision(model) for model in given]
+    names = _unique_names(parsed)
+    return [
+        Source(model, name, _folder_of(path, revision, pickles), revision)
+        for model, (path, revision), name in zip(given, parsed, names)
+    ]
+
+
+def folder_of(model: str, *, pickles: bool = False) -> Path:
+    """The local folder of one model, tokenizer or data set of the hub."""
+    return _folder_of(*_split_revision(model), pickles)
+
+
+def _split_revision(model: str) -> tuple[str, str | None]:
+    if Path(model).expanduser().exists() or "@" not in model:
+        return model, None
+    path, _, revision = model.rpartition("@")
+    return path, revision
+
+
+def _unique_names(parsed: list[tuple[str, str | None]]) -> list[str]:
+    def spelled(path: str, revision: str | None, parts: int) -> str:
+        tail = "-".join(Path(path).expanduser().resolve().parts[-parts:] if parts > 1 else [Path(path).resolve().name])
+        return f"{tail}@{revision}" if revision and parts > 1 else tail
+
+    names = [spelled(path, revision, 1) for path, revision in parsed]
+    for parts in (2, 3):
+        counts = Counter(names)
+        names = [
+            spelled(path, revision, parts) if counts[name] > 1 else name for (path, revision), name in zip(parsed, names)
+        ]
+    seen: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return unique
+
+
+def _folder_of(path: str, revision: str | None, pickles: bool) -> Path:
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    if path.startswith(f"{BUNDLED}/"):
+        folder = BUNDLED_FOLDER / path.removeprefix(f"{BUNDLED}/")
+        if folder.is_dir():
+            return folder
+        raise MissingFileError(f"{path}: no such bundled model", wanted="one of " + ", ".join(bundled_models()))
+    if local.exists():
+        raise MissingFileError(f"{path}: not a model folder", given="a file", wanted="a Hugging Face model folder")
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise MissingFileError(f"{path}: no such folder", wanted="a Hugging Face model folder or hub id")
+    return _snapshot(path, revision, READABLE + (PICKLES if pickles else []))
+
+
+def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise MissingFileError(
+            f"{repository}{at}: neither a local folder nor found on the hub",
+            given=str(error).splitlines()[0][:200],
+            wanted="an existing folder, or a hub id that can be reached or is in the hub's cache",
+            fix="check the spelling and the network (HF_HUB_OFFLINE uses the cache alone)",
+        ) from None
+
+
+def require_weights(source: Source) -> list[Path]:
+    """The safetensors files of a source; a pickle-only or empty folder is a `CheckpointError`."""
+    if not (source.folder / "config.json").exists():
+        raise MissingFileError(f"{source.given}: no config.json", wanted="a Hugging Face model folder")
+    files = sorted(source.folder.glob("*.safetensors"))
+    if files:
+        return files
+    fix = f"uneurons convert {source.given} NEW_FOLDER, then use NEW_FOLDER"
+    if any(source.folder.glob("pytorch_model*.bin")):
+        raise CheckpointError(f"{source.given}: only pickled weights", wanted="safetensors", fix=fix)
+    raise CheckpointError(
+        f"{source.given}: no safetensors weights", wanted="model.safetensors", fix=f"if its weights are pickles: {fix}"
+    )
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """SHA-256 over the files' bytes, in order."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def convert(model: str, folder: str | Path) -> Path:
+    """A pickle-only checkpoint made a safetensors folder, its tokenizer files copied along.
+
+    The pickle is read by `torch.load(weights_only=True)`.  Raises `InputError` where `folder` is not empty, and
+    `CheckpointError` where the weights cannot be read or do not fill the model.
+    """
+    import shutil
+
+    source = resolve_sources([model], pickles=True)[0]
+    target = Path(folder)
+    if target.exists() and any(target.iterdir()):
+        raise InputError(f"{target}: not empty", wanted="a new folder", fix="name another folder")
+    if not any(source.folder.glob("pytorch_model*.bin")):
+        raise CheckpointError(f"{model}: no pytorch_model.bin", wanted="a pickled checkpoint", fix="use it as it is")
+
+    from universal_neurons.models import load_weights
+
+    network = load_weights(source, "float32", pickled=True)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    network.save_pretrained(partial, safe_serialization=True)
+    for extra in ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"):
+        for path in source.folder.glob(extra):
+            shutil.copy(path, partial / path.name)
+    if target.exists():
+        target.rmdir()
+    partial.rename(target)
+    return target
+
+
+def model_type_of(source: Source) -> str:
+    """`model_type` as its config.json says."""
+    try:
+        return str(json.loads((source.folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source.given}: unreadable config.json", given=error, wanted="a model's JSON") from None

@@ -1,0 +1,130 @@
+"""The configuration of a study: one frozen object, saved with the results, that replays them.
+
+The command line's flags and the keys of a YAML file are this class's field names (`_` written `-`).
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from universal_neurons.errors import ConfigError, MissingFileError
+
+BUNDLED = "bundled"
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+MaskRule = Literal["bos", "eos", "newline"] | int
+DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
+
+
+class Published(BaseModel):
+    """What a publication reports for the same run, to be put beside ours."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    neurons: int
+    universal: int
+    universal_per_layer: tuple[int, ...] = ()
+
+
+class StudyConfig(BaseModel):
+    """What a study compares, on what, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: tuple[str, ...] = Field(
+        (BUNDLED,), description="A local folder, hub id or id@revision; repeat it. The first is the reference."
+    )
+    data: str = Field(
+        BUNDLED, description="A text, jsonl or parquet file, a saved `datasets` folder or a hub data set."
+    )
+    data_config: str | None = Field(None, description="Configuration of a hub data set.")
+    data_split: str | None = Field(None, description="Split of a hub or saved data set; else test, validation, train.")
+    text_column: str = Field("text", description="Column (or dotted path) of the text.")
+    subset_column: str = Field("subset", description="Column (or dotted path) of the subset's name.")
+    min_characters: int = Field(50, ge=0, description="Documents of at most so many characters are dropped.")
+    tokenizer: str | None = Field(None, description="A tokenizer's folder or hub id; else the reference model's own.")
+    out: str | None = Field(None, description="Folder of the results; else runs/NAME.")
+    max_tokens: int = Field(250_000, ge=1, description="Read at most so many token positions.")
+    context: int | None = Field(None, ge=2, description="Tokens per row, BOS included; else 512 or the models' own.")
+    mask: tuple[MaskRule, ...] = Field(
+        ("bos", "eos", "newline"), description="Tokens left out of every statistic: bos, eos, newline or an id."
+    )
+    pairs: Literal["reference", "all"] = Field(
+        "reference", description="Ask about the reference's neurons, or about every model's."
+    )
+    subset: tuple[str, ...] = Field((), description="Correlate within this subset too; repeat it, or 'all'.")
+    baseline: Literal["rotation", "gaussian", "permutation"] = Field(
+        "rotation",
+        description="Orthogonal rotations, the authors' Gaussian rows (both from the co-moments), or shuffled tokens.",
+    )
+    draws: int | None = Field(None, ge=2, description="Draws of the baseline; else 20 (permutation: 2).")
+    top_k: int = Field(10, ge=1, description="Matches kept per neuron and model.")
+    threshold: float = Field(0.5, description="A neuron is universal above this excess correlation.")
+    heldout_tokens: int | None = Field(
+        None, ge=1, description="Tokens held out for intervals; else a fifth of them, at most a million."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    dtype: Precision = Field("auto", description="Precision of the forward passes; auto: bfloat16 on CUDA.")
+    gemm_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Precision of the correlation's inputs; auto: bfloat16 on CUDA."
+    )
+    batch_tokens: int | None = Field(None, ge=1, description="Token positions per forward pass.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; else all cores.")
+    seed: int = Field(0, ge=0, description="Seed of the baseline's draws.")
+    published: Published | None = Field(None, description="Published counts to print beside ours.")
+
+    @field_validator("models", "subset", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("models")
+    @classmethod
+    def _some_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("no model is named")
+        return value
+
+    @model_validator(mode="after")
+    def _subset_alone(self) -> "StudyConfig":
+        if "all" in self.subset and len(self.subset) > 1:
+            raise ValueError("subset 'all' stands alone")
+        return self
+
+    @property
+    def n_draws(self) -> int:
+        """Draws of the baseline, the default resolved."""
+        return self.draws or DEFAULT_DRAWS[self.baseline]
+
+
+def make_config(settings: dict[str, Any], source: str = "configuration") -> StudyConfig:
+    """A `StudyConfig` from plain values; every unknown key and impossible value is a `ConfigError`."""
+    try:
+        return StudyConfig(**settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"]) or "settings"
+        if problem["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"{source}: unknown key {key!r}", wanted=", ".join(StudyConfig.model_fields), fix="remove or rename it"
+            ) from None
+        raise ConfigError(
+            f"{source}: {key} cannot be this", given=repr(problem["input"]), wanted=problem["msg"]
+        ) from None
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file, unchecked (see `make_config`)."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingFileError(f"{path}: cannot read the configuration", given=error, wanted="a YAML file") from None
+    try:
+        settings = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML", given=error, wanted="keys of StudyConfig") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: not a mapping", given=type(settings).__name__, wanted="keys of StudyConfig")
+    return settings
