@@ -67,6 +67,10 @@ class Accumulator:
     def fold(self) -> None:
         """Bring what is pending into the float64 state (at the end of a shard)."""
 
+    def non_finite(self) -> tuple[str, int] | None:
+        """The first model and neuron (flat) in which a NaN or infinity was seen."""
+        return None
+
     def _require_kin(self, other: "Accumulator") -> None:
         same = type(self) is type(other) and self.reads == other.reads
         if not same or any(getattr(self, t).shape != getattr(other, t).shape for t in self.TENSORS):
@@ -116,6 +120,12 @@ def add_product(
         into.copy_(product)
     else:
         into.add_(product)
+
+
+def first_non_finite(model: str, values: Float[Tensor, " neurons"]) -> tuple[str, int] | None:
+    """The model and the first neuron whose value is NaN or infinite."""
+    bad = torch.nonzero(~torch.isfinite(values)).flatten()
+    return (model, int(bad[0])) if len(bad) else None
 
 
 @dataclass(frozen=True)
@@ -253,11 +263,9 @@ class LayerMoments(Accumulator):
             self.cross += self.pending
             self.fresh = True
 
-    def non_finite_layer(self) -> int | None:
-        """The first layer in which a NaN or infinity was seen."""
-        sums = self.sum.view(len(self.cross), -1).sum(1) + self.cross.diagonal(dim1=1, dim2=2).sum(1)
-        bad = torch.nonzero(~torch.isfinite(sums)).flatten()
-        return int(bad[0]) if len(bad) else None
+    def non_finite(self) -> tuple[str, int] | None:
+        """The first neuron in which a NaN or infinity was seen."""
+        return first_non_finite(self.reads[0], self.sum + self.cross.diagonal(dim1=1, dim2=2).flatten())
 
     def result(self) -> LayerCovariance:
         """The covariances so far."""

@@ -116,7 +116,7 @@ def make_config(settings: dict[str, Any], source: str = "configuration") -> Stud
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file, unchecked (see `make_config`)."""
+    """The settings in a YAML file or a study.json, unchecked (see `make_config`)."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -127,4 +127,4 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not YAML", given=error, wanted="keys of StudyConfig") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: not a mapping", given=type(settings).__name__, wanted="keys of StudyConfig")
-    return settings
+    return settings["config"] if {"complete", "config"} <= settings.keys() else settings

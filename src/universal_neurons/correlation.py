@@ -13,7 +13,7 @@ from torch import Tensor
 
 from universal_neurons.accumulators import CrossMoments, LayerCovariance
 
-PANEL_ELEMENTS = 1 << 23
+PANEL_ELEMENTS = 1 << 21
 
 
 @dataclass(frozen=True)

@@ -133,10 +133,11 @@ class Pass:
             if accumulator.group != shard.group:
                 continue
             accumulator.fold()
-            layer = accumulator.non_finite_layer() if isinstance(accumulator, LayerMoments) else None
-            if layer is not None:
+            bad = accumulator.non_finite()
+            if bad is not None:
+                layer = bad[1] // self.sources[bad[0]].model.d_mlp
                 raise NonFiniteActivationsError(
-                    f"model {accumulator.reads[0]}, layer {layer}, shard {shard.index}: NaN or infinite activations",
+                    f"model {bad[0]}, layer {layer}, shard {shard.index}: NaN or infinite activations",
                     wanted="finite activations",
                     fix="run its forward passes in float32 (--dtype float32), or leave the model out",
                 )

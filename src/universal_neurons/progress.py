@@ -1,0 +1,92 @@
+"""Say what is going on: stages, tokens per second, time left; a bar on a terminal, plain lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 10.0
+
+
+class Reporter:
+    """Progress of a study on stderr; `timings` holds each stage's seconds.  Silent if `quiet`."""
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        self.quiet = quiet
+        self.console = console or Console(file=sys.stderr, highlight=False)
+        self.timings: dict[str, float] = {}
+
+    def note(self, text: str) -> None:
+        """One line."""
+        if not self.quiet:
+            self.console.print(text, soft_wrap=True, markup=False)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - started
+
+    @contextlib.contextmanager
+    def tokens(self, label: str, total: int, done: int = 0) -> "Iterator[TokenMeter]":
+        """A meter of token positions; call it with how many were read."""
+        meter = TokenMeter(self, label, total, done)
+        with meter:
+            yield meter
+
+
+class TokenMeter:
+    """Counts token positions and shows how fast they pass."""
+
+    def __init__(self, reporter: Reporter, label: str, total: int, done: int) -> None:
+        self.reporter, self.label, self.total, self.done = reporter, label, total, done
+        self.started = self.shown = time.perf_counter()
+        self.at_start = done
+        self.bar: Progress | None = None
+        if reporter.console.is_terminal and not reporter.quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+            self.bar = Progress(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+                                console=reporter.console, transient=True)  # fmt: skip
+            self.task = self.bar.add_task(label, total=total, completed=done, rate="")
+
+    def __enter__(self) -> "TokenMeter":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        if self.bar:
+            self.bar.stop()
+        if failed[0] is None:
+            seconds = time.perf_counter() - self.started
+            self.reporter.note(f"{self.label}: {self.done:,} tokens in {clock(seconds)}, {self.rate}")
+
+    @property
+    def rate(self) -> str:
+        """Tokens per second so far."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        return f"{(self.done - self.at_start) / seconds:,.0f} tokens/s"
+
+    def __call__(self, tokens: int) -> None:
+        self.done += tokens
+        if self.bar:
+            self.bar.update(self.task, completed=self.done, rate=self.rate)
+        elif time.perf_counter() - self.shown >= PLAIN_SECONDS:
+            self.shown = time.perf_counter()
+            left = (self.shown - self.started) * (self.total - self.done) / max(self.done - self.at_start, 1)
+            self.reporter.note(f"{self.label}: {self.done / self.total:4.0%}, {self.rate}, {clock(left)} left")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03, 2:03 or 3.4 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

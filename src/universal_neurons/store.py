@@ -1,0 +1,321 @@
+"""The store: the folder of one study, and the only place that reads or writes it.
+
+A file is written under a temporary name, synced and renamed; study.json, the manifest, says `complete` only when all
+else is in place.  Until then the folder is resumable: it holds the study's identity and the last two checkpoints of
+the pass, each a folder of its own whose manifest is written last.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import polars as pl
+from torch import Tensor
+
+from universal_neurons.config import StudyConfig, make_config
+from universal_neurons.errors import DiskFullError, MissingFileError, StoreConflictError
+
+MANIFEST = "study.json"
+GENERATIONS = 2
+PART_BYTES = 1 << 25
+
+
+class Store:
+    """A finished study: `neurons`, `matches`, `layers`, `convergence`, `subsets` as polars frames, and the manifest.
+
+    Raises `MissingFileError` where there is none, and `StoreConflictError` where it is not finished.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest = _read_manifest(self.path)
+        if self.manifest is None:
+            raise MissingFileError(f"{path}: no study here", wanted=f"a folder with {MANIFEST}", fix="uneurons run")
+        if not self.manifest["complete"]:
+            raise StoreConflictError(
+                f"{path}: the study is not finished", wanted="a complete study", fix="run the same command again"
+            )
+
+    @property
+    def config(self) -> StudyConfig:
+        """The configuration that made the study."""
+        return make_config(self.manifest["config"], str(self.path / MANIFEST))
+
+    @property
+    def models(self) -> list[str]:
+        """Names of its models, the reference first."""
+        return [model["name"] for model in self.manifest["models"]]
+
+    @property
+    def askers(self) -> list[str]:
+        """Models whose neurons were asked about."""
+        return self.models if self.config.pairs == "all" else self.models[:1]
+
+    def table(self, name: str) -> pl.DataFrame:
+        """One of the study's tables."""
+        try:
+            return pl.read_parquet(self.path / f"{name}.parquet")
+        except FileNotFoundError:
+            raise MissingFileError(f"{self.path}: no table {name!r}", wanted="a table of this study") from None
+
+    def has(self, name: str) -> bool:
+        """Whether the study has this table."""
+        return (self.path / f"{name}.parquet").exists()
+
+    @property
+    def neurons(self) -> pl.DataFrame:
+        """A row per neuron of every model."""
+        return self.table("neurons")
+
+    @property
+    def matches(self) -> pl.DataFrame:
+        """A row per asker, other model and rank."""
+        return self.table("matches")
+
+    @property
+    def layers(self) -> pl.DataFrame:
+        """The layer profile."""
+        return self.table("layers")
+
+    @property
+    def convergence(self) -> pl.DataFrame:
+        """Best correlations and universal counts at log-spaced numbers of tokens."""
+        return self.table("convergence")
+
+    @property
+    def subsets(self) -> pl.DataFrame:
+        """Universality within each subset that was asked for."""
+        return self.table("subsets")
+
+    def write_page(self, name: str, content: bytes) -> Path:
+        """Write a figure or report into the finished study."""
+        (self.path / name).parent.mkdir(exist_ok=True)
+        with disk_errors(self.path):
+            return write_atomically(self.path / name, content)
+
+    def __repr__(self) -> str:
+        from universal_neurons.summary import plain_summary
+
+        return plain_summary(self)
+
+    def _repr_html_(self) -> str:
+        from universal_neurons.report import summary_html
+
+        return summary_html(self)
+
+
+class StoreWriter:
+    """The one writer of a study's folder; use as a context manager.
+
+    Raises `StoreConflictError` where the folder holds another study or other files, or another process writes it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock: IO[str] | None = None
+        self._created = False
+
+    def __enter__(self) -> "StoreWriter":
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreConflictError(f"{self.path}: is a file", wanted="a folder", fix="name another --out")
+        self._created = not self.path.exists()
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            foreign = [p for p in self.path.iterdir() if p.name != ".lock"]
+            if foreign and _read_manifest(self.path) is None:
+                raise StoreConflictError(
+                    f"{self.path}: holds files that are not a study",
+                    given=foreign[0].name,
+                    wanted="a new or empty folder, or a study's",
+                    fix="name another --out",
+                )
+            self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise StoreConflictError(
+                f"{self.path}: another process is writing this study", wanted="one writer", fix="wait for it to end"
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._lock is not None
+        (self.path / ".lock").unlink(missing_ok=True)
+        self._lock.close()
+        if _read_manifest(self.path) is None:
+            shutil.rmtree(self.work, ignore_errors=True)
+            if self._created and not any(self.path.iterdir()):
+                self.path.rmdir()
+
+    @property
+    def work(self) -> Path:
+        """Scratch files of a study under way: token rows and checkpoints."""
+        return self.path / "work"
+
+    def prepare(self) -> Path:
+        """The scratch folder."""
+        with disk_errors(self.path):
+            self.work.mkdir(exist_ok=True)
+        return self.work
+
+    def begin(self, manifest: dict[str, Any]) -> bool:
+        """Claim the folder for a study; returns whether that study is complete already.
+
+        `config`, `models` and `tokens` of the manifest are the study's identity.
+        """
+        there = _read_manifest(self.path)
+        if there is None:
+            self.write_manifest({"complete": False} | manifest)
+            return False
+        for key in ("config", "models", "tokens"):
+            if there.get(key) != json.loads(json.dumps(manifest[key])):
+                raise StoreConflictError(
+                    f"{self.path}: holds another study",
+                    given=_difference(there.get(key), json.loads(json.dumps(manifest[key])), key),
+                    wanted="the same configuration, models and tokens",
+                    fix="name another --out, or remove the folder",
+                )
+        return bool(there["complete"])
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Replace study.json."""
+        with disk_errors(self.path):
+            write_atomically(self.path / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+
+    def write_table(self, name: str, table: pl.DataFrame) -> str:
+        """Write a table; returns the SHA-256 of its file."""
+        target = self.path / f"{name}.parquet"
+        partial = target.with_name(f".{target.name}.partial")
+        with disk_errors(self.path):
+            table.write_parquet(partial, compression="zstd", statistics=False)
+            _sync(partial)
+            partial.rename(target)
+            _sync(self.path)
+        return hashlib.sha256(target.read_bytes()).hexdigest()
+
+    def save_checkpoint(self, tensors: dict[str, Tensor], shard: int) -> None:
+        """Write a generation of the pass's state; the last two are kept."""
+        from safetensors.torch import save_file
+
+        folder = self.prepare() / f"checkpoint-{shard:08d}"
+        partial = folder.with_name(f".{folder.name}.partial")
+        with disk_errors(self.path):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            sizes = {}
+            for number, part in enumerate(_parts(tensors)):
+                state = partial / f"{number:04d}.safetensors"
+                save_file({name: tensor.contiguous().cpu() for name, tensor in part.items()}, state)
+                _sync(state)
+                sizes[state.name] = state.stat().st_size
+            write_atomically(partial / "manifest.json", json.dumps({"shard": shard, "bytes": sizes}).encode())
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+            _sync(self.work)
+        for old in self._generations()[GENERATIONS:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], int] | None:
+        """The newest whole generation and its shard number, or None."""
+        from safetensors.torch import load_file
+
+        for folder in self._generations():
+            try:
+                note = json.loads((folder / "manifest.json").read_text())
+                if any((folder / name).stat().st_size != size for name, size in note["bytes"].items()):
+                    continue
+            except (OSError, ValueError, KeyError):
+                continue
+            tensors: dict[str, Tensor] = {}
+            for name in note["bytes"]:
+                tensors |= load_file(folder / name)
+            return tensors, int(note["shard"])
+        return None
+
+    def _generations(self) -> list[Path]:
+        return sorted(self.work.glob("checkpoint-*"), reverse=True) if self.work.exists() else []
+
+    def finish(self, manifest: dict[str, Any]) -> Store:
+        """Declare the study complete and drop its scratch files."""
+        self.write_manifest({"complete": True} | manifest)
+        shutil.rmtree(self.work, ignore_errors=True)
+        return Store(self.path)
+
+
+def _parts(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Tensors in files of bounded size: writing one copies it."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        if size and size + tensor.nbytes > PART_BYTES:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor
+        size += tensor.nbytes
+    yield part
+
+
+def write_atomically(target: Path, content: bytes) -> Path:
+    """Write under a temporary name, sync, rename."""
+    partial = target.with_name(f".{target.name}.partial")
+    with partial.open("wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    partial.rename(target)
+    _sync(target.parent)
+    return target
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Name a full disk or a folder that cannot be written; nothing half written is left."""
+    try:
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "os error 28" in str(error):
+            for partial in path.rglob(".*.partial"):
+                shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+            raise DiskFullError(
+                f"{path}: the disk is full", wanted="more free space", fix="free some, then run the same command again"
+            ) from error
+        if isinstance(error, (PermissionError, NotADirectoryError)):
+            raise StoreConflictError(f"{path}: cannot be written", given=error, fix="name another --out") from error
+        raise
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise StoreConflictError(f"{path / MANIFEST}: not readable", given=error, fix="remove the folder") from None
+    if not isinstance(manifest, dict) or "complete" not in manifest:
+        raise StoreConflictError(f"{path / MANIFEST}: not a study's manifest", fix="name another folder")
+    return manifest
+
+
+def _difference(there: Any, here: Any, where: str) -> str:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in here:
+            if there.get(key) != here[key]:
+                return _difference(there.get(key), here[key], f"{where}.{key}")
+    return f"{where}: {json.dumps(here)[:100]}, there {json.dumps(there)[:100]}"
