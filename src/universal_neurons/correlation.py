@@ -31,10 +31,10 @@ class Matches:
     best_back: Int[Tensor, " others"]
 
     @property
-    def mutual(self) -> Bool[Tensor, "neurons k"]:
-        """Whether each match's own best match is the asker."""
-        asker = torch.arange(len(self.index))[:, None]
-        return (self.best_back[self.index.clamp_min(0)] == asker) & (self.index >= 0)
+    def mutual(self) -> Bool[Tensor, " neurons"]:
+        """Whether each neuron and its best match are each other's best."""
+        best = self.index[:, 0]
+        return (self.best_back[best.clamp_min(0)] == torch.arange(len(best))) & (best >= 0)
 
 
 def inverse_norms(covariance: LayerCovariance, dead: Bool[Tensor, " neurons"]) -> Float[Tensor, " neurons"]:

@@ -79,14 +79,13 @@ def matches_table(
     for found in comparisons:
         shape = shapes[found.asker]
         for other, matches, held in zip(found.others, found.matches, heldout[found.asker]):
-            mutual = matches.mutual.numpy()
             for rank in range(1, matches.index.shape[1] + 1):
                 columns = _match(found.asker, shape, other, rank)
                 columns |= _where(matches.index[:, rank - 1].numpy(), shapes[other])
-                columns |= {"corr": matches.corr[:, rank - 1].numpy(), "mutual": mutual[:, rank - 1]}
+                columns |= {"corr": matches.corr[:, rank - 1].numpy()}
                 if rank == 1:
                     low, high = corr_interval(held)
-                    columns |= {"corr_heldout": held.corr, "corr_low": low, "corr_high": high}
+                    columns |= {"corr_heldout": held.corr, "corr_low": low, "corr_high": high, "mutual": matches.mutual.numpy()}
                 frames.append(pl.DataFrame(columns))
             columns = _match(found.asker, shape, other, -1)
             columns |= _where(matches.lowest_index.numpy(), shapes[other])

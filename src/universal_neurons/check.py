@@ -1,0 +1,71 @@
+"""Before a study: would these models work together, and what would it take?"""
+
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from universal_neurons.checkpoints import expand_bundled, resolve_sources
+from universal_neurons.config import StudyConfig
+from universal_neurons.errors import ArchitectureError, InputError
+from universal_neurons.estimate import Estimate, estimate
+from universal_neurons.models import Model, load_model, verify
+from universal_neurons.progress import clock
+from universal_neurons.study import find_tokenizer, load_models, require_kin, resolve, with_context
+
+
+def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
+    """Load every model and say what it is; raises an `InputError` that lists all that keeps them apart."""
+    problems: list[str] = []
+    loaded: list[Model] = []
+    table = Table("model", "family", "layers × neurons", "d_model", "vocabulary", "context", "hook error", title="Models")
+    for name in expand_bundled(models):
+        try:
+            model = load_model(resolve_sources([name])[0])
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        loaded.append(model)
+        row = (f"{model.n_layers} × {model.d_mlp}", model.d_model, model.vocab_size, model.context, f"{verify(model):.0e}")
+        table.add_row(name, model.architecture.name, *map(str, row))
+    config = StudyConfig(models=tuple(models), tokenizer=tokenizer)
+    for requirement in (lambda: find_tokenizer(config, loaded), lambda: require_kin(_named(loaded), config)):
+        try:
+            if len(loaded) > 1 or not problems:
+                requirement()
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise ArchitectureError("these models do not work together:\n" + "\n".join(problems))
+    return Group(table, Text(f"They work together: {len(loaded)} models, one tokenizer."))
+
+
+def _named(models: Sequence[Model]) -> list[Model]:
+    for number, model in enumerate(models, start=1):
+        model.name = f"{model.name} ({number})"
+    return list(models)
+
+
+def estimate_study(config: StudyConfig) -> Estimate:
+    """Load the models of a configuration and estimate its study."""
+    config = resolve(config)
+    models = load_models(config)
+    require_kin(models, config)
+    groups = 1 if not config.subset else 1 + len(config.subset)
+    return estimate(with_context(config, models), models, groups=groups)
+
+
+def estimate_view(found: Estimate) -> Table:
+    """An estimate as a table."""
+    table = Table("", "", title=f"{found.tokens:,} tokens on {found.device}", show_header=False)
+    table.add_row("time", clock(found.seconds))
+    for name in ("pass", "compare", "detail"):
+        table.add_row(f"  {name}", clock(getattr(found, f"seconds_{name}")))
+    table.add_row("memory", f"{_size(found.memory_peak)} at the peak, {_size(found.memory_available)} free")
+    table.add_row("disk", f"{_size(found.disk_peak)} at the peak, {_size(found.disk_final)} at the end")
+    return table
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB"

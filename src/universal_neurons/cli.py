@@ -1,0 +1,180 @@
+"""The `uneurons` command: run, show, report, check, estimate, convert.
+
+Commands are thin: they make a configuration, call the library and print.  torch is imported only by the commands
+that need it.  Exit codes: 0 done, 1 the study failed, 2 the input was wrong, 130 interrupted.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from pydantic import Field, create_model
+from rich.console import Console
+
+from universal_neurons import __version__
+from universal_neurons.config import StudyConfig, make_config, read_config
+from universal_neurons.errors import UniversalNeuronsError
+
+app = App(
+    name="uneurons",
+    help="Which neurons does every training run of a language model find again?",
+    version=__version__,
+    help_format="plaintext",
+    default_parameter=Parameter(negative=()),
+)
+
+StudyFlags: Any = create_model(
+    "StudyFlags",
+    **{
+        name: (field.annotation | None, Field(None, description=field.description))  # type: ignore[operator]
+        for name, field in StudyConfig.model_fields.items()
+        if name != "published"
+    },
+)
+Flags = Annotated[StudyFlags | None, Parameter(name="*")]
+ConfigFile = Annotated[Path | None, Parameter(name=["--config", "-c"])]
+
+
+def _settings(config: Path | None, flags: Any) -> StudyConfig:
+    settings = read_config(config) if config else {}
+    given = {} if flags is None else {k: v for k, v in flags.model_dump().items() if v is not None}
+    return make_config(settings | given, str(config) if config else "command line")
+
+
+@app.command
+def run(*, config: ConfigFile = None, flags: Flags = None) -> None:
+    """Study models on a corpus: find, store and draw their universal neurons.
+
+    Without options it studies the bundled suite. Interrupted, the same command resumes.
+
+    Parameters
+    ----------
+    config
+        A YAML file of settings, or the study.json of an earlier study; flags override it.
+    """
+    settings = _settings(config, flags)
+    from universal_neurons.progress import Reporter
+    from universal_neurons.report import write_report
+    from universal_neurons.study import run_study
+    from universal_neurons.summary import study_view
+
+    reporter = Reporter()
+    store = run_study(settings, reporter=reporter)
+    report = write_report(store)
+    Console().print(study_view(store))
+    print(f"report: {report.resolve()}")
+
+
+@app.command
+def show(store: Path, neuron: str | None = None, /) -> None:
+    """Show a study, or one neuron of it, in the terminal.
+
+    Parameters
+    ----------
+    store
+        The folder of a study.
+    neuron
+        A neuron, L2.17 or seed-1/L2.17.
+    """
+    from universal_neurons.store import Store
+    from universal_neurons.summary import neuron_view, study_view
+
+    study = Store(store)
+    Console().print(neuron_view(study, neuron) if neuron else study_view(study))
+
+
+@app.command
+def report(stores: list[Path], /, *, out: Path | None = None) -> None:
+    """Draw the figures and the report again, from one study or side by side from several.
+
+    Parameters
+    ----------
+    stores
+        Folders of studies.
+    out
+        Where a report of several studies goes; else report.html here.
+    """
+    from universal_neurons.errors import ConfigError
+    from universal_neurons.report import write_joint_report, write_report
+    from universal_neurons.store import Store
+
+    opened = [Store(path) for path in stores]
+    if len(opened) == 1 and out is not None:
+        raise ConfigError("--out is for several studies", wanted="no --out: one study's report goes into its folder")
+    print((write_report(opened[0]) if len(opened) == 1 else write_joint_report(opened, out or Path("report.html"))).resolve())
+
+
+@app.command
+def check(models: list[str], /, *, tokenizer: str | None = None) -> None:
+    """Say whether these models would work together, and why not.
+
+    Parameters
+    ----------
+    models
+        Local folders or hub ids.
+    tokenizer
+        A tokenizer's folder or hub id, where the models bring none.
+    """
+    from universal_neurons.check import check_models
+
+    Console().print(check_models(models, tokenizer))
+
+
+@app.command
+def estimate(
+    *, config: ConfigFile = None, flags: Flags = None, as_json: Annotated[bool, Parameter(name="--json")] = False
+) -> None:
+    """Estimate the time, memory and disk of a run before it starts; takes the options of `run`.
+
+    Parameters
+    ----------
+    config
+        A YAML file of settings; flags override it.
+    as_json
+        Print one JSON object.
+    """
+    settings = _settings(config, flags)
+    from universal_neurons.check import estimate_study, estimate_view
+
+    found = estimate_study(settings)
+    if as_json:
+        print(json.dumps(found.as_dict()))
+    else:
+        Console().print(estimate_view(found))
+
+
+@app.command
+def convert(source: str, folder: Path, /) -> None:
+    """Turn a pickle-only checkpoint into a safetensors folder.
+
+    Parameters
+    ----------
+    source
+        A folder or hub id whose weights are pytorch_model.bin.
+    folder
+        The new folder.
+    """
+    from universal_neurons.checkpoints import convert as convert_checkpoint
+
+    print(convert_checkpoint(source, folder).resolve())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command; exits with the codes above."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        errors.print(f"uneurons: {error}", markup=False)
+        sys.exit(2)
+    except UniversalNeuronsError as error:
+        errors.print(f"{type(error).__name__}: {error}", markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command resumes the study")
+        sys.exit(130)

@@ -1,0 +1,146 @@
+"""A store to figures and one self-contained report.html; several stores side by side."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from universal_neurons import figures
+from universal_neurons.store import Store, disk_errors, write_atomically
+from universal_neurons.summary import fact_lines, facts, match_cells, published_rows, short, shown_neurons
+
+PAGES = Environment(
+    loader=PackageLoader("universal_neurons"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    lstrip_blocks=True,
+)  # fmt: skip
+
+
+def study_figures(store: Store) -> dict[str, Figure]:
+    """Every figure of a study, by file name."""
+    threshold = store.config.threshold
+    drawn: dict[str, Figure] = {}
+    for asker in store.askers:
+        drawn[f"universality-{asker}"] = figures.universality(store.neurons, store.layers, asker, threshold)
+        shown, title = shown_neurons(store, asker)
+        drawn[f"intervals-{asker}"] = figures.intervals(shown, threshold, title)
+    drawn["densities"] = figures.densities(_by_asker(store))
+    drawn["convergence"] = figures.convergence(store.convergence, threshold)
+    if store.has("subsets"):
+        drawn["subsets"] = figures.by_subset(store.subsets, threshold)
+    return drawn
+
+
+def _by_asker(store: Store, prefix: str = "") -> dict[str, pl.DataFrame]:
+    return {prefix + asker: store.neurons.filter(pl.col("model") == asker) for asker in store.askers}
+
+
+def write_report(store: Store) -> Path:
+    """Draw a study's figures (SVG and PNG) and its report into the store; returns the report."""
+    pictures = {}
+    for name, figure in study_figures(store).items():
+        svg = figures.render(figure, "svg")
+        store.write_page(f"figures/{name}.svg", svg)
+        store.write_page(f"figures/{name}.png", figures.render(figure, "png"))
+        pictures[name] = _embedded(svg)
+    page = PAGES.get_template("report.html").render(studies=[_section(store, pictures)], densities=None, rows=[])
+    return store.write_page("report.html", page.encode())
+
+
+def write_joint_report(stores: Sequence[Store], target: Path) -> Path:
+    """One page with several studies side by side, their densities in one figure."""
+    names = study_names(stores)
+    sections = []
+    for store, name in zip(stores, names):
+        pictures = {key: _embedded(figures.render(figure, "svg")) for key, figure in study_figures(store).items()}
+        sections.append(_section(store, pictures) | {"name": name})
+    tables = {k: t for store, name in zip(stores, names) for k, t in _by_asker(store, f"{name}: ").items()}
+    densities = _embedded(figures.render(figures.densities(tables), "svg"))
+    compared = [dict(fact_lines(facts(store, asker))) | {"": f"{name}: {asker}"}
+                for store, name in zip(stores, names) for asker in store.askers]  # fmt: skip
+    labels = ["", *dict.fromkeys(label for found in compared for label in found if label)]
+    rows = [[label, *(found.get(label, "–") for found in compared)] for label in labels]
+    page = PAGES.get_template("report.html").render(studies=sections, densities=densities, rows=rows)
+    with disk_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return write_atomically(target, page.encode())
+
+
+def study_names(stores: Sequence[Store]) -> list[str]:
+    """The folders' names, or their paths where names repeat."""
+    names = [store.path.resolve().name for store in stores]
+    return names if len(set(names)) == len(names) else [str(store.path) for store in stores]
+
+
+def summary_html(store: Store) -> str:
+    """A study's facts as HTML, for notebooks."""
+    return PAGES.get_template("summary.html").render(asked=[_asked(store, asker, {}) for asker in store.askers])
+
+
+def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
+    manifest = store.manifest
+    theirs = store.config.published
+    return {
+        "name": store.path.resolve().name,
+        "asked": [_asked(store, asker, pictures) for asker in store.askers],
+        "densities": pictures["densities"],
+        "convergence": pictures["convergence"],
+        "convergence_text": _convergence_text(store),
+        "subsets": pictures.get("subsets"),
+        "published": published_rows(store),
+        "published_source": theirs.source if theirs else "",
+        "models": manifest["models"],
+        "tokens": manifest["tokens"],
+        "environment": manifest["environment"],
+        "config": {key: value for key, value in manifest["config"].items() if value not in (None, [])},
+        "baseline": store.config.baseline,
+        "draws": store.config.n_draws,
+    }
+
+
+def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]:
+    shown, title = shown_neurons(store, asker, most=50)
+    others = [name for name in store.models if name != asker]
+    rows = []
+    for row in shown.iter_rows(named=True):
+        cells = match_cells(store, asker, row["layer"], row["neuron"])
+        rows.append(
+            {
+                "name": f"L{row['layer']}.{row['neuron']}",
+                "excess": short(row["excess_corr"]),
+                "interval": f"{short(row['excess_low'])} – {short(row['excess_high'])}",
+                "mean_corr": short(row["mean_corr"]),
+                "baseline": short(row["mean_baseline"]),
+                "q": f"{row['q_value']:.3f}",
+                "matches": [cells.get(name, "–") for name in others],
+            }
+        )
+    return {
+        "asker": asker,
+        "others": others,
+        "facts": fact_lines(facts(store, asker)),
+        "title": title,
+        "rows": rows,
+        "universality": pictures.get(f"universality-{asker}"),
+        "intervals": pictures.get(f"intervals-{asker}"),
+    }
+
+
+def _convergence_text(store: Store) -> str:
+    rows = store.convergence.filter(pl.col("asker") == store.models[0]).sort("tokens").to_dicts()
+    if len(rows) < 2:
+        return "The corpus is one shard: too short to see whether more would change the answer."
+    before, last = rows[-2], rows[-1]
+    change = last["corr_median"] - before["corr_median"]
+    return (
+        f"From {before['tokens']:,} to {last['tokens']:,} tokens the median best correlation changed by {change:+.3f}, "
+        f"the universal count went from {before['universal']} to {last['universal']}, and "
+        f"{before['same_match']:.0%} of the best matches were already the final ones."
+    )
+
+
+def _embedded(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
