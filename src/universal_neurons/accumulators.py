@@ -12,7 +12,7 @@ Any split of the tokens and any merge order gives the same answer within roundin
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -76,7 +76,7 @@ class Accumulator:
         if not same or any(getattr(self, t).shape != getattr(other, t).shape for t in self.TENSORS):
             raise MergeError(f"cannot merge {self.key} with {other.key}", wanted="the same statistic of the same models")
 
-    def merge(self, other: Self) -> None:
+    def merge(self, other: "Accumulator") -> None:
         """Add another's tokens to this one's.  Raises `MergeError` unless both describe the same models."""
         self._require_kin(other)
         self.fold()
@@ -161,7 +161,7 @@ class CoMoments(Accumulator):
         self.fresh = True
 
     @classmethod
-    def empty(cls, left: str, right: str, n_left: int, n_right: int, *, group: int = 0, device: Any = "cpu") -> Self:
+    def empty(cls, left: str, right: str, n_left: int, n_right: int, *, group: int = 0, device: Any = "cpu") -> "CoMoments":
         """Of no tokens yet."""
         return cls(left, right, group, n_left, n_right, device)
 
@@ -244,7 +244,7 @@ class LayerMoments(Accumulator):
         self.fresh = True
 
     @classmethod
-    def empty(cls, model: str, n_layers: int, d_mlp: int, *, group: int = 0, device: Any = "cpu") -> Self:
+    def empty(cls, model: str, n_layers: int, d_mlp: int, *, group: int = 0, device: Any = "cpu") -> "LayerMoments":
         """Of no tokens yet."""
         return cls(model, group, n_layers, d_mlp, device)
 
@@ -285,7 +285,7 @@ class Extremes(Accumulator):
         self.high = torch.full((n_neurons,), -torch.inf, device=device)
 
     @classmethod
-    def empty(cls, model: str, n_neurons: int, *, group: int = 0, device: Any = "cpu") -> Self:
+    def empty(cls, model: str, n_neurons: int, *, group: int = 0, device: Any = "cpu") -> "Extremes":
         """Of no tokens yet."""
         return cls(model, group, n_neurons, device)
 

@@ -9,9 +9,10 @@ import json
 import lzma
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from universal_neurons.checkpoints import BUNDLED_FOLDER
 from universal_neurons.config import BUNDLED, StudyConfig
@@ -24,9 +25,9 @@ PIECE = 1 << 20  # characters of a text file that are tokenised at a time
 
 @dataclass(frozen=True)
 class Document:
-    """One document: its text or its token ids, and the subset it belongs to ("" where there are none)."""
+    """One document: its text or its (unchecked) token ids, and the subset it belongs to ("" where there are none)."""
 
-    content: str | list[int]
+    content: str | list
     subset: str = ""
 
 
@@ -63,7 +64,7 @@ def _open(config: StudyConfig) -> Iterator[Document]:
     return _hub(config)
 
 
-def _opened(path: Path) -> IO[str]:
+def _opened(path: Path) -> TextIOWrapper:
     opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
     return opener(path, "rt", encoding="utf-8")
 

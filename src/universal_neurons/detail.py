@@ -77,7 +77,7 @@ def _rho(count: float, sums: Float[np.ndarray, "5 neurons"]) -> Float[np.ndarray
         return np.where(spread > 0, np.clip((ab - a * b / count) / np.sqrt(spread), -1, 1), np.nan)
 
 
-def jackknife_error(without: Float[np.ndarray, "stretches *shape"]) -> Float[np.ndarray, "*shape"]:
+def jackknife_error(without: Float[np.ndarray, "stretches neurons"]) -> Float[np.ndarray, " neurons"]:
     """Standard error of an estimate from its values with one of G stretches left out."""
     n = len(without)
     return np.sqrt((n - 1) / n * ((without - without.mean(0)) ** 2).sum(0))

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from scipy import stats
 
 STYLE = {
@@ -54,6 +55,8 @@ def _heat_map(axes: Axes, layers: pl.DataFrame) -> None:
     mean = layers.group_by("layer", "match_layer").agg(pl.col("fraction").fill_nan(None).mean() * 100)
     grid = np.zeros((layers["layer"].max() + 1, layers["match_layer"].max() + 1))  # type: ignore[operator]
     grid[mean["layer"].to_numpy(), mean["match_layer"].to_numpy()] = mean["fraction"].fill_null(0).to_numpy()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     image = axes.imshow(grid, cmap="viridis", vmin=0, origin="lower", aspect="auto")
     axes.spines[:].set_visible(False)
     axes.set(xlabel="layer of the match", ylabel="layer of the neuron")
@@ -69,13 +72,16 @@ def densities(neurons: Mapping[str, pl.DataFrame]) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(12, 3.2), layout="constrained")
         for axes, column in zip(figure.subplots(1, 3), COLOURS):
+            highest = 1.0
             for label, table in neurons.items():
                 values = table.filter(~pl.col("dead"))[column].drop_nulls().drop_nans().to_numpy()
                 grid = np.linspace(min(0.0, values.min()), 1, 400)
                 if len(values) > 2 and np.ptp(values) > 0:
-                    axes.plot(grid, stats.gaussian_kde(values)(grid), label=label, linewidth=1.2)
+                    density = stats.gaussian_kde(values)(grid)
+                    highest = max(highest, density.max())
+                    axes.plot(grid, density, label=label, linewidth=1.2)
             axes.set(xlabel=f"{NAMES[column]} (mean over models)", ylabel="density", yscale="log")
-            axes.set_ylim(bottom=1e-3)
+            axes.set_ylim(1e-3, 2 * highest)
         axes.legend(fontsize=8)
     return figure
 
@@ -91,22 +97,37 @@ def convergence(table: pl.DataFrame, threshold: float) -> Figure:
                 a.plot(rows["tokens"], rows[column], style, color=lines[0].get_color(), label=f"{asker}: {column[5:]}")
             b.plot(rows["tokens"], rows["universal"], "o-", markersize=3, label=str(asker))
             c.plot(rows["tokens"], 100 * rows["same_match"], "o-", markersize=3)
-        a.set(xscale="log", xlabel="tokens", ylabel="best ρ (mean over models)", title="Best correlation")
-        b.set(xscale="log", xlabel="tokens", ylabel=f"neurons with excess > {threshold:g}", title="Universal count")
-        c.set(xscale="log", xlabel="tokens", ylabel="%", title="Best matches that are the final ones")
+        for axes in (a, b, c):
+            axes.set(xscale="log", xlabel="tokens")
+            axes.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_xticks(_few(sorted(table["tokens"].unique().to_list())))
+        a.set(ylabel="best ρ (mean over models)", title="Best correlation")
+        b.set(ylabel=f"neurons with excess > {threshold:g}", title="Universal count")
+        c.set(ylabel="%", title="Best matches that are the final ones")
         b.set_ylim(bottom=0)
         c.set_ylim(0, 102)
         if table["asker"].n_unique() <= 3:
-            a.legend(fontsize=7)
+            a.set_ylim(0, 1)
+            a.legend(fontsize=7, loc="upper left", ncols=3)
         if table["asker"].n_unique() > 1:
             b.legend(fontsize=7)
     return figure
 
 
+def _few(ticks: list[int]) -> list[int]:
+    """Ticks that are at least a factor 2 apart, the last one kept."""
+    kept = ticks[-1:]
+    for tick in reversed(ticks[:-1]):
+        if tick * 2 <= kept[-1]:
+            kept.append(tick)
+    return kept
+
+
 def intervals(shown: pl.DataFrame, threshold: float, title: str) -> Figure:
     """The excess of some neurons: as chosen, on held-out rows, and its 95 % interval."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6, 1.2 + 0.2 * len(shown)), layout="constrained")
+        figure = Figure(figsize=(7.5, 1.4 + 0.2 * len(shown)), layout="constrained")
         axes = figure.subplots()
         rows = np.arange(len(shown))[::-1]
         low, high = shown["excess_low"].to_numpy(), shown["excess_high"].to_numpy()
@@ -116,7 +137,8 @@ def intervals(shown: pl.DataFrame, threshold: float, title: str) -> Figure:
         axes.axvline(threshold, color="black", linewidth=0.8, linestyle=":")
         axes.set_yticks(rows, [f"L{row['layer']}.{row['neuron']}" for row in shown.iter_rows(named=True)])
         axes.set(xlabel="excess correlation", title=title)
-        axes.legend(fontsize=7, loc="lower right")
+        axes.set_ylim(-0.6, len(shown) - 0.4)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -186,7 +187,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Any:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (SafetensorError, EOFError, OSError, RuntimeError, ValueError) as error:
+    except (SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{source.given}: its weights cannot be read",
             given=str(error).splitlines()[0][:300],

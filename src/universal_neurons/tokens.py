@@ -12,7 +12,7 @@ Rows may live in a file: memory then does not grow with the corpus.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,7 @@ class TokenDataset:
         *,
         context: int,
         bos: int,
-        masked: Sequence[int],
+        masked: Collection[int],
         most: int | None = None,
         folder: Path | None = None,
     ) -> "TokenDataset":
@@ -262,7 +262,7 @@ def tokenised(
     yield from _tokenise(batch, tokenizer)
 
 
-def _as_ids(content: list[int]) -> np.ndarray:
+def _as_ids(content: list) -> np.ndarray:
     ids = np.asarray(content)
     if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.max() > np.iinfo(np.int32).max):
         raise TokenRangeError("a row of tokens is not a list of token ids", given=f"{content[:5]} …", wanted="integers")

@@ -1,0 +1,102 @@
+"""Tiny models of every family, a tokenizer and texts to run them on."""
+
+import os
+import random
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+from universal_neurons.checkpoints import BUNDLED_FOLDER
+from universal_neurons.models import Model, quiet_transformers
+
+VOCABULARY, CONTEXT = 1024, 64
+COMMON = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+FAMILIES = {
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "n_positions": CONTEXT},
+    "gpt_neo": {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]},
+    "gpt_neox": {},
+    "llama": {},
+    "mistral": {"num_key_value_heads": 1},
+    "qwen2": {"num_key_value_heads": 1},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 8},
+    "smollm3": {"num_key_value_heads": 1},
+    "opt": {"ffn_dim": 24, "word_embed_proj_dim": 16},
+    "bert": {},
+}
+
+
+def tiny_network(family: str, seed: int = 0, **changes):
+    """A random Hugging Face model whose norms and biases are random too, so that nothing holds by accident."""
+    common = {k: v for k, v in COMMON.items() if not (family == "opt" and k == "intermediate_size")}
+    if family == "gpt2":
+        common = {k: COMMON[k] for k in ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id")}
+    torch.manual_seed(seed)
+    loader = AutoModelForMaskedLM if family == "bert" else AutoModelForCausalLM
+    with quiet_transformers():
+        network = loader.from_config(AutoConfig.for_model(family, **common | FAMILIES[family] | changes))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.dim() == 1:
+                parameter.copy_(torch.randn_like(parameter) * 0.3 + ("bias" not in name))
+    return network.eval()
+
+
+def tiny_model(family: str = "gpt2", seed: int = 0, name: str | None = None, **changes) -> Model:
+    return Model(tiny_network(family, seed, **changes), name or f"{family}-{seed}", tokenizer=bundled_tokenizer())
+
+
+def bundled_tokenizer():
+    with quiet_transformers():
+        return AutoTokenizer.from_pretrained(BUNDLED_FOLDER / "seed-1")
+
+
+def save_tiny(folder: Path, family: str = "gpt2", seed: int = 0, **changes) -> Path:
+    """A tiny model as an ordinary folder with a tokenizer."""
+    with quiet_transformers():
+        tiny_network(family, seed, **changes).save_pretrained(folder)
+        bundled_tokenizer().save_pretrained(folder)
+    return folder
+
+
+WORDS = "the of and to in a is that it was for on are as with his they be at one have this from or had by".split()
+
+
+def some_text(words: int = 4000, seed: int = 0) -> str:
+    chooser = random.Random(seed)
+    return " ".join(
+        chooser.choice(WORDS) + chooser.choice(["", "", "", "", ",", ".\n", "!", " 12"]) for _ in range(words)
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return bundled_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text(some_text(6000))
+    return path
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> list[Path]:
+    """Three tiny GPT-2 folders, different seeds."""
+    root = tmp_path_factory.mktemp("models")
+    return [save_tiny(root / f"m{seed}", seed=seed) for seed in range(3)]
