@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side
 
 import pytest
 import torch
@@ -73,7 +74,34 @@ def save_tiny(folder: Path, family: str = "gpt2", seed: int = 0, **changes) -> P
     return folder
 
 
-WORDS = "the of and to in a is that it was for on are as with his they be at one have this from or had by".split()
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "a",
+    "is",
+    "that",
+    "it",
+    "was",
+    "for",
+    "on",
+    "are",
+    "as",
+    "with",
+    "his",
+    "they",
+    "be",
+    "at",
+    "one",
+    "have",
+    "this",
+    "from",
+    "or",
+    "had",
+    "by",
+]
 
 
 def some_text(words: int = 4000, seed: int = 0) -> str:

@@ -1,5 +1,7 @@
 """Each statistic four ways: one batch = many batches = any merge tree = plain float64 NumPy."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -63,7 +65,7 @@ def test_four_ways(name):
     one = feed(make(), 0, TOKENS, 2)  # two batches, so that a batch lies in one stretch
     many = feed(make(), 0, TOKENS, 24)
     cuts = [0, 100, 350, 600, 1100, TOKENS]
-    parts = [feed(make(), *cut, 1) for cut in zip(cuts, cuts[1:])]
+    parts = [feed(make(), *cut, 1) for cut in pairwise(cuts)]
     parts[0].merge(parts[1])
     parts[3].merge(parts[2])
     parts[4].merge(parts[3])

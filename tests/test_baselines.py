@@ -72,7 +72,7 @@ def test_a_rotated_model_looks_like_its_own_baseline():
 
 def q_by_definition(best, maxima):
     """The issue's definition, neuron by neuron."""
-    draws, models, neurons = maxima.shape
+    draws, _, neurons = maxima.shape
     null, observed = np.empty((draws, neurons)), np.empty((draws, neurons))
     for d in range(draws):
         others = np.mean([maxima[e] for e in range(draws) if e != d], 0)
@@ -134,6 +134,6 @@ def test_permutation_baseline_is_chance():
     back = compare(evidence, "b", ["a"], StudyConfig(baseline="permutation"), draws=2)
     assert found.best.min() > 0.999
     for maxima in (found.maxima, back.maxima):
-        assert 0 < maxima.min()
+        assert maxima.min() > 0
         assert maxima.max() < 0.2
         assert (maxima[0] != maxima[1]).any()

@@ -90,7 +90,9 @@ def test_batches_shards_and_merges_do_not_matter():
     names = models[0].name, models[1].name
     expected = correlation(run_pass(models, tokens), *names)
     for batch_tokens in (1, 100, 10**6):
-        np.testing.assert_allclose(correlation(run_pass(models, tokens, batch_tokens=batch_tokens), *names), expected, atol=1e-6)
+        np.testing.assert_allclose(
+            correlation(run_pass(models, tokens, batch_tokens=batch_tokens), *names), expected, atol=1e-6
+        )
     run = Pass([NeuronSource(m) for m in models], study_accumulators(models, model_pairs(models, "all"), groups=2))
     shards = tokens.shards(np.arange(120))
     parts = [shard.rows[start::3] for shard in shards for start in range(3)]

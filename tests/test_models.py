@@ -74,7 +74,10 @@ def test_the_pre_activation_of_a_gated_mlp_is_the_gate():
 
 def test_hooks_are_gone_even_after_a_failed_pass():
     model = tiny_model()
-    with pytest.raises(ValueError, match="sink"), model.capturing(lambda layer, act: (_ for _ in ()).throw(ValueError("sink"))):
+    with (
+        pytest.raises(ValueError, match="sink"),
+        model.capturing(lambda layer, act: (_ for _ in ()).throw(ValueError("sink"))),
+    ):
         model.forward(IDS)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.hf.modules())
 

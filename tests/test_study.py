@@ -85,7 +85,9 @@ def test_the_tables_are_what_numpy_computes(config, folders):
         np.testing.assert_allclose(table["min_corr"], np.min(best, 0), atol=1e-6)
         np.testing.assert_allclose(table["excess_corr"], table["mean_corr"] - table["mean_baseline"], atol=1e-12)
         assert (table["is_universal"] == (table["excess_corr"] > 0.5)).all()
-        assert ((table["excess_low"] <= table["excess_heldout"]) & (table["excess_heldout"] <= table["excess_high"])).all()
+        assert (
+            (table["excess_low"] <= table["excess_heldout"]) & (table["excess_heldout"] <= table["excess_high"])
+        ).all()
 
 
 def test_only_the_reference_is_asked_by_default(config):

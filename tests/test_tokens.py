@@ -37,7 +37,9 @@ def test_all_formats_give_the_same_rows(tokenizer, tmp_path):
     pl.DataFrame(DOCUMENTS).write_parquet(tmp_path / "a.parquet")
     saved = datasets.Dataset.from_list(DOCUMENTS)
     saved.save_to_disk(tmp_path / "saved")
-    datasets.DatasetDict({"train": datasets.Dataset.from_list(DOCUMENTS[:1]), "test": saved}).save_to_disk(tmp_path / "splits")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(DOCUMENTS[:1]), "test": saved}).save_to_disk(
+        tmp_path / "splits"
+    )
     nested = [{"meta": {"set": d["subset"]}, "body": d["text"]} for d in DOCUMENTS]
     (tmp_path / "nested.jsonl").write_text("\n".join(map(json.dumps, nested)))
     columns = {"text_column": "body", "subset_column": "meta.set"}

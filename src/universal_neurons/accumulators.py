@@ -74,7 +74,9 @@ class Accumulator:
     def _require_kin(self, other: "Accumulator") -> None:
         same = type(self) is type(other) and self.reads == other.reads
         if not same or any(getattr(self, t).shape != getattr(other, t).shape for t in self.TENSORS):
-            raise MergeError(f"cannot merge {self.key} with {other.key}", wanted="the same statistic of the same models")
+            raise MergeError(
+                f"cannot merge {self.key} with {other.key}", wanted="the same statistic of the same models"
+            )
 
     def merge(self, other: "Accumulator") -> None:
         """Add another's tokens to this one's.  Raises `MergeError` unless both describe the same models."""
@@ -161,7 +163,9 @@ class CoMoments(Accumulator):
         self.fresh = True
 
     @classmethod
-    def empty(cls, left: str, right: str, n_left: int, n_right: int, *, group: int = 0, device: Any = "cpu") -> "CoMoments":
+    def empty(
+        cls, left: str, right: str, n_left: int, n_right: int, *, group: int = 0, device: Any = "cpu"
+    ) -> "CoMoments":
         """Of no tokens yet."""
         return cls(left, right, group, n_left, n_right, device)
 

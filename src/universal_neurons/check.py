@@ -19,7 +19,9 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
     """Load every model and say what it is; raises an `InputError` that lists all that keeps them apart."""
     problems: list[str] = []
     loaded: list[Model] = []
-    table = Table("model", "family", "layers × neurons", "d_model", "vocabulary", "context", "hook error", title="Models")
+    table = Table(
+        "model", "family", "layers × neurons", "d_model", "vocabulary", "context", "hook error", title="Models"
+    )
     for name in expand_bundled(models):
         try:
             model = load_model(resolve_sources([name])[0])
@@ -27,7 +29,13 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
             problems.append(str(error))
             continue
         loaded.append(model)
-        row = (f"{model.n_layers} × {model.d_mlp}", model.d_model, model.vocab_size, model.context, f"{verify(model):.0e}")
+        row = (
+            f"{model.n_layers} × {model.d_mlp}",
+            model.d_model,
+            model.vocab_size,
+            model.context,
+            f"{verify(model):.0e}",
+        )
         table.add_row(name, model.architecture.name, *map(str, row))
     config = StudyConfig(models=tuple(models), tokenizer=tokenizer)
     for requirement in (lambda: find_tokenizer(config, loaded), lambda: require_kin(_named(loaded), config)):

@@ -74,7 +74,8 @@ def _unique_names(parsed: list[tuple[str, str | None]]) -> list[str]:
     for parts in (2, 3):
         counts = Counter(names)
         names = [
-            spelled(path, revision, parts) if counts[name] > 1 else name for (path, revision), name in zip(parsed, names)
+            spelled(path, revision, parts) if counts[name] > 1 else name
+            for (path, revision), name in zip(parsed, names)
         ]
     seen: Counter[str] = Counter()
     unique = []
@@ -102,7 +103,7 @@ def _folder_of(path: str, revision: str | None, pickles: bool) -> Path:
 
 def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))

@@ -27,13 +27,16 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 
+
+def _flags() -> dict[str, Any]:
+    """Every setting as an optional flag."""
+    settings: dict[str, Any] = {name: f for name, f in StudyConfig.model_fields.items() if name != "published"}
+    return {name: (f.annotation | None, Field(None, description=f.description)) for name, f in settings.items()}
+
+
 StudyFlags: Any = create_model(
     "StudyFlags",
-    **{
-        name: (field.annotation | None, Field(None, description=field.description))  # type: ignore[operator]
-        for name, field in StudyConfig.model_fields.items()
-        if name != "published"
-    },
+    **_flags(),
 )
 Flags = Annotated[StudyFlags | None, Parameter(name="*")]
 ConfigFile = Annotated[Path | None, Parameter(name=["--config", "-c"])]
@@ -105,7 +108,11 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
     opened = [Store(path) for path in stores]
     if len(opened) == 1 and out is not None:
         raise ConfigError("--out is for several studies", wanted="no --out: one study's report goes into its folder")
-    print((write_report(opened[0]) if len(opened) == 1 else write_joint_report(opened, out or Path("report.html"))).resolve())
+    print(
+        (
+            write_report(opened[0]) if len(opened) == 1 else write_joint_report(opened, out or Path("report.html"))
+        ).resolve()
+    )
 
 
 @app.command

@@ -71,7 +71,9 @@ class StudyConfig(BaseModel):
         "auto", description="Precision of the correlation's inputs; auto: bfloat16 on CUDA."
     )
     batch_tokens: int | None = Field(None, ge=1, description="Token positions per forward pass.")
-    threads: int | None = Field(None, ge=1, description="CPU threads; else all cores.")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; else torch's choice (OMP_NUM_THREADS, all cores)."
+    )
     seed: int = Field(0, ge=0, description="Seed of the baseline's draws.")
     published: Published | None = Field(None, description="Published counts to print beside ours.")
 

@@ -130,7 +130,9 @@ def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -
     plan = memory_plan(config, models, groups=groups)
     askers = len(models) if config.pairs == "all" else 1
     pair_products = [a.n_neurons * b.n_neurons * b.d_mlp for a, b in model_pairs(models, config.pairs)]
-    rotated = 0 if config.baseline == "permutation" else 2 * config.n_draws * sum(pair_products) * (2 if askers > 1 else 1)
+    rotated = (
+        0 if config.baseline == "permutation" else 2 * config.n_draws * sum(pair_products) * (2 if askers > 1 else 1)
+    )
     seconds_pass = (tokens - heldout) * (per_token + gemm_flops(models, config) / rate)
     seconds_compare = (rotated * (1 + 16 / config.n_draws)) / (0.5 * rate)
     seconds_detail = heldout * per_token * 1.2

@@ -5,6 +5,7 @@ Figures are drawn without pyplot, so that drawing in a server or notebook leaves
 
 import io
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from scipy import stats
 
-STYLE = {
+STYLE: Any = {
     "svg.hashsalt": "universal-neurons",
     "font.size": 9,
     "axes.spines.top": False,
@@ -53,7 +54,7 @@ def universality(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, thresh
 
 def _heat_map(axes: Axes, layers: pl.DataFrame) -> None:
     mean = layers.group_by("layer", "match_layer").agg(pl.col("fraction").fill_nan(None).mean() * 100)
-    grid = np.zeros((layers["layer"].max() + 1, layers["match_layer"].max() + 1))  # type: ignore[operator]
+    grid = np.zeros((layers["layer"].n_unique(), layers["match_layer"].n_unique()))
     grid[mean["layer"].to_numpy(), mean["match_layer"].to_numpy()] = mean["fraction"].fill_null(0).to_numpy()
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))

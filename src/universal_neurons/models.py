@@ -178,7 +178,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Any:
     loader = AutoModelForCausalLM if row.causal else AutoModelForMaskedLM
     try:
         with quiet_transformers():
-            network, report = loader.from_pretrained(
+            loaded: Any = loader.from_pretrained(
                 source.folder,
                 dtype=DTYPES[dtype],
                 use_safetensors=not pickled,
@@ -194,6 +194,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Any:
             wanted="complete weights that fit config.json",
             fix="copy or download the files again",
         ) from error
+    network, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:
         raise CheckpointError(
             f"{source.given}: its weights are incomplete",
@@ -289,7 +290,7 @@ def _residual_after(
 ) -> tuple[Tensor, Tensor]:
     """One block's residual stream after its MLP (before the norm, where the norm comes last), and its activation."""
     block, out = model.blocks[layer], model.part(layer, "w_out")
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
 
     def take(_m: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         seen["activation"] = inputs[0]
@@ -304,5 +305,7 @@ def _residual_after(
     finally:
         for handle in handles:
             handle.remove()
-    residual = seen.get("residual", output[0] if isinstance(output, tuple) else output)
-    return residual, seen["activation"].reshape(-1, seen["activation"].shape[-1])
+    after = output[0] if isinstance(output, tuple) else output
+    return seen["residual"] if model.architecture.post_norm else after, seen["activation"].reshape(
+        -1, seen["activation"].shape[-1]
+    )

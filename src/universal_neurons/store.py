@@ -35,10 +35,11 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.manifest = _read_manifest(self.path)
-        if self.manifest is None:
+        manifest = _read_manifest(self.path)
+        if manifest is None:
             raise MissingFileError(f"{path}: no study here", wanted=f"a folder with {MANIFEST}", fix="uneurons run")
-        if not self.manifest["complete"]:
+        self.manifest = manifest
+        if not manifest["complete"]:
             raise StoreConflictError(
                 f"{path}: the study is not finished", wanted="a complete study", fix="run the same command again"
             )

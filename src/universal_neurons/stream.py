@@ -10,6 +10,7 @@ The state after a shard is plain tensors: a pass restored from it goes on to the
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -184,7 +185,7 @@ def study_accumulators(
             accumulators.append(LayerMoments.empty(model.name, model.n_layers, model.d_mlp, group=group, device=device))
             accumulators.append(Extremes.empty(model.name, model.n_neurons, group=group, device=device))
         for left, right in pairs:
-            shape = {"group": group, "n_left": left.n_neurons, "n_right": right.n_neurons, "device": left.device}
+            shape: Any = {"group": group, "n_left": left.n_neurons, "n_right": right.n_neurons, "device": left.device}
             accumulators.append(CoMoments(left.name, right.name, **shape))
             accumulators += [ShuffledCoMoments(left.name, right.name, d, seed, **shape) for d in range(shuffles)]
     return accumulators

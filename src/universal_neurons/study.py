@@ -3,7 +3,6 @@
 Interrupted and started again, a study goes on from the last checkpoint of its pass and ends with the same bytes.
 """
 
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -52,7 +51,8 @@ def run_study(
     """
     reporter = reporter or Reporter(quiet=not progress)
     config = resolve(config)
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     with reporter.stage("models"):
         loaded = list(models) if models is not None else load_models(config)
         digest = require_kin(loaded, config)
@@ -170,9 +170,7 @@ def find_tokenizer(config: StudyConfig, models: Sequence[Model]) -> Any:
 
 def _tokens(config: StudyConfig, models: Sequence[Model], writer: StoreWriter) -> TokenDataset:
     assert config.context is not None
-    return TokenDataset.load(
-        config, find_tokenizer(config, models), context=config.context, folder=writer.prepare()
-    )
+    return TokenDataset.load(config, find_tokenizer(config, models), context=config.context, folder=writer.prepare())
 
 
 class Study:
@@ -311,5 +309,3 @@ class Study:
         with reporter.tokens("detail pass", total) as meter:
             run.run(self.tokens, shards, batch_tokens=self.batch_tokens, after_batch=meter)
         return {asker: [paired.result() for paired in found] for asker, found in moments.items()}
-
-

@@ -136,7 +136,10 @@ def fact_lines(found: Facts) -> list[tuple[str, str]]:
             "on held-out rows",
             f"{found.universal_heldout}; surely {found.universal_surely}, possibly {found.universal_possibly} (95 %)",
         ),
-        ("excess correlation", f"median {found.excess_median:.3f}, p99 {found.excess_p99:.3f}, max {found.excess_max:.3f}"),
+        (
+            "excess correlation",
+            f"median {found.excess_median:.3f}, p99 {found.excess_p99:.3f}, max {found.excess_max:.3f}",
+        ),
         ("beyond a random basis", f"{found.discoveries} neurons at q ≤ .05 (the basis is privileged, not universal)"),
         ("max − min over models", gap),
         ("mutual best matches", f"{found.mutual:.1%}"),
@@ -150,10 +153,11 @@ def published_rows(store: Store) -> list[tuple[str, str, str]]:
     if theirs is None:
         return []
     ours = facts(store, store.models[0])
+    share = f"{theirs.universal:,} = {theirs.universal / theirs.neurons:.2%}"
     rows = [
         ("neurons", f"{ours.neurons:,}", f"{theirs.neurons:,}"),
-        ("universal", f"{ours.universal:,} = {ours.share:.2%}", f"{theirs.universal:,} = {theirs.universal / theirs.neurons:.2%}"),
-    ]  # fmt: skip
+        ("universal", f"{ours.universal:,} = {ours.share:.2%}", share),
+    ]
     if theirs.universal_per_layer:
         per_layer = zip(ours.universal_per_layer, theirs.universal_per_layer)
         rows += [(f"universal in layer {n}", str(mine), str(its)) for n, (mine, its) in enumerate(per_layer)]
@@ -227,7 +231,9 @@ def neuron_view(store: Store, name: str) -> Group:
         interval = f"{short(match['corr_low'])} {short(match['corr_high'])}" if finite(match["corr_low"]) else ""
         heldout = f"{match['corr_heldout']:.3f}" if finite(match["corr_heldout"]) else ""
         place = f"L{match['match_layer']}.{match['match_neuron']}"
-        matches.add_row(match["model"], rank, place, f"{match['corr']:.3f}", heldout, interval, "⇄" * bool(match["mutual"]))
+        matches.add_row(
+            match["model"], rank, place, f"{match['corr']:.3f}", heldout, interval, "⇄" * bool(match["mutual"])
+        )
     return Group(numbers, matches)
 
 

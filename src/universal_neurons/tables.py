@@ -67,7 +67,9 @@ def subsets_table(shapes: Mapping[str, Shape], by_subset: Mapping[str, Compariso
     frames = []
     for subset, found in by_subset.items():
         places = _places(found.asker, shapes[found.asker])
-        frames.append(pl.DataFrame({"subset": [subset] * len(places["model"])} | places | _universality(found, threshold)))
+        frames.append(
+            pl.DataFrame({"subset": [subset] * len(places["model"])} | places | _universality(found, threshold))
+        )
     return pl.concat(frames)
 
 
@@ -85,7 +87,12 @@ def matches_table(
                 columns |= {"corr": matches.corr[:, rank - 1].numpy()}
                 if rank == 1:
                     low, high = corr_interval(held)
-                    columns |= {"corr_heldout": held.corr, "corr_low": low, "corr_high": high, "mutual": matches.mutual.numpy()}
+                    columns |= {
+                        "corr_heldout": held.corr,
+                        "corr_low": low,
+                        "corr_high": high,
+                        "mutual": matches.mutual.numpy(),
+                    }
                 frames.append(pl.DataFrame(columns))
             columns = _match(found.asker, shape, other, -1)
             columns |= _where(matches.lowest_index.numpy(), shapes[other])
@@ -127,5 +134,11 @@ def layers_table(shapes: Mapping[str, Shape], comparisons: Sequence[Comparison])
             for layer, fractions in enumerate(profile.tolist()):
                 for match_layer, fraction in enumerate(fractions):
                     rows.append((found.asker, layer, other, match_layer, fraction))
-    schema = {"asker": pl.String, "layer": pl.Int32, "model": pl.String, "match_layer": pl.Int32, "fraction": pl.Float64}
+    schema = {
+        "asker": pl.String,
+        "layer": pl.Int32,
+        "model": pl.String,
+        "match_layer": pl.Int32,
+        "fraction": pl.Float64,
+    }
     return pl.DataFrame(rows, schema=schema, orient="row")

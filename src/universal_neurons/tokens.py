@@ -298,7 +298,7 @@ def masked_ids(rules: Sequence[MaskRule], tokenizer: Any, bos: int, eos: int) ->
             else:
                 notes.append("the tokenizer has no single newline token: newlines are counted")
         else:
-            ids.add({"bos": bos, "eos": eos}.get(rule, rule) if isinstance(rule, str) else rule)
+            ids.add(rule if isinstance(rule, int) else {"bos": bos, "eos": eos}[rule])
     return {int(token) for token in ids}, notes
 
 
