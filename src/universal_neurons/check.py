@@ -75,5 +75,5 @@ def estimate_view(found: Estimate) -> Table:
     return table
 
 
-def _size(n_bytes: float) -> str:
+def _size(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:.2f} GiB"

@@ -151,10 +151,11 @@ class StoreWriter:
         assert self._lock is not None
         (self.path / ".lock").unlink(missing_ok=True)
         self._lock.close()
-        if _read_manifest(self.path) is None:
+        there = _read_manifest(self.path)
+        if there is None or there["complete"]:
             shutil.rmtree(self.work, ignore_errors=True)
-            if self._created and not any(self.path.iterdir()):
-                self.path.rmdir()
+        if there is None and self._created and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     @property
     def work(self) -> Path:
@@ -172,19 +173,23 @@ class StoreWriter:
 
         `config`, `models` and `tokens` of the manifest are the study's identity.
         """
-        there = _read_manifest(self.path)
+        there = self.require_same(manifest)
         if there is None:
             self.write_manifest({"complete": False} | manifest)
-            return False
+        return bool(there and there["complete"])
+
+    def require_same(self, manifest: dict[str, Any]) -> dict[str, Any] | None:
+        """The manifest that is there, if any; `StoreConflictError` where it is another study's."""
+        there = _read_manifest(self.path)
         for key in ("config", "models", "tokens"):
-            if there.get(key) != json.loads(json.dumps(manifest[key])):
+            if there is not None and key in manifest and there.get(key) != json.loads(json.dumps(manifest[key])):
                 raise StoreConflictError(
                     f"{self.path}: holds another study",
                     given=_difference(there.get(key), json.loads(json.dumps(manifest[key])), key),
                     wanted="the same configuration, models and tokens",
                     fix="name another --out, or remove the folder",
                 )
-        return bool(there["complete"])
+        return there
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Replace study.json."""
@@ -245,9 +250,8 @@ class StoreWriter:
         return sorted(self.work.glob("checkpoint-*"), reverse=True) if self.work.exists() else []
 
     def finish(self, manifest: dict[str, Any]) -> Store:
-        """Declare the study complete and drop its scratch files."""
+        """Declare the study complete; its scratch files go when the writer is left."""
         self.write_manifest({"complete": True} | manifest)
-        shutil.rmtree(self.work, ignore_errors=True)
         return Store(self.path)
 
 

@@ -59,6 +59,7 @@ def run_study(
     config = with_context(config, loaded)
     reporter.note(f"{loaded[0].name} against {', '.join(m.name for m in loaded[1:])}, {config.device}, {config.dtype}")
     with StoreWriter(config.out or default_out(config, loaded)) as writer:
+        writer.require_same(identity(config, loaded))
         with reporter.stage("tokens"):
             packed = tokens if tokens is not None else _tokens(config, loaded, writer)
         for model in loaded:
@@ -70,6 +71,14 @@ def run_study(
         for text in (repr(packed), *packed.notes):
             reporter.note(text)
         return study.run(writer, reporter, checkpoint_seconds)
+
+
+def identity(config: StudyConfig, models: Sequence[Model]) -> dict[str, Any]:
+    """What, with the tokens, tells one study from another."""
+    return {
+        "config": config.model_dump(mode="json", exclude={"out"}),
+        "models": [model.describe() for model in models],
+    }
 
 
 def resolve(config: StudyConfig) -> StudyConfig:
@@ -190,8 +199,7 @@ class Study:
     def manifest(self) -> dict[str, Any]:
         """The study's identity and the environment it runs in."""
         return {
-            "config": self.config.model_dump(mode="json", exclude={"out"}),
-            "models": [model.describe() for model in self.models],
+            **identity(self.config, self.models),
             "tokens": {
                 "fingerprint": self.tokens.fingerprint,
                 "tokenizer": self.tokenizer_digest,

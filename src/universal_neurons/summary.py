@@ -97,14 +97,14 @@ def shown_neurons(store: Store, asker: str, most: int = 20) -> tuple[pl.DataFram
     return top, f"No neuron of {asker} passes {store.config.threshold:g}: the top 1 % by excess correlation"
 
 
-def match_cells(store: Store, asker: str, layer: int, neuron: int) -> dict[str, str]:
-    """The best match in each other model, as `L1.151 .78 [.75 .81]`."""
+def match_cells(store: Store, asker: str, layer: int, neuron: int, *, intervals: bool = True) -> dict[str, str]:
+    """The best match in each other model, as `L1.151 .78 [.75 .81]`, ⇄ where it is mutual."""
     rows = store.matches.filter(
         (pl.col("asker") == asker) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron) & (pl.col("rank") == 1)
     )
     return {
         row["model"]: f"L{row['match_layer']}.{row['match_neuron']} {short(row['corr'])}"
-        + (f" [{short(row['corr_low'])} {short(row['corr_high'])}]" if finite(row["corr_low"]) else "")
+        + (f" [{short(row['corr_low'])} {short(row['corr_high'])}]" if intervals and finite(row["corr_low"]) else "")
         + (" ⇄" if row["mutual"] else "")
         for row in rows.iter_rows(named=True)
     }
@@ -187,7 +187,7 @@ def neurons_view(store: Store, asker: str) -> Table:
     others = [name for name in store.models if name != asker]
     table = Table("neuron", "excess", "95 %", "q", *others, title=title)
     for row in shown.iter_rows(named=True):
-        cells = match_cells(store, asker, row["layer"], row["neuron"])
+        cells = match_cells(store, asker, row["layer"], row["neuron"], intervals=False)
         interval = f"{short(row['excess_low'])} {short(row['excess_high'])}"
         q = f"{row['q_value']:.3f}"
         place = f"L{row['layer']}.{row['neuron']}"

@@ -1,0 +1,77 @@
+"""Documentation cannot drift: every command, setting, public name and table column has its place."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import universal_neurons as un
+from universal_neurons.cli import app
+from universal_neurons.config import StudyConfig, make_config
+
+ROOT = Path(__file__).parents[1]
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_command_has_help_and_a_section():
+    names = [name for name in app if not name.startswith("-")]
+    assert set(names) == {"run", "show", "report", "check", "estimate", "convert"}
+    for name in names:
+        assert app[name].help or app[name].default_command.__doc__
+        assert f"## `uneurons {name}`" in DOCS["commands.md"]
+
+
+def test_every_setting_is_described():
+    for name in StudyConfig.model_fields:
+        assert f"`{name}`" in DOCS["commands.md"], name
+        assert StudyConfig.model_fields[name].description, name
+
+
+def test_every_public_name_has_a_page_and_a_docstring():
+    for name in un.__all__:
+        assert f"`un.{name}" in DOCS["python.md"], name
+        assert getattr(un, name).__doc__, name
+    assert set(un.__all__) <= set(dir(un))
+
+
+def test_every_docs_page_is_linked_from_the_readme():
+    for name in DOCS:
+        assert f"docs/{name}" in README, name
+
+
+def test_local_links_lead_somewhere():
+    for text in (README, *DOCS.values()):
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (ROOT / link).exists(), link
+
+
+def test_every_module_has_a_docstring_and_stays_short():
+    for path in (ROOT / "src").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith('"""'), path
+        assert len(text.splitlines()) <= 400, path
+        assert f"{path.name}" in DOCS["design.md"] or path.name == "__init__.py" or path.name == "errors.py", path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_papers_runs_are_valid_and_their_counts_add_up(path):
+    config = make_config(yaml.safe_load(path.read_text()))
+    assert config.published is not None
+    assert sum(config.published.universal_per_layer) == config.published.universal
+    assert len(config.models) == (4 if path.stem == "pythia-160m" else 5)
+    assert config.max_tokens == 100_000_000
+
+
+def test_every_column_is_described(tmp_path, folders, text_file):
+    models = tuple(map(str, folders[:2]))
+    store = un.run_study(
+        un.StudyConfig(models=models, data=str(text_file), out=str(tmp_path / "r"), draws=2, subset=("all",)),
+        progress=False,
+    )
+    for name in ("neurons", "matches", "layers", "convergence", "subsets"):
+        for column in store.table(name).columns:
+            assert column in DOCS["design.md"], (name, column)
+    for column in store.neurons.columns + store.matches.columns:
+        assert f"`{column}`" in DOCS["store.md"], column

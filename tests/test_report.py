@@ -1,0 +1,111 @@
+"""Figures and pages: drawn from tables alone, self-contained, the same every time, honest where nothing is universal."""
+
+import re
+
+import polars as pl
+import pytest
+from conftest import tiny_model
+from test_correlation import some_tokens
+
+from universal_neurons import StudyConfig, figures, run_study
+from universal_neurons.report import study_figures, summary_html, write_joint_report, write_report
+from universal_neurons.summary import facts, short, shown_neurons, study_view
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """A study in which nothing is universal, and one of a model with its copy, in which everything is."""
+    root = tmp_path_factory.mktemp("stores")
+    tokens = some_tokens(200)
+    different = [tiny_model("gpt2", seed) for seed in (0, 1)]
+    same = [tiny_model("gpt2", 0, "one"), tiny_model("gpt2", 0, "two"), tiny_model("gpt2", 0, "three")]
+    settings = {"draws": 3, "top_k": 2}
+    return [
+        run_study(
+            StudyConfig(out=str(root / "different"), **settings), models=different, tokens=tokens, progress=False
+        ),
+        run_study(
+            StudyConfig(out=str(root / "same"), pairs="all", **settings), models=same, tokens=tokens, progress=False
+        ),
+    ]
+
+
+def test_pages_are_self_contained(stores, tmp_path):
+    for store in stores:
+        page = write_report(store).read_text()
+        links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']+)", page)
+        assert links
+        assert all(link.startswith("data:image/svg+xml;base64,") for link in links)
+        assert not re.search(r"https?://|<script|@import|url\(", page)
+        for name in study_figures(store):
+            assert (store.path / "figures" / f"{name}.svg").read_bytes().startswith(b"<?xml")
+            assert (store.path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    joint = write_joint_report(stores, tmp_path / "page.html").read_text()
+    assert "Side by side" in joint
+    assert {"different: gpt2-0", "same: one", "same: three"} <= set(re.findall(r"<th>([^<]+)</th>", joint))
+
+
+def test_where_nothing_is_universal_the_best_are_shown_and_said_so(stores):
+    different, same = stores
+    shown, title = shown_neurons(different, "gpt2-0")
+    assert len(shown) == 1
+    assert "No neuron of gpt2-0 passes 0.5: the top 1 %" in title
+    assert shown["excess_corr"][0] == facts(different, "gpt2-0").excess_max
+    shown, title = shown_neurons(same, "two", most=7)
+    assert len(shown) == 7
+    assert title == "Universal neurons of two, the first 7"
+    for store, words in ((different, "No neuron of gpt2-0"), (same, "Universal neurons of one")):
+        assert words in repr(store)
+        assert words in (store.path / "report.html").read_text()
+
+
+def test_facts_are_the_tables(stores):
+    same = stores[1]
+    found = facts(same, "one")
+    table = same.neurons.filter(pl.col("model") == "one")
+    assert found.universal == table["is_universal"].sum() >= 7
+    assert sum(found.universal_per_layer) == found.universal
+    assert found.mutual == 1
+    assert found.others == ("two", "three")
+    assert found.gap_all == pytest.approx(0, abs=1e-6)
+    assert abs(found.optimism) < 1e-6
+    assert found.universal_surely <= found.universal_heldout <= found.universal_possibly
+
+
+def test_figures_are_deterministic(stores):
+    for kind in ("svg", "png"):
+        once, twice = (
+            {name: figures.render(figure, kind) for name, figure in study_figures(stores[1]).items()} for _ in range(2)
+        )
+        assert once == twice
+    assert b"<dc:date>" not in figures.render(study_figures(stores[0])["densities"], "svg")
+
+
+def test_the_figures_show_the_numbers(stores):
+    different = stores[0]
+    drawn = study_figures(different)
+    heat = drawn["universality-gpt2-0"].axes[2]
+    expected = different.layers.sort("layer", "match_layer")["fraction"] * 100
+    assert heat.images[0].get_array().ravel().tolist() == pytest.approx(expected.to_list())
+    points = sum(len(c.get_offsets()) for c in drawn["universality-gpt2-0"].axes[1].collections)
+    assert points == 48
+    counts = drawn["convergence"].axes[1].lines[0].get_ydata()
+    assert counts.tolist() == different.convergence["universal"].to_list()
+
+
+def test_notebook_representations(stores):
+    html = summary_html(stores[1])
+    assert html == stores[1]._repr_html_()
+    assert html.count("<table>") == 3
+    assert study_view(stores[0])
+
+
+def test_short_numbers():
+    assert [short(v) for v in (0.123, -0.126, 0.999, None, float("nan"), 0.0)] == [
+        ".12",
+        "-.13",
+        "1.00",
+        "–",
+        "–",
+        ".00",
+    ]
