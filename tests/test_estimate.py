@@ -8,12 +8,12 @@ import sys
 import pytest
 from conftest import save_tiny, some_text
 
-WIDE = {"n_embd": 32, "n_inner": 1536, "n_layer": 3}
+WIDE = {"n_embd": 32, "n_inner": 1024, "n_layer": 4}
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """Two models of 4 608 neurons and a long text: the statistics outweigh the libraries' share of memory."""
+    """Two models of 4 096 neurons and a long text: the statistics outweigh the libraries' share of memory."""
     root = tmp_path_factory.mktemp("wide")
     (root / "long.txt").write_text(some_text(40_000))
     models = [a for seed in (0, 1) for a in ("--models", str(save_tiny(root / f"m{seed}", seed=seed, **WIDE)))]
@@ -33,7 +33,7 @@ def peak_of(*arguments: str) -> tuple[int, str]:
 def test_the_estimate_predicts_the_peak_within_a_fifth_and_it_does_not_grow(wide):
     arguments, root = wide
     peaks = []
-    for tokens in ("12000", "36000"):
+    for tokens in ("8000", "24000"):
         peak, _ = peak_of("run", *arguments, "--max-tokens", tokens, "--out", str(root / tokens))
         peaks.append(peak)
         _, text = peak_of("estimate", *arguments, "--max-tokens", tokens, "--json")

@@ -75,7 +75,7 @@ def test_facts_are_the_tables(stores):
 def test_figures_are_deterministic(stores):
     for kind in ("svg", "png"):
         once, twice = (
-            {name: figures.render(figure, kind) for name, figure in study_figures(stores[1]).items()} for _ in range(2)
+            {name: figures.render(figure, kind) for name, figure in study_figures(stores[0]).items()} for _ in range(2)
         )
         assert once == twice
     assert b"<dc:date>" not in figures.render(study_figures(stores[0])["densities"], "svg")

@@ -13,6 +13,9 @@ from universal_neurons.estimate import Estimate, estimate
 from universal_neurons.models import Model, load_model, verify
 from universal_neurons.progress import clock
 from universal_neurons.study import find_tokenizer, load_models, require_kin, resolve, with_context
+from universal_neurons.tokens import TokenDataset
+
+SUBSET_TOKENS = 1_000_000  # how far a corpus is read to see which subsets it has
 
 
 def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
@@ -60,8 +63,19 @@ def estimate_study(config: StudyConfig) -> Estimate:
     config = resolve(config)
     models = load_models(config)
     require_kin(models, config)
-    groups = 1 if not config.subset else 1 + len(config.subset)
-    return estimate(with_context(config, models), models, groups=groups)
+    config = with_context(config, models)
+    return estimate(config, models, groups=_groups(config, models))
+
+
+def _groups(config: StudyConfig, models: Sequence[Model]) -> int:
+    """How many subsets are studied apart, the rest included; looks at a first stretch of the corpus."""
+    if not config.subset:
+        return 1
+    assert config.context is not None
+    some = config.model_copy(update={"max_tokens": min(config.max_tokens, SUBSET_TOKENS)})
+    tokens = TokenDataset.load(some, find_tokenizer(config, models), context=config.context)
+    named = set(tokens.subset_names if config.subset == ("all",) else config.subset)
+    return len(named) + bool(set(tokens.subset_names) - named)
 
 
 def estimate_view(found: Estimate) -> Table:

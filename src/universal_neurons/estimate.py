@@ -124,6 +124,7 @@ def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -
     assert config.context is not None
     assert config.batch_tokens is not None
     tokens = config.max_tokens // config.context * config.context
+    resident = _resident(config)
     heldout = min(tokens // 5, config.heldout_tokens or HELDOUT_MOST)
     rate = gemm_rate(config.device, DTYPES[config.gemm_dtype])
     per_token = sum(_forward_seconds(model, config) for model in models)
@@ -143,7 +144,7 @@ def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -
         seconds_compare=seconds_compare,
         seconds_detail=seconds_detail,
         seconds=seconds_pass + seconds_compare + seconds_detail,
-        memory_peak=_resident(config) + plan.total,
+        memory_peak=resident + plan.total,
         memory_available=available_memory(config),
         disk_peak=final + (GENERATIONS + 1) * state + 4 * tokens,
         disk_final=final,

@@ -191,6 +191,7 @@ class Study:
         self.askers = self.names if config.pairs == "all" else self.names[:1]
         self.shapes = {model.name: Shape(model.n_layers, model.d_mlp) for model in models}
         self.subsets = tokens.groups(config.subset)
+        self.n_groups = len(self.subsets) + (len(self.subsets) < len(tokens.subset_names))
         chosen, self.stretches = tokens.split(config.heldout_tokens)
         self.shards = tokens.shards(chosen, self.subsets)
         assert config.batch_tokens is not None
@@ -221,7 +222,7 @@ class Study:
     def run(self, writer: StoreWriter, reporter: Reporter, checkpoint_seconds: float | None) -> Store:
         """All stages after the inputs."""
         sources = [NeuronSource(model, DTYPES[self.config.gemm_dtype]) for model in self.models]
-        require_memory(self.config, self.models, groups=len(self.subsets) + 1)
+        require_memory(self.config, self.models, groups=self.n_groups)
         with reporter.stage("pass"):
             run, snapshots = self._pass(sources, writer, reporter, checkpoint_seconds)
         with reporter.stage("compare"):
@@ -269,7 +270,7 @@ class Study:
             study_accumulators(
                 self.models,
                 model_pairs(self.models, self.config.pairs),
-                groups=len(self.subsets) + 1,
+                groups=self.n_groups,
                 shuffles=shuffles,
                 seed=self.config.seed,
             ),
