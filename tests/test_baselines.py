@@ -121,6 +121,15 @@ def test_two_models_that_share_nothing_give_no_discoveries_beyond_nominal(seed):
     assert (found.q_value <= 0.01).mean() <= 0.01
 
 
+def test_untrained_models_give_no_discoveries_beyond_nominal():
+    """Random weights from two seeds: both read the same tokens, neither has learnt anything."""
+    models = [tiny_model("gpt2", seed, n_embd=64, n_inner=256, n_head=4, initializer_range=0.1) for seed in (0, 1)]
+    evidence = run_pass(models, some_tokens(600), batch_tokens=4000)
+    found = compare(evidence, "gpt2-0", ["gpt2-1"], StudyConfig(), draws=20)
+    assert (found.q_value <= 0.01).mean() <= 0.01
+    assert abs(found.excess.mean()) < 0.02
+
+
 def test_excess_is_equation_3():
     best = np.array([[0.5, 0.9], [0.7, 0.8]])
     maxima = np.array([[[0.1, 0.2], [0.3, 0.2]], [[0.3, 0.2], [0.1, 0.4]]])

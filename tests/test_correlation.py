@@ -170,3 +170,16 @@ def test_dead_neurons_match_nothing():
                        for a in (slice(0, 24), slice(24, 48))])  # fmt: skip
     np.testing.assert_allclose(profile.numpy(), counts / counts.sum(1, keepdims=True))
     assert counts.sum() == 47
+
+
+def test_a_model_whose_neurons_are_all_dead_is_matched_by_none():
+    models = [tiny_model("gpt2", seed) for seed in (0, 1)]
+    with torch.no_grad():
+        for block in models[1].blocks:
+            block.mlp.c_fc.weight.zero_()
+    evidence = run_pass(models, some_tokens())
+    assert evidence.dead("gpt2-1").all()
+    found = find_matches(evidence.cross("gpt2-0", "gpt2-1"), evidence.norms("gpt2-0"), evidence.norms("gpt2-1"))
+    assert torch.isnan(found.corr).all()
+    assert (found.index == -1).all()
+    assert not found.mutual.any()

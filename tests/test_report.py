@@ -56,7 +56,7 @@ def test_where_nothing_is_universal_the_best_are_shown_and_said_so(stores):
     assert title == "Universal neurons of two, the first 7"
     for store, words in ((different, "No neuron of gpt2-0"), (same, "Universal neurons of one")):
         assert words in repr(store)
-        assert words in (store.path / "report.html").read_text()
+        assert words in write_report(store).read_text()
 
 
 def test_facts_are_the_tables(stores):

@@ -347,3 +347,16 @@ def test_dead_neurons_are_counted_and_not_matched(config):
     assert not len(store.matches.filter((pl.col("layer") == 0) & (pl.col("neuron") == 4)))
     write_report(store)
     assert "1 dead" in repr(store)
+
+
+def test_a_model_without_a_living_neuron_does_not_break_the_study(config):
+    models = [tiny_model("gpt2", seed) for seed in (0, 1)]
+    with torch.no_grad():
+        for block in models[1].blocks:
+            block.mlp.c_fc.weight.zero_()
+    store = quiet(config.model_copy(update={"pairs": "all"}), models=models, tokens=some_tokens(80))
+    assert store.neurons["dead"].sum() == 48
+    assert not store.neurons["is_universal"].any()
+    assert len(store.matches) == 0
+    write_report(store)
+    assert "48 dead" in repr(store)

@@ -61,7 +61,9 @@ class StudyConfig(BaseModel):
     )
     draws: int | None = Field(None, ge=2, description="Draws of the baseline; else 20 (permutation: 2).")
     top_k: int = Field(10, ge=1, description="Matches kept per neuron and model.")
-    threshold: float = Field(0.5, description="A neuron is universal above this excess correlation.")
+    threshold: float = Field(
+        0.5, allow_inf_nan=False, description="A neuron is universal above this excess correlation."
+    )
     heldout_tokens: int | None = Field(
         None, ge=1, description="Tokens held out for intervals; else a fifth of them, at most a million."
     )

@@ -1,5 +1,6 @@
 """Was the corpus large enough?  The answer so far at log-spaced numbers of tokens, within the same pass."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -69,16 +70,20 @@ class Snapshots:
                 {
                     "asker": asker,
                     "tokens": int(tokens),
-                    "corr_median": float(np.median(best.mean(0)[alive])),
-                    "corr_p90": float(np.quantile(best.mean(0)[alive], 0.9)),
-                    "corr_p99": float(np.quantile(best.mean(0)[alive], 0.99)),
-                    "excess_median": float(np.median(excess[alive])),
-                    "excess_p99": float(np.quantile(excess[alive], 0.99)),
+                    "corr_median": _quantile(best.mean(0)[alive], 0.5),
+                    "corr_p90": _quantile(best.mean(0)[alive], 0.9),
+                    "corr_p99": _quantile(best.mean(0)[alive], 0.99),
+                    "excess_median": _quantile(excess[alive], 0.5),
+                    "excess_p99": _quantile(excess[alive], 0.99),
                     "universal": int((excess[alive] > threshold).sum()),
-                    "same_match": float(same[alive].mean()),
+                    "same_match": float(same[alive].mean()) if alive.any() else math.nan,
                 }
             )
         return pl.DataFrame(rows)
+
+
+def _quantile(values: np.ndarray, share: float) -> float:
+    return float(np.quantile(values, share)) if len(values) else math.nan
 
 
 def _kept(found: Comparison) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ PANEL_ELEMENTS = 1 << 21
 class Matches:
     """The k best matches of every neuron of one model in another, best first, and the most negative one.
 
-    Neurons are flat indices (layer · d_mlp + neuron).  Dead askers have NaN and −1.  `best_back` is, for every neuron
+    Neurons are flat indices (layer · d_mlp + neuron).  Dead askers, and askers of a model
+    whose neurons are all dead, have NaN and −1.  `best_back` is, for every neuron
     of the other model, its own best match among the askers.
     """
 
@@ -60,7 +61,7 @@ def find_matches(
     cross: CrossMoments, left: Float[Tensor, " left"], right: Float[Tensor, " right"], k: int = 10
 ) -> Matches:
     """The k best and the most negative match of every left neuron among the right ones."""
-    k = min(k, int(torch.isfinite(right).sum()))
+    k = max(1, min(k, int(torch.isfinite(right).sum())))
     corrs, indices, lows, low_indices = [], [], [], []
     best_back = torch.full((len(right),), -1, dtype=torch.int64)
     back_corr = torch.full((len(right),), -torch.inf, dtype=torch.float64, device=right.device)
@@ -78,12 +79,12 @@ def find_matches(
         lows.append(low.cpu())
         low_indices.append(low_index.cpu())
     corr, index, low, low_index = map(torch.cat, (corrs, indices, lows, low_indices))
-    dead = torch.isnan(left).cpu()
+    none = ~torch.isfinite(corr[:, 0])
     return Matches(
-        corr=corr.masked_fill(dead[:, None], torch.nan),
-        index=index.masked_fill(dead[:, None], -1),
-        lowest_corr=low.masked_fill(dead, torch.nan),
-        lowest_index=low_index.masked_fill(dead, -1),
+        corr=corr.masked_fill(none[:, None], torch.nan),
+        index=index.masked_fill(none[:, None], -1),
+        lowest_corr=low.masked_fill(none, torch.nan),
+        lowest_index=low_index.masked_fill(none, -1),
         best_back=best_back,
     )
 

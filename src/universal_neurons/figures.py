@@ -33,7 +33,7 @@ def universality(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, thresh
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         a, b, c = figure.subplots(1, 3)
-        bins = np.linspace(min(0.0, float(alive["excess_corr"].min())), 1, 81)  # type: ignore[arg-type]
+        bins = np.linspace(min([0.0, *alive["excess_corr"]]), 1, 81)
         for column, colour in COLOURS.items():
             a.hist(alive[column], bins, histtype="step", color=colour, label=NAMES[column], linewidth=1.4)
         a.set_yscale("log")
@@ -76,8 +76,8 @@ def densities(neurons: Mapping[str, pl.DataFrame]) -> Figure:
             highest = 1.0
             for label, table in neurons.items():
                 values = table.filter(~pl.col("dead"))[column].drop_nulls().drop_nans().to_numpy()
-                grid = np.linspace(min(0.0, values.min()), 1, 400)
                 if len(values) > 2 and np.ptp(values) > 0:
+                    grid = np.linspace(min(0.0, values.min()), 1, 400)
                     density = stats.gaussian_kde(values)(grid)
                     highest = max(highest, density.max())
                     axes.plot(grid, density, label=label, linewidth=1.2)
