@@ -158,7 +158,7 @@ def test_a_pickle_is_refused_and_convert_is_named_and_works(folders, tmp_path):
         un.load_model(str(converted)).logits(IDS), un.load_model(str(folders[0])).logits(IDS), rtol=0, atol=0
     )
     assert un.load_model(str(converted)).tokenizer is not None
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(InputError, match="not an empty folder"):
         convert(str(source), tmp_path / "converted")
 
 

@@ -11,6 +11,7 @@ already rounded to the precision of the products, so all statistics speak of the
 Any split of the tokens and any merge order gives the same answer within rounding.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,13 +21,28 @@ from torch import Tensor
 
 from universal_neurons.errors import MergeError
 
+OUT_DTYPE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed from numbers and names of any size."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
 
 @dataclass
 class Block:
-    """Feature values of one batch of positions, shifted and rounded."""
+    """Feature values of one batch of positions, shifted and rounded; `basis` tells shifts apart."""
 
     values: Float[Tensor, "tokens features"]
+    basis: str = ""
     _sums: Tensor | None = field(default=None, repr=False)
+    _copy: Tensor | None = field(default=None, repr=False)
+
+    def kept(self) -> Float[Tensor, "tokens features"]:
+        """A copy that outlives the batch, the same one for everybody."""
+        if self._copy is None:
+            self._copy = self.values.clone()
+        return self._copy
 
     @property
     def sums(self) -> Float[Tensor, " features"]:
@@ -54,6 +70,15 @@ class Accumulator:
         self.reads = reads
         self.group = group
         self.count = 0
+        self.basis: tuple[str, ...] | None = None
+
+    def blocks(self, batch: Batch) -> list[Block]:
+        """The blocks it reads; all batches must be shifted by the same provisional mean."""
+        found = [batch.blocks[name] for name in self.reads if name in batch.blocks]
+        basis = tuple(block.basis for block in found)
+        assert self.basis in (None, basis), "batches with different provisional means"
+        self.basis = basis
+        return found
 
     @property
     def key(self) -> str:
@@ -73,9 +98,10 @@ class Accumulator:
 
     def _require_kin(self, other: "Accumulator") -> None:
         same = type(self) is type(other) and self.reads == other.reads
+        same = same and (self.basis == other.basis or None in (self.basis, other.basis))
         if not same or any(getattr(self, t).shape != getattr(other, t).shape for t in self.TENSORS):
             raise MergeError(
-                f"cannot merge {self.key} with {other.key}", wanted="the same statistic of the same models"
+                f"cannot merge {self.key} with {other.key}", wanted="the same statistic, models and provisional means"
             )
 
     def merge(self, other: "Accumulator") -> None:
@@ -117,7 +143,7 @@ def add_product(
     if left.dtype == torch.float32:
         torch.addmm(into, left.T, right, beta=0.0 if fresh else 1.0, out=into)
         return
-    product = torch.mm(left.T, right, out_dtype=torch.float32)
+    product = torch.mm(left.T, right, out_dtype=torch.float32) if OUT_DTYPE else left.T.float() @ right.float()
     if fresh:
         into.copy_(product)
     else:
@@ -171,8 +197,7 @@ class CoMoments(Accumulator):
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""
-        left, right = (batch.blocks[name] for name in self.reads)
-        self._add(left, right)
+        self._add(*self.blocks(batch))
 
     def _add(self, left: Block, right: Block) -> None:
         self.count += len(left.values)
@@ -208,14 +233,15 @@ class ShuffledCoMoments(CoMoments):
     def update(self, batch: Batch) -> None:
         """Keep a batch until the shard ends."""
         self.shard = batch.shard
-        self.kept.append((batch.blocks[self.reads[0]].values.clone(), batch.blocks[self.reads[1]].values.clone()))
+        left, right = self.blocks(batch)
+        self.kept.append((left.kept(), right.kept()))
 
     def fold(self) -> None:
         """Shuffle the shard's positions and add it."""
         if self.kept:
             left, right = (torch.cat(parts) for parts in zip(*self.kept))
             self.kept = []
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.shard) * 1009 + self.draw)
+            generator = torch.Generator().manual_seed(seed_of("shuffle", self.seed, self.shard, self.draw))
             order = torch.randperm(len(right), generator=generator).to(right.device)
             self._add(Block(left), Block(right[order]))
         super().fold()
@@ -254,7 +280,7 @@ class LayerMoments(Accumulator):
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""
-        block = batch.blocks[self.reads[0]]
+        (block,) = self.blocks(batch)
         self.count += len(block.values)
         self.sum += block.sums
         for layer, values in enumerate(block.values.split(self.cross.shape[1], 1)):
@@ -295,7 +321,7 @@ class Extremes(Accumulator):
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""
-        values = batch.blocks[self.reads[0]].values
+        values = self.blocks(batch)[0].values
         self.count += len(values)
         if len(values):
             self._merge_tensor("low", values.amin(0))

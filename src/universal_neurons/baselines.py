@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from universal_neurons.accumulators import CrossMoments, LayerCovariance
+from universal_neurons.accumulators import CrossMoments, LayerCovariance, seed_of
 
 PANEL_ROWS = 4096
 
 
 def rotation(kind: str, width: int, seed: int, draw: int) -> Float[Tensor, "width width"]:
     """A random orthogonal matrix (Haar), or one with Gaussian rows of unit norm, in float64."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) * 65_537 + width)
+    generator = torch.Generator().manual_seed(seed_of("rotation", seed, draw, width))
     gaussian = torch.randn(width, width, dtype=torch.float64, generator=generator)
     if kind == "gaussian":
         return gaussian / gaussian.norm(dim=1, keepdim=True)

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from universal_neurons.checkpoints import expand_bundled, resolve_sources
 from universal_neurons.config import StudyConfig
-from universal_neurons.errors import ArchitectureError, InputError
+from universal_neurons.errors import ArchitectureError, InputError, TokenRangeError
 from universal_neurons.estimate import Estimate, estimate
 from universal_neurons.models import Model, load_model, verify
 from universal_neurons.progress import clock
@@ -41,7 +41,18 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
         )
         table.add_row(name, model.architecture.name, *map(str, row))
     config = StudyConfig(models=tuple(models), tokenizer=tokenizer)
-    for requirement in (lambda: find_tokenizer(config, loaded), lambda: require_kin(_named(loaded), config)):
+
+    def require_vocabularies() -> None:
+        largest = max(find_tokenizer(config, loaded).get_vocab().values())
+        for model in loaded:
+            if largest >= model.vocab_size:
+                raise TokenRangeError(
+                    f"{model.name}: its vocabulary is smaller than the tokenizer's",
+                    given=f"{model.vocab_size} ids",
+                    wanted=f"more than {largest}",
+                )
+
+    for requirement in (require_vocabularies, lambda: require_kin(_named(loaded), config)):
         try:
             if len(loaded) > 1 or not problems:
                 requirement()

@@ -152,29 +152,39 @@ def convert(model: str, folder: str | Path) -> Path:
 
     source = resolve_sources([model], pickles=True)[0]
     target = Path(folder)
-    if target.exists() and any(target.iterdir()):
-        raise InputError(f"{target}: not empty", wanted="a new folder", fix="name another folder")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(
+            f"{target}: there already, and not an empty folder", wanted="a new folder", fix="name another folder"
+        )
     if not any(source.folder.glob("pytorch_model*.bin")):
         raise CheckpointError(f"{model}: no pytorch_model.bin", wanted="a pickled checkpoint", fix="use it as it is")
 
     from universal_neurons.models import load_weights
+    from universal_neurons.store import disk_errors
 
     network = load_weights(source, "float32", pickled=True)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    network.save_pretrained(partial, safe_serialization=True)
-    for extra in ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"):
-        for path in source.folder.glob(extra):
-            shutil.copy(path, partial / path.name)
-    if target.exists():
-        target.rmdir()
-    partial.rename(target)
+    try:
+        with disk_errors(target):
+            network.save_pretrained(partial, safe_serialization=True)
+            for extra in ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"):
+                for path in source.folder.glob(extra):
+                    shutil.copy(path, partial / path.name)
+            if target.exists():
+                target.rmdir()
+            partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
 def model_type_of(source: Source) -> str:
     """`model_type` as its config.json says."""
     try:
-        return str(json.loads((source.folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source.given}: unreadable config.json", given=error, wanted="a model's JSON") from None
+        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+        return str(config["model_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{source.given}: unreadable config.json", given=repr(error), wanted="an object with model_type"
+        ) from None

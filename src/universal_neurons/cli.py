@@ -109,11 +109,11 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
     opened = [Store(path) for path in stores]
     if len(opened) == 1 and out is not None:
         raise ConfigError("--out is for several studies", wanted="no --out: one study's report goes into its folder")
-    print(
-        (
-            write_report(opened[0]) if len(opened) == 1 else write_joint_report(opened, out or Path("report.html"))
-        ).resolve()
-    )
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out}: is a folder", wanted="a file's name")
+    joint = len(opened) > 1
+    page = write_joint_report(opened, out or Path("report.html")) if joint else write_report(opened[0])
+    print(page.resolve())
 
 
 @app.command

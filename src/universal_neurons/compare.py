@@ -87,10 +87,10 @@ class Evidence:
         return total.result()
 
     def dead(self, model: str) -> Tensor:
-        """Mask of a model's dead neurons."""
+        """Mask of a model's dead neurons: constant, or so small that their squares vanish."""
         total = self._total(Extremes, (model,))
         assert isinstance(total, Extremes)
-        return total.result()
+        return total.result() | (self.layers(model).squares <= 0)
 
     def norms(self, model: str) -> Tensor:
         """Inverse norms of a model's neurons (see `inverse_norms`)."""

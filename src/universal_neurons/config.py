@@ -4,7 +4,7 @@ The command line's flags and the keys of a YAML file are this class's field name
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -13,7 +13,7 @@ from universal_neurons.errors import ConfigError, MissingFileError
 
 BUNDLED = "bundled"
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-MaskRule = Literal["bos", "eos", "newline"] | int
+MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0)]
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
 
 
@@ -127,8 +127,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise MissingFileError(f"{path}: cannot read the configuration", given=error, wanted="a YAML file") from None
     try:
         settings = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not YAML", given=error, wanted="keys of StudyConfig") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: not a mapping", given=type(settings).__name__, wanted="keys of StudyConfig")
-    return settings["config"] if {"complete", "config"} <= settings.keys() else settings
+    if isinstance(settings, dict) and {"complete", "config"} <= settings.keys():
+        settings = settings["config"]
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ConfigError(f"{path}: not a mapping of names", given=repr(settings)[:80], wanted="keys of StudyConfig")
+    return settings

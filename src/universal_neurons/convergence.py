@@ -38,6 +38,8 @@ class Snapshots:
         if run.next_shard not in self.points:
             return
         seen = sorted({a.group for a in run.accumulators if a.count})
+        if not seen:
+            return
         evidence = Evidence(run.accumulators, seen)
         for asker in askers:
             others = [model for model in models if model != asker]

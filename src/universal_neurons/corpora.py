@@ -19,6 +19,7 @@ from universal_neurons.config import BUNDLED, StudyConfig
 from universal_neurons.errors import MissingFileError, TextError
 
 TOKEN_COLUMNS = ("tokens", "input_ids")
+SUFFIXES = (".txt", ".text", ".md", ".json", ".jsonl", ".parquet", ".gz", ".xz")
 SPLITS = ("test", "validation", "train")
 PIECE = 1 << 20  # characters of a text file that are tokenised at a time
 
@@ -57,7 +58,7 @@ def _open(config: StudyConfig) -> Iterator[Document]:
         if suffixes and suffixes[-1] == ".parquet":
             return _parquet(path, config)
         return _text(path)
-    if config.data.startswith((".", "/", "~")) or path.suffix or config.data.count("/") > 1:
+    if config.data.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES or config.data.count("/") > 1:
         raise MissingFileError(
             f"{config.data}: no such file", wanted="a text, jsonl or parquet file, a `datasets` folder or a hub id"
         )
@@ -126,7 +127,7 @@ def _saved(path: Path, config: StudyConfig) -> Iterator[Document]:
 
     try:
         loaded = datasets.load_from_disk(str(path))
-    except (FileNotFoundError, OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise TextError(
             f"{path}: not a saved data set", given=error, wanted="a folder written by Dataset.save_to_disk"
         ) from None
@@ -143,7 +144,7 @@ def _hub(config: StudyConfig) -> Iterator[Document]:
     try:
         split = _split(datasets.get_dataset_split_names(config.data, config.data_config), config)
         loaded = datasets.load_dataset(config.data, config.data_config, split=split, streaming=True)
-    except (FileNotFoundError, ConnectionError, OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
         raise MissingFileError(
             f"{config.data}: neither a local file nor a data set of the hub that can be reached",
             given=str(error).splitlines()[0][:200],
@@ -162,8 +163,16 @@ def _split(names: list[str], config: StudyConfig) -> str:
 
 
 def _records(records: Iterable[Any], config: StudyConfig) -> Iterator[Document]:
-    for record in records:
-        yield _document(record, config.data, config)
+    try:
+        for record in records:
+            yield _document(record, config.data, config)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise TextError(
+            f"{config.data}: reading it failed",
+            given=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+            wanted="a data set that can be read to its end",
+            fix="check the network; for zstd-compressed files: pip install 'universal-neurons[pile]'",
+        ) from error
 
 
 def _document(record: Any, where: str, config: StudyConfig) -> Document:
@@ -176,6 +185,9 @@ def _document(record: Any, where: str, config: StudyConfig) -> Document:
             wanted = str if column == config.text_column else list
             if not isinstance(content, wanted):
                 raise TextError(f"{where}: {column!r} is {type(content).__name__}", wanted=wanted.__name__)
+            mask = record.get("attention_mask")
+            if wanted is list and isinstance(mask, list) and len(mask) == len(content):
+                content = [token for token, real in zip(content, mask) if real]
             return Document(content, "" if subset is None else str(subset))
     raise TextError(
         f"{where}: no text",

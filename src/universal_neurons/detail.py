@@ -20,12 +20,13 @@ from torch import Tensor
 
 from universal_neurons.accumulators import Accumulator, Batch, first_non_finite
 from universal_neurons.compare import Comparison
+from universal_neurons.errors import MergeError
 
 
 class PairedMoments(Accumulator):
     """Σa, Σb, Σa², Σb², Σab of every neuron a and its match b, per held-out stretch (a batch's shard number)."""
 
-    TENSORS = ("counts", "sums")
+    TENSORS = ("match", "counts", "sums")
 
     def __init__(self, asker: str, other: str, match: Tensor, stretches: int) -> None:
         super().__init__((asker, other))
@@ -40,12 +41,18 @@ class PairedMoments(Accumulator):
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions to its stretch."""
-        mine = batch.blocks[self.reads[0]].values.float()
-        theirs = batch.blocks[self.reads[1]].values.index_select(1, self.match).float()
+        asker, other = self.blocks(batch)
+        mine, theirs = asker.values.float(), other.values.index_select(1, self.match).float()
         self.count += len(mine)
         self.counts[batch.shard] += len(mine)
         terms = (mine, theirs, mine * mine, theirs * theirs, mine * theirs)
         self.sums[batch.shard] += torch.stack([term.sum(0) for term in terms]).double()
+
+    def _merge_tensor(self, name: str, theirs: Tensor) -> None:
+        if name != "match":
+            super()._merge_tensor(name, theirs)
+        elif not torch.equal(self.match, theirs):
+            raise MergeError(f"cannot merge {self.key}", given="other matches", wanted="the same matches")
 
     def non_finite(self) -> tuple[str, int] | None:
         """The first asker or match in which a NaN or infinity was seen."""
@@ -57,6 +64,9 @@ class PairedMoments(Accumulator):
         """Correlations on all stretches and on all but each one."""
         counts, sums = self.counts.double().numpy(), self.sums.cpu().numpy()
         used = counts > 0
+        if not used.any():
+            nothing = np.full(sums.shape[2], np.nan)
+            return HeldOut(nothing, nothing[None])
         counts, sums = counts[used], sums[used]
         without = np.stack([_rho(counts.sum() - n, sums.sum(0) - s) for n, s in zip(counts, sums)])
         return HeldOut(_rho(counts.sum(), sums.sum(0)), without)

@@ -66,9 +66,10 @@ def memory_plan(config: StudyConfig, models: Sequence[Model], *, groups: int = 1
     )  # fmt: skip
     assert config.batch_tokens is not None
     widths = sum(m.n_neurons for m in models)
-    blocks = 4 * config.batch_tokens * (widths + 8 * max(m.d_mlp for m in models))
+    value = 2 if config.device.startswith("cuda") and config.gemm_dtype == "bfloat16" else 4
+    blocks = config.batch_tokens * (value * widths + 4 * 8 * max(m.d_mlp for m in models))
     if shuffles:
-        blocks += 4 * SHARD_POSITIONS * 3 * widths
+        blocks += value * SHARD_POSITIONS * (widths + 3 * max(m.n_neurons for m in models))
     wide, side = max(m.d_mlp for m in models), max(m.n_neurons for m in models)
     workspace = PART_BYTES + 8 * (4 * PANEL_ELEMENTS + 2 * wide * side + 4 * wide**2)
     workspace += STATE_BYTES * max(products) * (groups > 1)
@@ -107,7 +108,7 @@ def gemm_rate(device: str, dtype: torch.dtype, size: int = 1536, rounds: int = 3
         started = time.perf_counter()
         add_product(into, left, left, fresh=True)
         if native:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         best = max(best, 2 * 2048 * size**2 / (time.perf_counter() - started))
     return best
 
@@ -172,6 +173,6 @@ def _forward_seconds(model: Model, config: StudyConfig) -> float:
         started = time.perf_counter()
         source.block(ids, torch.ones_like(ids) if not model.architecture.causal else None, keep)
         if model.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(model.device)
         best = min(best, time.perf_counter() - started)
     return best / ids.numel()

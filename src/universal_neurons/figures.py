@@ -40,8 +40,13 @@ def universality(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, thresh
         a.axvline(threshold, color="black", linewidth=0.8, linestyle=":", label=f"universal: excess > {threshold:g}")
         a.set(xlabel="correlation (mean over models)", ylabel="neurons", title=f"(a) {asker}: {len(alive):,} neurons")
         a.legend(fontsize=8)
-        universal = alive["is_universal"].to_numpy()
-        for chosen, colour, label in ((~universal, "#9db4c0", "other"), (universal, "#c8553d", "universal")):
+        marked, name = alive["is_universal"].to_numpy(), "universal"
+        if len(alive) and not marked.any():
+            marked, name = (
+                (alive["excess_corr"] >= alive["excess_corr"].quantile(0.99)).to_numpy(),
+                "top 1 % (none universal)",
+            )
+        for chosen, colour, label in ((~marked, "#9db4c0", "other"), (marked, "#c8553d", name)):
             some = alive.filter(chosen)
             b.scatter(some["max_corr"], some["min_corr"], s=5, color=colour, linewidths=0, rasterized=True, label=label)
         b.plot([0, 1], [0, 1], color="black", linewidth=0.6)

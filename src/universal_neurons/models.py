@@ -6,7 +6,9 @@ so the unembedding is computed only where logits are asked for.
 """
 
 import contextlib
+import copy
 import hashlib
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from pickle import UnpicklingError
@@ -22,14 +24,21 @@ from universal_neurons.checkpoints import Source, digest_of, model_type_of, requ
 from universal_neurons.errors import ArchitectureError, CheckpointError
 
 Sink = Callable[[int, Tensor], None]  # layer, (rows x context, d_mlp)
+VERIFY_TOLERANCE = 1e-4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# What broken weights and odd configurations make `transformers` raise.
+UNREADABLE = (
+    SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError,
+    ArithmeticError, ImportError,
+)  # fmt: skip
 
 
 class Model:
     """A language model with named neurons.
 
     `hf` is the Hugging Face model, `architecture` its row of the table, `tokenizer` its tokenizer or None,
-    `digest` a SHA-256 of its weights.  Neurons are numbered layer by layer: L3.17 is 3 · d_mlp + 17.
+    `digest` a SHA-256 of its weights and configuration.  Neurons are numbered layer by layer: L3.17 is 3 · d_mlp + 17.
     """
 
     def __init__(self, hf: Any, name: str, *, tokenizer: Any = None, digest: str | None = None) -> None:
@@ -38,7 +47,7 @@ class Model:
         self.tokenizer = tokenizer
         self.architecture: Architecture = architecture_of(hf.config.model_type, name)
         blocks = module_at(hf, self.architecture.blocks)
-        if blocks is None or module_at(hf, self.architecture.unembedding) is None:
+        if not blocks or module_at(hf, self.architecture.unembedding) is None:
             raise ArchitectureError(
                 f"{name}: not a whole {self.architecture.name} language model",
                 given=type(hf).__name__,
@@ -145,7 +154,8 @@ def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:
 
 
 def _digest_of_state(hf: Any) -> str:
-    digest = hashlib.sha256()
+    config = {k: v for k, v in hf.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(hf.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -165,13 +175,19 @@ def load_model(
     architecture_of(model_type_of(source), source.given)
     files = require_weights(source)
     network = load_weights(source, dtype).to(device)
-    model = Model(network, name or source.name, tokenizer=load_tokenizer(source.folder), digest=digest_of(files))
+    model = Model(
+        network,
+        name or source.name,
+        tokenizer=load_tokenizer(source.folder),
+        digest=digest_of([*files, source.folder / "config.json"]),
+    )
     verify(model)
     return model
 
 
 def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Any:
     """The Hugging Face model of a folder; every weight must be there."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     row = architecture_of(model_type_of(source), source.given)
@@ -187,11 +203,11 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Any:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError, ValueError) as error:
+    except (*UNREADABLE, StrictDataclassError) as error:
         raise CheckpointError(
             f"{source.given}: its weights cannot be read",
-            given=str(error).splitlines()[0][:300],
-            wanted="complete weights that fit config.json",
+            given=f"{type(error).__name__}: {error}".splitlines()[0][:300],
+            wanted="complete weights and a config.json that they fit",
             fix="copy or download the files again",
         ) from error
     network, report = loaded
@@ -245,12 +261,12 @@ def load_tokenizer(folder: Any) -> Any:
 def verify(model: Model) -> float:
     """Check the architecture's row on a running model; returns the largest relative error seen.
 
-    Every block runs twice on the same input, the second time with its MLP's output projection silenced: the
-    difference must be activation · W_out + b.  Raises `ArchitectureError`.
+    Every block runs twice in float32 on the same input, the second time with its MLP's output projection silenced:
+    the difference must be activation · W_out + b.  Raises `ArchitectureError`.
     """
     ids = torch.arange(2 * min(16, model.context)).view(2, -1) % model.vocab_size
     worst = 0.0
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    calls: list[tuple[Any, Any]] = []
     handles = [
         block.register_forward_pre_hook(lambda _m, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
         for block in model.blocks
@@ -260,45 +276,56 @@ def verify(model: Model) -> float:
     finally:
         for handle in handles:
             handle.remove()
-    for layer, (args, kwargs) in enumerate(calls):
-        with_mlp, activation = _residual_after(model, layer, args, kwargs, silenced=False)
-        without, _ = _residual_after(model, layer, args, kwargs, silenced=True)
+    row = model.architecture
+    for layer, call in enumerate(calls):
+        block = model.blocks[layer]
+        if model.dtype != torch.float32:
+            block, call = copy.deepcopy(block).float(), _in_float32(call)
+        after, activation = _residual_after(row, block, call, silenced=False)
+        without, _ = _residual_after(row, block, call, silenced=True)
         if activation.shape[-1] != model.d_mlp:
             raise ArchitectureError(
                 f"{model.name}: layer {layer}'s activation is {activation.shape[-1]} wide", wanted=model.d_mlp
             )
-        out = model.part(layer, "w_out")
+        out = module_at(block, row.w_out)
         expected = activation.double() @ matrix_of(out).double().T
         if isinstance(out.bias, Tensor):
             expected = expected + out.bias.double()
-        difference = (with_mlp.double() - without.double()).reshape(expected.shape)
-        scale = max(float(with_mlp.abs().max()), float(expected.abs().max()))
-        worst = max(worst, float((difference - expected).abs().max()) / max(scale, 1e-30))
-    tolerance = 1e-4 if model.dtype == torch.float32 else 4e-2
-    if not worst <= tolerance:
+        difference = (after.double() - without.double()).reshape(expected.shape)
+        rounding = 1e-6 * float(after.abs().max())
+        error = max(0.0, float((difference - expected).abs().max()) - rounding)
+        worst = max(worst, error / max(float(expected.abs().max()), 1e-30))
+    if not worst <= VERIFY_TOLERANCE:
         raise ArchitectureError(
             f"{model.name}: what its MLP adds to the residual stream is not activation · W_out + b",
             given=f"relative error {worst:.2g}",
-            wanted=f"at most {tolerance:g}",
-            fix=f"this variant of {model.architecture.name} needs a row of its own in architectures.py",
+            wanted=f"at most {VERIFY_TOLERANCE:g}",
+            fix=f"this variant of {row.name} needs a row of its own in architectures.py",
         )
     return worst
 
 
-def _residual_after(
-    model: Model, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, silenced: bool
-) -> tuple[Tensor, Tensor]:
+def _in_float32(value: Any) -> Any:
+    """Tensors in nested arguments as float32, all else as it is."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _in_float32(part) for key, part in value.items()}
+    return type(value)(map(_in_float32, value)) if type(value) in (tuple, list) else value
+
+
+def _residual_after(row: Architecture, block: nn.Module, call: Any, *, silenced: bool) -> tuple[Tensor, Tensor]:
     """One block's residual stream after its MLP (before the norm, where the norm comes last), and its activation."""
-    block, out = model.blocks[layer], model.part(layer, "w_out")
+    args, kwargs = call
     seen: dict[str, Any] = {}
 
     def take(_m: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         seen["activation"] = inputs[0]
         return torch.zeros_like(output) if silenced else output
 
-    handles = [out.register_forward_hook(take)]
-    if model.architecture.post_norm:
-        norm = model.part(layer, "mlp_norm")
+    handles = [module_at(block, row.w_out).register_forward_hook(take)]
+    if row.post_norm:
+        norm = module_at(block, row.mlp_norm)
         handles.append(norm.register_forward_pre_hook(lambda _m, inputs: seen.__setitem__("residual", inputs[0])))
     try:
         output = block(*args, **kwargs)
@@ -306,6 +333,4 @@ def _residual_after(
         for handle in handles:
             handle.remove()
     after = output[0] if isinstance(output, tuple) else output
-    return seen["residual"] if model.architecture.post_norm else after, seen["activation"].reshape(
-        -1, seen["activation"].shape[-1]
-    )
+    return seen["residual"] if row.post_norm else after, seen["activation"].flatten(0, -2)

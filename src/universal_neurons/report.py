@@ -24,9 +24,10 @@ def study_figures(store: Store) -> dict[str, Figure]:
     threshold = store.config.threshold
     drawn: dict[str, Figure] = {}
     for asker in store.askers:
-        drawn[f"universality-{asker}"] = figures.universality(store.neurons, store.layers, asker, threshold)
+        place = asker.replace("/", "-")
+        drawn[f"universality-{place}"] = figures.universality(store.neurons, store.layers, asker, threshold)
         shown, title = shown_neurons(store, asker)
-        drawn[f"intervals-{asker}"] = figures.intervals(shown, threshold, title)
+        drawn[f"intervals-{place}"] = figures.intervals(shown, threshold, title)
     drawn["densities"] = figures.densities(_by_asker(store))
     drawn["convergence"] = figures.convergence(store.convergence, threshold)
     if store.has("subsets"):
@@ -124,8 +125,8 @@ def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]
         "facts": fact_lines(facts(store, asker)),
         "title": title,
         "rows": rows,
-        "universality": pictures.get(f"universality-{asker}"),
-        "intervals": pictures.get(f"intervals-{asker}"),
+        "universality": pictures.get(f"universality-{asker.replace('/', '-')}"),
+        "intervals": pictures.get(f"intervals-{asker.replace('/', '-')}"),
     }
 
 

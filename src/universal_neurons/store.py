@@ -20,11 +20,14 @@ import polars as pl
 from torch import Tensor
 
 from universal_neurons.config import StudyConfig, make_config
-from universal_neurons.errors import DiskFullError, MissingFileError, StoreConflictError
+from universal_neurons.errors import DiskFullError, InputError, MissingFileError, StoreConflictError
 
 MANIFEST = "study.json"
 GENERATIONS = 2
 PART_BYTES = 1 << 25
+UNWRITABLE = (
+    errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EROFS, errno.ENOTEMPTY,
+)  # fmt: skip
 
 
 class Store:
@@ -97,8 +100,8 @@ class Store:
 
     def write_page(self, name: str, content: bytes) -> Path:
         """Write a figure or report into the finished study."""
-        (self.path / name).parent.mkdir(exist_ok=True)
         with disk_errors(self.path):
+            (self.path / name).parent.mkdir(exist_ok=True)
             return write_atomically(self.path / name, content)
 
     def __repr__(self) -> str:
@@ -121,14 +124,25 @@ class StoreWriter:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock: IO[str] | None = None
-        self._created = False
+        self._created: list[Path] = []
 
     def __enter__(self) -> "StoreWriter":
         if self.path.exists() and not self.path.is_dir():
             raise StoreConflictError(f"{self.path}: is a file", wanted="a folder", fix="name another --out")
-        self._created = not self.path.exists()
+        self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._lock.fileno()).st_ino != (self.path / ".lock").stat().st_ino:
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):
+            self._lock.close()
+            raise StoreConflictError(
+                f"{self.path}: another process is writing this study", wanted="one writer", fix="wait for it to end"
+            ) from None
+        try:
             foreign = [p for p in self.path.iterdir() if p.name != ".lock"]
             if foreign and _read_manifest(self.path) is None:
                 raise StoreConflictError(
@@ -137,25 +151,27 @@ class StoreWriter:
                     wanted="a new or empty folder, or a study's",
                     fix="name another --out",
                 )
-            self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise StoreConflictError(
-                f"{self.path}: another process is writing this study", wanted="one writer", fix="wait for it to end"
-            ) from None
+        except StoreConflictError:
+            self._release()
+            raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def _release(self) -> None:
         assert self._lock is not None
         (self.path / ".lock").unlink(missing_ok=True)
         self._lock.close()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         there = _read_manifest(self.path)
-        if there is None or there["complete"]:
+        refused = there is not None and "tokens" not in there and kind is not None and issubclass(kind, InputError)
+        if there is None or there["complete"] or refused:
             shutil.rmtree(self.work, ignore_errors=True)
-        if there is None and self._created and not any(self.path.iterdir()):
-            self.path.rmdir()
+        if refused:
+            (self.path / MANIFEST).unlink()
+        self._release()
+        for folder in self._created if there is None or refused else ():
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
     @property
     def work(self) -> Path:
@@ -168,13 +184,18 @@ class StoreWriter:
             self.work.mkdir(exist_ok=True)
         return self.work
 
+    def claim(self, identity: dict[str, Any]) -> None:
+        """Make the folder this study's before its tokens are known; an `InputError` until `begin` undoes it."""
+        if self.require_same(identity) is None:
+            self.write_manifest({"complete": False} | identity)
+
     def begin(self, manifest: dict[str, Any]) -> bool:
-        """Claim the folder for a study; returns whether that study is complete already.
+        """Start or go on with a study; returns whether it is complete already.
 
         `config`, `models` and `tokens` of the manifest are the study's identity.
         """
         there = self.require_same(manifest)
-        if there is None:
+        if there is None or "tokens" not in there:
             self.write_manifest({"complete": False} | manifest)
         return bool(there and there["complete"])
 
@@ -182,7 +203,12 @@ class StoreWriter:
         """The manifest that is there, if any; `StoreConflictError` where it is another study's."""
         there = _read_manifest(self.path)
         for key in ("config", "models", "tokens"):
-            if there is not None and key in manifest and there.get(key) != json.loads(json.dumps(manifest[key])):
+            if (
+                there is not None
+                and key in manifest
+                and key in there
+                and there.get(key) != json.loads(json.dumps(manifest[key]))
+            ):
                 raise StoreConflictError(
                     f"{self.path}: holds another study",
                     given=_difference(there.get(key), json.loads(json.dumps(manifest[key])), key),
@@ -200,7 +226,7 @@ class StoreWriter:
         """Write a table; returns the SHA-256 of its file."""
         target = self.path / f"{name}.parquet"
         partial = target.with_name(f".{target.name}.partial")
-        with disk_errors(self.path):
+        with disk_errors(self.path), _removing(partial):
             table.write_parquet(partial, compression="zstd", statistics=False)
             _sync(partial)
             partial.rename(target)
@@ -213,7 +239,7 @@ class StoreWriter:
 
         folder = self.prepare() / f"checkpoint-{shard:08d}"
         partial = folder.with_name(f".{folder.name}.partial")
-        with disk_errors(self.path):
+        with disk_errors(self.path), _removing(partial):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             sizes = {}
@@ -271,13 +297,26 @@ def _parts(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 def write_atomically(target: Path, content: bytes) -> Path:
     """Write under a temporary name, sync, rename."""
     partial = target.with_name(f".{target.name}.partial")
-    with partial.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    partial.rename(target)
+    with _removing(partial):
+        with partial.open("wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.rename(target)
     _sync(target.parent)
     return target
+
+
+@contextlib.contextmanager
+def _removing(partial: Path) -> Iterator[None]:
+    """Leave nothing half written behind where writing fails."""
+    try:
+        yield
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -290,19 +329,17 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Name a full disk or a folder that cannot be written; nothing half written is left."""
+    """Name a full disk or a place that cannot be written."""
     try:
         yield
     except Exception as error:
         number = getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "os error 28" in str(error):
-            for partial in path.rglob(".*.partial"):
-                shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
             raise DiskFullError(
                 f"{path}: the disk is full", wanted="more free space", fix="free some, then run the same command again"
             ) from error
-        if isinstance(error, (PermissionError, NotADirectoryError)):
-            raise StoreConflictError(f"{path}: cannot be written", given=error, fix="name another --out") from error
+        if isinstance(error, OSError) and number in UNWRITABLE:
+            raise StoreConflictError(f"{path}: cannot be written", given=error, fix="name another place") from error
         raise
 
 

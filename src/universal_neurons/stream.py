@@ -9,6 +9,7 @@
 The state after a shard is plain tensors: a pass restored from it goes on to the same bits.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ class NeuronSource:
         native = model.device.type == "cuda"
         self.storage = gemm_dtype if native else torch.float32
         self.shift: Float[Tensor, " neurons"] | None = None
+        self._basis = ""
         self.buffer = torch.empty(0, model.n_neurons, dtype=self.storage, device=model.device)
 
     def block(
@@ -50,7 +52,8 @@ class NeuronSource:
     ) -> Block:
         """The block of one batch: positions `keep` of the flattened rows.  It is valid until the next call."""
         if self.shift is None:
-            self.shift = self._provisional_mean(ids, attention, keep)
+            self.fix_shift(self._provisional_mean(ids, attention, keep))
+            assert self.shift is not None
         if len(self.buffer) < len(keep):
             self.buffer = self.buffer.new_empty(len(keep), self.buffer.shape[1])
         values = self.buffer[: len(keep)]
@@ -66,7 +69,12 @@ class NeuronSource:
 
         with self.model.capturing(take):
             self.model.forward(ids, attention)
-        return Block(values)
+        return Block(values, self._basis)
+
+    def fix_shift(self, shift: Float[Tensor, " neurons"]) -> None:
+        """Shift by this provisional mean from now on."""
+        self.shift = shift.to(self.model.device)
+        self._basis = hashlib.sha256(shift.cpu().numpy().tobytes()).hexdigest()
 
     def _provisional_mean(
         self, ids: Int[Tensor, "rows context"], attention: Tensor | None, keep: Int[Tensor, " tokens"]
@@ -155,7 +163,8 @@ class Pass:
             prefix = accumulator.key + "/"
             accumulator.restore({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         for name, source in self.sources.items():
-            source.shift = state[f"shift/{name}"].to(source.model.device)
+            if f"shift/{name}" in state:
+                source.fix_shift(state[f"shift/{name}"])
         self.next_shard = next_shard
 
 

@@ -19,11 +19,11 @@ from universal_neurons.compare import Comparison, Evidence, compare
 from universal_neurons.config import BUNDLED, StudyConfig
 from universal_neurons.convergence import Snapshots, snapshot_points
 from universal_neurons.detail import HeldOut, PairedMoments
-from universal_neurons.errors import ConfigError, ContextError, NothingToCompareError, TokenizerError
+from universal_neurons.errors import ConfigError, ContextError, NothingToCompareError, TextError, TokenizerError
 from universal_neurons.estimate import require_memory
-from universal_neurons.models import DTYPES, Model, load_model, load_tokenizer
+from universal_neurons.models import DTYPES, Model, load_model, load_tokenizer, verify
 from universal_neurons.progress import Reporter, clock
-from universal_neurons.store import Store, StoreWriter
+from universal_neurons.store import Store, StoreWriter, disk_errors
 from universal_neurons.stream import NeuronSource, Pass, model_pairs, study_accumulators
 from universal_neurons.tables import Shape, layers_table, matches_table, neurons_table, subsets_table
 from universal_neurons.tokens import Shard, TokenDataset, tokenizer_digest
@@ -31,6 +31,7 @@ from universal_neurons.tokens import Shard, TokenDataset, tokenizer_digest
 CHECKPOINT_SHARE = 0.02
 CHECKPOINT_SECONDS = 10.0
 PAPER_CONTEXT = 512
+IN_MEMORY = "in-memory"
 FINGERPRINTED = ("torch", "transformers", "tokenizers", "polars", "numpy", "scipy")
 
 
@@ -55,22 +56,42 @@ def run_study(
         torch.set_num_threads(config.threads)
     with reporter.stage("models"):
         loaded = list(models) if models is not None else load_models(config)
+        if models is not None:
+            config = from_objects(config, loaded)
         digest = require_kin(loaded, config)
+    if tokens is not None:
+        config = config.model_copy(update={"data": IN_MEMORY, "context": tokens.context})
     config = with_context(config, loaded)
     reporter.note(f"{loaded[0].name} against {', '.join(m.name for m in loaded[1:])}, {config.device}, {config.dtype}")
     with StoreWriter(config.out or default_out(config, loaded)) as writer:
-        writer.require_same(identity(config, loaded))
+        writer.claim(identity(config, loaded))
         with reporter.stage("tokens"):
             packed = tokens if tokens is not None else _tokens(config, loaded, writer)
-        for model in loaded:
-            packed.require_vocabulary(model.vocab_size, model.name)
         study = Study(config, loaded, packed, digest)
+        require_memory(config, loaded, groups=study.n_groups)
         if writer.begin(study.manifest()):
             reporter.note(f"{writer.path} is complete already")
             return Store(writer.path)
-        for text in (repr(packed), *packed.notes):
+        for text in (repr(packed), *packed.notes, *study.notes):
             reporter.note(text)
         return study.run(writer, reporter, checkpoint_seconds)
+
+
+def from_objects(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
+    """The configuration as models that were given as objects make it; each is checked as a loaded one is."""
+    for model in models:
+        verify(model)
+    devices = {str(model.device) for model in models}
+    dtypes = {str(model.dtype).removeprefix("torch.") for model in models}
+    if len(devices) > 1 or len(dtypes) > 1 or not dtypes <= DTYPES.keys():
+        raise ConfigError(
+            "the models differ in device or precision, or have one that is not supported",
+            given=f"{sorted(devices)}, {sorted(dtypes)}",
+            wanted="one device, and one of " + ", ".join(DTYPES),
+            fix="move them with .to(...)",
+        )
+    names = tuple(f"{IN_MEMORY}:{model.name}" for model in models)
+    return config.model_copy(update={"models": names, "device": devices.pop(), "dtype": dtypes.pop()})
 
 
 def identity(config: StudyConfig, models: Sequence[Model]) -> dict[str, Any]:
@@ -86,12 +107,10 @@ def resolve(config: StudyConfig) -> StudyConfig:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = "unknown"
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(f"device {device!r} is not there", wanted="cpu" + ", cuda" * torch.cuda.is_available())
+    known = ["cpu", "cuda"[: 4 * torch.cuda.is_available()], *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    if device not in known:
+        raise ConfigError(f"device {device!r} is not there", wanted="one of " + ", ".join(filter(None, known)))
+    kind = torch.device(device).type
     native = "bfloat16" if kind == "cuda" else "float32"
     return config.model_copy(
         update={
@@ -107,6 +126,8 @@ def resolve(config: StudyConfig) -> StudyConfig:
 
 def load_models(config: StudyConfig) -> list[Model]:
     """The models of a resolved configuration."""
+    if any(model.startswith(IN_MEMORY) for model in config.models):
+        raise ConfigError("this study was made of models in memory", wanted="folders or hub ids", fix="name --models")
     if len(config.models) < 2:
         raise NothingToCompareError(
             "one model alone has nothing to be compared with",
@@ -125,12 +146,15 @@ def require_kin(models: Sequence[Model], config: StudyConfig) -> str | None:
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         raise ConfigError("two models have the same name", given=", ".join(names), fix="give them different names")
-    digests = {model.name: tokenizer_digest(model.tokenizer) for model in models if model.tokenizer is not None}
+    readers = {model.name: model.tokenizer for model in models if model.tokenizer is not None}
+    if config.tokenizer is not None:
+        readers[f"--tokenizer {config.tokenizer}"] = find_tokenizer(config, models)
+    digests = {name: tokenizer_digest(tokenizer) for name, tokenizer in readers.items()}
     first = next(iter(digests), None)
     for name, digest in digests.items():
         if first is not None and digest != digests[first]:
             raise TokenizerError(
-                "the models have different tokenizers",
+                "different tokenizers",
                 given=f"{first} and {name} differ in vocabulary or merges",
                 wanted="models that read the same tokens",
                 fix="leave one out; correlations are over token positions, which must be the same",
@@ -159,6 +183,7 @@ def default_out(config: StudyConfig, models: Sequence[Model]) -> str:
     else:
         name = "-vs-".join([models[0].name, models[1].name if len(models) == 2 else f"{len(models) - 1}-models"])
     corpus = Path(config.data).name.split(".")[0]
+    name = name.replace("/", "-")
     return str(Path("runs") / (name if config.data == BUNDLED else f"{name}-on-{corpus}"))
 
 
@@ -179,7 +204,10 @@ def find_tokenizer(config: StudyConfig, models: Sequence[Model]) -> Any:
 
 def _tokens(config: StudyConfig, models: Sequence[Model], writer: StoreWriter) -> TokenDataset:
     assert config.context is not None
-    return TokenDataset.load(config, find_tokenizer(config, models), context=config.context, folder=writer.prepare())
+    with disk_errors(writer.path):
+        return TokenDataset.load(
+            config, find_tokenizer(config, models), context=config.context, folder=writer.prepare()
+        )
 
 
 class Study:
@@ -190,12 +218,36 @@ class Study:
         self.names = [model.name for model in models]
         self.askers = self.names if config.pairs == "all" else self.names[:1]
         self.shapes = {model.name: Shape(model.n_layers, model.d_mlp) for model in models}
-        self.subsets = tokens.groups(config.subset)
-        self.n_groups = len(self.subsets) + (len(self.subsets) < len(tokens.subset_names))
+        for model in models:
+            tokens.require_vocabulary(model.vocab_size, model.name)
+        self._require_mask()
         chosen, self.stretches = tokens.split(config.heldout_tokens)
+        self.subsets, self.notes = self._subsets(chosen)
+        self.n_groups = len(self.subsets) + (len(self.subsets) < len(tokens.subset_names))
         self.shards = tokens.shards(chosen, self.subsets)
+        assert all(shard.group < self.n_groups for shard in self.shards)
         assert config.batch_tokens is not None
         self.batch_tokens = config.batch_tokens
+
+    def _require_mask(self) -> None:
+        smallest = min(model.vocab_size for model in self.models)
+        outside = [rule for rule in self.config.mask if isinstance(rule, int) and rule >= smallest]
+        if outside:
+            raise ConfigError(f"mask names token {outside[0]}", wanted=f"an id < {smallest}", fix="remove it")
+
+    def _subsets(self, chosen: np.ndarray) -> tuple[list[str], list[str]]:
+        """Subsets to study apart; one whose rows are all held out has nothing to choose from."""
+        names = self.tokens.groups(self.config.subset)
+        there = {self.tokens.subset_names[n] for n in set(self.tokens.subsets[chosen].tolist())}
+        without = [name for name in names if name not in there]
+        if without and tuple(self.config.subset) != ("all",):
+            raise TextError(
+                f"subset {without[0]!r} has no rows besides the held-out ones",
+                wanted="a subset of more rows",
+                fix="give more text of it, or leave it out",
+            )
+        notes = [f"subset {name}: too small to be studied apart" for name in without]
+        return [name for name in names if name in there], notes
 
     def manifest(self) -> dict[str, Any]:
         """The study's identity and the environment it runs in."""
@@ -214,7 +266,9 @@ class Study:
                 **{name: version(name) for name in FINGERPRINTED},
                 "python": platform.python_version(),
                 "machine": platform.machine(),
-                "device": torch.cuda.get_device_name() if self.config.device.startswith("cuda") else "cpu",
+                "device": torch.cuda.get_device_name(self.config.device)
+                if self.config.device.startswith("cuda")
+                else "cpu",
                 "threads": torch.get_num_threads(),
             },
         }
@@ -222,7 +276,6 @@ class Study:
     def run(self, writer: StoreWriter, reporter: Reporter, checkpoint_seconds: float | None) -> Store:
         """All stages after the inputs."""
         sources = [NeuronSource(model, DTYPES[self.config.gemm_dtype]) for model in self.models]
-        require_memory(self.config, self.models, groups=self.n_groups)
         with reporter.stage("pass"):
             run, snapshots = self._pass(sources, writer, reporter, checkpoint_seconds)
         with reporter.stage("compare"):

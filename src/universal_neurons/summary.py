@@ -49,7 +49,7 @@ class Facts:
 def facts(store: Store, asker: str) -> Facts:
     """The facts about one asker."""
     table = store.neurons.filter(pl.col("model") == asker)
-    alive = table.filter(~pl.col("dead"))
+    alive = table.filter(pl.col("excess_corr").is_finite())
     universal = alive.filter("is_universal")
     best = store.matches.filter((pl.col("asker") == asker) & (pl.col("rank") == 1))
     threshold = store.config.threshold
@@ -88,13 +88,16 @@ def _number(value: Any) -> float:
 
 def shown_neurons(store: Store, asker: str, most: int = 20) -> tuple[pl.DataFrame, str]:
     """The neurons to show, best first, and what they are: the universal ones, or the top 1 % where none is."""
-    alive = store.neurons.filter((pl.col("model") == asker) & ~pl.col("dead")).sort("excess_corr", descending=True)
+    asked = (pl.col("model") == asker) & pl.col("excess_corr").is_finite()
+    alive = store.neurons.filter(asked).sort("excess_corr", descending=True)
     universal = alive.filter("is_universal")
     if len(universal):
         some = f", the first {most}" if len(universal) > most else ""
         return universal.head(most), f"Universal neurons of {asker}{some}"
-    top = alive.head(min(most, max(1, math.ceil(FALLBACK_SHARE * len(alive)))))
-    return top, f"No neuron of {asker} passes {store.config.threshold:g}: the top 1 % by excess correlation"
+    top = max(1, math.ceil(FALLBACK_SHARE * len(alive)))
+    some = f", the first {most}" if top > most else ""
+    title = f"No neuron of {asker} passes {store.config.threshold:g}: the top 1 % by excess correlation{some}"
+    return alive.head(min(most, top)), title
 
 
 def match_cells(store: Store, asker: str, layer: int, neuron: int, *, intervals: bool = True) -> dict[str, str]:

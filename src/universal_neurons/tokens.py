@@ -44,7 +44,7 @@ class TokenDataset:
     """Packed rows of token ids.
 
     `rows` is an array (rows, context) of ids or the file that holds it; `lengths` counts each row's tokens before
-    padding; `subsets` numbers each row's subset in `subset_names`; `masked` are ids that are never counted.
+    padding; `counted` the positions that are not masked; `subsets` numbers each row's subset in `subset_names`; `masked` are ids that are never counted.
     """
 
     rows: np.ndarray | Path
@@ -57,6 +57,7 @@ class TokenDataset:
     dtype: np.dtype
     fingerprint: str
     largest_id: int
+    counted: int
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -86,6 +87,13 @@ class TokenDataset:
     def split(self, heldout_tokens: int | None = None) -> tuple[np.ndarray, list[np.ndarray]]:
         """Rows that choose, and stretches of rows (at most 20, evenly spread) held out from choosing."""
         n = len(self)
+        if n < FEWEST_ROWS or not self.counted:
+            raise TextError(
+                "the corpus is too short",
+                given=f"{n} rows, {self.counted} counted positions",
+                wanted=f"at least {FEWEST_ROWS} rows of {self.context} tokens, not all of them masked",
+                fix="give more text, lower --context, or mask less",
+            )
         most = min(n // 5, max(2, (heldout_tokens or HELDOUT_MOST) // self.context))
         if heldout_tokens is not None and heldout_tokens > n // 2 * self.context:
             raise TextError(
@@ -104,7 +112,7 @@ class TokenDataset:
 
     def groups(self, subset: Sequence[str]) -> list[str]:
         """The subsets that are studied apart; `all` means every one.  Raises `TextError` for one that is not there."""
-        names = list(self.subset_names) if tuple(subset) == ("all",) else list(subset)
+        names = list(self.subset_names) if tuple(subset) == ("all",) else list(dict.fromkeys(subset))
         missing = [name for name in names if name not in self.subset_names]
         if missing:
             raise TextError(
@@ -165,6 +173,8 @@ class TokenDataset:
         dtype = np.dtype(np.int32)
         digest = hashlib.sha256()
         largest = bos
+        masks = np.array(sorted(masked))
+        counted = 0
         file = None if folder is None else (folder / "rows.partial").open("wb")
         try:
             for subset, ids in pieces:
@@ -179,6 +189,7 @@ class TokenDataset:
                     )
                 lengths.append(len(ids) + 1)
                 subsets.append(names.setdefault(subset, len(names)))
+                counted += len(ids) - int(np.isin(ids, masks).sum()) + (bos not in masked)
                 digest.update(row.tobytes())
                 if file is None:
                     kept.append(row)
@@ -204,6 +215,7 @@ class TokenDataset:
             dtype=dtype,
             fingerprint=digest.hexdigest(),
             largest_id=largest,
+            counted=counted,
         )
 
     def require_vocabulary(self, size: int, name: str) -> None:
@@ -224,7 +236,10 @@ class TokenDataset:
 def pack(
     documents: Iterable[tuple[str, np.ndarray, bool]], bos: int, eos: int, context: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Pieces of at most `context` − 1 tokens from (subset, ids, joined); joined documents of a subset run on."""
+    """Pieces of at most `context` − 1 tokens from (subset, ids, joined); joined documents of a subset run on.
+
+    A row that is kept apart loses its last token where it is one too long for BOS.
+    """
     width = context - 1
     waiting: dict[str, np.ndarray] = {}
     for subset, ids, joined in documents:
@@ -234,6 +249,7 @@ def pack(
             waiting[subset] = ids[full:]
         else:
             ids = ids[1:] if len(ids) and ids[0] == bos else ids
+            ids = ids[:width] if len(ids) == context else ids  # the last token makes room for BOS
             full = len(ids)
         for start in range(0, full, width):
             yield subset, ids[start : min(start + width, full)]
@@ -250,7 +266,7 @@ def tokenised(
     characters = 0
     for document in documents:
         if isinstance(document.content, list):
-            yield document.subset, _as_ids(document.content), False
+            yield document.subset, _without_padding(_as_ids(document.content), tokenizer), False
             continue
         if len(document.content) <= min_characters:
             continue
@@ -263,10 +279,23 @@ def tokenised(
 
 
 def _as_ids(content: list) -> np.ndarray:
-    ids = np.asarray(content)
-    if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.max() > np.iinfo(np.int32).max):
+    try:
+        ids = np.asarray(content)
+    except ValueError:
+        ids = np.array([["ragged"]])
+    limits = np.iinfo(np.int32)
+    if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.max() > limits.max or ids.min() < limits.min):
         raise TokenRangeError("a row of tokens is not a list of token ids", given=f"{content[:5]} …", wanted="integers")
     return ids.astype(np.int64)
+
+
+def _without_padding(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
+    """Ids without the padding at their end, where the tokenizer has a token for it alone."""
+    pad = tokenizer.pad_token_id
+    if pad is None or pad in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        return ids
+    real = np.flatnonzero(ids != pad)
+    return ids[: real[-1] + 1] if len(real) else ids[:0]
 
 
 def _tokenise(batch: list[Document], tokenizer: Any) -> Iterator[tuple[str, np.ndarray, bool]]:
