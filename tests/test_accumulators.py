@@ -95,6 +95,13 @@ def test_merge_refuses_what_does_not_belong_together():
         MAKERS["Extremes"]().merge(Extremes.empty("b", LAYERS * WIDTH))
     with pytest.raises(MergeError):
         MAKERS["LayerMoments"]().merge(MAKERS["Extremes"]())
+    with pytest.raises(MergeError, match="matches"):
+        MAKERS["PairedMoments"]().merge(PairedMoments.empty("a", "b", MATCH.flip(0), 2))
+    parts = [MAKERS["Extremes"]() for _ in range(2)]
+    for part, basis in zip(parts, ("one shift", "another")):
+        part.update(Batch({"a": Block(LEFT, basis)}))
+    with pytest.raises(MergeError, match="provisional means"):
+        parts[0].merge(parts[1])
 
 
 def test_the_shift_does_not_change_the_answer_and_keeps_it_exact():

@@ -99,7 +99,10 @@ def test_check(folders, tmp_path, capsys):
     odd = shutil.copytree(folders[1], tmp_path / "odd")
     (odd / "model.safetensors").write_bytes(b"torn")
     assert call("check", folders[0], odd, tmp_path / "missing") == 2
+    small = save_tiny(tmp_path / "small", vocab_size=100)
     errors = capsys.readouterr().err
+    assert call("check", folders[0], small) == 2
+    assert "smaller than the tokenizer's" in capsys.readouterr().err
     assert "cannot be read" in errors
     assert "no such folder" in errors
 
@@ -132,6 +135,11 @@ BAD_INPUT = {
     "an impossible value": (["--draws", "1"], "draws"),
     "not a number": (["--draws", "many"], "draws"),
     "an unknown key": (["-c", "{keys}"], "unknown key 'colour'"),
+    "a key that is no name": (["-c", "{number}"], "ConfigError"),
+    "a date that is none": (["-c", "{date}"], "ConfigError"),
+    "a card that is not there": (["--device", "cpu:3"], "ConfigError"),
+    "a mask below zero": (["--mask", "-5"], "mask"),
+    "a folder that cannot be": (["--out", "/proc/nowhere/run"], "StoreConflictError"),
     "a missing file of settings": (["-c", "./nowhere.yaml"], "MissingFileError"),
     "a torn file of settings": (["-c", "{torn}"], "ConfigError"),
     "an unknown subset": (["--subset", "nowhere"], "no subset"),
@@ -144,7 +152,7 @@ BAD_INPUT = {
 def bad(folders, tmp_path_factory):
     root = tmp_path_factory.mktemp("bad")
     files = {"empty": b"", "short": some_text(20).encode(), "latin": "caf\xe9 ".encode("latin1") * 5000,
-             "keys": b"colour: blue", "torn": b"models: [a\nb: }"}  # fmt: skip
+             "keys": b"colour: blue", "torn": b"models: [a\nb: }", "number": b"1: 2", "date": b"seed: 2024-13-45"}  # fmt: skip
     for name, content in files.items():
         (root / f"{name}.txt").write_bytes(content)
     places = {name: root / f"{name}.txt" for name in files}

@@ -189,6 +189,32 @@ def test_unknown_and_missing(folders, tmp_path):
         un.load_model("nobody/nothing")
 
 
+@pytest.mark.parametrize(
+    "changes", [{"n_layer": "two"}, {"n_head": 0}, {"n_layer": 0}, {"activation_function": "sine"}, {"n_head": None}]
+)
+def test_odd_configurations(folders, tmp_path, changes):
+    odd = shutil.copytree(folders[0], tmp_path / "odd")
+    (odd / "config.json").write_text(json.dumps(json.loads((odd / "config.json").read_text()) | changes))
+    with pytest.raises((CheckpointError, ArchitectureError)):
+        un.load_model(str(odd))
+    (odd / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="config.json"):
+        un.load_model(str(odd))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+def test_low_precision_models_are_checked_in_float32(family):
+    network = tiny_network(family).bfloat16()
+    assert verify(Model(network, "half")) < 1e-4
+    out = tiny_model(family).architecture.w_out.split(".")[-1]
+    block = Model(network, "half").blocks[1]
+    holder = block.output if family == "bert" else block.mlp
+    getattr(holder, out).register_forward_hook(lambda _m, _a, output: output * 1.05)
+    if family != "bert":
+        with pytest.raises(ArchitectureError):
+            verify(Model(network, "half"))
+
+
 def test_a_hub_id_with_revision_from_the_cache(folders, tmp_path):
     """A stand-in of the hub's cache: ids resolve to snapshots, each revision to its own."""
     repository = tmp_path / "models--some--model"

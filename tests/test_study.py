@@ -12,11 +12,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import save_tiny, some_text, tiny_model
+from conftest import save_tiny, some_text, tiny_model, tiny_network
 from test_correlation import captured, some_tokens
 
-from universal_neurons import Store, StudyConfig, run_study
+from universal_neurons import Model, Store, StudyConfig, run_study
 from universal_neurons.errors import (
+    ArchitectureError,
     ConfigError,
     ContextError,
     DiskFullError,
@@ -24,6 +25,7 @@ from universal_neurons.errors import (
     NonFiniteActivationsError,
     NothingToCompareError,
     StoreConflictError,
+    TextError,
     TokenizerError,
     TokenRangeError,
 )
@@ -271,7 +273,6 @@ def test_models_and_tokens_as_objects(config):
 def test_a_full_disk_is_named_and_the_study_resumes(config, long_text, tmp_path, monkeypatch):
     whole = quiet(long_config(config, long_text, tmp_path / "whole"))
     parts = long_config(config, long_text, tmp_path / "parts")
-    write = StoreWriter.write_table
     real = os.fsync
     calls = []
 
@@ -286,7 +287,6 @@ def test_a_full_disk_is_named_and_the_study_resumes(config, long_text, tmp_path,
         quiet(parts, checkpoint_seconds=0.0)
     assert not list((tmp_path / "parts").rglob(".*.partial"))
     monkeypatch.setattr(os, "fsync", real)
-    assert write is StoreWriter.write_table
     assert contents(quiet(parts)) == contents(whole)
 
 
@@ -360,3 +360,125 @@ def test_a_model_without_a_living_neuron_does_not_break_the_study(config):
     assert len(store.matches) == 0
     write_report(store)
     assert "48 dead" in repr(store)
+
+
+def test_a_subset_named_twice_counts_once(config, tmp_path):
+    documents = [{"text": some_text(150, seed), "subset": "ab"[seed % 2]} for seed in range(40)]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    plain = config.model_copy(update={"data": str(tmp_path / "c.jsonl")})
+    whole = quiet(plain)
+    twice = quiet(plain.model_copy(update={"subset": ("a", "a"), "out": str(tmp_path / "twice")}))
+    assert twice.manifest["counted_tokens"] == whole.manifest["counted_tokens"]
+    assert twice.subsets["subset"].unique().to_list() == ["a"]
+
+
+def test_a_subset_is_what_numpy_computes_on_its_rows(config, tmp_path):
+    from universal_neurons.study import Study, resolve, with_context
+    from universal_neurons.tokens import TokenDataset
+
+    documents = [{"text": some_text(150, seed), "subset": "ab"[seed % 2]} for seed in range(60)]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    config = config.model_copy(update={"data": str(tmp_path / "c.jsonl"), "subset": ("b",)})
+    store = quiet(config)
+    models = [tiny_model("gpt2", seed, f"m{seed}") for seed in range(3)]
+    resolved = with_context(resolve(config), models)
+    tokens = TokenDataset.load(resolved, models[0].tokenizer, context=resolved.context)
+    rows = np.concatenate([s.rows for s in Study(resolved, models, tokens, None).shards if s.group == 0])
+    part = TokenDataset(**{**vars(tokens), "rows": tokens.rows[rows], "lengths": tokens.lengths[rows]})
+    assert {tokens.subset_names[n] for n in tokens.subsets[rows]} == {"b"}
+    a, *others = (captured(model, part) for model in models)
+    best = [np.corrcoef(a.T, b.T)[:48, 48:].max(1) for b in others]
+    np.testing.assert_allclose(store.subsets["mean_corr"], np.mean(best, 0), atol=1e-6)
+
+
+def test_the_tokenizer_that_is_named_must_be_the_models_own(config, tmp_path):
+    other = save_tiny(tmp_path / "other", seed=5)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-1]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(TokenizerError, match="--tokenizer"):
+        quiet(config.model_copy(update={"tokenizer": str(other)}))
+    store = quiet(config.model_copy(update={"tokenizer": config.models[1]}))
+    assert store.manifest["tokens"]["tokenizer"]
+
+
+def test_a_study_killed_while_it_tokenises_can_be_resumed(config, tmp_path, monkeypatch):
+    from universal_neurons.tokens import TokenDataset
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TokenDataset, "load", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            quiet(config)
+    (tmp_path / "run" / "work" / "rows.partial").write_bytes(b"half a row")
+    quiet(config)
+
+
+def test_too_little_memory_leaves_nothing_behind(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("universal_neurons.estimate.available_memory", lambda config: 1 << 20)
+    deep = config.model_copy(update={"out": str(tmp_path / "a" / "b" / "run")})
+    with pytest.raises(MemoryNeededError):
+        quiet(deep)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_disk_that_fills_while_rows_are_written(config, tmp_path, monkeypatch):
+    from universal_neurons.tokens import TokenDataset
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TokenDataset, "from_pieces", full)
+        with pytest.raises(DiskFullError):
+            quiet(config)
+    quiet(config)
+
+
+def test_objects_are_checked_and_recorded(config, tmp_path):
+    tokens = some_tokens(80)
+    with pytest.raises(ArchitectureError, match="residual stream"):
+        quiet(config, models=[tiny_model("opt", n, do_layer_norm_before=False) for n in (0, 1)], tokens=tokens)
+    models = [tiny_model("gpt2", seed, f"org/m{seed}") for seed in (0, 1)]
+    store = quiet(config, models=models, tokens=tokens)
+    write_report(store)
+    assert (store.config.context, store.config.dtype) == (40, "float32")
+    assert store.config.data == "in-memory"
+    with pytest.raises(ConfigError, match="in memory"):
+        quiet(store.config.model_copy(update={"out": str(tmp_path / "again")}))
+    for changes, error in (
+        ({"models": [tiny_model("gpt2", n, n_positions=32) for n in (0, 1)]}, ContextError),
+        ({"models": models, "tokens": some_tokens(4)}, TextError),
+        ({"models": models, "tokens": some_tokens(80, masked=range(1024))}, TextError),
+        ({"models": [models[0], Model(tiny_network("gpt2", 3).bfloat16(), "half")]}, ConfigError),
+    ):
+        with pytest.raises(error):
+            quiet(config.model_copy(update={"out": str(tmp_path / "bad")}), **{"tokens": tokens} | changes)
+        assert not (tmp_path / "bad").exists()
+
+
+def test_any_seed_will_do(config):
+    assert quiet(config.model_copy(update={"seed": 2**70})).config.seed == 2**70
+
+
+def test_activations_too_small_to_square_are_dead(config):
+    models = [tiny_model("gpt2", seed) for seed in (0, 1)]
+    with torch.no_grad():
+        models[0].blocks[1].mlp.c_fc.weight[:, 5] *= 1e-30
+        models[0].blocks[1].mlp.c_fc.bias[5] = 0
+    store = quiet(config, models=models, tokens=some_tokens(80))
+    assert store.neurons.filter("dead").select("layer", "neuron").rows() == [(1, 5)]
+
+
+def test_a_mask_outside_the_vocabulary_is_refused(config):
+    with pytest.raises(ConfigError, match="mask"):
+        quiet(config.model_copy(update={"mask": (5000,)}))
+
+
+def test_another_configuration_of_the_same_weights_is_another_study(config, tmp_path):
+    changed = save_tiny(tmp_path / "changed", seed=9)
+    both = config.model_copy(update={"models": (config.models[0], str(changed))})
+    quiet(both)
+    settings = json.loads((changed / "config.json").read_text()) | {"activation_function": "relu"}
+    (changed / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(StoreConflictError, match="sha256|models"):
+        quiet(both)

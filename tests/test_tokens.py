@@ -1,5 +1,6 @@
 """Sources, packing, masks, fingerprints, held-out rows, shards, and the errors of bad text."""
 
+import copy
 import gzip
 import json
 import lzma
@@ -9,6 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import some_text
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from universal_neurons import StudyConfig, TokenDataset
 from universal_neurons.errors import MissingFileError, TextError, TokenizerError, TokenRangeError
@@ -81,6 +84,21 @@ def test_the_authors_columns_keep_their_rows(tokenizer, tmp_path):
         body = record["tokens"][1:] if record["tokens"][0] == 0 else record["tokens"]
         assert row[0] == 0
         assert row[1:length].tolist() == body
+
+
+def test_padding_of_tokenised_rows_is_not_counted(tokenizer, tmp_path):
+    rows = [{"input_ids": [*range(5, 25), 7, 7], "attention_mask": [1] * 20 + [0, 0]} for _ in range(12)]
+    (tmp_path / "masked.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert set(load(tokenizer, tmp_path / "masked.jsonl").lengths) == {21}
+    padded = copy.deepcopy(tokenizer)
+    padded.pad_token = padded.convert_ids_to_tokens(7)
+    assert padded.pad_token_id == 7
+    (tmp_path / "padded.jsonl").write_text("\n".join(json.dumps({"tokens": row["input_ids"]}) for row in rows))
+    assert set(load(padded, tmp_path / "padded.jsonl").lengths) == {21}
+
+
+def test_a_row_one_token_too_long_for_bos_loses_its_last():
+    assert [len(ids) for _, ids in pack([("s", np.arange(1, 33), False)], bos=0, eos=9, context=32)] == [31]
 
 
 def test_pieces_longer_than_a_row_are_cut():
@@ -158,6 +176,8 @@ def test_shards_are_at_most_a_fold_long(tokenizer):
         ("bad.parquet", b"PAR1 but not really", TextError, "parquet"),
         ("bad.jsonl.xz", b"not xz", TextError, "cannot be read"),
         ("nested.jsonl", b'{"tokens": [[1], [2]]}\n', TokenRangeError, "token ids"),
+        ("ragged.jsonl", b'{"tokens": [[1], [2, 3]]}\n', TokenRangeError, "token ids"),
+        ("wrapped.jsonl", b'{"tokens": [1, -4294967291]}\n', TokenRangeError, "token ids"),
         ("negative.jsonl", b'{"tokens": [1, -2]}\n', TokenRangeError, "negative"),
         ("words.jsonl", b'{"tokens": ["a"]}\n', TokenRangeError, "token ids"),
     ],
@@ -172,6 +192,8 @@ def test_missing_data(tokenizer, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(TextError, match="not a saved data set"):
         load(tokenizer, tmp_path / "folder")
+    with pytest.raises(MissingFileError, match="hub"):
+        load(tokenizer, "nobody/data-1.0")
     for missing in (tmp_path / "no.txt", "no-such-file.txt"):
         with pytest.raises(MissingFileError):
             load(tokenizer, missing)
@@ -201,4 +223,7 @@ def test_boundary_tokens_and_rules(tokenizer):
     ids, notes = masked_ids(("newline", 5), lambda text, **_: {"input_ids": [1, 2]}, 0, 0)
     assert ids == {5}
     assert "newline" in notes[0]
-    assert tokenizer_digest(tokenizer) == tokenizer_digest(tokenizer)
+    fewer = json.loads(tokenizer.backend_tokenizer.to_str())
+    fewer["model"]["merges"].pop()
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(fewer)))
+    assert tokenizer_digest(tokenizer) != tokenizer_digest(other)

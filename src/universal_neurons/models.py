@@ -29,8 +29,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 # What broken weights and odd configurations make `transformers` raise.
 UNREADABLE = (
-    SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError,
-    ArithmeticError, ImportError,
+    SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError,
+    AttributeError, ArithmeticError, ImportError,
 )  # fmt: skip
 
 
