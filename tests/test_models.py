@@ -198,7 +198,7 @@ def test_odd_configurations(folders, tmp_path, changes):
     with pytest.raises((CheckpointError, ArchitectureError)):
         un.load_model(str(odd))
     (odd / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         un.load_model(str(odd))
 
 

@@ -26,7 +26,7 @@ MANIFEST = "study.json"
 GENERATIONS = 2
 PART_BYTES = 1 << 25
 UNWRITABLE = (
-    errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EROFS, errno.ENOTEMPTY,
+    errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EROFS,
 )  # fmt: skip
 
 
@@ -202,16 +202,16 @@ class StoreWriter:
     def require_same(self, manifest: dict[str, Any]) -> dict[str, Any] | None:
         """The manifest that is there, if any; `StoreConflictError` where it is another study's."""
         there = _read_manifest(self.path)
+        if there is None:
+            return None
         for key in ("config", "models", "tokens"):
-            if (
-                there is not None
-                and key in manifest
-                and key in there
-                and there.get(key) != json.loads(json.dumps(manifest[key]))
-            ):
+            if key not in manifest or key not in there:
+                continue
+            here = json.loads(json.dumps(manifest[key]))
+            if there[key] != here:
                 raise StoreConflictError(
                     f"{self.path}: holds another study",
-                    given=_difference(there.get(key), json.loads(json.dumps(manifest[key])), key),
+                    given=_difference(there[key], here, key),
                     wanted="the same configuration, models and tokens",
                     fix="name another --out, or remove the folder",
                 )

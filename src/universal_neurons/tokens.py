@@ -44,7 +44,8 @@ class TokenDataset:
     """Packed rows of token ids.
 
     `rows` is an array (rows, context) of ids or the file that holds it; `lengths` counts each row's tokens before
-    padding; `counted` the positions that are not masked; `subsets` numbers each row's subset in `subset_names`; `masked` are ids that are never counted.
+    padding; `subsets` numbers each row's subset in `subset_names`; `masked` are ids that are never counted, and
+    `counted` is the number of positions that are.
     """
 
     rows: np.ndarray | Path
