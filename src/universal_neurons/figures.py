@@ -88,7 +88,8 @@ def densities(neurons: Mapping[str, pl.DataFrame]) -> Figure:
                     axes.plot(grid, density, label=label, linewidth=1.2)
             axes.set(xlabel=f"{NAMES[column]} (mean over models)", ylabel="density", yscale="log")
             axes.set_ylim(1e-3, 2 * highest)
-        axes.legend(fontsize=8)
+        if axes.lines:
+            axes.legend(fontsize=8)
     return figure
 
 
