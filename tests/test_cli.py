@@ -139,6 +139,7 @@ BAD_INPUT = {
     "a date that is none": (["-c", "{date}"], "ConfigError"),
     "a card that is not there": (["--device", "cpu:3"], "ConfigError"),
     "a mask below zero": (["--mask", "-5"], "mask"),
+    "a name that is too long": (["--out", "x" * 300], "StoreConflictError"),
     "a folder that cannot be": (["--out", "/proc/nowhere/run"], "StoreConflictError"),
     "a missing file of settings": (["-c", "./nowhere.yaml"], "MissingFileError"),
     "a torn file of settings": (["-c", "{torn}"], "ConfigError"),

@@ -127,10 +127,10 @@ class StoreWriter:
         self._created: list[Path] = []
 
     def __enter__(self) -> "StoreWriter":
-        if self.path.exists() and not self.path.is_dir():
-            raise StoreConflictError(f"{self.path}: is a file", wanted="a folder", fix="name another --out")
-        self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
         with disk_errors(self.path):
+            if self.path.exists() and not self.path.is_dir():
+                raise StoreConflictError(f"{self.path}: is a file", wanted="a folder", fix="name another --out")
+            self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
         try:
