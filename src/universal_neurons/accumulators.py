@@ -1,4 +1,6 @@
-"""Statistics of one pass over the tokens: co-moments, within-layer co-moments, extremes.
+"""The accumulators' contract, and co-moments: of two models, within a layer, and their extremes.
+
+Moments of pre-activations, histograms, sums by token and position are in `moments`, top examples in `examples`.
 
 Each is a small class with `empty`, `update(batch)`, `fold`, `merge(other)`, `result()`, and its state as plain
 tensors (`state`, `restore`).  Blocks arrive shifted by a provisional mean that is the same for every batch and
@@ -16,12 +18,18 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from universal_neurons.errors import MergeError
 
+PRE, BOS = "@pre", "@bos"  # blocks of a model: its pre-activations, and those at position 0
 OUT_DTYPE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
+
+
+def model_of(block: str) -> str:
+    """The model that a block's name speaks of."""
+    return block.removesuffix(PRE).removesuffix(BOS)
 
 
 def seed_of(*parts: int | str) -> int:
@@ -31,10 +39,16 @@ def seed_of(*parts: int | str) -> int:
 
 @dataclass
 class Block:
-    """Feature values of one batch of positions, shifted and rounded; `basis` tells shifts apart."""
+    """Feature values of one batch of positions, shifted and rounded; `basis` tells shifts apart.
+
+    `mean` is the provisional mean: what was subtracted (or, of pre-activations, which come raw, what may be);
+    `bounds` are provisional quantiles of the shifted values.
+    """
 
     values: Float[Tensor, "tokens features"]
     basis: str = ""
+    mean: Float[Tensor, " features"] | None = field(default=None, repr=False)
+    bounds: Float[Tensor, "quantiles features"] | None = field(default=None, repr=False)
     _sums: Tensor | None = field(default=None, repr=False)
     _copy: Tensor | None = field(default=None, repr=False)
 
@@ -54,11 +68,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Batch:
-    """The blocks of one batch of positions, by model name; `group` is the subset they belong to."""
+    """The blocks of one batch of positions, by model name; `group` is the subset they belong to.
+
+    `index` holds integers per position that statistics sort by: its `row` and `position`, its `word`, …
+    """
 
     blocks: dict[str, Block]
     group: int = 0
     shard: int = 0
+    index: dict[str, Int[Tensor, " tokens"]] = field(default_factory=dict)
 
 
 class Accumulator:
@@ -66,7 +84,8 @@ class Accumulator:
 
     TENSORS: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, reads: tuple[str, ...], group: int = 0) -> None:
+    def __init__(self, reads: tuple[str, ...], group: int | None = 0) -> None:
+        """Reads blocks of these names; in one group of shards, or (None) in all."""
         self.reads = reads
         self.group = group
         self.count = 0
@@ -180,7 +199,9 @@ class CoMoments(Accumulator):
 
     TENSORS = ("left_sum", "right_sum", "cross")
 
-    def __init__(self, left: str, right: str, group: int, n_left: int, n_right: int, device: Any = "cpu") -> None:
+    def __init__(
+        self, left: str, right: str, group: int | None, n_left: int, n_right: int, device: Any = "cpu"
+    ) -> None:
         super().__init__((left, right), group)
         self.left_sum = torch.zeros(n_left, dtype=torch.float64, device=device)
         self.right_sum = torch.zeros(n_right, dtype=torch.float64, device=device)

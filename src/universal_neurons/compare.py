@@ -62,6 +62,11 @@ class Comparison:
         return q_values(self.best, self.maxima)
 
 
+def groups_of(accumulators: Sequence[Accumulator]) -> list[int]:
+    """The groups of shards that have been read."""
+    return sorted({a.group for a in accumulators if a.count and a.group is not None})
+
+
 class Evidence:
     """The statistics of some groups of a pass, added up where there are several."""
 

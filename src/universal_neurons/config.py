@@ -14,6 +14,9 @@ from universal_neurons.errors import ConfigError, MissingFileError
 BUNDLED = "bundled"
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0)]
+Stage = Literal["weights", "statistics", "labels", "universality"]
+STAGES: tuple[Stage, ...] = ("weights", "statistics", "labels", "universality")
+LABEL_GROUPS = ("tokens", "unigrams", "syntax", "subsets", "position", "topics")
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
 
 
@@ -51,6 +54,9 @@ class StudyConfig(BaseModel):
     mask: tuple[MaskRule, ...] = Field(
         ("bos", "eos", "newline"), description="Tokens left out of every statistic: bos, eos, newline or an id."
     )
+    stages: tuple[Stage, ...] = Field(
+        (), description="What to find out, repeated: weights, statistics, labels, universality; else all that apply."
+    )
     pairs: Literal["reference", "all"] = Field(
         "reference", description="Ask about the reference's neurons, or about every model's."
     )
@@ -67,6 +73,19 @@ class StudyConfig(BaseModel):
     heldout_tokens: int | None = Field(
         None, ge=1, description="Tokens held out for intervals; else a fifth of them, at most a million."
     )
+    labels: tuple[str, ...] = Field(
+        ("default",),
+        description="Labels that neurons are tested for, repeated: default, one of tokens, unigrams, syntax, subsets, "
+        "position, topics, or a file of your own (.py, .yaml, .json, .parquet).",
+    )
+    nlp: str | None = Field("auto", description="spaCy pipeline of the syntax labels; auto: English, if installed.")
+    topics: int = Field(20, ge=0, description="Topics of the corpus that become labels, at most.")
+    unexplained: float = Field(
+        0.05, ge=0, le=1, description="A label that explains less of a neuron's variance explains nothing."
+    )
+    examples: int = Field(
+        5, ge=1, description="Examples kept per neuron and band: the highest, and four quantile bands."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Precision = Field("auto", description="Precision of the forward passes; auto: bfloat16 on CUDA.")
     gemm_dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -79,7 +98,7 @@ class StudyConfig(BaseModel):
     seed: int = Field(0, ge=0, description="Seed of the baseline's draws.")
     published: Published | None = Field(None, description="Published counts to print beside ours.")
 
-    @field_validator("models", "subset", mode="before")
+    @field_validator("models", "subset", "labels", "stages", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -92,10 +111,35 @@ class StudyConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _subset_alone(self) -> "StudyConfig":
+    def _no_contradiction(self) -> "StudyConfig":
         if "all" in self.subset and len(self.subset) > 1:
             raise ValueError("subset 'all' stands alone")
+        if self.nlp not in (None, "auto") and "syntax" not in self.label_groups:
+            raise ValueError("nlp without the syntax labels")
         return self
+
+    @field_validator("labels")
+    @classmethod
+    def _some_labels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in value if "." not in name and name not in (*LABEL_GROUPS, "default")]
+        if unknown or not value:
+            raise ValueError(f"default, {', '.join(LABEL_GROUPS)} or a file")
+        return value
+
+    @property
+    def label_groups(self) -> tuple[str, ...]:
+        """The groups of labels that are asked for."""
+        return LABEL_GROUPS if "default" in self.labels else tuple(g for g in LABEL_GROUPS if g in self.labels)
+
+    @property
+    def label_files(self) -> tuple[str, ...]:
+        """The files of one's own labels."""
+        return tuple(name for name in self.labels if name not in (*LABEL_GROUPS, "default"))
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether models are run on text; the weights alone need none."""
+        return set(self.stages) != {"weights"}
 
     @property
     def n_draws(self) -> int:

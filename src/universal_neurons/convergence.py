@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from universal_neurons.compare import Comparison, Evidence, compare
+from universal_neurons.compare import Comparison, Evidence, compare, groups_of
 from universal_neurons.config import StudyConfig
 from universal_neurons.stream import Pass
 
@@ -37,7 +37,7 @@ class Snapshots:
         """Take a snapshot if one is due after this shard."""
         if run.next_shard not in self.points:
             return
-        seen = sorted({a.group for a in run.accumulators if a.count})
+        seen = groups_of(run.accumulators)
         if not seen:
             return
         evidence = Evidence(run.accumulators, seen)

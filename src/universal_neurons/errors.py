@@ -57,6 +57,14 @@ class ConfigError(InputError):
     """An unknown or impossible setting."""
 
 
+class MissingExtraError(InputError):
+    """An optional part of the package that is not installed."""
+
+
+class LabelError(InputError):
+    """Labels of one's own that cannot be read."""
+
+
 class NothingToCompareError(InputError):
     """One model alone has no counterpart anywhere."""
 

@@ -167,11 +167,13 @@ def _forward_seconds(model: Model, config: StudyConfig) -> float:
     rows = max(1, config.batch_tokens // config.context)
     ids = torch.arange(rows * config.context, device=model.device).view(rows, -1) % model.vocab_size
     keep = torch.arange(rows * config.context, device=model.device)
+    attention = None if model.architecture.causal else torch.ones_like(ids)
     source = NeuronSource(model, DTYPES[config.gemm_dtype])
+    source.settle(source.look(ids, attention, keep))
     best = float("inf")
     for _ in range(3):
         started = time.perf_counter()
-        source.block(ids, torch.ones_like(ids) if not model.architecture.causal else None, keep)
+        source.blocks(ids, attention, keep)
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
         best = min(best, time.perf_counter() - started)

@@ -192,7 +192,7 @@ class StoreWriter:
     def begin(self, manifest: dict[str, Any]) -> bool:
         """Start or go on with a study; returns whether it is complete already.
 
-        `config`, `models` and `tokens` of the manifest are the study's identity.
+        `config`, `models`, `labels` and `tokens` of the manifest are the study's identity.
         """
         there = self.require_same(manifest)
         if there is None or "tokens" not in there:
@@ -204,7 +204,7 @@ class StoreWriter:
         there = _read_manifest(self.path)
         if there is None:
             return None
-        for key in ("config", "models", "tokens"):
+        for key in ("config", "models", "labels", "tokens"):
             if key not in manifest or key not in there:
                 continue
             here = json.loads(json.dumps(manifest[key]))
@@ -232,6 +232,12 @@ class StoreWriter:
             partial.rename(target)
             _sync(self.path)
         return hashlib.sha256(target.read_bytes()).hexdigest()
+
+    def write_bytes(self, name: str, content: bytes) -> str:
+        """Write another file of results; returns its SHA-256."""
+        with disk_errors(self.path):
+            write_atomically(self.path / name, content)
+        return hashlib.sha256(content).hexdigest()
 
     def save_checkpoint(self, tensors: dict[str, Tensor], shard: int) -> None:
         """Write a generation of the pass's state; the last two are kept."""

@@ -1,4 +1,4 @@
-"""Comparisons to tables: neurons, matches, layers, subsets (columns as in docs/design.md, "The store")."""
+"""What was found, as tables: neurons, matches, layers, labels, examples (columns as in docs/design.md, "The store")."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,10 +6,20 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from universal_neurons.compare import Comparison
 from universal_neurons.correlation import layer_profile
 from universal_neurons.detail import HeldOut, corr_interval, excess_interval
+from universal_neurons.examples import AFTER, BANDS, BEFORE, Examples
+from universal_neurons.families import FEWEST, POSITION, Families
+from universal_neurons.labels import Label, LabelSet
+from universal_neurons.moments import GroupedSums
+from universal_neurons.neurons import RANKED, percentiles
+from universal_neurons.tokens import TokenDataset
+from universal_neurons.vocabulary import Vocabulary
+
+TOP_TOKENS = 10
 
 
 @dataclass(frozen=True)
@@ -28,24 +38,38 @@ def _places(model: str, shape: Shape) -> dict[str, Any]:
     }
 
 
-def neurons_table(
-    shapes: Mapping[str, Shape],
-    dead: Mapping[str, np.ndarray],
-    comparisons: Sequence[Comparison],
-    heldout: Mapping[str, Sequence[HeldOut]],
-    threshold: float,
-) -> pl.DataFrame:
+def _schema(kind: Any, names: str) -> dict[str, Any]:
+    return dict.fromkeys(names.split(), kind)
+
+
+NEURON_SCHEMA: dict[str, Any] = {
+    "model": pl.String, "layer": pl.Int32, "neuron": pl.Int32, "dead": pl.Boolean,
+    **_schema(pl.Float64, """max_corr mean_corr min_corr max_baseline mean_baseline min_baseline excess_corr
+        excess_heldout excess_low excess_high q_value"""),
+    "is_universal": pl.Boolean,
+    **_schema(pl.Float64, """w_in_norm w_up_norm input_bias w_out_norm in_out_sim in_up_sim up_out_sim l2_penalty
+        in_cos_max in_cos_min out_cos_max out_cos_min vocab_mean vocab_var vocab_skew vocab_kurt
+        mean var skew kurt sparsity bos_mean"""),
+    "is_bos": pl.Boolean,
+    "layer_corr_max": pl.Float64, "layer_corr_neuron": pl.Int32,
+    "position_mi": pl.Float64, "family": pl.String, "label": pl.String,
+    **_schema(pl.Float64, "variance_reduction variance_reduction_heldout variance_reduction_null"),
+    **{f"{metric}_percentile": pl.Float64 for metric in RANKED},
+}  # fmt: skip
+
+
+def neurons_table(shapes: Mapping[str, Shape], columns: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
     """A row per neuron of every model; what was not asked is null, what has no answer (dead) NaN."""
-    found = {c.asker: c for c in comparisons}
-    frames = []
-    for model, shape in shapes.items():
-        columns = _places(model, shape) | {"dead": dead[model]}
-        if model in found:
-            columns |= _universality(found[model], threshold)
-            centre, low, high = excess_interval(heldout[model], found[model])
-            columns |= {"excess_heldout": centre, "excess_low": low, "excess_high": high}
-        frames.append(pl.DataFrame(columns))
-    return pl.concat(frames, how="diagonal")
+    frames = [pl.DataFrame(_places(model, shape) | dict(columns[model])) for model, shape in shapes.items()]
+    table = percentiles(pl.concat(frames, how="diagonal"))
+    missing = {name: pl.lit(None, kind) for name, kind in NEURON_SCHEMA.items() if name not in table.columns}
+    return table.with_columns(**missing).select(pl.col(name).cast(kind) for name, kind in NEURON_SCHEMA.items())
+
+
+def universality_columns(found: Comparison, heldout: Sequence[HeldOut], threshold: float) -> dict[str, Any]:
+    """The columns of neurons that were asked about."""
+    centre, low, high = excess_interval(heldout, found)
+    return _universality(found, threshold) | {"excess_heldout": centre, "excess_low": low, "excess_high": high}
 
 
 def _universality(found: Comparison, threshold: float) -> dict[str, Any]:
@@ -142,3 +166,118 @@ def layers_table(shapes: Mapping[str, Shape], comparisons: Sequence[Comparison])
         "fraction": pl.Float64,
     }
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def family_columns(labels: LabelSet, found: Families) -> dict[str, Any]:
+    """The columns of neurons whose labels were looked for."""
+    names = np.array([_full_name(label) for label in (*labels.all, POSITION)])
+    return {
+        "position_mi": found.position_mi,
+        "family": found.family,
+        "label": [name if family else None for name, family in zip(names[found.best.index[0]], found.family)],
+        "variance_reduction": found.best.variance_reduction[0],
+        "variance_reduction_heldout": found.heldout,
+        "variance_reduction_null": found.null,
+    }
+
+
+def _full_name(label: Label) -> str:
+    return f"previous token: {label.name}" if label.previous else label.name
+
+
+def labels_table(shapes: Mapping[str, Shape], labels: LabelSet, found: Mapping[str, Families]) -> pl.DataFrame:
+    """A row per neuron and rank: the labels with the highest variance reduction."""
+    everything = [*labels.all, POSITION]
+    names, groups, previous = (
+        np.array([getattr(label, part) for label in everything]) for part in ("name", "group", "previous")
+    )
+    frames = []
+    for model, shape in shapes.items():
+        best = found[model].best
+        for rank, (index, size, sign) in enumerate(zip(best.index, best.variance_reduction, best.sign), start=1):
+            places = _places(model, shape)
+            columns = {"rank": np.full(len(index), rank, np.int32), "label": names[index], "group": groups[index]}
+            columns |= {"previous": previous[index], "variance_reduction": size, "sign": sign.astype(np.int8)}
+            frames.append(pl.DataFrame(places | columns))
+    table = pl.concat(frames).filter(pl.col("variance_reduction").is_finite())
+    return table.sort("model", "layer", "neuron", "rank", maintain_order=True)
+
+
+def examples_table(model: str, shape: Shape, found: Examples, tokens: TokenDataset) -> pl.DataFrame:
+    """A row per neuron, band and rank: a span of tokens and the activations on them (NaN: not counted)."""
+    bands, k, n = found.row.shape
+    row, position = (part.cpu().numpy().transpose(2, 0, 1).reshape(-1) for part in (found.row, found.position))
+    window = found.window.cpu().numpy().transpose(3, 1, 2, 0).reshape(len(row), -1)
+    places = {name: np.repeat(column, bands * k) for name, column in _places(model, shape).items()}
+    band = np.tile(np.repeat(np.arange(bands), k), n)
+    rank = np.tile(np.arange(1, k + 1, dtype=np.int32), n * bands)
+    there = np.flatnonzero(row >= 0)
+    row, position, window = row[there], position[there], window[there]
+    start = np.maximum(position - BEFORE, 0)
+    end = np.minimum(position + AFTER + 1, tokens.lengths[row])
+    spans, values = [], []
+    known, which = np.unique(row, return_inverse=True)
+    ids = tokens.ids(known).astype(np.int32)
+    offset = start - (position - BEFORE)
+    for span in zip(which.tolist(), start.tolist(), end.tolist(), offset.tolist(), window):
+        at, first, last, skip, activations = span
+        spans.append(ids[at, first:last])
+        values.append(activations[skip : skip + last - first])
+    columns: dict[str, Any] = {name: column[there] for name, column in places.items()}
+    columns |= {"band": np.array(BANDS)[band[there]], "rank": rank[there], "row": row, "position": position}
+    columns |= {"activation": window[:, BEFORE], "start": start.astype(np.int32)}
+    window = (window.view(np.uint32) & 0xFFFF_E000).view(np.float32)  # three digits: half the bytes on disk
+    return pl.DataFrame(columns).with_columns(
+        pl.Series("tokens", spans, pl.List(pl.Int32)), pl.Series("activations", values, pl.List(pl.Float32))
+    )
+
+
+def tokens_table(
+    model: str, shape: Shape, words: GroupedSums, word_tokens: np.ndarray, provisional: np.ndarray, n_tokens: int
+) -> pl.DataFrame:
+    """The ten tokens with the highest mean activation of each neuron, among tokens that occur at least 20 times."""
+    counts = np.zeros(n_tokens, np.int64)
+    np.add.at(counts, word_tokens, words.counts.cpu().numpy()[: len(word_tokens)])
+    sums = torch.zeros(n_tokens, words.sums.shape[1], dtype=torch.float64, device=words.sums.device)
+    where = torch.from_numpy(word_tokens).to(sums.device)
+    sums.index_add_(0, where, words.sums[: len(word_tokens)])
+    often = np.flatnonzero(counts >= FEWEST)
+    if not len(often):
+        return pl.DataFrame()
+    means = sums[often] / torch.from_numpy(counts[often]).to(sums.device)[:, None]
+    best = means.topk(min(TOP_TOKENS, len(often)), 0)
+    index = best.indices.cpu().numpy()
+    frames = [
+        pl.DataFrame(
+            _places(model, shape)
+            | {"rank": np.full(len(at), rank, np.int32), "token": often[at].astype(np.int32)}
+            | {"mean_activation": mean + provisional, "count": counts[often[at]]}
+        )
+        for rank, (at, mean) in enumerate(zip(index, best.values.cpu().numpy()), start=1)
+    ]
+    return pl.concat(frames).sort("layer", "neuron", "rank")
+
+
+def positions_table(
+    model: str, shape: Shape, values: GroupedSums, firing: GroupedSums, chosen: np.ndarray, provisional: np.ndarray
+) -> pl.DataFrame:
+    """Mean activation and share of firing of some neurons at every counted position."""
+    there = (values.counts > 0).cpu().numpy().nonzero()[0]
+    counts = values.counts.cpu().numpy()[there]
+    means = values.sums[there][:, chosen].cpu().numpy() / counts[:, None] + provisional[chosen]
+    shares = firing.sums[there][:, chosen].cpu().numpy() / counts[:, None]
+    places = _places(model, shape)
+    columns = {name: np.repeat(np.asarray(column)[chosen], len(there)) for name, column in places.items()}
+    columns |= {"position": np.tile(there.astype(np.int32), len(chosen)), "count": np.tile(counts, len(chosen))}
+    return pl.DataFrame(columns | {"mean_activation": means.T.ravel(), "firing": shares.T.ravel()})
+
+
+def vocabulary_table(vocabulary: Vocabulary, counts: np.ndarray) -> pl.DataFrame:
+    """A row per token: its string and how often it is counted."""
+    return pl.DataFrame(
+        {
+            "token": np.arange(len(vocabulary), dtype=np.int32),
+            "string": list(vocabulary.strings),
+            "count": counts.sum(1),
+        }
+    )

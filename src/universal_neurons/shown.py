@@ -1,0 +1,135 @@
+"""The neurons that figures show: the best of each family, and what the detail pass keeps of them.
+
+Of a family's neurons the universal ones come first, by how much their label explains; where none is universal, the best
+by excess; where universality was not asked about, by how much the label explains.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from universal_neurons.accumulators import PRE, Accumulator, Batch
+from universal_neurons.families import FAMILIES, UNEXPLAINED
+from universal_neurons.labels import LabelSet
+from universal_neurons.models import Model
+from universal_neurons.tokens import TokenDataset
+
+PER_FAMILY = 4
+DUPLICATES = 3
+MOST_TOKENS = 100_000
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Neurons of one model (flat), each one's label (a place in `LabelSet.all`), and whose pre-activations are kept."""
+
+    neurons: np.ndarray
+    labels: np.ndarray
+    pre: np.ndarray
+
+
+def ranking(neurons: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """A family's neurons, the ones to show first in front, and by what they were ranked."""
+    if neurons["is_universal"].any():
+        return neurons.filter("is_universal").sort("variance_reduction", descending=True, nulls_last=True), "universal"
+    if neurons["excess_corr"].is_not_null().any():
+        ranked = neurons.sort(pl.col("excess_corr").fill_nan(None), descending=True, nulls_last=True)
+        return ranked, "none universal: the best by excess"
+    ranked = neurons.sort(pl.col("variance_reduction").fill_nan(None), descending=True, nulls_last=True)
+    return ranked, "by variance reduction"
+
+
+def same_label(neurons: pl.DataFrame, family: str = "unigram") -> pl.DataFrame:
+    """The neurons of a family that share the commonest label, best first: duplicates of one feature (Fig 4a)."""
+    of_family = neurons.filter(pl.col("family") == family)
+    if of_family.is_empty():
+        return of_family
+    counts = of_family.group_by("label").agg(pl.len(), pl.col("variance_reduction").sum()).sort(
+        "len", "variance_reduction", "label", descending=True
+    )  # fmt: skip
+    return of_family.filter(pl.col("label") == counts["label"][0]).sort("variance_reduction", descending=True)
+
+
+def choose_shown(neurons: pl.DataFrame, label_of: np.ndarray, d_mlp: int) -> Shown:
+    """The neurons to show of one model's table, whose `family` is the one before held-out rows were asked.
+
+    `label_of` is the place of each neuron's best label.
+    """
+    chosen: dict[int, str] = {}
+    for family in FAMILIES:
+        if family == UNEXPLAINED:
+            continue
+        ranked, _ = ranking(neurons.filter(pl.col("family") == family))
+        for row in ranked.head(PER_FAMILY).iter_rows(named=True):
+            chosen[row["layer"] * d_mlp + row["neuron"]] = family
+    for row in same_label(neurons).head(DUPLICATES).iter_rows(named=True):
+        chosen.setdefault(row["layer"] * d_mlp + row["neuron"], "unigram")
+    flat = np.array(sorted(chosen), np.int64)
+    return Shown(flat, label_of[flat], np.array([chosen[n] in ("position", "bos") for n in flat.tolist()], bool))
+
+
+class Details(Accumulator):
+    """Activations of the shown neurons, and whether their labels hold, on the first 100 000 positions."""
+
+    def __init__(self, model: Model, shown: Shown, labels: LabelSet, *, dense: bool) -> None:
+        super().__init__((model.name,), None)
+        self.model, self.shown, self.labels, self.dense = model, shown, labels, dense
+        self.parts: list[dict[str, Tensor]] = []
+
+    def update(self, batch: Batch) -> None:
+        """Keep a batch's positions while there is room."""
+        room = MOST_TOKENS - self.count
+        if room <= 0:
+            return
+        block = batch.blocks[self.model.name]
+        assert block.mean is not None
+        where = torch.from_numpy(self.shown.neurons).to(block.values.device)
+        values = block.values[:room, where].float() + block.mean[where].float()
+        pre = batch.blocks[self.model.name + PRE].values[:room, where[torch.from_numpy(self.shown.pre)]]
+        index = {name: batch.index[name][:room] for name in ("row", "position", "word", "previous")}
+        holds = self._holds(batch, room)
+        self.parts.append({"values": values, "pre": pre.clone(), "holds": holds, **index})
+        self.count += len(values)
+
+    def _holds(self, batch: Batch, room: int) -> Tensor:
+        """Whether each shown neuron's label holds at each position."""
+        block = batch.blocks.get("labels")
+        sizes = [len(self.labels.word_labels), len(self.labels.previous_labels), len(self.labels.position_labels)]
+        tables = (self.labels.word_table, self.labels.previous_table, self.labels.position_table)
+        columns = []
+        for label in self.shown.labels.tolist():
+            for name, table, size in zip(("word", "previous", "position"), tables, sizes):
+                if label < size:
+                    columns.append(torch.from_numpy(table[label])[batch.index[name][:room].cpu()])
+                    break
+                label -= size
+            else:
+                offset = (sizes[0] + sizes[1]) * self.dense
+                there = block is not None and label < len(self.labels.column_labels)
+                nothing = torch.zeros(min(room, len(batch.index["row"])), dtype=torch.bool)
+                columns.append(block.values[:room, offset + label].bool().cpu() if block and there else nothing)
+        return torch.stack(columns, 1)
+
+    def table(self, tokens: TokenDataset) -> pl.DataFrame:
+        """A row per position: `L1.2` is an activation, `L1.2 pre` a pre-activation, `L1.2 label` whether it holds."""
+        joined = {name: torch.cat([part[name] for part in self.parts]).cpu().numpy() for name in self.parts[0]}
+        ids = tokens.ids(joined["row"])[np.arange(self.count), joined["position"]]
+        names = [f"L{n // self.model.d_mlp}.{n % self.model.d_mlp}" for n in self.shown.neurons.tolist()]
+        kinds = np.zeros(self.labels.n_words, np.int8)
+        kinds[self.labels.word_of] = np.arange(len(self.labels.word_of)) % 4
+        columns: dict[str, np.ndarray | Sequence[str]] = {
+            "row": joined["row"].astype(np.int32),
+            "position": joined["position"].astype(np.int32),
+            "token": ids.astype(np.int32),
+            "kind": kinds[joined["word"]],
+            "subset": np.array(tokens.subset_names)[tokens.subsets[joined["row"]]],
+        }
+        columns |= {name: joined["values"][:, n] for n, name in enumerate(names)}
+        kept = [name for name, pre in zip(names, self.shown.pre) if pre]
+        columns |= {f"{name} pre": joined["pre"][:, n] for n, name in enumerate(kept)}
+        columns |= {f"{name} label": joined["holds"][:, n] for n, name in enumerate(names)}
+        return pl.DataFrame(columns)

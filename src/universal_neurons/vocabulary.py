@@ -1,0 +1,91 @@
+"""A vocabulary as strings: what each token looks like in text, its normalised form, and where in a word it stands.
+
+A token's string is what it adds to the text when it follows another token, so it keeps its leading space whatever the
+tokenizer.  Where in a word a token stands depends on its neighbours in the row (never on another row): a whole word,
+the start of a word, inside a word, or no word at all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from universal_neurons.tokens import TokenDataset
+
+NO_WORD, WORD, WORD_START, INSIDE_WORD = range(4)
+KINDS = {WORD: "word", WORD_START: "word start", INSIDE_WORD: "inside word"}
+ROWS_AT_ONCE = 512
+ANCHOR = "a"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Strings of all token ids; `special` marks those that stand for no text (BOS, padding, unused)."""
+
+    strings: tuple[str, ...]
+    special: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.strings)
+
+    @cached_property
+    def normalised(self) -> tuple[str, ...]:
+        """Lower-cased strings without the space around them; empty for special tokens."""
+        return tuple("" if dull else s.strip().lower() for s, dull in zip(self.strings, self.special))
+
+    @cached_property
+    def _spaced(self) -> np.ndarray:
+        return np.array([s[:1].isspace() for s in self.strings])
+
+    @cached_property
+    def _edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each string begins, and ends, with a letter."""
+        letters = [(s[:1].isalpha(), s[-1:].isalpha()) for s in self.strings]
+        begins, ends = np.array(letters).T
+        return begins & ~self.special, ends & ~self.special
+
+    @cached_property
+    def _wordly(self) -> np.ndarray:
+        return np.array([s.isalpha() for s in self.normalised])
+
+    def kinds(self, ids: Int[np.ndarray, "rows context"]) -> Int[np.ndarray, "rows context"]:
+        """Where in a word each token of some rows stands: `NO_WORD`, `WORD`, `WORD_START`, `INSIDE_WORD`."""
+        begins, ends = self._edges
+        starts = np.ones(ids.shape, bool)
+        starts[:, 1:] = self._spaced[ids[:, 1:]] | ~ends[ids[:, :-1]]
+        goes_on = np.zeros(ids.shape, bool)
+        goes_on[:, :-1] = begins[ids[:, 1:]]
+        kinds = np.where(~starts, INSIDE_WORD, np.where(goes_on, WORD_START, WORD))
+        return np.where(self._wordly[ids], kinds, NO_WORD)
+
+    def counts(self, tokens: TokenDataset) -> Int[np.ndarray, "vocabulary kinds"]:
+        """How often each token is counted in each place of a word."""
+        found = np.zeros(4 * len(self), np.int64)
+        for start in range(0, len(tokens), ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, len(tokens)))
+            ids = tokens.ids(rows)
+            codes = 4 * ids + self.kinds(ids)
+            found += np.bincount(codes[tokens.mask(rows)], minlength=len(found))
+        return found.reshape(-1, 4)
+
+
+def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
+    """The vocabulary of a tokenizer, filled up to the `size` of a model's."""
+    known = min(size, len(tokenizer))
+    anchor = tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]
+    pairs = [[*anchor, token] for token in range(known)]
+    texts = tokenizer.batch_decode(pairs, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    alone = tokenizer.decode(anchor, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    strings = [text.removeprefix(alone) for text in texts] + [""] * (size - known)
+    special = np.zeros(size, bool)
+    special[[token for token in tokenizer.all_special_ids if token < size]] = True
+    special[known:] = True
+    return Vocabulary(tuple(strings), special)
+
+
+def text_of(strings: Sequence[str], ids: Sequence[int]) -> str:
+    """Tokens as text."""
+    return "".join(strings[token] for token in ids)
