@@ -4,9 +4,10 @@
    the sum of the neuron's values there and x̄ its mean: (S − n x̄)² / (n (1 − n/N) Σ(x−x̄)²).
 2. Position as a whole counts too, by the between-position share of the variance, adjusted for its many values:
    1 − (1 − η²)(N − 1)/(N − T).
-3. The best label is judged on rows that did not choose it (where it holds at 20 positions or more there).  There, under the null, the labels of other rows stand
-   against a row's activations; a label explains a neuron if its score beats the best null score of that neuron and the
-   99th percentile of all its model's neurons, and a floor below which nobody would call it an explanation.
+3. The best label is judged on rows that did not choose it (where it holds at 20 positions or more there).  Under the
+   null the labels of other rows stand against a row's activations; a label explains a neuron if its score beats the
+   best null score of that neuron and the 99th percentile of all its model's neurons, and a floor below which nobody
+   would call it an explanation.
 4. A neuron that no label explains is a position neuron by the mutual information of firing with position, a BOS neuron
    where it fires at BOS more than anywhere, or unexplained.
 """
