@@ -84,8 +84,9 @@ def show(store: Path, neuron: str | None = None, /) -> None:
     neuron
         A neuron, L2.17 or seed-1/L2.17.
     """
+    from universal_neurons.neuron_view import neuron_view
     from universal_neurons.store import Store
-    from universal_neurons.summary import neuron_view, study_view
+    from universal_neurons.summary import study_view
 
     study = Store(store)
     Console().print(neuron_view(study, neuron) if neuron else study_view(study))

@@ -153,7 +153,7 @@ class LabelEvidence:
             values = self.reductions(model, panel)
             size = values.abs().nan_to_num(nan=-1.0)  # a label that cannot be judged comes last
             order = size.argsort(dim=0, descending=True, stable=True)[:k]
-            parts.append((order, size.gather(0, order), values.gather(0, order).sign().int()))
+            parts.append((order, size.gather(0, order), values.gather(0, order).nan_to_num(nan=0.0).sign().int()))
         index, best, sign = (torch.cat(part, 1).cpu().numpy() for part in zip(*parts))
         return Scores(index, np.where(best < 0, np.nan, best), sign)
 

@@ -26,7 +26,7 @@ from universal_neurons.token_tests import TOKEN_TESTS
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.vocabulary import KINDS, Vocabulary
 
-UNIGRAM_SHARE = 3000 / 10_000_000  # the paper's: more than 3000 occurrences in 10 M tokens …
+UNIGRAM_COUNT, PAPER_TOKENS = 3000, 10_000_000  # the paper's: more than 3000 occurrences in 10 M tokens …
 UNIGRAM_VARIANTS = 4  # … and more than three variants, in a vocabulary of 50 000
 PAPER_VOCABULARY = 50_257
 SMALL_NORM_DEVIATIONS = 3.0
@@ -62,11 +62,11 @@ class LabelSet:
     context: int
     word_of: Int[np.ndarray, " codes"]
     word_labels: list[Label]
-    word_table: Bool[np.ndarray, "labels words"]
+    word_table: Bool[np.ndarray, "word_labels words"]
     previous_labels: list[Label]
-    previous_table: Bool[np.ndarray, "labels tokens"]
+    previous_table: Bool[np.ndarray, "previous_labels tokens"]
     position_labels: list[Label]
-    position_table: Bool[np.ndarray, "labels context"]
+    position_table: Bool[np.ndarray, "position_labels context"]
     columns: list[Column] = field(default_factory=list)
 
     @property
@@ -176,7 +176,7 @@ def unigram_masks(
     for token, name in enumerate(vocabulary.normalised):
         if name and "\ufffd" not in name:
             members.setdefault(name, []).append(token)
-    fewest = UNIGRAM_SHARE * counts.sum()
+    fewest = UNIGRAM_COUNT * counts.sum() / PAPER_TOKENS
     by_token = counts.sum(1)
     return [
         (Label(name, "unigrams"), np.isin(np.arange(len(vocabulary)), ids))
@@ -189,7 +189,7 @@ def variant_masks(
     word_masks: Sequence[tuple[Label, np.ndarray]], seen: np.ndarray, counts: np.ndarray
 ) -> list[tuple[Label, np.ndarray]]:
     """Each unigram as a whole word, as the start of a word and inside a word, where it is frequent in two of these."""
-    frequent = UNIGRAM_SHARE * counts.sum()
+    frequent = UNIGRAM_COUNT * counts.sum() / PAPER_TOKENS
     often = counts.ravel()[seen]
     masks = []
     for label, mask in word_masks:
@@ -311,12 +311,12 @@ class LabelSource:
         later = sum(len(column.labels) for column in self.labels.columns)
         for column in self.labels.columns:
             codes = column.codes(rows).astype(np.int64)
+            before = np.full_like(codes, -1)
+            before[:, 1:] = codes[:, :-1]
             if counted is not None:
-                codes = np.where(counted[:, :, None], codes, -1)
+                codes, before = (np.where(counted[:, :, None], found, -1) for found in (codes, before))
             parts.append(np.where(codes >= 0, codes + start, nothing).reshape(positions, -1))
             if column.with_previous:
-                before = np.full_like(codes, -1)
-                before[:, 1:] = codes[:, :-1]
                 parts.append(np.where(before >= 0, before + later, nothing).reshape(positions, -1))
                 later += len(column.labels)
             start += len(column.labels)

@@ -104,7 +104,7 @@ class Moments(Accumulator):
         spread = torch.where(constant, torch.nan, var)
         return NeuronMoments(
             count=self.count,
-            mean=self.origin.double() + first,
+            mean=(self.origin.double() + first).clamp(self.low.double(), self.high.double()),  # rounding aside
             var=torch.where(constant, 0.0, var),
             skew=m3 / spread**1.5,
             kurt=m4 / spread**2,
@@ -129,6 +129,8 @@ class Histograms:
 class Histogram(Accumulator):
     """A histogram of every feature over bins fixed for every float: sign, exponent, three bits of mantissa."""
 
+    TENSORS = ("counts",)
+
     def __init__(self, reads: str, n_features: int, group: int | None = None, device: Any = "cpu") -> None:
         super().__init__((reads,), group)
         self.counts = torch.zeros(FLOAT_BINS, n_features, dtype=torch.int32, device=device)
@@ -152,13 +154,6 @@ class Histogram(Accumulator):
             torch.bitwise_right_shift(rows.float().contiguous().view(torch.int32), 20, out=codes)
             codes &= FLOAT_BINS - 1
             self.counts.scatter_add_(0, codes, self.one.expand_as(codes))
-
-    def merge(self, other: "Accumulator") -> None:
-        """Add another's tokens."""
-        assert isinstance(other, Histogram)
-        self._require_kin(other)
-        self.count += other.count
-        self.counts += other.counts
 
     def state(self) -> dict[str, Tensor]:
         """Its used bins and their counts."""

@@ -129,7 +129,8 @@ def _spans(path: Path, tokens: TokenDataset) -> dict[str, np.ndarray]:
     if missing or not all(table[name].dtype.is_integer() for name in SPAN_COLUMNS[:3]):
         raise LabelError(f"{path}: not spans of tokens", given=table.columns, wanted="integers row, start, end; label")
     bad = table.filter(
-        (pl.col("row") < 0)
+        pl.any_horizontal(pl.col(*SPAN_COLUMNS).is_null())
+        | (pl.col("row") < 0)
         | (pl.col("row") >= len(tokens))
         | (pl.col("start") < 0)
         | (pl.col("end") <= pl.col("start"))

@@ -11,7 +11,21 @@ from matplotlib.figure import Figure
 
 from universal_neurons import figures
 from universal_neurons.store import Store, disk_errors, write_atomically
-from universal_neurons.summary import fact_lines, facts, match_cells, published_rows, short, shown_neurons
+from universal_neurons.summary import (
+    MODEL_FACTS,
+    fact_lines,
+    facts,
+    family_rows,
+    fires_on,
+    match_cells,
+    models_rows,
+    published_rows,
+    short,
+    shown_neurons,
+)
+
+FAMILY_FIGURES = ("teaser", "more-families", "family-")
+PROPERTY_FIGURES = ("percentiles", "sparsity-", "nearest-", "layers-")
 
 PAGES = Environment(
     loader=PackageLoader("universal_neurons"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -23,6 +37,12 @@ def study_figures(store: Store) -> dict[str, Figure]:
     """Every figure of a study, by file name."""
     threshold = store.config.threshold
     drawn: dict[str, Figure] = {}
+    drawn |= _property_figures(store)
+    if store.has("details"):
+        reference = store.neurons.filter(pl.col("model") == store.models[0])
+        drawn |= figures.families_figures(store.table("details"), reference, store.strings)
+    if not store.askers:
+        return drawn
     for asker in store.askers:
         place = asker.replace("/", "-")
         drawn[f"universality-{place}"] = figures.universality(store.neurons, store.layers, asker, threshold)
@@ -33,6 +53,19 @@ def study_figures(store: Store) -> dict[str, Figure]:
     if store.has("subsets"):
         drawn["subsets"] = figures.by_subset(store.subsets, threshold)
     return drawn
+
+
+def _property_figures(store: Store) -> dict[str, Figure]:
+    """Figures 3, 9, 10, 14 of the models that were asked about (else of all)."""
+    asked = store.askers or store.models
+    tables = {name: store.neurons.filter(pl.col("model") == name) for name in asked}
+    drawn: dict[str, Figure | None] = {"percentiles": figures.percentiles(tables)}
+    for name, table in tables.items():
+        place = name.replace("/", "-")
+        drawn[f"sparsity-{place}"] = figures.sparsity_against_cosine(table, name)
+        drawn[f"nearest-{place}"] = figures.nearest(table, name)
+        drawn[f"layers-{place}"] = figures.by_layer(table, name)
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def _by_asker(store: Store, prefix: str = "") -> dict[str, pl.DataFrame]:
@@ -47,7 +80,9 @@ def write_report(store: Store) -> Path:
         store.write_page(f"figures/{name}.svg", svg)
         store.write_page(f"figures/{name}.png", figures.render(figure, "png"))
         pictures[name] = _embedded(svg)
-    page = PAGES.get_template("report.html").render(studies=[_section(store, pictures)], densities=None, rows=[])
+    page = PAGES.get_template("report.html").render(
+        studies=[_section(store, pictures)], beside=False, densities=None, rows=[]
+    )
     return store.write_page("report.html", page.encode())
 
 
@@ -59,12 +94,12 @@ def write_joint_report(stores: Sequence[Store], target: Path) -> Path:
         pictures = {key: _embedded(figures.render(figure, "svg")) for key, figure in study_figures(store).items()}
         sections.append(_section(store, pictures) | {"name": name})
     tables = {k: t for store, name in zip(stores, names) for k, t in _by_asker(store, f"{name}: ").items()}
-    densities = _embedded(figures.render(figures.densities(tables), "svg"))
+    densities = _embedded(figures.render(figures.densities(tables), "svg")) if tables else None
     compared = [dict(fact_lines(facts(store, asker))) | {"": f"{name}: {asker}"}
                 for store, name in zip(stores, names) for asker in store.askers]  # fmt: skip
     labels = ["", *dict.fromkeys(label for found in compared for label in found if label)]
-    rows = [[label, *(found.get(label, "–") for found in compared)] for label in labels]
-    page = PAGES.get_template("report.html").render(studies=sections, densities=densities, rows=rows)
+    rows = [[label, *(found.get(label, "–") for found in compared)] for label in labels if compared]
+    page = PAGES.get_template("report.html").render(studies=sections, beside=True, densities=densities, rows=rows)
     with disk_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         return write_atomically(target, page.encode())
@@ -78,7 +113,10 @@ def study_names(stores: Sequence[Store]) -> list[str]:
 
 def summary_html(store: Store) -> str:
     """A study's facts as HTML, for notebooks."""
-    return PAGES.get_template("summary.html").render(asked=[_asked(store, asker, {}) for asker in store.askers])
+    asked = [_asked(store, asker, {}) for asker in store.askers]
+    if not asked:
+        asked = [{"asker": row[0], "facts": list(zip(MODEL_FACTS, row[1:]))} for row in models_rows(store)]
+    return PAGES.get_template("summary.html").render(asked=asked)
 
 
 def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
@@ -87,9 +125,13 @@ def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
     return {
         "name": store.path.resolve().name,
         "asked": [_asked(store, asker, pictures) for asker in store.askers],
-        "densities": pictures["densities"],
-        "convergence": pictures["convergence"],
-        "convergence_text": _convergence_text(store),
+        "densities": pictures.get("densities"),
+        "convergence": pictures.get("convergence"),
+        "convergence_text": _convergence_text(store) if store.askers else "",
+        "families": family_rows(store) if store.has("labels") else [],
+        "unexplained": short(store.config.unexplained),
+        "family_pictures": [item for item in pictures.items() if item[0].startswith(FAMILY_FIGURES)],
+        "property_pictures": [item for item in pictures.items() if item[0].startswith(PROPERTY_FIGURES)],
         "subsets": pictures.get("subsets"),
         "published": published_rows(store),
         "published_source": theirs.source if theirs else "",
@@ -116,6 +158,7 @@ def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]
                 "mean_corr": short(row["mean_corr"]),
                 "baseline": short(row["mean_baseline"]),
                 "q": f"{row['q_value']:.3f}",
+                "fires": fires_on(row),
                 "matches": [cells.get(name, "–") for name in others],
             }
         )

@@ -18,7 +18,9 @@ from universal_neurons.labels import LabelSet
 from universal_neurons.models import Model
 from universal_neurons.tokens import TokenDataset
 
+FALLBACK_SHARE = 0.01  # singled out where no neuron is universal: the best by excess
 PER_FAMILY = 4
+SPARE = 2  # kept in case held-out rows take some out of their family
 DUPLICATES = 3
 MOST_TOKENS = 100_000
 
@@ -64,7 +66,7 @@ def choose_shown(neurons: pl.DataFrame, label_of: np.ndarray, d_mlp: int) -> Sho
         if family == UNEXPLAINED:
             continue
         ranked, _ = ranking(neurons.filter(pl.col("family") == family))
-        for row in ranked.head(PER_FAMILY).iter_rows(named=True):
+        for row in ranked.head(PER_FAMILY + SPARE).iter_rows(named=True):
             chosen[row["layer"] * d_mlp + row["neuron"]] = family
     for row in same_label(neurons).head(DUPLICATES).iter_rows(named=True):
         chosen.setdefault(row["layer"] * d_mlp + row["neuron"], "unigram")

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import polars as pl
 from torch import Tensor
 
@@ -31,7 +32,7 @@ UNWRITABLE = (
 
 
 class Store:
-    """A finished study: `neurons`, `matches`, `layers`, `convergence`, `subsets` as polars frames, and the manifest.
+    """A finished study: its tables (`neurons`, `matches`, `labels`, …) as polars frames, and the manifest.
 
     Raises `MissingFileError` where there is none, and `StoreConflictError` where it is not finished.
     """
@@ -60,6 +61,8 @@ class Store:
     @property
     def askers(self) -> list[str]:
         """Models whose neurons were asked about."""
+        if "universality" not in self.config.stages:
+            return []
         return self.models if self.config.pairs == "all" else self.models[:1]
 
     def table(self, name: str) -> pl.DataFrame:
@@ -97,6 +100,33 @@ class Store:
     def subsets(self) -> pl.DataFrame:
         """Universality within each subset that was asked for."""
         return self.table("subsets")
+
+    @property
+    def labels(self) -> pl.DataFrame:
+        """The best labels of every neuron."""
+        return self.table("labels")
+
+    @property
+    def examples(self) -> pl.DataFrame:
+        """Where every neuron fires most, and spans from lower bands."""
+        return self.table("examples")
+
+    @property
+    def strings(self) -> list[str]:
+        """The vocabulary as strings, by token id."""
+        return self.table("vocabulary").sort("token")["string"].to_list()
+
+    def histogram(self, model: str, neuron: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lower edges, upper edges and counts of a (flat) neuron's pre-activations; else `MissingFileError`."""
+        from safetensors import safe_open
+
+        path = self.path / "histograms.safetensors"
+        if not path.exists():
+            raise MissingFileError(f"{self.path}: no histograms", wanted="a study with the stage statistics")
+        with safe_open(path, "np") as tensors:
+            low, high = tensors.get_tensor(f"{model}/low"), tensors.get_tensor(f"{model}/high")
+            counts = tensors.get_slice(f"{model}/counts")[:, neuron]
+        return low, high, counts
 
     def write_page(self, name: str, content: bytes) -> Path:
         """Write a figure or report into the finished study."""

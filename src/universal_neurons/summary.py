@@ -1,19 +1,19 @@
 """A study in a few numbers and tables: what `uneurons show` prints and the report repeats."""
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 from rich.console import Console, Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from universal_neurons.errors import InputError
+from universal_neurons.families import FAMILIES, UNEXPLAINED
+from universal_neurons.shown import FALLBACK_SHARE, ranking
 from universal_neurons.store import Store
 
-FALLBACK_SHARE = 0.01  # shown where no neuron is universal: the best by excess
+MODEL_FACTS = ("neurons", "dead", "tokens counted")
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,13 @@ def match_cells(store: Store, asker: str, layer: int, neuron: int, *, intervals:
     }
 
 
+def fires_on(row: dict[str, Any]) -> str:
+    """The label of a neuron that a label explains, else its family."""
+    if row["family"] in (None, "bos", UNEXPLAINED):
+        return row["family"] or "–"
+    return f"{visible(row['label'])} {short(row['variance_reduction'])}"
+
+
 def finite(value: float | None) -> bool:
     """Whether there is a number."""
     return value is not None and math.isfinite(value)
@@ -170,11 +177,15 @@ def published_rows(store: Store) -> list[tuple[str, str, str]]:
 def study_view(store: Store) -> Group:
     """A study as rich tables."""
     parts: list[Any] = []
+    if not store.askers:
+        parts.append(models_view(store))
     for asker in store.askers:
         table = Table(title=f"{asker}: which of its neurons does every model find again?", show_header=False)
         for label, value in fact_lines(facts(store, asker)):
             table.add_row(label, value)
         parts += [table, neurons_view(store, asker)]
+    if store.has("labels"):
+        parts.append(families_view(store))
     rows = published_rows(store)
     if rows and store.config.published:
         table = Table("", "this study", store.config.published.source, title="Beside the published counts")
@@ -184,60 +195,74 @@ def study_view(store: Store) -> Group:
     return Group(*parts)
 
 
+def models_view(store: Store) -> Table:
+    """What was looked at where universality was not asked about."""
+    table = Table("model", *MODEL_FACTS, title="Neurons")
+    for row in models_rows(store):
+        table.add_row(*row)
+    return table
+
+
+def models_rows(store: Store) -> list[tuple[str, str, str, str]]:
+    """Of every model: its name, neurons, dead neurons and the positions counted."""
+    tokens = store.manifest["counted_tokens"]
+    rows = []
+    for name in store.models:
+        table = store.neurons.filter(pl.col("model") == name)
+        dead = "–" if table["dead"].is_null().all() else str(table["dead"].sum())
+        rows.append((name, f"{len(table):,}", dead, f"{tokens:,}" if tokens else "–"))
+    return rows
+
+
+def family_rows(store: Store) -> list[tuple[str, list[int], str]]:
+    """Every family: its neurons in each model, and the reference model's best with its label."""
+    neurons = store.neurons
+    rows = []
+    for family in FAMILIES:
+        there = neurons.filter(pl.col("family") == family)
+        counts = [len(there.filter(pl.col("model") == name)) for name in store.models]
+        best = ""
+        ranked, _ = ranking(there.filter(pl.col("model") == store.models[0]))
+        if family != UNEXPLAINED and len(ranked):
+            first = ranked.row(0, named=True)
+            score = first["variance_reduction"]
+            best = f"L{first['layer']}.{first['neuron']} {visible(first['label'])} {short(score)}"
+            if family == "bos":
+                best = f"L{first['layer']}.{first['neuron']}"
+        rows.append((family.replace("_", " "), counts, best))
+    return rows
+
+
+def families_view(store: Store) -> Table:
+    """How many neurons of each model each family has."""
+    best = f"best of {store.models[0]}"
+    title = "What the neurons fire on (variance explained)"
+    table = Table("family", *store.models, Column(best, overflow="fold", min_width=16), title=title)
+    for family, counts, example in family_rows(store):
+        table.add_row(family, *map(str, counts), Text(example))
+    return table
+
+
+def visible(label: str | None) -> str:
+    """A label for a line of text, white space made visible."""
+    return (label or "–").replace("\n", "⏎").replace("\t", "⇥")
+
+
 def neurons_view(store: Store, asker: str) -> Table:
     """The most universal neurons with their matches."""
     shown, title = shown_neurons(store, asker)
     others = [name for name in store.models if name != asker]
-    table = Table("neuron", "excess", "95 %", "q", *others, title=title)
+    labelled = store.has("labels")
+    fires = [Column("fires on", overflow="fold", min_width=12)] if labelled else []
+    table = Table("neuron", "excess", "95 %", "q", *others, *fires, title=title)
     for row in shown.iter_rows(named=True):
         cells = match_cells(store, asker, row["layer"], row["neuron"], intervals=False)
         interval = f"{short(row['excess_low'])} {short(row['excess_high'])}"
         q = f"{row['q_value']:.3f}"
         place = f"L{row['layer']}.{row['neuron']}"
-        table.add_row(place, short(row["excess_corr"]), interval, q, *(cells.get(name, "–") for name in others))
+        why = [Text(fires_on(row))] if labelled else []
+        table.add_row(place, short(row["excess_corr"]), interval, q, *(cells.get(name, "–") for name in others), *why)
     return table
-
-
-def parse_neuron(name: str, store: Store) -> tuple[str, int, int]:
-    """`L3.17` or `seed-1/L3.17` to model, layer, neuron."""
-    found = re.fullmatch(r"(?:(?P<model>.+)/)?L(?P<layer>\d+)\.(?P<neuron>\d+)", name)
-    if not found:
-        raise InputError(f"{name}: not a neuron's name", wanted="L3.17 or seed-1/L3.17")
-    model = found["model"] or store.models[0]
-    if model not in store.models:
-        raise InputError(f"{name}: no such model in this study", wanted="one of " + ", ".join(store.models))
-    return model, int(found["layer"]), int(found["neuron"])
-
-
-def neuron_view(store: Store, name: str) -> Group:
-    """One neuron: its numbers and its matches."""
-    model, layer, neuron = parse_neuron(name, store)
-    here = (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
-    rows = store.neurons.filter((pl.col("model") == model) & here).to_dicts()
-    if not rows:
-        shape = next(m for m in store.manifest["models"] if m["name"] == model)
-        raise InputError(
-            f"{name}: no such neuron", wanted=f"layer < {shape['layers']} and neuron < {shape['d_mlp']} in {model}"
-        )
-    row = rows[0]
-    numbers = Table("", "", title=f"{model}/L{layer}.{neuron}", show_header=False)
-    for column, value in row.items():
-        if column not in ("model", "layer", "neuron") and value is not None:
-            numbers.add_row(column, f"{value:.4f}" if isinstance(value, float) else str(value))
-    if model not in store.askers:
-        return Group(numbers, Text(f"The study did not ask about {model}'s neurons (--pairs all does)."))
-    if row["dead"]:
-        return Group(numbers, Text("Dead: its activation never changes, so it correlates with nothing."))
-    matches = Table("model", "rank", "match", "ρ", "held out", "95 %", "mutual", title="Matches")
-    for match in store.matches.filter((pl.col("asker") == model) & here).iter_rows(named=True):
-        rank = "most negative" if match["rank"] < 0 else str(match["rank"])
-        interval = f"{short(match['corr_low'])} {short(match['corr_high'])}" if finite(match["corr_low"]) else ""
-        heldout = f"{match['corr_heldout']:.3f}" if finite(match["corr_heldout"]) else ""
-        place = f"L{match['match_layer']}.{match['match_neuron']}"
-        matches.add_row(
-            match["model"], rank, place, f"{match['corr']:.3f}", heldout, interval, "⇄" * bool(match["mutual"])
-        )
-    return Group(numbers, matches)
 
 
 def plain_summary(store: Store) -> str:

@@ -33,6 +33,7 @@ PIPE_ROWS = 32
 MORPHOLOGY = ("Number", "Person", "PronType", "Tense", "VerbForm", "Aspect")
 COLUMNS = ("pos", "dep", "ent", "stop", "start", "end", *MORPHOLOGY)
 NOTHING = -1
+READING = 2  # what is read off a document: raised when that changes, so that no older cache is taken for it
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def annotate(
 
 def _key(tokens: TokenDataset, vocabulary: Vocabulary, nlp: Any) -> str:
     strings = hashlib.sha256(json.dumps(vocabulary.strings).encode()).hexdigest()
-    told = [tokens.fingerprint, strings, nlp.meta["lang"], nlp.meta["name"], nlp.meta["version"], COLUMNS]
+    told = [tokens.fingerprint, strings, nlp.meta["lang"], nlp.meta["name"], nlp.meta["version"], COLUMNS, READING]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 
 
@@ -118,7 +119,7 @@ def _annotate_rows(
 ) -> tuple[list[str], np.ndarray]:
     """Names, and codes (rows, context, columns) into them, of some rows."""
     strings = np.array(["" if dull else s for s, dull in zip(vocabulary.strings, vocabulary.special)], dtype=object)
-    pieces = [strings[ids[:length]] for ids, length in zip(tokens.ids(rows), tokens.lengths[rows])]
+    pieces = [strings[ids[:length]].tolist() for ids, length in zip(tokens.ids(rows), tokens.lengths[rows])]
     names: dict[str, int] = {}
     codes = np.full((len(rows), tokens.context, len(COLUMNS)), NOTHING, np.int16)
     for row, (piece, doc) in enumerate(zip(pieces, _read(nlp, ["".join(piece) for piece in pieces]))):
@@ -166,7 +167,8 @@ def _row_labels(pieces: Sequence[str], doc: Any) -> list[list[str]]:
 
 def _word_labels(doc: Any) -> list[tuple[str, ...]]:
     """The labels of every word of a document, by column."""
-    ends = {sentence.end - 1 for sentence in doc.sents}
+    inked = [[word.i for word in sentence if not word.is_space] for sentence in doc.sents]
+    ends = {words[-1] for words in inked if words}  # a sentence's white space is no part of its last word
     found = []
     for number, word in enumerate(doc):
         features = word.morph.to_dict()

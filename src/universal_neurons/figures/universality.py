@@ -1,11 +1,6 @@
-"""Tables to figures; nothing is saved here.  Numbers are the paper's figures.
+"""Figures 2, 11, 12, 13: correlations, their layers, convergence, intervals, subsets."""
 
-Figures are drawn without pyplot, so that drawing in a server or notebook leaves no state behind.
-"""
-
-import io
 from collections.abc import Mapping
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,14 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from scipy import stats
 
-STYLE: Any = {
-    "svg.hashsalt": "universal-neurons",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "legend.frameon": False,
-}
+from universal_neurons.figures.style import STYLE
+
 COLOURS = {"mean_corr": "#1f6f8b", "mean_baseline": "#b0a18f", "excess_corr": "#c8553d"}
 NAMES = {"mean_corr": "best ρ", "mean_baseline": "baseline", "excess_corr": "excess"}
 
@@ -170,12 +159,3 @@ def by_subset(subsets: pl.DataFrame, threshold: float) -> Figure:
 
 def _alive(neurons: pl.DataFrame, asker: str) -> pl.DataFrame:
     return neurons.filter((pl.col("model") == asker) & ~pl.col("dead") & pl.col("excess_corr").is_finite())
-
-
-def render(figure: Figure, kind: str) -> bytes:
-    """A figure's bytes as `svg` or `png`, the same every time."""
-    target = io.BytesIO()
-    metadata = {"Date": None, "Creator": "universal-neurons"} if kind == "svg" else {"Software": "universal-neurons"}
-    with mpl.rc_context(STYLE):
-        figure.savefig(target, format=kind, dpi=150, metadata=metadata)
-    return target.getvalue()

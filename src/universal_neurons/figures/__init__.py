@@ -1,0 +1,23 @@
+"""Tables to figures; nothing is saved here.  Numbers are the paper's figures.
+
+Figures are drawn without pyplot, so that drawing in a server or notebook leaves no state behind.
+"""
+
+from universal_neurons.figures.families import families_figures
+from universal_neurons.figures.properties import by_layer, nearest, percentiles, sparsity_against_cosine
+from universal_neurons.figures.style import render
+from universal_neurons.figures.universality import by_subset, convergence, densities, intervals, universality
+
+__all__ = [
+    "by_layer",
+    "by_subset",
+    "convergence",
+    "densities",
+    "families_figures",
+    "intervals",
+    "nearest",
+    "percentiles",
+    "render",
+    "sparsity_against_cosine",
+    "universality",
+]

@@ -1,0 +1,137 @@
+"""One neuron in the terminal: its numbers, matches, best labels, histogram and examples (`uneurons show RUN L2.17`)."""
+
+import re
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from universal_neurons.errors import InputError
+from universal_neurons.store import Store
+from universal_neurons.summary import finite, short, visible
+
+TAIL = 0.001
+BARS = 60
+BLOCKS = " ▁▂▃▄▅▆▇█"
+FAINT = 0.1  # activations below this share of the highest stay uncoloured
+
+
+def parse_neuron(name: str, store: Store) -> tuple[str, int, int]:
+    """`L3.17` or `seed-1/L3.17` to model, layer, neuron."""
+    found = re.fullmatch(r"(?:(?P<model>.+)/)?L(?P<layer>\d+)\.(?P<neuron>\d+)", name)
+    if not found:
+        raise InputError(f"{name}: not a neuron's name", wanted="L3.17 or seed-1/L3.17")
+    model = found["model"] or store.models[0]
+    if model not in store.models:
+        raise InputError(f"{name}: no such model in this study", wanted="one of " + ", ".join(store.models))
+    return model, int(found["layer"]), int(found["neuron"])
+
+
+def neuron_view(store: Store, name: str) -> Group:
+    """One neuron: its numbers and its matches."""
+    model, layer, neuron = parse_neuron(name, store)
+    here = (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
+    rows = store.neurons.filter((pl.col("model") == model) & here).to_dicts()
+    if not rows:
+        shape = next(m for m in store.manifest["models"] if m["name"] == model)
+        raise InputError(
+            f"{name}: no such neuron", wanted=f"layer < {shape['layers']} and neuron < {shape['d_mlp']} in {model}"
+        )
+    row = rows[0]
+    numbers = _numbers(f"{model}/L{layer}.{neuron}", row)
+    if row["dead"]:
+        return Group(numbers, Text("Dead: its activation never changes, so it correlates with nothing."))
+    parts: list[Any] = [numbers]
+    if model in store.askers:
+        parts.append(_matches(store, model, here))
+    elif store.askers:
+        parts.append(Text(f"The study did not ask about {model}'s matches (--pairs all does)."))
+    if store.has("labels"):
+        parts.append(_labels(store, model, here))
+    if store.has("examples"):
+        d_mlp = next(m["d_mlp"] for m in store.manifest["models"] if m["name"] == model)
+        parts += [_histogram(*store.histogram(model, layer * d_mlp + neuron)), *_examples(store, model, here)]
+    return Group(*parts)
+
+
+def _numbers(title: str, row: dict[str, Any]) -> Table:
+    """Every column that has a value, in pairs of columns."""
+    table = Table(*[""] * 4, title=title, show_header=False)
+    cells = [
+        (column, f"{value:.4f}" if isinstance(value, float) else visible(str(value)))
+        for column, value in row.items()
+        if column not in ("model", "layer", "neuron") and value is not None
+    ]
+    height = -(-len(cells) // 2)
+    for line in range(height):
+        table.add_row(*(Text(part) for cell in cells[line::height] for part in cell))
+    return table
+
+
+def _matches(store: Store, model: str, here: pl.Expr) -> Table:
+    matches = Table("model", "rank", "match", "ρ", "held out", "95 %", "mutual", title="Matches")
+    for match in store.matches.filter((pl.col("asker") == model) & here).iter_rows(named=True):
+        rank = "most negative" if match["rank"] < 0 else str(match["rank"])
+        interval = f"{short(match['corr_low'])} {short(match['corr_high'])}" if finite(match["corr_low"]) else ""
+        heldout = f"{match['corr_heldout']:.3f}" if finite(match["corr_heldout"]) else ""
+        place = f"L{match['match_layer']}.{match['match_neuron']}"
+        matches.add_row(
+            match["model"], rank, place, f"{match['corr']:.3f}", heldout, interval, "⇄" * bool(match["mutual"])
+        )
+    return matches
+
+
+def _labels(store: Store, model: str, here: pl.Expr) -> Table:
+    table = Table("label", "of", "variance explained", "", title="What it fires on: the best labels")
+    for row in store.labels.filter((pl.col("model") == model) & here).iter_rows(named=True):
+        name = ("previous token: " if row["previous"] else "") + visible(row["label"])
+        direction = "fires" if row["sign"] > 0 else "is silent"
+        table.add_row(Text(name), row["group"], f"{row['variance_reduction']:.3f}", direction)
+    return table
+
+
+def _histogram(low: np.ndarray, high: np.ndarray, counts: np.ndarray) -> Text:
+    """Pre-activations in a line of bars (log scale), over all but the outermost thousandth on each side."""
+    total = counts.sum()
+    inside = np.cumsum(counts) / max(total, 1)
+    first, last = np.searchsorted(inside, [TAIL, 1 - TAIL])
+    start, end = float(low[first]), float(high[min(last, len(high) - 1)])
+    edges = np.linspace(start, end, BARS + 1)
+    width = np.maximum(high - low, 1e-300)
+    share = np.clip(np.minimum(high, edges[1:, None]) - np.maximum(low, edges[:-1, None]), 0, None) / width
+    bars = (share * counts).sum(1)
+    scale = np.log1p(bars) / max(float(np.log1p(bars).max()), 1e-12)
+    line = "".join(BLOCKS[min(int(np.ceil(s * (len(BLOCKS) - 1))), len(BLOCKS) - 1)] for s in scale)
+    return Text(f"\nPre-activation (log counts)\n{start:8.2f} {line} {end:.2f}")
+
+
+def _examples(store: Store, model: str, here: pl.Expr) -> list[Text]:
+    """Spans of text, tokens coloured by activation, the example's own token in « »."""
+    strings = store.strings if store.has("vocabulary") else None
+    rows = store.examples.filter((pl.col("model") == model) & here)
+    peak = max(float(rows["activation"].max() or 0), 1e-12)  # type: ignore[arg-type]
+    parts: list[Text] = []
+    band = None
+    for row in rows.iter_rows(named=True):
+        if row["band"] != band:
+            band = row["band"]
+            title = "Highest activations" if band == "top" else f"From its {band} quantiles"
+            parts.append(Text(f"\n{title}", style="bold"))
+        line = Text(f"{row['activation']:7.2f}  ")
+        for place, (token, activation) in enumerate(zip(row["tokens"], row["activations"]), start=row["start"]):
+            string = visible(strings[token]) if strings else f" {token}"
+            string = f"«{string}»" if place == row["position"] else string
+            line.append(string, style=_colour(activation / peak))
+        parts.append(line)
+    return parts
+
+
+def _colour(share: float) -> str:
+    """Background of a token by its activation's share of the highest."""
+    if not share > FAINT:
+        return ""
+    faded = int(255 * (1 - min(share, 1.0) * 0.75))
+    return f"black on rgb(255,{faded},{faded})"
