@@ -2,8 +2,11 @@
 
 import os
 import random
+import tempfile
 from pathlib import Path
 
+CACHE = tempfile.TemporaryDirectory()
+os.environ["UNIVERSAL_NEURONS_CACHE"] = CACHE.name  # no annotation of another run
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side
 

@@ -35,7 +35,13 @@ from universal_neurons.store import StoreWriter
 
 @pytest.fixture
 def config(folders, text_file, tmp_path):
-    return StudyConfig(models=tuple(map(str, folders)), data=str(text_file), out=str(tmp_path / "run"), draws=4)
+    return StudyConfig(
+        models=tuple(map(str, folders)),
+        data=str(text_file),
+        out=str(tmp_path / "run"),
+        draws=4,
+        stages=("universality",),
+    )
 
 
 def quiet(config, **more) -> Store:

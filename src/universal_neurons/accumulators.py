@@ -126,6 +126,7 @@ class Accumulator:
     def merge(self, other: "Accumulator") -> None:
         """Add another's tokens to this one's.  Raises `MergeError` unless both describe the same models."""
         self._require_kin(other)
+        self.basis = self.basis or other.basis
         self.fold()
         other.fold()
         self.count += other.count

@@ -8,11 +8,11 @@ from rich.text import Text
 
 from universal_neurons.checkpoints import expand_bundled, resolve_sources
 from universal_neurons.config import StudyConfig
-from universal_neurons.errors import ArchitectureError, InputError, TokenRangeError
+from universal_neurons.errors import ArchitectureError, ConfigError, InputError, TokenRangeError
 from universal_neurons.estimate import Estimate, estimate
 from universal_neurons.models import Model, load_model, verify
+from universal_neurons.plan import find_tokenizer, load_models, require_kin, resolve, with_context
 from universal_neurons.progress import clock
-from universal_neurons.study import find_tokenizer, load_models, require_kin, resolve, with_context
 from universal_neurons.tokens import TokenDataset
 
 SUBSET_TOKENS = 1_000_000  # how far a corpus is read to see which subsets it has
@@ -40,7 +40,7 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
             f"{verify(model):.0e}",
         )
         table.add_row(name, model.architecture.name, *map(str, row))
-    config = StudyConfig(models=tuple(models), tokenizer=tokenizer)
+    config = StudyConfig(models=tuple(models), tokenizer=tokenizer, stages=("statistics",))
 
     def require_vocabularies() -> None:
         largest = max(find_tokenizer(config, loaded).get_vocab().values())
@@ -72,6 +72,8 @@ def _named(models: Sequence[Model]) -> list[Model]:
 def estimate_study(config: StudyConfig) -> Estimate:
     """Load the models of a configuration and estimate its study."""
     config = resolve(config)
+    if not config.reads_tokens:
+        raise ConfigError("--stages weights reads no text", wanted="a study of text", fix="run it: it takes seconds")
     models = load_models(config)
     require_kin(models, config)
     config = with_context(config, models)
@@ -93,7 +95,7 @@ def estimate_view(found: Estimate) -> Table:
     """An estimate as a table."""
     table = Table("", "", title=f"{found.tokens:,} tokens on {found.device}", show_header=False)
     table.add_row("time", clock(found.seconds))
-    for name in ("pass", "compare", "detail"):
+    for name in ("labels", "pass", "compare", "detail"):
         table.add_row(f"  {name}", clock(getattr(found, f"seconds_{name}")))
     table.add_row("memory", f"{_size(found.memory_peak)} at the peak, {_size(found.memory_available)} free")
     table.add_row("disk", f"{_size(found.disk_peak)} at the peak, {_size(found.disk_final)} at the end")

@@ -111,6 +111,7 @@ class TopExamples(Accumulator):
         """Keep the best of both; the shards of both must differ."""
         assert isinstance(other, TopExamples)
         self._require_kin(other)
+        self.basis = self.basis or other.basis
         self.count += other.count
         key = torch.cat([self.score, other.score], 1)
         row = torch.cat([self.row, other.row], 1)

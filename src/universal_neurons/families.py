@@ -26,9 +26,10 @@ from universal_neurons.models import Model
 from universal_neurons.moments import GroupedSums, GroupMeans, Spread, SumSquares
 
 FEWEST = 20  # positions that a label must hold for, and not hold for
-PANEL_NEURONS = 4096
+PANEL_NEURONS = 1024
 POSITION_MI = 0.05  # nats
 NULL_QUANTILE = 0.99
+TIE = 1e-5  # closer scores, relatively, are the same but for rounding
 POSITION = Label("position", "position")
 UNEXPLAINED = "unexplained"
 FAMILIES = (
@@ -87,8 +88,7 @@ class LabelEvidence:
     def __init__(self, labels: LabelSet, accumulators: Sequence[Accumulator], *, dense: bool, mark: str = "") -> None:
         self.labels, self.dense, self.mark = labels, dense, mark
         self.by_key = {(type(a), a.reads): a for a in accumulators if a.group is None}
-        tables = (labels.word_table, labels.previous_table, labels.position_table)
-        self.tables = [torch.from_numpy(table).double() for table in tables]
+        self.tables = [torch.from_numpy(t) for t in (labels.word_table, labels.previous_table, labels.position_table)]
 
     def spread(self, model: str) -> Spread:
         """Σx and Σx² of a model's neurons."""
@@ -98,7 +98,7 @@ class LabelEvidence:
 
     def grouped(self, model: str, by: str, of: str = "values") -> GroupedSums | None:
         """Sums by word, previous token or position; None where they were not kept."""
-        found = self.by_key.get((GroupMeans, (model, by + self.mark, of)))
+        found = self.by_key.get((GroupMeans, (model, f"by {by}{self.mark}", f"of {of}")))
         assert found is None or isinstance(found, GroupMeans)
         return None if found is None else found.result()
 
@@ -116,7 +116,7 @@ class LabelEvidence:
         for name, table in zip(("word", "previous", "position"), self.tables):
             grouped = self.grouped(model, name)
             if grouped is not None:
-                here = table.to(grouped.sums.device)
+                here = table.to(grouped.sums.device).double()
                 counts.append(here @ grouped.counts.double())
                 sums.append(here @ grouped.sums[:, neurons])
             elif len(table):
@@ -147,12 +147,14 @@ class LabelEvidence:
         return torch.cat(rows)
 
     def best(self, model: str, k: int = 5) -> Scores:
-        """The k labels with the highest variance reduction."""
+        """The k labels with the highest variance reduction; of two that say the same (one of two subsets, and the
+        other), the one that holds where the neuron is higher comes first."""
         parts = []
         for panel in self._panels(model):
             values = self.reductions(model, panel)
             size = values.abs().nan_to_num(nan=-1.0)  # a label that cannot be judged comes last
-            order = size.argsort(dim=0, descending=True, stable=True)[:k]
+            ranked = torch.where(values > 0, size * (1 + TIE), size)
+            order = ranked.argsort(dim=0, descending=True, stable=True)[:k]
             parts.append((order, size.gather(0, order), values.gather(0, order).nan_to_num(nan=0.0).sign().int()))
         index, best, sign = (torch.cat(part, 1).cpu().numpy() for part in zip(*parts))
         return Scores(index, np.where(best < 0, np.nan, best), sign)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from universal_neurons.accumulators import Accumulator, Batch, first_non_finite, model_of
+from universal_neurons.errors import MergeError
 
 FLOAT_BINS = 1 << 12  # sign, eight bits of exponent, three of mantissa
 FINITE_BINS = 255 << 3
@@ -77,8 +78,11 @@ class Moments(Accumulator):
     def merge(self, other: "Accumulator") -> None:
         """Add another's tokens; both have the same provisional mean."""
         assert isinstance(other, Moments)
+        self._require_kin(other)
         if not self.count:
             self.origin = other.origin
+        elif other.count and not torch.equal(self.origin, other.origin):
+            raise MergeError(f"cannot merge {self.key}", wanted="the same provisional means")
         super().merge(other)
 
     def state(self) -> dict[str, Tensor]:
@@ -260,7 +264,7 @@ class GroupMeans(Accumulator):
         group: int | None = None,
         device: Any = "cpu",
     ) -> None:
-        super().__init__((reads, by, of), group)
+        super().__init__((reads, f"by {by}", f"of {of}"), group)
         self.by, self.of = by, of
         self.counts = torch.zeros(n_groups, dtype=torch.int64, device=device)
         self.sums = torch.zeros(n_groups, n_features, dtype=torch.float64, device=device)

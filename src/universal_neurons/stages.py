@@ -5,7 +5,7 @@ The pass is checkpointed; what follows it is cheap, or repeats from the last che
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,6 +18,7 @@ from universal_neurons.convergence import Snapshots, snapshot_points
 from universal_neurons.detail import HeldOut, PairedMoments
 from universal_neurons.examples import TopExamples
 from universal_neurons.families import POSITION, Families, LabelEvidence, Scores, explain, family_of
+from universal_neurons.inputs import Study
 from universal_neurons.labelling import Labelling
 from universal_neurons.models import DTYPES
 from universal_neurons.moments import GroupedSums, Histogram, Moments
@@ -43,9 +44,6 @@ from universal_neurons.tables import (
 from universal_neurons.tokens import Shard
 from universal_neurons.weights import processed_weights
 
-if TYPE_CHECKING:
-    from universal_neurons.study import Study
-
 CHECKPOINT_SHARE = 0.02
 CHECKPOINT_SECONDS = 10.0
 MOST_BY_POSITION = 50
@@ -54,9 +52,7 @@ MOST_BY_POSITION = 50
 class Stages:
     """A study on its way: each stage adds columns of the neuron table and further tables."""
 
-    def __init__(
-        self, study: "Study", writer: StoreWriter, reporter: Reporter, checkpoint_seconds: float | None
-    ) -> None:
+    def __init__(self, study: Study, writer: StoreWriter, reporter: Reporter, checkpoint_seconds: float | None) -> None:
         self.study, self.writer, self.reporter = study, writer, reporter
         self.checkpoint_seconds = checkpoint_seconds
         self.config, self.models, self.names = study.config, study.models, study.names

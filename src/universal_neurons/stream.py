@@ -13,7 +13,7 @@ The state after a shard is plain tensors: a pass restored from it goes on to the
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from universal_neurons.tokens import Shard, TokenDataset
 LOOK_POSITIONS = 4096
 
 
+@runtime_checkable
 class Annotations(Protocol):
     """A source that needs no model: what is known of the tokens themselves (labels)."""
 

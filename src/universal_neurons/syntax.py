@@ -149,6 +149,8 @@ def _row_labels(pieces: Sequence[str], doc: Any) -> list[list[str]]:
             word_of[word.idx : word.idx + len(word)] = number
     inked = np.flatnonzero(word_of >= 0)
     labels = [[""] * len(pieces) for _ in COLUMNS]
+    if not len(inked):
+        return labels
     where, first = np.unique(token_of[inked], return_index=True)
     last = np.append(first[1:], len(inked)) - 1
     for token, begin, end in zip(where.tolist(), inked[first].tolist(), inked[last].tolist()):

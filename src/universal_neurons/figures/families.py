@@ -127,14 +127,8 @@ def _more(kept: Details) -> Figure:
             name = f"L{row['layer']}.{row['neuron']}"
             values, holds = kept.values(name), kept.holds(name)
             bins = np.linspace(values.min(), values.max() + 1e-9, BINS).tolist()
-            a.hist(
-                values[holds],
-                bins,
-                density=True,
-                histtype="step",
-                color=colour,
-                label=f"{name}: {visible(row['label'])}",
-            )
+            title = f"{name}: {visible(row['label'])}"
+            a.hist(values[holds], bins, density=True, histtype="step", color=colour, label=title)
             a.hist(values[~holds], bins, density=True, histtype="step", color=colour, linestyle=":", alpha=0.7)
         if twins.is_empty():
             _nothing(a, "no unigram neuron")
@@ -169,7 +163,8 @@ def _heat_map(axes: Axes, kept: Details) -> None:
     table = grid.select(names).to_numpy().T[:, [order[token] for token in tokens]]
     image = axes.imshow(table / np.abs(table).max(1, keepdims=True), cmap="viridis", aspect="auto")
     axes.spines[:].set_visible(False)
-    axes.set_xticks(range(len(tokens)), [visible(kept.strings[t]) for t in tokens], rotation=90, fontsize=7)
+    strings = [visible(kept.strings[token]).replace(" ", "␣") or "∅" for token in tokens]
+    axes.set_xticks(range(len(tokens)), strings, rotation=90, fontsize=7)
     labels = [f"{name}\n{visible(label)}" for name, label in zip(names, shown["label"].to_list())]
     axes.set_yticks(range(len(names)), labels, fontsize=7)
     axes.set_title("(c) mean activation by token, context neurons")
@@ -230,5 +225,5 @@ def _nothing(axes: Axes, text: str) -> None:
 
 
 def visible(text: str) -> str:
-    """A string for a figure: white space made visible, no mathematics."""
-    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("$", "\\$") or "∅"
+    """A string for a figure: line ends and tabs made visible, no mathematics."""
+    return text.replace("\n", "⏎").replace("\t", "⇥").replace("$", "\\$")

