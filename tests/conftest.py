@@ -2,11 +2,8 @@
 
 import os
 import random
-import tempfile
 from pathlib import Path
 
-CACHE = tempfile.TemporaryDirectory()
-os.environ["UNIVERSAL_NEURONS_CACHE"] = CACHE.name  # no annotation of another run
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side
 
@@ -112,6 +109,12 @@ def some_text(words: int = 4000, seed: int = 0) -> str:
     return " ".join(
         chooser.choice(WORDS) + chooser.choice(["", "", "", "", ",", ".\n", "!", " 12"]) for _ in range(words)
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Annotations of other runs stay out."""
+    os.environ["UNIVERSAL_NEURONS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

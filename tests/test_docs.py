@@ -70,8 +70,22 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         un.StudyConfig(models=models, data=str(text_file), out=str(tmp_path / "r"), draws=2, subset=("all",)),
         progress=False,
     )
-    for name in ("neurons", "matches", "layers", "convergence", "subsets"):
+    names = (
+        "neurons",
+        "matches",
+        "layers",
+        "convergence",
+        "subsets",
+        "labels",
+        "examples",
+        "tokens",
+        "positions",
+        "vocabulary",
+    )
+    assert {path.stem for path in store.path.glob("*.parquet")} == {*names, "details"}
+    for name in names:
         for column in store.table(name).columns:
             assert column in DOCS["design.md"], (name, column)
-    for column in store.neurons.columns + store.matches.columns:
-        assert f"`{column}`" in DOCS["store.md"], column
+    for name in ("neurons", "matches", "labels", "examples", "tokens", "positions", "vocabulary"):
+        for column in store.table(name).columns:
+            assert f"`{column}`" in DOCS["store.md"], (name, column)

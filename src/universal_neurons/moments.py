@@ -269,6 +269,7 @@ class GroupMeans(Accumulator):
         self.counts = torch.zeros(n_groups, dtype=torch.int64, device=device)
         self.sums = torch.zeros(n_groups, n_features, dtype=torch.float64, device=device)
         self.pending = torch.zeros(n_groups, n_features, device=device)
+        self.touched = torch.zeros(n_groups, dtype=torch.bool, device=device)
 
     @classmethod
     def empty(
@@ -291,13 +292,16 @@ class GroupMeans(Accumulator):
         self.count += len(where)
         self.counts += torch.bincount(where, minlength=len(self.counts))
         values = block.values > 0 if self.of == "firing" else block.values
+        self.touched[where] = True
         with deterministic(values.is_cuda):
             self.pending.index_add_(0, where, values.float())
 
     def fold(self) -> None:
         """Bring what is pending into the float64 state."""
-        self.sums += self.pending
-        self.pending.zero_()
+        groups = self.touched.nonzero().flatten()
+        self.sums[groups] += self.pending[groups]
+        self.pending[groups] = 0
+        self.touched.zero_()
 
     def result(self) -> GroupedSums:
         """The sums so far."""

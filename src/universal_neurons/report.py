@@ -78,6 +78,7 @@ def write_report(store: Store) -> Path:
     for name, figure in study_figures(store).items():
         svg = figures.render(figure, "svg")
         store.write_page(f"figures/{name}.svg", svg)
+        figure.set_layout_engine("none")  # as the SVG laid it out
         store.write_page(f"figures/{name}.png", figures.render(figure, "png"))
         pictures[name] = _embedded(svg)
     page = PAGES.get_template("report.html").render(

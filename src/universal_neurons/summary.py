@@ -117,7 +117,12 @@ def fires_on(row: dict[str, Any]) -> str:
     """The label of a neuron that a label explains, else its family."""
     if row["family"] in (None, "bos", UNEXPLAINED):
         return row["family"] or "–"
-    return f"{visible(row['label'])} {short(row['variance_reduction'])}"
+    return f"{label_of(row)} {short(row['variance_reduction'])}"
+
+
+def label_of(row: dict[str, Any]) -> str:
+    """A neuron's label; `not` where the neuron is silent rather than active when it holds."""
+    return ("not " if (row["label_sign"] or 1) < 0 else "") + visible(row["label"])
 
 
 def finite(value: float | None) -> bool:
@@ -225,10 +230,7 @@ def family_rows(store: Store) -> list[tuple[str, list[int], str]]:
         ranked, _ = ranking(there.filter(pl.col("model") == store.models[0]))
         if family != UNEXPLAINED and len(ranked):
             first = ranked.row(0, named=True)
-            score = first["variance_reduction"]
-            best = f"L{first['layer']}.{first['neuron']} {visible(first['label'])} {short(score)}"
-            if family == "bos":
-                best = f"L{first['layer']}.{first['neuron']}"
+            best = f"L{first['layer']}.{first['neuron']}" + ("" if family == "bos" else f" {fires_on(first)}")
         rows.append((family.replace("_", " "), counts, best))
     return rows
 

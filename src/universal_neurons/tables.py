@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import torch
 
 from universal_neurons.compare import Comparison
@@ -52,7 +53,7 @@ NEURON_SCHEMA: dict[str, Any] = {
         mean var skew kurt sparsity bos_mean"""),
     "is_bos": pl.Boolean,
     "layer_corr_max": pl.Float64, "layer_corr_neuron": pl.Int32,
-    "position_mi": pl.Float64, "family": pl.String, "label": pl.String,
+    "position_mi": pl.Float64, "family": pl.String, "label": pl.String, "label_sign": pl.Int8,
     **_schema(pl.Float64, "variance_reduction variance_reduction_heldout variance_reduction_null"),
     **{f"{metric}_percentile": pl.Float64 for metric in RANKED},
 }  # fmt: skip
@@ -175,6 +176,7 @@ def family_columns(labels: LabelSet, found: Families) -> dict[str, Any]:
         "position_mi": found.position_mi,
         "family": found.family,
         "label": [name if family else None for name, family in zip(names[found.best.index[0]], found.family)],
+        "label_sign": [int(sign) if family else None for sign, family in zip(found.best.sign[0], found.family)],
         "variance_reduction": found.best.variance_reduction[0],
         "variance_reduction_heldout": found.heldout,
         "variance_reduction_null": found.null,
@@ -213,23 +215,22 @@ def examples_table(model: str, shape: Shape, found: Examples, tokens: TokenDatas
     rank = np.tile(np.arange(1, k + 1, dtype=np.int32), n * bands)
     there = np.flatnonzero(row >= 0)
     row, position, window = row[there], position[there], window[there]
-    start = np.maximum(position - BEFORE, 0)
-    end = np.minimum(position + AFTER + 1, tokens.lengths[row])
-    spans, values = [], []
+    places_around = position[:, None] + np.arange(-BEFORE, AFTER + 1)
+    inside = (places_around >= 0) & (places_around < tokens.lengths[row][:, None])
     known, which = np.unique(row, return_inverse=True)
-    ids = tokens.ids(known).astype(np.int32)
-    offset = start - (position - BEFORE)
-    for span in zip(which.tolist(), start.tolist(), end.tolist(), offset.tolist(), window):
-        at, first, last, skip, activations = span
-        spans.append(ids[at, first:last])
-        values.append(activations[skip : skip + last - first])
+    ids = tokens.ids(known)[which[:, None], np.clip(places_around, 0, tokens.context - 1)]
+    digits = (window.view(np.uint32) & 0xFFFF_E000).view(np.float32)  # three are kept: half the bytes on disk
     columns: dict[str, Any] = {name: column[there] for name, column in places.items()}
     columns |= {"band": np.array(BANDS)[band[there]], "rank": rank[there], "row": row, "position": position}
-    columns |= {"activation": window[:, BEFORE], "start": start.astype(np.int32)}
-    window = (window.view(np.uint32) & 0xFFFF_E000).view(np.float32)  # three digits: half the bytes on disk
-    return pl.DataFrame(columns).with_columns(
-        pl.Series("tokens", spans, pl.List(pl.Int32)), pl.Series("activations", values, pl.List(pl.Float32))
-    )
+    columns |= {"activation": window[:, BEFORE], "start": np.maximum(position - BEFORE, 0).astype(np.int32)}
+    columns |= {"tokens": _lists(ids.astype(np.int32), inside), "activations": _lists(digits, inside)}
+    return pl.DataFrame(columns)
+
+
+def _lists(values: np.ndarray, inside: np.ndarray) -> pl.Series:
+    """The values of each row that are inside, as a column of lists."""
+    ends = np.concatenate([[0], inside.sum(1).cumsum()]).astype(np.int64)
+    return pl.Series(pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values[inside])))
 
 
 def tokens_table(

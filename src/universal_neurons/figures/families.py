@@ -181,7 +181,8 @@ def _densities(axes: Axes, kept: Details, row: Mapping[str, object], family: str
         if mask.any():
             axes.hist(values[mask], bins, density=True, histtype="step", color=colour, label=label, linewidth=1.2)
     reduction = row["variance_reduction"]
-    title = f"{name}: {visible(str(row['label']))}"
+    silent = "not " if row["label_sign"] == -1 else ""
+    title = f"{name}: {silent}{visible(str(row['label']))}"
     axes.set(yscale="log", xlabel="activation", title=title + f" ({reduction:.2f})")
     axes.legend(fontsize=7)
 

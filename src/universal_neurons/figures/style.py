@@ -18,6 +18,8 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.titlesize": 10,
     "legend.frameon": False,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
 }
 ACCENT, REST, SECOND, THIRD = "#c8553d", "#9db4c0", "#1f6f8b", "#d9a441"
 

@@ -1,0 +1,140 @@
+"""What do labels cost?  python benchmarks/labels.py [--tokens 250000] [--rounds 1] [--only study|groupby]
+
+1. The study of the five bundled models with and without the labels stage, side by side (spaCy's annotation is cached
+   before: it is read once per corpus, whatever the models).
+2. Variance reductions of all labels with all neurons of one bundled model, against the way of the paper's authors: a
+   pandas group-by per label, on the same activations and labels, in one run; and whether the two agree.
+
+Prints a Markdown section; benchmarks/RESULTS.md holds one.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from universal_neurons import StudyConfig, TokenDataset, run_study
+from universal_neurons.labelling import Labelling
+from universal_neurons.plan import find_tokenizer, load_models, resolve, with_context
+from universal_neurons.progress import Reporter
+from universal_neurons.stream import NeuronSource, Pass
+
+GROUPBY_LABELS = 40
+GROUPBY_TOKENS = 32_768
+WITHOUT = ("weights", "statistics", "universality")
+
+
+def prepared(tokens: int, models: tuple[str, ...]):
+    """Models, packed tokens and labels of a configuration; the annotation is in the cache afterwards."""
+    config = resolve(StudyConfig(models=models, max_tokens=tokens))
+    loaded = load_models(config)
+    config = with_context(config, loaded)
+    tokenizer = find_tokenizer(config, loaded)
+    packed = TokenDataset.load(config, tokenizer, context=config.context)
+    labelling = Labelling(config, loaded, packed, tokenizer, {})
+    labels = labelling.build(Reporter(quiet=True))
+    return loaded, packed, labelling, labels
+
+
+def studies(tokens: int, rounds: int) -> None:
+    _, packed, _, labels = prepared(tokens, ("bundled",))
+    seconds: dict[str, list[float]] = {"with": [], "without": []}
+    for _ in range(rounds):
+        for name, stages in (("without", WITHOUT), ("with", ())):
+            with tempfile.TemporaryDirectory() as folder:
+                started = time.perf_counter()
+                run_study(StudyConfig(max_tokens=tokens, stages=stages, out=str(Path(folder) / "run")), progress=False)
+                seconds[name].append(time.perf_counter() - started)
+    middle = {name: statistics.median(times) for name, times in seconds.items()}
+    print(f"\nFive bundled models, {packed.n_tokens:,} tokens, {len(labels.all):,} labels, 10 240 neurons;")
+    print(f"medians of {rounds}, {torch.get_num_threads()} threads.\n")
+    print("| study | seconds |\n|---|---|")
+    print(f"| without labels | {middle['without']:.1f} |\n| with all labels | {middle['with']:.1f} |")
+    print(f"| ratio, at most 1.5 wanted | {middle['with'] / middle['without']:.2f} |")
+
+
+def groupby() -> None:
+    (model,), packed, labelling, labels = prepared(GROUPBY_TOKENS, ("bundled/seed-1",))
+    source = labelling.source()
+    run = Pass([NeuronSource(model)], labelling.accumulators(source.width), [source])
+    rows = np.arange(len(packed))
+    shards = packed.shards(rows)
+    ours = 0.0
+    run._look(packed, rows)
+    blocks = []
+    labelling.dense = True
+    dense = labelling.source()
+    labelling.dense = False
+    run.sources[model.name].pre = True
+    for shard in shards:
+        for _, batch in run.batches(packed, shard, 2048):
+            kept = rows_of(packed, batch)
+            started = time.perf_counter()
+            source.batch(*kept)
+            for accumulator in run.accumulators:
+                accumulator.update(batch)
+            ours += time.perf_counter() - started
+            blocks.append((batch.blocks[model.name].values.clone(), dense.batch(*kept)[0]["labels"].values))
+        started = time.perf_counter()
+        for accumulator in run.accumulators:
+            accumulator.fold()
+        ours += time.perf_counter() - started
+    evidence = labelling.evidence(run.accumulators)
+    started = time.perf_counter()
+    reductions = evidence.reductions(model.name)[:-1]
+    ours += time.perf_counter() - started
+
+    values = torch.cat([block for block, _ in blocks]).numpy()
+    holds = torch.cat([block for _, block in blocks]).bool().numpy()
+    n_words = len(labels.word_labels) + len(labels.previous_labels)
+    often = np.flatnonzero((holds[:, :n_words].sum(0) >= 20) & (holds[:, :n_words].mean(0) < 0.99))
+    some = often[np.linspace(0, len(often) - 1, GROUPBY_LABELS).astype(int)]
+    frame = pd.DataFrame(values.astype(np.float64))
+    total = frame.var(ddof=0)
+    worst = 0.0
+    started = time.perf_counter()
+    found = []
+    for label in some:
+        groups = frame.groupby(holds[:, label])
+        inside, share = groups.var(ddof=0), groups.size() / len(frame)
+        found.append(1 - (inside.mul(share, axis=0).sum() / total).to_numpy())
+    theirs = time.perf_counter() - started
+    for label, theirs_one in zip(some, found):
+        worst = max(worst, float(np.nanmax(np.abs(np.abs(reductions[label].numpy()) - theirs_one))))
+    n = values.shape[1]
+    ours_each, theirs_each = ours / (len(reductions) * n), theirs / (len(some) * n)
+    print(f"\nOne bundled model, {len(values):,} counted tokens, {n:,} neurons; activations at hand for both.\n")
+    print("| | labels | seconds | µs per label and neuron |\n|---|---|---|---|")
+    print(f"| ours: sums, co-moments, variance reductions | {len(reductions):,} | {ours:.2f} | {1e6 * ours_each:.3f} |")
+    print(f"| pandas group-by per label | {len(some)} | {theirs:.2f} | {1e6 * theirs_each:.3f} |")
+    print(f"| faster by, at least 50 wanted | | | {theirs_each / ours_each:.0f}× |")
+    print(f"\nLargest difference of a variance reduction: {worst:.1g}.")
+
+
+def rows_of(packed: TokenDataset, batch) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a batch and its counted positions in them."""
+    row = batch.index["row"].numpy()
+    rows = np.unique(row)
+    return rows, np.searchsorted(rows, row) * packed.context + batch.index["position"].numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, default=250_000)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", choices=("study", "groupby"))
+    given = parser.parse_args()
+    print("## labels\n\n`python benchmarks/labels.py`")
+    if given.only != "study":
+        groupby()
+    if given.only != "groupby":
+        studies(given.tokens, given.rounds)
+
+
+if __name__ == "__main__":
+    main()
