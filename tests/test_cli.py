@@ -45,7 +45,22 @@ def study(folders, text_file, tmp_path):
     """Arguments of a small study and its folder."""
     run = tmp_path / "run"
     models = [argument for folder in folders[:2] for argument in ("--models", folder)]
-    return [*models, "--data", text_file, "--draws", "3", "--out", run], run
+    return [*models, "--data", text_file, "--draws", "3", "--stages", "universality", "--out", run], run
+
+
+def test_every_stage_of_two_models(study, capsys):
+    arguments, run = study
+    assert call("run", *[a for a in arguments if a not in ("--stages", "universality")]) == 0
+    assert "What the neurons fire on" in capsys.readouterr().out
+    assert call("show", run, "m1/L1.7") == 0
+    printed = capsys.readouterr().out
+    for words in ("What it fires on", "Pre-activation", "Highest activations", "«", "quantiles", "--pairs all"):
+        assert words in printed
+    assert call("estimate", *arguments, "--json") == 0
+    universality = json.loads(capsys.readouterr().out)["memory_peak"]
+    assert call("estimate", *[a for a in arguments if a not in ("--stages", "universality")], "--json") == 0
+    assert json.loads(capsys.readouterr().out)["memory_peak"] > universality
+    assert call("estimate", "--models", arguments[1], "--stages", "weights") == 2
 
 
 def test_run_show_report(study, folders, capsys, tmp_path, monkeypatch):
@@ -79,7 +94,7 @@ def test_run_show_report(study, folders, capsys, tmp_path, monkeypatch):
 
 def test_a_file_of_settings_and_flags_over_it(study, tmp_path, capsys):
     arguments, run = study
-    settings = {"models": [str(arguments[1]), str(arguments[3])], "data": str(arguments[5]), "draws": 3, "seed": 7,
+    settings = {"models": [str(arguments[1]), str(arguments[3])], "data": str(arguments[5]), "draws": 3, "seed": 7, "stages": ["universality"],
                 "published": {"source": "A paper", "neurons": 10, "universal": 5, "universal_per_layer": [2, 3]}}  # fmt: skip
     (tmp_path / "study.yaml").write_text(json.dumps(settings))
     assert call("run", "-c", tmp_path / "study.yaml", "--seed", "8", "--out", run) == 0
@@ -120,7 +135,12 @@ def test_estimate(study, capsys):
 
 BAD_INPUT = {
     "a missing model": (["--models", "./nowhere", "--models", "./nowhere-2"], "MissingFileError"),
-    "one model": (["--models", "{0}"], "NothingToCompareError"),
+    "one model, compared": (["--models", "{0}", "--stages", "universality"], "NothingToCompareError"),
+    "no such labels": (["--labels", "colours"], "ConfigError"),
+    "a missing file of labels": (["--stages", "labels", "--labels", "./nowhere.yaml"], "MissingFileError"),
+    "a pipeline that is not installed": (["--stages", "labels", "--nlp", "xx_none_sm"], "MissingExtraError"),
+    "labels without their stage": (["--labels", "tokens"], "ConfigError"),
+    "no such stage": (["--stages", "sleep"], "ConfigError"),
     "a missing corpus": (["--data", "./nowhere.txt"], "MissingFileError"),
     "an empty corpus": (["--data", "{empty}"], "TextError"),
     "a short corpus": (["--data", "{short}"], "TextError"),

@@ -30,12 +30,23 @@ def peak_of(*arguments: str) -> tuple[int, str]:
     return usage.ru_maxrss * 1024, text
 
 
+def estimated(*arguments):
+    _, text = peak_of("estimate", *arguments, "--json")
+    return json.loads(text)["memory_peak"]
+
+
 def test_the_estimate_predicts_the_peak_within_a_fifth_and_it_does_not_grow(wide):
     arguments, root = wide
     peaks = []
     for tokens in ("8000", "24000"):
-        peak, _ = peak_of("run", *arguments, "--max-tokens", tokens, "--out", str(root / tokens))
-        peaks.append(peak)
-        _, text = peak_of("estimate", *arguments, "--max-tokens", tokens, "--json")
-        assert json.loads(text)["memory_peak"] == pytest.approx(peak, rel=0.2)
+        out = ("--max-tokens", tokens, "--out", str(root / tokens))
+        peaks.append(peak_of("run", *arguments, "--stages", "universality", *out)[0])
+    expected = estimated(*arguments, "--stages", "universality")
+    assert [expected, expected] == pytest.approx(peaks, rel=0.2)
     assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_the_estimate_predicts_the_peak_of_all_stages(wide):
+    arguments, root = wide
+    peak, _ = peak_of("run", *arguments, "--max-tokens", "6000", "--out", str(root / "all"))
+    assert estimated(*arguments) == pytest.approx(peak, rel=0.2)

@@ -18,7 +18,8 @@ FIRST = ("tokens", "unigrams", "subsets", "position", "topics")
 
 
 def config_of(folder, **settings):
-    return StudyConfig(out=str(folder), **{"draws": 2, "labels": FIRST} | settings)
+    labels = {} if "labels" not in settings.get("stages", ("labels",)) else {"labels": FIRST}
+    return StudyConfig(out=str(folder), **{"draws": 2} | labels | settings)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +204,7 @@ def test_labels_of_ones_own_are_part_of_the_study(tmp_path):
 def test_settings_that_contradict_each_other_are_refused():
     from universal_neurons.config import make_config
 
-    for wrong in ({"labels": ("nonsense",)}, {"labels": ()}, {"stages": ("sleep",)}, {"nlp": "x", "labels": ("tokens",)},
+    for wrong in ({"labels": ("nonsense",)}, {"stages": ("weights",), "labels": ("tokens",)}, {"labels": ()}, {"stages": ("sleep",)}, {"nlp": "x", "labels": ("tokens",)},
                   {"examples": 0}, {"unexplained": 1.5}):  # fmt: skip
         with pytest.raises(ConfigError):
             make_config(wrong)

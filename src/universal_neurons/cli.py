@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
-from pydantic import Field, create_model
+from pydantic import Field, ValidationError, create_model
 from rich.console import Console
 
 from universal_neurons import __version__
-from universal_neurons.config import StudyConfig, make_config, read_config
+from universal_neurons.config import StudyConfig, as_config_error, make_config, read_config
 from universal_neurons.errors import UniversalNeuronsError
 
 app = App(
@@ -179,6 +179,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
+        if isinstance(error.__cause__, ValidationError):
+            refused = as_config_error(error.__cause__, "command line")
+            errors.print(f"{type(refused).__name__}: {refused}", markup=False)
+            sys.exit(2)
         errors.print(f"uneurons: {error}", markup=False)
         sys.exit(2)
     except UniversalNeuronsError as error:

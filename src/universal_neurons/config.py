@@ -116,6 +116,8 @@ class StudyConfig(BaseModel):
             raise ValueError("subset 'all' stands alone")
         if self.nlp not in (None, "auto") and "syntax" not in self.label_groups:
             raise ValueError("nlp without the syntax labels")
+        if self.stages and "labels" not in self.stages and self.labels != ("default",):
+            raise ValueError("labels without the stage labels")
         return self
 
     @field_validator("labels")
@@ -152,15 +154,18 @@ def make_config(settings: dict[str, Any], source: str = "configuration") -> Stud
     try:
         return StudyConfig(**settings)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"]) or "settings"
-        if problem["type"] == "extra_forbidden":
-            raise ConfigError(
-                f"{source}: unknown key {key!r}", wanted=", ".join(StudyConfig.model_fields), fix="remove or rename it"
-            ) from None
-        raise ConfigError(
-            f"{source}: {key} cannot be this", given=repr(problem["input"]), wanted=problem["msg"]
-        ) from None
+        raise as_config_error(error, source) from None
+
+
+def as_config_error(error: ValidationError, source: str) -> ConfigError:
+    """What pydantic refused, as an error of ours."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"]) or "settings"
+    if problem["type"] == "extra_forbidden":
+        return ConfigError(
+            f"{source}: unknown key {key!r}", wanted=", ".join(StudyConfig.model_fields), fix="remove or rename it"
+        )
+    return ConfigError(f"{source}: {key} cannot be this", given=repr(problem["input"]), wanted=problem["msg"])
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD
+from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, log_counts
 from universal_neurons.shown import DUPLICATES, PER_FAMILY, ranking, same_label
 from universal_neurons.vocabulary import INSIDE_WORD, WORD, WORD_START
 
@@ -133,7 +133,8 @@ def _more(kept: Details) -> Figure:
         if twins.is_empty():
             _nothing(a, "no unigram neuron")
         else:
-            a.set(yscale="log", xlabel="activation", ylabel="density", title="(a) one unigram (dotted: other tokens)")
+            log_counts(a)
+            a.set(xlabel="activation", ylabel="density", title="(a) one unigram (dotted: other tokens)")
             a.legend(fontsize=7)
         syntax, why = kept.of_family("syntax")
         if syntax.is_empty():
@@ -183,7 +184,8 @@ def _densities(axes: Axes, kept: Details, row: Mapping[str, object], family: str
     reduction = row["variance_reduction"]
     silent = "not " if row["label_sign"] == -1 else ""
     title = f"{name}: {silent}{visible(str(row['label']))}"
-    axes.set(yscale="log", xlabel="activation", title=title + f" ({reduction:.2f})")
+    log_counts(axes)
+    axes.set(xlabel="activation", title=title + f" ({reduction:.2f})")
     axes.legend(fontsize=7)
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import stats
 
-from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, singled_out
+from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, log_counts, singled_out
 from universal_neurons.neurons import RANKED
 
 METRICS = {
@@ -109,7 +109,8 @@ def nearest(neurons: pl.DataFrame, title: str) -> Figure | None:
                         shown = group if column == high else None
                         weights = np.full(len(values), 1 / len(values))
                         axes.hist(values, bins, weights=weights, histtype="step", color=colour, label=shown)
-            axes.set(xlabel=label, title=name, yscale="log")
+            log_counts(axes)
+            axes.set(xlabel=label, title=name)
         grid[0].set_ylabel("share of neurons")
         grid[0].legend(fontsize=7)
         figure.suptitle(title, fontsize=10)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from scipy import stats
 
-from universal_neurons.figures.style import STYLE
+from universal_neurons.figures.style import STYLE, log_counts
 
 COLOURS = {"mean_corr": "#1f6f8b", "mean_baseline": "#b0a18f", "excess_corr": "#c8553d"}
 NAMES = {"mean_corr": "best ρ", "mean_baseline": "baseline", "excess_corr": "excess"}
@@ -25,7 +25,7 @@ def universality(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, thresh
         bins = np.linspace(min([0.0, *alive["excess_corr"]]), 1, 81)
         for column, colour in COLOURS.items():
             a.hist(alive[column], bins, histtype="step", color=colour, label=NAMES[column], linewidth=1.4)
-        a.set_yscale("log")
+        log_counts(a)
         a.axvline(threshold, color="black", linewidth=0.8, linestyle=":", label=f"universal: excess > {threshold:g}")
         a.set(xlabel="correlation (mean over models)", ylabel="neurons", title=f"(a) {asker}: {len(alive):,} neurons")
         a.legend(fontsize=8)
@@ -75,7 +75,8 @@ def densities(neurons: Mapping[str, pl.DataFrame]) -> Figure:
                     density = stats.gaussian_kde(values)(grid)
                     highest = max(highest, density.max())
                     axes.plot(grid, density, label=label, linewidth=1.2)
-            axes.set(xlabel=f"{NAMES[column]} (mean over models)", ylabel="density", yscale="log")
+            axes.set(xlabel=f"{NAMES[column]} (mean over models)", ylabel="density")
+            log_counts(axes)
             axes.set_ylim(1e-3, 2 * highest)
         if axes.lines:
             axes.legend(fontsize=8)
