@@ -88,7 +88,7 @@ class LabelEvidence:
     def __init__(self, labels: LabelSet, accumulators: Sequence[Accumulator], *, dense: bool, mark: str = "") -> None:
         self.labels, self.dense, self.mark = labels, dense, mark
         self.by_key = {(type(a), a.reads): a for a in accumulators if a.group is None}
-        self.tables = [torch.from_numpy(t) for t in (labels.word_table, labels.previous_table, labels.position_table)]
+        self.tables = [_sparse(t) for t in (labels.word_table, labels.previous_table, labels.position_table)]
 
     def spread(self, model: str) -> Spread:
         """Σx and Σx² of a model's neurons."""
@@ -116,9 +116,9 @@ class LabelEvidence:
         for name, table in zip(("word", "previous", "position"), self.tables):
             grouped = self.grouped(model, name)
             if grouped is not None:
-                here = table.to(grouped.sums.device).double()
-                counts.append(here @ grouped.counts.double())
-                sums.append(here @ grouped.sums[:, neurons])
+                here = table.to(grouped.sums.device)
+                counts.append(torch.sparse.mm(here, grouped.counts.double()[:, None])[:, 0])
+                sums.append(torch.sparse.mm(here, grouped.sums[:, neurons]))
             elif len(table):
                 counts.append(block_counts[: len(table)])
                 sums.append(block[: len(table)])
@@ -176,6 +176,13 @@ class LabelEvidence:
         """Mutual information of firing with position, in nats."""
         firing = self.grouped(model + PRE, "position", "firing")
         return None if firing is None else mutual_information(firing).cpu().numpy()
+
+
+def _sparse(table: Bool[np.ndarray, "labels groups"]) -> Tensor:
+    """A table of labels as a sparse matrix of ones: a word has some twenty of them."""
+    where = torch.from_numpy(np.stack(np.nonzero(table)))
+    ones = torch.ones(where.shape[1], dtype=torch.float64)
+    return torch.sparse_coo_tensor(where, ones, table.shape, check_invariants=True).coalesce()
 
 
 def variance_reduction(

@@ -262,14 +262,13 @@ class LabelSource:
         self.labels, self.tokens, self.dense, self.partner, self.seed = labels, tokens, dense, partner, seed
         self.mark = "~" if partner is not None else ""
         self.device, self.dtype = device, dtype
-        self.word_table = torch.from_numpy(labels.word_table.T.copy()).to(device)
-        self.previous_table = torch.from_numpy(labels.previous_table.T.copy()).to(device)
+        tables = (labels.word_table, labels.previous_table) if dense else ()
+        self.tables = [torch.from_numpy(table.T.copy()).to(device) for table in tables]
 
     @property
     def width(self) -> int:
         """Columns of the block."""
-        tables = (self.word_table.shape[1] + self.previous_table.shape[1]) * self.dense
-        return tables + len(self.labels.column_labels)
+        return sum(table.shape[1] for table in self.tables) + len(self.labels.column_labels)
 
     def batch(self, rows: np.ndarray, keep: np.ndarray) -> tuple[dict[str, Block], dict[str, Tensor]]:
         """Blocks and indices of the positions `keep` of the flattened rows."""
@@ -298,9 +297,9 @@ class LabelSource:
         columns = columns[:, :-1]
         if not self.dense:
             return columns
-        words = self.word_table[index["word"].to(self.device)].to(self.dtype)
-        previous = self.previous_table[index["previous"].to(self.device)].to(self.dtype)
-        return torch.cat([words, previous, columns], 1)
+        rows_of = zip(self.tables, (index["word"], index["previous"]))
+        parts = [table[where.to(self.device)].to(self.dtype) for table, where in rows_of]
+        return torch.cat([*parts, columns], 1)
 
     def _codes(self, rows: np.ndarray, nothing: int) -> Int[np.ndarray, "positions columns"]:
         """For every position of some rows the labels that hold; `nothing` stands for none."""

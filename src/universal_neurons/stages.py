@@ -72,10 +72,11 @@ class Stages:
         if self.config.reads_tokens:
             self._read()
         with self.reporter.stage("tables"):
-            self._write("neurons", neurons_table(self.shapes, self.columns))
+            self.write("neurons", neurons_table(self.shapes, self.columns))
         return self.hashes
 
-    def _write(self, name: str, table: pl.DataFrame) -> None:
+    def write(self, name: str, table: pl.DataFrame) -> None:
+        """Write a table and keep its hash."""
         self.hashes[name] = self.writer.write_table(name, table)
 
     def _asked(self, stage: str) -> bool:
@@ -115,11 +116,11 @@ class Stages:
             for asker, found in zip(self.study.askers, comparisons):
                 self.columns[asker] |= universality_columns(found, heldout[asker], self.config.threshold)
             if comparisons:
-                self._write("matches", matches_table(self.shapes, comparisons, heldout))
-                self._write("layers", layers_table(self.shapes, comparisons))
-                self._write("convergence", snapshots.table(self.config.threshold))
+                self.write("matches", matches_table(self.shapes, comparisons, heldout))
+                self.write("layers", layers_table(self.shapes, comparisons))
+                self.write("convergence", snapshots.table(self.config.threshold))
             if by_subset:
-                self._write("subsets", subsets_table(self.shapes, by_subset, self.config.threshold))
+                self.write("subsets", subsets_table(self.shapes, by_subset, self.config.threshold))
 
     def _compare(self, evidence: Evidence, asker: str) -> Comparison:
         others = [name for name in self.names if name != asker]
@@ -147,7 +148,7 @@ class Stages:
             examples.append(examples_table(name, self.shapes[name], best.result(), self.study.tokens))
         if examples:
             self.hashes["histograms"] = self.writer.write_bytes("histograms.safetensors", save(histograms))
-            self._write("examples", pl.concat(examples))
+            self.write("examples", pl.concat(examples))
 
     def _pass(self, sources: list[NeuronSource], labelling: Labelling | None) -> tuple[Pass, Snapshots]:
         config, study = self.config, self.study
@@ -327,16 +328,16 @@ class Explainer:
     def write_tables(self) -> None:
         """Labels, tokens, positions, details and the vocabulary."""
         stages = self.stages
-        stages._write("labels", labels_table(stages.shapes, self.labels, self.families))
+        stages.write("labels", labels_table(stages.shapes, self.labels, self.families))
         counts = self.labelling.vocabulary.counts(stages.study.tokens)
-        stages._write("vocabulary", vocabulary_table(self.labelling.vocabulary, counts))
+        stages.write("vocabulary", vocabulary_table(self.labelling.vocabulary, counts))
         if self.tokens is not None:
-            stages._write("tokens", self.tokens)
+            stages.write("tokens", self.tokens)
         positions = [self._positions(name) for name in stages.names]
         if any(table is not None for table in positions):
-            stages._write("positions", pl.concat([table for table in positions if table is not None]))
+            stages.write("positions", pl.concat([table for table in positions if table is not None]))
         if self.details is not None and self.details.parts:
-            stages._write("details", self.details.table(stages.study.tokens))
+            stages.write("details", self.details.table(stages.study.tokens))
 
     def _positions(self, model: str) -> pl.DataFrame | None:
         """Of the position neurons and those whose firing says most of position."""
