@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from universal_neurons.accumulators import PRE, Accumulator, Batch
+from universal_neurons.accumulators import PRE, Accumulator, Batch, seed_of
 from universal_neurons.families import FAMILIES, UNEXPLAINED
 from universal_neurons.labels import LabelSet
 from universal_neurons.models import Model
@@ -75,30 +75,41 @@ def choose_shown(neurons: pl.DataFrame, label_of: np.ndarray, d_mlp: int) -> Sho
 
 
 class Details(Accumulator):
-    """Activations of the shown neurons, and whether their labels hold, on the first 100 000 positions."""
+    """Activations of the shown neurons, and whether their labels hold, on at most 100 000 of `positions`.
 
-    def __init__(self, model: Model, shown: Shown, labels: LabelSet, *, dense: bool) -> None:
+    Rows are taken or left by a hash of their number, so that those taken are spread over the text.
+    """
+
+    def __init__(self, model: Model, shown: Shown, labels: LabelSet, *, dense: bool, positions: int) -> None:
         super().__init__((model.name,), None)
         self.model, self.shown, self.labels, self.dense = model, shown, labels, dense
+        self.share = MOST_TOKENS / max(positions, 1)
         self.parts: list[dict[str, Tensor]] = []
 
     def update(self, batch: Batch) -> None:
         """Keep a batch's positions while there is room."""
-        room = MOST_TOKENS - self.count
-        if room <= 0:
+        row = batch.index["row"]
+        rows, which = torch.unique(row, return_inverse=True)
+        taken = torch.tensor([seed_of("details", int(number)) / 2.0**63 < self.share for number in rows])
+        kept = taken.to(row.device)[which].nonzero().flatten()[: MOST_TOKENS - self.count]
+        if not len(kept):
             return
         block = batch.blocks[self.model.name]
         assert block.mean is not None
-        where = torch.from_numpy(self.shown.neurons).to(block.values.device)
-        values = block.values[:room, where].float() + block.mean[where].float()
-        pre = batch.blocks[self.model.name + PRE].values[:room, where[torch.from_numpy(self.shown.pre)]]
-        index = {name: batch.index[name][:room] for name in ("row", "position", "word", "previous")}
-        holds = self._holds(batch, room)
-        self.parts.append({"values": values, "pre": pre.clone(), "holds": holds, **index})
-        self.count += len(values)
+        where = torch.from_numpy(self.shown.neurons).to(row.device)
+        of_pre = where[torch.from_numpy(self.shown.pre).to(row.device)]
+        self.parts.append(
+            {name: batch.index[name][kept] for name in ("row", "position", "word", "previous")}
+            | {
+                "values": block.values[kept][:, where].float() + block.mean[where].float(),
+                "pre": batch.blocks[self.model.name + PRE].values[kept][:, of_pre],
+                "holds": self._holds(batch, kept),
+            }
+        )
+        self.count += len(kept)
 
-    def _holds(self, batch: Batch, room: int) -> Tensor:
-        """Whether each shown neuron's label holds at each position."""
+    def _holds(self, batch: Batch, kept: Tensor) -> Tensor:
+        """Whether each shown neuron's label holds at each of some positions."""
         block = batch.blocks.get("labels")
         sizes = [len(self.labels.word_labels), len(self.labels.previous_labels), len(self.labels.position_labels)]
         tables = (self.labels.word_table, self.labels.previous_table, self.labels.position_table)
@@ -106,14 +117,14 @@ class Details(Accumulator):
         for label in self.shown.labels.tolist():
             for name, table, size in zip(("word", "previous", "position"), tables, sizes):
                 if label < size:
-                    columns.append(torch.from_numpy(table[label])[batch.index[name][:room].cpu()])
+                    columns.append(torch.from_numpy(table[label])[batch.index[name][kept].cpu()])
                     break
                 label -= size
             else:
                 offset = (sizes[0] + sizes[1]) * self.dense
                 there = block is not None and label < len(self.labels.column_labels)
-                nothing = torch.zeros(min(room, len(batch.index["row"])), dtype=torch.bool)
-                columns.append(block.values[:room, offset + label].bool().cpu() if block and there else nothing)
+                nothing = torch.zeros(len(kept), dtype=torch.bool)
+                columns.append(block.values[kept, offset + label].bool().cpu() if block and there else nothing)
         return torch.stack(columns, 1)
 
     def table(self, tokens: TokenDataset) -> pl.DataFrame:

@@ -303,7 +303,9 @@ class Explainer:
     def accumulators(self, width: int) -> list[Accumulator]:
         """What the detail pass needs."""
         if len(self.shown.neurons):
-            self.details = Details(self.stages.models[0], self.shown, self.labels, dense=self.labelling.dense)
+            study, dense = self.stages.study, self.labelling.dense
+            positions = sum(map(len, study.stretches)) * study.tokens.context
+            self.details = Details(self.stages.models[0], self.shown, self.labels, dense=dense, positions=positions)
         kept: list[Accumulator] = [] if self.details is None else [self.details]
         return [*self.labelling.accumulators(width, null=True), *kept]
 
