@@ -20,6 +20,7 @@ import torch
 
 from universal_neurons import StudyConfig, TokenDataset, run_study
 from universal_neurons.labelling import Labelling
+from universal_neurons.labels import LABELS
 from universal_neurons.plan import find_tokenizer, load_models, resolve, with_context
 from universal_neurons.progress import Reporter
 from universal_neurons.stream import NeuronSource, Pass
@@ -79,7 +80,7 @@ def groupby() -> None:
             for accumulator in run.accumulators:
                 accumulator.update(batch)
             ours += time.perf_counter() - started
-            blocks.append((batch.blocks[model.name].values.clone(), dense.batch(*kept)[0]["labels"].values))
+            blocks.append((batch.blocks[model.name].values.clone(), dense.batch(*kept)[0][LABELS].values))
         started = time.perf_counter()
         for accumulator in run.accumulators:
             accumulator.fold()

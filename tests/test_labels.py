@@ -9,6 +9,7 @@ from conftest import bundled_tokenizer, some_text
 
 from universal_neurons import TokenDataset
 from universal_neurons.labels import (
+    LABELS,
     Label,
     LabelSource,
     build_labels,
@@ -172,7 +173,7 @@ def read_off(labels, source, rows, keep):
     words, previous = (index[name + mark].numpy() for name in ("word", "previous"))
     positions = index["position~"].numpy() if mark else keep % CONTEXT
     tables = [labels.word_table[:, words].T, labels.previous_table[:, previous].T]
-    block = blocks["labels" + mark].values.numpy()
+    block = blocks[LABELS + mark].values.numpy()
     if source.dense:
         np.testing.assert_array_equal(block[:, : -len(labels.column_labels)], np.concatenate(tables, 1))
         block = block[:, -len(labels.column_labels) :]

@@ -267,8 +267,9 @@ def test_a_neuron_is_bos_if_its_mean_at_position_0_is_above_all_that_is_counted(
     assert activation_statistics(moments_of(counted), moments_of(bos))["is_bos"].tolist() == [True, False, True]
 
 
-def test_a_neuron_is_not_bos_by_rounding_where_position_0_is_counted_too():
-    """Position 0 reads the same in every row, and the mean of equal numbers may round to more than each."""
+def test_where_position_0_is_counted_too_a_neuron_that_is_highest_there_is_bos():
+    """Position 0 reads the same in every row, and the mean of equal numbers may round to more or less than each."""
     bos = torch.linspace(-3, 3, 100).expand(1000, 100)
-    counted = torch.cat([bos, bos - 1])
-    assert not activation_statistics(moments_of(counted), moments_of(bos))["is_bos"].any()
+    lower, higher = torch.cat([bos, bos - 1]), torch.cat([bos, bos + 1])
+    assert activation_statistics(moments_of(lower), moments_of(bos))["is_bos"].all()
+    assert not activation_statistics(moments_of(higher), moments_of(bos))["is_bos"].any()

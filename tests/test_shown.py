@@ -27,8 +27,8 @@ def test_universal_neurons_come_first_and_by_what_their_label_explains():
         variance_reduction=[0.2, 0.8, 0.5],
     )  # fmt: skip
     ranked, why = ranking(neurons)
-    assert ranked["neuron"].to_list() == [2, 0]
-    assert why == "universal"
+    assert ranked["neuron"].to_list() == [2, 0, 1]
+    assert why == "universal ones first"
 
 
 def test_where_none_is_universal_the_best_by_excess_and_said_so():

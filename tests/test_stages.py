@@ -10,7 +10,9 @@ from test_study import contents, quiet
 import universal_neurons.stages as stages
 from universal_neurons import StudyConfig
 from universal_neurons.errors import ConfigError, LabelError, MissingExtraError, MissingFileError, NothingToCompareError
+from universal_neurons.figures.families import Details
 from universal_neurons.report import study_figures, summary_html, write_joint_report, write_report
+from universal_neurons.shown import ranking
 from universal_neurons.store import Store, StoreWriter
 from universal_neurons.summary import study_view
 
@@ -199,6 +201,35 @@ def test_labels_of_ones_own_are_part_of_the_study(tmp_path):
         quiet(
             config_of(tmp_path / "z", stages=("statistics",)), models=[model], tokens=tokens, labels={"a": str.isalpha}
         )
+
+
+def test_a_text_without_labels_is_refused_and_leaves_nothing(tmp_path):
+    config = config_of(tmp_path / "run", labels=("subsets",), stages=("labels",))
+    with pytest.raises(LabelError, match="no label of these groups"):
+        quiet(config, models=[tiny_model("gpt2")], tokens=some_tokens(100))
+    assert not (tmp_path / "run").exists()
+
+
+def test_subsets_without_universality_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--subset"):
+        quiet(config_of(tmp_path / "r", subset=("all",)), models=[tiny_model("gpt2")], tokens=some_tokens(100))
+
+
+def test_a_model_may_be_called_labels_or_word(tmp_path):
+    models = [tiny_model("gpt2", 0, "labels"), tiny_model("gpt2", 1, "word")]
+    store = quiet(config_of(tmp_path / "r", stages=("labels",)), models=models, tokens=some_tokens(100))
+    assert store.neurons["family"].is_not_null().all()
+
+
+def test_the_figures_show_the_neurons_that_rank_first(whole):
+    store, _, _ = whole
+    reference = store.neurons.filter(pl.col("model") == "gpt2-0")
+    kept = Details(store.table("details"), reference, store.strings)
+    for family in reference["family"].unique().drop_nulls():
+        ranked, _ = ranking(reference.filter(pl.col("family") == family))
+        shown, _ = kept.of_family(family)
+        if family not in ("unexplained", "position", "bos"):
+            assert shown.row(0)[:3] == ranked.row(0)[:3]
 
 
 def test_settings_that_contradict_each_other_are_refused():

@@ -6,7 +6,7 @@ import spacy
 from conftest import bundled_tokenizer
 
 from universal_neurons import TokenDataset, syntax
-from universal_neurons.errors import ConfigError, MissingExtraError
+from universal_neurons.errors import ConfigError, MissingExtraError, StoreConflictError
 from universal_neurons.syntax import COLUMNS, annotate, find_pipeline
 from universal_neurons.vocabulary import Vocabulary, read_vocabulary
 
@@ -212,3 +212,31 @@ def test_a_folder_that_is_no_pipeline_is_named(vocabulary, tmp_path):
     assert find_pipeline(str(tmp_path)) == str(tmp_path)
     with pytest.raises(ConfigError, match="cannot be loaded"):
         annotate(rows_of(TEXTS[:1]), vocabulary, str(tmp_path), cache=tmp_path)
+
+
+def test_a_torn_block_of_the_cache_is_read_again(tmp_path):
+    tokenizer = bundled_tokenizer()
+    pieces = [("", np.array(tokenizer(text, add_special_tokens=False)["input_ids"][: CONTEXT - 1])) for text in TEXTS]
+    tokens = TokenDataset.from_pieces(pieces, context=CONTEXT, bos=0, masked=(0,))
+    vocabulary = read_vocabulary(tokenizer, len(tokenizer))
+    first = annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
+    (block,) = tmp_path.rglob("*.npz")
+    block.write_bytes(block.read_bytes()[:100])
+    again = annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
+    assert again.names == first.names
+    np.testing.assert_array_equal(again.codes, first.codes)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreConflictError, match="cannot be written"):
+        annotate(tokens, vocabulary, PIPELINE, cache=tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["foo.bar", "./nowhere", "/no/en_core_web_sm-3.8.0"])
+def test_names_that_are_no_pipeline_are_refused(name):
+    with pytest.raises(MissingExtraError, match="no such pipeline"):
+        find_pipeline(name)
+
+
+def test_a_module_that_is_no_pipeline_is_refused(tmp_path):
+    tokens = TokenDataset.from_pieces([("", np.array([1, 2]))] * 10, context=CONTEXT, bos=0, masked=(0,))
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        annotate(tokens, Vocabulary(("", "a", "b"), np.array([True, False, False])), "json", cache=tmp_path)

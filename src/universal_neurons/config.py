@@ -116,8 +116,9 @@ class StudyConfig(BaseModel):
             raise ValueError("subset 'all' stands alone")
         if self.nlp not in (None, "auto") and "syntax" not in self.label_groups:
             raise ValueError("nlp without the syntax labels")
-        if self.stages and "labels" not in self.stages and self.labels != ("default",):
-            raise ValueError("labels without the stage labels")
+        asked = self.labels != ("default",) or self.nlp not in (None, "auto")
+        if asked and self.stages and "labels" not in self.stages:
+            raise ValueError("labels or nlp without the stage labels")
         return self
 
     @field_validator("labels")

@@ -25,6 +25,9 @@ STATE_BYTES = 8 + 4  # a float64 sum and a float32 pending product
 MATCH_ROW_BYTES = 160  # a row of the matches table while it is sorted and written
 PAGES_BYTES = 250 << 20  # matplotlib and the report
 EXAMPLE_BYTES = 700  # an example while its table is made
+EXAMPLE_DISK_BYTES = 80
+HISTOGRAM_BYTES = 1_800  # of a neuron: some 450 bins are in use
+SYNTAX_BYTES = 24  # of a token position
 WORDS_PER_TOKEN = 2  # places in a word in which a token is seen
 COLUMN_LABELS = 300  # syntax of this and the previous token, subsets
 DENSE_LABELS = 3000  # with the labels of words and previous tokens
@@ -39,11 +42,12 @@ class MemoryPlan:
     blocks: int
     workspace: int
     tables: int
+    weights: int = 0
 
     @property
     def total(self) -> int:
-        """At the peak: the pass with a comparison on top, or the tables once the statistics are gone."""
-        return max(self.statistics + self.blocks + self.workspace, self.blocks + self.tables)
+        """At the peak: the weights, the pass with a comparison on top, or the tables once the statistics are gone."""
+        return max(self.weights, self.statistics + self.blocks + self.workspace, self.blocks + self.tables)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class Estimate:
 
 def memory_plan(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -> MemoryPlan:
     """The memory a resolved configuration needs besides the models."""
+    weights = max(map(weight_bytes, models)) if "weights" in config.stages else 0
+    if not config.reads_tokens:
+        return MemoryPlan(0, 0, 0, PAGES_BYTES, weights)
     pairs = _pairs(config, models)
     products = [left.n_neurons * right.n_neurons for left, right in pairs]
     shuffles = _shuffles(config)
@@ -96,9 +103,16 @@ def memory_plan(config: StudyConfig, models: Sequence[Model], *, groups: int = 1
         labels, columns = label_bytes(config, models)
         statistics += labels
         workspace += 6 * 8 * columns * min(side, PANEL_NEURONS)
+        workspace += SYNTAX_BYTES * config.max_tokens * (config.nlp is not None)
     askers = models if config.pairs == "all" else models[:1]
     rows = sum(m.n_neurons for m in askers) * (len(models) - 1) * (config.top_k + 1)
-    return MemoryPlan(statistics, blocks, workspace, max(rows * MATCH_ROW_BYTES, 2 * labels) + PAGES_BYTES)
+    return MemoryPlan(statistics, blocks, workspace, max(rows * MATCH_ROW_BYTES, 2 * labels) + PAGES_BYTES, weights)
+
+
+def weight_bytes(model: Model) -> int:
+    """Bytes of a model's processed weights in float64, twice while they are put together."""
+    matrices = 3 if model.architecture.gated else 2
+    return 2 * 8 * model.d_model * (matrices * model.n_neurons + model.vocab_size)
 
 
 def label_bytes(config: StudyConfig, models: Sequence[Model]) -> tuple[int, int]:
@@ -132,7 +146,7 @@ def require_memory(config: StudyConfig, models: Sequence[Model], *, groups: int 
     if needed > free:
         pairs = len(_pairs(config, models))
         raise MemoryNeededError(
-            f"the statistics of {len(models)} models and {pairs} pairs do not fit in memory",
+            f"{', '.join(config.stages)} of {len(models)} models and {pairs} pairs: not enough memory",
             given=f"{free / 2**30:.1f} GiB free on {config.device}",
             wanted=f"{needed / 2**30:.1f} GiB",
             fix="compare fewer models at a time, or use a machine with more memory",
@@ -183,7 +197,10 @@ def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -
     seconds_detail = heldout * per_token * 1.2
     seconds_labels = tokens / (SYNTAX_RATE * (os.cpu_count() or 1)) if config.nlp else 0.0
     state = plan.statistics * 8 // STATE_BYTES
+    neurons = sum(m.n_neurons for m in models)
     final = plan.tables // 8 + (4 << 20)
+    if "statistics" in config.stages:
+        final += neurons * (HISTOGRAM_BYTES + len(BANDS) * config.examples * EXAMPLE_DISK_BYTES)
     return Estimate(
         seconds_pass=seconds_pass,
         seconds_compare=seconds_compare,
@@ -228,7 +245,7 @@ def _forward_seconds(model: Model, config: StudyConfig) -> float:
     if "labels" in config.stages:
         statistics += [GroupMeans.empty(name, "position", config.context, n, device=device) for _ in range(4)]
     best = float("inf")
-    for _ in range(config.examples + 2):  # by then the examples change as rarely as late in a pass
+    for _ in range(min(config.examples, 5) + 2):  # by then the examples change as rarely as late in a pass
         started = time.perf_counter()
         batch = Batch(source.blocks(ids, attention, keep), index=index)
         for accumulator in statistics:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from universal_neurons.accumulators import PRE, Accumulator, CoMoments
-from universal_neurons.labels import Label, LabelSet
+from universal_neurons.labels import LABELS, Label, LabelSet
 from universal_neurons.models import Model
 from universal_neurons.moments import GroupedSums, GroupMeans, Spread, SumSquares
 
@@ -69,7 +69,7 @@ def label_accumulators(
                 firing = GroupMeans.empty(name + PRE, "position" + mark, labels.context, n, of="firing", device=device)
                 found.append(firing)
             if width:
-                found.append(CoMoments("labels" + mark, name, None, width, n, device))
+                found.append(CoMoments(LABELS + mark, name, None, width, n, device))
     return found
 
 
@@ -83,7 +83,7 @@ class Scores:
 
 
 class LabelEvidence:
-    """What a pass's statistics say of every label with every neuron; `mark` is `~` for the null."""
+    """What a pass's statistics say of every label with every neuron, on the CPU; `mark` is `~` for the null."""
 
     def __init__(self, labels: LabelSet, accumulators: Sequence[Accumulator], *, dense: bool, mark: str = "") -> None:
         self.labels, self.dense, self.mark = labels, dense, mark
@@ -94,31 +94,34 @@ class LabelEvidence:
         """Σx and Σx² of a model's neurons."""
         found = self.by_key[SumSquares, (model,)]
         assert isinstance(found, SumSquares)
-        return found.result()
+        result = found.result()
+        return Spread(result.count, result.sum.cpu(), result.squares.cpu())
 
     def grouped(self, model: str, by: str, of: str = "values") -> GroupedSums | None:
         """Sums by word, previous token or position; None where they were not kept."""
         found = self.by_key.get((GroupMeans, (model, f"by {by}{self.mark}", f"of {of}")))
         assert found is None or isinstance(found, GroupMeans)
-        return None if found is None else found.result()
+        if found is None:
+            return None
+        result = found.result()
+        return GroupedSums(result.counts.cpu(), result.sums.cpu())
 
     def sums(
         self, model: str, neurons: slice = slice(None)
     ) -> tuple[Float[Tensor, " labels"], Float[Tensor, "labels neurons"]]:
         """How many positions each label holds for, and Σx of some neurons there, in the order of `labels.all`."""
         counts, sums = [], []
-        columns = self.by_key.get((CoMoments, ("labels" + self.mark, model)))
+        columns = self.by_key.get((CoMoments, (LABELS + self.mark, model)))
         block_counts, block = torch.zeros(0), torch.zeros(0, 0)
         if columns is not None:
             assert isinstance(columns, CoMoments)
             moments = columns.result()
-            block_counts, block = moments.left_sum, moments.cross[:, neurons]
+            block_counts, block = moments.left_sum.cpu(), moments.cross[:, neurons].cpu()
         for name, table in zip(("word", "previous", "position"), self.tables):
             grouped = self.grouped(model, name)
             if grouped is not None:
-                here = table.to(grouped.sums.device)
-                counts.append(torch.sparse.mm(here, grouped.counts.double()[:, None])[:, 0])
-                sums.append(torch.sparse.mm(here, grouped.sums[:, neurons]))
+                counts.append(torch.sparse.mm(table, grouped.counts.double()[:, None])[:, 0])
+                sums.append(torch.sparse.mm(table, grouped.sums[:, neurons]))
             elif len(table):
                 counts.append(block_counts[: len(table)])
                 sums.append(block[: len(table)])

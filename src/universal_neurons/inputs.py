@@ -35,9 +35,12 @@ class Study:
         asked = self.names if config.pairs == "all" else self.names[:1]
         self.askers = asked if "universality" in config.stages else []
         self.notes: list[str] = []
+        self.n_groups = 1
         self.labelling: Labelling | None = None
         if tokens is None:
             return
+        if config.subset and not self.askers:
+            raise ConfigError("--subset is for universality", wanted="the stage universality, or no --subset")
         for model in models:
             tokens.require_vocabulary(model.vocab_size, model.name)
         self._require_mask()

@@ -9,7 +9,7 @@ import torch
 
 from universal_neurons.accumulators import Accumulator
 from universal_neurons.config import StudyConfig
-from universal_neurons.errors import TokenizerError
+from universal_neurons.errors import LabelError, TokenizerError
 from universal_neurons.families import LabelEvidence, label_accumulators
 from universal_neurons.labels import LabelSet, LabelSource, build_labels, partner_rows
 from universal_neurons.models import DTYPES, Model
@@ -51,7 +51,7 @@ class Labelling:
             if named:
                 raise TokenizerError(f"labels {named[0]}: no tokenizer", wanted="strings of tokens", fix="--tokenizer")
             self.vocabulary = Vocabulary(("",) * size, np.ones(size, bool))
-            self.groups = STRINGLESS
+            self.groups = tuple(group for group in self.groups if group in STRINGLESS)
             self.notes.append("no tokenizer: only subsets and positions are labels")
         if "syntax" in self.groups and config.nlp is None:
             self.notes.append("no syntax labels: no spaCy pipeline (pip install 'universal-neurons[nlp]')")
@@ -84,9 +84,21 @@ class Labelling:
         self.labels = build_labels(
             self.groups, self.tokens, self.vocabulary, embedding=embedding, syntax=syntax, topics=topics, own=self.own
         )
+        if not self.labels.all:
+            raise LabelError(
+                "no label of these groups exists in this text",
+                given=", ".join(self.config.labels),
+                wanted="at least one",
+                fix="give more text, or other --labels",
+            )
         groups = self.labels.n_words + self.labels.previous_table.shape[1]
         self.dense = groups * sum(model.n_neurons for model in self.models) * STATE_BYTES > SUMS_BYTES
         return self.labels
+
+    def fingerprint(self) -> torch.Tensor:
+        """What all labels say, as bytes."""
+        assert self.labels is not None
+        return torch.frombuffer(bytearray.fromhex(self.labels.digest()), dtype=torch.uint8)
 
     def source(self, heldout: np.ndarray | None = None) -> LabelSource:
         """The labels as a source; with held-out rows, those of the null."""

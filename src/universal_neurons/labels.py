@@ -32,6 +32,9 @@ PAPER_VOCABULARY = 50_257
 SMALL_NORM_DEVIATIONS = 3.0
 
 
+LABELS = "@labels"  # the labels' block: no model can have this name
+
+
 @dataclass(frozen=True)
 class Label:
     """A label's name, its group (`config.LABEL_GROUPS`, or `own`), and whether it speaks of the previous token."""
@@ -286,7 +289,7 @@ class LabelSource:
             index["position"] = torch.from_numpy(self._shifted(rows, keep))
         blocks = {}
         if self.width:
-            blocks["labels" + self.mark] = Block(self._block(read, keep, index))
+            blocks[LABELS + self.mark] = Block(self._block(read, keep, index))
         return blocks, {name + self.mark: numbers for name, numbers in index.items()}
 
     def _block(self, rows: np.ndarray, keep: np.ndarray, index: dict[str, Tensor]) -> Float[Tensor, "tokens labels"]:

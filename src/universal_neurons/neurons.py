@@ -18,6 +18,7 @@ from universal_neurons.moments import NeuronMoments
 from universal_neurons.weights import ProcessedWeights
 
 PANEL_ELEMENTS = 1 << 24
+ROUNDING = 1e-6  # position 0 is the same in every row, but for the rounding of batches of different sizes
 RANKED = ("sparsity", "mean", "skew", "kurt", "input_bias", "in_out_sim", "l2_penalty", "vocab_kurt")  # Fig 3
 WEIGHT_COLUMNS = (
     "w_in_norm", "w_up_norm", "input_bias", "w_out_norm", "in_out_sim", "in_up_sim", "up_out_sim", "l2_penalty",
@@ -101,7 +102,7 @@ def activation_statistics(moments: NeuronMoments, bos: NeuronMoments) -> dict[st
         "kurt": moments.kurt,
         "sparsity": moments.positive,
         "bos_mean": bos.mean,
-        "is_bos": bos.mean > moments.high,
+        "is_bos": (bos.mean >= moments.high - ROUNDING * moments.high.abs()) & (moments.low < moments.high),
     }
     return {name: column.cpu().numpy() for name, column in columns.items()}
 

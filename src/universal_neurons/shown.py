@@ -14,7 +14,7 @@ from torch import Tensor
 
 from universal_neurons.accumulators import PRE, Accumulator, Batch, seed_of
 from universal_neurons.families import FAMILIES, UNEXPLAINED
-from universal_neurons.labels import LabelSet
+from universal_neurons.labels import LABELS, LabelSet
 from universal_neurons.models import Model
 from universal_neurons.tokens import TokenDataset
 
@@ -37,7 +37,8 @@ class Shown:
 def ranking(neurons: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     """A family's neurons, the ones to show first in front, and by what they were ranked."""
     if neurons["is_universal"].any():
-        return neurons.filter("is_universal").sort("variance_reduction", descending=True, nulls_last=True), "universal"
+        first = neurons.filter("is_universal").sort("variance_reduction", descending=True, nulls_last=True)
+        return pl.concat([first, ranking(neurons.filter(~pl.col("is_universal")))[0]]), "universal ones first"
     if neurons["excess_corr"].is_not_null().any():
         ranked = neurons.sort(pl.col("excess_corr").fill_nan(None), descending=True, nulls_last=True)
         return ranked, "none universal: the best by excess"
@@ -110,7 +111,7 @@ class Details(Accumulator):
 
     def _holds(self, batch: Batch, kept: Tensor) -> Tensor:
         """Whether each shown neuron's label holds at each of some positions."""
-        block = batch.blocks.get("labels")
+        block = batch.blocks.get(LABELS)
         sizes = [len(self.labels.word_labels), len(self.labels.previous_labels), len(self.labels.position_labels)]
         tables = (self.labels.word_table, self.labels.previous_table, self.labels.position_table)
         columns = []
@@ -130,7 +131,8 @@ class Details(Accumulator):
     def table(self, tokens: TokenDataset) -> pl.DataFrame:
         """A row per position: `L1.2` is an activation, `L1.2 pre` a pre-activation, `L1.2 label` whether it holds."""
         joined = {name: torch.cat([part[name] for part in self.parts]).cpu().numpy() for name in self.parts[0]}
-        ids = tokens.ids(joined["row"])[np.arange(self.count), joined["position"]]
+        known, which = np.unique(joined["row"], return_inverse=True)
+        ids = tokens.ids(known)[which, joined["position"]]
         names = [f"L{n // self.model.d_mlp}.{n % self.model.d_mlp}" for n in self.shown.neurons.tolist()]
         kinds = np.zeros(self.labels.n_words, np.int8)
         kinds[self.labels.word_of] = np.arange(len(self.labels.word_of)) % 4

@@ -17,7 +17,7 @@ from universal_neurons.compare import Comparison, Evidence, compare, groups_of
 from universal_neurons.convergence import Snapshots, snapshot_points
 from universal_neurons.detail import HeldOut, PairedMoments
 from universal_neurons.examples import TopExamples
-from universal_neurons.families import POSITION, Families, LabelEvidence, Scores, explain, family_of
+from universal_neurons.families import POSITION, POSITION_MI, Families, LabelEvidence, Scores, explain, family_of
 from universal_neurons.inputs import Study
 from universal_neurons.labelling import Labelling
 from universal_neurons.models import DTYPES
@@ -30,6 +30,7 @@ from universal_neurons.stream import NeuronSource, Pass, model_pairs, study_accu
 from universal_neurons.tables import (
     Shape,
     examples_table,
+    excess_columns,
     family_columns,
     labels_table,
     layers_table,
@@ -98,6 +99,8 @@ class Stages:
             self._statistics(run, everything)
         with self.reporter.stage("compare"):
             comparisons = [self._compare(everything, asker) for asker in self.study.askers]
+            for found in comparisons:
+                self.columns[found.asker] |= excess_columns(found, self.config.threshold)
             by_subset = {
                 name: self._compare(Evidence(run.accumulators, [group]), self.names[0])
                 for group, name in enumerate(self.study.subsets if self.study.askers else ())
@@ -164,7 +167,11 @@ class Stages:
             accumulators += labelling.accumulators(annotations[0].width)
         run = Pass(sources, accumulators, annotations)
         snapshots = Snapshots(snapshot_points(len(study.shards)))
+        labels = {} if labelling is None else {"labels": labelling.fingerprint()}
         saved = self.writer.load_checkpoint()
+        if saved is not None and labels and not torch.equal(saved[0]["labels"], labels["labels"]):
+            self.reporter.note("the labels are not those of the checkpoint: the pass starts again")
+            saved = None
         if saved is not None:
             run.restore(*saved)
             snapshots.restore(saved[0])
@@ -177,7 +184,7 @@ class Stages:
             now = time.perf_counter()
             due = interval if interval is not None else CHECKPOINT_SECONDS
             if now - last >= due or run.next_shard == len(study.shards):
-                self.writer.save_checkpoint(run.state() | snapshots.state(), run.next_shard)
+                self.writer.save_checkpoint(run.state() | snapshots.state() | labels, run.next_shard)
                 last = time.perf_counter()
                 if self.checkpoint_seconds is None:
                     interval = max(CHECKPOINT_SECONDS, (last - now) / CHECKPOINT_SHARE)
@@ -291,8 +298,12 @@ class Explainer:
             "label": [labels[label].name for label in best.index[0]],
             "variance_reduction": best.variance_reduction[0],
         }
-        bos = [family is None and bool(is_bos) for family, is_bos in zip(columns["family"], places["is_bos"])]
-        columns["family"] = ["bos" if b else family for b, family in zip(bos, columns["family"])]
+        information = self.position_mi[model]
+        for neuron, family in enumerate(columns["family"]):
+            if family is None and information is not None and information[neuron] > POSITION_MI:
+                columns["family"][neuron] = "position"
+            elif family is None and places["is_bos"][neuron]:
+                columns["family"][neuron] = "bos"
         known = {name: places[name] for name in ("excess_corr", "is_universal") if name in places}
         return neurons_table({model: stages.shapes[model]}, {model: columns | known})
 

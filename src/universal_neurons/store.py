@@ -155,6 +155,7 @@ class StoreWriter:
         self.path = Path(path)
         self._lock: IO[str] | None = None
         self._created: list[Path] = []
+        self._mine = False  # whether the manifest there is this study's
 
     def __enter__(self) -> "StoreWriter":
         with disk_errors(self.path):
@@ -193,7 +194,8 @@ class StoreWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         there = _read_manifest(self.path)
-        refused = there is not None and "tokens" not in there and kind is not None and issubclass(kind, InputError)
+        refused = self._mine and kind is not None and issubclass(kind, InputError)
+        refused = refused and there is not None and not there["complete"] and not self._generations()
         if there is None or there["complete"] or refused:
             shutil.rmtree(self.work, ignore_errors=True)
         if refused:
@@ -218,6 +220,7 @@ class StoreWriter:
         """Make the folder this study's before its tokens are known; an `InputError` until `begin` undoes it."""
         if self.require_same(identity) is None:
             self.write_manifest({"complete": False} | identity)
+        self._mine = True
 
     def begin(self, manifest: dict[str, Any]) -> bool:
         """Start or go on with a study; returns whether it is complete already.

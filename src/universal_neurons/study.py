@@ -69,8 +69,7 @@ def run_study(
             if packed is None and config.reads_tokens:
                 packed = _tokens(config, loaded, writer)
             study = Study(config, loaded, packed, digest, labels)
-        if packed is not None:
-            require_memory(config, loaded, groups=study.n_groups)
+        require_memory(config, loaded, groups=study.n_groups)
         if writer.begin(study.manifest()):
             reporter.note(f"{writer.path} is complete already")
             return Store(writer.path)

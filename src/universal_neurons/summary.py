@@ -117,6 +117,8 @@ def fires_on(row: dict[str, Any]) -> str:
     """The label of a neuron that a label explains, else its family."""
     if row["family"] in (None, "bos", UNEXPLAINED):
         return row["family"] or "–"
+    if row["family"] == "position" and not row["label"].startswith("position"):
+        return f"position (MI {row['position_mi']:.2f})"
     return f"{label_of(row)} {short(row['variance_reduction'])}"
 
 

@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Int
 
 from universal_neurons.errors import ConfigError, MissingExtraError
+from universal_neurons.store import disk_errors
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.vocabulary import Vocabulary
 
@@ -55,7 +57,8 @@ def find_pipeline(name: str) -> str | None:
         raise MissingExtraError(
             f"--nlp {name}: spaCy is not installed", wanted="the extra nlp", fix="pip install 'universal-neurons[nlp]'"
         )
-    if find_spec(name) is None and not Path(name).is_dir():
+    installed = name.isidentifier() and find_spec(name) is not None
+    if not installed and not Path(name).is_dir():
         raise MissingExtraError(
             f"--nlp {name}: no such pipeline", wanted="an installed spaCy pipeline or its folder", fix=f"install {name}"
         )
@@ -82,30 +85,45 @@ def annotate(
 
     try:
         nlp = spacy.load(pipeline, exclude=["lemmatizer"])
-    except OSError as error:
+    except Exception as error:  # a module of that name may be anything
         raise ConfigError(f"--nlp {pipeline}: cannot be loaded", given=error, wanted="a spaCy pipeline") from error
     if not {"parser", "senter", "sentencizer"} & set(nlp.pipe_names):
         nlp.add_pipe("sentencizer")
     folder = (cache or cache_folder()) / _key(tokens, vocabulary, nlp)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     names: dict[str, int] = {}
-    blocks = []
+    codes = np.empty((len(tokens), tokens.context, len(COLUMNS)), np.int16)
     for start in range(0, len(tokens), BLOCK_ROWS):
         rows = np.arange(start, min(start + BLOCK_ROWS, len(tokens)))
         path = folder / f"{start:09d}.npz"
-        if not path.exists():
-            _write_block(path, *_annotate_rows(nlp, tokens, vocabulary, rows))
-        with np.load(path) as block:
-            local = [names.setdefault(str(name), len(names)) for name in block["names"]]
-            blocks.append(np.array([*local, NOTHING], np.int16)[block["codes"]])
+        block = _read_block(path)
+        if block is None:
+            block = _annotate_rows(nlp, tokens, vocabulary, rows)
+            with disk_errors(folder):
+                _write_block(path, *block)
+        local = [names.setdefault(name, len(names)) for name in block[0]]
+        codes[rows] = np.array([*local, NOTHING], np.int16)[block[1]]
         after_rows(len(rows))
-    return Syntax(tuple(names), np.concatenate(blocks))
+    return Syntax(tuple(names), codes)
 
 
 def _key(tokens: TokenDataset, vocabulary: Vocabulary, nlp: Any) -> str:
     strings = hashlib.sha256(json.dumps(vocabulary.strings).encode()).hexdigest()
     told = [tokens.fingerprint, strings, nlp.meta["lang"], nlp.meta["name"], nlp.meta["version"], COLUMNS, READING]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+
+
+def _read_block(path: Path) -> tuple[list[str], np.ndarray] | None:
+    """Names and codes of a cached block; None where there is none, or a torn one."""
+    try:
+        with np.load(path) as block:
+            return [str(name) for name in block["names"]], block["codes"]
+    except FileNotFoundError:
+        return None
+    except (BadZipFile, ValueError, KeyError, EOFError, OSError):
+        path.unlink(missing_ok=True)
+        return None
 
 
 def _write_block(path: Path, names: list[str], codes: np.ndarray) -> None:

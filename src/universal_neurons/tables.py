@@ -15,7 +15,7 @@ from universal_neurons.detail import HeldOut, corr_interval, excess_interval
 from universal_neurons.examples import AFTER, BANDS, BEFORE, Examples
 from universal_neurons.families import FEWEST, POSITION, Families
 from universal_neurons.labels import Label, LabelSet
-from universal_neurons.moments import GroupedSums
+from universal_neurons.moments import GroupedSums, deterministic
 from universal_neurons.neurons import RANKED, percentiles
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.vocabulary import Vocabulary
@@ -61,7 +61,10 @@ NEURON_SCHEMA: dict[str, Any] = {
 
 def neurons_table(shapes: Mapping[str, Shape], columns: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
     """A row per neuron of every model; what was not asked is null, what has no answer (dead) NaN."""
-    frames = [pl.DataFrame(_places(model, shape) | dict(columns[model])) for model, shape in shapes.items()]
+    frames = []
+    for model, shape in shapes.items():
+        data = _places(model, shape) | dict(columns[model])
+        frames.append(pl.DataFrame(data, schema_overrides={name: NEURON_SCHEMA[name] for name in data}))
     table = percentiles(pl.concat(frames, how="diagonal"))
     missing = {name: pl.lit(None, kind) for name, kind in NEURON_SCHEMA.items() if name not in table.columns}
     return table.with_columns(**missing).select(pl.col(name).cast(kind) for name, kind in NEURON_SCHEMA.items())
@@ -70,10 +73,11 @@ def neurons_table(shapes: Mapping[str, Shape], columns: Mapping[str, Mapping[str
 def universality_columns(found: Comparison, heldout: Sequence[HeldOut], threshold: float) -> dict[str, Any]:
     """The columns of neurons that were asked about."""
     centre, low, high = excess_interval(heldout, found)
-    return _universality(found, threshold) | {"excess_heldout": centre, "excess_low": low, "excess_high": high}
+    return excess_columns(found, threshold) | {"excess_heldout": centre, "excess_low": low, "excess_high": high}
 
 
-def _universality(found: Comparison, threshold: float) -> dict[str, Any]:
+def excess_columns(found: Comparison, threshold: float) -> dict[str, Any]:
+    """The columns that the rows which choose decide."""
     return {
         "max_corr": found.best.max(0),
         "mean_corr": found.best.mean(0),
@@ -93,7 +97,7 @@ def subsets_table(shapes: Mapping[str, Shape], by_subset: Mapping[str, Compariso
     for subset, found in by_subset.items():
         places = _places(found.asker, shapes[found.asker])
         frames.append(
-            pl.DataFrame({"subset": [subset] * len(places["model"])} | places | _universality(found, threshold))
+            pl.DataFrame({"subset": [subset] * len(places["model"])} | places | excess_columns(found, threshold))
         )
     return pl.concat(frames)
 
@@ -241,7 +245,8 @@ def tokens_table(
     np.add.at(counts, word_tokens, words.counts.cpu().numpy()[: len(word_tokens)])
     sums = torch.zeros(n_tokens, words.sums.shape[1], dtype=torch.float64, device=words.sums.device)
     where = torch.from_numpy(word_tokens).to(sums.device)
-    sums.index_add_(0, where, words.sums[: len(word_tokens)])
+    with deterministic(sums.is_cuda):
+        sums.index_add_(0, where, words.sums[: len(word_tokens)])
     often = np.flatnonzero(counts >= FEWEST)
     if not len(often):
         return pl.DataFrame()

@@ -36,7 +36,7 @@ def find_topics(tokens: TokenDataset, vocabulary: Vocabulary, n_topics: int, see
     if n_topics < 2:
         return {}
     weighted = TfidfTransformer(sublinear_tf=True).fit_transform(table[:, used])
-    model = NMF(n_topics, init="nndsvda", random_state=seed, max_iter=200)
+    model = NMF(n_topics, init="nndsvda", random_state=seed % 2**32, max_iter=200)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(weighted)

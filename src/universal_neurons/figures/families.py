@@ -41,8 +41,8 @@ class Details:
 
     def of_family(self, family: str) -> tuple[pl.DataFrame, str]:
         """The shown neurons of a family, best first, and by what they were chosen."""
-        ranked, why = ranking(self.neurons.filter(pl.col("family") == family))
-        return self._kept(ranked).head(PER_FAMILY), why
+        ranked, why = ranking(self._kept(self.neurons.filter(pl.col("family") == family)))
+        return ranked.head(PER_FAMILY), why
 
     def duplicates(self) -> pl.DataFrame:
         """The shown neurons that share the commonest unigram."""
