@@ -10,7 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from universal_neurons import figures
-from universal_neurons.store import Store, disk_errors, write_atomically
+from universal_neurons.disk import disk_errors, write_atomically
+from universal_neurons.store import Store
 from universal_neurons.summary import (
     MODEL_FACTS,
     fact_lines,

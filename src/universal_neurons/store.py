@@ -5,8 +5,6 @@ else is in place.  Until then the folder is resumable: it holds the study's iden
 the pass, each a folder of its own whose manifest is written last.
 """
 
-import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -21,14 +19,12 @@ import polars as pl
 from torch import Tensor
 
 from universal_neurons.config import StudyConfig, make_config
-from universal_neurons.errors import DiskFullError, InputError, MissingFileError, StoreConflictError
+from universal_neurons.disk import disk_errors, removing, sync, write_atomically
+from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
 
 MANIFEST = "study.json"
 GENERATIONS = 2
 PART_BYTES = 1 << 25
-UNWRITABLE = (
-    errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EROFS,
-)  # fmt: skip
 
 
 class Store:
@@ -259,11 +255,11 @@ class StoreWriter:
         """Write a table; returns the SHA-256 of its file."""
         target = self.path / f"{name}.parquet"
         partial = target.with_name(f".{target.name}.partial")
-        with disk_errors(self.path), _removing(partial):
+        with disk_errors(self.path), removing(partial):
             table.write_parquet(partial, compression="zstd", statistics=False)
-            _sync(partial)
+            sync(partial)
             partial.rename(target)
-            _sync(self.path)
+            sync(self.path)
         return hashlib.sha256(target.read_bytes()).hexdigest()
 
     def write_bytes(self, name: str, content: bytes) -> str:
@@ -278,19 +274,19 @@ class StoreWriter:
 
         folder = self.prepare() / f"checkpoint-{shard:08d}"
         partial = folder.with_name(f".{folder.name}.partial")
-        with disk_errors(self.path), _removing(partial):
+        with disk_errors(self.path), removing(partial):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             sizes = {}
             for number, part in enumerate(_parts(tensors)):
                 state = partial / f"{number:04d}.safetensors"
                 save_file({name: tensor.contiguous().cpu() for name, tensor in part.items()}, state)
-                _sync(state)
+                sync(state)
                 sizes[state.name] = state.stat().st_size
             write_atomically(partial / "manifest.json", json.dumps({"shard": shard, "bytes": sizes}).encode())
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
-            _sync(self.work)
+            sync(self.work)
         for old in self._generations()[GENERATIONS:]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -331,55 +327,6 @@ def _parts(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         part[name] = tensor
         size += tensor.nbytes
     yield part
-
-
-def write_atomically(target: Path, content: bytes) -> Path:
-    """Write under a temporary name, sync, rename."""
-    partial = target.with_name(f".{target.name}.partial")
-    with _removing(partial):
-        with partial.open("wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.rename(target)
-    _sync(target.parent)
-    return target
-
-
-@contextlib.contextmanager
-def _removing(partial: Path) -> Iterator[None]:
-    """Leave nothing half written behind where writing fails."""
-    try:
-        yield
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Name a full disk or a place that cannot be written."""
-    try:
-        yield
-    except Exception as error:
-        number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "os error 28" in str(error):
-            raise DiskFullError(
-                f"{path}: the disk is full", wanted="more free space", fix="free some, then run the same command again"
-            ) from error
-        if isinstance(error, OSError) and number in UNWRITABLE:
-            raise StoreConflictError(f"{path}: cannot be written", given=error, fix="name another place") from error
-        raise
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from universal_neurons.config import StudyConfig
+from universal_neurons.disk import disk_errors
 from universal_neurons.errors import ConfigError
 from universal_neurons.estimate import require_memory
 from universal_neurons.inputs import Study
@@ -25,7 +26,7 @@ from universal_neurons.plan import (
 )
 from universal_neurons.progress import Reporter, clock
 from universal_neurons.stages import Stages
-from universal_neurons.store import Store, StoreWriter, disk_errors
+from universal_neurons.store import Store, StoreWriter
 from universal_neurons.tokens import TokenDataset
 
 

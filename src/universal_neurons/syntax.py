@@ -24,8 +24,8 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Int
 
+from universal_neurons.disk import disk_errors
 from universal_neurons.errors import ConfigError, MissingExtraError
-from universal_neurons.store import disk_errors
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.vocabulary import Vocabulary
 
