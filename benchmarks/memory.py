@@ -12,16 +12,16 @@ import tempfile
 from pathlib import Path
 
 STUDIES = {
-    "two models": ["--models", "bundled/seed-1", "--models", "bundled/seed-2", "--max-tokens", "60000"],
-    "five models": ["--max-tokens", "60000"],
-    "five models, four times the tokens": ["--max-tokens", "240000"],
-    "five models, all pairs": ["--pairs", "all", "--max-tokens", "60000"],
+    "two models": ["--models", "bundled/seed-1", "--models", "bundled/seed-2", "--max-tokens", "30000"],
+    "five models": ["--max-tokens", "30000"],
+    "five models, four times the tokens": ["--max-tokens", "120000"],
+    "five models, all pairs": ["--pairs", "all", "--max-tokens", "30000"],
     "three models, every subset apart": [
         "--models", "bundled/seed-1", "--models", "bundled/seed-2", "--models", "bundled/seed-3",
-        "--subset", "all", "--max-tokens", "60000",
+        "--subset", "all", "--max-tokens", "30000",
     ],
     "two models, permutation baseline": [
-        "--models", "bundled/seed-1", "--models", "bundled/seed-2", "--baseline", "permutation", "--max-tokens", "60000",
+        "--models", "bundled/seed-1", "--models", "bundled/seed-2", "--baseline", "permutation", "--max-tokens", "30000",
     ],
 }  # fmt: skip
 

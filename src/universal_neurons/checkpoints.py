@@ -159,8 +159,8 @@ def convert(model: str, folder: str | Path) -> Path:
     if not any(source.folder.glob("pytorch_model*.bin")):
         raise CheckpointError(f"{model}: no pytorch_model.bin", wanted="a pickled checkpoint", fix="use it as it is")
 
-    from universal_neurons.models import load_weights
     from universal_neurons.disk import disk_errors
+    from universal_neurons.models import load_weights
 
     network = load_weights(source, "float32", pickled=True)
     partial = target.with_name(f".{target.name}.partial")

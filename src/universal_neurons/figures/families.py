@@ -18,6 +18,7 @@ from universal_neurons.shown import DUPLICATES, PER_FAMILY, ranking, same_label
 from universal_neurons.vocabulary import INSIDE_WORD, WORD, WORD_START
 
 BINS = 60
+LONGEST = 52  # characters of a panel's title
 HEAT_TOKENS = 8  # of each context neuron
 FEWEST = 5  # occurrences of a token in the heat map
 NAMES = {
@@ -185,7 +186,8 @@ def _densities(axes: Axes, kept: Details, row: Mapping[str, object], family: str
     silent = "not " if row["label_sign"] == -1 else ""
     title = f"{name}: {silent}{visible(str(row['label']))}"
     log_counts(axes)
-    axes.set(xlabel="activation", title=title + f" ({reduction:.2f})")
+    axes.set_xlabel("activation")
+    axes.set_title(title[:LONGEST] + "…" * (len(title) > LONGEST) + f" ({reduction:.2f})", fontsize=8)
     axes.legend(fontsize=7)
 
 
