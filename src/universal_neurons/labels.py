@@ -71,6 +71,7 @@ class LabelSet:
     position_labels: list[Label]
     position_table: Bool[np.ndarray, "position_labels context"]
     columns: list[Column] = field(default_factory=list)
+    counts: Int[np.ndarray, "vocabulary kinds"] | None = None  # of each token in each place of a word
 
     @property
     def n_words(self) -> int:
@@ -135,6 +136,7 @@ def build_labels(
         position_labels=[label for label, _ in positions],
         position_table=_table(positions, tokens.context)[:, :-1],
         columns=_columns(groups, tokens, syntax, own),
+        counts=counts,
     )
 
 

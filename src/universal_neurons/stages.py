@@ -342,8 +342,8 @@ class Explainer:
         """Labels, tokens, positions, details and the vocabulary."""
         stages = self.stages
         stages.write("labels", labels_table(stages.shapes, self.labels, self.families))
-        counts = self.labelling.vocabulary.counts(stages.study.tokens)
-        stages.write("vocabulary", vocabulary_table(self.labelling.vocabulary, counts))
+        assert self.labels.counts is not None
+        stages.write("vocabulary", vocabulary_table(self.labelling.vocabulary, self.labels.counts))
         if self.tokens is not None:
             stages.write("tokens", self.tokens)
         positions = [self._positions(name) for name in stages.names]
