@@ -170,6 +170,11 @@ def add_product(
         into.add_(product)
 
 
+def widen(name: str, mine: Float[Tensor, " features"], theirs: Float[Tensor, " features"]) -> None:
+    """Take in others' smallest (`low`) or largest (`high`) values."""
+    (torch.minimum if name == "low" else torch.maximum)(mine, theirs.to(mine.dtype), out=mine)
+
+
 def first_non_finite(model: str, values: Float[Tensor, " neurons"]) -> tuple[str, int] | None:
     """The model and the first neuron whose value is NaN or infinite."""
     bad = torch.nonzero(~torch.isfinite(values)).flatten()
@@ -350,8 +355,7 @@ class Extremes(Accumulator):
             self._merge_tensor("high", values.amax(0))
 
     def _merge_tensor(self, name: str, theirs: Tensor) -> None:
-        mine = getattr(self, name)
-        (torch.minimum if name == "low" else torch.maximum)(mine, theirs.to(mine.dtype), out=mine)
+        widen(name, getattr(self, name), theirs)
 
     def result(self) -> Tensor:
         """Which neurons are dead, as a mask."""

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.accumulators import Accumulator, Batch, first_non_finite, model_of
+from universal_neurons.accumulators import Accumulator, Batch, first_non_finite, model_of, widen
 from universal_neurons.errors import MergeError
 
 FLOAT_BINS = 1 << 12  # sign, eight bits of exponent, three of mantissa
@@ -69,11 +69,10 @@ class Moments(Accumulator):
             self._merge_tensor("high", rows.amax(0))
 
     def _merge_tensor(self, name: str, theirs: Tensor) -> None:
-        mine = getattr(self, name)
         if name in ("low", "high"):
-            (torch.minimum if name == "low" else torch.maximum)(mine, theirs.to(mine.dtype), out=mine)
+            widen(name, getattr(self, name), theirs)
         else:
-            mine += theirs
+            super()._merge_tensor(name, theirs)
 
     def merge(self, other: "Accumulator") -> None:
         """Add another's tokens; both have the same provisional mean."""
