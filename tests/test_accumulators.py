@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from universal_neurons.accumulators import Batch, Block, CoMoments, Extremes, LayerMoments, ShuffledCoMoments
+from universal_neurons.accumulators import Batch, Block, Extremes
+from universal_neurons.comoments import CoMoments, LayerMoments, ShuffledCoMoments
 from universal_neurons.detail import PairedMoments
 from universal_neurons.errors import MergeError
 

@@ -32,10 +32,13 @@ def test_the_algebra_is_rotating_the_activations(kind, family):
     a, b = (captured(model, tokens) for model in models)
     for draw in range(3):
         rotated = rotation(kind, 24, 0, draw)
-        found = rotated_best(evidence.cross(left, right), evidence.norms(left), evidence.layers(right), rotated)
+        found, squares = rotated_best(
+            evidence.cross(left, right), evidence.norms(left), evidence.layers(right), rotated
+        )
         turned = np.concatenate([layer @ rotated.numpy().T for layer in np.split(b, 2, 1)], 1)
-        expected = np.corrcoef(a.T, turned.T)[:48, 48:].max(1)
-        np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+        expected = np.corrcoef(a.T, turned.T)[:48, 48:]
+        np.testing.assert_allclose(found.numpy(), expected.max(1), atol=1e-6)
+        np.testing.assert_allclose(squares.numpy(), (expected**2).sum(1), rtol=1e-4)
 
 
 def test_dead_neurons_have_no_baseline_and_disturb_none():
@@ -53,8 +56,10 @@ def test_dead_neurons_have_no_baseline_and_disturb_none():
 
 def test_a_rotated_model_looks_like_its_own_baseline():
     """If the other model's neurons mean nothing, the excess is nothing: a planted null, with a shared subspace."""
-    from universal_neurons.accumulators import Batch, Block, CoMoments, Extremes, LayerMoments
+    from universal_neurons.accumulators import Batch, Block, Extremes
+    from universal_neurons.comoments import CoMoments, LayerMoments
     from universal_neurons.compare import Evidence
+    from universal_neurons.moments import SumSquares
 
     generator = torch.Generator().manual_seed(0)
     shared = torch.randn(20_000, 32, generator=generator)
@@ -62,7 +67,7 @@ def test_a_rotated_model_looks_like_its_own_baseline():
     right = shared @ torch.randn(32, 64, generator=generator) + torch.randn(20_000, 64, generator=generator)
     parts = [CoMoments.empty("a", "b", 64, 64)]
     for name in "ab":
-        parts += [LayerMoments.empty(name, 1, 64), Extremes.empty(name, 64)]
+        parts += [LayerMoments.empty(name, 1, 64), Extremes.empty(name, 64), SumSquares.empty(name, 64, group=0)]
     for part in parts:
         part.update(Batch({"a": Block(left), "b": Block(right)}))
     found = compare(Evidence(parts, [0]), "a", ["b"], StudyConfig(), draws=20)
@@ -107,14 +112,16 @@ def test_q_values_find_planted_neurons_and_little_else():
 @pytest.mark.parametrize("seed", range(4))
 def test_two_models_that_share_nothing_give_no_discoveries_beyond_nominal(seed):
     """Independent activations, heavy-tailed as real ones: the share of q ≤ .01 stays at or below .01."""
-    from universal_neurons.accumulators import Batch, Block, CoMoments, Extremes, LayerMoments
+    from universal_neurons.accumulators import Batch, Block, Extremes
+    from universal_neurons.comoments import CoMoments, LayerMoments
     from universal_neurons.compare import Evidence
+    from universal_neurons.moments import SumSquares
 
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.nn.functional.gelu(torch.randn(4000, 600, generator=generator)) for _ in range(2))
     parts = [CoMoments.empty("a", "b", 600, 600)]
     for name in "ab":
-        parts += [LayerMoments.empty(name, 2, 300), Extremes.empty(name, 600)]
+        parts += [LayerMoments.empty(name, 2, 300), Extremes.empty(name, 600), SumSquares.empty(name, 600, group=0)]
     for part in parts:
         part.update(Batch({"a": Block(a), "b": Block(b)}))
     found = compare(Evidence(parts, [0]), "a", ["b"], StudyConfig(seed=seed), draws=20)
@@ -138,7 +145,7 @@ def test_excess_is_equation_3():
 
 def test_permutation_baseline_is_chance():
     models = [tiny_model("gpt2", 0, "a"), tiny_model("gpt2", 0, "b")]
-    evidence = run_pass(models, some_tokens(200), shuffles=2)
+    evidence = run_pass(models, some_tokens(200), baseline="permutation", draws=2)
     found = compare(evidence, "a", ["b"], StudyConfig(baseline="permutation"), draws=2)
     back = compare(evidence, "b", ["a"], StudyConfig(baseline="permutation"), draws=2)
     assert found.best.min() > 0.999

@@ -5,10 +5,11 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from universal_neurons import TokenDataset
+from universal_neurons import StudyConfig, TokenDataset
 from universal_neurons.compare import Evidence
 from universal_neurons.correlation import correlation_panels, find_matches, layer_profile
-from universal_neurons.stream import NeuronSource, Pass, model_pairs, study_accumulators
+from universal_neurons.panels import model_pairs, study_recipes
+from universal_neurons.stream import NeuronSource, Pass
 
 CONTEXT = 40
 
@@ -19,8 +20,13 @@ def some_tokens(rows=60, seed=0, masked=(0, 7)):
     return TokenDataset.from_pieces(pieces, context=CONTEXT, bos=0, masked=masked)
 
 
-def run_pass(models, tokens, dtype=torch.float32, batch_tokens=400, pairs="all", **more):
-    run = Pass([NeuronSource(m, dtype) for m in models], study_accumulators(models, model_pairs(models, pairs), **more))
+def recipes(models, pairs="all", groups=1, **settings):
+    config = StudyConfig(pairs=pairs, stages=("universality",), **settings)
+    return study_recipes(models, model_pairs(models, pairs), config, groups)
+
+
+def run_pass(models, tokens, dtype="float32", batch_tokens=400, pairs="all", **settings):
+    run = Pass([NeuronSource(m, dtype) for m in models], recipes(models, pairs, **settings))
     run.run(tokens, tokens.shards(np.arange(len(tokens))), batch_tokens=batch_tokens)
     return Evidence(run.accumulators, [0])
 
@@ -47,7 +53,7 @@ def correlation(evidence, left, right):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("tf32", 1e-3), ("bfloat16", 1e-3)])
 def test_against_float64_numpy(family, dtype, tolerance):
     models = [tiny_model(family), tiny_model(family, name="perturbed")]
     with torch.no_grad():
@@ -93,7 +99,7 @@ def test_batches_shards_and_merges_do_not_matter():
         np.testing.assert_allclose(
             correlation(run_pass(models, tokens, batch_tokens=batch_tokens), *names), expected, atol=1e-6
         )
-    run = Pass([NeuronSource(m) for m in models], study_accumulators(models, model_pairs(models, "all"), groups=2))
+    run = Pass([NeuronSource(m) for m in models], recipes(models, groups=2))
     shards = tokens.shards(np.arange(120))
     parts = [shard.rows[start::3] for shard in shards for start in range(3)]
     from universal_neurons.tokens import Shard

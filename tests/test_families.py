@@ -8,14 +8,15 @@ from test_correlation import captured
 from test_labels import CONTEXT, plain_example
 
 from universal_neurons import families
-from universal_neurons.accumulators import PRE, Batch, Block, CoMoments
+from universal_neurons.accumulators import PRE, Batch, Block
+from universal_neurons.comoments import CoMoments
 from universal_neurons.families import (
     LabelEvidence,
     Scores,
     adjusted_eta_squared,
     explain,
     family_of,
-    label_accumulators,
+    label_recipes,
     mutual_information,
 )
 from universal_neurons.labels import Label, LabelSet, LabelSource, partner_rows
@@ -30,8 +31,8 @@ def evidence_of(models, tokens, labels, *, dense=False, null=False):
     sources = [LabelSource(labels, tokens, dense=dense)]
     if null:
         sources.append(LabelSource(labels, tokens, dense=dense, partner=partner_rows(every, len(tokens), 0)))
-    accumulators = label_accumulators(labels, models, dense=dense, width=sources[0].width, null=null)
-    run = Pass([NeuronSource(model, pre=True) for model in models], accumulators, sources)
+    recipes = label_recipes(labels, models, dense=dense, width=sources[0].width, null=null)
+    run = Pass([NeuronSource(model, pre=True) for model in models], recipes, sources)
     run.run(tokens, tokens.shards(every), batch_tokens=200)
     return [LabelEvidence(labels, run.accumulators, dense=dense, mark=mark) for mark in ("", "~")[: 1 + null]]
 

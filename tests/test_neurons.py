@@ -8,7 +8,8 @@ import torch
 from conftest import VOCABULARY, tiny_model
 
 from universal_neurons import processed_weights
-from universal_neurons.accumulators import Batch, Block, LayerCovariance
+from universal_neurons.accumulators import Batch, Block
+from universal_neurons.comoments import LayerCovariance
 from universal_neurons.moments import Moments
 from universal_neurons.neurons import (
     RANKED,

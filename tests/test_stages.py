@@ -7,7 +7,7 @@ from conftest import tiny_model
 from test_correlation import captured, some_tokens
 from test_study import contents, quiet
 
-import universal_neurons.stages as stages
+import universal_neurons.passes as passes
 from universal_neurons import StudyConfig
 from universal_neurons.errors import ConfigError, LabelError, MissingExtraError, MissingFileError, NothingToCompareError
 from universal_neurons.figures.families import Details
@@ -244,7 +244,7 @@ def test_settings_that_contradict_each_other_are_refused():
 def test_figures_are_redrawn_without_a_model(whole, monkeypatch):
     store, _, _ = whole
     before = study_figures(store)
-    monkeypatch.setattr(stages, "NeuronSource", None)
+    monkeypatch.setattr(passes, "NeuronSource", None)
     again = study_figures(Store(store.path))
     assert again.keys() == before.keys()
     assert {"teaser", "more-families", "percentiles"} <= again.keys()

@@ -1,6 +1,6 @@
-"""The accumulators' contract, and co-moments: of two models, within a layer, and their extremes.
+"""The accumulators' contract, and the plainest of them: extremes.
 
-Moments of pre-activations, histograms, sums by token and position are in `moments`, top examples in `examples`.
+Co-moments are in `comoments`; moments, histograms, sums by token and position in `moments`; examples in `examples`.
 
 Each is a small class with `empty`, `update(batch)`, `fold`, `merge(other)`, `result()`, and its state as plain
 tensors (`state`, `restore`).  Blocks arrive shifted by a provisional mean that is the same for every batch and
@@ -14,6 +14,7 @@ Any split of the tokens and any merge order gives the same answer within roundin
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -23,13 +24,14 @@ from torch import Tensor
 
 from universal_neurons.errors import MergeError
 
-PRE, BOS = "@pre", "@bos"  # blocks of a model: its pre-activations, and those at position 0
-OUT_DTYPE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
+# Blocks of a model: its pre-activations, those at position 0, and the signed sums of a sketch.
+PRE, BOS, SUMS = "@pre", "@bos", "@sums"
+ROWS_AT_ONCE = 256  # a square of so many rows fits the cache
 
 
 def model_of(block: str) -> str:
     """The model that a block's name speaks of."""
-    return block.removesuffix(PRE).removesuffix(BOS)
+    return block.removesuffix(PRE).removesuffix(BOS).removesuffix(SUMS)
 
 
 def seed_of(*parts: int | str) -> int:
@@ -42,14 +44,20 @@ class Block:
     """Feature values of one batch of positions, shifted and rounded; `basis` tells shifts apart.
 
     `mean` is the provisional mean: what was subtracted (or, of pre-activations, which come raw, what may be);
-    `bounds` are provisional quantiles of the shifted values.
+    `bounds` are provisional quantiles of the shifted values.  `rounding` names the precision they are rounded to.
+    Rows may stand for more than one position each (sums of a sketch): then `weight` says for how many all of them
+    count, and `_sums` what the column sums are.
     """
 
     values: Float[Tensor, "tokens features"]
     basis: str = ""
     mean: Float[Tensor, " features"] | None = field(default=None, repr=False)
     bounds: Float[Tensor, "quantiles features"] | None = field(default=None, repr=False)
+    rounding: str = "float32"
+    weight: int | None = None
     _sums: Tensor | None = field(default=None, repr=False)
+    _squares: Tensor | None = field(default=None, repr=False)
+    _transposed: Tensor | None = field(default=None, repr=False)
     _copy: Tensor | None = field(default=None, repr=False)
 
     def kept(self) -> Float[Tensor, "tokens features"]:
@@ -59,11 +67,33 @@ class Block:
         return self._copy
 
     @property
+    def transposed(self) -> Float[Tensor, "features tokens"]:
+        """The values feature by feature, copied once however many statistics read them."""
+        if self._transposed is None:
+            self._transposed = self.values.T.contiguous()
+        return self._transposed
+
+    @property
+    def count(self) -> int:
+        """Positions it counts for."""
+        return len(self.values) if self.weight is None else self.weight
+
+    @property
     def sums(self) -> Float[Tensor, " features"]:
         """Column sums in float64, computed once however many statistics read them."""
         if self._sums is None:
             self._sums = self.values.sum(0, dtype=torch.float32).double()
         return self._sums
+
+    @property
+    def squares(self) -> Float[Tensor, " features"]:
+        """Column sums of squares in float64, computed once."""
+        if self._squares is None:
+            total = torch.zeros(self.values.shape[1], dtype=torch.float64, device=self.values.device)
+            for rows in self.values.split(ROWS_AT_ONCE):
+                total += rows.float().square().sum(0).double()
+            self._squares = total
+        return self._squares
 
 
 @dataclass(frozen=True)
@@ -90,6 +120,10 @@ class Accumulator:
         self.group = group
         self.count = 0
         self.basis: tuple[str, ...] | None = None
+
+    def wants(self, batch: Batch) -> bool:
+        """Whether the batch holds what it reads, of its group."""
+        return self.group in (None, batch.group) and any(name in batch.blocks for name in self.reads)
 
     def blocks(self, batch: Batch) -> list[Block]:
         """The blocks it reads; all batches must be shifted by the same provisional mean."""
@@ -153,21 +187,7 @@ class Accumulator:
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def add_product(
-    into: Float[Tensor, "left right"],
-    left: Float[Tensor, "tokens left"],
-    right: Float[Tensor, "tokens right"],
-    fresh: bool,
-) -> None:
-    """into (+)= leftᵀ right in float32; `fresh` overwrites instead of adding."""
-    if left.dtype == torch.float32:
-        torch.addmm(into, left.T, right, beta=0.0 if fresh else 1.0, out=into)
-        return
-    product = torch.mm(left.T, right, out_dtype=torch.float32) if OUT_DTYPE else left.T.float() @ right.float()
-    if fresh:
-        into.copy_(product)
-    else:
-        into.add_(product)
+Recipe = Callable[..., Accumulator]  # makes a statistic of no tokens yet on a `device`; can be pickled
 
 
 def widen(name: str, mine: Float[Tensor, " features"], theirs: Float[Tensor, " features"]) -> None:
@@ -179,156 +199,6 @@ def first_non_finite(model: str, values: Float[Tensor, " neurons"]) -> tuple[str
     """The model and the first neuron whose value is NaN or infinite."""
     bad = torch.nonzero(~torch.isfinite(values)).flatten()
     return (model, int(bad[0])) if len(bad) else None
-
-
-@dataclass(frozen=True)
-class CrossMoments:
-    """Result of `CoMoments`: count, column sums and raw (shifted) cross products of two models' neurons."""
-
-    count: int
-    left_sum: Float[Tensor, " left"]
-    right_sum: Float[Tensor, " right"]
-    cross: Float[Tensor, "left right"]
-
-    def centred(self, rows: slice = slice(None), columns: slice = slice(None)) -> Float[Tensor, "rows columns"]:
-        """Σ(x−x̄)(y−ȳ) of some left and right features."""
-        outer = torch.outer(self.left_sum[rows] / self.count, self.right_sum[columns])
-        return self.cross[rows, columns] - outer
-
-    def transposed(self) -> "CrossMoments":
-        """The same with left and right exchanged."""
-        return CrossMoments(self.count, self.right_sum, self.left_sum, self.cross.T)
-
-
-class CoMoments(Accumulator):
-    """Cross products of every neuron of one model with every neuron of another (paper A.2)."""
-
-    TENSORS = ("left_sum", "right_sum", "cross")
-
-    def __init__(
-        self, left: str, right: str, group: int | None, n_left: int, n_right: int, device: Any = "cpu"
-    ) -> None:
-        super().__init__((left, right), group)
-        self.left_sum = torch.zeros(n_left, dtype=torch.float64, device=device)
-        self.right_sum = torch.zeros(n_right, dtype=torch.float64, device=device)
-        self.cross = torch.zeros(n_left, n_right, dtype=torch.float64, device=device)
-        self.pending = torch.zeros(n_left, n_right, dtype=torch.float32, device=device)
-        self.fresh = True
-
-    @classmethod
-    def empty(
-        cls, left: str, right: str, n_left: int, n_right: int, *, group: int = 0, device: Any = "cpu"
-    ) -> "CoMoments":
-        """Of no tokens yet."""
-        return cls(left, right, group, n_left, n_right, device)
-
-    def update(self, batch: Batch) -> None:
-        """Add a batch of positions."""
-        self._add(*self.blocks(batch))
-
-    def _add(self, left: Block, right: Block) -> None:
-        self.count += len(left.values)
-        self.left_sum += left.sums
-        self.right_sum += right.sums
-        add_product(self.pending, left.values, right.values, self.fresh)
-        self.fresh = False
-
-    def fold(self) -> None:
-        """Bring what is pending into the float64 state."""
-        if not self.fresh:
-            self.cross += self.pending
-            self.fresh = True
-
-    def result(self) -> CrossMoments:
-        """The moments so far."""
-        self.fold()
-        return CrossMoments(self.count, self.left_sum, self.right_sum, self.cross)
-
-
-class ShuffledCoMoments(CoMoments):
-    """Co-moments with the right model's token positions shuffled within each shard: the permutation baseline.
-
-    A shard's blocks are kept until its end, so that batches do not change what is shuffled with what.
-    """
-
-    def __init__(self, left: str, right: str, draw: int, seed: int, **shape: Any) -> None:
-        super().__init__(left, right, **shape)
-        self.reads = (left, right, f"draw-{draw}")
-        self.draw, self.seed, self.shard = draw, seed, 0
-        self.kept: list[tuple[Tensor, Tensor]] = []
-
-    def update(self, batch: Batch) -> None:
-        """Keep a batch until the shard ends."""
-        self.shard = batch.shard
-        left, right = self.blocks(batch)
-        self.kept.append((left.kept(), right.kept()))
-
-    def fold(self) -> None:
-        """Shuffle the shard's positions and add it."""
-        if self.kept:
-            left, right = (torch.cat(parts) for parts in zip(*self.kept))
-            self.kept = []
-            generator = torch.Generator().manual_seed(seed_of("shuffle", self.seed, self.shard, self.draw))
-            order = torch.randperm(len(right), generator=generator).to(right.device)
-            self._add(Block(left), Block(right[order]))
-        super().fold()
-
-
-@dataclass(frozen=True)
-class LayerCovariance:
-    """Result of `LayerMoments`: within-layer centred products and every neuron's centred sum of squares."""
-
-    count: int
-    centred: Float[Tensor, "layers d_mlp d_mlp"]
-
-    @property
-    def squares(self) -> Float[Tensor, " neurons"]:
-        """Σ(x−x̄)² of every neuron of the model."""
-        return self.centred.diagonal(dim1=1, dim2=2).flatten().clamp_min(0)
-
-
-class LayerMoments(Accumulator):
-    """Cross products of the neurons of each layer of one model with each other: its variances, and what the rotated
-    baseline needs."""
-
-    TENSORS = ("sum", "cross")
-
-    def __init__(self, model: str, group: int, n_layers: int, d_mlp: int, device: Any = "cpu") -> None:
-        super().__init__((model,), group)
-        self.sum = torch.zeros(n_layers * d_mlp, dtype=torch.float64, device=device)
-        self.cross = torch.zeros(n_layers, d_mlp, d_mlp, dtype=torch.float64, device=device)
-        self.pending = torch.zeros(n_layers, d_mlp, d_mlp, dtype=torch.float32, device=device)
-        self.fresh = True
-
-    @classmethod
-    def empty(cls, model: str, n_layers: int, d_mlp: int, *, group: int = 0, device: Any = "cpu") -> "LayerMoments":
-        """Of no tokens yet."""
-        return cls(model, group, n_layers, d_mlp, device)
-
-    def update(self, batch: Batch) -> None:
-        """Add a batch of positions."""
-        (block,) = self.blocks(batch)
-        self.count += len(block.values)
-        self.sum += block.sums
-        for layer, values in enumerate(block.values.split(self.cross.shape[1], 1)):
-            add_product(self.pending[layer], values, values, self.fresh)
-        self.fresh = False
-
-    def fold(self) -> None:
-        """Bring what is pending into the float64 state."""
-        if not self.fresh:
-            self.cross += self.pending
-            self.fresh = True
-
-    def non_finite(self) -> tuple[str, int] | None:
-        """The first neuron in which a NaN or infinity was seen."""
-        return first_non_finite(self.reads[0], self.sum + self.cross.diagonal(dim1=1, dim2=2).flatten())
-
-    def result(self) -> LayerCovariance:
-        """The covariances so far."""
-        self.fold()
-        sums = self.sum.view(len(self.cross), -1)
-        return LayerCovariance(self.count, self.cross - sums[:, :, None] * sums[:, None, :] / max(self.count, 1))
 
 
 class Extremes(Accumulator):

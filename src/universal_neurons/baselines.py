@@ -3,7 +3,7 @@
 The rotated baseline needs no second pass.  With R a random orthogonal matrix and V_ℓ the activations of layer ℓ of
 the other model, Cov(A, R V_ℓ) = Cov(A, V_ℓ) Rᵀ and Var(R V_ℓ) = diag(R Cov(V_ℓ, V_ℓ) Rᵀ).  One R per draw serves every
 layer and model of equal width.  `gaussian` takes the authors' matrix instead: Gaussian, its rows of unit norm.
-`permutation` shuffles token positions during the pass (`accumulators.ShuffledCoMoments`).
+`permutation` shuffles token positions during the pass (`comoments.ShuffledCoMoments`).
 
 Excess correlation (eq 3): mean over models of [best ρ − mean over draws of the best baseline ρ].
 """
@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from universal_neurons.accumulators import CrossMoments, LayerCovariance, seed_of
+from universal_neurons.accumulators import seed_of
+from universal_neurons.comoments import CrossMoments, LayerCovariance
 
 PANEL_ROWS = 4096
 
@@ -34,8 +35,9 @@ def rotated_best(
     left: Float[Tensor, " left"],
     right: LayerCovariance,
     rotated: Float[Tensor, "width width"],
-) -> Float[Tensor, " left"]:
-    """Every left neuron's highest ρ with the rotated neurons of the other model, over all its layers.
+) -> tuple[Float[Tensor, " left"], Float[Tensor, " left"]]:
+    """Every left neuron's highest ρ with the rotated neurons of the other model, over all its layers, and the sum of
+    their squares.
 
     `left` holds inverse norms; NaN (dead) stays NaN.
     """
@@ -43,6 +45,7 @@ def rotated_best(
     single = rotated.to(left.device, torch.float32)
     rotated = rotated.to(left.device)
     best = torch.full_like(left, -torch.inf, dtype=torch.float32)
+    squares = torch.zeros_like(best)
     for layer, covariance in enumerate(right.centred):
         variance = ((rotated @ covariance) * rotated).sum(1)
         scale = torch.where(variance > 0, variance.rsqrt(), torch.nan).float()
@@ -50,10 +53,11 @@ def rotated_best(
         for start in range(0, len(left), PANEL_ROWS):
             rows = slice(start, start + PANEL_ROWS)
             standardised = (cross.centred(rows, columns) * left[rows, None]).float()
-            rho = (standardised @ single.T) * scale
+            rho = (standardised @ single.T).mul_(scale)
             best[rows] = torch.maximum(best[rows], rho.nan_to_num(nan=-torch.inf).amax(1))
+            squares[rows] += rho.square_().nansum(1)
     best = torch.where(torch.isfinite(best), best.clamp(-1, 1), torch.nan)
-    return torch.where(torch.isnan(left), torch.nan, best.double())
+    return torch.where(torch.isnan(left), torch.nan, best.double()), squares.double()
 
 
 def excess_correlation(

@@ -98,6 +98,7 @@ def estimate_view(found: Estimate) -> Table:
     for name in ("labels", "pass", "compare", "detail"):
         table.add_row(f"  {name}", clock(getattr(found, f"seconds_{name}")))
     table.add_row("memory", f"{_size(found.memory_peak)} at the peak, {_size(found.memory_available)} free")
+    table.add_row("plan", f"{found.passes} pass{'es' if found.passes > 1 else ''}, sums in {found.sums}")
     table.add_row("disk", f"{_size(found.disk_peak)} at the peak, {_size(found.disk_final)} at the end")
     return table
 

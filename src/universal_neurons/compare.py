@@ -1,11 +1,12 @@
 """One model's neurons against all others': matches and baseline maxima, from the statistics of a pass.
 
-Used on the whole pass, on one subset's share of it, and on what has been read so far (convergence).
+Used on the whole pass, on one subset's share of it, and on what has been read so far (convergence).  Where the matrix
+is made in panels, each panel's piece of the answer is kept and the pieces are put together at the end.
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,18 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.accumulators import (
-    Accumulator,
-    CoMoments,
-    CrossMoments,
-    Extremes,
-    LayerCovariance,
-    LayerMoments,
-    ShuffledCoMoments,
-)
+from universal_neurons.accumulators import SUMS, Accumulator, Extremes
 from universal_neurons.baselines import excess_correlation, q_values, rotated_best, rotation
+from universal_neurons.comoments import CoMoments, CrossMoments, LayerCovariance, LayerMoments, Rows, ShuffledCoMoments
 from universal_neurons.config import StudyConfig
-from universal_neurons.correlation import Matches, correlation_panels, find_matches, inverse_norms
+from universal_neurons.correlation import Matches, below, beside, correlation_panels, find_matches, inverse_norms
+from universal_neurons.moments import Spread, SumSquares
+from universal_neurons.screening import Candidates, PairMoments, Proposal, propose
+from universal_neurons.sketch import CANDIDATES_SEEN, Certainty, ShardEnergies, winners_curse, without_noise
 
 
 @dataclass(frozen=True)
@@ -62,22 +59,76 @@ class Comparison:
         return q_values(self.best, self.maxima)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Some of one model's neurons (rows) against some of another's (columns): matches, and the baseline's maxima.
+
+    `squares` are sums of the baseline's ρ², of which there are `columns` per draw; `proposal` a screened search's
+    candidates.
+    """
+
+    rows: Rows
+    columns: Rows
+    matches: Matches
+    maxima: Float[Tensor, "draws rows"]
+    squares: Float[Tensor, "draws rows"]
+    proposal: Proposal | None = None
+
+
+def together(pieces: Iterable[Piece]) -> Piece:
+    """The pieces of one pair of models as one."""
+    by_rows: dict[Rows, Piece] = {}
+    for piece in sorted(pieces, key=lambda piece: (piece.rows, piece.columns)):
+        there = by_rows.get(piece.rows)
+        by_rows[piece.rows] = piece if there is None else _beside(there, piece)
+    whole, *others = by_rows.values()
+    for other in others:
+        assert whole.rows[1] == other.rows[0], "pieces with a gap"
+        whole = Piece(
+            (whole.rows[0], other.rows[1]),
+            whole.columns,
+            below(whole.matches, other.matches),
+            torch.cat([whole.maxima, other.maxima], 1),
+            torch.cat([whole.squares, other.squares], 1),
+            whole.proposal and other.proposal and whole.proposal.below(other.proposal),
+        )
+    return whole
+
+
+def _beside(first: Piece, second: Piece) -> Piece:
+    assert first.columns[1] == second.columns[0], "pieces with a gap"
+    columns = (first.columns[0], second.columns[1])
+    return Piece(
+        first.rows,
+        columns,
+        beside(first.matches, second.matches),
+        torch.fmax(first.maxima, second.maxima),
+        first.squares + second.squares,
+        first.proposal and second.proposal and first.proposal.beside(second.proposal),
+    )
+
+
 def groups_of(accumulators: Sequence[Accumulator]) -> list[int]:
     """The groups of shards that have been read."""
     return sorted({a.group for a in accumulators if a.count and a.group is not None})
 
 
 class Evidence:
-    """The statistics of some groups of a pass, added up where there are several."""
+    """The statistics of some groups of a pass, added up where there are several.
 
-    def __init__(self, accumulators: Sequence[Accumulator], groups: Sequence[int]) -> None:
+    With `mark`, co-moments are those of other blocks of the models: `SUMS`, of a sketch.
+    """
+
+    def __init__(self, accumulators: Sequence[Accumulator], groups: Sequence[int], mark: str = "") -> None:
         self.accumulators = accumulators
         self.groups = list(groups)
+        self.mark = mark
         self._norms: dict[str, Tensor] = {}
 
-    def _total(self, kind: type[Accumulator], reads: tuple[str, ...]) -> Accumulator:
-        by_group = {a.group: a for a in self.accumulators if type(a) is kind and a.reads == reads}
-        found = [by_group[group] for group in self.groups]
+    def _total(self, kind: type[Accumulator], reads: tuple[str, ...], rows: Rows | None = None) -> Accumulator:
+        found = [a for a in self.accumulators if type(a) is kind and a.reads == reads and a.group in self.groups]
+        found = [a for a in found if rows is None or (isinstance(a, CoMoments) and a.rows == rows)]
+        assert len(found) == len(self.groups), (kind, reads, rows)
         if len(found) == 1:
             return found[0]
         total = copy.deepcopy(found[0])
@@ -85,70 +136,159 @@ class Evidence:
             total.merge(other)
         return total
 
-    def layers(self, model: str) -> LayerCovariance:
+    def has(self, kind: type[Accumulator], *reads: str) -> bool:
+        """Whether there is such a statistic."""
+        return any(type(a) is kind and a.reads == reads for a in self.accumulators)
+
+    def layers(self, model: str, mark: str = "") -> LayerCovariance:
         """Within-layer covariances of a model."""
-        total = self._total(LayerMoments, (model,))
+        total = self._total(LayerMoments, (model + mark,))
         assert isinstance(total, LayerMoments)
+        return total.result()
+
+    def spread(self, model: str, mark: str = "") -> Spread:
+        """Sums and squares of a model's neurons."""
+        total = self._total(SumSquares, (model + mark,))
+        assert isinstance(total, SumSquares)
         return total.result()
 
     def dead(self, model: str) -> Tensor:
         """Mask of a model's dead neurons: constant, or so small that their squares vanish."""
         total = self._total(Extremes, (model,))
         assert isinstance(total, Extremes)
-        return total.result() | (self.layers(model).squares <= 0)
+        return total.result() | (self.spread(model).centred <= 0)
 
     def norms(self, model: str) -> Tensor:
         """Inverse norms of a model's neurons (see `inverse_norms`)."""
         if model not in self._norms:
-            self._norms[model] = inverse_norms(self.layers(model), self.dead(model))
+            self._norms[model] = inverse_norms(self.spread(model, self.mark).centred, self.dead(model))
         return self._norms[model]
 
     def count(self, model: str) -> int:
         """Positions counted."""
         return self._total(Extremes, (model,)).count
 
+    def certainty(self, asker: str, other: str) -> Certainty:
+        """How far the sketch may be off."""
+        found = []
+        for model in (asker, other):
+            energies = self._total(ShardEnergies, (model,))
+            assert isinstance(energies, ShardEnergies)
+            found.append(torch.where(self.dead(model), torch.nan, energies.result()))
+        return Certainty(*found)
+
+    def pairs(self, left: str, right: str) -> PairMoments:
+        """Co-moments of the candidates of a screened search."""
+        total = self._total(Candidates, (left, right))
+        assert isinstance(total, Candidates)
+        return total.result()
+
     def cross(self, asker: str, other: str) -> CrossMoments:
-        """Co-moments of two models, the asker's neurons in the rows."""
-        return self._cross(CoMoments, asker, other)
+        """Co-moments of all neurons of two models, the asker's in the rows."""
+        ((_, _, moments),) = self.panels(CoMoments, asker, other)
+        return moments
 
-    def shuffled(self, asker: str, other: str, draw: int) -> CrossMoments:
-        """Co-moments under one draw of shuffled positions."""
-        return self._cross(ShuffledCoMoments, asker, other, f"draw-{draw}")
+    def panels(
+        self, kind: type[CoMoments], asker: str, other: str, *more: str
+    ) -> list[tuple[Rows, Rows, CrossMoments]]:
+        """Co-moments of two models as far as they are kept, in panels (rows of the asker, columns of the other)."""
+        names = (asker + self.mark, other + self.mark)
+        there = self.has(kind, *names, *more)
+        reads = (*(names if there else names[::-1]), *more)
+        kept = {a.rows for a in self.accumulators if isinstance(a, CoMoments) and type(a) is kind and a.reads == reads}
+        found = []
+        for rows in sorted(kept):
+            total = self._total(kind, reads, rows)
+            assert isinstance(total, CoMoments)
+            moments = total.result()
+            columns = (0, moments.cross.shape[1])
+            found.append((rows, columns, moments) if there else (columns, rows, moments.transposed()))
+        return found
 
-    def _cross(self, kind: type[CoMoments], asker: str, other: str, *more: str) -> CrossMoments:
-        there = any(type(a) is kind and a.reads == (asker, other, *more) for a in self.accumulators)
-        total = self._total(kind, (asker, other, *more) if there else (other, asker, *more))
-        assert isinstance(total, CoMoments)
-        return total.result() if there else total.result().transposed()
+
+def look(
+    evidence: Evidence,
+    asker: str,
+    other: str,
+    config: StudyConfig,
+    *,
+    draws: int | None = None,
+    k: int | None = None,
+    z: float | None = None,
+) -> list[Piece]:
+    """Matches and baseline maxima of the asker's neurons in another model, from the panels that are there.
+
+    With z, the candidates of a screened search too.
+    """
+    draws, k = draws or config.n_draws, k or config.top_k
+    k = max(k, CANDIDATES_SEEN) if evidence.mark else k
+    left, right = evidence.norms(asker), evidence.norms(other)
+    layers = None if config.baseline == "permutation" else evidence.layers(other, evidence.mark)
+    pieces = []
+    for rows, columns, cross in evidence.panels(CoMoments, asker, other):
+        some, theirs = left[slice(*rows)], right[slice(*columns)]
+        matches = find_matches(cross, some, theirs, k, rows=rows[0], columns=columns[0])
+        maxima = torch.full((draws, len(some)), torch.nan, dtype=torch.float64)
+        squares = torch.zeros_like(maxima)
+        for draw in range(draws):
+            if layers is None:
+                maxima[draw], squares[draw] = _shuffled(evidence, asker, other, draw, rows, some, theirs)
+                continue
+            width = layers.centred.shape[1]
+            part = replace(layers, centred=layers.centred[columns[0] // width : columns[1] // width])
+            turned = rotation(config.baseline, width, config.seed, draw)
+            maxima[draw], squares[draw] = (found.cpu() for found in rotated_best(cross, some, part, turned))
+        proposal = None
+        if z is not None:
+            certainty = evidence.certainty(asker, other).part(slice(*rows), slice(*columns))
+            proposal = propose(cross, some, theirs, certainty, z, rows=rows[0], columns=columns[0])
+        pieces.append(Piece(rows, columns, matches, maxima, squares, proposal))
+    return pieces
+
+
+def _shuffled(
+    evidence: Evidence, asker: str, other: str, draw: int, rows: Rows, left: Tensor, right: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Maxima and sums of squares under one draw of shuffled positions."""
+    found = evidence.panels(ShuffledCoMoments, asker, other, f"draw-{draw}")
+    (cross,) = [moments for there, _, moments in found if there == rows]
+    maxima, squares = torch.empty(len(left), dtype=torch.float64), torch.empty(len(left), dtype=torch.float64)
+    for some, panel in correlation_panels(cross, left, right):
+        highest = panel.nan_to_num(nan=-torch.inf).amax(1)
+        maxima[some] = torch.where(torch.isnan(left[some]), torch.nan, highest).cpu()
+        squares[some] = panel.square().nansum(1).cpu()
+    return maxima, squares
+
+
+def unbiased(piece: Piece, certainty: Certainty, k: int) -> Piece:
+    """A sketch's k best matches and its baseline without the upward bias of maxima over noisy correlations."""
+    matches = piece.matches
+    corr, index = matches.corr[:, :k].clone(), matches.index[:, :k]
+    corr[:, 0] -= winners_curse(matches.corr, matches.index, certainty)
+    corr = corr.minimum(corr[:, :1])  # no lower rank above the first
+    living = int(torch.isfinite(certainty.other).sum())
+    maxima = without_noise(piece.maxima, piece.squares / max(living, 1), certainty.noise.cpu())
+    return replace(piece, matches=replace(matches, corr=corr, index=index), maxima=maxima)
 
 
 def compare(
-    evidence: Evidence, asker: str, others: Sequence[str], config: StudyConfig, *, draws: int | None = None, k: int = 10
+    evidence: Evidence,
+    asker: str,
+    others: Sequence[str],
+    config: StudyConfig,
+    *,
+    draws: int | None = None,
+    k: int | None = None,
 ) -> Comparison:
-    """Matches of the asker's neurons in every other model and `draws` baseline maxima."""
-    matches = [
-        find_matches(evidence.cross(asker, other), evidence.norms(asker), evidence.norms(other), k) for other in others
-    ]
-    maxima = baseline_maxima(evidence, asker, others, config, draws or config.n_draws)
-    return Comparison(asker, tuple(others), tuple(matches), maxima)
+    """Matches of the asker's neurons in every other model and `draws` baseline maxima, of whole matrices."""
+    pieces = [together(look(evidence, asker, other, config, draws=draws, k=k)) for other in others]
+    if evidence.mark == SUMS:
+        certainties = [evidence.certainty(asker, other) for other in others]
+        pieces = [unbiased(piece, c, k or config.top_k) for piece, c in zip(pieces, certainties)]
+    return comparison(asker, others, pieces)
 
 
-def baseline_maxima(
-    evidence: Evidence, asker: str, others: Sequence[str], config: StudyConfig, draws: int
-) -> Float[np.ndarray, "draws models neurons"]:
-    """The asker's highest baseline ρ, by draw and other model."""
-    left = evidence.norms(asker)
-    maxima = torch.empty(draws, len(others), len(left), dtype=torch.float64)
-    for m, other in enumerate(others):
-        if config.baseline == "permutation":
-            for draw in range(draws):
-                shuffled = evidence.shuffled(asker, other, draw)
-                for rows, panel in correlation_panels(shuffled, left, evidence.norms(other)):
-                    highest = panel.nan_to_num(nan=-torch.inf).amax(1)
-                    maxima[draw, m, rows] = torch.where(torch.isnan(left[rows]), torch.nan, highest).cpu()
-            continue
-        cross, layers = evidence.cross(asker, other), evidence.layers(other)
-        for draw in range(draws):
-            rotated = rotation(config.baseline, layers.centred.shape[1], config.seed, draw)
-            maxima[draw, m] = rotated_best(cross, left, layers, rotated).cpu()
-    return maxima.numpy()
+def comparison(asker: str, others: Sequence[str], pieces: Sequence[Piece]) -> Comparison:
+    """The pieces of every other model as one answer."""
+    maxima = torch.stack([piece.maxima for piece in pieces], 1).numpy()
+    return Comparison(asker, tuple(others), tuple(piece.matches for piece in pieces), maxima)

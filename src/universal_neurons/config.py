@@ -60,6 +60,11 @@ class StudyConfig(BaseModel):
     pairs: Literal["reference", "all"] = Field(
         "reference", description="Ask about the reference's neurons, or about every model's."
     )
+    search: Literal["exact", "screened", "sketch"] = Field(
+        "exact",
+        description="Compute all correlations, or those that a sketch cannot rule out (certified), or estimate them.",
+    )
+    group_size: int = Field(64, ge=2, description="Token positions added up in each sum of a sketch.")
     subset: tuple[str, ...] = Field((), description="Correlate within this subset too; repeat it, or 'all'.")
     baseline: Literal["rotation", "gaussian", "permutation"] = Field(
         "rotation",
@@ -88,14 +93,24 @@ class StudyConfig(BaseModel):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Precision = Field("auto", description="Precision of the forward passes; auto: bfloat16 on CUDA.")
-    gemm_dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Precision of the correlation's inputs; auto: bfloat16 on CUDA."
+    gemm_dtype: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
+        "auto", description="Precision of the correlation's inputs; auto: bfloat16 on CUDA, else float32."
+    )
+    sums: Literal["auto", "float64", "compensated"] = Field(
+        "auto", description="Co-moments in float64, or in 6 bytes (float32 and a remainder); auto: as memory allows."
+    )
+    panels: int | None = Field(
+        None, ge=1, description="Cut the co-moments into so many panels, a pass each; else as memory demands."
     )
     batch_tokens: int | None = Field(None, ge=1, description="Token positions per forward pass.")
     threads: int | None = Field(
         None, ge=1, description="CPU threads; else torch's choice (OMP_NUM_THREADS, all cores)."
     )
-    seed: int = Field(0, ge=0, description="Seed of the baseline's draws.")
+    lanes: int | None = Field(
+        None, ge=1, description="Parts of the text that are added up apart, side by side on a cluster; else 1, there 8."
+    )
+    cluster: str | None = Field(None, description="Spread the passes over a Ray cluster: auto, or its address.")
+    seed: int = Field(0, ge=0, description="Seed of the baseline's draws and the sketch's signs.")
     published: Published | None = Field(None, description="Published counts to print beside ours.")
 
     @field_validator("models", "subset", "labels", "stages", mode="before")
@@ -116,6 +131,8 @@ class StudyConfig(BaseModel):
             raise ValueError("subset 'all' stands alone")
         if self.nlp not in (None, "auto") and "syntax" not in self.label_groups:
             raise ValueError("nlp without the syntax labels")
+        if self.group_size != 64 and self.search == "exact":
+            raise ValueError("group_size without a sketch (--search screened or sketch)")
         asked = self.labels != ("default",) or self.nlp not in (None, "auto")
         if asked and self.stages and "labels" not in self.stages:
             raise ValueError("labels or nlp without the stage labels")

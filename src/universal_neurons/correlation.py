@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from universal_neurons.accumulators import CrossMoments, LayerCovariance
+from universal_neurons.comoments import CrossMoments
 
 PANEL_ELEMENTS = 1 << 21
 
@@ -22,7 +22,8 @@ class Matches:
 
     Neurons are flat indices (layer · d_mlp + neuron).  Dead askers, and askers of a model
     whose neurons are all dead, have NaN and −1.  `best_back` is, for every neuron
-    of the other model, its own best match among the askers.
+    of the other model, its own best match among the askers; `certified`, after a screened search, whether it is
+    certain that no other neuron correlates more.
     """
 
     corr: Float[Tensor, "neurons k"]
@@ -30,6 +31,8 @@ class Matches:
     lowest_corr: Float[Tensor, " neurons"]
     lowest_index: Int[Tensor, " neurons"]
     best_back: Int[Tensor, " others"]
+    back_corr: Float[Tensor, " others"]
+    certified: Bool[Tensor, " neurons"] | None = None
 
     @property
     def mutual(self) -> Bool[Tensor, " neurons"]:
@@ -38,9 +41,8 @@ class Matches:
         return (self.best_back[best.clamp_min(0)] == torch.arange(len(best))) & (best >= 0)
 
 
-def inverse_norms(covariance: LayerCovariance, dead: Bool[Tensor, " neurons"]) -> Float[Tensor, " neurons"]:
+def inverse_norms(squares: Float[Tensor, " neurons"], dead: Bool[Tensor, " neurons"]) -> Float[Tensor, " neurons"]:
     """1/√Σ(x−x̄)² of every neuron; NaN for dead ones."""
-    squares = covariance.squares
     return torch.where(dead | (squares <= 0), torch.nan, squares.rsqrt())
 
 
@@ -58,14 +60,23 @@ def correlation_panels(
 
 
 def find_matches(
-    cross: CrossMoments, left: Float[Tensor, " left"], right: Float[Tensor, " right"], k: int = 10
+    cross: CrossMoments,
+    left: Float[Tensor, " left"],
+    right: Float[Tensor, " right"],
+    k: int = 10,
+    *,
+    rows: int = 0,
+    columns: int = 0,
 ) -> Matches:
-    """The k best and the most negative match of every left neuron among the right ones."""
+    """The k best and the most negative match of every left neuron among the right ones.
+
+    The first of the left and right neurons are numbers `rows` and `columns` of their models.
+    """
     k = max(1, min(k, int(torch.isfinite(right).sum())))
     corrs, indices, lows, low_indices = [], [], [], []
     best_back = torch.full((len(right),), -1, dtype=torch.int64)
     back_corr = torch.full((len(right),), -torch.inf, dtype=torch.float64, device=right.device)
-    for rows, panel in correlation_panels(cross, left, right):
+    for some, panel in correlation_panels(cross, left, right):
         missing = torch.isnan(panel)
         low, low_index = panel.masked_fill(missing, torch.inf).min(1)
         panel.masked_fill_(missing, -torch.inf)
@@ -73,19 +84,57 @@ def find_matches(
         highest, asker = panel.max(0)
         better = highest > back_corr
         back_corr = torch.where(better, highest, back_corr)
-        best_back = torch.where(better.cpu(), asker.cpu() + rows.start, best_back)
+        best_back = torch.where(better.cpu(), asker.cpu() + some.start + rows, best_back)
         corrs.append(corr.cpu())
-        indices.append(index.cpu())
+        indices.append(index.cpu() + columns)
         lows.append(low.cpu())
-        low_indices.append(low_index.cpu())
+        low_indices.append(low_index.cpu() + columns)
     corr, index, low, low_index = map(torch.cat, (corrs, indices, lows, low_indices))
-    none = ~torch.isfinite(corr[:, 0])
+    return _without_dead(corr, index, low, low_index, best_back, back_corr.cpu())
+
+
+def _without_dead(
+    corr: Tensor, index: Tensor, low: Tensor, low_index: Tensor, back: Tensor, back_corr: Tensor
+) -> Matches:
+    none = ~torch.isfinite(corr)
+    nothing = none[:, 0]
     return Matches(
-        corr=corr.masked_fill(none[:, None], torch.nan),
-        index=index.masked_fill(none[:, None], -1),
-        lowest_corr=low.masked_fill(none, torch.nan),
-        lowest_index=low_index.masked_fill(none, -1),
-        best_back=best_back,
+        corr=corr.masked_fill(none, torch.nan),
+        index=index.masked_fill(none, -1),
+        lowest_corr=low.masked_fill(nothing, torch.nan),
+        lowest_index=low_index.masked_fill(nothing, -1),
+        best_back=back,
+        back_corr=back_corr,
+    )
+
+
+def beside(first: Matches, second: Matches) -> Matches:
+    """The matches of the same askers in two parts of the other model, as matches in both together."""
+    corr = torch.cat([first.corr, second.corr], 1).nan_to_num(nan=-torch.inf)
+    corr, order = corr.topk(max(first.corr.shape[1], second.corr.shape[1]), 1)
+    index = torch.cat([first.index, second.index], 1).gather(1, order)
+    lows = [m.lowest_corr.nan_to_num(nan=torch.inf) for m in (first, second)]
+    lower = lows[1] < lows[0]
+    return _without_dead(
+        corr,
+        index,
+        torch.where(lower, lows[1], lows[0]),
+        torch.where(lower, second.lowest_index, first.lowest_index),
+        torch.cat([first.best_back, second.best_back]),
+        torch.cat([first.back_corr, second.back_corr]),
+    )
+
+
+def below(first: Matches, second: Matches) -> Matches:
+    """The matches of two parts of the askers, as matches of both."""
+    better = second.back_corr > first.back_corr
+    return Matches(
+        corr=torch.cat([first.corr, second.corr]),
+        index=torch.cat([first.index, second.index]),
+        lowest_corr=torch.cat([first.lowest_corr, second.lowest_corr]),
+        lowest_index=torch.cat([first.lowest_index, second.lowest_index]),
+        best_back=torch.where(better, second.best_back, first.best_back),
+        back_corr=torch.where(better, second.back_corr, first.back_corr),
     )
 
 

@@ -11,6 +11,7 @@ for each of at most 20 stretches of rows.  From them:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,16 +29,16 @@ class PairedMoments(Accumulator):
 
     TENSORS = ("match", "counts", "sums")
 
-    def __init__(self, asker: str, other: str, match: Tensor, stretches: int) -> None:
+    def __init__(self, asker: str, other: str, match: Tensor, stretches: int, device: Any = "cpu") -> None:
         super().__init__((asker, other))
-        self.match = match.clamp_min(0)
+        self.match = match.clamp_min(0).to(device)
         self.counts = torch.zeros(stretches, dtype=torch.int64)
-        self.sums = torch.zeros(stretches, 5, len(match), dtype=torch.float64, device=match.device)
+        self.sums = torch.zeros(stretches, 5, len(match), dtype=torch.float64, device=device)
 
     @classmethod
-    def empty(cls, asker: str, other: str, match: Tensor, stretches: int) -> "PairedMoments":
+    def empty(cls, asker: str, other: str, match: Tensor, stretches: int, *, device: Any = "cpu") -> "PairedMoments":
         """Of no tokens yet; `match` holds each asker's neuron in the other model."""
-        return cls(asker, other, match, stretches)
+        return cls(asker, other, match, stretches, device)
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions to its stretch."""

@@ -8,17 +8,20 @@ from dataclasses import asdict, dataclass
 import psutil
 import torch
 
-from universal_neurons.accumulators import PRE, Accumulator, Batch, add_product
+from universal_neurons.accumulators import PRE, Accumulator, Batch, Block
+from universal_neurons.comoments import TILE_ROWS, add_product
 from universal_neurons.config import StudyConfig
 from universal_neurons.correlation import PANEL_ELEMENTS
 from universal_neurons.errors import MemoryNeededError
 from universal_neurons.examples import BANDS, WINDOW, TopExamples
 from universal_neurons.families import PANEL_NEURONS
 from universal_neurons.labelling import SUMS_BYTES
-from universal_neurons.models import DTYPES, Model
+from universal_neurons.models import Model
 from universal_neurons.moments import FLOAT_BINS, GroupMeans, Histogram, Moments, SumSquares
+from universal_neurons.panels import Layout, cut, model_pairs, signs_of
+from universal_neurons.screening import MEAN, Candidates
 from universal_neurons.store import GENERATIONS, PART_BYTES
-from universal_neurons.stream import NeuronSource, model_pairs
+from universal_neurons.stream import NeuronSource
 from universal_neurons.tokens import HELDOUT_MOST, SHARD_POSITIONS
 
 STATE_BYTES = 8 + 4  # a float64 sum and a float32 pending product
@@ -28,6 +31,9 @@ EXAMPLE_BYTES = 700  # an example while its table is made
 EXAMPLE_DISK_BYTES = 80
 HISTOGRAM_BYTES = 1_800  # of a neuron: some 450 bins are in use
 SYNTAX_BYTES = 24  # of a token position
+PROPOSAL_BYTES = 129 * 24 * 2  # of a neuron's candidates, in a checkpoint too
+WITHIN_SHARE = 0.625  # of the within-layer products: blocks on and above the diagonal
+MOST_PASSES = 4096
 WORDS_PER_TOKEN = 2  # places in a word in which a token is seen
 COLUMN_LABELS = 300  # syntax of this and the previous token, subsets
 DENSE_LABELS = 3000  # with the labels of words and previous tokens
@@ -64,6 +70,8 @@ class Estimate:
     disk_peak: int
     disk_final: int
     tokens: int
+    passes: int
+    sums: str
     device: str
 
     def as_dict(self) -> dict[str, float | int | str]:
@@ -71,26 +79,40 @@ class Estimate:
         return asdict(self)
 
 
-def memory_plan(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -> MemoryPlan:
+def memory_plan(
+    config: StudyConfig, models: Sequence[Model], layout: Layout | None = None, *, groups: int = 1
+) -> MemoryPlan:
     """The memory a resolved configuration needs besides the models."""
     weights = max(map(weight_bytes, models)) if "weights" in config.stages else 0
     if not config.reads_tokens:
         return MemoryPlan(0, 0, 0, PAGES_BYTES, weights)
+    layout = layout or Layout()
+    native = config.device.startswith("cuda")
     pairs = _pairs(config, models)
-    products = [left.n_neurons * right.n_neurons for left, right in pairs]
+    passes = cut(pairs, layout.passes, by_layer=config.pairs == "all") if pairs else [[]]
     shuffles = _shuffles(config)
-    statistics = groups * STATE_BYTES * (
-        sum(products) * (1 + shuffles) + sum(m.n_layers * m.d_mlp**2 for m in models)
-    )  # fmt: skip
+    entry = (6 if layout.compensated else 8) + 4 * (not native)
+    tallest = max((panel.rows[1] - panel.rows[0] for panels in passes for panel in panels), default=0)
+    largest = max(sum(panel.entries for panel in panels) for panels in passes)
+    wide, side = max(m.d_mlp for m in models), max(m.n_neurons for m in models)
+    statistics = groups * largest * entry * (1 + shuffles)
+    statistics += groups * STATE_BYTES * _within_layers(config, models)
+    lanes = 2 if (config.lanes or 1) > 1 else 1
     assert config.batch_tokens is not None
     widths = sum(m.n_neurons for m in models)
-    value = 2 if config.device.startswith("cuda") and config.gemm_dtype == "bfloat16" else 4
-    blocks = config.batch_tokens * (value * widths + 4 * 8 * max(m.d_mlp for m in models))
+    value = 2 if native and config.gemm_dtype == "bfloat16" else 4
+    blocks = config.batch_tokens * (value * widths + 4 * 8 * wide)
+    blocks += 4 * min(tallest, TILE_ROWS) * side * native
     if shuffles:
-        blocks += value * SHARD_POSITIONS * (widths + 3 * max(m.n_neurons for m in models))
-    wide, side = max(m.d_mlp for m in models), max(m.n_neurons for m in models)
+        blocks += value * SHARD_POSITIONS * (widths + 3 * side)
     workspace = PART_BYTES + 8 * (4 * PANEL_ELEMENTS + 2 * wide * side + 4 * wide**2)
-    workspace += STATE_BYTES * max(products, default=0) * (groups > 1)
+    workspace += entry * max((p.entries for panels in passes for p in panels), default=0) * (groups > 1)
+    if config.search != "exact":
+        blocks += (SHARD_POSITIONS // config.group_size + 1) * 4 * 3 * widths
+        workspace += 8 * 4 * PANEL_ELEMENTS
+    if config.search == "screened":
+        blocks += config.batch_tokens * value * widths
+        workspace += sum(a.n_neurons + b.n_neurons for a, b in pairs) * (groups + (groups > 1)) * PROPOSAL_BYTES
     total = sum(m.n_neurons for m in models)
     labels = 0
     if "labels" in config.stages or "statistics" in config.stages:
@@ -106,7 +128,36 @@ def memory_plan(config: StudyConfig, models: Sequence[Model], *, groups: int = 1
         workspace += SYNTAX_BYTES * config.max_tokens * (config.nlp is not None)
     askers = models if config.pairs == "all" else models[:1]
     rows = sum(m.n_neurons for m in askers) * (len(models) - 1) * (config.top_k + 1)
-    return MemoryPlan(statistics, blocks, workspace, max(rows * MATCH_ROW_BYTES, 2 * labels) + PAGES_BYTES, weights)
+    tables = max(rows * MATCH_ROW_BYTES, 2 * labels) + PAGES_BYTES
+    return MemoryPlan(lanes * statistics, blocks, workspace, tables, weights)
+
+
+def _within_layers(config: StudyConfig, models: Sequence[Model]) -> int:
+    """Entries of the within-layer co-moments of all models."""
+    rotated = models if config.pairs == "all" else models[1:]
+    needed = rotated if "universality" in config.stages and not _shuffles(config) else []
+    count = sum(m.n_layers * m.d_mlp**2 for m in models) if "statistics" in config.stages else 0
+    if "statistics" not in config.stages or config.search != "exact":
+        count += sum(m.n_layers * m.d_mlp**2 for m in needed)
+    return count
+
+
+def plan_layout(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -> Layout:
+    """As few passes as fit in memory; of as many, with sums in float64 where these fit.
+
+    Raises `MemoryNeededError` where not even single rows of the co-moments fit.
+    """
+    kinds = {"float64": (False,), "compensated": (True,), "auto": (False, True)}[config.sums]
+    if config.panels is not None or not _pairs(config, models):
+        return Layout(config.panels or 1, kinds[0])
+    free = available_memory(config)
+    rows = sum(left.n_layers if config.pairs == "all" else left.n_neurons for left, _ in _pairs(config, models))
+    for passes in range(1, min(rows, MOST_PASSES) + 1):
+        for compensated in kinds:
+            layout = Layout(passes, compensated)
+            if memory_plan(config, models, layout, groups=groups).total <= free:
+                return layout
+    return Layout(min(rows, MOST_PASSES), kinds[-1])
 
 
 def weight_bytes(model: Model) -> int:
@@ -140,59 +191,71 @@ def available_memory(config: StudyConfig) -> int:
     return psutil.virtual_memory().available
 
 
-def require_memory(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -> None:
+def require_memory(config: StudyConfig, models: Sequence[Model], layout: Layout, *, groups: int = 1) -> None:
     """Raise `MemoryNeededError` where a study would not fit."""
-    needed, free = memory_plan(config, models, groups=groups).total, available_memory(config)
+    needed, free = memory_plan(config, models, layout, groups=groups).total, available_memory(config)
     if needed > free:
         pairs = len(_pairs(config, models))
         raise MemoryNeededError(
             f"{', '.join(config.stages)} of {len(models)} models and {pairs} pairs: not enough memory",
             given=f"{free / 2**30:.1f} GiB free on {config.device}",
-            wanted=f"{needed / 2**30:.1f} GiB",
-            fix="compare fewer models at a time, or use a machine with more memory",
+            wanted=f"{needed / 2**30:.1f} GiB, in {layout.passes} passes",
+            fix="leave --panels to the plan, compare fewer models, or use a machine with more memory",
         )
 
 
-def gemm_rate(device: str, dtype: torch.dtype, size: int = 1536, rounds: int = 3) -> float:
-    """Measured FLOP/s of the correlation's matrix product on this machine."""
+def gemm_rate(device: str, rounding: str = "float32", size: int = 1536, rounds: int = 3) -> float:
+    """Measured FLOP/s of the correlation's matrix product on this machine, inputs rounded so."""
     native = device.startswith("cuda")
-    left = torch.randn(2048, size, device=device).to(dtype if native else torch.float32)
+    low = native and rounding == "bfloat16"
+    left = torch.randn(2048, size, device=device).to(torch.bfloat16 if low else torch.float32)
     into = torch.zeros(size, size, device=device)
     best = 0.0
     for _ in range(rounds + 1):
         started = time.perf_counter()
-        add_product(into, left, left, fresh=True)
+        add_product(into, left, left, True, rounding)
         if native:
             torch.cuda.synchronize(device)
         best = max(best, 2 * 2048 * size**2 / (time.perf_counter() - started))
     return best
 
 
-def gemm_flops(models: Sequence[Model], config: StudyConfig) -> int:
-    """FLOP of the pass's matrix products per token."""
-    pairs = sum(left.n_neurons * right.n_neurons for left, right in _pairs(config, models))
+def gemm_flops(models: Sequence[Model], config: StudyConfig) -> float:
+    """FLOP of the passes' matrix products per token."""
+    pairs = 1.0 * sum(left.n_neurons * right.n_neurons for left, right in _pairs(config, models))
+    pairs *= 1 + _shuffles(config)
+    within = _within_layers(config, models) * WITHIN_SHARE
     labels = sum(m.n_neurons for m in models) * COLUMN_LABELS * ("labels" in config.stages)
-    return 2 * (pairs * (1 + _shuffles(config)) + labels + sum(m.n_layers * m.d_mlp**2 for m in models))
+    if config.search != "exact":
+        pairs /= config.group_size
+    return 2 * (pairs + labels + within)
 
 
 def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -> Estimate:
     """Time, memory and disk of a resolved configuration; runs a few batches to measure the machine."""
     assert config.context is not None
     assert config.batch_tokens is not None
+    layout = plan_layout(config, models, groups=groups)
     tokens = config.max_tokens // config.context * config.context
     resident = _resident(config)
     heldout = min(tokens // 5, config.heldout_tokens or HELDOUT_MOST)
-    rate = gemm_rate(config.device, DTYPES[config.gemm_dtype])
+    rate = gemm_rate(config.device, config.gemm_dtype)
     alike = {(m.architecture.name, m.n_layers, m.d_mlp, m.d_model): m for m in models}
     measured = {kind: _forward_seconds(model, config) for kind, model in alike.items()}
-    per_token = sum(measured[m.architecture.name, m.n_layers, m.d_mlp, m.d_model] for m in models)
-    plan = memory_plan(config, models, groups=groups)
+    forward = {m.name: measured[m.architecture.name, m.n_layers, m.d_mlp, m.d_model] for m in models}
+    per_token = sum(forward.values())
+    plan = memory_plan(config, models, layout, groups=groups)
+    pairs = _pairs(config, models)
+    later = cut(pairs, layout.passes, by_layer=config.pairs == "all")[1:] if pairs else []
+    again = sum(forward[name] for panels in later for name in {m.name for p in panels for m in (p.left, p.right)})
     askers = len(models) if config.pairs == "all" else 1
-    pair_products = [a.n_neurons * b.n_neurons * b.d_mlp for a, b in _pairs(config, models)]
+    pair_products = [a.n_neurons * b.n_neurons * b.d_mlp for a, b in pairs]
     rotated = (
         0 if config.baseline == "permutation" else 2 * config.n_draws * sum(pair_products) * (2 if askers > 1 else 1)
     )
-    seconds_pass = (tokens - heldout) * (per_token + gemm_flops(models, config) / rate)
+    seconds_pass = (tokens - heldout) * (per_token + again + gemm_flops(models, config) / rate)
+    if config.search == "screened":
+        seconds_pass += (tokens - heldout) * (per_token + _candidate_seconds(models, config))
     seconds_compare = (rotated * (1 + 16 / config.n_draws)) / (0.5 * rate)
     seconds_detail = heldout * per_token * 1.2
     seconds_labels = tokens / (SYNTAX_RATE * (os.cpu_count() or 1)) if config.nlp else 0.0
@@ -212,8 +275,27 @@ def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -
         disk_peak=final + (GENERATIONS + 1) * state + 4 * tokens,
         disk_final=final,
         tokens=tokens,
+        passes=layout.passes,
+        sums="compensated" if layout.compensated else "float64",
         device=config.device,
     )
+
+
+def _candidate_seconds(models: Sequence[Model], config: StudyConfig) -> float:
+    """Seconds per token of a screened search's candidates, from a few on random numbers."""
+    device, positions, width = config.device, 1024, 1024
+    pairs = torch.arange(width * width, device=device)[:: width // MEAN]
+    some = Candidates.empty("a", "b", pairs, width, width, device=device)
+    values = torch.randn(positions, width, device=device)
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        some.update(Batch({"a": Block(values), "b": Block(values)}))
+        if config.device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    asked = sum((a.n_neurons + b.n_neurons * (config.pairs == "all")) for a, b in _pairs(config, models))
+    return best / positions / len(pairs) * MEAN * asked
 
 
 def _resident(config: StudyConfig) -> int:
@@ -231,7 +313,7 @@ def _forward_seconds(model: Model, config: StudyConfig) -> float:
     keep = torch.arange(rows * config.context, device=model.device)
     attention = None if model.architecture.causal else torch.ones_like(ids)
     pre = "statistics" in config.stages or "labels" in config.stages
-    source = NeuronSource(model, DTYPES[config.gemm_dtype], pre=pre)
+    source = NeuronSource(model, config.gemm_dtype, pre=pre)
     source.settle(source.look(ids, attention, keep))
     name, n, device = model.name, model.n_neurons, model.device
     index = {"row": keep // config.context, "position": keep % config.context}
@@ -244,10 +326,15 @@ def _forward_seconds(model: Model, config: StudyConfig) -> float:
         ]
     if "labels" in config.stages:
         statistics += [GroupMeans.empty(name, "position", config.context, n, device=device) for _ in range(4)]
+    signs = signs_of(config)
     best = float("inf")
     for _ in range(min(config.examples, 5) + 2):  # by then the examples change as rarely as late in a pass
         started = time.perf_counter()
         batch = Batch(source.blocks(ids, attention, keep), index=index)
+        if signs is not None:
+            group, sign = signs.of(0, len(keep))
+            source.sums.start(signs.groups(len(keep)))
+            source.sums.add(batch.blocks[name].values, group, sign)
         for accumulator in statistics:
             accumulator.update(batch)
         if model.device.type == "cuda":

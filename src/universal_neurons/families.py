@@ -14,13 +14,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from universal_neurons.accumulators import PRE, Accumulator, CoMoments
+from universal_neurons.accumulators import PRE, Accumulator, Recipe
+from universal_neurons.comoments import CoMoments
 from universal_neurons.labels import LABELS, Label, LabelSet
 from universal_neurons.models import Model
 from universal_neurons.moments import GroupedSums, GroupMeans, Spread, SumSquares
@@ -51,25 +53,23 @@ def family_of(label: Label) -> str:
     return FAMILY_OF_GROUP[label.group]
 
 
-def label_accumulators(
+def label_recipes(
     labels: LabelSet, models: Sequence[Model], *, dense: bool, width: int, null: bool = False
-) -> list[Accumulator]:
+) -> list[Recipe]:
     """Sums of every label with every neuron; `width` is that of the labels' block, `null` adds the null's."""
-    found: list[Accumulator] = []
+    found: list[Recipe] = []
     for model in models:
-        name, n, device = model.name, model.n_neurons, model.device
-        found.append(SumSquares.empty(name, n, device=device))
+        name, n = model.name, model.n_neurons
+        found.append(partial(SumSquares.empty, name, n))
         for mark in ("", "~") if null else ("",):
             if not dense:
-                found.append(GroupMeans.empty(name, "word" + mark, labels.n_words, n, device=device))
-                n_previous = labels.previous_table.shape[1]
-                found.append(GroupMeans.empty(name, "previous" + mark, n_previous, n, device=device))
+                found.append(partial(GroupMeans.empty, name, "word" + mark, labels.n_words, n))
+                found.append(partial(GroupMeans.empty, name, "previous" + mark, labels.previous_table.shape[1], n))
             if labels.position_labels:
-                found.append(GroupMeans.empty(name, "position" + mark, labels.context, n, device=device))
-                firing = GroupMeans.empty(name + PRE, "position" + mark, labels.context, n, of="firing", device=device)
-                found.append(firing)
+                found.append(partial(GroupMeans.empty, name, "position" + mark, labels.context, n))
+                found.append(partial(GroupMeans.empty, name + PRE, "position" + mark, labels.context, n, of="firing"))
             if width:
-                found.append(CoMoments(LABELS + mark, name, None, width, n, device))
+                found.append(partial(CoMoments.empty, LABELS + mark, name, width, n, group=None))
     return found
 
 

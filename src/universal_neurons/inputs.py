@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +14,7 @@ from universal_neurons.config import StudyConfig
 from universal_neurons.errors import ConfigError, TextError
 from universal_neurons.labelling import Labelling
 from universal_neurons.models import Model
+from universal_neurons.panels import Layout, Panel, cut, model_pairs
 from universal_neurons.plan import find_tokenizer, identity
 from universal_neurons.tokens import TokenDataset
 
@@ -34,6 +36,8 @@ class Study:
         self.names = [model.name for model in models]
         asked = self.names if config.pairs == "all" else self.names[:1]
         self.askers = asked if "universality" in config.stages else []
+        self.asked = [(asker, other) for asker in self.askers for other in self.names if other != asker]
+        self.lay_out(Layout())
         self.notes: list[str] = []
         self.n_groups = 1
         self.labelling: Labelling | None = None
@@ -53,6 +57,13 @@ class Study:
             tokenizer = find_tokenizer(config, models, required=False)
             self.labelling = Labelling(config, models, tokens, tokenizer, functions or {})
             self.notes += self.labelling.notes
+
+    def lay_out(self, layout: Layout) -> None:
+        """Settle how the co-moments are made."""
+        self.layout = layout
+        pairs = model_pairs(self.models, self.config.pairs) if self.askers else []
+        both = self.config.pairs == "all"
+        self.panels: list[list[Panel]] = cut(pairs, layout.passes, by_layer=both) if pairs else [[]]
 
     @property
     def tokens(self) -> TokenDataset:
@@ -95,6 +106,7 @@ class Study:
                 "heldout_rows": int(sum(map(len, self.stretches))),
                 "subsets": list(self.tokens.subset_names),
             },
+            "layout": asdict(self.layout),
             "environment": {
                 "universal_neurons": __version__,
                 **{name: version(name) for name in (*FINGERPRINTED, *(["spacy"] if self.config.nlp else []))},

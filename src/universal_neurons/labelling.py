@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from universal_neurons.accumulators import Accumulator
+from universal_neurons.accumulators import Accumulator, Recipe
 from universal_neurons.config import StudyConfig
 from universal_neurons.errors import LabelError, TokenizerError
-from universal_neurons.families import LabelEvidence, label_accumulators
+from universal_neurons.families import LabelEvidence, label_recipes
 from universal_neurons.labels import LabelSet, LabelSource, build_labels, partner_rows
-from universal_neurons.models import DTYPES, Model
+from universal_neurons.models import Model
 from universal_neurons.own_labels import OwnLabels, read_own_labels
 from universal_neurons.progress import Reporter
 from universal_neurons.syntax import annotate
@@ -112,13 +112,13 @@ class Labelling:
             partner=None if heldout is None else partner_rows(heldout, len(self.tokens), seed),
             seed=seed,
             device=self.models[0].device,
-            dtype=DTYPES[self.config.gemm_dtype] if native else torch.float32,
+            dtype=torch.bfloat16 if native and self.config.gemm_dtype == "bfloat16" else torch.float32,
         )
 
-    def accumulators(self, width: int, *, null: bool = False) -> list[Accumulator]:
+    def recipes(self, width: int, *, null: bool = False) -> list[Recipe]:
         """Sums of all labels with all neurons."""
         assert self.labels is not None
-        return label_accumulators(self.labels, self.models, dense=self.dense, width=width, null=null)
+        return label_recipes(self.labels, self.models, dense=self.dense, width=width, null=null)
 
     def evidence(self, accumulators: Sequence[Accumulator], mark: str = "") -> LabelEvidence:
         """What the statistics of a pass say of the labels."""

@@ -212,21 +212,20 @@ class SumSquares(Accumulator):
         self.squares = torch.zeros(n_neurons, dtype=torch.float64, device=device)
 
     @classmethod
-    def empty(cls, model: str, n_neurons: int, *, device: Any = "cpu") -> "SumSquares":
+    def empty(cls, model: str, n_neurons: int, *, group: int | None = None, device: Any = "cpu") -> "SumSquares":
         """Of no tokens yet."""
-        return cls(model, n_neurons, device=device)
+        return cls(model, n_neurons, group, device)
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""
         (block,) = self.blocks(batch)
-        self.count += len(block.values)
+        self.count += block.count
         self.sum += block.sums
-        for rows in block.values.split(ROWS_AT_ONCE):
-            self.squares += rows.float().square().sum(0).double()
+        self.squares += block.squares
 
     def non_finite(self) -> tuple[str, int] | None:
         """The first neuron in which a NaN or infinity was seen."""
-        return first_non_finite(self.reads[0], self.squares)
+        return first_non_finite(model_of(self.reads[0]), self.squares)
 
     def result(self) -> Spread:
         """The sums so far."""

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from universal_neurons.accumulators import LayerCovariance
+from universal_neurons.comoments import LayerCovariance
 from universal_neurons.moments import NeuronMoments
 from universal_neurons.weights import ProcessedWeights
 

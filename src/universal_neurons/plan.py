@@ -24,6 +24,7 @@ from universal_neurons.tokens import tokenizer_digest
 
 PAPER_CONTEXT = 512
 IN_MEMORY = "in-memory"
+CLUSTER_LANES = 8
 
 
 def from_objects(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
@@ -46,7 +47,7 @@ def from_objects(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
 def identity(config: StudyConfig, models: Sequence[Model]) -> dict[str, Any]:
     """What, with the tokens, tells one study from another."""
     return {
-        "config": config.model_dump(mode="json", exclude={"out"}),
+        "config": config.model_dump(mode="json", exclude={"out", "cluster"}),
         "models": [model.describe() for model in models],
     }
 
@@ -61,6 +62,8 @@ def resolve(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
         raise ConfigError(f"device {device!r} is not there", wanted="one of " + ", ".join(filter(None, known)))
     kind = torch.device(device).type
     native = "bfloat16" if kind == "cuda" else "float32"
+    if config.gemm_dtype == "tf32" and kind != "cuda":
+        raise ConfigError("--gemm-dtype tf32 is for CUDA", given=device, wanted="float32 or bfloat16")
     models = tuple(expand_bundled(config.models))
     stages = config.stages or (STAGES[:-1] if (n_models or len(models)) == 1 else STAGES)
     return config.model_copy(
@@ -70,6 +73,7 @@ def resolve(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
             "dtype": native if config.dtype == "auto" else config.dtype,
             "gemm_dtype": native if config.gemm_dtype == "auto" else config.gemm_dtype,
             "batch_tokens": config.batch_tokens or (16_384 if kind == "cuda" else 2_048),
+            "lanes": config.lanes or (CLUSTER_LANES if config.cluster else 1),
             "draws": config.n_draws,
             "stages": tuple(stage for stage in STAGES if stage in stages),
             "nlp": _pipeline(config) if "labels" in stages else None,

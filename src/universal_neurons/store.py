@@ -218,6 +218,11 @@ class StoreWriter:
             self.write_manifest({"complete": False} | identity)
         self._mine = True
 
+    def under_way(self, key: str) -> Any:
+        """What the manifest of an unfinished study says under a key, or None."""
+        there = _read_manifest(self.path)
+        return there.get(key) if there is not None and not there["complete"] else None
+
     def begin(self, manifest: dict[str, Any]) -> bool:
         """Start or go on with a study; returns whether it is complete already.
 

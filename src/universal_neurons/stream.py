@@ -4,36 +4,29 @@
    rounded.
 2. A shard's rows go through the models in batches.  Masked positions are dropped, so that no statistic meets them;
    each layer's activations are shifted into the model's block as the forward pass produces them.
-3. At a shard's end the float32 products are folded into float64, NaN and infinity stop the study, and whoever asked
+3. With a sketch, the shard's signed sums are a batch of their own.
+4. At a shard's end the float32 products are folded into float64, NaN and infinity stop the study, and whoever asked
    (checkpoints, convergence, progress) is called.
 
-The state after a shard is plain tensors: a pass restored from it goes on to the same bits.
+The state after a shard is plain tensors: a pass restored from it goes on to the same bits.  With lanes, each lane's
+shards are added up apart and the lanes merged in order: the same bits whoever does them.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.accumulators import (
-    BOS,
-    PRE,
-    Accumulator,
-    Batch,
-    Block,
-    CoMoments,
-    Extremes,
-    LayerMoments,
-    ShuffledCoMoments,
-)
+from universal_neurons.accumulators import BOS, PRE, SUMS, Accumulator, Batch, Block, Recipe
 from universal_neurons.errors import NonFiniteActivationsError
 from universal_neurons.examples import QUANTILES
 from universal_neurons.models import Model
+from universal_neurons.sketch import SignedSums, Signs, round_to
 from universal_neurons.tokens import Shard, TokenDataset
 
 LOOK_POSITIONS = 4096
@@ -64,19 +57,21 @@ class Provisional:
 class NeuronSource:
     """A model as a source of feature blocks: all its neurons at the counted positions.
 
-    With `pre`, their pre-activations too (raw, in a block of their own), and those at position 0.
+    `rounding` is the precision of the products' inputs: float32, tf32 or bfloat16.  With `pre`, pre-activations too
+    (raw, in a block of their own), and those at position 0.
     """
 
-    def __init__(self, model: Model, gemm_dtype: torch.dtype = torch.float32, *, pre: bool = False) -> None:
+    def __init__(self, model: Model, rounding: str = "float32", *, pre: bool = False) -> None:
         self.model = model
-        self.rounding = gemm_dtype
+        self.rounding = rounding
         self.pre = pre
-        native = model.device.type == "cuda"
-        self.storage = gemm_dtype if native else torch.float32
+        native = model.device.type == "cuda" and rounding == "bfloat16"
+        self.storage = torch.bfloat16 if native else torch.float32
         self.provisional: Provisional | None = None
         self._basis = {"": "", PRE: ""}
         self.buffer = torch.empty(0, model.n_neurons, dtype=self.storage, device=model.device)
         self.pre_buffer = torch.empty(0, model.n_neurons, device=model.device)
+        self.sums = SignedSums(model.n_neurons, model.device, self.storage)
 
     def blocks(
         self,
@@ -95,12 +90,12 @@ class NeuronSource:
         def take(layer: int, activation: Tensor) -> None:
             columns = slice(layer * width, (layer + 1) * width)
             kept = activation.index_select(0, keep)
-            if self.rounding == torch.float32:
+            if self.rounding == "float32":
                 torch.sub(kept, known.mean[columns], out=values[:, columns])
             else:
-                values[:, columns] = (kept.float() - known.mean[columns]).to(self.rounding)
+                values[:, columns] = round_to(kept.float() - known.mean[columns], self.rounding).to(self.storage)
 
-        blocks = {name: Block(values, self._basis[""], known.mean, known.bounds)}
+        blocks = {name: Block(values, self._basis[""], known.mean, known.bounds, self.rounding)}
         if not self.pre:
             with self.model.capturing(take):
                 self.model.forward(ids, attention)
@@ -117,9 +112,14 @@ class NeuronSource:
 
         with self.model.capturing(take), self.model.capturing(take_pre, pre_activations=True):
             self.model.forward(ids, attention)
-        blocks[name + PRE] = Block(raw, self._basis[PRE], known.pre_mean)
+        blocks[name + PRE] = Block(raw, self._basis[PRE], mean=known.pre_mean)
         blocks[name + BOS] = Block(first)
         return blocks
+
+    @property
+    def basis(self) -> str:
+        """Tells its provisional means from others."""
+        return self._basis[""]
 
     def settle(self, provisional: Provisional) -> None:
         """Shift by these provisional means from now on."""
@@ -158,18 +158,34 @@ def _ranked(values: Float[Tensor, "tokens neurons"], ranks: list[int]) -> Float[
 
 
 class Pass:
-    """A pass under way: its sources, its statistics and the number of the next shard."""
+    """A pass under way: its sources, its statistics (made by recipes) and the number of the next shard.
+
+    `signs` adds a sketch: blocks `model@sums`.  `lanes` are the numbers of shards at which lanes end; then `total`
+    holds the lanes that are done.
+    """
 
     def __init__(
         self,
         sources: Sequence[NeuronSource],
-        accumulators: Sequence[Accumulator],
+        recipes: Sequence[Recipe],
         annotations: Sequence[Annotations] = (),
+        *,
+        signs: Signs | None = None,
+        lanes: Sequence[int] = (),
     ) -> None:
         self.sources = {source.model.name: source for source in sources}
-        self.accumulators = list(accumulators)
+        self.device = next(iter(self.sources.values())).model.device
+        self.recipes = list(recipes)
+        self.accumulators = self.fresh()
+        self.total: list[Accumulator] | None = None
         self.annotations = list(annotations)
+        self.signs = signs
+        self.lanes = list(lanes)
         self.next_shard = 0
+
+    def fresh(self) -> list[Accumulator]:
+        """Its statistics of no tokens yet."""
+        return [recipe(device=self.device) for recipe in self.recipes]
 
     def run(
         self,
@@ -185,17 +201,35 @@ class Pass:
         `after_batch` is told how many positions a batch had, `after_shard` which shard was folded.  Raises
         `NonFiniteActivationsError` naming model, layer and shard.
         """
-        if any(source.provisional is None for source in self.sources.values()):
-            self._look(tokens, np.concatenate([shard.rows for shard in shards]))
+        self.look(tokens, shards)
         for shard in shards[self.next_shard :]:
             for positions, batch in self.batches(tokens, shard, batch_tokens):
-                for accumulator in self.accumulators:
-                    if accumulator.group in (None, shard.group):
-                        accumulator.update(batch)
+                self._update(batch)
                 after_batch(positions)
             self._fold(shard)
-            self.next_shard = shard.index + 1
+            self.next_shard += 1
+            if self.next_shard in self.lanes:
+                self._close_lane()
             after_shard(shard)
+
+    def _update(self, batch: Batch) -> None:
+        for accumulator in self.accumulators:
+            if accumulator.wants(batch):
+                accumulator.update(batch)
+
+    def _close_lane(self) -> None:
+        """Merge a finished lane into the total and start the next."""
+        if self.total is None:
+            self.total = self.accumulators
+        else:
+            for whole, lane in zip(self.total, self.accumulators):
+                whole.merge(lane)
+        self.accumulators = self.total if self.next_shard == self.lanes[-1] else self.fresh()
+
+    def look(self, tokens: TokenDataset, shards: Sequence[Shard]) -> None:
+        """Settle the provisional means on rows that are spread evenly over the shards, unless they are settled."""
+        if any(source.provisional is None for source in self.sources.values()):
+            self._look(tokens, np.concatenate([shard.rows for shard in shards]))
 
     def _look(self, tokens: TokenDataset, rows: np.ndarray) -> None:
         """Settle the provisional means on rows that are spread evenly over all."""
@@ -208,8 +242,12 @@ class Pass:
             source.settle(source.look(*_on(source.model, ids, attention, keep)))
 
     def batches(self, tokens: TokenDataset, shard: Shard, batch_tokens: int) -> Iterable[tuple[int, Batch]]:
-        """A shard's batches with the positions each one read; every model runs once on each."""
+        """A shard's batches with the positions each one read; every model runs once on each.
+
+        With a sketch the last one holds the shard's signed sums, and read none.
+        """
         per_batch = max(1, batch_tokens // tokens.context)
+        sketch = None if self.signs is None else _ShardSketch(self, shard, tokens.context)
         for start in range(0, len(shard.rows), per_batch):
             rows = shard.rows[start : start + per_batch]
             ids, attention, keep = _inputs(tokens, rows)
@@ -219,6 +257,8 @@ class Pass:
             for source in self.sources.values():
                 blocks |= source.blocks(*_on(source.model, ids, attention, keep))
             flat = keep.numpy()
+            if sketch is not None:
+                sketch.add(blocks, start * tokens.context + flat)
             index = {
                 "row": torch.from_numpy(rows[flat // tokens.context].astype(np.int64)),
                 "position": torch.from_numpy(flat % tokens.context),
@@ -227,9 +267,10 @@ class Pass:
                 more, sorted_by = annotation.batch(rows, flat)
                 blocks |= more
                 index |= sorted_by
-            device = next(iter(self.sources.values())).model.device
-            index = {name: numbers.to(device) for name, numbers in index.items()}
+            index = {name: numbers.to(self.device) for name, numbers in index.items()}
             yield len(rows) * tokens.context, Batch(blocks, shard.group, shard.index, index)
+        if sketch is not None:
+            yield 0, Batch(sketch.blocks(), shard.group, shard.index)
 
     def _fold(self, shard: Shard) -> None:
         for accumulator in self.accumulators:
@@ -246,24 +287,76 @@ class Pass:
                 )
 
     def state(self) -> dict[str, Tensor]:
-        """All statistics and provisional means as plain tensors."""
-        tensors = {f"{a.key}/{name}": tensor for a in self.accumulators for name, tensor in a.state().items()}
-        for name, source in self.sources.items():
-            if source.provisional is not None:
-                tensors |= {f"provisional/{name}/{part}": t for part, t in vars(source.provisional).items()}
+        """All statistics as plain tensors (its sources' provisional means: `provisional_state`)."""
+        tensors = state_of(self.accumulators, "")
+        if self.total is not None and self.total is not self.accumulators:
+            tensors |= state_of(self.total, "total/")
         return tensors
 
     def restore(self, state: dict[str, Tensor], next_shard: int) -> None:
         """Take over a state written by `state`."""
-        for accumulator in self.accumulators:
-            prefix = accumulator.key + "/"
-            accumulator.restore({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        for name, source in self.sources.items():
-            prefix = f"provisional/{name}/"
-            parts = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            if parts:
-                source.settle(Provisional(**parts))
+        restore(self.accumulators, state, "")
+        if any(key.startswith("total/") for key in state):
+            self.total = self.fresh()
+            restore(self.total, state, "total/")
+        elif self.lanes and next_shard == self.lanes[-1]:
+            self.total = self.accumulators
         self.next_shard = next_shard
+
+
+def provisional_state(sources: Iterable[NeuronSource]) -> dict[str, Tensor]:
+    """The provisional means of sources that have settled them, as plain tensors."""
+    settled = [(s.model.name, s.provisional) for s in sources if s.provisional is not None]
+    return {f"provisional/{name}/{part}": t for name, known in settled for part, t in vars(known).items()}
+
+
+def settle_from(state: dict[str, Tensor], sources: Iterable[NeuronSource]) -> None:
+    """Let sources shift by the provisional means in a state, where it has them."""
+    for source in sources:
+        parts = under(state, f"provisional/{source.model.name}/")
+        if parts:
+            source.settle(Provisional(**parts))
+
+
+def state_of(accumulators: Iterable[Accumulator], prefix: str) -> dict[str, Tensor]:
+    """Statistics as plain tensors, whose keys begin so."""
+    return {f"{prefix}{a.key}/{name}": tensor for a in accumulators for name, tensor in a.state().items()}
+
+
+def restore(accumulators: Iterable[Accumulator], state: dict[str, Tensor], prefix: str) -> None:
+    """Give statistics what `state_of` wrote."""
+    for accumulator in accumulators:
+        accumulator.restore(under(state, f"{prefix}{accumulator.key}/"))
+
+
+def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a state whose keys begin so, without that."""
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+
+class _ShardSketch:
+    """The signed sums of all models over one shard."""
+
+    def __init__(self, run: Pass, shard: Shard, context: int) -> None:
+        assert run.signs is not None
+        self.sources = run.sources
+        positions = len(shard.rows) * context
+        self.group, self.sign = run.signs.of(shard.index, positions)
+        self.n = np.zeros(run.signs.groups(positions))
+        for source in self.sources.values():
+            source.sums.start(len(self.n))
+
+    def add(self, blocks: dict[str, Block], places: np.ndarray) -> None:
+        group, sign = self.group[places], self.sign[places]
+        np.add.at(self.n, group, sign)
+        for name, source in self.sources.items():
+            source.sums.add(blocks[name].values, group, sign)
+
+    def blocks(self) -> dict[str, Block]:
+        return {
+            name + SUMS: source.sums.finish(source.basis, self.n, source.rounding)
+            for name, source in self.sources.items()
+        }
 
 
 def _inputs(tokens: TokenDataset, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -278,27 +371,3 @@ def _on(model: Model, ids: Tensor, attention: Tensor, keep: Tensor) -> tuple[Ten
     """The inputs where the model is; only encoders need the attention mask."""
     mask = None if model.architecture.causal else attention.to(model.device)
     return ids.to(model.device), mask, keep.to(model.device)
-
-
-def model_pairs(models: Sequence[Model], pairs: str) -> list[tuple[Model, Model]]:
-    """The unordered pairs whose co-moments are needed: the reference with each other model, or every two."""
-    if pairs == "reference":
-        return [(models[0], other) for other in models[1:]]
-    return [(left, right) for i, left in enumerate(models) for right in models[i + 1 :]]
-
-
-def study_accumulators(
-    models: Sequence[Model], pairs: Sequence[tuple[Model, Model]], *, groups: int = 1, shuffles: int = 0, seed: int = 0
-) -> list[Accumulator]:
-    """The statistics a study needs, `groups` times over; `shuffles` draws of the permutation baseline."""
-    accumulators: list[Accumulator] = []
-    for group in range(groups):
-        for model in models:
-            device = model.device
-            accumulators.append(LayerMoments.empty(model.name, model.n_layers, model.d_mlp, group=group, device=device))
-            accumulators.append(Extremes.empty(model.name, model.n_neurons, group=group, device=device))
-        for left, right in pairs:
-            shape: Any = {"group": group, "n_left": left.n_neurons, "n_right": right.n_neurons, "device": left.device}
-            accumulators.append(CoMoments(left.name, right.name, **shape))
-            accumulators += [ShuffledCoMoments(left.name, right.name, d, seed, **shape) for d in range(shuffles)]
-    return accumulators

@@ -10,9 +10,10 @@ import torch
 from universal_neurons.config import StudyConfig
 from universal_neurons.disk import disk_errors
 from universal_neurons.errors import ConfigError
-from universal_neurons.estimate import require_memory
+from universal_neurons.estimate import plan_layout, require_memory
 from universal_neurons.inputs import Study
 from universal_neurons.models import Model
+from universal_neurons.panels import Layout
 from universal_neurons.plan import (
     IN_MEMORY,
     default_out,
@@ -70,7 +71,9 @@ def run_study(
             if packed is None and config.reads_tokens:
                 packed = _tokens(config, loaded, writer)
             study = Study(config, loaded, packed, digest, labels)
-        require_memory(config, loaded, groups=study.n_groups)
+        saved = writer.under_way("layout")
+        study.lay_out(plan_layout(config, loaded, groups=study.n_groups) if saved is None else Layout(**saved))
+        require_memory(config, loaded, study.layout, groups=study.n_groups)
         if writer.begin(study.manifest()):
             reporter.note(f"{writer.path} is complete already")
             return Store(writer.path)

@@ -1,0 +1,120 @@
+"""What the passes have found so far: of every pair of models the pieces of the answer, until they make a whole.
+
+Of the whole text, of each subset, and of what had been read at some points on the way (convergence).  A finding is
+plain tensors too, as part of the pass's checkpoints.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+from universal_neurons.accumulators import SUMS
+from universal_neurons.compare import Comparison, Evidence, Piece, comparison, look, together, unbiased
+from universal_neurons.config import StudyConfig
+from universal_neurons.correlation import Matches
+from universal_neurons.screening import Proposal
+from universal_neurons.sketch import Certainty
+
+WHOLE, SUBSET = "whole", "subset "
+Key = tuple[str, str, str]  # of what, asker, other
+
+
+@dataclass
+class Finding:
+    """The pieces of one pair of models and, of a sketch, how far they may be off."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    certainty: Certainty | None = None
+
+    def whole(self, k: int) -> Piece:
+        """The pieces as one, without a sketch's bias."""
+        piece = together(self.pieces)
+        return piece if self.certainty is None else unbiased(piece, self.certainty, k)
+
+
+class Findings:
+    """Findings by what they are of, asker and other model."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        self.of: dict[Key, Finding] = {}
+
+    def look(
+        self,
+        what: str,
+        evidence: Evidence,
+        pairs: Iterable[tuple[str, str]],
+        *,
+        draws: int | None = None,
+        k: int | None = None,
+        z: float | None = None,
+    ) -> None:
+        """Add what a pass's panels say of some (asker, other) pairs."""
+        for asker, other in pairs:
+            finding = self.of.setdefault((what, asker, other), Finding())
+            finding.pieces += look(evidence, asker, other, self.config, draws=draws, k=k, z=z)
+            if evidence.mark == SUMS and finding.certainty is None:
+                certainty = evidence.certainty(asker, other)
+                finding.certainty = Certainty(certainty.asker.cpu(), certainty.other.cpu())
+
+    def comparison(self, what: str, asker: str, others: Sequence[str], k: int | None = None) -> Comparison:
+        """What an asker's neurons found in the others."""
+        k = k or self.config.top_k
+        return comparison(asker, others, [self.of[what, asker, other].whole(k) for other in others])
+
+    def state(self) -> dict[str, Tensor]:
+        """As plain tensors."""
+        tensors: dict[str, Tensor] = {}
+        table: list[Key] = []
+        for key, finding in self.of.items():
+            for number, piece in enumerate(finding.pieces):
+                tensors |= {f"finding/{len(table)}/{name}": tensor for name, tensor in _flat(piece).items()}
+                if finding.certainty is not None and not number:
+                    tensors |= {f"finding/{len(table)}/certainty.{n}": t for n, t in vars(finding.certainty).items()}
+                table.append(key)
+        if table:
+            tensors["findings"] = torch.frombuffer(bytearray(json.dumps(table).encode()), dtype=torch.uint8)
+        return tensors
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over a state written by `state`."""
+        self.of.clear()
+        if "findings" not in state:
+            return
+        for number, (what, asker, other) in enumerate(json.loads(bytes(state["findings"].numpy()))):
+            prefix = f"finding/{number}/"
+            parts = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
+            finding = self.of.setdefault((what, asker, other), Finding())
+            finding.pieces.append(_piece(parts))
+            if "certainty.asker" in parts:
+                finding.certainty = Certainty(parts["certainty.asker"], parts["certainty.other"])
+
+
+def _flat(piece: Piece) -> dict[str, Tensor]:
+    tensors = {"place": torch.tensor([*piece.rows, *piece.columns])}
+    tensors |= {"maxima": piece.maxima, "squares": piece.squares}
+    for part in ("matches", "proposal"):
+        there = getattr(piece, part)
+        if there is not None:
+            tensors |= {f"{part}.{name}": t for name, t in vars(there).items() if t is not None}
+    return tensors
+
+
+def _piece(tensors: dict[str, Tensor]) -> Piece:
+    def parts(kind: type) -> dict[str, Tensor]:
+        name = kind.__name__.lower()
+        return {f.name: tensors[f"{name}.{f.name}"] for f in fields(kind) if f"{name}.{f.name}" in tensors}
+
+    first, stop, left, right = tensors["place"].tolist()
+    proposal = parts(Proposal)
+    return Piece(
+        (first, stop),
+        (left, right),
+        Matches(**parts(Matches)),
+        tensors["maxima"],
+        tensors["squares"],
+        Proposal(**proposal) if proposal else None,
+    )

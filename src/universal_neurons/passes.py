@@ -1,0 +1,222 @@
+"""The passes over the rows that choose: in panels as memory demands, in lanes, with checkpoints, or on a cluster.
+
+The first pass keeps all statistics; every pass makes a panel of the co-moments and reduces it to what was found.  A
+screened search ends with a pass over the candidates.  After any shard the whole state is plain tensors: the passes
+go on from the last checkpoint and end with the same bits.
+"""
+
+import time
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from universal_neurons.accumulators import BOS, PRE, SUMS, Accumulator, Recipe
+from universal_neurons.compare import Comparison, Evidence, groups_of
+from universal_neurons.convergence import AT, DRAWS, snapshot_points
+from universal_neurons.examples import TopExamples
+from universal_neurons.findings import SUBSET, WHOLE, Findings
+from universal_neurons.inputs import Study
+from universal_neurons.moments import Histogram, Moments
+from universal_neurons.panels import model_recipes, panel_recipes, signs_of
+from universal_neurons.progress import Reporter
+from universal_neurons.screen import Screen
+from universal_neurons.store import StoreWriter
+from universal_neurons.stream import (
+    Annotations,
+    NeuronSource,
+    Pass,
+    provisional_state,
+    restore,
+    settle_from,
+    state_of,
+    under,
+)
+from universal_neurons.tokens import Shard
+
+CHECKPOINT_SHARE = 0.02
+CHECKPOINT_SECONDS = 10.0
+
+
+def lane_ends(shards: int, lanes: int) -> list[int]:
+    """The numbers of shards after which lanes end: even parts, in order; none where there is one lane."""
+    lanes = min(lanes, shards)
+    return [shards * (lane + 1) // lanes for lane in range(lanes)] if lanes > 1 else []
+
+
+class Passes:
+    """A study's passes: `run` them, then ask for `accumulators` (the first pass's, without co-moments) and findings."""
+
+    def __init__(self, study: Study, writer: StoreWriter, reporter: Reporter, checkpoint_seconds: float | None) -> None:
+        self.study, self.writer, self.reporter = study, writer, reporter
+        self.config, self.models = study.config, study.models
+        self.checkpoint_seconds = checkpoint_seconds
+        self.findings = Findings(self.config)
+        self.accumulators: list[Accumulator] = []
+        pre = bool({"statistics", "labels"} & set(self.config.stages))
+        self.sources = {m.name: NeuronSource(m, self.config.gemm_dtype, pre=pre) for m in self.models}
+        self.n_shards = len(study.shards)
+        self.lanes = lane_ends(self.n_shards, self.config.lanes or 1)
+        self.panels = study.panels
+        points = snapshot_points(len(self.lanes) or self.n_shards)
+        self.points = [self.lanes[point - 1] for point in points] if self.lanes else points
+        self.screen = Screen(study, self.findings) if self.config.search == "screened" and study.askers else None
+        self.labels: dict[str, Tensor] = {}
+        if study.labelling is not None:
+            self.labels = {"labels": study.labelling.fingerprint()}
+
+    def run(self) -> None:
+        """All passes that are not done yet."""
+        state, step = self._saved()
+        for number in range(len(self.panels) + (self.screen is not None)):
+            begun = number * self.n_shards
+            if step > begun + self.n_shards:  # it was done before the checkpoint
+                continue
+            run, own = self._pass(number)
+            if step > begun:
+                run.restore(under(state, "run/"), step - begun)
+                self.reporter.note(f"resumed after shard {run.next_shard} of {self.n_shards} of {self._name(number)}")
+            state = {}
+            self._go(run, number)
+            self._finish(run, own, number)
+
+    def comparison(self, asker: str, what: str = WHOLE) -> Comparison:
+        """What an asker's neurons found: in the whole text, or in a subset."""
+        return self.findings.comparison(what, asker, [name for name in self.study.names if name != asker])
+
+    def _name(self, number: int) -> str:
+        if number == len(self.panels):
+            return "the candidates' pass"
+        return "the pass" if len(self.panels) == 1 else f"pass {number + 1} of {len(self.panels)}"
+
+    def _saved(self) -> tuple[dict[str, Tensor], int]:
+        """The last checkpoint and how many shards it is past, over all passes."""
+        saved = self.writer.load_checkpoint()
+        if saved is None:
+            return {}, 0
+        state, step = saved
+        if self.labels and not torch.equal(state["labels"], self.labels["labels"]):
+            self.reporter.note("the labels are not those of the checkpoint: the pass starts again")
+            return {}, 0
+        self.findings.restore(state)
+        settle_from(state, self.sources.values())
+        if step > self.n_shards:
+            self.accumulators = [recipe(device=self.models[0].device) for recipe in self._recipes(0)]
+            restore(self.accumulators, state, "kept/")
+        return state, step
+
+    def _pass(self, number: int) -> tuple[Pass, int]:
+        """A pass at its beginning, and how many of its statistics (the first ones) are its panel's own."""
+        if number == len(self.panels):
+            assert self.screen is not None
+            own, recipes, signs = self.screen.recipes(), [], None
+            involved = set(self.study.names)
+        else:
+            own = panel_recipes(
+                self.panels[number], self.config, self.study.n_groups, compensated=self.study.layout.compensated
+            )
+            recipes, signs = self._recipes(number), signs_of(self.config)
+            involved = {m.name for panel in self.panels[number] for m in (panel.left, panel.right)}
+        if number == 0:
+            annotations: list[Annotations] = [] if self.study.labelling is None else [self.study.labelling.source()]
+            sources = list(self.sources.values())
+        else:
+            annotations = []
+            sources = [NeuronSource(m, self.config.gemm_dtype) for m in self.models if m.name in involved]
+            settle_from(provisional_state(self.sources.values()), sources)
+        signs = signs if self.study.askers else None
+        return Pass(sources, [*own, *recipes], annotations, signs=signs, lanes=self.lanes), len(own)
+
+    def _recipes(self, number: int) -> list[Recipe]:
+        """What a pass keeps besides its panel."""
+        rotated = {other for _, other in self.study.asked}
+        if number:
+            involved = {m.name: m for panel in self.panels[number] for m in (panel.left, panel.right)}
+            plain = self.config.model_copy(update={"stages": ("universality",)})
+            return model_recipes(list(involved.values()), rotated, plain, self.study.n_groups)
+        found = model_recipes(self.models, rotated, self.config, self.study.n_groups) + self._single_neurons()
+        labelling = self.study.labelling
+        return found if labelling is None else found + labelling.recipes(labelling.source().width)
+
+    def _single_neurons(self) -> list[Recipe]:
+        """Statistics of pre-activations and the examples, as far as they are asked for."""
+        found: list[Recipe] = []
+        stages = self.config.stages
+        for model in self.models:
+            name, n = model.name, model.n_neurons
+            if "statistics" in stages or "labels" in stages:
+                found.append(partial(Moments.empty, name + PRE, n))
+                found.append(partial(Moments.empty, name + BOS, n))
+            if "statistics" in stages:
+                found.append(partial(Histogram.empty, name + PRE, n))
+                found.append(partial(TopExamples.empty, name, n, k=self.config.examples, seed=self.config.seed))
+        return found
+
+    def _go(self, run: Pass, number: int) -> None:
+        """On to the end of the pass."""
+        study = self.study
+        last, interval = time.perf_counter(), self.checkpoint_seconds
+
+        def after_shard(shard: Shard) -> None:
+            nonlocal last, interval
+            self._look_back(run, number)
+            now = time.perf_counter()
+            due = interval if interval is not None else CHECKPOINT_SECONDS
+            if now - last >= due or run.next_shard == self.n_shards:
+                self.writer.save_checkpoint(self._state(run), number * self.n_shards + run.next_shard)
+                last = time.perf_counter()
+                if self.checkpoint_seconds is None:
+                    interval = max(CHECKPOINT_SECONDS, (last - now) / CHECKPOINT_SHARE)
+
+        positions = [len(shard.rows) * study.tokens.context for shard in study.shards]
+        with self.reporter.tokens(self._name(number), sum(positions), sum(positions[: run.next_shard])) as meter:
+            assert self.config.batch_tokens is not None
+            run.run(
+                study.tokens,
+                study.shards,
+                batch_tokens=self.config.batch_tokens,
+                after_batch=meter,
+                after_shard=after_shard,
+            )
+
+    def _state(self, run: Pass) -> dict[str, Tensor]:
+        kept = state_of(self.accumulators, "kept/") | self.labels | provisional_state(self.sources.values())
+        return kept | self.findings.state() | {f"run/{name}": tensor for name, tensor in run.state().items()}
+
+    def _look_back(self, run: Pass, number: int) -> None:
+        """Convergence: what the panel says after some shards (with lanes, after some of these)."""
+        if run.next_shard not in self.points or number == len(self.panels):
+            return
+        accumulators = run.total or run.accumulators
+        seen = groups_of(accumulators)
+        if seen and self.study.askers:
+            evidence = Evidence(accumulators, seen, self._mark)
+            tokens = evidence.count(self.study.names[0])
+            draws = min(DRAWS, self.config.n_draws)
+            self.findings.look(f"{AT}{tokens}", evidence, self._asked(number), draws=draws, k=1)
+
+    @property
+    def _mark(self) -> str:
+        return "" if self.config.search == "exact" else SUMS
+
+    def _asked(self, number: int) -> list[tuple[str, str]]:
+        """The (asker, other) pairs that a panel says something of."""
+        there = {frozenset((panel.left.name, panel.right.name)) for panel in self.panels[number]}
+        return [pair for pair in self.study.asked if frozenset(pair) in there]
+
+    def _finish(self, run: Pass, own: int, number: int) -> None:
+        """Reduce the pass's panel to what was found; of the first pass keep all else."""
+        if number == len(self.panels):
+            assert self.screen is not None
+            self.screen.settle(run.accumulators, self.accumulators)
+            return
+        if self.study.askers:
+            every = groups_of(run.accumulators)
+            whole = Evidence(run.accumulators, every, self._mark)
+            z = None if self.screen is None else self.screen.z
+            self.findings.look(WHOLE, whole, self._asked(number), z=z)
+            for group, name in enumerate(self.study.subsets):
+                pairs = [pair for pair in self._asked(number) if pair[0] == self.study.names[0]]
+                self.findings.look(f"{SUBSET}{name}", Evidence(run.accumulators, [group], self._mark), pairs, z=z)
+        if number == 0:
+            self.accumulators = run.accumulators[own:]

@@ -1,0 +1,76 @@
+"""The second pass of a screened search, for all pairs of a study: from findings with candidates to exact ones."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from universal_neurons.accumulators import Accumulator, Recipe
+from universal_neurons.compare import Evidence, Piece, groups_of
+from universal_neurons.findings import SUBSET, WHOLE, Finding, Findings
+from universal_neurons.inputs import Study
+from universal_neurons.screening import CANDIDATES_LEAST, Candidates, exact_matches, how_many, pairs_of
+from universal_neurons.sketch import quantile_of
+
+
+class Screen:
+    """What a screened search computes exactly, and what comes of it; `z` is that of its upper bounds."""
+
+    def __init__(self, study: Study, findings: Findings) -> None:
+        self.study, self.findings = study, findings
+        self.models = {model.name: model for model in study.models}
+        self.z = quantile_of(sum(self.models[asker].n_neurons for asker, _ in study.asked))
+
+    def recipes(self) -> list[Recipe]:
+        """The sums of all candidates, of every group of shards."""
+        found: list[Recipe] = []
+        for left, right in self._unordered():
+            pairs = self._pairs(left, right)
+            n_left, n_right = self.models[left].n_neurons, self.models[right].n_neurons
+            for group in range(self.study.n_groups):
+                found.append(partial(Candidates.empty, left, right, pairs, n_left, n_right, group=group))
+        return found
+
+    def settle(self, candidates: Sequence[Accumulator], statistics: Sequence[Accumulator]) -> None:
+        """Replace what the sketch found by what the candidates say."""
+        every = groups_of(candidates)
+        groups = {f"{SUBSET}{name}": [group] for group, name in enumerate(self.study.subsets)} | {WHOLE: every}
+        for (what, asker, other), finding in list(self.findings.of.items()):
+            if what not in groups:
+                continue
+            evidence = Evidence([*candidates, *statistics], groups[what])
+            left, right = (asker, other) if (asker, other) in self._unordered() else (other, asker)
+            moments = evidence.pairs(left, right)
+            corr = moments.corr(evidence.spread(left), evidence.spread(right))
+            places = (moments.left, moments.right) if left == asker else (moments.right, moments.left)
+            piece, wanted = self._wanted(finding)
+            assert piece.proposal is not None
+            matches = exact_matches(piece.matches, piece.proposal, wanted, *places, corr, self.study.config.top_k)
+            self.findings.of[what, asker, other] = Finding([replace(piece, matches=matches, proposal=None)])
+
+    def _unordered(self) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        for asker, other in self.study.asked:
+            if (other, asker) not in found:
+                found.append((asker, other))
+        return found
+
+    def _pairs(self, left: str, right: str) -> Tensor:
+        """The candidates of two models, either way, of the whole text and of subsets."""
+        codes = []
+        for (what, asker, other), finding in self.findings.of.items():
+            if {asker, other} == {left, right} and (what == WHOLE or what.startswith(SUBSET)):
+                piece, wanted = self._wanted(finding)
+                assert piece.proposal is not None
+                codes.append(pairs_of(piece.proposal, wanted, self.models[right].n_neurons, back=asker == right))
+        return torch.from_numpy(np.unique(np.concatenate(codes)))
+
+    def _wanted(self, finding: Finding) -> tuple[Piece, Tensor]:
+        assert finding.certainty is not None
+        piece = finding.whole(self.study.config.top_k)
+        assert piece.proposal is not None
+        least = max(CANDIDATES_LEAST, self.study.config.top_k)
+        return piece, how_many(piece.proposal, piece.matches.corr[:, 0], finding.certainty, least)
