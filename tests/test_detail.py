@@ -61,7 +61,10 @@ def test_excess_intervals_cover_the_truth():
     neurons, rhos = 1000, (0.7, 0.5)
     heldout = [paired(rho, neurons, seed=n)[0] for n, rho in enumerate(rhos)]
     k = torch.zeros(neurons, 1, dtype=torch.int64)
-    matches = [Matches(torch.full((neurons, 1), r).double(), k, k[:, 0].double(), k[:, 0], k[:, 0], k[:, 0].double()) for r in rhos]
+    matches = [
+        Matches(torch.full((neurons, 1), r).double(), k, k[:, 0].double(), k[:, 0], k[:, 0], k[:, 0].double())
+        for r in rhos
+    ]
     chooser = np.random.default_rng(0)
     maxima = 0.2 + 0.01 * chooser.standard_normal((10, 2, neurons))
     comparison = Comparison("a", ("b", "c"), tuple(matches), maxima)

@@ -35,17 +35,17 @@ def rotated_best(
     left: Float[Tensor, " left"],
     right: LayerCovariance,
     rotated: Float[Tensor, "width width"],
-) -> tuple[Float[Tensor, " left"], Float[Tensor, " left"]]:
-    """Every left neuron's highest ρ with the rotated neurons of the other model, over all its layers, and the sum of
-    their squares.
+    noise: float = 0.0,
+) -> Float[Tensor, " left"]:
+    """Every left neuron's highest ρ with the rotated neurons of the other model, over all its layers.
 
-    `left` holds inverse norms; NaN (dead) stays NaN.
+    `left` holds inverse norms; NaN (dead) stays NaN.  `noise` is the error variance of a sketch's ρ: the ρ with a
+    layer's rotated neurons are near Gaussian, so their maximum shrinks with their spread, √(1 − noise / mean ρ²).
     """
     width = len(rotated)
     single = rotated.to(left.device, torch.float32)
     rotated = rotated.to(left.device)
     best = torch.full_like(left, -torch.inf, dtype=torch.float32)
-    squares = torch.zeros_like(best)
     for layer, covariance in enumerate(right.centred):
         variance = ((rotated @ covariance) * rotated).sum(1)
         scale = torch.where(variance > 0, variance.rsqrt(), torch.nan).float()
@@ -54,10 +54,12 @@ def rotated_best(
             rows = slice(start, start + PANEL_ROWS)
             standardised = (cross.centred(rows, columns) * left[rows, None]).float()
             rho = (standardised @ single.T).mul_(scale)
-            best[rows] = torch.maximum(best[rows], rho.nan_to_num(nan=-torch.inf).amax(1))
-            squares[rows] += rho.square_().nansum(1)
+            highest = rho.nan_to_num(nan=-torch.inf).amax(1)
+            if noise:
+                highest *= (1 - noise / rho.square_().nanmean(1)).clamp_min(0).sqrt()
+            best[rows] = torch.maximum(best[rows], highest)
     best = torch.where(torch.isfinite(best), best.clamp(-1, 1), torch.nan)
-    return torch.where(torch.isnan(left), torch.nan, best.double()), squares.double()
+    return torch.where(torch.isnan(left), torch.nan, best.double())
 
 
 def excess_correlation(

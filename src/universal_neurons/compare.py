@@ -21,7 +21,7 @@ from universal_neurons.config import StudyConfig
 from universal_neurons.correlation import Matches, below, beside, correlation_panels, find_matches, inverse_norms
 from universal_neurons.moments import Spread, SumSquares
 from universal_neurons.screening import Candidates, PairMoments, Proposal, propose
-from universal_neurons.sketch import CANDIDATES_SEEN, Certainty, ShardEnergies, winners_curse, without_noise
+from universal_neurons.sketch import CANDIDATES_SEEN, Certainty, ShardEnergies, winners_curse
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,13 @@ class Comparison:
 class Piece:
     """Some of one model's neurons (rows) against some of another's (columns): matches, and the baseline's maxima.
 
-    `squares` are sums of the baseline's ρ², of which there are `columns` per draw; `proposal` a screened search's
-    candidates.
+    `proposal` holds a screened search's candidates.
     """
 
     rows: Rows
     columns: Rows
     matches: Matches
     maxima: Float[Tensor, "draws rows"]
-    squares: Float[Tensor, "draws rows"]
     proposal: Proposal | None = None
 
 
@@ -89,7 +87,6 @@ def together(pieces: Iterable[Piece]) -> Piece:
             whole.columns,
             below(whole.matches, other.matches),
             torch.cat([whole.maxima, other.maxima], 1),
-            torch.cat([whole.squares, other.squares], 1),
             whole.proposal and other.proposal and whole.proposal.below(other.proposal),
         )
     return whole
@@ -103,7 +100,6 @@ def _beside(first: Piece, second: Piece) -> Piece:
         columns,
         beside(first.matches, second.matches),
         torch.fmax(first.maxima, second.maxima),
-        first.squares + second.squares,
         first.proposal and second.proposal and first.proposal.beside(second.proposal),
     )
 
@@ -174,8 +170,9 @@ class Evidence:
         for model in (asker, other):
             energies = self._total(ShardEnergies, (model,))
             assert isinstance(energies, ShardEnergies)
-            found.append(torch.where(self.dead(model), torch.nan, energies.result()))
-        return Certainty(*found)
+            v, even = energies.result()
+            found.append(torch.where(self.dead(model), torch.nan, v))
+        return Certainty(found[0], found[1], even)
 
     def pairs(self, left: str, right: str) -> PairMoments:
         """Co-moments of the candidates of a screened search."""
@@ -224,51 +221,48 @@ def look(
     k = max(k, CANDIDATES_SEEN) if evidence.mark else k
     left, right = evidence.norms(asker), evidence.norms(other)
     layers = None if config.baseline == "permutation" else evidence.layers(other, evidence.mark)
+    certainty = evidence.certainty(asker, other) if evidence.mark else None
+    noise = 0.0 if certainty is None else float(certainty.even)
     pieces = []
     for rows, columns, cross in evidence.panels(CoMoments, asker, other):
         some, theirs = left[slice(*rows)], right[slice(*columns)]
         matches = find_matches(cross, some, theirs, k, rows=rows[0], columns=columns[0])
         maxima = torch.full((draws, len(some)), torch.nan, dtype=torch.float64)
-        squares = torch.zeros_like(maxima)
         for draw in range(draws):
             if layers is None:
-                maxima[draw], squares[draw] = _shuffled(evidence, asker, other, draw, rows, some, theirs)
+                maxima[draw] = _shuffled(evidence, asker, other, draw, rows, some, theirs)
                 continue
             width = layers.centred.shape[1]
             part = replace(layers, centred=layers.centred[columns[0] // width : columns[1] // width])
             turned = rotation(config.baseline, width, config.seed, draw)
-            maxima[draw], squares[draw] = (found.cpu() for found in rotated_best(cross, some, part, turned))
+            maxima[draw] = rotated_best(cross, some, part, turned, noise).cpu()
         proposal = None
         if z is not None:
-            certainty = evidence.certainty(asker, other).part(slice(*rows), slice(*columns))
-            proposal = propose(cross, some, theirs, certainty, z, rows=rows[0], columns=columns[0])
-        pieces.append(Piece(rows, columns, matches, maxima, squares, proposal))
+            assert certainty is not None
+            some_certainty = certainty.part(slice(*rows), slice(*columns))
+            proposal = propose(cross, some, theirs, some_certainty, z, rows=rows[0], columns=columns[0])
+        pieces.append(Piece(rows, columns, matches, maxima, proposal))
     return pieces
 
 
-def _shuffled(
-    evidence: Evidence, asker: str, other: str, draw: int, rows: Rows, left: Tensor, right: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Maxima and sums of squares under one draw of shuffled positions."""
+def _shuffled(evidence: Evidence, asker: str, other: str, draw: int, rows: Rows, left: Tensor, right: Tensor) -> Tensor:
+    """Maxima under one draw of shuffled positions."""
     found = evidence.panels(ShuffledCoMoments, asker, other, f"draw-{draw}")
     (cross,) = [moments for there, _, moments in found if there == rows]
-    maxima, squares = torch.empty(len(left), dtype=torch.float64), torch.empty(len(left), dtype=torch.float64)
+    maxima = torch.empty(len(left), dtype=torch.float64)
     for some, panel in correlation_panels(cross, left, right):
         highest = panel.nan_to_num(nan=-torch.inf).amax(1)
         maxima[some] = torch.where(torch.isnan(left[some]), torch.nan, highest).cpu()
-        squares[some] = panel.square().nansum(1).cpu()
-    return maxima, squares
+    return maxima
 
 
 def unbiased(piece: Piece, certainty: Certainty, k: int) -> Piece:
-    """A sketch's k best matches and its baseline without the upward bias of maxima over noisy correlations."""
+    """A sketch's k best matches without the upward bias of a maximum over noisy correlations."""
     matches = piece.matches
     corr, index = matches.corr[:, :k].clone(), matches.index[:, :k]
     corr[:, 0] -= winners_curse(matches.corr, matches.index, certainty)
     corr = corr.minimum(corr[:, :1])  # no lower rank above the first
-    living = int(torch.isfinite(certainty.other).sum())
-    maxima = without_noise(piece.maxima, piece.squares / max(living, 1), certainty.noise.cpu())
-    return replace(piece, matches=replace(matches, corr=corr, index=index), maxima=maxima)
+    return replace(piece, matches=replace(matches, corr=corr, index=index))
 
 
 def compare(

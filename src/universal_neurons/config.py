@@ -133,6 +133,8 @@ class StudyConfig(BaseModel):
             raise ValueError("nlp without the syntax labels")
         if self.group_size != 64 and self.search == "exact":
             raise ValueError("group_size without a sketch (--search screened or sketch)")
+        if self.baseline == "permutation" and self.search != "exact":
+            raise ValueError("the permutation baseline needs --search exact")
         asked = self.labels != ("default",) or self.nlp not in (None, "auto")
         if asked and self.stages and "labels" not in self.stages:
             raise ValueError("labels or nlp without the stage labels")

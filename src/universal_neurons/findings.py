@@ -58,7 +58,7 @@ class Findings:
             finding.pieces += look(evidence, asker, other, self.config, draws=draws, k=k, z=z)
             if evidence.mark == SUMS and finding.certainty is None:
                 certainty = evidence.certainty(asker, other)
-                finding.certainty = Certainty(certainty.asker.cpu(), certainty.other.cpu())
+                finding.certainty = Certainty(*(part.cpu() for part in vars(certainty).values()))
 
     def comparison(self, what: str, asker: str, others: Sequence[str], k: int | None = None) -> Comparison:
         """What an asker's neurons found in the others."""
@@ -90,12 +90,12 @@ class Findings:
             finding = self.of.setdefault((what, asker, other), Finding())
             finding.pieces.append(_piece(parts))
             if "certainty.asker" in parts:
-                finding.certainty = Certainty(parts["certainty.asker"], parts["certainty.other"])
+                finding.certainty = Certainty(*(parts[f"certainty.{f.name}"] for f in fields(Certainty)))
 
 
 def _flat(piece: Piece) -> dict[str, Tensor]:
     tensors = {"place": torch.tensor([*piece.rows, *piece.columns])}
-    tensors |= {"maxima": piece.maxima, "squares": piece.squares}
+    tensors["maxima"] = piece.maxima
     for part in ("matches", "proposal"):
         there = getattr(piece, part)
         if there is not None:
@@ -115,6 +115,5 @@ def _piece(tensors: dict[str, Tensor]) -> Piece:
         (left, right),
         Matches(**parts(Matches)),
         tensors["maxima"],
-        tensors["squares"],
         Proposal(**proposal) if proposal else None,
     )

@@ -191,7 +191,7 @@ class Passes:
         seen = groups_of(accumulators)
         if seen and self.study.askers:
             evidence = Evidence(accumulators, seen, self._mark)
-            tokens = evidence.count(self.study.names[0])
+            tokens = evidence.count(next(iter(run.sources)))
             draws = min(DRAWS, self.config.n_draws)
             self.findings.look(f"{AT}{tokens}", evidence, self._asked(number), draws=draws, k=1)
 

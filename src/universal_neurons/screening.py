@@ -22,7 +22,7 @@ from universal_neurons.comoments import CrossMoments
 from universal_neurons.correlation import Matches, correlation_panels
 from universal_neurons.errors import MergeError
 from universal_neurons.moments import Spread
-from universal_neurons.sketch import LIMIT, Certainty
+from universal_neurons.sketch import LIMIT, Certainty, sparse_rows
 
 CANDIDATES_LEAST, MOST, MEAN = 16, 128, 32  # candidates of a neuron
 FEW = 4  # candidates for the most negative ρ; and, of every neuron of the other model, among the askers
@@ -112,7 +112,7 @@ def how_many(
     The easiest neurons first, until there are `MEAN` per neuron.
     """
     width = proposal.bound.shape[1]
-    floor = best.clamp(-LIMIT, LIMIT).atanh() - certainty.noise.cpu().sqrt()
+    floor = best.clamp(-LIMIT, LIMIT).atanh() - certainty.even.cpu().sqrt()
     needed = (proposal.bound > floor[:, None]).sum(1)
     least, most = min(least, width), min(MOST, width)
     wanted = needed.clamp(least, most)
@@ -165,9 +165,7 @@ class Candidates(Accumulator):
 
     def _sampled(self, left: Block, right: Block) -> Float[Tensor, " pairs"]:
         shape = (len(self.ends) - 1, self.n_right)
-        wanted = torch.sparse_csr_tensor(
-            self.ends, self.right, torch.zeros(len(self.pairs)), shape, check_invariants=False
-        )
+        wanted = sparse_rows(self.ends, self.right, torch.zeros(len(self.pairs)), shape)
         return torch.sparse.sampled_addmm(wanted, left.transposed.float(), right.transposed.float().T).values()
 
     def _gathered(self, left: Block, right: Block) -> Float[Tensor, " pairs"]:

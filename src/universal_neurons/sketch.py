@@ -16,6 +16,7 @@ which is rigorous, for Σuv normed by the exact norms.  Normed by the sums' own 
 All numbers here take w at its bound v_x v_y: O(N), however many neurons are compared.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,18 +82,25 @@ class SignedSums:
             return
         order = np.argsort(group, kind="stable")
         ends = np.concatenate([[0], np.bincount(group, minlength=len(self.sums)).cumsum()])
-        spread = torch.sparse_csr_tensor(
-            torch.from_numpy(ends),
-            torch.from_numpy(order),
-            torch.from_numpy(sign[order].astype(np.float32)),
-            (len(self.sums), len(values)),
-            check_invariants=False,
-        )
+        weights = torch.from_numpy(sign[order].astype(np.float32))
+        spread = sparse_rows(torch.from_numpy(ends), torch.from_numpy(order), weights, (len(self.sums), len(values)))
         torch.addmm(self.sums, spread, values.float(), out=self.sums)
 
     def finish(self, basis: str, n: Float[np.ndarray, " groups"], rounding: str) -> Block:
         """The shard's sums; `n` holds the sums of the signs alone."""
         return sums_block(round_to(self.sums, rounding).to(self.storage), n, basis, rounding)
+
+
+def sparse_rows(
+    ends: Int[Tensor, " ends"],
+    columns: Int[Tensor, " entries"],
+    values: Float[Tensor, " entries"],
+    shape: tuple[int, int],
+) -> Tensor:
+    """A sparse matrix by rows; its format is what `torch` warns of, once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.sparse_csr_tensor(ends, columns, values, shape, check_invariants=False)
 
 
 def sums_block(
@@ -114,15 +122,19 @@ def round_to(values: Float[Tensor, "*shape"], rounding: str) -> Float[Tensor, "*
 
 
 class ShardEnergies(Accumulator):
-    """Σ_h A_h and Σ_h c_h A_h² of every neuron, A_h = Σx² over shard h: what bounds the sketch's error."""
+    """Σ_h A_h and Σ_h c_h A_h² of every neuron, A_h = Σx² over shard h: what bounds the sketch's error.
 
-    TENSORS = ("total", "squares")
+    `even` is the latter of a neuron whose energy in every position is 1.
+    """
+
+    TENSORS = ("total", "squares", "even")
 
     def __init__(self, model: str, n_neurons: int, signs: Signs, group: int = 0, device: Any = "cpu") -> None:
         super().__init__((model,), group)
         self.signs = signs
         self.total = torch.zeros(n_neurons, dtype=torch.float64, device=device)
         self.squares = torch.zeros(n_neurons, dtype=torch.float64, device=device)
+        self.even = torch.zeros((), dtype=torch.float64, device=device)
         self.pending = torch.zeros(n_neurons, dtype=torch.float64, device=device)
         self.positions = 0
 
@@ -142,31 +154,29 @@ class ShardEnergies(Accumulator):
         """Add the shard."""
         if self.positions:
             self.total += self.pending
-            self.squares += self.signs.together(self.positions) * self.pending.square()
+            together = self.signs.together(self.positions)
+            self.squares += together * self.pending.square()
+            self.even += together * self.positions**2
             self.pending.zero_()
             self.positions = 0
 
-    def result(self) -> Float[Tensor, " neurons"]:
-        """v of every neuron (see the module)."""
+    def result(self) -> tuple[Float[Tensor, " neurons"], Float[Tensor, ""]]:
+        """v of every neuron (see the module), and w of neurons whose energy is even, about 1/s."""
         self.fold()
-        return self.squares.sqrt() / self.total
+        return self.squares.sqrt() / self.total, self.even / max(self.count, 1) ** 2
 
 
 @dataclass(frozen=True)
 class Certainty:
-    """How far a sketch may be off: v of the asker's and of the other model's neurons (see the module)."""
+    """How far a sketch may be off: v of the asker's and of the other model's neurons, and w of even ones."""
 
     asker: Float[Tensor, " neurons"]
     other: Float[Tensor, " others"]
-
-    @property
-    def noise(self) -> Float[Tensor, " neurons"]:
-        """Typical variance of atanh ρ of every asker."""
-        return self.asker * self.other.nanmean()
+    even: Float[Tensor, ""]
 
     def part(self, askers: slice, others: slice) -> "Certainty":
         """Of some neurons."""
-        return Certainty(self.asker[askers], self.other[others])
+        return Certainty(self.asker[askers], self.other[others], self.even)
 
     def reach(self, z: float, rows: slice, index: Int[Tensor, "rows k"] | None = None) -> Tensor:
         """z standard errors of atanh ρ: of some askers with all others, or with those of `index`."""
@@ -208,13 +218,3 @@ def winners_curse(
     seen = corr[:, :CANDIDATES_SEEN].double()
     errors = (1 - seen.square()) * certainty.reach(1.0, slice(None), index[:, :CANDIDATES_SEEN]).cpu()
     return expected_maximum(seen, errors.clamp_min(1e-12)) - seen[:, 0]
-
-
-def without_noise(
-    maxima: Float[Tensor, " neurons"], mean_square: Float[Tensor, " neurons"], noise: Float[Tensor, " neurons"]
-) -> Float[Tensor, " neurons"]:
-    """Baseline maxima as they would be without the sketch's error: the ρ of rotated neurons are near Gaussian.
-
-    `mean_square` is the mean of their ρ², of which `noise` is the sketch's share.
-    """
-    return maxima * (1 - noise / mean_square).clamp_min(0).sqrt()
