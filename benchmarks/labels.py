@@ -62,7 +62,7 @@ def studies(tokens: int, rounds: int) -> None:
 def groupby() -> None:
     (model,), packed, labelling, labels = prepared(GROUPBY_TOKENS, ("bundled/seed-1",))
     source = labelling.source()
-    run = Pass([NeuronSource(model)], labelling.accumulators(source.width), [source])
+    run = Pass([NeuronSource(model)], labelling.recipes(source.width), [source])
     rows = np.arange(len(packed))
     shards = packed.shards(rows)
     ours = 0.0

@@ -32,7 +32,8 @@ from universal_neurons.compare import Evidence
 from universal_neurons.correlation import find_matches
 from universal_neurons.estimate import gemm_flops, gemm_rate
 from universal_neurons.models import quiet_transformers
-from universal_neurons.stream import NeuronSource, Pass, model_pairs, study_accumulators
+from universal_neurons.panels import model_pairs, study_recipes
+from universal_neurons.stream import NeuronSource, Pass
 from universal_neurons.study import resolve
 
 torch.set_grad_enabled(False)
@@ -40,7 +41,8 @@ BATCH = 2048
 
 
 def our_pass(models, tokens) -> Pass:
-    run = Pass([NeuronSource(m) for m in models], study_accumulators(models, model_pairs(models, "reference")))
+    recipes = study_recipes(models, model_pairs(models, "reference"), resolve(un.StudyConfig(stages=("universality",))))
+    run = Pass([NeuronSource(m) for m in models], recipes)
     run.run(tokens, tokens.shards(np.arange(len(tokens))), batch_tokens=BATCH)
     return run
 
@@ -153,7 +155,7 @@ def main() -> None:
                 seconds, result = timed(lambda run=result: our_answer(run, models))
                 times.setdefault("answer", []).append(seconds)
             answers[name] = result
-        times.setdefault("peak", []).append(gemm_rate("cpu", torch.float32, size=2048))
+        times.setdefault("peak", []).append(gemm_rate("cpu", size=2048))
 
     middle = {name: statistics.median(values) for name, values in times.items()}
     ours = middle["pass"] + middle["answer"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from universal_neurons.config import StudyConfig
+    from universal_neurons.make_sketch import make_sketch
     from universal_neurons.models import Model, load_model
     from universal_neurons.store import Store
     from universal_neurons.study import run_study
@@ -23,6 +24,7 @@ _HOMES = {
     "StudyConfig": "config",
     "TokenDataset": "tokens",
     "load_model": "models",
+    "make_sketch": "make_sketch",
     "processed_weights": "weights",
     "run_study": "study",
 }
@@ -34,6 +36,7 @@ __all__ = [
     "StudyConfig",
     "TokenDataset",
     "load_model",
+    "make_sketch",
     "processed_weights",
     "run_study",
 ]

@@ -1,4 +1,4 @@
-"""The `uneurons` command: run, show, report, check, estimate, convert.
+"""The `uneurons` command: run, sketch, show, report, check, estimate, convert.
 
 Commands are thin: they make a configuration, call the library and print.  torch is imported only by the commands
 that need it.  Exit codes: 0 done, 1 the study failed, 2 the input was wrong, 130 interrupted.
@@ -71,6 +71,33 @@ def run(*, config: ConfigFile = None, flags: Flags = None) -> None:
     report = write_report(store)
     Console().print(study_view(store))
     print(f"report: {report.resolve()}")
+
+
+SKETCH_SETTINGS = (
+    "data", "data_config", "data_split", "text_column", "subset_column", "min_characters", "max_tokens", "context",
+    "mask", "heldout_tokens", "tokenizer", "out", "group_size", "seed", "device", "dtype", "gemm_dtype",
+    "batch_tokens", "threads",
+)  # fmt: skip
+SketchFlags: Any = create_model("SketchFlags", **{name: _flags()[name] for name in SKETCH_SETTINGS})
+
+
+@app.command
+def sketch(model: str, /, *, flags: Annotated[SketchFlags | None, Parameter(name="*")] = None) -> None:
+    """Write a model's portable sketch, which `run --models` takes in the model's place.
+
+    Interrupted, the same command resumes.
+
+    Parameters
+    ----------
+    model
+        A local folder or hub id.
+    """
+    given = {} if flags is None else {k: v for k, v in flags.model_dump().items() if v is not None}
+    settings = make_config({"search": "sketch"} | given | {"models": (model,)}, "command line")
+    from universal_neurons.make_sketch import make_sketch
+
+    path = make_sketch(settings)
+    print(f"{path.resolve()}: {path.stat().st_size / 2**20:,.1f} MiB")
 
 
 @app.command

@@ -77,6 +77,14 @@ class MemoryNeededError(InputError):
     """The study does not fit in memory."""
 
 
+class SketchError(InputError):
+    """A portable sketch that cannot be read, or sketches that cannot be compared."""
+
+
+class ClusterAddressError(InputError):
+    """No Ray cluster answers where one was said to be."""
+
+
 class MergeError(InputError):
     """Statistics that do not belong together."""
 
@@ -87,6 +95,10 @@ class StudyError(UniversalNeuronsError):
 
 class NonFiniteActivationsError(StudyError):
     """A model produced NaN or infinite activations."""
+
+
+class ClusterError(StudyError):
+    """A Ray cluster that has no workers left, or whose workers die again and again."""
 
 
 class DiskFullError(StudyError):

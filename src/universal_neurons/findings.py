@@ -65,6 +65,22 @@ class Findings:
         k = k or self.config.top_k
         return comparison(asker, others, [self.of[what, asker, other].whole(k) for other in others])
 
+    def doubts(self, pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
+        """How sure the whole text's answer is: of a screened search the matches certified, of how many; of a sketch the
+        standard error of a small ρ and by how much the best ones were lowered, on average."""
+        found = [self.of[WHOLE, *pair] for pair in pairs]
+        sketched = [finding for finding in found if finding.certainty is not None]
+        if sketched:
+            raw = torch.cat([together(finding.pieces).matches.corr[:, 0] for finding in sketched])
+            corrected = torch.cat([finding.whole(1).matches.corr[:, 0] for finding in sketched])
+            errors = [float(finding.certainty.even.sqrt()) for finding in sketched if finding.certainty is not None]
+            return {"standard_error": max(errors), "lowered": float((raw - corrected).nanmean())}
+        matches = [piece.matches for finding in found for piece in finding.pieces]
+        if not matches or any(m.certified is None for m in matches):
+            return {}
+        certified = sum(int(m.certified.sum()) for m in matches if m.certified is not None)
+        return {"certified": certified, "matches": sum(int(torch.isfinite(m.corr[:, 0]).sum()) for m in matches)}
+
     def state(self) -> dict[str, Tensor]:
         """As plain tensors."""
         tensors: dict[str, Tensor] = {}

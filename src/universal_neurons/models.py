@@ -218,7 +218,18 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Any:
             wanted="every weight of the model",
             fix="copy or download the files again",
         )
+    _in_one_kernel(network)
     return network
+
+
+def _in_one_kernel(network: nn.Module) -> None:
+    """Compute GPT-2's GELU, which `transformers` spells out in eight steps, by the same function of `torch`."""
+    from transformers.activations import GELUTanh, NewGELUActivation
+
+    for module in network.modules():
+        for name, part in module.named_children():
+            if isinstance(part, NewGELUActivation):
+                setattr(module, name, GELUTanh())
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from universal_neurons.accumulators import BOS, PRE, SUMS, Accumulator, Recipe
+from universal_neurons.comoments import LayerMoments
 from universal_neurons.compare import Comparison, Evidence, groups_of
 from universal_neurons.convergence import AT, DRAWS, snapshot_points
 from universal_neurons.examples import TopExamples
@@ -21,6 +22,7 @@ from universal_neurons.moments import Histogram, Moments
 from universal_neurons.panels import model_recipes, panel_recipes, signs_of
 from universal_neurons.progress import Reporter
 from universal_neurons.screen import Screen
+from universal_neurons.sketched import SketchedModel, filled, original_tokens, source_of
 from universal_neurons.store import StoreWriter
 from universal_neurons.stream import (
     Annotations,
@@ -36,6 +38,7 @@ from universal_neurons.tokens import Shard
 
 CHECKPOINT_SHARE = 0.02
 CHECKPOINT_SECONDS = 10.0
+LOOK_FLOP = 4000  # what finding one ρ's place among the best costs, in FLOP of a product
 
 
 def lane_ends(shards: int, lanes: int) -> list[int]:
@@ -54,11 +57,15 @@ class Passes:
         self.findings = Findings(self.config)
         self.accumulators: list[Accumulator] = []
         pre = bool({"statistics", "labels"} & set(self.config.stages))
-        self.sources = {m.name: NeuronSource(m, self.config.gemm_dtype, pre=pre) for m in self.models}
+        self.sources = {m.name: source_of(m, self.config.gemm_dtype, pre=pre) for m in self.models}
+        self.tokens = study.tokens
         self.n_shards = len(study.shards)
         self.lanes = lane_ends(self.n_shards, self.config.lanes or 1)
         self.panels = study.panels
-        points = snapshot_points(len(self.lanes) or self.n_shards)
+        points = snapshot_points(len(self.lanes) or self.n_shards, *self._work())
+        self.sketched = any(isinstance(model, SketchedModel) for model in self.models)
+        if self.sketched:
+            points = points[-1:]  # their moments are of all tokens
         self.points = [self.lanes[point - 1] for point in points] if self.lanes else points
         self.screen = Screen(study, self.findings) if self.config.search == "screened" and study.askers else None
         self.labels: dict[str, Tensor] = {}
@@ -79,6 +86,13 @@ class Passes:
             state = {}
             self._go(run, number)
             self._finish(run, own, number)
+
+    def _work(self) -> tuple[float, float]:
+        """FLOP of the passes' products, and roughly of one look at what they say so far."""
+        entries = sum(panel.entries for panels in self.panels for panel in panels)
+        width = max(model.d_mlp for model in self.models)
+        share = 1 if self.config.search == "exact" else self.config.group_size
+        return 2.0 * entries * self.tokens.counted / share, max(entries, 1) * (2 * DRAWS * width + LOOK_FLOP)
 
     def comparison(self, asker: str, what: str = WHOLE) -> Comparison:
         """What an asker's neurons found: in the whole text, or in a subset."""
@@ -108,24 +122,32 @@ class Passes:
     def _pass(self, number: int) -> tuple[Pass, int]:
         """A pass at its beginning, and how many of its statistics (the first ones) are its panel's own."""
         if number == len(self.panels):
-            assert self.screen is not None
-            own, recipes, signs = self.screen.recipes(), [], None
-            involved = set(self.study.names)
-        else:
-            own = panel_recipes(
-                self.panels[number], self.config, self.study.n_groups, compensated=self.study.layout.compensated
-            )
-            recipes, signs = self._recipes(number), signs_of(self.config)
-            involved = {m.name for panel in self.panels[number] for m in (panel.left, panel.right)}
-        if number == 0:
-            annotations: list[Annotations] = [] if self.study.labelling is None else [self.study.labelling.source()]
-            sources = list(self.sources.values())
-        else:
-            annotations = []
-            sources = [NeuronSource(m, self.config.gemm_dtype) for m in self.models if m.name in involved]
+            return self._second_pass()
+        panels, study = self.panels[number], self.study
+        own = panel_recipes(panels, self.config, study.n_groups, compensated=study.layout.compensated)
+        sources, annotations = list(self.sources.values()), list[Annotations]()
+        if number:
+            involved = {m.name for panel in panels for m in (panel.left, panel.right)}
+            sources = [source_of(m, self.config.gemm_dtype) for m in self.models if m.name in involved]
             settle_from(provisional_state(self.sources.values()), sources)
-        signs = signs if self.study.askers else None
-        return Pass(sources, [*own, *recipes], annotations, signs=signs, lanes=self.lanes), len(own)
+        elif study.labelling is not None:
+            annotations = [study.labelling.source()]
+        signs = signs_of(self.config) if study.askers else None
+        recipes = filled([*own, *self._recipes(number)], self.models)
+        return Pass(sources, recipes, annotations, signs=signs, lanes=self.lanes), len(own)
+
+    def _second_pass(self) -> tuple[Pass, int]:
+        """The pass over the candidates; of sketches, it reads the models and the text again."""
+        assert self.screen is not None
+        rounding, models = self.config.gemm_dtype, self.models
+        sketched = [model for model in models if isinstance(model, SketchedModel)]
+        if sketched:
+            rounding, models = sketched[0].file.about["rounding"], [model.original() for model in sketched]
+            self.tokens = original_tokens(self.config, models, self.tokens, self.writer.prepare())
+        sources = [NeuronSource(model, rounding) for model in models]
+        settle_from(provisional_state(self.sources.values()), sources)
+        recipes = self.screen.recipes()
+        return Pass(sources, recipes, lanes=self.lanes), len(recipes)
 
     def _recipes(self, number: int) -> list[Recipe]:
         """What a pass keeps besides its panel."""
@@ -135,6 +157,8 @@ class Passes:
             plain = self.config.model_copy(update={"stages": ("universality",)})
             return model_recipes(list(involved.values()), rotated, plain, self.study.n_groups)
         found = model_recipes(self.models, rotated, self.config, self.study.n_groups) + self._single_neurons()
+        if self.sketched:
+            found += [partial(LayerMoments.empty, m.name, m.n_layers, m.d_mlp) for m in self.models]
         labelling = self.study.labelling
         return found if labelling is None else found + labelling.recipes(labelling.source().width)
 
@@ -154,7 +178,7 @@ class Passes:
 
     def _go(self, run: Pass, number: int) -> None:
         """On to the end of the pass."""
-        study = self.study
+        tokens, shards = self.tokens, self.study.shards
         last, interval = time.perf_counter(), self.checkpoint_seconds
 
         def after_shard(shard: Shard) -> None:
@@ -168,12 +192,12 @@ class Passes:
                 if self.checkpoint_seconds is None:
                     interval = max(CHECKPOINT_SECONDS, (last - now) / CHECKPOINT_SHARE)
 
-        positions = [len(shard.rows) * study.tokens.context for shard in study.shards]
+        positions = [len(shard.rows) * tokens.context for shard in shards]
         with self.reporter.tokens(self._name(number), sum(positions), sum(positions[: run.next_shard])) as meter:
             assert self.config.batch_tokens is not None
             run.run(
-                study.tokens,
-                study.shards,
+                tokens,
+                shards,
                 batch_tokens=self.config.batch_tokens,
                 after_batch=meter,
                 after_shard=after_shard,

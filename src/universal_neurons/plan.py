@@ -97,6 +97,8 @@ def _pipeline(config: StudyConfig) -> str | None:
 
 def load_models(config: StudyConfig) -> list[Model]:
     """The models of a resolved configuration."""
+    if any(Path(model).suffix == ".safetensors" for model in config.models):
+        raise ConfigError("sketches are no models", given=", ".join(config.models), wanted="folders or hub ids")
     if any(model.startswith(IN_MEMORY) for model in config.models):
         raise ConfigError("this study was made of models in memory", wanted="folders or hub ids", fix="name --models")
     sources = resolve_sources(config.models)

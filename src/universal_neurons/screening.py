@@ -8,7 +8,6 @@
    pairs that were computed; these hold the four likeliest askers of every neuron of the other model.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -250,11 +249,3 @@ def _highest(
     best[sorted_rows[kept], rank[kept]] = values[order][kept]
     index[sorted_rows[kept], rank[kept]] = columns[order][kept]
     return torch.from_numpy(best), torch.from_numpy(index)
-
-
-def certificate(found: Sequence[Matches]) -> tuple[int, int]:
-    """How many matches are certified, of how many."""
-    return (
-        sum(int(m.certified.sum()) for m in found if m.certified is not None),
-        sum(int(torch.isfinite(m.corr[:, 0]).sum()) for m in found),
-    )

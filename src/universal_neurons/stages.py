@@ -24,6 +24,7 @@ from universal_neurons.moments import Histogram, Moments
 from universal_neurons.neurons import activation_statistics, duplicates, weight_statistics
 from universal_neurons.passes import Passes
 from universal_neurons.progress import Reporter
+from universal_neurons.sketched import SketchedModel
 from universal_neurons.store import StoreWriter
 from universal_neurons.stream import NeuronSource, Pass
 from universal_neurons.tables import (
@@ -51,6 +52,7 @@ class Stages:
         self.columns: dict[str, dict[str, Any]] = {name: {} for name in self.names}
         self.hashes: dict[str, str] = {}
         self.counted = 0
+        self.doubts: dict[str, float] = {}
         assert self.config.batch_tokens is not None
         self.batch_tokens = self.config.batch_tokens
 
@@ -87,6 +89,7 @@ class Stages:
         with self.reporter.stage("statistics"):
             self._statistics(passes.accumulators, everything)
         with self.reporter.stage("compare"):
+            self.doubts = passes.findings.doubts(self.study.asked)
             comparisons = [passes.comparison(asker) for asker in self.study.askers]
             for found in comparisons:
                 self.columns[found.asker] |= excess_columns(found, self.config.threshold)
@@ -124,9 +127,10 @@ class Stages:
             moments, bos = by_key.get((Moments, (name + PRE,))), by_key.get((Moments, (name + BOS,)))
             if isinstance(moments, Moments) and isinstance(bos, Moments):
                 self.columns[name] |= activation_statistics(moments.result(), bos.result())
+            if self._asked("statistics") or isinstance(self.models[0], SketchedModel):
+                self.columns[name] |= duplicates(everything.layers(name), ~dead)
             if not self._asked("statistics"):
                 continue
-            self.columns[name] |= duplicates(everything.layers(name), ~dead)
             histogram, best = by_key[Histogram, (name + PRE,)], by_key[TopExamples, (name,)]
             assert isinstance(histogram, Histogram)
             assert isinstance(best, TopExamples)

@@ -2,7 +2,7 @@
 
 A file is written under a temporary name, synced and renamed; study.json, the manifest, says `complete` only when all
 else is in place.  Until then the folder is resumable: it holds the study's identity and the last two checkpoints of
-the pass, each a folder of its own whose manifest is written last.
+the pass (`generations`).
 """
 
 import fcntl
@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,10 +20,9 @@ from torch import Tensor
 from universal_neurons.config import StudyConfig, make_config
 from universal_neurons.disk import disk_errors, removing, sync, write_atomically
 from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
+from universal_neurons.generations import Generations
 
 MANIFEST = "study.json"
-GENERATIONS = 2
-PART_BYTES = 1 << 25
 
 
 class Store:
@@ -191,7 +189,7 @@ class StoreWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         there = _read_manifest(self.path)
         refused = self._mine and kind is not None and issubclass(kind, InputError)
-        refused = refused and there is not None and not there["complete"] and not self._generations()
+        refused = refused and there is not None and not there["complete"] and not Generations(self.work).all()
         if there is None or there["complete"] or refused:
             shutil.rmtree(self.work, ignore_errors=True)
         if refused:
@@ -275,63 +273,16 @@ class StoreWriter:
 
     def save_checkpoint(self, tensors: dict[str, Tensor], shard: int) -> None:
         """Write a generation of the pass's state; the last two are kept."""
-        from safetensors.torch import save_file
-
-        folder = self.prepare() / f"checkpoint-{shard:08d}"
-        partial = folder.with_name(f".{folder.name}.partial")
-        with disk_errors(self.path), removing(partial):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            sizes = {}
-            for number, part in enumerate(_parts(tensors)):
-                state = partial / f"{number:04d}.safetensors"
-                save_file({name: tensor.contiguous().cpu() for name, tensor in part.items()}, state)
-                sync(state)
-                sizes[state.name] = state.stat().st_size
-            write_atomically(partial / "manifest.json", json.dumps({"shard": shard, "bytes": sizes}).encode())
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-            sync(self.work)
-        for old in self._generations()[GENERATIONS:]:
-            shutil.rmtree(old, ignore_errors=True)
+        Generations(self.prepare()).save(tensors, shard)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], int] | None:
         """The newest whole generation and its shard number, or None."""
-        from safetensors.torch import load_file
-
-        for folder in self._generations():
-            try:
-                note = json.loads((folder / "manifest.json").read_text())
-                if any((folder / name).stat().st_size != size for name, size in note["bytes"].items()):
-                    continue
-            except (OSError, ValueError, KeyError):
-                continue
-            tensors: dict[str, Tensor] = {}
-            for name in note["bytes"]:
-                tensors |= load_file(folder / name)
-            return tensors, int(note["shard"])
-        return None
-
-    def _generations(self) -> list[Path]:
-        return sorted(self.work.glob("checkpoint-*"), reverse=True) if self.work.exists() else []
+        return Generations(self.work).load()
 
     def finish(self, manifest: dict[str, Any]) -> Store:
         """Declare the study complete; its scratch files go when the writer is left."""
         self.write_manifest({"complete": True} | manifest)
         return Store(self.path)
-
-
-def _parts(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Tensors in files of bounded size: writing one copies it."""
-    part: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in tensors.items():
-        if size and size + tensor.nbytes > PART_BYTES:
-            yield part
-            part, size = {}, 0
-        part[name] = tensor
-        size += tensor.nbytes
-    yield part
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

@@ -116,6 +116,10 @@ class NeuronSource:
         blocks[name + BOS] = Block(first)
         return blocks
 
+    def ready(self, shard: Shard) -> dict[str, Block] | None:
+        """A shard's blocks where they are at hand without the model's forward pass."""
+        return None
+
     @property
     def basis(self) -> str:
         """Tells its provisional means from others."""
@@ -203,21 +207,29 @@ class Pass:
         """
         self.look(tokens, shards)
         for shard in shards[self.next_shard :]:
-            for positions, batch in self.batches(tokens, shard, batch_tokens):
-                self._update(batch)
-                after_batch(positions)
-            self._fold(shard)
-            self.next_shard += 1
+            self.add(tokens, shard, batch_tokens=batch_tokens, after_batch=after_batch)
             if self.next_shard in self.lanes:
-                self._close_lane()
+                self.close_lane()
             after_shard(shard)
 
-    def _update(self, batch: Batch) -> None:
-        for accumulator in self.accumulators:
-            if accumulator.wants(batch):
-                accumulator.update(batch)
+    def add(
+        self,
+        tokens: TokenDataset,
+        shard: Shard,
+        *,
+        batch_tokens: int,
+        after_batch: Callable[[int], None] = lambda counted: None,
+    ) -> None:
+        """Add the next shard to the statistics."""
+        for positions, batch in self.batches(tokens, shard, batch_tokens):
+            for accumulator in self.accumulators:
+                if accumulator.wants(batch):
+                    accumulator.update(batch)
+            after_batch(positions)
+        self._fold(shard)
+        self.next_shard += 1
 
-    def _close_lane(self) -> None:
+    def close_lane(self) -> None:
         """Merge a finished lane into the total and start the next."""
         if self.total is None:
             self.total = self.accumulators
@@ -246,6 +258,11 @@ class Pass:
 
         With a sketch the last one holds the shard's signed sums, and read none.
         """
+        ready = [source.ready(shard) for source in self.sources.values()]
+        there = {name: block for blocks in ready if blocks is not None for name, block in blocks.items()}
+        if there:
+            yield len(shard.rows) * tokens.context, Batch(there, shard.group, shard.index)
+            return
         per_batch = max(1, batch_tokens // tokens.context)
         sketch = None if self.signs is None else _ShardSketch(self, shard, tokens.context)
         for start in range(0, len(shard.rows), per_batch):

@@ -26,6 +26,7 @@ from universal_neurons.plan import (
     with_context,
 )
 from universal_neurons.progress import Reporter, clock
+from universal_neurons.sketched import are_sketches, open_sketches, settings_of, text_of_sketches
 from universal_neurons.stages import Stages
 from universal_neurons.store import Store, StoreWriter
 from universal_neurons.tokens import TokenDataset
@@ -49,13 +50,20 @@ def run_study(
     cannot be studied (nothing is written) and a `StudyError` for what went wrong on the way (run it again to resume).
     """
     reporter = reporter or Reporter(quiet=not progress)
+    sketched = models is None and are_sketches(config.models)
+    if sketched:
+        config = settings_of(config)
     config = resolve(config, None if models is None else len(models))
     if config.threads:
         torch.set_num_threads(config.threads)
     if labels and "labels" not in config.stages:
         raise ConfigError("labels are given, but not looked for", wanted="the stage labels", fix="add it to stages")
     with reporter.stage("models"):
-        loaded = list(models) if models is not None else load_models(config)
+        loaded: list[Model]
+        if sketched:
+            config, loaded = open_sketches(config)
+        else:
+            loaded = list(models) if models is not None else load_models(config)
         if models is not None:
             config = from_objects(config, loaded)
         digest = require_kin(loaded, config)
@@ -68,7 +76,9 @@ def run_study(
         writer.claim(identity(config, loaded))
         packed = tokens
         with reporter.stage("tokens"):
-            if packed is None and config.reads_tokens:
+            if sketched:
+                packed = text_of_sketches(loaded)
+            elif packed is None and config.reads_tokens:
                 packed = _tokens(config, loaded, writer)
             study = Study(config, loaded, packed, digest, labels)
         saved = writer.under_way("layout")
@@ -83,6 +93,7 @@ def run_study(
         tables = stages.run()
         manifest = study.manifest() | {
             "counted_tokens": stages.counted,
+            "search": {"search": config.search, **stages.doubts},
             "tables": tables,
             "timings": {name: round(seconds, 3) for name, seconds in reporter.timings.items()},
         }

@@ -38,6 +38,7 @@ class Facts:
     gap_all: float  # mean over neurons of max - min over models of the best correlation
     gap_universal: float | None
     mutual: float  # share of best matches that are mutual
+    certainty: str  # how sure the search is that no better match was missed
     optimism: float  # mean of corr - corr_heldout over best matches
 
     @property
@@ -78,8 +79,23 @@ def facts(store: Store, asker: str) -> Facts:
         gap_all=_number(alive.select(gap.mean()).item()),
         gap_universal=_number(universal.select(gap.mean()).item()) if len(universal) else None,
         mutual=_number(best["mutual"].mean()),
+        certainty=certainty(store),
         optimism=_number(best.select((pl.col("corr") - pl.col("corr_heldout")).fill_nan(None).mean()).item()),
     )
+
+
+def certainty(store: Store) -> str:
+    """How sure a study's search is of its best matches, in words."""
+    search = store.manifest["search"]
+    if search["search"] == "screened":
+        share = search["certified"] / max(search["matches"], 1)
+        return (
+            f"{search['certified']:,} of {search['matches']:,} ({share:.1%}) certified: no other neuron correlates more"
+        )
+    if search["search"] == "sketch":
+        error, lowered = search["standard_error"], search["lowered"]
+        return f"sketched: a small ρ is off by about {error:.2g}; the best were lowered by {lowered:.2g} on average"
+    return "exact: all correlations computed"
 
 
 def _number(value: Any) -> float:
@@ -160,6 +176,7 @@ def fact_lines(found: Facts) -> list[tuple[str, str]]:
         ("beyond a random basis", f"{found.discoveries} neurons at q ≤ .05 (the basis is privileged, not universal)"),
         ("max − min over models", gap),
         ("mutual best matches", f"{found.mutual:.1%}"),
+        ("search", found.certainty),
         ("ρ lost on held-out rows", f"{found.optimism:.3f}"),
     ]
 

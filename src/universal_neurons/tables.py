@@ -121,6 +121,7 @@ def matches_table(
                         "corr_low": low,
                         "corr_high": high,
                         "mutual": matches.mutual.numpy(),
+                        "certified": None if matches.certified is None else matches.certified.numpy(),
                     }
                 frames.append(pl.DataFrame(columns))
             columns = _match(found.asker, shape, other, -1)
@@ -130,7 +131,7 @@ def matches_table(
     order = ["asker", "layer", "neuron", "model", pl.col("rank") < 0, "rank"]
     return table.sort(order).select(
         "asker", "layer", "neuron", "model", "rank", "match_layer", "match_neuron",
-        "corr", "corr_heldout", "corr_low", "corr_high", "mutual",
+        "corr", "corr_heldout", "corr_low", "corr_high", "mutual", pl.col("certified").cast(pl.Boolean),
     )  # fmt: skip
 
 

@@ -1,0 +1,196 @@
+"""A model and a corpus to a portable sketch: one pass, resumable, then a short one over the held-out rows."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from universal_neurons import __version__
+from universal_neurons.accumulators import Extremes, Recipe
+from universal_neurons.checkpoints import resolve_sources
+from universal_neurons.comoments import LayerMoments
+from universal_neurons.config import StudyConfig
+from universal_neurons.disk import disk_errors
+from universal_neurons.errors import ConfigError, StoreConflictError
+from universal_neurons.generations import Generations
+from universal_neurons.models import Model
+from universal_neurons.moments import SumSquares
+from universal_neurons.passes import CHECKPOINT_SECONDS
+from universal_neurons.plan import find_tokenizer, load_models, resolve, with_context
+from universal_neurons.progress import Reporter
+from universal_neurons.sketch import ShardEnergies, Signs
+from universal_neurons.sketch_file import (
+    CODES,
+    FORMAT,
+    FileInParts,
+    KeptSums,
+    remove_scratch,
+    scratch_of,
+    sum_rows,
+    tensors_of,
+)
+from universal_neurons.stream import NeuronSource, Pass, provisional_state, settle_from
+from universal_neurons.tokens import Shard, TokenDataset, tokenizer_digest
+
+HELDOUT = 1 << 40  # shard numbers of held-out stretches: signs of their own
+TEXT = (
+    "data", "data_config", "data_split", "text_column", "subset_column", "min_characters", "max_tokens", "context",
+    "mask", "heldout_tokens",
+)  # fmt: skip
+
+
+def make_sketch(
+    config: StudyConfig, *, reporter: Reporter | None = None, checkpoint_seconds: float = CHECKPOINT_SECONDS
+) -> Path:
+    """Write the sketch of `config.models`' one model to `config.out`; goes on where it was interrupted.
+
+    Raises what reading models and text raises, and `StoreConflictError` where `out` is there already.
+    """
+    reporter = reporter or Reporter()
+    if len(config.models) != 1 or config.out is None:
+        raise ConfigError("a sketch is of one model, in one file", given=config.models, wanted="one model, and --out")
+    out = Path(config.out)
+    if out.exists():
+        raise StoreConflictError(f"{out}: is there already", wanted="a new file", fix="name another --out")
+    if not out.parent.is_dir():
+        raise StoreConflictError(f"{out}: no folder {out.parent}", wanted="a folder that is there")
+    config = resolve(config.model_copy(update={"stages": ("statistics",), "search": "sketch"}))
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    (model,) = load_models(config)
+    config = with_context(config, [model])
+    assert config.context is not None
+    tokenizer = find_tokenizer(config, [model])
+    scratch = scratch_of(out)
+    with disk_errors(out):
+        scratch.mkdir(exist_ok=True)
+    tokens = TokenDataset.load(config, tokenizer, context=config.context, folder=scratch)
+    tokens.require_vocabulary(model.vocab_size, model.name)
+    reporter.note(repr(tokens))
+    return _Sketching(config, model, tokens, tokenizer_digest(tokenizer), out).run(reporter, checkpoint_seconds)
+
+
+class _Sketching:
+    """A sketch on its way to its file."""
+
+    def __init__(self, config: StudyConfig, model: Model, tokens: TokenDataset, digest: str, out: Path) -> None:
+        self.config, self.model, self.tokens, self.out = config, model, tokens, out
+        self.signs = Signs(config.group_size, config.seed)
+        chosen, self.stretches = tokens.split(config.heldout_tokens)
+        self.shards = tokens.shards(chosen)
+        self.heldout = [Shard(HELDOUT + number, rows) for number, rows in enumerate(self.stretches)]
+        name, n, signs = model.name, model.n_neurons, self.signs
+        self.recipes: list[Recipe] = [
+            partial(Extremes.empty, name, n),
+            partial(SumSquares.empty, name, n, group=0),
+            partial(ShardEnergies.empty, name, n, signs),
+            partial(LayerMoments.empty, name, model.n_layers, model.d_mlp),
+        ]
+        self.starts, rows = sum_rows(self.shards, signs, tokens.context)
+        self.heldout_starts, heldout_rows = sum_rows(self.heldout, signs, tokens.context)
+        empty = tensors_of([recipe(device="cpu") for recipe in self.recipes])
+        shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            "sums": (torch.bfloat16, (rows, n)),
+            "heldout": (torch.bfloat16, (heldout_rows, n)),
+            "mean": (torch.float32, (n,)),
+            "lengths": (torch.int32, (len(tokens),)),
+            "subsets": (torch.int32, (len(tokens),)),
+            "n": (torch.int32, (rows,)),
+            "heldout_n": (torch.int32, (heldout_rows,)),
+        }
+        shapes |= {name: (t.dtype if t.dtype in CODES else torch.float64, tuple(t.shape)) for name, t in empty.items()}
+        shapes["layers.cross"] = (torch.float32, tuple(empty["layers.cross"].shape))
+        self.file = FileInParts(out, shapes, {"format": FORMAT, "about": json.dumps(self._about(digest))})
+
+    def _about(self, digest: str) -> dict[str, Any]:
+        tokens, config = self.tokens, self.config
+        return {
+            "model": self.model.describe(),
+            "origin": resolve_sources(config.models)[0].given,
+            "tokenizer": digest,
+            "signs": {"group_size": self.signs.group_size, "seed": self.signs.seed},
+            "rounding": config.gemm_dtype,
+            "dtype": config.dtype,
+            "heldout_tokens": config.heldout_tokens,
+            "text": {name: getattr(config, name) for name in TEXT},
+            "tokens": {
+                "fingerprint": tokens.fingerprint,
+                "context": tokens.context,
+                "subset_names": list(tokens.subset_names),
+                "masked": list(tokens.masked),
+                "bos": tokens.bos,
+                "largest_id": tokens.largest_id,
+                "counted": tokens.counted,
+            },
+            "version": __version__,
+        }
+
+    def run(self, reporter: Reporter, checkpoint_seconds: float) -> Path:
+        """Both passes, and the file."""
+        generations = Generations(scratch_of(self.out))
+        source = NeuronSource(self.model, self.config.gemm_dtype)
+        kept = KeptSums(self.model.name, self.file, "sums", self.starts)
+        run = Pass([source], [*self.recipes, lambda device: kept], signs=self.signs)
+        saved = generations.load()
+        identity = torch.frombuffer(bytearray(json.dumps(self._about("")).encode()), dtype=torch.uint8)
+        if saved is not None and torch.equal(saved[0]["identity"], identity):
+            run.restore(*saved)
+            settle_from(saved[0], [source])
+            reporter.note(f"resumed after shard {run.next_shard} of {len(self.shards)}")
+        last = time.perf_counter()
+
+        def after_shard(shard: Shard) -> None:
+            nonlocal last
+            if time.perf_counter() - last >= checkpoint_seconds or run.next_shard == len(self.shards):
+                self.file.sync()
+                generations.save(run.state() | provisional_state([source]) | {"identity": identity}, run.next_shard)
+                last = time.perf_counter()
+
+        self._read(run, self.shards, "sketch", reporter, after_shard)
+        self._read(self._heldout_pass(source), self.heldout, "held-out rows", reporter)
+        assert source.provisional is not None
+        self.file.put("mean", source.provisional.mean)
+        self.file.put("lengths", torch.from_numpy(self.tokens.lengths))
+        self.file.put("subsets", torch.from_numpy(self.tokens.subsets))
+        for name, shards, starts in (("n", self.shards, self.starts), ("heldout_n", self.heldout, self.heldout_starts)):
+            for shard in shards:
+                self.file.put(name, torch.from_numpy(self._n(shard)), starts[shard.index])
+        for name, tensor in tensors_of(run.accumulators).items():
+            self.file.put(name, tensor)
+        path = self.file.finish()
+        remove_scratch(path)
+        return path
+
+    def _heldout_pass(self, source: NeuronSource) -> Pass:
+        kept = KeptSums(self.model.name, self.file, "heldout", self.heldout_starts)
+        return Pass([source], [lambda device: kept], signs=self.signs)
+
+    def _n(self, shard: Shard) -> np.ndarray:
+        """The sums of the signs alone of a shard's counted positions."""
+        group, sign = self.signs.of(shard.index, len(shard.rows) * self.tokens.context)
+        counted = self.tokens.mask(shard.rows).ravel()
+        return np.bincount(group[counted], sign[counted], self.signs.groups(len(group)))
+
+    def _read(
+        self,
+        run: Pass,
+        shards: Sequence[Shard],
+        label: str,
+        reporter: Reporter,
+        after_shard: Callable[[Shard], None] = lambda shard: None,
+    ) -> None:
+        positions = [len(shard.rows) * self.tokens.context for shard in shards]
+        assert self.config.batch_tokens is not None
+        with reporter.tokens(label, sum(positions), sum(positions[: run.next_shard])) as meter:
+            run.run(
+                self.tokens,
+                shards,
+                batch_tokens=self.config.batch_tokens,
+                after_batch=meter,
+                after_shard=after_shard,
+            )
