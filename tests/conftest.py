@@ -130,6 +130,13 @@ def text_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def long_text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("long") / "long.txt"
+    path.write_text(some_text(60_000, 1))
+    return path
+
+
+@pytest.fixture(scope="session")
 def folders(tmp_path_factory) -> list[Path]:
     """Three tiny GPT-2 folders, different seeds."""
     root = tmp_path_factory.mktemp("models")

@@ -120,13 +120,6 @@ def test_the_same_study_gives_the_same_bytes(config, tmp_path):
     assert {"neurons.parquet", "figures/convergence.svg", "figures/convergence.png"} <= one.keys()
 
 
-@pytest.fixture(scope="module")
-def long_text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("long") / "long.txt"
-    path.write_text(some_text(60_000, 1))
-    return path
-
-
 def long_config(config, long_text, out):
     return config.model_copy(update={"data": str(long_text), "max_tokens": 120_000, "out": str(out)})
 

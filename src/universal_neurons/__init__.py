@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from universal_neurons.config import StudyConfig
-    from universal_neurons.make_sketch import make_sketch
     from universal_neurons.models import Model, load_model
+    from universal_neurons.sketching import make_sketch
     from universal_neurons.store import Store
     from universal_neurons.study import run_study
     from universal_neurons.tokens import TokenDataset
@@ -24,7 +24,7 @@ _HOMES = {
     "StudyConfig": "config",
     "TokenDataset": "tokens",
     "load_model": "models",
-    "make_sketch": "make_sketch",
+    "make_sketch": "sketching",
     "processed_weights": "weights",
     "run_study": "study",
 }

@@ -94,7 +94,7 @@ def sketch(model: str, /, *, flags: Annotated[SketchFlags | None, Parameter(name
     """
     given = {} if flags is None else {k: v for k, v in flags.model_dump().items() if v is not None}
     settings = make_config({"search": "sketch"} | given | {"models": (model,)}, "command line")
-    from universal_neurons.make_sketch import make_sketch
+    from universal_neurons.sketching import make_sketch
 
     path = make_sketch(settings)
     print(f"{path.resolve()}: {path.stat().st_size / 2**20:,.1f} MiB")

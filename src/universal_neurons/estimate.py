@@ -15,12 +15,13 @@ from universal_neurons.correlation import PANEL_ELEMENTS
 from universal_neurons.errors import MemoryNeededError
 from universal_neurons.examples import BANDS, WINDOW, TopExamples
 from universal_neurons.families import PANEL_NEURONS
+from universal_neurons.generations import KEPT, PART_BYTES
 from universal_neurons.labelling import SUMS_BYTES
 from universal_neurons.models import Model
 from universal_neurons.moments import FLOAT_BINS, GroupMeans, Histogram, Moments, SumSquares
+from universal_neurons.overlap import BUFFERS
 from universal_neurons.panels import Layout, cut, model_pairs, signs_of
 from universal_neurons.screening import MEAN, Candidates
-from universal_neurons.store import GENERATIONS, PART_BYTES
 from universal_neurons.stream import NeuronSource
 from universal_neurons.tokens import HELDOUT_MOST, SHARD_POSITIONS
 
@@ -101,7 +102,7 @@ def memory_plan(
     assert config.batch_tokens is not None
     widths = sum(m.n_neurons for m in models)
     value = 2 if native and config.gemm_dtype == "bfloat16" else 4
-    blocks = config.batch_tokens * (value * widths + 4 * 8 * wide)
+    blocks = config.batch_tokens * (value * widths * (BUFFERS if native else 1) + 4 * 8 * wide)
     blocks += 4 * min(tallest, TILE_ROWS) * side * native
     if shuffles:
         blocks += value * SHARD_POSITIONS * (widths + 3 * side)
@@ -272,7 +273,7 @@ def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -
         seconds=seconds_pass + seconds_compare + seconds_detail + seconds_labels,
         memory_peak=resident + plan.total,
         memory_available=available_memory(config),
-        disk_peak=final + (GENERATIONS + 1) * state + 4 * tokens,
+        disk_peak=final + (KEPT + 1) * state + 4 * tokens,
         disk_final=final,
         tokens=tokens,
         passes=layout.passes,

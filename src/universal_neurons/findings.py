@@ -65,7 +65,7 @@ class Findings:
         k = k or self.config.top_k
         return comparison(asker, others, [self.of[what, asker, other].whole(k) for other in others])
 
-    def doubts(self, pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
+    def doubts(self, pairs: Iterable[tuple[str, str]]) -> dict[str, float | int]:
         """How sure the whole text's answer is: of a screened search the matches certified, of how many; of a sketch the
         standard error of a small ρ and by how much the best ones were lowered, on average."""
         found = [self.of[WHOLE, *pair] for pair in pairs]

@@ -5,6 +5,7 @@ screened search ends with a pass over the candidates.  After any shard the whole
 go on from the last checkpoint and end with the same bits.
 """
 
+import shutil
 import time
 from functools import partial
 
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor
 
 from universal_neurons.accumulators import BOS, PRE, SUMS, Accumulator, Recipe
+from universal_neurons.cluster import run_lanes
 from universal_neurons.comoments import LayerMoments
 from universal_neurons.compare import Comparison, Evidence, groups_of
 from universal_neurons.convergence import AT, DRAWS, snapshot_points
 from universal_neurons.examples import TopExamples
 from universal_neurons.findings import SUBSET, WHOLE, Findings
+from universal_neurons.generations import Pace
 from universal_neurons.inputs import Study
+from universal_neurons.lanes import LaneJob
 from universal_neurons.moments import Histogram, Moments
 from universal_neurons.panels import model_recipes, panel_recipes, signs_of
 from universal_neurons.progress import Reporter
@@ -84,15 +88,18 @@ class Passes:
                 run.restore(under(state, "run/"), step - begun)
                 self.reporter.note(f"resumed after shard {run.next_shard} of {self.n_shards} of {self._name(number)}")
             state = {}
-            self._go(run, number)
+            if self.config.cluster is None:
+                self._go(run, number)
+            elif run.next_shard < self.n_shards:
+                self._go_on_cluster(run, number)
             self._finish(run, own, number)
 
     def _work(self) -> tuple[float, float]:
         """FLOP of the passes' products, and roughly of one look at what they say so far."""
-        entries = sum(panel.entries for panels in self.panels for panel in panels)
+        entries = float(sum(panel.entries for panels in self.panels for panel in panels))
         width = max(model.d_mlp for model in self.models)
         share = 1 if self.config.search == "exact" else self.config.group_size
-        return 2.0 * entries * self.tokens.counted / share, max(entries, 1) * (2 * DRAWS * width + LOOK_FLOP)
+        return 2 * entries * self.tokens.counted / share, max(entries, 1) * (2 * DRAWS * width + LOOK_FLOP)
 
     def comparison(self, asker: str, what: str = WHOLE) -> Comparison:
         """What an asker's neurons found: in the whole text, or in a subset."""
@@ -178,19 +185,14 @@ class Passes:
 
     def _go(self, run: Pass, number: int) -> None:
         """On to the end of the pass."""
-        tokens, shards = self.tokens, self.study.shards
-        last, interval = time.perf_counter(), self.checkpoint_seconds
+        tokens, shards, pace = self.tokens, self.study.shards, self._pace()
 
         def after_shard(shard: Shard) -> None:
-            nonlocal last, interval
             self._look_back(run, number)
-            now = time.perf_counter()
-            due = interval if interval is not None else CHECKPOINT_SECONDS
-            if now - last >= due or run.next_shard == self.n_shards:
+            if pace.due or run.next_shard == self.n_shards:
+                begun = time.perf_counter()
                 self.writer.save_checkpoint(self._state(run), number * self.n_shards + run.next_shard)
-                last = time.perf_counter()
-                if self.checkpoint_seconds is None:
-                    interval = max(CHECKPOINT_SECONDS, (last - now) / CHECKPOINT_SHARE)
+                pace.written(time.perf_counter() - begun)
 
         positions = [len(shard.rows) * tokens.context for shard in shards]
         with self.reporter.tokens(self._name(number), sum(positions), sum(positions[: run.next_shard])) as meter:
@@ -203,9 +205,45 @@ class Passes:
                 after_shard=after_shard,
             )
 
+    def _go_on_cluster(self, run: Pass, number: int) -> None:
+        """On to the end of the pass: its lanes on the cluster, then merged in order as `Pass.run` merges them.
+
+        A lane that a run without the cluster left half done starts again.
+        """
+        run.look(self.tokens, self.study.shards)
+        if number == 0 and run.next_shard == 0:  # lanes belong to these provisional means
+            self.writer.save_checkpoint(self._kept(), 0)
+        run.accumulators.clear()  # the device may be a worker's too
+        lanes = self.writer.prepare() / "lanes" / str(number)
+        job = LaneJob.of(run, self.models, self.config, self.tokens, self.study.shards, self._pace(), lanes)
+        job.prepare()
+        todo = [lane for lane, end in enumerate(job.ends) if end > run.next_shard]
+        total = sum(len(shard.rows) for shard in job.shards) * job.tokens.context
+        left = sum(job.positions(lane) - job.positions(lane, job.done(lane)) for lane in todo)
+        if left < total:
+            self.reporter.note(f"resumed: {1 - left / total:.0%} of {self._name(number)} is done")
+        with self.reporter.tokens(self._name(number), total, total - left) as meter:
+            run_lanes(job, todo, meter)
+        run.accumulators = run.fresh()
+        for lane in todo:
+            restore(run.accumulators, job.state(lane), "")
+            run.next_shard = job.ends[lane]
+            if run.lanes:
+                run.close_lane()
+            self._look_back(run, number)
+        self.writer.save_checkpoint(self._state(run), (number + 1) * self.n_shards)
+        shutil.rmtree(lanes, ignore_errors=True)
+
+    def _pace(self) -> Pace:
+        return Pace(self.checkpoint_seconds, CHECKPOINT_SECONDS, CHECKPOINT_SHARE)
+
     def _state(self, run: Pass) -> dict[str, Tensor]:
+        return self._kept() | {f"run/{name}": tensor for name, tensor in run.state().items()}
+
+    def _kept(self) -> dict[str, Tensor]:
+        """What outlives a pass."""
         kept = state_of(self.accumulators, "kept/") | self.labels | provisional_state(self.sources.values())
-        return kept | self.findings.state() | {f"run/{name}": tensor for name, tensor in run.state().items()}
+        return kept | self.findings.state()
 
     def _look_back(self, run: Pass, number: int) -> None:
         """Convergence: what the panel says after some shards (with lanes, after some of these)."""

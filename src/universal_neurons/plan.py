@@ -74,6 +74,7 @@ def resolve(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
             "gemm_dtype": native if config.gemm_dtype == "auto" else config.gemm_dtype,
             "batch_tokens": config.batch_tokens or (16_384 if kind == "cuda" else 2_048),
             "lanes": config.lanes or (CLUSTER_LANES if config.cluster else 1),
+            "threads": config.threads or (1 if config.cluster else None),
             "draws": config.n_draws,
             "stages": tuple(stage for stage in STAGES if stage in stages),
             "nlp": _pipeline(config) if "labels" in stages else None,

@@ -17,6 +17,7 @@ All numbers here take w at its bound v_x v_y: O(N), however many neurons are com
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
-from universal_neurons.accumulators import Accumulator, Batch, Block, seed_of
+from universal_neurons.accumulators import SUMS, Accumulator, Batch, Block, seed_of
 
 DELTA = 0.01  # the chance that any certificate of a study is wrong
 CANDIDATES_SEEN = 16  # of a neuron's highest sketched correlations, in the expectation of their maximum
@@ -88,7 +89,31 @@ class SignedSums:
 
     def finish(self, basis: str, n: Float[np.ndarray, " groups"], rounding: str) -> Block:
         """The shard's sums; `n` holds the sums of the signs alone."""
-        return sums_block(round_to(self.sums, rounding).to(self.storage), n, basis, rounding)
+        values = round_to(self.sums, rounding).to(self.storage)
+        return sums_block(values.clone() if values is self.sums else values, n, basis, rounding)
+
+
+class ShardSketch:
+    """The signed sums of some models over one shard."""
+
+    def __init__(self, signs: Signs, sums: Mapping[str, SignedSums], shard: int, positions: int) -> None:
+        self.sums = sums
+        self.group, self.sign = signs.of(shard, positions)
+        self.n = np.zeros(signs.groups(positions))
+        for of_model in sums.values():
+            of_model.start(len(self.n))
+
+    def add(self, blocks: Mapping[str, Block], places: Int[np.ndarray, " tokens"]) -> None:
+        """Add a batch's positions; `places` are theirs in the shard."""
+        group, sign = self.group[places], self.sign[places]
+        np.add.at(self.n, group, sign)
+        for name, of_model in self.sums.items():
+            of_model.add(blocks[name].values, group, sign)
+
+    def blocks(self, precision: Mapping[str, tuple[str, str]]) -> dict[str, Block]:
+        """The sums as blocks; `precision` is every model's basis and rounding."""
+        finished = {name: self.sums[name].finish(basis, self.n, kind) for name, (basis, kind) in precision.items()}
+        return {name + SUMS: block for name, block in finished.items()}
 
 
 def sparse_rows(

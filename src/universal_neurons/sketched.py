@@ -93,8 +93,8 @@ class SketchSource(NeuronSource):
         self.pre = False
         self.storage = torch.bfloat16 if model.device.type == "cuda" else torch.float32
         self._basis: dict[str, str] = {}
-        nothing = torch.zeros(0)
-        self.settle(Provisional(self.file.get("mean"), nothing, nothing[None]))
+        mean = self.file.get("mean")
+        self.settle(Provisional(mean, torch.zeros_like(mean), torch.zeros(0, len(mean))))
         moments = self.file.state("moments")
         self.shift = (moments["sum"] / moments["count"]).to(model.device)
         tokens = self.file.token_rows()

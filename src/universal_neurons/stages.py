@@ -52,7 +52,7 @@ class Stages:
         self.columns: dict[str, dict[str, Any]] = {name: {} for name in self.names}
         self.hashes: dict[str, str] = {}
         self.counted = 0
-        self.doubts: dict[str, float] = {}
+        self.doubts: dict[str, float | int] = {}
         assert self.config.batch_tokens is not None
         self.batch_tokens = self.config.batch_tokens
 

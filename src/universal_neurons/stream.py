@@ -13,7 +13,7 @@ shards are added up apart and the lanes merged in order: the same bits whoever d
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -22,11 +22,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.accumulators import BOS, PRE, SUMS, Accumulator, Batch, Block, Recipe
+from universal_neurons.accumulators import BOS, PRE, Accumulator, Batch, Block, Recipe
 from universal_neurons.errors import NonFiniteActivationsError
 from universal_neurons.examples import QUANTILES
 from universal_neurons.models import Model
-from universal_neurons.sketch import SignedSums, Signs, round_to
+from universal_neurons.overlap import BUFFERS, ahead
+from universal_neurons.sketch import ShardSketch, SignedSums, Signs, round_to
 from universal_neurons.tokens import Shard, TokenDataset
 
 LOOK_POSITIONS = 4096
@@ -69,8 +70,9 @@ class NeuronSource:
         self.storage = torch.bfloat16 if native else torch.float32
         self.provisional: Provisional | None = None
         self._basis = {"": "", PRE: ""}
-        self.buffer = torch.empty(0, model.n_neurons, dtype=self.storage, device=model.device)
-        self.pre_buffer = torch.empty(0, model.n_neurons, device=model.device)
+        turns = BUFFERS if model.device.type == "cuda" else 1
+        self.buffers = [torch.empty(0, model.n_neurons, dtype=self.storage, device=model.device)] * turns
+        self.pre_buffers = [torch.empty(0, model.n_neurons, device=model.device)] * turns
         self.sums = SignedSums(model.n_neurons, model.device, self.storage)
 
     def blocks(
@@ -79,12 +81,13 @@ class NeuronSource:
         attention: Int[Tensor, "rows context"] | None,
         keep: Int[Tensor, " tokens"],
     ) -> dict[str, Block]:
-        """The blocks of one batch: positions `keep` of the flattened rows.  They are valid until the next call."""
+        """The blocks of one batch: positions `keep` of the flattened rows.
+
+        They are valid until the next call, on a GPU until the one after it.
+        """
         known, name = self.provisional, self.model.name
         assert known is not None, "look at some rows first"
-        if len(self.buffer) < len(keep):
-            self.buffer = self.buffer.new_empty(len(keep), self.buffer.shape[1])
-        values = self.buffer[: len(keep)]
+        values = _next_of(self.buffers, len(keep))
         width = self.model.d_mlp
 
         def take(layer: int, activation: Tensor) -> None:
@@ -100,9 +103,7 @@ class NeuronSource:
             with self.model.capturing(take):
                 self.model.forward(ids, attention)
             return blocks
-        if len(self.pre_buffer) < len(keep):
-            self.pre_buffer = self.pre_buffer.new_empty(len(keep), self.pre_buffer.shape[1])
-        raw = self.pre_buffer[: len(keep)]
+        raw = _next_of(self.pre_buffers, len(keep))
         first = raw.new_empty(len(ids), raw.shape[1])
 
         def take_pre(layer: int, pre: Tensor) -> None:
@@ -152,6 +153,15 @@ class NeuronSource:
             self.model.forward(ids, attention)
         nothing = torch.zeros(len(QUANTILES), self.model.n_neurons, device=self.model.device)
         return Provisional(torch.cat(means), torch.cat(pre_means), torch.cat(bounds, 1) if self.pre else nothing)
+
+
+def _next_of(buffers: list[Tensor], rows: int) -> Tensor:
+    """Rows of the buffer whose turn it is, which is made larger where it is too small."""
+    buffer = buffers.pop(0)
+    if len(buffer) < rows:
+        buffer = buffer.new_empty(rows, buffer.shape[1])
+    buffers.append(buffer)
+    return buffer[:rows]
 
 
 def _ranked(values: Float[Tensor, "tokens neurons"], ranks: list[int]) -> Float[Tensor, "ranks neurons"]:
@@ -206,28 +216,39 @@ class Pass:
         `NonFiniteActivationsError` naming model, layer and shard.
         """
         self.look(tokens, shards)
-        for shard in shards[self.next_shard :]:
-            self.add(tokens, shard, batch_tokens=batch_tokens, after_batch=after_batch)
+        for shard in self.read(tokens, shards[self.next_shard :], batch_tokens=batch_tokens, after_batch=after_batch):
             if self.next_shard in self.lanes:
                 self.close_lane()
             after_shard(shard)
 
-    def add(
+    def read(
         self,
         tokens: TokenDataset,
-        shard: Shard,
+        shards: Sequence[Shard],
         *,
         batch_tokens: int,
         after_batch: Callable[[int], None] = lambda counted: None,
-    ) -> None:
-        """Add the next shard to the statistics."""
-        for positions, batch in self.batches(tokens, shard, batch_tokens):
-            for accumulator in self.accumulators:
-                if accumulator.wants(batch):
-                    accumulator.update(batch)
-            after_batch(positions)
-        self._fold(shard)
-        self.next_shard += 1
+    ) -> Iterator[Shard]:
+        """Add the next shards to the statistics, one after the other; each is yielded when it is folded."""
+        for (shard, positions), batch in ahead(self._steps(tokens, shards, batch_tokens), self.device):
+            if batch is not None:
+                for accumulator in self.accumulators:
+                    if accumulator.wants(batch):
+                        accumulator.update(batch)
+                after_batch(positions)
+                continue
+            self._fold(shard)
+            self.next_shard += 1
+            yield shard
+
+    def _steps(
+        self, tokens: TokenDataset, shards: Sequence[Shard], batch_tokens: int
+    ) -> Iterator[tuple[tuple[Shard, int], Batch | None]]:
+        """Every shard's batches, then None where it ends."""
+        for shard in shards:
+            for positions, batch in self.batches(tokens, shard, batch_tokens):
+                yield (shard, positions), batch
+            yield (shard, 0), None
 
     def close_lane(self) -> None:
         """Merge a finished lane into the total and start the next."""
@@ -264,7 +285,10 @@ class Pass:
             yield len(shard.rows) * tokens.context, Batch(there, shard.group, shard.index)
             return
         per_batch = max(1, batch_tokens // tokens.context)
-        sketch = None if self.signs is None else _ShardSketch(self, shard, tokens.context)
+        sketch = None
+        if self.signs is not None:
+            sums = {name: source.sums for name, source in self.sources.items()}
+            sketch = ShardSketch(self.signs, sums, shard.index, len(shard.rows) * tokens.context)
         for start in range(0, len(shard.rows), per_batch):
             rows = shard.rows[start : start + per_batch]
             ids, attention, keep = _inputs(tokens, rows)
@@ -287,7 +311,8 @@ class Pass:
             index = {name: numbers.to(self.device) for name, numbers in index.items()}
             yield len(rows) * tokens.context, Batch(blocks, shard.group, shard.index, index)
         if sketch is not None:
-            yield 0, Batch(sketch.blocks(), shard.group, shard.index)
+            precision = {name: (source.basis, source.rounding) for name, source in self.sources.items()}
+            yield 0, Batch(sketch.blocks(precision), shard.group, shard.index)
 
     def _fold(self, shard: Shard) -> None:
         for accumulator in self.accumulators:
@@ -349,31 +374,6 @@ def restore(accumulators: Iterable[Accumulator], state: dict[str, Tensor], prefi
 def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The part of a state whose keys begin so, without that."""
     return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-
-
-class _ShardSketch:
-    """The signed sums of all models over one shard."""
-
-    def __init__(self, run: Pass, shard: Shard, context: int) -> None:
-        assert run.signs is not None
-        self.sources = run.sources
-        positions = len(shard.rows) * context
-        self.group, self.sign = run.signs.of(shard.index, positions)
-        self.n = np.zeros(run.signs.groups(positions))
-        for source in self.sources.values():
-            source.sums.start(len(self.n))
-
-    def add(self, blocks: dict[str, Block], places: np.ndarray) -> None:
-        group, sign = self.group[places], self.sign[places]
-        np.add.at(self.n, group, sign)
-        for name, source in self.sources.items():
-            source.sums.add(blocks[name].values, group, sign)
-
-    def blocks(self) -> dict[str, Block]:
-        return {
-            name + SUMS: source.sums.finish(source.basis, self.n, source.rounding)
-            for name, source in self.sources.items()
-        }
 
 
 def _inputs(tokens: TokenDataset, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

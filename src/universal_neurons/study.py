@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from universal_neurons.cluster import connected
 from universal_neurons.config import StudyConfig
 from universal_neurons.disk import disk_errors
 from universal_neurons.errors import ConfigError
@@ -72,7 +73,7 @@ def run_study(
     if config.reads_tokens:
         config = with_context(config, loaded)
     reporter.note(f"{', '.join(m.name for m in loaded)}: {', '.join(config.stages)}; {config.device}, {config.dtype}")
-    with StoreWriter(config.out or default_out(config, loaded)) as writer:
+    with connected(config), StoreWriter(config.out or default_out(config, loaded)) as writer:
         writer.claim(identity(config, loaded))
         packed = tokens
         with reporter.stage("tokens"):
