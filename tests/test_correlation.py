@@ -6,8 +6,9 @@ import torch
 from conftest import tiny_model
 
 from universal_neurons import StudyConfig, TokenDataset
+from universal_neurons.comoments import CrossMoments
 from universal_neurons.compare import Evidence
-from universal_neurons.correlation import correlation_panels, find_matches, layer_profile
+from universal_neurons.correlation import below, beside, correlation_panels, find_matches, layer_profile
 from universal_neurons.panels import model_pairs, study_recipes
 from universal_neurons.stream import NeuronSource, Pass
 
@@ -189,3 +190,39 @@ def test_a_model_whose_neurons_are_all_dead_is_matched_by_none():
     assert torch.isnan(found.corr).all()
     assert (found.index == -1).all()
     assert not found.mutual.any()
+
+
+def test_the_histogram_counts_all_correlations_whatever_the_panels():
+    models = [tiny_model("gpt2", seed) for seed in (0, 1)]
+    with torch.no_grad():
+        models[0].blocks[0].mlp.c_fc.weight[:, 2] = 0
+    tokens = some_tokens()
+    evidence = run_pass(models, tokens)
+    cross, left, right = evidence.cross("gpt2-0", "gpt2-1"), evidence.norms("gpt2-0"), evidence.norms("gpt2-1")
+    a, b = (captured(model, tokens) for model in models)
+    expected = np.corrcoef(np.delete(a, 2, 1).T, b.T)[:47, 47:]
+    found = find_matches(cross, left, right, histogram=True).histogram.numpy()
+    assert np.abs(np.histogram(expected, 200, (-1, 1))[0] - found).sum() <= 2
+    parts = [
+        CrossMoments(cross.count, cross.left_sum[rows], cross.right_sum, cross.cross[rows])
+        for rows in (slice(0, 20), slice(20, 48))
+    ]
+    upper, lower = (
+        find_matches(part, left[rows], right, histogram=True, rows=rows.start)
+        for part, rows in zip(parts, (slice(0, 20), slice(20, 48)))
+    )
+    whole = find_matches(cross, left, right)
+    np.testing.assert_array_equal(below(upper, lower).histogram, found)
+    np.testing.assert_array_equal(below(upper, lower).mutual, whole.mutual)
+    sides = [
+        find_matches(
+            CrossMoments(cross.count, cross.left_sum, cross.right_sum[c], cross.cross[:, c]),
+            left,
+            right[c],
+            columns=c.start,
+        )
+        for c in (slice(0, 24), slice(24, 48))
+    ]
+    np.testing.assert_array_equal(beside(*sides).index, whole.index)
+    np.testing.assert_array_equal(beside(*sides).mutual, whole.mutual)
+    np.testing.assert_array_equal(beside(*sides).lowest_index, whole.lowest_index)

@@ -74,6 +74,7 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "neurons",
         "matches",
         "layers",
+        "correlations",
         "convergence",
         "subsets",
         "labels",

@@ -215,8 +215,10 @@ def look(
 ) -> list[Piece]:
     """Matches and baseline maxima of the asker's neurons in another model, from the panels that are there.
 
-    With z, the candidates of a screened search too.
+    k matches of each and no histogram of all ρ; by default as many as asked for, and one.  With z, the candidates of a
+    screened search too.
     """
+    final = k is None
     draws, k = draws or config.n_draws, k or config.top_k
     k = max(k, CANDIDATES_SEEN) if evidence.mark else k
     left, right = evidence.norms(asker), evidence.norms(other)
@@ -226,7 +228,7 @@ def look(
     pieces = []
     for rows, columns, cross in evidence.panels(CoMoments, asker, other):
         some, theirs = left[slice(*rows)], right[slice(*columns)]
-        matches = find_matches(cross, some, theirs, k, rows=rows[0], columns=columns[0])
+        matches = find_matches(cross, some, theirs, k, rows=rows[0], columns=columns[0], histogram=final)
         maxima = torch.full((draws, len(some)), torch.nan, dtype=torch.float64)
         for draw in range(draws):
             if layers is None:

@@ -5,7 +5,7 @@ never held whole.  Dead neurons have ρ = NaN and match nothing.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,7 @@ from torch import Tensor
 from universal_neurons.comoments import CrossMoments
 
 PANEL_ELEMENTS = 1 << 21
+BINS = 200  # of a histogram of ρ
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Matches:
     Neurons are flat indices (layer · d_mlp + neuron).  Dead askers, and askers of a model
     whose neurons are all dead, have NaN and −1.  `best_back` is, for every neuron
     of the other model, its own best match among the askers; `certified`, after a screened search, whether it is
-    certain that no other neuron correlates more.
+    certain that no other neuron correlates more.  `histogram` counts all ρ, of living neurons, in bins of .01.
     """
 
     corr: Float[Tensor, "neurons k"]
@@ -33,6 +34,7 @@ class Matches:
     best_back: Int[Tensor, " others"]
     back_corr: Float[Tensor, " others"]
     certified: Bool[Tensor, " neurons"] | None = None
+    histogram: Int[Tensor, " bins"] | None = None
 
     @property
     def mutual(self) -> Bool[Tensor, " neurons"]:
@@ -67,17 +69,21 @@ def find_matches(
     *,
     rows: int = 0,
     columns: int = 0,
+    histogram: bool = False,
 ) -> Matches:
     """The k best and the most negative match of every left neuron among the right ones.
 
     The first of the left and right neurons are numbers `rows` and `columns` of their models.
     """
+    counts = torch.zeros(BINS, dtype=torch.int64) if histogram else None
     k = max(1, min(k, int(torch.isfinite(right).sum())))
     corrs, indices, lows, low_indices = [], [], [], []
     best_back = torch.full((len(right),), -1, dtype=torch.int64)
     back_corr = torch.full((len(right),), -torch.inf, dtype=torch.float64, device=right.device)
     for some, panel in correlation_panels(cross, left, right):
         missing = torch.isnan(panel)
+        if counts is not None:
+            counts += torch.histc(panel, BINS, -1, 1).long().cpu()
         low, low_index = panel.masked_fill(missing, torch.inf).min(1)
         panel.masked_fill_(missing, -torch.inf)
         corr, index = panel.topk(k, 1)
@@ -90,7 +96,7 @@ def find_matches(
         lows.append(low.cpu())
         low_indices.append(low_index.cpu() + columns)
     corr, index, low, low_index = map(torch.cat, (corrs, indices, lows, low_indices))
-    return _without_dead(corr, index, low, low_index, best_back, back_corr.cpu())
+    return replace(_without_dead(corr, index, low, low_index, best_back, back_corr.cpu()), histogram=counts)
 
 
 def _without_dead(
@@ -115,7 +121,7 @@ def beside(first: Matches, second: Matches) -> Matches:
     index = torch.cat([first.index, second.index], 1).gather(1, order)
     lows = [m.lowest_corr.nan_to_num(nan=torch.inf) for m in (first, second)]
     lower = lows[1] < lows[0]
-    return _without_dead(
+    matches = _without_dead(
         corr,
         index,
         torch.where(lower, lows[1], lows[0]),
@@ -123,6 +129,13 @@ def beside(first: Matches, second: Matches) -> Matches:
         torch.cat([first.best_back, second.best_back]),
         torch.cat([first.back_corr, second.back_corr]),
     )
+    return replace(matches, histogram=_added(first, second))
+
+
+def _added(first: Matches, second: Matches) -> Int[Tensor, " bins"] | None:
+    if first.histogram is None or second.histogram is None:
+        return None
+    return first.histogram + second.histogram
 
 
 def below(first: Matches, second: Matches) -> Matches:
@@ -135,6 +148,7 @@ def below(first: Matches, second: Matches) -> Matches:
         lowest_index=torch.cat([first.lowest_index, second.lowest_index]),
         best_back=torch.where(better, second.best_back, first.best_back),
         back_corr=torch.where(better, second.back_corr, first.back_corr),
+        histogram=_added(first, second),
     )
 
 

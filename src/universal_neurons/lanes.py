@@ -178,13 +178,14 @@ class LaneRun:
             wanted = [shard.index for shard in job.shards[first : self.run.next_shard]]
             assert self.ledger == wanted, f"lane {lane} counted the shards {self.ledger}, not {wanted}"
             restore(self.run.accumulators, state, "")
+        assert job.config.batch_tokens is not None
+        left = job.shards[self.run.next_shard : self.end]
+        self.reading = self.run.read(job.tokens, left, batch_tokens=job.config.batch_tokens)
 
     def advance(self, seconds: float = math.inf) -> int:
         """Go on for a while, or to the lane's end; returns how many of its shards are counted."""
         stop = time.perf_counter() + seconds
-        assert self.job.config.batch_tokens is not None
-        left = self.job.shards[self.run.next_shard : self.end]
-        for shard in self.run.read(self.job.tokens, left, batch_tokens=self.job.config.batch_tokens):
+        for shard in self.reading:
             self.ledger.append(shard.index)
             if self.pace.due or self.run.next_shard == self.end:
                 self._save()

@@ -29,6 +29,7 @@ from universal_neurons.store import StoreWriter
 from universal_neurons.stream import NeuronSource, Pass
 from universal_neurons.tables import (
     Shape,
+    correlations_table,
     examples_table,
     excess_columns,
     layers_table,
@@ -111,6 +112,7 @@ class Stages:
             if comparisons:
                 self.write("matches", matches_table(self.shapes, comparisons, heldout))
                 self.write("layers", layers_table(self.shapes, comparisons))
+                self.write("correlations", correlations_table(comparisons))
                 table = convergence_table(passes.findings, self.study.askers, self.names, self.config.threshold)
                 self.write("convergence", table)
             if by_subset:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from universal_neurons.compare import Comparison
-from universal_neurons.correlation import layer_profile
+from universal_neurons.correlation import BINS, layer_profile
 from universal_neurons.detail import HeldOut, corr_interval, excess_interval
 from universal_neurons.examples import AFTER, BANDS, BEFORE, Examples
 from universal_neurons.families import FEWEST, POSITION, Families
@@ -172,6 +172,20 @@ def layers_table(shapes: Mapping[str, Shape], comparisons: Sequence[Comparison])
         "fraction": pl.Float64,
     }
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def correlations_table(comparisons: Sequence[Comparison]) -> pl.DataFrame:
+    """How many ρ of an asker's living neurons with another model's lie in each bin, given by its lower edge."""
+    frames = []
+    for found in comparisons:
+        for other, matches in zip(found.others, found.matches):
+            assert matches.histogram is not None
+            counts = matches.histogram.numpy()
+            there = np.flatnonzero(counts)
+            low = np.round(there * (2 / BINS) - 1, 2)
+            places = {"asker": [found.asker] * len(there), "model": [other] * len(there)}
+            frames.append(pl.DataFrame(places | {"low": low, "count": counts[there]}))
+    return pl.concat(frames)
 
 
 def family_columns(labels: LabelSet, found: Families) -> dict[str, Any]:
