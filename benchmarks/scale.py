@@ -273,9 +273,9 @@ Errors are against float64, layer {layer}'s {models[0].d_mlp} neurons. {_doubts(
     print("| memory, MiB | estimated | measured |\n|---|---|---|")
     for search in runs:
         print(f"| {search} | {estimates[search] >> 20:,} | {peaks[search] >> 20:,} |")
-    by_tokens = [(n, _exact_seconds(models, n)) for n in (count // 8, count // 4, count // 2)]
+    by_tokens = [(n, _exact_seconds(models, n)) for n in (count // 16, count // 8, count // 4)]
     by_layers = [
-        (n * models[0].d_mlp, _exact_seconds([random_model(shape, s, "cpu", n) for s in (1, 2)], count // 4))
+        (n * models[0].d_mlp, _exact_seconds([random_model(shape, s, "cpu", n) for s in (1, 2)], count // 8))
         for n in (3, 6, 12)
     ]
     print(f"""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from universal_neurons.accumulators import Accumulator, Batch, Block, first_non_finite, model_of, seed_of
 
+COMPENSATED_ROWS = 256  # added at a time: what a cache holds
 TILE_ROWS = 4096  # of a panel, multiplied at a time where shards arrive whole
 LAYER_TILES, LAYER_TILE_LEAST = 4, 192
 Rows = tuple[int, int]
@@ -65,13 +66,15 @@ def add_product(
 def add_compensated(
     total: Float[Tensor, "left right"], rest: Float[Tensor, "left right"], term: Float[Tensor, "left right"]
 ) -> None:
-    """total + rest += term, in place: a float32 sum and, in bfloat16, what its rounding lost.  Destroys `term`."""
-    term += rest
-    before = total.clone()
-    total += term
-    before -= total
-    before += term
-    rest.copy_(before)
+    """total + rest += term, in place: a float32 sum and, in bfloat16, what its rounding lost (Knuth's two-sum)."""
+    for start in range(0, len(total), COMPENSATED_ROWS):
+        rows = slice(start, start + COMPENSATED_ROWS)
+        before, added = total[rows], term[rows]
+        after = before + added
+        taken = after - before
+        lost = (before - (after - taken)).add_(added - taken).add_(rest[rows])
+        total[rows] = after + lost
+        rest[rows] = lost - (total[rows] - after)
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,9 @@ def _without_dead(
 
 
 def beside(first: Matches, second: Matches) -> Matches:
-    """The matches of the same askers in two parts of the other model, as matches in both together."""
+    """The matches of the same askers in two parts of the other model, as matches in both together: all of both."""
     corr = torch.cat([first.corr, second.corr], 1).nan_to_num(nan=-torch.inf)
-    corr, order = corr.topk(max(first.corr.shape[1], second.corr.shape[1]), 1)
+    corr, order = corr.sort(dim=1, descending=True, stable=True)
     index = torch.cat([first.index, second.index], 1).gather(1, order)
     lows = [m.lowest_corr.nan_to_num(nan=torch.inf) for m in (first, second)]
     lower = lows[1] < lows[0]

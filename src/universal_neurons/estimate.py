@@ -2,6 +2,7 @@
 
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -106,7 +107,8 @@ def memory_plan(
     blocks += 4 * min(tallest, TILE_ROWS) * side * native
     if shuffles:
         blocks += value * SHARD_POSITIONS * (widths + 3 * side)
-    workspace = PART_BYTES + 8 * (4 * PANEL_ELEMENTS + 2 * wide * side + 4 * wide**2)
+    layers = max(m.n_layers * m.d_mlp**2 for m in models)
+    workspace = PART_BYTES + 8 * (6 * PANEL_ELEMENTS + 2 * wide * side + 4 * wide**2 + 3 * layers)
     workspace += entry * max((p.entries for panels in passes for p in panels), default=0) * (groups > 1)
     if config.search != "exact":
         blocks += (SHARD_POSITIONS // config.group_size + 1) * 4 * 3 * widths
@@ -153,12 +155,16 @@ def plan_layout(config: StudyConfig, models: Sequence[Model], *, groups: int = 1
         return Layout(config.panels or 1, kinds[0])
     free = available_memory(config)
     rows = sum(left.n_layers if config.pairs == "all" else left.n_neurons for left, _ in _pairs(config, models))
-    for passes in range(1, min(rows, MOST_PASSES) + 1):
-        for compensated in kinds:
-            layout = Layout(passes, compensated)
-            if memory_plan(config, models, layout, groups=groups).total <= free:
-                return layout
-    return Layout(min(rows, MOST_PASSES), kinds[-1])
+    most = min(rows, MOST_PASSES)
+
+    def fewest(compensated: bool) -> int:
+        def fits(passes: int) -> bool:
+            return memory_plan(config, models, Layout(passes, compensated), groups=groups).total <= free
+
+        return 1 + bisect_left(range(1, most + 1), True, key=fits)
+
+    passes, compensated = min((fewest(kind), kind) for kind in kinds)
+    return Layout(min(passes, most), compensated)
 
 
 def weight_bytes(model: Model) -> int:

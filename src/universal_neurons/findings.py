@@ -6,7 +6,7 @@ plain tensors too, as part of the pass's checkpoints.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -32,7 +32,10 @@ class Finding:
     def whole(self, k: int) -> Piece:
         """The pieces as one, without a sketch's bias."""
         piece = together(self.pieces)
-        return piece if self.certainty is None else unbiased(piece, self.certainty, k)
+        if self.certainty is not None:
+            return unbiased(piece, self.certainty, k)
+        matches = piece.matches
+        return replace(piece, matches=replace(matches, corr=matches.corr[:, :k], index=matches.index[:, :k]))
 
 
 class Findings:

@@ -8,6 +8,7 @@ of a pass on one machine.
 import copy
 import hashlib
 import math
+import pickle
 import shutil
 import socket
 import time
@@ -89,6 +90,13 @@ class LaneJob:
         )
         job.folder = folder.resolve() / job.identity()
         return job
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Recipes are pickled by name: Ray would send their code along."""
+        return vars(self) | {"recipes": pickle.dumps(self.recipes)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"recipes": pickle.loads(state["recipes"])})
 
     def identity(self) -> str:
         """Tells these lanes from those of other provisional means, labels or recipes in the same study's folder."""

@@ -39,8 +39,8 @@ class Proposal:
     bound: Float[Tensor, "neurons k"]
     corr: Float[Tensor, "neurons k"]
     index: Int[Tensor, "neurons k"]
-    lowest: Int[Tensor, "neurons few"]
-    lowest_corr: Float[Tensor, "neurons few"]
+    lowest: Int[Tensor, "neurons lows"]
+    lowest_corr: Float[Tensor, "neurons lows"]
     back: Int[Tensor, "others few"]
     back_corr: Float[Tensor, "others few"]
 
@@ -53,10 +53,10 @@ class Proposal:
 
     def beside(self, other: "Proposal") -> "Proposal":
         """The candidates of the same askers in two parts of the other model."""
-        bound, order = torch.cat([self.bound, other.bound], 1).topk(max(self.bound.shape[1], other.bound.shape[1]), 1)
-        low, low_order = torch.cat([self.lowest_corr, other.lowest_corr], 1).topk(
-            max(self.lowest.shape[1], other.lowest.shape[1]), 1, largest=False
-        )
+        width = min(self.bound.shape[1] + other.bound.shape[1], MOST + 1)
+        few = min(self.lowest.shape[1] + other.lowest.shape[1], FEW)
+        bound, order = torch.cat([self.bound, other.bound], 1).topk(width, 1)
+        low, low_order = torch.cat([self.lowest_corr, other.lowest_corr], 1).topk(few, 1, largest=False)
         return Proposal(
             bound,
             torch.cat([self.corr, other.corr], 1).gather(1, order),
@@ -143,7 +143,7 @@ class Candidates(Accumulator):
         self, left: str, right: str, pairs: Tensor, n_left: int, n_right: int, group: int | None, device: Any
     ) -> None:
         super().__init__((left, right), group)
-        self.pairs = pairs.to(device)
+        self.pairs = pairs.to(device, copy=True)  # groups do not share it
         self.n_right = n_right
         self.left, self.right = self.pairs // n_right, self.pairs % n_right
         self.ends = torch.cat([self.left.new_zeros(1), torch.bincount(self.left, minlength=n_left).cumsum(0)])

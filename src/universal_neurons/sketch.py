@@ -142,7 +142,8 @@ def round_to(values: Float[Tensor, "*shape"], rounding: str) -> Float[Tensor, "*
         return values.bfloat16().float()
     if rounding == "tf32":
         bits = values.float().contiguous().view(torch.int32)
-        return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+        rounded = ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+        return torch.where(values.isfinite(), rounded, values.float())
     return values.float()
 
 
