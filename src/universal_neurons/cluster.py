@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -242,7 +243,16 @@ class _Crew:
         """End all workers, and wait for those of this machine: their GPUs are free then."""
         for worker in list(self.workers):
             self._dismiss(worker)
-        psutil.wait_procs(self.neighbours, timeout=CONNECT_SECONDS)
+        stop = time.monotonic() + CONNECT_SECONDS
+        while any(map(_runs, self.neighbours)) and time.monotonic() < stop:
+            time.sleep(0.05)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextlib.contextmanager
@@ -294,13 +304,26 @@ def _require_spreadable(config: StudyConfig) -> None:
         )
 
 
+def _running_here() -> str:
+    """The address of RAY_ADDRESS, or of the last cluster started here if it still answers; else `local`: a new one."""
+    if given := os.environ.get("RAY_ADDRESS"):
+        return given
+    try:
+        last = (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").read_text().strip()
+        host, _, port = last.rpartition(":")
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError):  # a cluster that has ended leaves its address behind
+        return "local"
+    return last
+
+
 def _connect(address: str) -> None:
     """Connect to a cluster, quietly.  Raises `ClusterAddressError`."""
     import ray
 
     wanted = "auto, or HOST:PORT of a Ray cluster that this machine is a node of"
-    where = None if address == "auto" else address
-    if where is not None:
+    where = _running_here() if address == "auto" else address
+    if where != "local":
         host, _, port = where.rpartition(":")
         if "://" in where or not host or not port.isdigit():
             raise ClusterAddressError(f"--cluster {address}: no address", wanted=wanted)

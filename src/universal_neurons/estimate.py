@@ -164,7 +164,7 @@ def plan_layout(config: StudyConfig, models: Sequence[Model], *, groups: int = 1
         return 1 + bisect_left(range(1, most + 1), True, key=fits)
 
     passes, compensated = min((fewest(kind), kind) for kind in kinds)
-    return Layout(min(passes, most), compensated)
+    return Layout(passes, compensated) if passes <= most else Layout(most, kinds[-1])
 
 
 def weight_bytes(model: Model) -> int:

@@ -31,6 +31,8 @@ from universal_neurons.sketch import Signs
 from universal_neurons.stream import Annotations, NeuronSource, Pass, provisional_state, restore, settle_from, state_of
 from universal_neurons.tokens import Shard, TokenDataset
 
+SEEN_SECONDS = 120.0  # until what another node wrote is seen here, at most: NFS keeps listings for a minute
+
 
 @dataclass
 class LaneJob:
@@ -152,9 +154,12 @@ class LaneJob:
 
     def state(self, lane: int) -> dict[str, Tensor]:
         """The state of a lane that is done; its ledger must hold each of its shards once, in order."""
+        first, end = self.bounds(lane)
+        begun = time.monotonic()
+        while self.done(lane) < end - first and time.monotonic() - begun < SEEN_SECONDS:
+            time.sleep(1.0)
         saved = self.generations(lane).load()
         assert saved is not None, f"lane {lane} was not written"
-        first, end = self.bounds(lane)
         ledger = saved[0].pop("ledger").tolist()
         wanted = [shard.index for shard in self.shards[first:end]]
         assert ledger == wanted, f"lane {lane} counted the shards {ledger}, not {wanted}"
