@@ -241,6 +241,14 @@ def test_settings_that_contradict_each_other_are_refused():
             make_config(wrong)
 
 
+@pytest.mark.parametrize("setting", [{"search": "screened"}, {"panels": 2}, {"sums": "compensated"}])
+def test_settings_of_universality_are_refused_without_it(tmp_path, setting):
+    config = StudyConfig(stages=("statistics",), out=str(tmp_path / "run"), **setting)
+    with pytest.raises(ConfigError, match="universality"):
+        quiet(config, models=[tiny_model("gpt2", 0)], tokens=some_tokens())
+    assert not (tmp_path / "run").exists()
+
+
 def test_figures_are_redrawn_without_a_model(whole, monkeypatch):
     store, _, _ = whole
     before = study_figures(store)

@@ -66,6 +66,11 @@ def resolve(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
         raise ConfigError("--gemm-dtype tf32 is for CUDA", given=device, wanted="float32 or bfloat16")
     models = tuple(expand_bundled(config.models))
     stages = config.stages or (STAGES[:-1] if (n_models or len(models)) == 1 else STAGES)
+    if "universality" not in stages:
+        alone = {"search": config.search != "exact", "panels": config.panels, "sums": config.sums != "auto"}
+        for name in (name for name, given in alone.items() if given):
+            wanted = f"the stage universality, or no --{name}"
+            raise ConfigError(f"--{name} is for universality", given=", ".join(stages), wanted=wanted)
     return config.model_copy(
         update={
             "models": models,

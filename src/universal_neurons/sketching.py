@@ -59,7 +59,7 @@ def make_sketch(
         raise StoreConflictError(f"{out}: is there already", wanted="a new file", fix="name another --out")
     if not out.parent.is_dir():
         raise StoreConflictError(f"{out}: no folder {out.parent}", wanted="a folder that is there")
-    config = resolve(config.model_copy(update={"stages": ("statistics",), "search": "sketch"}))
+    config = resolve(config.model_copy(update={"stages": ("statistics",), "search": "exact"}))
     if config.threads:
         torch.set_num_threads(config.threads)
     (model,) = load_models(config)
