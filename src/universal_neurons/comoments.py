@@ -16,7 +16,7 @@ from torch import Tensor
 
 from universal_neurons.accumulators import Accumulator, Batch, Block, first_non_finite, model_of, seed_of
 
-COMPENSATED_ROWS = 256  # added at a time: what a cache holds
+FOLDED_ROWS = 64  # added at a time: what a cache holds, for sums of two precisions are added by way of a copy
 TILE_ROWS = 4096  # of a panel, multiplied at a time where shards arrive whole
 LAYER_TILES, LAYER_TILE_LEAST = 4, 192
 Rows = tuple[int, int]
@@ -67,8 +67,8 @@ def add_compensated(
     total: Float[Tensor, "left right"], rest: Float[Tensor, "left right"], term: Float[Tensor, "left right"]
 ) -> None:
     """total + rest += term, in place: a float32 sum and, in bfloat16, what its rounding lost (Knuth's two-sum)."""
-    for start in range(0, len(total), COMPENSATED_ROWS):
-        rows = slice(start, start + COMPENSATED_ROWS)
+    for start in range(0, len(total), FOLDED_ROWS):
+        rows = slice(start, start + FOLDED_ROWS)
         before, added = total[rows], term[rows]
         after = before + added
         taken = after - before
@@ -187,8 +187,8 @@ class CoMoments(Accumulator):
     def fold(self) -> None:
         """Bring what is pending into the sum."""
         if not self.fresh:
-            for start in range(0, len(self.cross), TILE_ROWS):
-                rows = slice(start, min(start + TILE_ROWS, len(self.cross)))
+            for start in range(0, len(self.cross), FOLDED_ROWS):
+                rows = slice(start, min(start + FOLDED_ROWS, len(self.cross)))
                 self._take(rows, self.pending[rows])
             self.fresh = True
 
