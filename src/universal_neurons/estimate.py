@@ -107,8 +107,7 @@ def memory_plan(
     blocks += 4 * min(tallest, TILE_ROWS) * side * native
     if shuffles:
         blocks += value * SHARD_POSITIONS * (widths + 3 * side)
-    layers = max(m.n_layers * m.d_mlp**2 for m in models)
-    workspace = PART_BYTES + 8 * (6 * PANEL_ELEMENTS + 2 * wide * side + 4 * wide**2 + 3 * layers)
+    workspace = PART_BYTES + 8 * (4 * PANEL_ELEMENTS + 2 * wide * side + 4 * wide**2)
     workspace += entry * max((p.entries for panels in passes for p in panels), default=0) * (groups > 1)
     if config.search != "exact":
         blocks += (SHARD_POSITIONS // config.group_size + 1) * 4 * 3 * widths

@@ -99,7 +99,7 @@ class Passes:
         entries = float(sum(panel.entries for panels in self.panels for panel in panels))
         width = max(model.d_mlp for model in self.models)
         share = 1 if self.config.search == "exact" else self.config.group_size
-        return 2 * entries * self.tokens.counted / share, max(entries, 1) * (2 * DRAWS * width + LOOK_FLOP)
+        return 2 * entries * self.tokens.counted / share, max(entries, 1.0) * (2 * DRAWS * width + LOOK_FLOP)
 
     def comparison(self, asker: str, what: str = WHOLE) -> Comparison:
         """What an asker's neurons found: in the whole text, or in a subset."""
