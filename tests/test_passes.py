@@ -61,7 +61,7 @@ def stopping(monkeypatch, at=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", ["lanes"])
 def test_stopped_after_one_checkpoint_a_study_resumes_to_the_same_bytes(study, monkeypatch, name):
     settings = STUDIES[name]
     with monkeypatch.context() as patched:
