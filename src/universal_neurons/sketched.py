@@ -142,7 +142,7 @@ def settings_of(config: StudyConfig) -> StudyConfig:
 
     Raises `ConfigError`.
     """
-    given = [name for name in FIXED if name in config.model_fields_set and name not in ("models",)]
+    given = [name for name in FIXED if name in config.model_fields_set]
     if given:
         raise ConfigError(
             f"{given[0]} is decided by the sketches", wanted=f"no --{given[0].replace('_', '-')}", fix="leave it out"
