@@ -122,9 +122,7 @@ def places(*shape):
 
 def a_piece(rows, columns, screened, certified=False):
     n, others = rows[1] - rows[0], columns[1] - columns[0]
-    proposal = Proposal(
-        some(n, 5), some(n, 5), places(n, 5), places(n, 2), some(n, 2), places(others, 4), some(others, 4)
-    )
+    proposal = Proposal(some(n, 5), places(n, 5), places(n, 2), some(n, 2), places(others, 4), some(others, 4))
     sure = torch.rand(n) > 0.5 if certified else None
     matches = Matches(some(n, 3), places(n, 3), some(n), places(n), places(others), some(others), sure)
     return Piece(rows, columns, matches, some(2, n), proposal if screened else None)

@@ -16,6 +16,7 @@ Any split of the tokens and any merge order gives the same answer within roundin
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -56,7 +57,6 @@ class Block:
     rounding: str = "float32"
     weight: int | None = None
     _sums: Tensor | None = field(default=None, repr=False)
-    _squares: Tensor | None = field(default=None, repr=False)
     _transposed: Tensor | None = field(default=None, repr=False)
     _copy: Tensor | None = field(default=None, repr=False)
 
@@ -80,20 +80,32 @@ class Block:
 
     @property
     def sums(self) -> Float[Tensor, " features"]:
-        """Column sums in float64, computed once however many statistics read them."""
-        if self._sums is None:
-            self._sums = self.values.sum(0, dtype=torch.float32).double()
-        return self._sums
+        """Column sums in float64."""
+        return self.columns.sums if self._sums is None else self._sums
 
-    @property
-    def squares(self) -> Float[Tensor, " features"]:
-        """Column sums of squares in float64, computed once."""
-        if self._squares is None:
-            total = torch.zeros(self.values.shape[1], dtype=torch.float64, device=self.values.device)
-            for rows in self.values.split(ROWS_AT_ONCE):
-                total += rows.float().square().sum(0).double()
-            self._squares = total
-        return self._squares
+    @cached_property
+    def columns(self) -> "Columns":
+        """What the columns add up to, computed once however many statistics read it."""
+        kind: dict[str, Any] = {"dtype": torch.float64, "device": self.values.device}
+        sums, squares = torch.zeros(2, self.values.shape[1], **kind)
+        low, high = self.values.new_full((2, self.values.shape[1]), torch.inf)
+        high.neg_()
+        for rows in self.values.split(ROWS_AT_ONCE):
+            sums += rows.sum(0, dtype=torch.float32)
+            squares += rows.float().square().sum(0)
+            torch.minimum(low, rows.amin(0), out=low)
+            torch.maximum(high, rows.amax(0), out=high)
+        return Columns(sums, squares, low, high)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Sums and sums of squares of a block's columns in float64, their smallest and largest values."""
+
+    sums: Float[Tensor, " features"]
+    squares: Float[Tensor, " features"]
+    low: Float[Tensor, " features"]
+    high: Float[Tensor, " features"]
 
 
 @dataclass(frozen=True)
@@ -218,11 +230,10 @@ class Extremes(Accumulator):
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""
-        values = self.blocks(batch)[0].values
-        self.count += len(values)
-        if len(values):
-            self._merge_tensor("low", values.amin(0))
-            self._merge_tensor("high", values.amax(0))
+        (block,) = self.blocks(batch)
+        self.count += len(block.values)
+        self._merge_tensor("low", block.columns.low)
+        self._merge_tensor("high", block.columns.high)
 
     def _merge_tensor(self, name: str, theirs: Tensor) -> None:
         widen(name, getattr(self, name), theirs)

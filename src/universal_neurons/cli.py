@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, create_model
 from rich.console import Console
 
 from universal_neurons import __version__
-from universal_neurons.config import StudyConfig, as_config_error, make_config, read_config
+from universal_neurons.config import TEXT_SETTINGS, StudyConfig, as_config_error, make_config, read_config
 from universal_neurons.errors import UniversalNeuronsError
 
 app = App(
@@ -74,9 +74,8 @@ def run(*, config: ConfigFile = None, flags: Flags = None) -> None:
 
 
 SKETCH_SETTINGS = (
-    "data", "data_config", "data_split", "text_column", "subset_column", "min_characters", "max_tokens", "context",
-    "mask", "heldout_tokens", "tokenizer", "out", "group_size", "seed", "device", "dtype", "gemm_dtype",
-    "batch_tokens", "threads",
+    *TEXT_SETTINGS, "tokenizer", "out", "group_size", "seed", "device", "dtype", "gemm_dtype", "batch_tokens",
+    "threads",
 )  # fmt: skip
 SketchFlags: Any = create_model("SketchFlags", **{name: _flags()[name] for name in SKETCH_SETTINGS})
 

@@ -31,6 +31,12 @@ class Published(BaseModel):
     universal_per_layer: tuple[int, ...] = ()
 
 
+TEXT_SETTINGS = (  # what decides which tokens are read
+    "data", "data_config", "data_split", "text_column", "subset_column", "min_characters", "max_tokens", "context",
+    "mask", "heldout_tokens",
+)  # fmt: skip
+
+
 class StudyConfig(BaseModel):
     """What a study compares, on what, and how."""
 

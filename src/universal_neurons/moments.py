@@ -221,7 +221,7 @@ class SumSquares(Accumulator):
         (block,) = self.blocks(batch)
         self.count += block.count
         self.sum += block.sums
-        self.squares += block.squares
+        self.squares += block.columns.squares
 
     def non_finite(self) -> tuple[str, int] | None:
         """The first neuron in which a NaN or infinity was seen."""

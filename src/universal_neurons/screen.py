@@ -10,7 +10,7 @@ from torch import Tensor
 
 from universal_neurons.accumulators import Accumulator, Recipe
 from universal_neurons.compare import Evidence, Piece, groups_of
-from universal_neurons.findings import SUBSET, WHOLE, Finding, Findings
+from universal_neurons.findings import SUBSET, WHOLE, Finding, Findings, Key
 from universal_neurons.inputs import Study
 from universal_neurons.screening import CANDIDATES_LEAST, Candidates, exact_matches, how_many, pairs_of
 from universal_neurons.sketch import quantile_of
@@ -23,6 +23,7 @@ class Screen:
         self.study, self.findings = study, findings
         self.models = {model.name: model for model in study.models}
         self.z = quantile_of(sum(self.models[asker].n_neurons for asker, _ in study.asked))
+        self._chosen: dict[Key, tuple[Piece, Tensor]] = {}
 
     def recipes(self) -> list[Recipe]:
         """The sums of all candidates, of every group of shards."""
@@ -38,7 +39,7 @@ class Screen:
         """Replace what the sketch found by what the candidates say."""
         every = groups_of(candidates)
         groups = {f"{SUBSET}{name}": [group] for group, name in enumerate(self.study.subsets)} | {WHOLE: every}
-        for (what, asker, other), finding in list(self.findings.of.items()):
+        for what, asker, other in list(self.findings.of):
             if what not in groups:
                 continue
             evidence = Evidence([*candidates, *statistics], groups[what])
@@ -46,7 +47,7 @@ class Screen:
             moments = evidence.pairs(left, right)
             corr = moments.corr(evidence.spread(left), evidence.spread(right))
             places = (moments.left, moments.right) if left == asker else (moments.right, moments.left)
-            piece, wanted = self._wanted(finding)
+            piece, wanted = self._wanted((what, asker, other))
             assert piece.proposal is not None
             matches = exact_matches(piece.matches, piece.proposal, wanted, *places, corr, self.study.config.top_k)
             self.findings.of[what, asker, other] = Finding([replace(piece, matches=matches, proposal=None)])
@@ -61,16 +62,21 @@ class Screen:
     def _pairs(self, left: str, right: str) -> Tensor:
         """The candidates of two models, either way, of the whole text and of subsets."""
         codes = []
-        for (what, asker, other), finding in self.findings.of.items():
+        for what, asker, other in self.findings.of:
             if {asker, other} == {left, right} and (what == WHOLE or what.startswith(SUBSET)):
-                piece, wanted = self._wanted(finding)
+                piece, wanted = self._wanted((what, asker, other))
                 assert piece.proposal is not None
                 codes.append(pairs_of(piece.proposal, wanted, self.models[right].n_neurons, back=asker == right))
         return torch.from_numpy(np.unique(np.concatenate(codes)))
 
-    def _wanted(self, finding: Finding) -> tuple[Piece, Tensor]:
-        assert finding.certainty is not None
-        piece = finding.whole(self.study.config.top_k)
-        assert piece.proposal is not None
-        least = max(CANDIDATES_LEAST, self.study.config.top_k)
-        return piece, how_many(piece.proposal, piece.matches.corr[:, 0], finding.certainty, least)
+    def _wanted(self, key: Key) -> tuple[Piece, Tensor]:
+        """What the sketch found, and how many candidates of each neuron to compute."""
+        if key not in self._chosen:
+            finding = self.findings.of[key]
+            piece = finding.whole(self.study.config.top_k)
+            assert finding.certainty is not None
+            assert piece.proposal is not None
+            least = max(CANDIDATES_LEAST, self.study.config.top_k)
+            wanted = how_many(piece.proposal, piece.matches.corr[:, 0], finding.certainty, least)
+            self._chosen[key] = piece, wanted
+        return self._chosen[key]

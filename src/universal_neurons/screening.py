@@ -32,12 +32,10 @@ BYTES_AT_ONCE = 1 << 31  # of activations gathered together on a GPU
 class Proposal:
     """Candidates of one model's neurons in another, by falling upper bound of atanh ρ; −∞ and −1 where there is none.
 
-    `corr` is the sketched ρ; `lowest` are the most negative, with theirs; `back` the best askers of every neuron of
-    the other model.
+    `lowest` are the most negative, with their sketched ρ; `back` the best askers of every neuron of the other model.
     """
 
     bound: Float[Tensor, "neurons k"]
-    corr: Float[Tensor, "neurons k"]
     index: Int[Tensor, "neurons k"]
     lowest: Int[Tensor, "neurons lows"]
     lowest_corr: Float[Tensor, "neurons lows"]
@@ -46,7 +44,7 @@ class Proposal:
 
     def below(self, other: "Proposal") -> "Proposal":
         """The candidates of these askers and of others."""
-        names = ("bound", "corr", "index", "lowest", "lowest_corr")
+        names = ("bound", "index", "lowest", "lowest_corr")
         own = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
         back, back_corr = _best_few(self.back, self.back_corr, other.back, other.back_corr)
         return Proposal(**own, back=back, back_corr=back_corr)
@@ -59,7 +57,6 @@ class Proposal:
         low, low_order = torch.cat([self.lowest_corr, other.lowest_corr], 1).topk(few, 1, largest=False)
         return Proposal(
             bound,
-            torch.cat([self.corr, other.corr], 1).gather(1, order),
             torch.cat([self.index, other.index], 1).gather(1, order),
             torch.cat([self.lowest, other.lowest], 1).gather(1, low_order),
             low,
@@ -95,11 +92,10 @@ def propose(
         bound = rho.clamp(-LIMIT, LIMIT).atanh_().add_(certainty.reach(z, some)).masked_fill_(missing, -torch.inf)
         bound, index = bound.topk(most, 1)
         none = torch.isinf(bound)
-        corr = rho.gather(1, index).masked_fill(none, -torch.inf)
         index = (index + columns).masked_fill(none, -1)
         lowest = (lowest + columns).masked_fill(torch.isinf(low), -1)
-        found.append([part.cpu() for part in (bound, corr, index, lowest, low)])
-    parts = dict(zip(("bound", "corr", "index", "lowest", "lowest_corr"), map(torch.cat, zip(*found))))
+        found.append([part.cpu() for part in (bound, index, lowest, low)])
+    parts = dict(zip(("bound", "index", "lowest", "lowest_corr"), map(torch.cat, zip(*found))))
     return Proposal(**parts, back=back.masked_fill(torch.isinf(back_corr), -1), back_corr=back_corr)
 
 

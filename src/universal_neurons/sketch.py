@@ -174,7 +174,7 @@ class ShardEnergies(Accumulator):
         (block,) = self.blocks(batch)
         self.count += block.count
         self.positions += block.count
-        self.pending += block.squares
+        self.pending += block.columns.squares
 
     def fold(self) -> None:
         """Add the shard."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from universal_neurons.accumulators import SUMS, Accumulator, Block, Recipe
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import TEXT_SETTINGS, StudyConfig
 from universal_neurons.errors import ConfigError, MissingFileError, SketchError
 from universal_neurons.models import Model, load_model
 from universal_neurons.plan import find_tokenizer
@@ -18,10 +18,7 @@ from universal_neurons.stream import NeuronSource, Provisional
 from universal_neurons.tokens import Shard, TokenDataset
 
 SUFFIX = ".safetensors"
-FIXED = (
-    "data", "data_config", "data_split", "text_column", "subset_column", "min_characters", "max_tokens", "context",
-    "mask", "heldout_tokens", "group_size", "tokenizer", "subset", "lanes", "cluster", "dtype", "batch_tokens",
-)  # fmt: skip
+FIXED = (*TEXT_SETTINGS, "group_size", "tokenizer", "subset", "lanes", "cluster", "dtype", "batch_tokens")
 
 
 def are_sketches(models: Sequence[str]) -> bool:

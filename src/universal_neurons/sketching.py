@@ -14,13 +14,13 @@ from universal_neurons import __version__
 from universal_neurons.accumulators import Extremes, Recipe
 from universal_neurons.checkpoints import resolve_sources
 from universal_neurons.comoments import LayerMoments
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import TEXT_SETTINGS, StudyConfig
 from universal_neurons.disk import disk_errors
 from universal_neurons.errors import ConfigError, StoreConflictError
-from universal_neurons.generations import Generations
+from universal_neurons.generations import Generations, Pace
 from universal_neurons.models import Model
 from universal_neurons.moments import SumSquares
-from universal_neurons.passes import CHECKPOINT_SECONDS
+from universal_neurons.passes import CHECKPOINT_SECONDS, CHECKPOINT_SHARE
 from universal_neurons.plan import find_tokenizer, load_models, resolve, with_context
 from universal_neurons.progress import Reporter
 from universal_neurons.sketch import ShardEnergies, Signs
@@ -38,14 +38,10 @@ from universal_neurons.stream import NeuronSource, Pass, provisional_state, sett
 from universal_neurons.tokens import Shard, TokenDataset, tokenizer_digest
 
 HELDOUT = 1 << 40  # shard numbers of held-out stretches: signs of their own
-TEXT = (
-    "data", "data_config", "data_split", "text_column", "subset_column", "min_characters", "max_tokens", "context",
-    "mask", "heldout_tokens",
-)  # fmt: skip
 
 
 def make_sketch(
-    config: StudyConfig, *, reporter: Reporter | None = None, checkpoint_seconds: float = CHECKPOINT_SECONDS
+    config: StudyConfig, *, reporter: Reporter | None = None, checkpoint_seconds: float | None = None
 ) -> Path:
     """Write the sketch of `config.models`' one model to `config.out`; goes on where it was interrupted.
 
@@ -117,7 +113,7 @@ class _Sketching:
             "rounding": config.gemm_dtype,
             "dtype": config.dtype,
             "heldout_tokens": config.heldout_tokens,
-            "text": {name: getattr(config, name) for name in TEXT},
+            "text": {name: getattr(config, name) for name in TEXT_SETTINGS},
             "tokens": {
                 "fingerprint": tokens.fingerprint,
                 "context": tokens.context,
@@ -130,7 +126,7 @@ class _Sketching:
             "version": __version__,
         }
 
-    def run(self, reporter: Reporter, checkpoint_seconds: float) -> Path:
+    def run(self, reporter: Reporter, checkpoint_seconds: float | None) -> Path:
         """Both passes, and the file."""
         generations = Generations(scratch_of(self.out))
         source = NeuronSource(self.model, self.config.gemm_dtype)
@@ -142,14 +138,14 @@ class _Sketching:
             run.restore(*saved)
             settle_from(saved[0], [source])
             reporter.note(f"resumed after shard {run.next_shard} of {len(self.shards)}")
-        last = time.perf_counter()
+        pace = Pace(checkpoint_seconds, CHECKPOINT_SECONDS, CHECKPOINT_SHARE)
 
         def after_shard(shard: Shard) -> None:
-            nonlocal last
-            if time.perf_counter() - last >= checkpoint_seconds or run.next_shard == len(self.shards):
+            if pace.due or run.next_shard == len(self.shards):
+                started = time.perf_counter()
                 self.file.sync()
                 generations.save(run.state() | provisional_state([source]) | {"identity": identity}, run.next_shard)
-                last = time.perf_counter()
+                pace.written(time.perf_counter() - started)
 
         self._read(run, self.shards, "sketch", reporter, after_shard)
         self._read(self._heldout_pass(source), self.heldout, "held-out rows", reporter)
