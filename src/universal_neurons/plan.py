@@ -65,7 +65,10 @@ def resolve(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
     if config.gemm_dtype == "tf32" and kind != "cuda":
         raise ConfigError("--gemm-dtype tf32 is for CUDA", given=device, wanted="float32 or bfloat16")
     models = tuple(expand_bundled(config.models))
-    stages = config.stages or (STAGES[:-1] if (n_models or len(models)) == 1 else STAGES)
+    single = (n_models or len(models)) == 1
+    stages = config.stages or tuple(stage for stage in STAGES if not (single and stage == "universality"))
+    if "roles" in stages and not {"weights", "statistics"} <= set(stages):
+        raise ConfigError("roles need weights and statistics", given=", ".join(stages), fix="add them to --stages")
     if "universality" not in stages:
         alone = {"search": config.search != "exact", "panels": config.panels, "sums": config.sums != "auto"}
         for name in (name for name, given in alone.items() if given):
