@@ -12,7 +12,7 @@ from conftest import save_tiny, some_text
 from universal_neurons.cli import StudyFlags, main
 from universal_neurons.config import StudyConfig
 
-COMMANDS = ("run", "show", "report", "check", "estimate", "convert")
+COMMANDS = ("run", "show", "roles", "report", "check", "estimate", "convert")
 
 
 def call(*arguments):
@@ -37,7 +37,7 @@ def test_help_needs_no_torch():
 
 
 def test_flags_are_the_settings():
-    assert set(StudyFlags.model_fields) == set(StudyConfig.model_fields) - {"published"}
+    assert set(StudyFlags.model_fields) == set(StudyConfig.model_fields) - {"published", "roles"}
 
 
 @pytest.fixture

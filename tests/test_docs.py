@@ -10,6 +10,7 @@ import universal_neurons as un
 from universal_neurons.cli import app
 from universal_neurons.config import StudyConfig, make_config
 
+ROLES = un.RoleSettings(tokens=512, values=(0.0, 2.0), controls=3, attention_pairs=2, distances=(4, 8), ablated=4)
 ROOT = Path(__file__).parents[1]
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,7 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_every_command_has_help_and_a_section():
     names = [name for name in app if not name.startswith("-")]
-    assert set(names) == {"run", "sketch", "show", "report", "check", "estimate", "convert"}
+    assert set(names) == {"run", "sketch", "show", "roles", "report", "check", "estimate", "convert"}
     for name in names:
         assert app[name].help or app[name].default_command.__doc__
         assert f"## `uneurons {name}`" in DOCS["commands.md"]
@@ -67,7 +68,9 @@ def test_the_papers_runs_are_valid_and_their_counts_add_up(path):
 def test_every_column_is_described(tmp_path, folders, text_file):
     models = tuple(map(str, folders[:2]))
     store = un.run_study(
-        un.StudyConfig(models=models, data=str(text_file), out=str(tmp_path / "r"), draws=2, subset=("all",)),
+        un.StudyConfig(
+            models=models, data=str(text_file), out=str(tmp_path / "r"), draws=2, subset=("all",), roles=ROLES
+        ),
         progress=False,
     )
     names = (
@@ -83,10 +86,24 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "positions",
         "vocabulary",
     )
-    assert {path.stem for path in store.path.glob("*.parquet")} == {*names, "details"}
+    roles = (
+        "effects",
+        "ensembles",
+        "interventions",
+        "ablations",
+        "heads",
+        "attention",
+        "functional",
+        "costs",
+    )
+    drawn = {"details", "effect_histograms", "class_histograms", "head_scores", "attention_samples"}
+    assert {path.stem for path in store.path.glob("*.parquet")} <= {*names, *roles, *drawn}
+    assert {path.stem for path in store.path.glob("*.parquet")} >= {*names, *roles} - {"ensembles"}
     for name in names:
         for column in store.table(name).columns:
             assert column in DOCS["design.md"], (name, column)
-    for name in ("neurons", "matches", "labels", "examples", "tokens", "positions", "vocabulary"):
+    for name in ("neurons", "matches", "labels", "examples", "tokens", "positions", "vocabulary", *roles):
+        if not store.has(name):
+            continue
         for column in store.table(name).columns:
             assert f"`{column}`" in DOCS["store.md"], (name, column)

@@ -17,14 +17,14 @@ from universal_neurons.sketch import Certainty
 from universal_neurons.store import StoreWriter
 
 STUDIES = {
-    "panels, screened, all pairs, subsets": {
-        "panels": 3, "search": "screened", "pairs": "all", "subset": ("prose",), "stages": ("universality",), "group_size": 8,
-    },
     "lanes": {
         "panels": 3, "search": "screened", "pairs": "all", "subset": ("prose",), "stages": ("universality",), "group_size": 8,
         "lanes": 3,
     },
-    "all stages": {"panels": 2, "labels": ("tokens", "unigrams", "subsets", "position", "topics")},
+    "all stages": {
+        "panels": 2, "labels": ("tokens", "unigrams", "subsets", "position", "topics"),
+        "stages": ("weights", "statistics", "labels", "universality"),
+    },
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_stopped_after_one_checkpoint_a_study_resumes_to_the_same_bytes(study, m
     shards = steps[-1] // passes
     assert steps == list(range(1, passes * shards + 1))
     assert shards >= 3
-    for at in sorted({1, shards - 1, shards, shards + 1, len(steps) // 2, len(steps) - 1, len(steps)}):
+    for at in (1, shards, len(steps) - 1):
         with monkeypatch.context() as patched:
             saved = stopping(patched, at)
             with pytest.raises(KeyboardInterrupt):
@@ -98,7 +98,7 @@ def test_stopped_after_every_checkpoint_a_study_still_ends_with_the_same_bytes(s
 
 def test_a_checkpoint_at_the_end_of_a_pass_is_not_read_by_the_next_one(study, monkeypatch):
     """The last checkpoint of a pass holds its state; the next pass begins anew, of no tokens."""
-    settings = STUDIES["panels, screened, all pairs, subsets"]
+    settings = {name: value for name, value in STUDIES["lanes"].items() if name != "lanes"}
     with monkeypatch.context() as patched:
         steps = stopping(patched)
         whole = study("whole", settings)

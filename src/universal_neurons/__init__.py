@@ -7,8 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from universal_neurons.config import StudyConfig
+    from universal_neurons.config import RoleSettings, StudyConfig
+    from universal_neurons.interventions import Edit, frozen_norm, intervene
     from universal_neurons.models import Model, load_model
+    from universal_neurons.paths import without_path
+    from universal_neurons.roles.again import study_roles
     from universal_neurons.sketching import make_sketch
     from universal_neurons.store import Store
     from universal_neurons.study import run_study
@@ -18,27 +21,39 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Edit": "interventions",
     "Model": "models",
     "ProcessedWeights": "weights",
+    "RoleSettings": "config",
     "Store": "store",
     "StudyConfig": "config",
     "TokenDataset": "tokens",
+    "frozen_norm": "interventions",
+    "intervene": "interventions",
     "load_model": "models",
     "make_sketch": "sketching",
     "processed_weights": "weights",
     "run_study": "study",
+    "study_roles": "roles.again",
+    "without_path": "paths",
 }
 
 __all__ = [
+    "Edit",
     "Model",
     "ProcessedWeights",
+    "RoleSettings",
     "Store",
     "StudyConfig",
     "TokenDataset",
+    "frozen_norm",
+    "intervene",
     "load_model",
     "make_sketch",
     "processed_weights",
     "run_study",
+    "study_roles",
+    "without_path",
 ]
 
 

@@ -12,6 +12,23 @@ from universal_neurons.errors import ArchitectureError
 
 
 @dataclass(frozen=True)
+class AttentionParts:
+    """Names of the parts of a block's attention; queries, keys and values may come from one fused projection."""
+
+    module: str
+    norm: str  # the norm that queries, keys and values read through
+    query: str
+    key: str
+    value: str
+    out: str
+    fused: Literal["", "blocks", "heads"] = ""  # all queries, all keys, all values; or those of each head in turn
+
+
+def _separate(module: str, norm: str, out: str) -> AttentionParts:
+    return AttentionParts(module, norm, f"{module}.q_proj", f"{module}.k_proj", f"{module}.v_proj", f"{module}.{out}")
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Names of the parts of one model family."""
 
@@ -27,6 +44,7 @@ class Architecture:
     norm: Literal["layer", "rms"] = "layer"
     post_norm: bool = False  # the norm follows the residual sum: weights cannot be folded, outputs are normalised
     causal: bool = True
+    attention: AttentionParts | None = None
 
     @property
     def gated(self) -> bool:
@@ -37,12 +55,25 @@ class Architecture:
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         name="GPT-2",
-        model_types=("gpt2", "gpt_neo"),
+        model_types=("gpt2",),
         blocks="transformer.h",
         mlp_norm="ln_2",
         w_in="mlp.c_fc",
         w_out="mlp.c_proj",
         final_norm="transformer.ln_f",
+        attention=AttentionParts(
+            "attn", "ln_1", "attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj", fused="blocks"
+        ),
+    ),
+    Architecture(
+        name="GPT-Neo",
+        model_types=("gpt_neo",),
+        blocks="transformer.h",
+        mlp_norm="ln_2",
+        w_in="mlp.c_fc",
+        w_out="mlp.c_proj",
+        final_norm="transformer.ln_f",
+        attention=_separate("attn.attention", "ln_1", "out_proj"),
     ),
     Architecture(
         name="GPT-NeoX",
@@ -52,6 +83,15 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         w_in="mlp.dense_h_to_4h",
         w_out="mlp.dense_4h_to_h",
         final_norm="gpt_neox.final_layer_norm",
+        attention=AttentionParts(
+            "attention",
+            "input_layernorm",
+            "attention.query_key_value",
+            "attention.query_key_value",
+            "attention.query_key_value",
+            "attention.dense",
+            fused="heads",
+        ),
     ),
     Architecture(
         name="Llama",
@@ -63,6 +103,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         w_out="mlp.down_proj",
         final_norm="model.norm",
         norm="rms",
+        attention=_separate("self_attn", "input_layernorm", "o_proj"),
     ),
     Architecture(
         name="OPT",
@@ -72,6 +113,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         w_in="fc1",
         w_out="fc2",
         final_norm="model.decoder.final_layer_norm",
+        attention=_separate("self_attn", "self_attn_layer_norm", "out_proj"),
     ),
     Architecture(
         name="BERT",

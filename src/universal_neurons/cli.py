@@ -29,9 +29,12 @@ app = App(
 )
 
 
+SECTIONS = ("published", "roles")  # in a file of settings only
+
+
 def _flags() -> dict[str, Any]:
     """Every setting as an optional flag."""
-    settings: dict[str, Any] = {name: f for name, f in StudyConfig.model_fields.items() if name != "published"}
+    settings: dict[str, Any] = {name: f for name, f in StudyConfig.model_fields.items() if name not in SECTIONS}
     return {name: (f.annotation | None, Field(None, description=f.description)) for name, f in settings.items()}
 
 
@@ -116,6 +119,28 @@ def show(store: Path, neuron: str | None = None, /) -> None:
 
     study = Store(store)
     Console().print(neuron_view(study, neuron) if neuron else study_view(study))
+
+
+@app.command
+def roles(store: Path, /, *, config: ConfigFile = None) -> None:
+    """Find out what the neurons of a finished study do, and add that to it.
+
+    Parameters
+    ----------
+    store
+        The folder of a study.
+    config
+        A YAML file whose section `roles` is used; else the study's own settings.
+    """
+    from universal_neurons.progress import Reporter
+    from universal_neurons.report import write_report
+    from universal_neurons.roles.again import study_roles
+    from universal_neurons.summary import roles_view
+
+    settings = make_config(read_config(config), str(config)).roles if config else None
+    study = study_roles(store, settings, reporter=Reporter())
+    Console().print(roles_view(study))
+    print(f"report: {write_report(study).resolve()}")
 
 
 @app.command

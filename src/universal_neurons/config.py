@@ -14,8 +14,8 @@ from universal_neurons.errors import ConfigError, MissingFileError
 BUNDLED = "bundled"
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0)]
-Stage = Literal["weights", "statistics", "labels", "universality"]
-STAGES: tuple[Stage, ...] = ("weights", "statistics", "labels", "universality")
+Stage = Literal["weights", "statistics", "labels", "universality", "roles"]
+STAGES: tuple[Stage, ...] = ("weights", "statistics", "labels", "universality", "roles")
 LABEL_GROUPS = ("tokens", "unigrams", "syntax", "subsets", "position", "topics")
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
 
@@ -29,6 +29,37 @@ class Published(BaseModel):
     neurons: int
     universal: int
     universal_per_layer: tuple[int, ...] = ()
+
+
+class RoleSettings(BaseModel):
+    """When a neuron has a role (paper §5, its values), and on how much text that is tried (`docs/roles.md`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int = Field(8192, ge=2, description="Held-out token positions that interventions are tried on, at most.")
+    kurtosis: float = Field(10.0, description="Of cos(w_out, W_U), above: prediction (skew > 0) or suppression.")
+    partition_variance: float = Field(0.005, description="Of cos(w_out, W_U) · d_model / 1024, above: partition.")
+    entropy_cuts: Literal["percentiles", "GPT2-small", "GPT2-medium"] = Field(
+        "percentiles", description="Candidates for entropy neurons: percentiles within the model, or the paper's cuts."
+    )
+    entropy_neurons: int = Field(2, ge=1, description="Candidates for entropy neurons, the likeliest, per model.")
+    controls: int = Field(20, ge=2, description="Random neurons beside them.")
+    values: tuple[float, ...] = Field(
+        (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0), description="Activations that the candidates are fixed to."
+    )
+    mediated: float = Field(0.5, description="Share of an effect through the norm's scale, above: entropy neuron.")
+    frequency: float = Field(0.5, description="Share of an effect along token frequency, above: token frequency.")
+    distances: tuple[int, ...] = Field(
+        (16, 32, 64, 128, 256), description="From BOS, that q·k is averaged over where positions are rotary."
+    )
+    attention_deviations: float = Field(
+        5.0, description="BOS scores further out than random directions by so many deviations are candidates."
+    )
+    attention_pairs: int = Field(6, ge=1, description="Neuron and head pairs whose path is ablated, per model.")
+    attention_corr: float = Field(
+        0.5, description="Of activation with the change of attention to BOS, above in size: attention neuron."
+    )
+    ablated: int = Field(64, ge=1, description="Universal neurons whose matches are ablated too, at most.")
 
 
 TEXT_SETTINGS = (  # what decides which tokens are read
@@ -61,7 +92,8 @@ class StudyConfig(BaseModel):
         ("bos", "eos", "newline"), description="Tokens left out of every statistic: bos, eos, newline or an id."
     )
     stages: tuple[Stage, ...] = Field(
-        (), description="What to find out, repeated: weights, statistics, labels, universality; else all that apply."
+        (),
+        description="What to find out, repeated: weights, statistics, labels, universality, roles; else all.",
     )
     pairs: Literal["reference", "all"] = Field(
         "reference", description="Ask about the reference's neurons, or about every model's."
@@ -117,6 +149,7 @@ class StudyConfig(BaseModel):
     )
     cluster: str | None = Field(None, description="Spread the passes over a Ray cluster: auto, or its address.")
     seed: int = Field(0, ge=0, description="Seed of the baseline's draws and the sketch's signs.")
+    roles: RoleSettings = Field(RoleSettings(), description="Thresholds of the roles.")
     published: Published | None = Field(None, description="Published counts to print beside ours.")
 
     @field_validator("models", "subset", "labels", "stages", mode="before")

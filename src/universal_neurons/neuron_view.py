@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from universal_neurons.errors import InputError
+from universal_neurons.roles.overview import neuron_lines
 from universal_neurons.store import Store
 from universal_neurons.summary import finite, short, visible
 
@@ -51,6 +52,10 @@ def neuron_view(store: Store, name: str) -> Group:
         parts.append(Text(f"The study did not ask about {model}'s matches (--pairs all does)."))
     if store.has("labels"):
         parts.append(_labels(store, model, here))
+    if store.has("effects"):
+        strings = store.strings if store.has("vocabulary") else None
+        lines = neuron_lines(store, model, layer, neuron, strings)
+        parts.append(Text("\n".join(["What it does", *lines])))
     if store.has("examples"):
         d_mlp = next(m["d_mlp"] for m in store.manifest["models"] if m["name"] == model)
         parts += [_histogram(*store.histogram(model, layer * d_mlp + neuron)), *_examples(store, model, here)]

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from universal_neurons import figures
 from universal_neurons.disk import disk_errors, write_atomically
+from universal_neurons.roles.overview import role_rows
 from universal_neurons.store import Store
 from universal_neurons.summary import (
     MODEL_FACTS,
@@ -26,6 +27,7 @@ from universal_neurons.summary import (
 )
 
 FAMILY_FIGURES = ("teaser", "more-families", "family-")
+ROLE_TABLES = (*figures.ROLE_TABLES, "functional")
 PROPERTY_FIGURES = ("percentiles", "sparsity-", "nearest-", "layers-")
 
 PAGES = Environment(
@@ -42,6 +44,9 @@ def study_figures(store: Store) -> dict[str, Figure]:
     if store.has("details"):
         reference = store.neurons.filter(pl.col("model") == store.models[0])
         drawn |= figures.families_figures(store.table("details"), reference, store.strings)
+    if store.has("effects"):
+        tables = {name: store.table(name) for name in ROLE_TABLES if store.has(name)}
+        drawn |= figures.roles_figures(store.neurons, tables, store.models[0], store.config.roles.kurtosis)
     if not store.askers:
         return drawn
     for asker in store.askers:
@@ -133,6 +138,8 @@ def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
         "families": family_rows(store) if store.has("labels") else [],
         "unexplained": short(store.config.unexplained),
         "family_pictures": [item for item in pictures.items() if item[0].startswith(FAMILY_FIGURES)],
+        "roles": role_rows(store) if store.has("effects") else [],
+        "role_pictures": [item for item in pictures.items() if item[0].startswith("role-")],
         "property_pictures": [item for item in pictures.items() if item[0].startswith(PROPERTY_FIGURES)],
         "subsets": pictures.get("subsets"),
         "published": published_rows(store),

@@ -23,7 +23,9 @@ from universal_neurons.inputs import Study
 from universal_neurons.moments import Histogram, Moments
 from universal_neurons.neurons import activation_statistics, duplicates, weight_statistics
 from universal_neurons.passes import Passes
+from universal_neurons.plan import find_tokenizer
 from universal_neurons.progress import Reporter
+from universal_neurons.roles.stage import Roles, vocabulary_of
 from universal_neurons.sketched import SketchedModel
 from universal_neurons.store import StoreWriter
 from universal_neurons.stream import NeuronSource, Pass
@@ -52,6 +54,7 @@ class Stages:
         self.shapes = {model.name: Shape(model.n_layers, model.d_mlp) for model in self.models}
         self.columns: dict[str, dict[str, Any]] = {name: {} for name in self.names}
         self.hashes: dict[str, str] = {}
+        self.matches: pl.DataFrame | None = None
         self.counted = 0
         self.doubts: dict[str, float | int] = {}
         assert self.config.batch_tokens is not None
@@ -66,8 +69,24 @@ class Stages:
         if self.config.reads_tokens:
             self._read()
         with self.reporter.stage("tables"):
-            self.write("neurons", neurons_table(self.shapes, self.columns))
+            neurons = neurons_table(self.shapes, self.columns)
+        if "roles" in self.config.stages:
+            neurons = self._roles(neurons)
+        self.write("neurons", neurons)
         return self.hashes
+
+    def _roles(self, neurons: pl.DataFrame) -> pl.DataFrame:
+        """The tables of the roles written; returns the neuron table with its further columns."""
+        study = self.study
+        tokenizer = find_tokenizer(self.config, self.models, required=False)
+        vocabulary, heldout = vocabulary_of(tokenizer, self.models), np.concatenate(study.stretches)
+        own = study.labelling.own.tokens if study.labelling is not None else {}
+        roles = Roles(self.config, self.models, study.tokens, heldout, vocabulary, neurons, self.matches, own)
+        tables = roles.run(self.reporter)
+        neurons = tables.pop("neurons")
+        for name, table in tables.items():
+            self.write(name, table)
+        return neurons
 
     def write(self, name: str, table: pl.DataFrame) -> None:
         """Write a table and keep its hash."""
@@ -110,7 +129,8 @@ class Stages:
             for asker, found in zip(self.study.askers, comparisons):
                 self.columns[asker] |= universality_columns(found, heldout[asker], self.config.threshold)
             if comparisons:
-                self.write("matches", matches_table(self.shapes, comparisons, heldout))
+                self.matches = matches_table(self.shapes, comparisons, heldout)
+                self.write("matches", self.matches)
                 self.write("layers", layers_table(self.shapes, comparisons))
                 self.write("correlations", correlations_table(comparisons))
                 table = convergence_table(passes.findings, self.study.askers, self.names, self.config.threshold)

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from universal_neurons.families import FAMILIES, UNEXPLAINED
+from universal_neurons.roles.overview import role_rows
 from universal_neurons.shown import FALLBACK_SHARE, ranking
 from universal_neurons.store import Store
 
@@ -210,6 +211,8 @@ def study_view(store: Store) -> Group:
         parts += [table, neurons_view(store, asker)]
     if store.has("labels"):
         parts.append(families_view(store))
+    if store.has("effects"):
+        parts.append(roles_view(store))
     rows = published_rows(store)
     if rows and store.config.published:
         table = Table("", "this study", store.config.published.source, title="Beside the published counts")
@@ -261,6 +264,15 @@ def families_view(store: Store) -> Table:
     table = Table("family", *store.models, Column(best, overflow="fold", min_width=16), title=title)
     for family, counts, example in family_rows(store):
         table.add_row(family, *map(str, counts), Text(example))
+    return table
+
+
+def roles_view(store: Store) -> Table:
+    """How many neurons of each model have each role."""
+    best = Column(f"best of {store.models[0]}", overflow="fold", min_width=16)
+    table = Table("role", *store.models, best, title="What the neurons do")
+    for role, counts, example in role_rows(store):
+        table.add_row(role, *map(str, counts), Text(example))
     return table
 
 

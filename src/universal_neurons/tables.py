@@ -56,6 +56,7 @@ NEURON_SCHEMA: dict[str, Any] = {
     "position_mi": pl.Float64, "family": pl.String, "label": pl.String, "label_sign": pl.Int8,
     **_schema(pl.Float64, "variance_reduction variance_reduction_heldout variance_reduction_null"),
     **{f"{metric}_percentile": pl.Float64 for metric in RANKED},
+    "null_fraction": pl.Float64, "roles": pl.List(pl.String),
 }  # fmt: skip
 
 

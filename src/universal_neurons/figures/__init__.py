@@ -5,10 +5,12 @@ Figures are drawn without pyplot, so that drawing in a server or notebook leaves
 
 from universal_neurons.figures.families import families_figures
 from universal_neurons.figures.properties import by_layer, nearest, percentiles, sparsity_against_cosine
+from universal_neurons.figures.roles import ROLE_TABLES, roles_figures
 from universal_neurons.figures.style import render
 from universal_neurons.figures.universality import by_subset, convergence, densities, intervals, universality
 
 __all__ = [
+    "ROLE_TABLES",
     "by_layer",
     "by_subset",
     "convergence",
@@ -18,6 +20,7 @@ __all__ = [
     "nearest",
     "percentiles",
     "render",
+    "roles_figures",
     "sparsity_against_cosine",
     "universality",
 ]

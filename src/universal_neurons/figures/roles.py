@@ -1,0 +1,58 @@
+"""All figures of the roles of a study, by file name, from its tables."""
+
+from collections.abc import Mapping
+
+import polars as pl
+from matplotlib.figure import Figure
+
+from universal_neurons.figures.attention import attention_neurons, attention_pairs
+from universal_neurons.figures.interventions import costs, fixed_values, functional, total_and_direct
+from universal_neurons.figures.prediction import effects_examples, ensembles_figure, role_by_layer, same_class_figure
+
+ROLE_TABLES = (  # that have a column `model`
+    "effect_histograms", "class_histograms", "ensembles", "interventions", "ablations", "attention",
+    "attention_samples", "head_scores", "costs",
+)  # fmt: skip
+EXAMPLES = 10  # of each role on the page of Fig 23
+
+
+def roles_figures(
+    neurons: pl.DataFrame, tables: Mapping[str, pl.DataFrame], reference: str, kurtosis: float
+) -> dict[str, Figure]:
+    """Figures 1 (e, f), 5–8, 22–26 and those of functional universality, of the reference and over all models.
+
+    `neurons` is the neuron table; `tables` the others of this stage, those that the study has.
+    """
+
+    def table(name: str) -> pl.DataFrame:
+        found = tables.get(name, pl.DataFrame())
+        return found.filter(pl.col("model") == reference) if "model" in found.columns and name in ROLE_TABLES else found
+
+    drawn: dict[str, Figure | None] = {}
+    effects = table("effect_histograms")
+    if len(effects):
+        drawn["effects"] = effects_examples(effects, f"Logit effects of neurons of {reference}")
+        drawn["effects-more"] = effects_examples(effects, f"More neurons of {reference}", EXAMPLES)
+    drawn["roles-by-layer"] = role_by_layer(neurons, kurtosis, "cos(w_out, W_U) over the vocabulary")
+    if len(table("class_histograms")):
+        drawn["same-class"] = same_class_figure(table("class_histograms"), f"Neurons of one class of {reference}")
+    if len(table("ensembles")):
+        drawn["ensembles"] = ensembles_figure(table("ensembles"), f"Neurons of one class of {reference} together")
+    if len(table("interventions")):
+        own = neurons.filter(pl.col("model") == reference)
+        drawn["entropy"] = fixed_values(table("interventions"), own, table("ablations"), effects)
+        drawn["total-direct"] = total_and_direct(tables["ablations"])
+    if len(table("attention")):
+        pairs, samples = table("attention"), table("attention_samples")
+        found = pairs["role"].is_not_null().any()
+        kind = "" if found else ": none confirmed, the nearest candidates"
+        drawn["attention"] = attention_neurons(
+            table("head_scores"), pairs, samples, f"Attention neurons of {reference}{kind}"
+        )
+        drawn["attention-more"] = attention_pairs(pairs, samples, f"More pairs of {reference}")
+    what = table("costs").filter(pl.col("set") != "random")["set"][0] if len(table("costs")) else ""
+    if len(table("functional")):
+        drawn["functional"] = functional(table("functional"), f"{reference}, {what}")
+    if len(table("costs")):
+        drawn["costs"] = costs(table("costs"))
+    return {f"role-{name}": figure for name, figure in drawn.items() if figure is not None}

@@ -1,0 +1,182 @@
+"""Change neurons while a model runs (paper §5): context managers on its own forward pass.
+
+    with intervene(model, ["L3.17"], Edit("fix", 6.0)):
+        logits = model.logits(ids)
+
+Each says what it hooked by asserting it, and leaves no hook behind, whatever happens inside.  Removing one neuron's
+direct path into one head's query is `paths.without_path`.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from universal_neurons.architectures import module_at
+from universal_neurons.errors import ConfigError
+from universal_neurons.models import Model
+
+Kind = Literal["zero", "relu", "mean", "threshold", "multiply", "fix"]
+VALUELESS = ("zero", "relu")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What becomes of an activation a.
+
+    zero: 0; relu: max(a, 0); mean, fix: the value; threshold: min(a, value); multiply: a · value.  `value` is one
+    number, or one per neuron.  Raises `ConfigError` where a value is missing or not used.
+    """
+
+    kind: Kind
+    value: float | Float[Tensor, " neurons"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ConfigError("no such intervention", given=self.kind, wanted=", ".join(get_args(Kind)))
+        if (self.value is None) != (self.kind in VALUELESS):
+            wanted = "no value" if self.kind in VALUELESS else "a value"
+            raise ConfigError(f"intervention {self.kind}", given=self.value, wanted=wanted)
+
+    def __call__(self, activation: Float[Tensor, "*positions neurons"]) -> Float[Tensor, "*positions neurons"]:
+        """The activations afterwards."""
+        if self.kind == "zero":
+            return torch.zeros_like(activation)
+        if self.kind == "relu":
+            return activation.relu()
+        value = torch.as_tensor(self.value).to(activation)
+        if self.kind == "threshold":
+            return activation.minimum(value.expand_as(activation))
+        return activation * value if self.kind == "multiply" else value.expand_as(activation).clone()
+
+
+def flat_numbers(model: Model, neurons: Sequence[int] | Sequence[str] | Tensor) -> list[int]:
+    """Neurons as numbers layer · d_mlp + neuron; names are `L3.17`.  Raises `ConfigError` where there is none such."""
+    numbers = []
+    for given in neurons.tolist() if isinstance(neurons, Tensor) else neurons:
+        named = re.fullmatch(r"L(\d+)\.(\d+)", given) if isinstance(given, str) else None
+        if isinstance(given, str) and not named:
+            raise ConfigError("not a neuron's name", given=given, wanted="a layer and a neuron, such as L3.17")
+        layer, neuron = map(int, named.groups()) if named else divmod(int(given), model.d_mlp)
+        if not (0 <= layer < model.n_layers and 0 <= neuron < model.d_mlp):
+            wanted = f"layer < {model.n_layers} and neuron < {model.d_mlp}"
+            raise ConfigError(f"{model.name} has no such neuron", given=given, wanted=wanted)
+        numbers.append(layer * model.d_mlp + neuron)
+    if len(set(numbers)) < len(numbers) or not numbers:
+        raise ConfigError("neurons to intervene on", given=list(neurons), wanted="some, each once")
+    return numbers
+
+
+@contextlib.contextmanager
+def intervene(
+    model: Model,
+    neurons: Sequence[int] | Sequence[str] | Tensor,
+    edit: Edit,
+    positions: Bool[Tensor, "*rows context"] | None = None,
+) -> Iterator[None]:
+    """While open, every forward pass has these neurons' activations edited, at all positions or where `positions` is
+    true (of a row, or of every row).
+
+    Raises `ConfigError` for neurons that are not there, twice there, or values that are not one per neuron.
+    """
+    numbers = flat_numbers(model, neurons)
+    values = edit.value if isinstance(edit.value, Tensor) else None
+    if values is not None and values.dim() and values.shape != (len(numbers),):
+        raise ConfigError("values of an intervention", given=tuple(values.shape), wanted=f"one, or {len(numbers)}")
+    by_layer: dict[int, list[int]] = {}
+    for place, number in enumerate(numbers):
+        by_layer.setdefault(number // model.d_mlp, []).append(place)
+    calls = dict.fromkeys(by_layer, 0)
+
+    def edited(layer: int, places: list[int]) -> Any:
+        columns = torch.tensor([numbers[place] % model.d_mlp for place in places])
+        own = Edit(edit.kind, values[places]) if values is not None and values.dim() else edit
+
+        def hook(_m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            assert args[0].shape[-1] == model.d_mlp, "hooked something that is not the output projection"
+            calls[layer] += 1
+            flat = args[0].reshape(-1, model.d_mlp).clone()
+            there = columns.to(flat.device)
+            before = flat[:, there]
+            after = own(before)
+            if positions is not None:
+                where = positions.to(flat.device).reshape(-1)
+                context = args[0].shape[1] if args[0].dim() == 3 else positions.shape[-1]  # OPT's MLP reads no rows
+                rows = len(flat) // context if positions.dim() == 1 else 1
+                fits = positions.shape[-1] == context and len(where) * rows == len(flat)
+                assert fits, "positions of other rows than the model reads"
+                after = torch.where(where.repeat(rows)[:, None], after, before)
+            flat[:, there] = after
+            return flat.view_as(args[0]), *args[1:]
+
+        return hook
+
+    handles = [
+        model.part(layer, "w_out").register_forward_pre_hook(edited(layer, places))
+        for layer, places in by_layer.items()
+    ]
+    try:
+        yield
+        assert len(set(calls.values())) == 1, "not every layer was run"
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class FinalNorm:
+    """A model's final norm: what it subtracts, divides by, and how it scales the result.
+
+    LayerNorm: (x − x̄) / √(var + ε) · γ + β; RMSNorm: x / √(mean x² + ε) · γ.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.module = module_at(model.hf, model.architecture.final_norm)
+        self.centres = model.architecture.norm == "layer"
+        self.epsilon = float(getattr(self.module, "eps", None) or getattr(self.module, "variance_epsilon"))  # noqa: B009
+        self.gain = self.module.weight.float()
+        shift = getattr(self.module, "bias", None)
+        self.shift = shift.float() if isinstance(shift, Tensor) else torch.zeros_like(self.gain)
+
+    def centred(self, residual: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
+        """What is divided by the scale, in float32."""
+        residual = residual.float()
+        return residual - residual.mean(-1, keepdim=True) if self.centres else residual
+
+    def scale(self, residual: Float[Tensor, "*any width"]) -> Float[Tensor, "*any"]:
+        """What it is divided by: the final norm scale."""
+        return (self.centred(residual).square().mean(-1) + self.epsilon).sqrt()
+
+
+@contextlib.contextmanager
+def final_residual(model: Model) -> Iterator[list[Tensor]]:
+    """While open, every forward pass appends what the final norm reads, (rows, context, width), to the list."""
+    seen: list[Tensor] = []
+    norm = module_at(model.hf, model.architecture.final_norm)
+    handle = norm.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def frozen_norm(model: Model, scale: Float[Tensor, "rows context"]) -> Iterator[None]:
+    """While open, the final norm divides by this scale of another run in place of its own: direct effects
+    (arXiv 2406.16254 §3)."""
+    norm = FinalNorm(model)
+
+    def hook(_m: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert args[0].shape[:-1] == scale.shape, "a scale of other rows than the model reads"
+        frozen = norm.centred(args[0]) / scale.to(args[0].device)[..., None] * norm.gain + norm.shift
+        return frozen.to(output.dtype)
+
+    handle = norm.module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,295 @@
+"""Entropy neurons: they set how sure a prediction is, by way of the final norm's scale (paper §5.2; arXiv 2406.16254).
+
+Such a neuron writes with a large norm into directions that the unembedding hardly reads: the residual grows, the norm
+divides by more, all logits shrink.  Candidates are found by their weights, shown by fixing their activation to a row
+of values beside random controls, and judged by what share of their effect goes through the norm: with the scale
+frozen, it is gone.  Token-frequency neurons move predictions along the tokens' log frequency instead.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from universal_neurons.accumulators import seed_of
+from universal_neurons.config import RoleSettings
+from universal_neurons.detail import jackknife_error
+from universal_neurons.interventions import Edit
+from universal_neurons.models import Model
+from universal_neurons.neurons import unit
+from universal_neurons.readout import Metrics
+from universal_neurons.trials import Trial
+from universal_neurons.weights import ProcessedWeights
+
+NULL_SHARE = 0.01  # of d_model: how many bottom singular directions make the null space
+LATE_SHARE = 6  # the last sixth of the layers is late
+FREQUENCY_CANDIDATES = 4
+GROUPS = 20
+CUTS: dict[str, dict[str, float]] = {  # the paper's notebooks
+    "GPT2-small": {"layers": 2, "l2_penalty": 3, "vocab_kurt": 10, "kurt": 10, "vocab_var": float("inf")},
+    "GPT2-medium": {"layers": 2, "l2_penalty": 1, "vocab_kurt": 8, "kurt": 10, "vocab_var": 0.001},
+}
+
+
+def null_fraction(weights: ProcessedWeights, centred: bool) -> Float[Tensor, " neurons"]:
+    """‖V₀ᵀ w_out‖ / ‖w_out‖: the share of a neuron's output that the unembedding hardly reads.
+
+    V₀ are the bottom k = max(1, round(.01 d)) singular directions of the processed unembedding, with `centred` within
+    the mean-free subspace (whatever is centred has the all-ones direction in its null space trivially).
+    """
+    width = weights.w_u.shape[1]
+    basis = torch.eye(width, dtype=torch.float64, device=weights.w_u.device)
+    if centred:
+        basis = torch.linalg.qr(torch.cat([torch.ones_like(basis[:, :1]), basis[:, 1:]], 1)).Q[:, 1:]
+    read = weights.w_u @ basis
+    directions = torch.linalg.eigh(read.T @ read).eigenvectors[:, : max(1, round(NULL_SHARE * width))]
+    return (unit(weights.w_out.flatten(0, 1)) @ (basis @ directions)).norm(dim=1)
+
+
+def entropy_candidates(neurons: pl.DataFrame, settings: RoleSettings) -> list[int]:
+    """Flat numbers of a model's likeliest entropy neurons, best first; `neurons` are its rows of the neuron table.
+
+    Late layers, large L2 penalty, neither kurtosis large, and of these the lowest variance of cos(W_U, w_out).  By
+    percentiles within the model (L2 penalty above the 75th, kurtoses below the 90th), or by the paper's cuts.
+    """
+    layers = int(neurons["layer"].max()) + 1  # type: ignore[arg-type]
+    table = neurons.with_row_index("flat").filter(~pl.col("dead") & pl.col("vocab_var").is_finite())
+    cuts = CUTS.get(settings.entropy_cuts)
+    if cuts is None:
+        late = max(1, round(layers / LATE_SHARE))
+        bounds = {"vocab_kurt": 0.9, "kurt": 0.9}
+        kept = pl.col("l2_penalty") >= pl.col("l2_penalty").quantile(0.75)
+        for name, share in bounds.items():
+            kept &= pl.col(name) <= pl.col(name).quantile(share)
+    else:
+        late = int(cuts["layers"])
+        kept = pl.col("l2_penalty") >= cuts["l2_penalty"]
+        for name in ("vocab_kurt", "kurt", "vocab_var"):
+            kept &= pl.col(name) <= cuts[name]
+    chosen = table.filter(kept).filter(pl.col("layer") >= layers - late).sort("vocab_var", "flat")
+    return chosen["flat"].head(settings.entropy_neurons).to_list()
+
+
+def controls(neurons: pl.DataFrame, settings: RoleSettings, seed: int, without: Sequence[int]) -> list[int]:
+    """Random neurons of the last two layers, L2 penalty below the 90th and variance of cos(W_U, w_out) above the 10th
+    percentile (paper §5.2), as flat numbers in order."""
+    layers = int(neurons["layer"].max()) + 1  # type: ignore[arg-type]
+    table = neurons.with_row_index("flat").filter(
+        (pl.col("layer") >= layers - 2)
+        & ~pl.col("dead")
+        & pl.col("vocab_var").is_finite()
+        & ~pl.col("flat").is_in(list(without))
+    )
+    plain = table.filter(
+        (pl.col("l2_penalty") < pl.col("l2_penalty").quantile(0.9))
+        & (pl.col("vocab_var") > pl.col("vocab_var").quantile(0.1))
+    )["flat"].to_numpy()
+    draw = np.random.default_rng(seed_of("controls", seed))
+    return sorted(draw.choice(plain, min(settings.controls, len(plain)), replace=False).tolist())
+
+
+def frequency_direction(counts: np.ndarray) -> tuple[Float[Tensor, " vocabulary"], Float[Tensor, " vocabulary"]]:
+    """The centred log frequencies as a unit direction over the vocabulary, and the log frequencies.
+
+    Each token is counted once more than it occurs, so that none has no frequency.
+    """
+    log_p = torch.from_numpy(np.log((counts + 1.0) / (counts + 1.0).sum())).float()
+    centred = log_p - log_p.mean()
+    return centred / centred.norm().clamp_min(1e-12), log_p
+
+
+def frequency_candidates(model: Model, weights: ProcessedWeights, direction: Tensor, most: int) -> list[int]:
+    """The last layer's neurons whose logit effects lie most along the frequency direction."""
+    cosines = _frequency_cosines(weights.w_out[-1], weights, direction)
+    first = (model.n_layers - 1) * model.d_mlp
+    return (first + cosines.abs().nan_to_num().topk(min(most, len(cosines))).indices).tolist()
+
+
+def _frequency_cosines(w_out: Tensor, weights: ProcessedWeights, direction: Tensor) -> Tensor:
+    gram = weights.w_u.T @ weights.w_u
+    along = w_out @ (weights.w_u.T @ direction.double().to(w_out.device))
+    return along / (w_out @ gram * w_out).sum(1).clamp_min(0).sqrt()
+
+
+@dataclass
+class Effects:
+    """Per token, of one neuron's mean ablation: change of the loss, the same with the norm's scale frozen and with the
+    logits' part along token frequency put back, and change of KL(prediction ‖ unigram)."""
+
+    total: list[Tensor]
+    direct: list[Tensor]
+    restored: list[Tensor]
+    unigram: list[Tensor]
+    rows: list[Tensor]
+
+
+class EntropyTrial:
+    """One model's candidates and controls, tried out on one batch of rows after the other."""
+
+    def __init__(
+        self,
+        model: Model,
+        kinds: Mapping[int, str],
+        means: Float[Tensor, " neurons"],
+        settings: RoleSettings,
+        direction: Float[Tensor, " vocabulary"],
+        log_frequency: Float[Tensor, " vocabulary"],
+    ) -> None:
+        """`kinds` says of each flat neuron what it is tried as; `means` are all neurons' mean activations."""
+        self.model, self.kinds, self.means, self.settings = model, kinds, means, settings
+        self.direction, self.log_frequency = direction.to(model.device), log_frequency.to(model.device)
+        self.sums: dict[tuple[int | None, str, float | None], np.ndarray] = {}
+        self.tokens = 0
+        self.effects = {number: Effects([], [], [], [], []) for number in kinds}
+
+    @property
+    def first(self) -> int:
+        """The earliest layer with a neuron to try."""
+        return min(self.kinds, default=0) // self.model.d_mlp
+
+    def _edits(self) -> list[Edit]:
+        plain = [Edit("zero"), Edit("relu"), Edit("threshold", 0.0), Edit("multiply", 2.0)]
+        return [*(Edit("fix", value) for value in self.settings.values), *plain]
+
+    def add(self, trial: Trial) -> None:
+        """Try everything on a batch of rows."""
+        self.tokens += len(trial.kept)
+        self._sum((None, "none", None), trial.clean.metrics)
+        width = self.model.d_mlp
+        for layer in sorted({number // width for number in self.kinds}):
+            numbers = [number for number in self.kinds if number // width == layer]
+            own = [number % width for number in numbers]
+            edits = self._edits()
+            found = trial.try_out(layer, own, edits)
+            for place, number in enumerate(numbers):
+                for which, edit in enumerate(edits):
+                    part = Metrics(*(values[place, which] for values in vars(found).values()))
+                    value = None if edit.value is None else float(edit.value)
+                    self._sum((number, edit.kind, value), part)
+            self._ablate(trial, layer, numbers)
+
+    def _sum(self, key: tuple[int | None, str, float | None], metrics: Metrics) -> None:
+        values = [
+            metrics.loss,
+            metrics.entropy,
+            metrics.rank,
+            metrics.reciprocal_rank,
+            metrics.scale,
+            metrics.divergence,
+        ]
+        sums = torch.stack([value.double().sum() for value in values]).cpu().numpy()
+        self.sums[key] = self.sums.get(key, 0.0) + sums
+
+    @torch.inference_mode()
+    def _ablate(self, trial: Trial, layer: int, numbers: list[int]) -> None:
+        """Mean ablation: total, direct, and without what goes along token frequency."""
+        own = [number % self.model.d_mlp for number in numbers]
+        edit = Edit("mean", self.means[numbers])
+        clean = trial.clean.metrics
+        total = trial.try_out(layer, own, [edit])
+        direct = trial.try_out(layer, own, [edit], frozen=True)
+        change, directions = trial.changes(layer, own, edit), trial.written(layer, own)
+        for place, number in enumerate(numbers):
+            found = self.effects[number]
+            found.total.append((total.loss[place, 0] - clean.loss).cpu())
+            found.direct.append((direct.loss[place, 0] - clean.loss).cpu())
+            found.rows.append(trial.row_of)
+            if self.kinds[number] == "control":
+                continue
+            residual = trial.after(layer, change[place, None, :, None] * directions[place])[0]
+            restored, unigram = self._restored(trial, residual)
+            found.restored.append((restored - clean.loss).cpu())
+            found.unigram.append(unigram.cpu())
+
+    def _restored(self, trial: Trial, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss with the logits' part along token frequency as in the clean run, and the change of KL to unigram."""
+        losses, changes = [], []
+        readout, clean = trial.readout, trial.clean
+        for start in range(0, len(residual), readout.step):
+            some = slice(start, start + readout.step)
+            logits = readout.logits(residual[some])
+            before = clean.raw[some] / clean.metrics.scale[some, None] + readout.constant
+            log_p, log_before = logits.log_softmax(1), before.log_softmax(1)
+            changes.append(
+                (log_p.exp() * (log_p - self.log_frequency)).sum(1)
+                - (log_before.exp() * (log_before - self.log_frequency)).sum(1)
+            )
+            logits += ((before - logits) @ self.direction)[:, None] * self.direction
+            losses.append(-logits.log_softmax(1).gather(1, clean.targets[some, None])[:, 0])
+        return torch.cat(losses), torch.cat(changes)
+
+    def interventions(self) -> pl.DataFrame:
+        """Means of the metrics after every edit of every neuron, and (kind `none`) of the clean run."""
+        names = ("loss", "entropy", "rank", "reciprocal_rank", "norm_scale", "divergence")
+        rows: list[dict[str, Any]] = []
+        for (number, edit, value), sums in self.sums.items():
+            layer, neuron = (None, None) if number is None else divmod(number, self.model.d_mlp)
+            kind = "none" if number is None else self.kinds[number]
+            rows.append(
+                {"model": self.model.name, "layer": layer, "neuron": neuron, "kind": kind, "edit": edit}
+                | {"value": value, "tokens": self.tokens}
+                | dict(zip(names, (sums / max(self.tokens, 1)).tolist()))
+            )
+        return pl.DataFrame(rows, schema_overrides={"layer": pl.Int32, "neuron": pl.Int32, "value": pl.Float64})
+
+    def ablations(self, neurons: pl.DataFrame, weights: ProcessedWeights, fraction: np.ndarray) -> pl.DataFrame:
+        """A row per neuron that was tried: effects of its mean ablation, what carries them, and its role."""
+        rows: list[dict[str, Any]] = []
+        flat, tried = weights.w_out.flatten(0, 1), list(self.kinds)
+        frequency = _frequency_cosines(flat[tried], weights, self.direction)
+        for (number, kind), cosines, along in zip(self.kinds.items(), unit(flat[tried]) @ unit(flat).T, frequency):
+            layer, neuron = divmod(number, self.model.d_mlp)
+            found = self.effects[number]
+            total, direct = torch.cat(found.total).abs().numpy(), torch.cat(found.direct).abs().numpy()
+            share = _share(total, direct, torch.cat(found.rows).numpy())
+            partner = int(cosines.nan_to_num(nan=1.0).argmin())
+            row = {"model": self.model.name, "layer": layer, "neuron": neuron, "kind": kind}
+            row |= {name: neurons[name][number] for name in ("l2_penalty", "vocab_var")}
+            row |= {"null_fraction": float(fraction[number]), "tokens": self.tokens}
+            row |= {"loss_change": float(torch.cat(found.total).double().mean())}
+            row |= {"total_effect": float(total.mean(dtype=float)), "direct_effect": float(direct.mean(dtype=float))}
+            row |= dict(zip(("mediated", "mediated_low", "mediated_high"), share))
+            row["frequency_cos"] = float(along)
+            if found.restored:
+                restored = torch.cat(found.restored).abs().numpy()
+                row["frequency_share"] = _share(total, restored, torch.cat(found.rows).numpy())[0]
+                row["unigram_change"] = float(torch.cat(found.unigram).double().mean())
+            row |= dict(zip(("antipode_layer", "antipode_neuron"), divmod(partner, self.model.d_mlp)))
+            rows.append(row | {"antipode_cos": float(cosines[partner]), "role": self._role(kind, row)})
+        integers = dict.fromkeys(("layer", "neuron", "antipode_layer", "antipode_neuron"), pl.Int32)
+        numbers = dict.fromkeys(("frequency_share", "unigram_change"), pl.Float64)
+        table = pl.DataFrame(rows, schema_overrides=integers | numbers | {"role": pl.String}, infer_schema_length=None)
+        missing = [pl.lit(None, kind).alias(name) for name, kind in numbers.items() if name not in table.columns]
+        return table.with_columns(missing)
+
+    def _role(self, kind: str, row: Mapping[str, Any]) -> str | None:
+        """Roles are for candidates: controls show what a neuron like any other does."""
+        if kind == "control":
+            return None
+        if row["mediated"] > self.settings.mediated:
+            return "entropy"
+        return "token_frequency" if row.get("frequency_share", 0.0) > self.settings.frequency else None
+
+
+def _share(total: np.ndarray, rest: np.ndarray, rows: np.ndarray) -> tuple[float, float, float]:
+    """1 − Σ rest / Σ total, and its 95 % interval: a jackknife over at most 20 stretches of rows."""
+    whole, left = float(total.sum(dtype=float)), float(rest.sum(dtype=float))
+    if not whole > 0:
+        return (float("nan"),) * 3
+    group = np.searchsorted(np.unique(rows), rows) * GROUPS // len(np.unique(rows))
+    totals, rests = (np.bincount(group, values, GROUPS) for values in (total, rest))
+    used = totals > 0
+    without = 1 - (left - rests[used]) / np.maximum(whole - totals[used], 1e-300)
+    share, reach = 1 - left / whole, jackknife_reach(without)
+    return share, share - reach, share + reach
+
+
+def jackknife_reach(without: Float[np.ndarray, " stretches"]) -> float:
+    """Half the 95 % interval of an estimate from its values with one stretch of rows left out; NaN of one stretch."""
+    return float(stats.t.ppf(0.975, len(without) - 1) * jackknife_error(without[:, None])[0])

@@ -1,0 +1,168 @@
+"""Functional universality: do matched neurons do the same?
+
+A neuron and its match fire together; whether they also act alike is asked in three ways: have they the same role, do
+their logit effects agree over the vocabulary, and does the loss of the same tokens change alike when each is ablated in
+its own model?  Beside every match stands a random neuron of the match's layer.  And what the universal neurons are
+worth together: the loss and the divergence of ablating all of them, against as many random ones of the same layers
+(arXiv 2508.00903).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from universal_neurons.accumulators import seed_of
+from universal_neurons.interventions import Edit, final_residual, intervene
+from universal_neurons.models import Model
+from universal_neurons.readout import Metrics
+from universal_neurons.roles.entropy import GROUPS, jackknife_reach
+from universal_neurons.trials import Trial
+
+DRAWS = 10  # of random neurons beside the universal ones
+
+
+def counterparts(matches: pl.DataFrame, asker: str, chosen: Sequence[int], d_mlp: Mapping[str, int]) -> pl.DataFrame:
+    """The best match of every chosen (flat) neuron in every other model: flat, model, match (flat), corr."""
+    rows = matches.filter((pl.col("asker") == asker) & (pl.col("rank") == 1)).with_columns(
+        flat=pl.col("layer") * d_mlp[asker] + pl.col("neuron"),
+        match=pl.col("match_layer") * pl.col("model").replace_strict(dict(d_mlp), return_dtype=pl.Int64)
+        + pl.col("match_neuron"),
+    )
+    wanted = pl.DataFrame({"flat": list(chosen)}, schema={"flat": pl.Int64})
+    return wanted.join(rows.with_columns(pl.col("flat").cast(pl.Int64)), on="flat").select(
+        "flat", "model", "match", "corr"
+    ).sort("flat", "model")  # fmt: skip
+
+
+def random_partner(match: int, d_mlp: int, seed: int, model: str) -> int:
+    """A random other neuron of a match's layer."""
+    draw = int(np.random.default_rng(seed_of("partner", seed, model, match)).integers(d_mlp - 1))
+    return match // d_mlp * d_mlp + draw + (draw >= match % d_mlp)
+
+
+class LossChanges:
+    """Per token, by how much the loss changes when each of some neurons is mean-ablated, one at a time."""
+
+    def __init__(self, model: Model, numbers: Sequence[int], means: Float[Tensor, " neurons"]) -> None:
+        self.model, self.numbers, self.means = model, sorted(set(numbers)), means
+        self.parts: dict[int, list[Tensor]] = {number: [] for number in self.numbers}
+
+    @property
+    def first(self) -> int:
+        """The earliest layer with such a neuron."""
+        return min(self.numbers, default=0) // self.model.d_mlp
+
+    def add(self, trial: Trial) -> None:
+        """Ablate them on a batch of rows."""
+        width = self.model.d_mlp
+        for layer in sorted({number // width for number in self.numbers}):
+            here = [number for number in self.numbers if number // width == layer]
+            found = trial.try_out(layer, [number % width for number in here], [Edit("mean", self.means[here])])
+            for number, loss in zip(here, found.loss[:, 0]):
+                self.parts[number].append((loss - trial.clean.metrics.loss).cpu())
+
+    def of(self, number: int) -> Float[np.ndarray, " tokens"]:
+        """The changes at all tokens."""
+        return torch.cat(self.parts[number]).double().numpy()
+
+
+def functional_table(
+    models: Sequence[Model],
+    pairs: pl.DataFrame,
+    changes: Mapping[str, LossChanges],
+    effects: Mapping[str, Mapping[int, Float[np.ndarray, " vocabulary"]]],
+    roles: Mapping[str, Sequence[Sequence[str]]],
+    seed: int,
+) -> pl.DataFrame:
+    """A row per chosen neuron of the first model and other model.
+
+    `pairs` are those of `counterparts`; `effects` the logit effects of all neurons concerned, by model and flat number;
+    `roles` those of all neurons.
+    """
+    asker, by_name = models[0], {model.name: model for model in models}
+    rows: list[dict[str, Any]] = []
+    for flat, name, match, corr in pairs.iter_rows():
+        width = by_name[name].d_mlp
+        mine, theirs = roles[asker.name][flat], roles[name][match]
+        row = {"asker": asker.name, "layer": flat // asker.d_mlp, "neuron": flat % asker.d_mlp, "model": name}
+        row |= {"match_layer": match // width, "match_neuron": match % width, "corr": corr}
+        for kind, neuron in (("", match), ("_random", random_partner(match, width, seed, name))):
+            row[f"effect_corr{kind}"] = _corr(effects[asker.name][flat], effects[name][neuron])
+            row[f"loss_corr{kind}"] = _corr(changes[asker.name].of(flat), changes[name].of(neuron))
+        rows.append(row | {"roles": list(mine), "match_roles": list(theirs), "same_roles": set(mine) == set(theirs)})
+    kinds: dict[str, Any] = dict.fromkeys(("layer", "neuron", "match_layer", "match_neuron"), pl.Int32)
+    kinds |= dict.fromkeys(("roles", "match_roles"), pl.List(pl.String))
+    return pl.DataFrame(rows, schema_overrides=kinds, infer_schema_length=None)
+
+
+def _corr(one: np.ndarray, other: np.ndarray) -> float:
+    size = min(len(one), len(other))  # vocabularies may be padded differently
+    one, other = one[:size] - one[:size].mean(), other[:size] - other[:size].mean()
+    spread = float(np.sqrt((one @ one) * (other @ other)))
+    return float(one @ other) / spread if spread > 0 else float("nan")
+
+
+class Costs:
+    """The loss and divergence of ablating a set of neurons together, against as many random ones of the same layers."""
+
+    def __init__(self, model: Model, chosen: Sequence[int], means: Float[Tensor, " neurons"], seed: int) -> None:
+        self.model, self.means = model, means
+        self.sets = [sorted(chosen), *(self._random(chosen, seed, draw) for draw in range(DRAWS))]
+        self.losses: list[list[Tensor]] = [[] for _ in self.sets]
+        self.divergences: list[list[Tensor]] = [[] for _ in self.sets]
+        self.rows: list[Tensor] = []
+
+    def _random(self, chosen: Sequence[int], seed: int, draw: int) -> list[int]:
+        found: list[int] = []
+        generator = np.random.default_rng(seed_of("costs", seed, draw))
+        width = self.model.d_mlp
+        for layer in sorted({number // width for number in chosen}):
+            own = [number for number in chosen if number // width == layer]
+            others = np.setdiff1d(np.arange(layer * width, (layer + 1) * width), own)
+            found += generator.choice(others, min(len(own), len(others)), replace=False).tolist()
+        return sorted(found)
+
+    @torch.inference_mode()
+    def add(self, trial: Trial) -> None:
+        """Ablate every set on a batch of rows."""
+        self.rows.append(trial.row_of)
+        for numbers, losses, divergences in zip(self.sets, self.losses, self.divergences):
+            found = self._without(trial, numbers)
+            losses.append((found.loss[0] - trial.clean.metrics.loss).cpu())
+            divergences.append(found.divergence[0].cpu())
+
+    def _without(self, trial: Trial, numbers: list[int]) -> Metrics:
+        with intervene(self.model, numbers, Edit("mean", self.means[numbers])), final_residual(self.model) as seen:
+            self.model.forward(trial.ids)
+        residual = seen[0].reshape(-1, self.model.d_model)[trial.kept]
+        return trial.readout.of_residual(residual[None], trial.clean)
+
+    def table(self, what: str) -> pl.DataFrame:
+        """A row per set: the chosen ones (`what`), and each draw of random ones; means with 95 % intervals."""
+        rows = []
+        row_of = torch.cat(self.rows).numpy()
+        for draw, (numbers, losses, divergences) in enumerate(zip(self.sets, self.losses, self.divergences)):
+            loss, divergence = torch.cat(losses).double().numpy(), torch.cat(divergences).double().numpy()
+            row = {"model": self.model.name, "set": what if not draw else "random", "draw": draw}
+            row |= {"neurons": len(numbers), "tokens": len(loss)}
+            for name, values in (("loss_change", loss), ("divergence", divergence)):
+                mean, reach = float(values.mean()), _reach(values, row_of)
+                row |= {name: mean, f"{name}_low": mean - reach, f"{name}_high": mean + reach}
+            rows.append(row)
+        return pl.DataFrame(rows)
+
+
+def _reach(values: np.ndarray, rows: np.ndarray) -> float:
+    """Half the 95 % interval of a mean over tokens: a jackknife over at most 20 stretches of rows."""
+    group = np.searchsorted(np.unique(rows), rows) * GROUPS // len(np.unique(rows))
+    sums, counts = np.bincount(group, values, GROUPS), np.bincount(group, minlength=GROUPS)
+    used = counts > 0
+    if used.sum() < 2:
+        return float("nan")
+    without = (sums.sum() - sums[used]) / (counts.sum() - counts[used])
+    return jackknife_reach(without)

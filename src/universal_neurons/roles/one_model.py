@@ -1,0 +1,236 @@
+"""The roles of one model's neurons: weights say who is a candidate, one reading of the sample tries them all out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from universal_neurons.config import RoleSettings
+from universal_neurons.models import Model
+from universal_neurons.progress import Reporter
+from universal_neurons.readout import Readout
+from universal_neurons.roles.attention import attention_table, bos_scores, heads_table, scores_histogram, value_norms
+from universal_neurons.roles.entropy import (
+    FREQUENCY_CANDIDATES,
+    EntropyTrial,
+    controls,
+    entropy_candidates,
+    frequency_candidates,
+    frequency_direction,
+    null_fraction,
+)
+from universal_neurons.roles.functional import Costs, LossChanges
+from universal_neurons.roles.prediction import (
+    ClassLabels,
+    class_labels,
+    effect_histograms,
+    effects_table,
+    ensemble_histograms,
+    ensembles_of,
+    ensembles_table,
+    role_examples,
+    same_class,
+    with_nearest,
+)
+from universal_neurons.tokens import TokenDataset
+from universal_neurons.trials import Trial, trials
+from universal_neurons.vocabulary import Vocabulary
+from universal_neurons.weights import ProcessedWeights, processed_weights
+
+ROLES = (
+    "prediction", "suppression", "partition", "entropy", "token_frequency", "attention_deactivation",
+    "attention_activation",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The text that roles are tried out on: some rows of a corpus, its vocabulary, the reference's embedding of that,
+    sets of tokens of one's own."""
+
+    tokens: TokenDataset
+    rows: np.ndarray
+    vocabulary: Vocabulary
+    embedding: Float[Tensor, "tokens width"] | None = None
+    own: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @cached_property
+    def labels(self) -> ClassLabels:
+        """The labels that speak of tokens alone."""
+        return class_labels(self.vocabulary, self.embedding, own=self.own)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """How often each token is counted in the whole text."""
+        found = np.zeros(len(self.vocabulary), np.int64)
+        for start in range(0, len(self.tokens), 512):
+            rows = np.arange(start, min(start + 512, len(self.tokens)))
+            found += np.bincount(self.tokens.ids(rows)[self.tokens.mask(rows)], minlength=len(found))
+        return found
+
+    @property
+    def predictions(self) -> int:
+        """Positions of its rows whose own and next token are counted."""
+        counted = self.tokens.mask(self.rows)
+        return int((counted[:, :-1] & counted[:, 1:]).sum())
+
+    @property
+    def positions(self) -> int:
+        """Token positions of its rows."""
+        return len(self.rows) * self.tokens.context
+
+
+class Together:
+    """Activations of some (flat) neurons at every kept position, with the next token and the row."""
+
+    def __init__(self, model: Model, numbers: Sequence[int]) -> None:
+        self.numbers, self.width = list(numbers), model.d_mlp
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, trial: Trial) -> None:
+        """Keep those of a batch of rows."""
+        columns = [trial.activations[number // self.width][trial.kept, number % self.width] for number in self.numbers]
+        self.parts.append((torch.stack(columns, 1).cpu(), trial.clean.targets.cpu(), trial.row_of))
+
+    def joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Activations (positions, neurons), next tokens, rows."""
+        activations, following, rows = (torch.cat(part).numpy() for part in zip(*self.parts))
+        return activations, following, rows
+
+
+class OneModel:
+    """One model's roles; `run` gives its tables, `roles` and `null_fraction` speak of every neuron.
+
+    `own` are its rows of the neuron table.  `concerned` are neurons whose ablation functional universality asks about:
+    `changes` and `effects` (logit effects) are theirs.  Of the reference `chosen` are its universal neurons, ablated
+    together.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        own: pl.DataFrame,
+        sample: Sample,
+        settings: RoleSettings,
+        *,
+        seed: int,
+        concerned: Sequence[int] = (),
+        chosen: Sequence[int] | None = None,
+        what: str = "",
+    ) -> None:
+        self.model, self.own, self.sample, self.settings, self.seed = model, own, sample, settings, seed
+        self.concerned, self.chosen, self.what = concerned, chosen, what
+        self.tables: dict[str, pl.DataFrame] = {}
+        self.null_fraction = np.full(model.n_neurons, np.nan)
+        self.roles: list[list[str]] = [[] for _ in range(model.n_neurons)]
+        self.effects: dict[int, np.ndarray] = {}
+
+    def run(self, reporter: Reporter, batch_tokens: int) -> dict[str, pl.DataFrame]:
+        """Everything; returns the tables."""
+        model = self.model
+        weights = processed_weights(model)
+        self.null_fraction = null_fraction(weights, model.architecture.norm == "layer").cpu().numpy()
+        flat = weights.w_out.flatten(0, 1)
+        self.effects = {n: (weights.w_u @ flat[n]).float().cpu().numpy() for n in self.concerned}
+        labels = self.sample.labels
+        effects = effects_table(
+            model.name, model.n_layers, model.d_mlp, weights, self.own, self.sample.vocabulary, labels, self.settings
+        )
+        self.tables["effects"] = effects
+        means = self._means(batch_tokens)
+        trial = EntropyTrial(model, self._candidates(weights), means, self.settings, *self._frequency(weights))
+        self.changes = LossChanges(model, self.concerned, means)
+        nearest = with_nearest(effects, self.own, 2)
+        numbers, ensembles = ensembles_of(same_class(nearest), weights, self.sample.vocabulary, labels)
+        together = Together(model, numbers.tolist()) if ensembles else None
+        costs = Costs(model, self.chosen, means, self.seed) if self.chosen else None
+        self._read([trial, self.changes, together, costs], reporter)
+        self.tables["interventions"] = trial.interventions()
+        self.tables["ablations"] = trial.ablations(self.own, weights, self.null_fraction)
+        if costs is not None:
+            self.tables["costs"] = costs.table(self.what)
+        shown = role_examples(nearest)
+        tried = self.tables["ablations"].filter(pl.col("kind") == "entropy").select("model", "layer", "neuron")
+        shown = pl.concat(
+            [shown, nearest.join(tried, on=("model", "layer", "neuron")).filter(pl.col("class").is_not_null())]
+        ).unique(("layer", "neuron"), keep="first", maintain_order=True)
+        self.tables["effect_histograms"] = effect_histograms(shown, weights, self.sample.vocabulary, labels)
+        if together is not None and together.parts:
+            activations, following, rows = together.joined()
+            self.tables["ensembles"] = ensembles_table(model.name, ensembles, activations, following, rows)
+            self.tables["class_histograms"] = ensemble_histograms(
+                model.name, ensembles, weights, self.sample.vocabulary, activations, following
+            )
+        self._attention(weights)
+        self._name_roles()
+        return {name: table for name, table in self.tables.items() if len(table)}
+
+    def _candidates(self, weights: ProcessedWeights) -> dict[int, str]:
+        """The neurons whose interventions are tried out, and as what."""
+        kinds = dict.fromkeys(entropy_candidates(self.own, self.settings), "entropy")
+        direction, _ = self._frequency(weights)
+        for number in frequency_candidates(self.model, weights, direction, FREQUENCY_CANDIDATES):
+            kinds.setdefault(number, "frequency")
+        return kinds | dict.fromkeys(controls(self.own, self.settings, self.seed, list(kinds)), "control")
+
+    def _frequency(self, weights: ProcessedWeights) -> tuple[Tensor, Tensor]:
+        counts, size = self.sample.counts, len(weights.w_u)
+        return frequency_direction(np.pad(counts, (0, max(0, size - len(counts))))[:size])
+
+    def _read(self, takers: Sequence[EntropyTrial | LossChanges | Together | Costs | None], reporter: Reporter) -> None:
+        """Run the sample once, and from each clean run what was changed."""
+        readout = Readout(self.model)
+        with reporter.tokens(f"roles of {self.model.name}", self.sample.positions) as meter:
+            for trial in trials(self.model, readout, self.sample.tokens, self.sample.rows):
+                for taker in takers:
+                    if taker is not None:
+                        taker.add(trial)
+                meter(trial.ids.numel())
+
+    @torch.inference_mode()
+    def _means(self, batch_tokens: int) -> Float[Tensor, " neurons"]:
+        """Mean activations over the counted positions of the sample."""
+        model, tokens, rows = self.model, self.sample.tokens, self.sample.rows
+        total = torch.zeros(model.n_neurons, dtype=torch.float64, device=model.device)
+        counted, step = 0, max(1, batch_tokens // tokens.context)
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
+            keep = torch.from_numpy(np.flatnonzero(tokens.mask(some))).to(model.device)
+            counted += len(keep)
+
+            def take(layer: int, activation: Tensor, keep: Tensor = keep) -> None:
+                columns = slice(layer * model.d_mlp, (layer + 1) * model.d_mlp)
+                total[columns] += activation[keep].float().sum(0)
+
+            with model.capturing(take):
+                model.forward(torch.from_numpy(tokens.ids(some)))
+        return (total / max(counted, 1)).float()
+
+    def _attention(self, weights: ProcessedWeights) -> None:
+        if self.model.architecture.attention is None or self.model.n_layers < 2:
+            return
+        tokens, rows = self.sample.tokens, self.sample.rows
+        ids = torch.from_numpy(tokens.ids(rows))
+        counted = torch.from_numpy(tokens.mask(rows))
+        scores = bos_scores(self.model, weights, tokens.bos, self.settings.distances, seed=self.seed)
+        norms = value_norms(self.model, ids.to(self.model.device), counted)
+        self.tables["heads"] = heads_table(scores, norms)
+        self.tables["head_scores"] = scores_histogram(scores)
+        found = attention_table(
+            self.model, ids.to(self.model.device), self.settings, scores, counted=counted, seed=self.seed
+        )
+        self.tables["attention"], self.tables["attention_samples"] = found
+
+    def _name_roles(self) -> None:
+        for name in ("effects", "ablations", "attention"):
+            if name not in self.tables:
+                continue
+            named = self.tables[name].filter(pl.col("role").is_not_null())
+            for layer, neuron, role in named.select("layer", "neuron", "role").iter_rows():
+                own = self.roles[layer * self.model.d_mlp + neuron]
+                own[:] = sorted({*own, role}, key=ROLES.index)

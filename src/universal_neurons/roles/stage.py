@@ -1,0 +1,130 @@
+"""What the neurons of a study do: the roles of every model's, and whether matched neurons do the same."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from universal_neurons.config import StudyConfig
+from universal_neurons.errors import TextError
+from universal_neurons.models import Model
+from universal_neurons.progress import Reporter
+from universal_neurons.roles.functional import counterparts, functional_table, random_partner
+from universal_neurons.roles.one_model import OneModel, Sample
+from universal_neurons.shown import FALLBACK_SHARE
+from universal_neurons.tables import vocabulary_table
+from universal_neurons.tokens import TokenDataset
+from universal_neurons.vocabulary import Vocabulary, read_vocabulary
+
+
+class Roles:
+    """The roles of a study's neurons.
+
+    `neurons` and `matches` are the study's tables (no matches where universality was not asked about), `rows` the
+    held-out rows, `own` sets of tokens of the user's own.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        models: Sequence[Model],
+        tokens: TokenDataset,
+        rows: np.ndarray,
+        vocabulary: Vocabulary,
+        neurons: pl.DataFrame,
+        matches: pl.DataFrame | None,
+        own: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        self.config, self.models, self.neurons = config, list(models), neurons
+        most = max(1, config.roles.tokens // tokens.context)
+        spread = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))
+        embedding = self.models[0].hf.get_input_embeddings().weight
+        self.sample = Sample(tokens, np.sort(rows)[spread], vocabulary, embedding, own or {})
+        if not self.sample.predictions:
+            raise TextError(
+                "no two counted tokens in a row to try roles on",
+                given=f"{len(self.sample.rows)} held-out rows of {tokens.context} tokens",
+                wanted="more text, or fewer masked tokens",
+                fix="leave out the stage roles, or raise `tokens` of the section roles",
+            )
+        self.chosen, self.what = self._chosen() if matches is not None else ([], "")
+        self.pairs: pl.DataFrame | None = None
+        if matches is not None:
+            some = self.chosen[: config.roles.ablated]
+            self.pairs = counterparts(matches, self.models[0].name, some, {m.name: m.d_mlp for m in self.models})
+
+    def _of(self, model: Model) -> pl.DataFrame:
+        return self.neurons.filter(pl.col("model") == model.name).sort("layer", "neuron")
+
+    def _chosen(self) -> tuple[list[int], str]:
+        """The reference's universal neurons (flat, best first), or the top 1 % by excess where none is."""
+        own = self._of(self.models[0]).with_row_index("flat").filter(pl.col("excess_corr").is_finite())
+        ranked = own.sort("excess_corr", descending=True)
+        universal = ranked.filter("is_universal")["flat"].to_list()
+        if universal:
+            return universal, "universal"
+        return ranked["flat"].head(math.ceil(FALLBACK_SHARE * len(ranked))).to_list(), "top 1 % by excess"
+
+    def run(self, reporter: Reporter) -> dict[str, pl.DataFrame]:
+        """All tables, by name; `neurons` among them, with the columns `roles` and `null_fraction`."""
+        parts: dict[str, list[pl.DataFrame]] = {}
+        found = {}
+        for model in self.models:
+            found[model.name] = one = self._one(model)
+            if model.architecture.post_norm or not model.architecture.causal:
+                reporter.note(f"{model.name}: no roles, its norms follow the residual sum")
+                continue
+            with reporter.stage("roles"):
+                for name, table in one.run(reporter, self.config.batch_tokens or 2048).items():
+                    parts.setdefault(name, []).append(table)
+        tables = {name: pl.concat(some, how="diagonal_relaxed") for name, some in parts.items()}
+        pairs = self.pairs
+        if pairs is not None and len(pairs) and all(one.effects for one in found.values()):
+            tables["functional"] = functional_table(
+                self.models,
+                pairs,
+                {name: one.changes for name, one in found.items()},
+                {name: one.effects for name, one in found.items()},
+                {name: one.roles for name, one in found.items()},
+                self.config.seed,
+            )
+        if "labels" not in self.config.stages:
+            tables["vocabulary"] = vocabulary_table(self.sample.vocabulary, self.sample.counts[:, None])
+        tables["neurons"] = self._columns(found)
+        return tables
+
+    def _one(self, model: Model) -> OneModel:
+        seed, first = self.config.seed, model is self.models[0]
+        concerned: set[int] = set()
+        if self.pairs is not None and first:
+            concerned = set(self.pairs["flat"].to_list())
+        elif self.pairs is not None:
+            matches = self.pairs.filter(pl.col("model") == model.name)["match"].to_list()
+            concerned = {*matches, *(random_partner(m, model.d_mlp, seed, model.name) for m in matches)}
+        return OneModel(
+            model,
+            self._of(model),
+            self.sample,
+            self.config.roles,
+            seed=seed,
+            concerned=sorted(concerned),
+            chosen=self.chosen if first else None,
+            what=self.what,
+        )
+
+    def _columns(self, found: Mapping[str, OneModel]) -> pl.DataFrame:
+        """The neuron table with the columns of this stage."""
+        frames = []
+        for model in self.models:
+            one = found[model.name]
+            roles = pl.Series(one.roles, dtype=pl.List(pl.String))
+            frames.append(self._of(model).with_columns(null_fraction=pl.Series(one.null_fraction), roles=roles))
+        return pl.concat(frames)
+
+
+def vocabulary_of(tokenizer: Any, models: Sequence[Model]) -> Vocabulary:
+    """The strings of the models' tokens; empty ones where there is no tokenizer."""
+    size = min(model.vocab_size for model in models)
+    return read_vocabulary(tokenizer, size) if tokenizer is not None else Vocabulary(("",) * size, np.ones(size, bool))

@@ -1,0 +1,141 @@
+"""Roles as part of a study, and of a finished one; the command; what the report and `show` say."""
+
+import hashlib
+
+import polars as pl
+import pytest
+import yaml
+from conftest import save_tiny
+
+import universal_neurons as un
+from universal_neurons.cli import main
+from universal_neurons.errors import ConfigError, StoreConflictError
+from universal_neurons.report import study_figures, write_report
+from universal_neurons.roles.one_model import ROLES
+from universal_neurons.roles.overview import role_rows
+
+SETTINGS = un.RoleSettings(tokens=512, values=(0.0, 2.0), controls=3, attention_pairs=2, distances=(4, 8), ablated=4)
+
+
+STAGES = ("weights", "statistics", "universality", "roles")
+
+
+def study(out, models, text, **more):
+    config = un.StudyConfig(
+        models=tuple(map(str, models)),
+        data=str(text),
+        out=str(out),
+        draws=2,
+        roles=SETTINGS,
+        **{"stages": STAGES} | more,
+    )
+    return un.run_study(config, progress=False)
+
+
+def hashes(store):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in store.path.glob("*.parquet")}
+
+
+@pytest.fixture(scope="module")
+def finished(folders, text_file, tmp_path_factory):
+    return study(tmp_path_factory.mktemp("roles") / "r", folders, text_file)
+
+
+def test_every_neuron_has_a_list_of_roles_from_the_tables(finished):
+    neurons = finished.neurons
+    assert neurons["roles"].null_count() == 0
+    assert set(neurons["roles"].explode().drop_nulls()) <= set(ROLES)
+    said = pl.concat(
+        finished.table(name).filter(pl.col("role").is_not_null()).select("model", "layer", "neuron", "role")
+        for name in ("effects", "ablations", "attention")
+    ).unique()
+    listed = neurons.select("model", "layer", "neuron", role="roles").explode("role").drop_nulls()
+    assert said.sort(said.columns).equals(listed.sort(listed.columns))
+    assert neurons["null_fraction"].is_between(0, 1).all()
+
+
+def test_all_that_was_asked_for_is_tried(finished):
+    swept = finished.table("interventions")
+    assert set(swept["model"]) == set(finished.models)
+    assert set(swept.filter(pl.col("edit") == "fix")["value"]) == set(SETTINGS.values)
+    assert set(swept["edit"]) == {"none", "fix", "zero", "relu", "threshold", "multiply"}
+    counted = swept["tokens"].unique().to_list()
+    assert len(counted) == 1
+    assert 256 < counted[0] < 512
+    tried = finished.table("ablations")
+    assert (tried.filter(pl.col("kind") == "control").group_by("model").len()["len"] == SETTINGS.controls).all()
+    functional = finished.table("functional")
+    assert set(functional["model"]) == set(finished.models[1:])
+    assert functional.select("layer", "neuron").unique().height <= SETTINGS.ablated
+    assert finished.table("costs").filter(pl.col("set") == "random").height == 10
+
+
+def test_a_finished_study_gets_the_same_roles_later(finished, folders, text_file, tmp_path):
+    plain = study(tmp_path / "later", folders, text_file, stages=STAGES[:-1])
+    assert not plain.has("effects")
+    assert plain.neurons["roles"].null_count() == len(plain.neurons)
+    later = un.study_roles(plain.path)
+    assert hashes(later) == hashes(finished)
+    assert later.manifest["tables"] == finished.manifest["tables"]
+    assert "roles" in later.config.stages
+
+
+def test_other_thresholds_from_a_file(finished, folders, text_file, tmp_path, capsys):
+    store = study(tmp_path / "again", folders[:2], text_file)
+    before = store.table("effects")
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        yaml.safe_dump({"roles": SETTINGS.model_dump(mode="json") | {"kurtosis": 1e9, "partition_variance": 1e9}})
+    )
+    main(["roles", str(store.path), "-c", str(file)])
+    assert "What the neurons do" in capsys.readouterr().out
+    after = un.Store(store.path)
+    assert after.table("effects")["role"].null_count() == len(before)
+    assert after.config.roles.kurtosis == 1e9
+    assert (store.path / "figures/role-entropy.svg").exists()
+
+
+def test_the_report_and_show_say_what_neurons_do(finished, capsys):
+    drawn = study_figures(finished)
+    wanted = {"effects", "roles-by-layer", "entropy", "total-direct", "attention", "functional", "costs"}
+    assert {f"role-{name}" for name in wanted} <= set(drawn)
+    page = write_report(finished).read_text()
+    assert "What the neurons do" in page
+    for role, counts, text in role_rows(finished):
+        assert len(counts) == len(finished.models)
+        assert counts[0] or not text or text.startswith("none; nearest L"), role
+    tried = finished.table("ablations").filter(pl.col("model") == finished.models[0]).row(0, named=True)
+    main(["show", str(finished.path), f"L{tried['layer']}.{tried['neuron']}"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "through the final norm" in said
+    assert "most raised" in said
+
+
+def test_roles_need_weights_and_statistics(folders, text_file, tmp_path):
+    with pytest.raises(ConfigError, match="weights and statistics"):
+        study(tmp_path / "r", folders, text_file, stages=("statistics", "roles"))
+    store = study(tmp_path / "u", folders[:2], text_file, stages=("universality",))
+    with pytest.raises(ConfigError, match="weights and statistics"):
+        un.study_roles(store)
+
+
+def test_a_study_whose_text_has_changed_is_refused(folders, text_file, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(text_file.read_text())
+    store = study(tmp_path / "r", folders[:2], text)
+    before = hashes(store)
+    text.write_text(text_file.read_text()[100:])
+    with pytest.raises(StoreConflictError, match="text has changed"):
+        un.study_roles(store)
+    assert hashes(store) == before
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "bert"])
+def test_other_families_and_one_model_alone(family, text_file, tmp_path):
+    stages = ("weights", "statistics", "labels", "roles")
+    model = save_tiny(tmp_path / family, family)
+    store = study(tmp_path / "r", [model], text_file, stages=stages, labels=("tokens",))
+    assert store.has("effects") == (family != "bert")
+    assert not store.has("functional")
+    assert store.neurons["roles"].null_count() == 0
+    write_report(store)
