@@ -67,7 +67,7 @@ TEXT_WORDS, MAX_TOKENS, CONTEXT = 7_000, 6_144, 64
 AGAIN = 0.3  # the share of resumed studies that are killed again
 PATIENCE = 300  # seconds after which a study hangs
 STARTING = "starting"
-ORDER = (STARTING, "models", "tokens", "weights", "labels", "pass", "statistics", "compare", "detail", "tables")
+ORDER = (STARTING, "models", "tokens", "weights", "labels", "pass", "statistics", "compare", "detail", "tables", "roles")
 PLAIN: dict[str, Any] = {"stages": ("universality",), "draws": 2, "max_tokens": MAX_TOKENS, "context": CONTEXT}
 CASES: dict[str, dict[str, Any]] = {
     "exact": PLAIN,

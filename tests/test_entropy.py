@@ -200,7 +200,8 @@ def test_neurons_like_any_other_have_no_role_where_they_are_candidates():
 def test_interventions_are_means_over_runs_of_their_own():
     trial, ids, _ = tried(45)
     table, clean = trial.interventions(), logits_of(ids)
-    assert len(table) == 1 + len(KINDS) * (len(SETTINGS.values) + 4)
+    candidates = sum(kind != "control" for kind in KINDS.values())
+    assert len(table) == 1 + len(KINDS) * len(SETTINGS.values) + candidates * 4
     assert set(table["tokens"]) == {45 * 10}
     assert sorted(set(table["edit"])) == ["fix", "multiply", "none", "relu", "threshold", "zero"]
     for row in table.iter_rows(named=True):

@@ -171,10 +171,11 @@ def _look(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, entropy, rank, and log of the sum of exponentials; the logits are written over."""
     true = logits.gather(1, targets[:, None])
-    rank = (logits > true).sum(1).float() + 1
+    weights = torch.empty_like(logits)
+    rank = torch.gt(logits, true, out=weights).sum(1) + 1  # as floats, which add up five times as fast as truths
     highest = logits.amax(1, keepdim=True)
     logits.sub_(highest)
-    weights = logits.exp()
+    torch.exp(logits, out=weights)
     total = weights.sum(1)
     entropy = total.log() - _dot(weights, logits) / total
     normaliser = total.log() + highest[:, 0]

@@ -121,8 +121,9 @@ def functional(table: pl.DataFrame, what: str) -> Figure | None:
             axes.axhline(0, color="black", linewidth=0.6, linestyle=":")
             axes.set(xlabel="ρ of activations", ylabel=label, ylim=(-1.05, 1.05))
             axes.legend(fontsize=7, loc="lower left")
-        same = float(table["same_roles"].mean())  # type: ignore[arg-type]
-        figure.suptitle(f"Do matched neurons act alike? {what}; {same:.0%} of matches have the same roles", fontsize=10)
+        some = table.filter((pl.col("roles").list.len() > 0) | (pl.col("match_roles").list.len() > 0))
+        same = f"{int(some['same_roles'].sum())} of {len(some)} pairs with a role have the same"
+        figure.suptitle(f"Do matched neurons act alike? {what}; {same}", fontsize=10)
     return figure
 
 

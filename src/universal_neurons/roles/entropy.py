@@ -153,9 +153,11 @@ class EntropyTrial:
         """The earliest layer with a neuron to try."""
         return min(self.kinds, default=0) // self.model.d_mlp
 
-    def _edits(self) -> list[Edit]:
-        plain = [Edit("zero"), Edit("relu"), Edit("threshold", 0.0), Edit("multiply", 2.0)]
-        return [*(Edit("fix", value) for value in self.settings.values), *plain]
+    def _edits(self, kind: str) -> list[Edit]:
+        """Controls are fixed to the same values; the paper's other interventions are for candidates."""
+        fixed = [Edit("fix", value) for value in self.settings.values]
+        others = [Edit("zero"), Edit("relu"), Edit("threshold", 0.0), Edit("multiply", 2.0)]
+        return fixed if kind == "control" else [*fixed, *others]
 
     def add(self, trial: Trial) -> None:
         """Try everything on a batch of rows."""
@@ -164,15 +166,19 @@ class EntropyTrial:
         width = self.model.d_mlp
         for layer in sorted({number // width for number in self.kinds}):
             numbers = [number for number in self.kinds if number // width == layer]
-            own = [number % width for number in numbers]
-            edits = self._edits()
-            found = trial.try_out(layer, own, edits)
-            for place, number in enumerate(numbers):
-                for which, edit in enumerate(edits):
-                    part = Metrics(*(values[place, which] for values in vars(found).values()))
-                    value = None if edit.value is None else float(edit.value)
-                    self._sum((number, edit.kind, value), part)
+            plain = [number for number in numbers if self.kinds[number] == "control"]
+            self._sweep(trial, layer, plain, self._edits("control"))
+            self._sweep(trial, layer, [number for number in numbers if number not in plain], self._edits("entropy"))
             self._ablate(trial, layer, numbers)
+
+    def _sweep(self, trial: Trial, layer: int, numbers: list[int], edits: list[Edit]) -> None:
+        if not numbers:
+            return
+        found = trial.try_out(layer, [number % self.model.d_mlp for number in numbers], edits)
+        for place, number in enumerate(numbers):
+            for which, edit in enumerate(edits):
+                part = Metrics(*(values[place, which] for values in vars(found).values()))
+                self._sum((number, edit.kind, None if edit.value is None else float(edit.value)), part)
 
     def _sum(self, key: tuple[int | None, str, float | None], metrics: Metrics) -> None:
         values = [
