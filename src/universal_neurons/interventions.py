@@ -180,3 +180,15 @@ def frozen_norm(model: Model, scale: Float[Tensor, "rows context"]) -> Iterator[
         yield
     finally:
         handle.remove()
+
+
+def repeated(value: Any, rows: int, copies: int) -> Any:
+    """Nested arguments of a module for so many copies of a batch: tensors with a row each are repeated, others kept."""
+    if isinstance(value, Tensor):
+        per_row = value.dim() > 1 and len(value) == rows
+        return value.repeat(copies, *[1] * (value.dim() - 1)) if per_row else value
+    if isinstance(value, dict):
+        return {key: repeated(part, rows, copies) for key, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(repeated(part, rows, copies) for part in value)
+    return value

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from universal_neurons.errors import InputError
 from universal_neurons.heads import Heads, hooked
+from universal_neurons.interventions import repeated
 from universal_neurons.models import Model, matrix_of
 
 CPU_ELEMENTS, GPU_ELEMENTS = 1 << 20, 1 << 25  # of attention patterns or residual streams at a time: a CPU's cache
@@ -186,7 +187,7 @@ def _effects(model: Model, ids: Tensor, layer: int, neurons: Tensor, watched: _H
         queries = queries_without(heads, head, residual.expand_as(parts), parts).flatten(0, 1)
         edit = partial(_replace, heads, head, queries.clone)
         with hooked(partial(heads.query.register_forward_hook, edit)):
-            ablated = watched.watch(*_repeated((args, kwargs), len(some), len(ids)))
+            ablated = watched.watch(*repeated((args, kwargs), len(ids), len(some)))
         deltas.append([kept - lost.unflatten(0, (len(some), -1)) for kept, lost in zip((attention, size), ablated)])
     bos, norm = (torch.cat(part) for part in zip(*deltas))
     return {"activation": activation.float(), "delta_bos": bos, "delta_norm": norm}
@@ -219,13 +220,3 @@ def _before_attention(
         model.forward(ids)
     args, kwargs = found["call"]
     return found["activation"].reshape(*ids.shape, model.d_mlp), found["residual"], args, kwargs
-
-
-def _repeated(value: Any, times: int, rows: int) -> Any:
-    """Nested arguments for so many copies of the batch: tensors with a row each are repeated, others kept."""
-    if isinstance(value, Tensor):
-        batched = value.dim() > 1 and len(value) == rows
-        return value.repeat(times, *[1] * (value.dim() - 1)) if batched else value
-    if isinstance(value, dict):
-        return {key: _repeated(part, times, rows) for key, part in value.items()}
-    return type(value)(_repeated(part, times, rows) for part in value) if type(value) in (tuple, list) else value

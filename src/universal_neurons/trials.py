@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from universal_neurons.interventions import Edit, final_residual
+from universal_neurons.interventions import Edit, final_residual, repeated
 from universal_neurons.models import Model, matrix_of
 from universal_neurons.readout import Clean, Metrics, Readout
 from universal_neurons.tokens import TokenDataset
@@ -73,7 +73,7 @@ class Trial:
         hidden = hidden.repeat(copies, 1, 1) + added.to(hidden.dtype).reshape(-1, *self.shape[1:], hidden.shape[-1])
         for later in range(layer + 1, self.model.n_layers):
             args, kwargs = self.calls[later]
-            args, kwargs = _repeated(args[1:], rows, copies), _repeated(kwargs, rows, copies)
+            args, kwargs = repeated(args[1:], rows, copies), repeated(kwargs, rows, copies)
             kwargs.pop("hidden_states", None)
             output = self.model.blocks[later](hidden, *args, **kwargs)
             hidden = output[0] if isinstance(output, tuple) else output
@@ -107,18 +107,6 @@ class Trial:
             found.append(self.readout.of_residual(self.after(layer, added), self.clean, scale))
         shape = (len(neurons), len(edits), -1)
         return Metrics(*(torch.cat([vars(part)[name] for part in found]).view(shape) for name in vars(found[0])))
-
-
-def _repeated(value: Any, rows: int, copies: int) -> Any:
-    """Nested arguments of a block with what belongs to rows repeated."""
-    if isinstance(value, Tensor):
-        per_row = value.dim() > 1 and rows > 1 and value.shape[0] == rows
-        return value.repeat(copies, *[1] * (value.dim() - 1)) if per_row else value
-    if isinstance(value, dict):
-        return {key: _repeated(part, rows, copies) for key, part in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_repeated(part, rows, copies) for part in value)
-    return value
 
 
 def trials(model: Model, readout: Readout, tokens: TokenDataset, rows: np.ndarray, first: int = 0) -> Iterator[Trial]:

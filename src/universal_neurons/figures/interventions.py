@@ -92,11 +92,10 @@ def total_and_direct(ablations: pl.DataFrame) -> Figure | None:
         for kind, (label, colour) in kinds.items():
             rows = finite.filter(pl.col("kind") == kind)
             axes.scatter(rows["total_effect"], rows["direct_effect"], s=14, color=colour, label=label)
-            if kind == "entropy":
-                for row in rows.iter_rows(named=True):
-                    where = (row["total_effect"], row["direct_effect"])
-                    name = f"{row['model']}/L{row['layer']}.{row['neuron']}"
-                    axes.annotate(name, where, xytext=(4, -8), textcoords="offset points", fontsize=6)
+            for row in rows.filter(pl.col("role") == "entropy").iter_rows(named=True):
+                where = (row["total_effect"], row["direct_effect"])
+                name = f"{row['model']}/L{row['layer']}.{row['neuron']}"
+                axes.annotate(name, where, xytext=(4, -8), textcoords="offset points", fontsize=6)
         low, high = (float(f(finite["total_effect"].to_numpy())) for f in (np.min, np.max))
         axes.plot([low, high], [low, high], color="black", linewidth=0.6, linestyle=":")
         axes.set(xscale="log", yscale="log", xlabel="total effect, mean |Δ loss|", ylabel="direct effect, norm frozen")
