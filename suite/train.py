@@ -1,6 +1,6 @@
 """Train all seeds of a recipe at once: python suite/train.py RECIPE TOKENS OUT
 
-TOKENS is a .npy of token ids (uint16), token 0 before each document.  A row is BOS and `n_positions` − 1 tokens of text.
+TOKENS is a .npy of token ids (uint16), token 0 before each document.  A row is BOS and `n_positions` − 1 tokens.
 Each seed has its own weights (seed `weights`) and its own order of the rows (seed `data`), whatever seeds are trained
 beside it.  Every `save_every` steps the state is written (weights in float32, AdamW's moments in bfloat16: 8 bytes a
 weight) and *taken over as written*, so that an interrupted run ends with the same bits as one that was not; the same
@@ -47,7 +47,7 @@ class Rows:
         return self.orders[seed, epoch]
 
     def batch(self, step: int, rows: int) -> Tensor:
-        """Ids (seeds, rows, context) of one step, counted from 0; the last rows of an epoch that fill no step drop out."""
+        """Ids (seeds, rows, context) of one step, from 0; rows at the end of an epoch that fill no step drop out."""
         per_epoch = self.count // rows
         epoch, place = divmod(step, per_epoch)
         chosen = np.stack([self.order(seed, epoch)[place * rows : (place + 1) * rows] for seed in self.seeds])
@@ -93,7 +93,6 @@ class Training:
         self.optimizer = torch.optim.AdamW(groups, lr=1.0, betas=tuple(self.given["betas"]), fused=True)
         self.step = 0
         self.dtype = getattr(torch, self.given["dtype"])
-        self.seen: list[str] = []
 
     @property
     def state_file(self) -> Path:

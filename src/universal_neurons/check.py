@@ -95,7 +95,7 @@ def estimate_view(found: Estimate) -> Table:
     """An estimate as a table."""
     table = Table("", "", title=f"{found.tokens:,} tokens on {found.device}", show_header=False)
     table.add_row("time", clock(found.seconds))
-    for name in ("labels", "pass", "compare", "detail"):
+    for name in ("labels", "pass", "compare", "detail", "roles"):
         table.add_row(f"  {name}", clock(getattr(found, f"seconds_{name}")))
     table.add_row("memory", f"{_size(found.memory_peak)} at the peak, {_size(found.memory_available)} free")
     table.add_row("plan", f"{found.passes} pass{'es' if found.passes > 1 else ''}, sums in {found.sums}")

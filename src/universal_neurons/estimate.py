@@ -3,7 +3,7 @@
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import psutil
@@ -22,9 +22,13 @@ from universal_neurons.models import Model
 from universal_neurons.moments import FLOAT_BINS, GroupMeans, Histogram, Moments, SumSquares
 from universal_neurons.overlap import BUFFERS
 from universal_neurons.panels import Layout, cut, model_pairs, signs_of
+from universal_neurons.readout import look_seconds
+from universal_neurons.roles.entropy import FREQUENCY_CANDIDATES
+from universal_neurons.roles.functional import DRAWS
 from universal_neurons.screening import MEAN, Candidates
 from universal_neurons.stream import NeuronSource
 from universal_neurons.tokens import HELDOUT_MOST, SHARD_POSITIONS
+from universal_neurons.trials import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU
 
 STATE_BYTES = 8 + 4  # a float64 sum and a float32 pending product
 MATCH_ROW_BYTES = 160  # a row of the matches table while it is sorted and written
@@ -39,6 +43,7 @@ MOST_PASSES = 4096
 WORDS_PER_TOKEN = 2  # places in a word in which a token is seen
 COLUMN_LABELS = 300  # syntax of this and the previous token, subsets
 DENSE_LABELS = 3000  # with the labels of words and previous tokens
+LOGITS_COPIES = 5  # of a clean run's logits, while they are made
 SYNTAX_RATE = 8_000  # tokens per second and core that spaCy's small English pipeline reads
 
 
@@ -51,11 +56,13 @@ class MemoryPlan:
     workspace: int
     tables: int
     weights: int = 0
+    roles: int = 0
 
     @property
     def total(self) -> int:
-        """At the peak: the weights, the pass with a comparison on top, or the tables once the statistics are gone."""
-        return max(self.weights, self.statistics + self.blocks + self.workspace, self.blocks + self.tables)
+        """At the peak: the weights, the pass with a comparison on top, or the tables or roles once that is gone."""
+        after = self.blocks + max(self.tables, self.roles)
+        return max(self.weights, self.statistics + self.blocks + self.workspace, after)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Estimate:
     seconds_compare: float
     seconds_detail: float
     seconds_labels: float
+    seconds_roles: float
     seconds: float
     memory_peak: int
     memory_available: int
@@ -131,7 +139,15 @@ def memory_plan(
     askers = models if config.pairs == "all" else models[:1]
     rows = sum(m.n_neurons for m in askers) * (len(models) - 1) * (config.top_k + 1)
     tables = max(rows * MATCH_ROW_BYTES, 2 * labels) + PAGES_BYTES
-    return MemoryPlan(lanes * statistics, blocks, workspace, tables, weights)
+    roles = max(role_bytes(config, model) for model in models) if "roles" in config.stages else 0
+    return MemoryPlan(lanes * statistics, blocks, workspace, tables, weights, roles + weights)
+
+
+def role_bytes(config: StudyConfig, model: Model) -> int:
+    """What one model's roles take: logits of the clean run and the activations beside them."""
+    most = LOGITS_ON_GPU if config.device.startswith("cuda") else LOGITS_AT_ONCE
+    positions = min(config.roles.tokens, max(config.context or 0, most // model.vocab_size))
+    return 4 * positions * (LOGITS_COPIES * model.vocab_size + 2 * model.n_neurons + COPIES * model.d_model)
 
 
 def _within_layers(config: StudyConfig, models: Sequence[Model]) -> int:
@@ -265,6 +281,7 @@ def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -
     seconds_compare = (rotated * (1 + 16 / config.n_draws)) / (0.5 * rate)
     seconds_detail = heldout * per_token * 1.2
     seconds_labels = tokens / (SYNTAX_RATE * (os.cpu_count() or 1)) if config.nlp else 0.0
+    seconds_roles = _role_seconds(models, config, forward, heldout) if "roles" in config.stages else 0.0
     state = plan.statistics * 8 // STATE_BYTES
     neurons = sum(m.n_neurons for m in models)
     final = plan.tables // 8 + (4 << 20)
@@ -275,7 +292,8 @@ def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -
         seconds_compare=seconds_compare,
         seconds_detail=seconds_detail,
         seconds_labels=seconds_labels,
-        seconds=seconds_pass + seconds_compare + seconds_detail + seconds_labels,
+        seconds_roles=seconds_roles,
+        seconds=seconds_pass + seconds_compare + seconds_detail + seconds_labels + seconds_roles,
         memory_peak=resident + plan.total,
         memory_available=available_memory(config),
         disk_peak=final + (KEPT + 1) * state + 4 * tokens,
@@ -284,6 +302,20 @@ def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -
         passes=layout.passes,
         sums="compensated" if layout.compensated else "float64",
         device=config.device,
+    )
+
+
+def _role_seconds(models: Sequence[Model], config: StudyConfig, forward: Mapping[str, float], heldout: int) -> float:
+    """Seconds of the roles: looks at changed logits, and forward passes (of half the blocks) with something changed."""
+    settings = config.roles
+    predictions = min(settings.tokens, heldout)
+    looks = settings.controls * (len(settings.values) + 2)
+    looks += (settings.entropy_neurons + FREQUENCY_CANDIDATES) * (len(settings.values) + 8)
+    changed = settings.ablated if "universality" in config.stages else 0
+    return sum(
+        predictions
+        * ((looks + changed) * look_seconds(m.device, m.vocab_size) + forward[m.name] * (DRAWS + changed / 2))
+        for m in models
     )
 
 

@@ -5,6 +5,7 @@ and new scale s', they are (W r + Δ W w_out) / s' + c.  W r and W w_out are com
 activation costs no product; its metrics are taken while a stretch of the logits is in the cache.
 """
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +70,7 @@ class Readout:
         self.constant: Float[Tensor, " vocabulary"] = matrix @ self.norm.shift
         if isinstance(unembedding.bias, Tensor):
             self.constant = self.constant + unembedding.bias.float()
-        self.step = max(1, (AT_ONCE if model.device.type == "cuda" else CACHED) // len(matrix))
+        self.step = _step(model.device, len(matrix))
         self._require(model)
 
     @torch.inference_mode()
@@ -160,6 +161,25 @@ class Readout:
                     loss[at], entropy[at], rank[at], divergence[at] = _look(logits, clean.targets[some])
             divergence[neuron] -= mean + clean.metrics.entropy
         return Metrics(loss, entropy, rank, scale, divergence)
+
+
+def look_seconds(device: torch.device, vocabulary: int) -> float:
+    """Seconds that one prediction's changed logits take, measured on random ones."""
+    step = _step(device, vocabulary)
+    logits, targets = torch.randn(step, vocabulary, device=device), torch.zeros(step, dtype=torch.long, device=device)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        changed = torch.addcmul(logits, logits[:, :1], logits[0])
+        _look(torch.addcdiv(logits[0], changed, logits[:, 1:2], out=changed), targets)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return best / step
+
+
+def _step(device: torch.device, vocabulary: int) -> int:
+    return max(1, (AT_ONCE if device.type == "cuda" else CACHED) // vocabulary)
 
 
 def _dot(left: Float[Tensor, "tokens n"], right: Float[Tensor, "tokens n"]) -> Float[Tensor, " tokens"]:

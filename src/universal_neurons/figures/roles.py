@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
@@ -10,7 +11,7 @@ from universal_neurons.figures.interventions import costs, fixed_values, functio
 from universal_neurons.figures.prediction import effects_examples, ensembles_figure, role_by_layer, same_class_figure
 
 ROLE_TABLES = (  # that have a column `model`
-    "effect_histograms", "class_histograms", "ensembles", "interventions", "ablations", "attention",
+    "heads", "effect_histograms", "class_histograms", "ensembles", "interventions", "ablations", "attention",
     "attention_samples", "head_scores", "costs",
 )  # fmt: skip
 EXAMPLES = 10  # of each role on the page of Fig 23
@@ -46,9 +47,9 @@ def roles_figures(
         pairs, samples = table("attention"), table("attention_samples")
         found = pairs["role"].is_not_null().any()
         kind = "" if found else ": none confirmed, the nearest candidates"
-        drawn["attention"] = attention_neurons(
-            table("head_scores"), pairs, samples, f"Attention neurons of {reference}{kind}"
-        )
+        ratio = float(np.median(table("heads")["ratio"].drop_nulls().to_numpy()))
+        title = f"Attention neurons of {reference}{kind} (‖W_O v‖ of other tokens / of BOS: median {ratio:.1f})"
+        drawn["attention"] = attention_neurons(table("head_scores"), pairs, samples, title)
         drawn["attention-more"] = attention_pairs(pairs, samples, f"More pairs of {reference}")
     what = table("costs").filter(pl.col("set") != "random")["set"][0] if len(table("costs")) else ""
     if len(table("functional")):
