@@ -67,14 +67,27 @@ TEXT_WORDS, MAX_TOKENS, CONTEXT = 7_000, 6_144, 64
 AGAIN = 0.3  # the share of resumed studies that are killed again
 PATIENCE = 300  # seconds after which a study hangs
 STARTING = "starting"
-ORDER = (STARTING, "models", "tokens", "weights", "labels", "pass", "statistics", "compare", "detail", "tables", "roles")
+ORDER = (
+    STARTING,
+    "models",
+    "tokens",
+    "weights",
+    "labels",
+    "pass",
+    "statistics",
+    "compare",
+    "detail",
+    "tables",
+    "roles",
+)
 PLAIN: dict[str, Any] = {"stages": ("universality",), "draws": 2, "max_tokens": MAX_TOKENS, "context": CONTEXT}
+ROLES = {"tokens": 512, "values": (0.0, 2.0), "controls": 3, "attention_pairs": 2, "distances": (4, 8), "ablated": 4}
 CASES: dict[str, dict[str, Any]] = {
     "exact": PLAIN,
     "3 panels, all pairs": PLAIN | {"panels": 3, "pairs": "all"},
     "screened": PLAIN | {"search": "screened", "group_size": 8},
     "3 lanes": PLAIN | {"lanes": 3},
-    "all stages": PLAIN | {"stages": (), "labels": ("tokens", "unigrams", "position")},
+    "all stages": PLAIN | {"stages": (), "labels": ("tokens", "unigrams", "position"), "roles": ROLES},
 }
 
 

@@ -9,12 +9,15 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from universal_neurons.checkpoints import BUNDLED_FOLDER
+from universal_neurons.config import RoleSettings
 from universal_neurons.models import Model, quiet_transformers
 
 VOCABULARY, CONTEXT = 1024, 64
+FEW_ROLES = RoleSettings(tokens=512, values=(0.0, 2.0), controls=3, attention_pairs=2, distances=(4, 8), ablated=4)
 COMMON = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -120,6 +123,14 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer():
     return bundled_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def few_roles(tmp_path_factory) -> Path:
+    """A file of settings in which little is tried out."""
+    path = tmp_path_factory.mktemp("settings") / "few.yaml"
+    path.write_text(yaml.safe_dump({"roles": FEW_ROLES.model_dump(mode="json")}))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -48,9 +48,9 @@ def study(folders, text_file, tmp_path):
     return [*models, "--data", text_file, "--draws", "3", "--stages", "universality", "--out", run], run
 
 
-def test_every_stage_of_two_models(study, capsys):
+def test_every_stage_of_two_models(study, few_roles, capsys):
     arguments, run = study
-    assert call("run", *[a for a in arguments if a not in ("--stages", "universality")]) == 0
+    assert call("run", *[a for a in arguments if a not in ("--stages", "universality")], "-c", few_roles) == 0
     assert "What the neurons fire on" in capsys.readouterr().out
     assert call("show", run, "m1/L1.7") == 0
     printed = capsys.readouterr().out

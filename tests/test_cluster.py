@@ -359,6 +359,7 @@ def study(folders, tmp_path_factory):
         max_tokens=30_000,
         draws=2,
         labels=("tokens", "position"),
+        stages=("weights", "statistics", "labels", "universality"),
         lanes=4,
         threads=1,
     )

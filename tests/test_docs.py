@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import FEW_ROLES
 
 import universal_neurons as un
 from universal_neurons.cli import app
 from universal_neurons.config import StudyConfig, make_config
 
-ROLES = un.RoleSettings(tokens=512, values=(0.0, 2.0), controls=3, attention_pairs=2, distances=(4, 8), ablated=4)
 ROOT = Path(__file__).parents[1]
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def test_every_column_is_described(tmp_path, folders, text_file):
     models = tuple(map(str, folders[:2]))
     store = un.run_study(
         un.StudyConfig(
-            models=models, data=str(text_file), out=str(tmp_path / "r"), draws=2, subset=("all",), roles=ROLES
+            models=models, data=str(text_file), out=str(tmp_path / "r"), draws=2, subset=("all",), roles=FEW_ROLES
         ),
         progress=False,
     )

@@ -38,7 +38,7 @@ def estimated(*arguments):
 def test_the_estimate_predicts_the_peak_within_a_fifth_and_it_does_not_grow(wide):
     arguments, root = wide
     peaks = []
-    for tokens in ("8000", "24000"):
+    for tokens in ("6000", "18000"):
         out = ("--max-tokens", tokens, "--out", str(root / tokens))
         peaks.append(peak_of("run", *arguments, "--stages", "universality", *out)[0])
     expected = estimated(*arguments, "--stages", "universality")
@@ -46,7 +46,8 @@ def test_the_estimate_predicts_the_peak_within_a_fifth_and_it_does_not_grow(wide
     assert peaks[1] < 1.1 * peaks[0]
 
 
-def test_the_estimate_predicts_the_peak_of_all_stages(wide):
+def test_the_estimate_predicts_the_peak_of_all_stages(wide, few_roles):
     arguments, root = wide
-    peak, _ = peak_of("run", *arguments, "--max-tokens", "6000", "--out", str(root / "all"))
+    arguments = [*arguments, "-c", str(few_roles)]
+    peak, _ = peak_of("run", *arguments, "--max-tokens", "4000", "--out", str(root / "all"))
     assert estimated(*arguments) == pytest.approx(peak, rel=0.2)

@@ -4,7 +4,7 @@ import re
 
 import polars as pl
 import pytest
-from conftest import tiny_model
+from conftest import FEW_ROLES, tiny_model
 from test_correlation import some_tokens
 
 from universal_neurons import StudyConfig, figures, run_study
@@ -19,7 +19,7 @@ def stores(tmp_path_factory):
     tokens = some_tokens(200)
     different = [tiny_model("gpt2", seed) for seed in (0, 1)]
     same = [tiny_model("gpt2", 0, "one"), tiny_model("gpt2", 0, "two"), tiny_model("gpt2", 0, "three")]
-    settings = {"draws": 3, "top_k": 2, "labels": ("tokens", "position")}
+    settings = {"draws": 3, "top_k": 2, "labels": ("tokens", "position"), "roles": FEW_ROLES}
     return [
         run_study(
             StudyConfig(out=str(root / "different"), **settings), models=different, tokens=tokens, progress=False

@@ -5,7 +5,7 @@ import hashlib
 import polars as pl
 import pytest
 import yaml
-from conftest import save_tiny
+from conftest import FEW_ROLES, save_tiny
 
 import universal_neurons as un
 from universal_neurons.cli import main
@@ -13,9 +13,6 @@ from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.report import study_figures, write_report
 from universal_neurons.roles.one_model import ROLES
 from universal_neurons.roles.overview import role_rows
-
-SETTINGS = un.RoleSettings(tokens=512, values=(0.0, 2.0), controls=3, attention_pairs=2, distances=(4, 8), ablated=4)
-
 
 STAGES = ("weights", "statistics", "universality", "roles")
 
@@ -26,7 +23,7 @@ def study(out, models, text, **more):
         data=str(text),
         out=str(out),
         draws=2,
-        roles=SETTINGS,
+        roles=FEW_ROLES,
         **{"stages": STAGES} | more,
     )
     return un.run_study(config, progress=False)
@@ -57,16 +54,16 @@ def test_every_neuron_has_a_list_of_roles_from_the_tables(finished):
 def test_all_that_was_asked_for_is_tried(finished):
     swept = finished.table("interventions")
     assert set(swept["model"]) == set(finished.models)
-    assert set(swept.filter(pl.col("edit") == "fix")["value"]) == set(SETTINGS.values)
+    assert set(swept.filter(pl.col("edit") == "fix")["value"]) == set(FEW_ROLES.values)
     assert set(swept["edit"]) == {"none", "fix", "zero", "relu", "threshold", "multiply"}
     counted = swept["tokens"].unique().to_list()
     assert len(counted) == 1
     assert 256 < counted[0] < 512
     tried = finished.table("ablations")
-    assert (tried.filter(pl.col("kind") == "control").group_by("model").len()["len"] == SETTINGS.controls).all()
+    assert (tried.filter(pl.col("kind") == "control").group_by("model").len()["len"] == FEW_ROLES.controls).all()
     functional = finished.table("functional")
     assert set(functional["model"]) == set(finished.models[1:])
-    assert functional.select("layer", "neuron").unique().height <= SETTINGS.ablated
+    assert functional.select("layer", "neuron").unique().height <= FEW_ROLES.ablated
     assert finished.table("costs").filter(pl.col("set") == "random").height == 10
 
 
@@ -85,7 +82,7 @@ def test_other_thresholds_from_a_file(finished, folders, text_file, tmp_path, ca
     before = store.table("effects")
     file = tmp_path / "settings.yaml"
     file.write_text(
-        yaml.safe_dump({"roles": SETTINGS.model_dump(mode="json") | {"kurtosis": 1e9, "partition_variance": 1e9}})
+        yaml.safe_dump({"roles": FEW_ROLES.model_dump(mode="json") | {"kurtosis": 1e9, "partition_variance": 1e9}})
     )
     main(["roles", str(store.path), "-c", str(file)])
     assert "What the neurons do" in capsys.readouterr().out

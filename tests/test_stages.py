@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from conftest import tiny_model
+from conftest import FEW_ROLES, tiny_model
 from test_correlation import captured, some_tokens
 from test_study import contents, quiet
 
@@ -21,7 +21,7 @@ FIRST = ("tokens", "unigrams", "subsets", "position", "topics")
 
 def config_of(folder, **settings):
     labels = {} if "labels" not in settings.get("stages", ("labels",)) else {"labels": FIRST}
-    return StudyConfig(out=str(folder), **{"draws": 2} | labels | settings)
+    return StudyConfig(out=str(folder), **{"draws": 2, "roles": FEW_ROLES} | labels | settings)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_an_interrupted_study_with_all_stages_resumes_to_the_same_bytes(whole, t
 
 def test_one_model_alone_is_a_study(tmp_path):
     store = quiet(config_of(tmp_path / "one"), models=[tiny_model("gpt2", 0, "alone")], tokens=some_tokens(200))
-    assert store.config.stages == ("weights", "statistics", "labels")
+    assert store.config.stages == ("weights", "statistics", "labels", "roles")
     assert store.askers == []
     assert not store.has("matches")
     assert store.neurons["excess_corr"].is_null().all()
