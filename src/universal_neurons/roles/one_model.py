@@ -48,6 +48,9 @@ ROLES = (
 )  # fmt: skip
 
 
+NEAREST = 10  # neurons of each role that figures show, where so many come near it
+
+
 @dataclass(frozen=True)
 class Sample:
     """The text that roles are tried out on: some rows of a corpus, its vocabulary, the reference's embedding of that,
@@ -145,7 +148,7 @@ class OneModel:
         means = self._means(batch_tokens)
         trial = EntropyTrial(model, self._candidates(weights), means, self.settings, *self._frequency(weights))
         self.changes = LossChanges(model, self.concerned, means)
-        nearest = with_nearest(effects, self.own, 2)
+        nearest = with_nearest(effects, self.own, NEAREST)
         numbers, ensembles = ensembles_of(same_class(nearest), weights, self.sample.vocabulary, labels)
         together = Together(model, numbers.tolist()) if ensembles else None
         costs = Costs(model, self.chosen, means, self.seed) if self.chosen else None
