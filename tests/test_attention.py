@@ -438,7 +438,8 @@ def test_value_norms_by_hand():
 def planted(name):
     """Neuron 4 of layer 0 writes along what head 1 of layer 1 reads of BOS's key, neuron 9 the other way.
 
-    Both are made silent at BOS first, so that its key does not depend on what they write.
+    Both are made silent at BOS first, so that its key does not depend on what they write; what that head reads at BOS
+    is nothing, so that attending to it is writing less.
     """
     model, read = variant(name), []
     handle = model.part(0, "w_in").register_forward_pre_hook(lambda _m, args: read.append(args[0][0, 0]))
@@ -453,6 +454,12 @@ def planted(name):
         along = torch.einsum("ed,e->d", Heads(model, 1).w_q[1], bos_key(model, BOS, DISTANCES)[1, 1])
         for neuron, length in ((4, 2), (9, -2)):
             matrix_of(model.part(0, "w_out"))[:, neuron] = length * along / along.norm()
+        heads, seen = Heads(model, 1), []
+        handle = heads.value.register_forward_hook(lambda _m, args, output: seen.append((args[0][0, 0], output[0, 0])))
+        model.forward(torch.tensor([[BOS]]))
+        handle.remove()
+        (reads, values), columns = seen[0], heads.columns("value", 1)
+        matrix_of(heads.value)[columns] -= torch.outer(values[columns], reads / reads.square().sum())
     return model
 
 
@@ -500,7 +507,8 @@ def test_no_role_without_confirmation():
     assert roles.judge(up, 6.0, settings)["role"] == "attention_deactivation"
     assert roles.judge(up, 4.9, settings)["role"] is None
     assert roles.judge(up, -6.0, settings)["role"] is None
-    down = up | {"delta_bos": -rising}
+    assert roles.judge(up | {"delta_norm": rising}, 6.0, settings)["role"] is None  # it attends to BOS and writes more
+    down = up | {"delta_bos": -rising, "delta_norm": rising}
     assert roles.judge(down, -6.0, settings)["role"] == "attention_activation"
     assert roles.judge(down, 6.0, settings)["role"] is None
     jitter = rising * 1e-6

@@ -167,7 +167,7 @@ def test_planted_neurons_are_found():
     assert entropy_candidates(table, SETTINGS)[0] == ENTROPY
     assert null_fraction(weights, True)[ENTROPY] > 0.999
     direction, _ = frequency_direction(COUNTS)
-    candidates = frequency_candidates(model, weights, direction, 4)
+    candidates = frequency_candidates(model, weights, direction, 4, np.zeros(model.n_neurons, bool))
     assert candidates[0] == FREQUENCY
     assert len(set(candidates)) == 4
     assert all(number >= D_MLP for number in candidates)

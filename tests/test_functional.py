@@ -178,7 +178,7 @@ def test_effects_over_vocabularies_that_are_padded_differently():
     nothing = {name: [[] for _ in range(48)] for name in ("original", "other")}
     table = functional_table([model, other], pairs, changes, {"original": effects, "other": padded}, nothing, 0)
     np.testing.assert_allclose(table["effect_corr"].to_numpy(), 1, atol=1e-6)
-    assert table["same_roles"].to_list() == [True]
+    assert table["same_roles"].to_list() == [None]  # neither has a role
 
 
 def test_random_sets_are_as_many_other_neurons_of_the_same_layers():

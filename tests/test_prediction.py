@@ -322,23 +322,14 @@ def test_where_no_neuron_has_a_role_the_nearest_are_named():
     assert role_examples(two, 1)["neuron"].to_list() == [0, 2]  # the universal one, and the first of equals
 
 
-def test_a_partition_neuron_may_come_nearest_to_prediction():
-    effects = classed(["partition", "partition", None], ["x", "y", "y"], [0.1, 0.9, 0.5])
-    stats = pl.DataFrame({"vocab_kurt": [9.0, 6.0, 5.0], "vocab_skew": [1.0, 2.0, -1.0], "vocab_var": [0.1] * 3})
-    found = with_nearest(effects, stats)
-    assert found["role"].to_list() == ["prediction", "partition", "suppression"]
-    assert found["nearest"].to_list() == [True, False, True]
-
-
-def test_neurons_with_a_role_come_before_the_nearest():
-    effects = classed(["prediction", None, None], ["x", "y", "y"], [0.1, 0.9, 0.5])
-    stats = pl.DataFrame({"vocab_kurt": [20.0, 6.0, 5.0], "vocab_skew": [1.0] * 3, "vocab_var": [0.0] * 3})
-    found = role_examples(with_nearest(effects, stats, 2), 3)
-    assert found.select("neuron", "role", "nearest").rows() == [
-        (0, "prediction", False),
-        (1, "prediction", True),
-        (2, "partition", True),
-    ]
+def test_only_a_role_that_no_neuron_has_is_given_to_the_nearest():
+    effects = classed(["partition", "prediction", None, None], ["x", "y", "y", "y"], [0.1, 0.9, 0.5, 0.4])
+    stats = pl.DataFrame(
+        {"vocab_kurt": [9.0, 16.0, 5.0, 6.0], "vocab_skew": [-1.0, 2.0, -1.0, 1.0], "vocab_var": [0.1] * 4}
+    )
+    found = with_nearest(effects, stats, 2)
+    assert found["role"].to_list() == ["partition", "prediction", "suppression", None]
+    assert found["nearest"].to_list() == [False, False, True, False]
 
 
 ROWS, LENGTH, WORDS = 60, 150, 50

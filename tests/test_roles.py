@@ -12,7 +12,7 @@ from universal_neurons.cli import main
 from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.report import study_figures, write_report
 from universal_neurons.roles.one_model import ROLES
-from universal_neurons.roles.overview import role_rows
+from universal_neurons.roles.overview import neuron_lines, role_rows
 
 STAGES = ("weights", "statistics", "universality", "roles")
 
@@ -125,6 +125,55 @@ def test_a_study_whose_text_has_changed_is_refused(folders, text_file, tmp_path)
     with pytest.raises(StoreConflictError, match="text has changed"):
         un.study_roles(store)
     assert hashes(store) == before
+
+
+def test_other_models_in_the_place_of_the_studys_are_refused(folders, text_file, tmp_path):
+    store = study(tmp_path / "r", folders[:1], text_file, stages=("weights", "statistics", "roles"))
+    before = hashes(store)
+    other = un.load_model(str(folders[1]))
+    other.name = "m0"
+    with pytest.raises(StoreConflictError, match="models have changed"):
+        un.study_roles(store, models=[other])
+    assert hashes(store) == before
+
+
+def test_tables_of_roles_that_are_no_longer_found_go(folders, text_file, tmp_path):
+    stages = ("weights", "statistics", "roles")
+    store = study(tmp_path / "r", folders[:1], text_file, stages=stages)
+    (store.path / "ensembles.parquet").write_bytes((store.path / "effects.parquet").read_bytes())
+    store.manifest["tables"]["ensembles"] = "of another run"
+    again = un.study_roles(store)
+    there = {path.stem for path in again.path.glob("*.parquet")}
+    assert there == set(again.manifest["tables"]) - {"histograms"}
+    assert again.manifest["tables"].get("ensembles") != "of another run"
+
+
+def test_a_neuron_that_never_changes_is_said_to_have_no_number(finished, monkeypatch):
+    row = finished.table("attention").row(0, named=True)
+    silent = row | {"pearson_activation_bos": None, "delta_bos": None}
+    table = un.Store.table
+
+    def some(self, name):
+        return table(self, name) if name != "attention" else pl.DataFrame([silent], schema=table(self, name).schema)
+
+    monkeypatch.setattr(un.Store, "table", some)
+    assert any("r –" in text for _, _, text in role_rows(finished))
+    lines = neuron_lines(finished, row["model"], row["layer"], row["neuron"], None)
+    assert any(line.endswith("–") for line in lines)
+
+
+def test_values_are_some_and_each_once():
+    for values in ((), (1.0, 1.0), (float("nan"),)):
+        with pytest.raises(ValueError, match="each once"):
+            un.RoleSettings(values=values)
+
+
+def test_a_file_without_the_section_is_refused(finished, tmp_path, capsys):
+    file = tmp_path / "other.yaml"
+    file.write_text("seed: 3")
+    with pytest.raises(SystemExit):
+        main(["roles", str(finished.path), "-c", str(file)])
+    assert "no section" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "bert"])

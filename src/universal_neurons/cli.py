@@ -130,14 +130,22 @@ def roles(store: Path, /, *, config: ConfigFile = None) -> None:
     store
         The folder of a study.
     config
-        A YAML file whose section `roles` is used; else the study's own settings.
+        A YAML file with a section `roles`: what it names replaces the study's own settings.
     """
+    from universal_neurons.errors import ConfigError
     from universal_neurons.progress import Reporter
     from universal_neurons.report import write_report
     from universal_neurons.roles.again import study_roles
+    from universal_neurons.store import Store
     from universal_neurons.summary import roles_view
 
-    settings = make_config(read_config(config), str(config)).roles if config else None
+    settings = None
+    if config is not None:
+        given = read_config(config).get("roles")
+        if not isinstance(given, dict):
+            raise ConfigError(f"{config}: no section `roles`", wanted="thresholds of the roles (docs/roles.md)")
+        known = Store(store).config.roles.model_dump()
+        settings = make_config({"roles": known | given}, str(config)).roles
     study = study_roles(store, settings, reporter=Reporter())
     Console().print(roles_view(study))
     print(f"report: {write_report(study).resolve()}")

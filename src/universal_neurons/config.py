@@ -3,6 +3,7 @@
 The command line's flags and the keys of a YAML file are this class's field names (`_` written `-`).
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,6 +48,14 @@ class RoleSettings(BaseModel):
     values: tuple[float, ...] = Field(
         (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0), description="Activations that the candidates are fixed to."
     )
+
+    @field_validator("values")
+    @classmethod
+    def _some_values(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or len(set(value)) < len(value) or not all(math.isfinite(v) for v in value):
+            raise ValueError("some numbers, each once")
+        return value
+
     mediated: float = Field(0.5, description="Share of an effect through the norm's scale, above: entropy neuron.")
     frequency: float = Field(0.5, description="Share of an effect along token frequency, above: token frequency.")
     distances: tuple[int, ...] = Field(

@@ -147,7 +147,8 @@ def role_bytes(config: StudyConfig, model: Model) -> int:
     """What one model's roles take: logits of the clean run and the activations beside them."""
     most = LOGITS_ON_GPU if config.device.startswith("cuda") else LOGITS_AT_ONCE
     positions = min(config.roles.tokens, max(config.context or 0, most // model.vocab_size))
-    return 4 * positions * (LOGITS_COPIES * model.vocab_size + 2 * model.n_neurons + COPIES * model.d_model)
+    copies = COPIES * (2 * model.d_mlp + 4 * model.d_model)
+    return 4 * positions * (LOGITS_COPIES * model.vocab_size + 2 * model.n_neurons + copies)
 
 
 def _within_layers(config: StudyConfig, models: Sequence[Model]) -> int:
@@ -309,14 +310,17 @@ def _role_seconds(models: Sequence[Model], config: StudyConfig, forward: Mapping
     """Seconds of the roles: looks at changed logits, and forward passes (of half the blocks) with something changed."""
     settings = config.roles
     predictions = min(settings.tokens, heldout)
-    looks = settings.controls * (len(settings.values) + 2)
-    looks += (settings.entropy_neurons + FREQUENCY_CANDIDATES) * (len(settings.values) + 8)
-    changed = settings.ablated if "universality" in config.stages else 0
-    return sum(
-        predictions
-        * ((looks + changed) * look_seconds(m.device, m.vocab_size) + forward[m.name] * (DRAWS + changed / 2))
-        for m in models
-    )
+    swept = len(settings.values) + 2
+    looks = (settings.entropy_neurons + FREQUENCY_CANDIDATES) * (swept + 6) + settings.controls * swept / 2
+    found = settings.ablated * 1.5 if "universality" in config.stages else 0.0  # matches, and random ones beside them
+    runs = settings.controls * swept / 2 + found + DRAWS  # whose logits are multiplied anew
+    rate = gemm_rate(config.device, "float32")
+    seconds = 0.0
+    for m in models:
+        product = 2.0 * m.vocab_size * m.d_model / rate
+        later = settings.controls * swept / 2 / m.n_layers + found / 2 + DRAWS  # in forward passes
+        seconds += (looks + runs) * look_seconds(m.device, m.vocab_size) + runs * product + later * forward[m.name]
+    return predictions * seconds
 
 
 def _candidate_seconds(models: Sequence[Model], config: StudyConfig) -> float:

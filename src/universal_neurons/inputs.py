@@ -16,6 +16,7 @@ from universal_neurons.labelling import Labelling
 from universal_neurons.models import Model
 from universal_neurons.panels import Layout, Panel, cut, model_pairs
 from universal_neurons.plan import find_tokenizer, identity
+from universal_neurons.roles.stage import require_roles
 from universal_neurons.tokens import TokenDataset
 
 FINGERPRINTED = ("torch", "transformers", "tokenizers", "polars", "numpy", "scipy", "scikit-learn")
@@ -53,6 +54,8 @@ class Study:
         self.n_groups = len(self.subsets) + (len(self.subsets) < len(tokens.subset_names))
         self.shards = tokens.shards(chosen, self.subsets)
         assert all(shard.group < self.n_groups for shard in self.shards)
+        if "roles" in config.stages:
+            require_roles(config, models, tokens, np.concatenate(self.stretches))
         if "labels" in config.stages:
             tokenizer = find_tokenizer(config, models, required=False)
             self.labelling = Labelling(config, models, tokens, tokenizer, functions or {})

@@ -19,6 +19,7 @@ from universal_neurons.models import Model, matrix_of
 
 CACHED = 1 << 18  # logits looked at together on a CPU
 AT_ONCE = 1 << 27  # and on a GPU
+MULTIPLIED = 256  # positions multiplied with the unembedding together, which is read once for them
 TOLERANCE = 1e-3
 
 
@@ -71,6 +72,7 @@ class Readout:
         if isinstance(unembedding.bias, Tensor):
             self.constant = self.constant + unembedding.bias.float()
         self.step = _step(model.device, len(matrix))
+        self.rows = max(self.step, MULTIPLIED)
         self._require(model)
 
     @torch.inference_mode()
@@ -116,12 +118,14 @@ class Readout:
         found = []
         for variant in residual:
             parts = []
-            for start in range(0, len(variant), self.step):
-                some = slice(start, start + self.step)
+            for start in range(0, len(variant), self.rows):
+                some = slice(start, start + self.rows)
                 own = self.norm.scale(variant[some]) if scale is None else scale[some]
                 logits = self.logits(variant[some], own)
                 mean = _dot(clean.probabilities[some], logits)
-                loss, entropy, rank, normaliser = _look(logits, clean.targets[some])
+                pieces = zip(logits.split(self.step), clean.targets[some].split(self.step))
+                looks = [torch.cat(part) for part in zip(*(_look(*piece) for piece in pieces))]
+                loss, entropy, rank, normaliser = looks
                 parts.append((loss, entropy, rank, own, normaliser - mean - clean.metrics.entropy[some]))
             found.append([torch.cat(part) for part in zip(*parts)])
         return Metrics(*(torch.stack(part) for part in zip(*found)))

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -264,6 +265,12 @@ class StoreWriter:
             partial.rename(target)
             sync(self.path)
         return hashlib.sha256(target.read_bytes()).hexdigest()
+
+    def remove_tables(self, names: Sequence[str]) -> None:
+        """Remove tables that are no longer the study's."""
+        with disk_errors(self.path):
+            for name in names:
+                (self.path / f"{name}.parquet").unlink(missing_ok=True)
 
     def write_bytes(self, name: str, content: bytes) -> str:
         """Write another file of results; returns its SHA-256."""

@@ -120,8 +120,9 @@ def functional(table: pl.DataFrame, what: str) -> Figure | None:
             axes.axhline(0, color="black", linewidth=0.6, linestyle=":")
             axes.set(xlabel="ρ of activations", ylabel=label, ylim=(-1.05, 1.05))
             axes.legend(fontsize=7, loc="lower left")
-        some = table.filter((pl.col("roles").list.len() > 0) | (pl.col("match_roles").list.len() > 0))
-        same = f"{int(some['same_roles'].sum())} of {len(some)} pairs with a role have the same"
+        shares = [table[name].drop_nulls() for name in ("same_roles", "same_roles_random")]
+        same, random = (f"{int(share.sum())} of {len(share)}" for share in shares)
+        same = f"{same} pairs with a role by weights have the same (random: {random})"
         figure.suptitle(f"Do matched neurons act alike? {what}; {same}", fontsize=10)
     return figure
 

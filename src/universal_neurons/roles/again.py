@@ -3,15 +3,18 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
-from universal_neurons.config import RoleSettings
+from universal_neurons.config import RoleSettings, StudyConfig
 from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.models import Model
 from universal_neurons.own_labels import read_own_labels
-from universal_neurons.plan import find_tokenizer, load_models
+from universal_neurons.plan import IN_MEMORY, find_tokenizer, load_models
 from universal_neurons.progress import Reporter
+from universal_neurons.roles.one_model import ROLE_TABLES
 from universal_neurons.roles.stage import Roles, vocabulary_of
 from universal_neurons.store import Store, StoreWriter
 from universal_neurons.tokens import TokenDataset
@@ -28,7 +31,7 @@ def study_roles(
     """Add the roles of its neurons to a finished study, or replace those that are there; returns the study.
 
     `models` and `tokens` are needed where the study was made of objects in memory.  Raises `ConfigError` where the
-    study lacks weights or statistics, and `StoreConflictError` where its text has changed.
+    study lacks weights or statistics, and `StoreConflictError` where its models or text have changed.
     """
     study = store if isinstance(store, Store) else Store(store)
     reporter = reporter or Reporter()
@@ -39,7 +42,17 @@ def study_roles(
         )
     stages = (*(stage for stage in config.stages if stage != "roles"), "roles")
     config = config.model_copy(update={"roles": settings or config.roles, "stages": stages})
-    loaded = list(models) if models is not None else load_models(config)
+    if tokens is None and config.data == IN_MEMORY:
+        raise ConfigError(f"{study.path}: its text was in memory", wanted="the same `tokens` again")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    loaded = list(models) if models is not None else load_models(_where_it_is(config))
+    if [_weights(model.describe()) for model in loaded] != [_weights(model) for model in study.manifest["models"]]:
+        raise StoreConflictError(
+            f"{study.path}: its models have changed",
+            given=", ".join(map(repr, loaded)),
+            wanted="the study's own models",
+        )
     tokenizer = find_tokenizer(config, loaded, required=False)
     with tempfile.TemporaryDirectory() as scratch:
         if tokens is None:
@@ -55,11 +68,23 @@ def study_roles(
         tables = Roles(config, loaded, tokens, heldout, vocabulary, study.neurons, matches, own).run(reporter)
     with StoreWriter(study.path) as writer:
         neurons = tables.pop("neurons")
+        writer.remove_tables([name for name in ROLE_TABLES if name not in tables])
+        kept = {name: digest for name, digest in study.manifest["tables"].items() if name not in ROLE_TABLES}
         hashes = {name: writer.write_table(name, table) for name, table in tables.items()}
         hashes["neurons"] = writer.write_table("neurons", neurons)
         manifest = study.manifest | {
             "config": config.model_dump(mode="json", exclude={"out", "cluster"}),
-            "tables": study.manifest["tables"] | hashes,
-            "timings": study.manifest["timings"] | {"roles": round(reporter.timings["roles"], 3)},
+            "tables": kept | hashes,
+            "timings": study.manifest["timings"] | {"roles": round(reporter.timings.get("roles", 0.0), 3)},
         }
         return writer.finish(manifest)
+
+
+def _where_it_is(config: StudyConfig) -> StudyConfig:
+    """The configuration on this machine: a study made on a GPU that is not here goes on the CPU."""
+    there = not config.device.startswith("cuda") or torch.cuda.is_available()
+    return config if there else config.model_copy(update={"device": "cpu", "dtype": "float32"})
+
+
+def _weights(described: dict[str, Any]) -> tuple[str, str]:
+    return described["name"], described["sha256"]

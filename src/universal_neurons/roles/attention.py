@@ -216,7 +216,8 @@ def attention_table(
     Pairs: PAIRS_SCHEMA; changes are original − ablated, `delta_bos` of a probability, `delta_norm` of ‖W_O z‖, means;
     correlations over positions, null where a side does not change.  `role` is attention_deactivation where z >
     `attention_deviations` and both ρ(activation, Δp_BOS), Pearson's and Spearman's, > `attention_corr`;
-    attention_activation where all three lie as far below 0; else null: a nearest candidate.
+    attention_activation where all three lie as far below 0; both only where ρ(Δp_BOS, Δ‖W_O z‖) < 0, so that more
+    attention to BOS is less written; else null: a nearest candidate.
     Samples: SAMPLES_SCHEMA, at most 2000 positions a pair, drawn with `seed`.
     """
     chosen = candidates(scores, settings.attention_pairs).to_dicts()
@@ -255,16 +256,17 @@ def judge(effects: dict[str, np.ndarray], z: float, settings: RoleSettings) -> d
     """The columns of one pair that its ablation decides, from activations and changes at the kept positions."""
     activation, bos, norm = effects["activation"], effects["delta_bos"], effects["delta_norm"]
     seen = dict(zip(("pearson_activation_bos", "spearman_activation_bos"), _correlations(activation, bos)))
+    with_norm = dict(zip(("pearson_bos_norm", "spearman_bos_norm"), _correlations(bos, norm)))
+    writes_less = all(value is not None and value < 0 for value in with_norm.values())
     along = [value for value in seen.values() if value is not None] or [0.0]
     role = None
-    if z > settings.attention_deviations and min(along) > settings.attention_corr:
+    if writes_less and z > settings.attention_deviations and min(along) > settings.attention_corr:
         role = "attention_deactivation"
-    elif z < -settings.attention_deviations and max(along) < -settings.attention_corr:
+    elif writes_less and z < -settings.attention_deviations and max(along) < -settings.attention_corr:
         role = "attention_activation"
     means = {
         name: float(v.mean(dtype=float)) if len(v) else None for name, v in (("delta_bos", bos), ("delta_norm", norm))
     }
-    with_norm = dict(zip(("pearson_bos_norm", "spearman_bos_norm"), _correlations(bos, norm)))
     return {"positions": len(bos)} | means | seen | with_norm | {"role": role}
 
 

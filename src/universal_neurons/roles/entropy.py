@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
@@ -104,9 +104,12 @@ def frequency_direction(counts: np.ndarray) -> tuple[Float[Tensor, " vocabulary"
     return centred / centred.norm().clamp_min(1e-12), log_p
 
 
-def frequency_candidates(model: Model, weights: ProcessedWeights, direction: Tensor, most: int) -> list[int]:
-    """The last layer's neurons whose logit effects lie most along the frequency direction."""
+def frequency_candidates(
+    model: Model, weights: ProcessedWeights, direction: Tensor, most: int, dead: Bool[np.ndarray, " neurons"]
+) -> list[int]:
+    """The last layer's living neurons whose logit effects lie most along the frequency direction."""
     cosines = _frequency_cosines(weights.w_out[-1], weights, direction)
+    cosines[torch.from_numpy(dead[-model.d_mlp :]).to(cosines.device)] = 0
     first = (model.n_layers - 1) * model.d_mlp
     return (first + cosines.abs().nan_to_num().topk(min(most, len(cosines))).indices).tolist()
 
@@ -217,8 +220,8 @@ class EntropyTrial:
         """The loss with the logits' part along token frequency as in the clean run, and the change of KL to unigram."""
         losses, changes = [], []
         readout, clean = trial.readout, trial.clean
-        for start in range(0, len(residual), readout.step):
-            some = slice(start, start + readout.step)
+        for start in range(0, len(residual), readout.rows):
+            some = slice(start, start + readout.rows)
             logits = readout.logits(residual[some])
             before = clean.raw[some] / clean.metrics.scale[some, None] + readout.constant
             log_p, log_before = logits.log_softmax(1), before.log_softmax(1)

@@ -7,7 +7,7 @@ worth together: the loss and the divergence of ablating all of them, against as 
 (arXiv 2508.00903).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from universal_neurons.interventions import Edit, final_residual, intervene
 from universal_neurons.models import Model
 from universal_neurons.readout import Metrics
 from universal_neurons.roles.entropy import GROUPS, jackknife_reach
+from universal_neurons.roles.prediction import ROLES as BY_WEIGHTS
 from universal_neurons.trials import Trial
 
 DRAWS = 10  # of random neurons beside the universal ones
@@ -55,7 +56,7 @@ class LossChanges:
     @property
     def first(self) -> int:
         """The earliest layer with such a neuron."""
-        return min(self.numbers, default=0) // self.model.d_mlp
+        return min(self.numbers, default=self.model.n_neurons - 1) // self.model.d_mlp
 
     def add(self, trial: Trial) -> None:
         """Ablate them on a batch of rows."""
@@ -94,10 +95,20 @@ def functional_table(
         for kind, neuron in (("", match), ("_random", random_partner(match, width, seed, name))):
             row[f"effect_corr{kind}"] = _corr(effects[asker.name][flat], effects[name][neuron])
             row[f"loss_corr{kind}"] = _corr(changes[asker.name].of(flat), changes[name].of(neuron))
-        rows.append(row | {"roles": list(mine), "match_roles": list(theirs), "same_roles": set(mine) == set(theirs)})
+        random = roles[name][random_partner(match, width, seed, name)]
+        row |= {"roles": list(mine), "match_roles": list(theirs), "same_roles": _same(mine, theirs)}
+        rows.append(row | {"same_roles_random": _same(mine, random)})
     kinds: dict[str, Any] = dict.fromkeys(("layer", "neuron", "match_layer", "match_neuron"), pl.Int32)
     kinds |= dict.fromkeys(("roles", "match_roles"), pl.List(pl.String))
+    kinds |= dict.fromkeys(("same_roles", "same_roles_random"), pl.Boolean)
     return pl.DataFrame(rows, schema_overrides=kinds, infer_schema_length=None)
+
+
+def _same(one: Iterable[str], other: Iterable[str]) -> bool | None:
+    """Whether two neurons have the same role by their weights, which say of every neuron what it does (the other roles
+    are tried out on candidates alone); None where neither has one."""
+    mine, theirs = set(one) & set(BY_WEIGHTS), set(other) & set(BY_WEIGHTS)
+    return mine == theirs if mine | theirs else None
 
 
 def _corr(one: np.ndarray, other: np.ndarray) -> float:
@@ -111,7 +122,7 @@ class Costs:
     """The loss and divergence of ablating a set of neurons together, against as many random ones of the same layers."""
 
     def __init__(self, model: Model, chosen: Sequence[int], means: Float[Tensor, " neurons"], seed: int) -> None:
-        self.model, self.means = model, means
+        self.model, self.means, self.first = model, means, model.n_layers - 1
         self.sets = [sorted(chosen), *(self._random(chosen, seed, draw) for draw in range(DRAWS))]
         self.losses: list[list[Tensor]] = [[] for _ in self.sets]
         self.divergences: list[list[Tensor]] = [[] for _ in self.sets]

@@ -48,6 +48,10 @@ ROLES = (
 )  # fmt: skip
 
 
+ROLE_TABLES = (
+    "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "costs",
+    "effect_histograms", "class_histograms", "head_scores", "attention_samples",
+)  # fmt: skip
 NEAREST = 10  # neurons of each role that figures show, where so many come near it
 
 
@@ -69,18 +73,14 @@ class Sample:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """How often each token is counted in the whole text."""
+        """How often each token stands in the whole text, position 0 and padding left out, whatever is masked."""
         found = np.zeros(len(self.vocabulary), np.int64)
         for start in range(0, len(self.tokens), 512):
             rows = np.arange(start, min(start + 512, len(self.tokens)))
-            found += np.bincount(self.tokens.ids(rows)[self.tokens.mask(rows)], minlength=len(found))
+            real = np.arange(self.tokens.context)[None] < self.tokens.lengths[rows][:, None]
+            real[:, 0] = False
+            found += np.bincount(self.tokens.ids(rows)[real], minlength=len(found))[: len(found)]
         return found
-
-    @property
-    def predictions(self) -> int:
-        """Positions of its rows whose own and next token are counted."""
-        counted = self.tokens.mask(self.rows)
-        return int((counted[:, :-1] & counted[:, 1:]).sum())
 
     @property
     def positions(self) -> int:
@@ -93,6 +93,7 @@ class Together:
 
     def __init__(self, model: Model, numbers: Sequence[int]) -> None:
         self.numbers, self.width = list(numbers), model.d_mlp
+        self.first = min(self.numbers, default=0) // self.width
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, trial: Trial) -> None:
@@ -157,27 +158,31 @@ class OneModel:
         self.tables["ablations"] = trial.ablations(self.own, weights, self.null_fraction)
         if costs is not None:
             self.tables["costs"] = costs.table(self.what)
-        shown = role_examples(nearest)
-        tried = self.tables["ablations"].filter(pl.col("kind") == "entropy").select("model", "layer", "neuron")
-        shown = pl.concat(
-            [shown, nearest.join(tried, on=("model", "layer", "neuron")).filter(pl.col("class").is_not_null())]
-        ).unique(("layer", "neuron"), keep="first", maintain_order=True)
+        shown = self._shown(nearest)
         self.tables["effect_histograms"] = effect_histograms(shown, weights, self.sample.vocabulary, labels)
         if together is not None and together.parts:
             activations, following, rows = together.joined()
             self.tables["ensembles"] = ensembles_table(model.name, ensembles, activations, following, rows)
             self.tables["class_histograms"] = ensemble_histograms(
-                model.name, ensembles, weights, self.sample.vocabulary, activations, following
+                model.name, ensembles[:1], weights, self.sample.vocabulary, activations, following
             )
         self._attention(weights)
         self._name_roles()
         return {name: table for name, table in self.tables.items() if len(table)}
 
+    def _shown(self, nearest: pl.DataFrame) -> pl.DataFrame:
+        """The neurons whose logit effects figures draw: examples of every role, and the entropy candidates."""
+        candidates = self.tables["ablations"].filter(pl.col("kind") == "entropy").select("layer", "neuron")
+        tried = nearest.join(candidates, on=("layer", "neuron")).filter(pl.col("class").is_not_null())
+        every = pl.concat([role_examples(nearest), tried])
+        return every.unique(("layer", "neuron"), keep="first", maintain_order=True)
+
     def _candidates(self, weights: ProcessedWeights) -> dict[int, str]:
         """The neurons whose interventions are tried out, and as what."""
         kinds = dict.fromkeys(entropy_candidates(self.own, self.settings), "entropy")
         direction, _ = self._frequency(weights)
-        for number in frequency_candidates(self.model, weights, direction, FREQUENCY_CANDIDATES):
+        dead = self.own["dead"].to_numpy()
+        for number in frequency_candidates(self.model, weights, direction, FREQUENCY_CANDIDATES, dead):
             kinds.setdefault(number, "frequency")
         return kinds | dict.fromkeys(controls(self.own, self.settings, self.seed, list(kinds)), "control")
 
@@ -188,8 +193,9 @@ class OneModel:
     def _read(self, takers: Sequence[EntropyTrial | LossChanges | Together | Costs | None], reporter: Reporter) -> None:
         """Run the sample once, and from each clean run what was changed."""
         readout = Readout(self.model)
+        first = min((taker.first for taker in takers if taker is not None), default=0)
         with reporter.tokens(f"roles of {self.model.name}", self.sample.positions) as meter:
-            for trial in trials(self.model, readout, self.sample.tokens, self.sample.rows):
+            for trial in trials(self.model, readout, self.sample.tokens, self.sample.rows, first):
                 for taker in takers:
                     if taker is not None:
                         taker.add(trial)

@@ -61,7 +61,13 @@ def _said(row: dict[str, Any], role: str) -> str:
         return f"{name} {row['mediated']:.2f}{reach} through the norm"
     if role == "token_frequency":
         return f"{name} {row['frequency_share']:.2f} along token frequency"
-    return f"{name} on L{row['head_layer']}.H{row['head']}: z {row['z']:+.1f}, r {row['pearson_activation_bos']:+.2f}"
+    place = f"{name} on L{row['head_layer']}.H{row['head']}"
+    return f"{place}: z {row['z']:+.1f}, r {signed(row['pearson_activation_bos'], 2)}"
+
+
+def signed(value: float | None, digits: int) -> str:
+    """A number with its sign; – where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:+.{digits}f}"
 
 
 def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: list[str] | None) -> list[str]:
@@ -85,5 +91,7 @@ def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: lis
     if store.has("attention"):
         for row in store.table("attention").filter(here).iter_rows(named=True):
             name = (row["role"] or "attention").replace("_", " ")
-            lines.append(f"{name}: {_said(row, 'attention')}, mean change of attention to BOS {row['delta_bos']:+.3f}")
+            lines.append(
+                f"{name}: {_said(row, 'attention')}, mean change of attention to BOS {signed(row['delta_bos'], 3)}"
+            )
     return lines

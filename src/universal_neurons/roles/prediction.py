@@ -143,18 +143,18 @@ def _unit_labels(labels: ClassLabels, tokens: np.ndarray) -> tuple[list[Label | 
 
 
 def with_nearest(effects: pl.DataFrame, stats: pl.DataFrame, fewest: int = 1) -> pl.DataFrame:
-    """One model's effects where every role has `fewest` neurons if it can: those nearest to it have `nearest` set.
+    """One model's effects where a role that no neuron has is given to the `fewest` nearest to it, with `nearest` set.
 
     Nearest to prediction (suppression) is the highest kurtosis among skew > 0 (< 0), to partition the highest variance,
-    of neurons with a class and no role, or that of partition.  `is_universal` comes along from `stats` if it is there.
+    of neurons with a class and no role.  `is_universal` comes along from `stats` if it is there.
     """
     var, skew, kurt = (stats[f"vocab_{name}"].to_numpy() for name in ("var", "skew", "kurt"))
     roles, nearest = np.array(effects["role"].fill_null("").to_list(), object), np.zeros(len(effects), bool)
     classed = effects["class"].is_not_null().to_numpy()
     for role, score in zip(ROLES, (np.where(skew > 0, kurt, np.nan), np.where(skew < 0, kurt, np.nan), var)):
-        open_to = (roles == "") | ((roles == "partition") & (role != "partition"))
-        free = np.flatnonzero(np.isfinite(score) & classed & open_to)
-        taken = free[np.argsort(-score[free], kind="stable")][: max(fewest - int((roles == role).sum()), 0)]
+        free = np.flatnonzero(np.isfinite(score) & classed & (roles == ""))
+        lacking = 0 if (roles == role).any() else fewest
+        taken = free[np.argsort(-score[free], kind="stable")][:lacking]
         roles[taken], nearest[taken] = role, True
     universal = stats["is_universal"].fill_null(False) if "is_universal" in stats.columns else pl.lit(False)
     added = {"role": pl.Series([role or None for role in roles], dtype=pl.String), "nearest": pl.Series(nearest)}
@@ -212,14 +212,16 @@ def ensembles_of(
     """
     tokens, masks = used_tokens(weights, vocabulary), {(label.group, label.name): mask for label, mask in labels}
     unembedding, w_out, d_mlp = weights.w_u.cpu()[tokens], weights.w_out.flatten(0, 1).cpu(), weights.w_out.shape[1]
-    rows = groups.filter(pl.col("number") >= 2).to_dicts()
+    total, rows = unembedding.sum(0), groups.filter(pl.col("number") >= 2).to_dicts()
     flats = [d_mlp * np.array(row["layers"], np.int64) + np.array(row["neurons"], np.int64) for row in rows]
     every = np.unique(np.concatenate([np.zeros(0, np.int64), *flats]))
     found = []
     for row, flat in zip(rows, flats):
         mask = masks[row["class_group"], row["class"]]
         inside = torch.from_numpy(mask[tokens])
-        effects = w_out[flat] @ (unembedding[inside].mean(0) - unembedding[~inside].mean(0))
+        within = unembedding[inside].sum(0)
+        elsewhere = (total - within) / (~inside).sum()
+        effects = w_out[flat] @ (within / inside.sum() - elsewhere)
         places = (flat // d_mlp, flat % d_mlp, np.searchsorted(every, flat))
         found.append(Ensemble(row["role"], row["class"], *places, effects.numpy(), mask, row["nearest"]))
     return every, found

@@ -1,16 +1,19 @@
 """What the neurons of a study do: the roles of every model's, and whether matched neurons do the same."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from universal_neurons.config import StudyConfig
 from universal_neurons.errors import TextError
 from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
+from universal_neurons.readout import Readout
 from universal_neurons.roles.functional import counterparts, functional_table, random_partner
 from universal_neurons.roles.one_model import OneModel, Sample
 from universal_neurons.shown import FALLBACK_SHARE
@@ -38,17 +41,8 @@ class Roles:
         own: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.config, self.models, self.neurons = config, list(models), neurons
-        most = max(1, config.roles.tokens // tokens.context)
-        spread = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))
         embedding = self.models[0].hf.get_input_embeddings().weight
-        self.sample = Sample(tokens, np.sort(rows)[spread], vocabulary, embedding, own or {})
-        if not self.sample.predictions:
-            raise TextError(
-                "no two counted tokens in a row to try roles on",
-                given=f"{len(self.sample.rows)} held-out rows of {tokens.context} tokens",
-                wanted="more text, or fewer masked tokens",
-                fix="leave out the stage roles, or raise `tokens` of the section roles",
-            )
+        self.sample = Sample(tokens, sample_rows(config, tokens, rows), vocabulary, embedding, own or {})
         self.chosen, self.what = self._chosen() if matches is not None else ([], "")
         self.pairs: pl.DataFrame | None = None
         if matches is not None:
@@ -90,13 +84,14 @@ class Roles:
                 {name: one.roles for name, one in found.items()},
                 self.config.seed,
             )
-        if "labels" not in self.config.stages:
+        if "labels" not in self.config.stages and any(self.sample.vocabulary.strings):
             tables["vocabulary"] = vocabulary_table(self.sample.vocabulary, self.sample.counts[:, None])
         tables["neurons"] = self._columns(found)
         return tables
 
     def _one(self, model: Model) -> OneModel:
         seed, first = self.config.seed, model is self.models[0]
+        exact = in_float32(model)
         concerned: set[int] = set()
         if self.pairs is not None and first:
             concerned = set(self.pairs["flat"].to_list())
@@ -104,7 +99,7 @@ class Roles:
             matches = self.pairs.filter(pl.col("model") == model.name)["match"].to_list()
             concerned = {*matches, *(random_partner(m, model.d_mlp, seed, model.name) for m in matches)}
         return OneModel(
-            model,
+            exact,
             self._of(model),
             self.sample,
             self.config.roles,
@@ -122,6 +117,37 @@ class Roles:
             roles = pl.Series(one.roles, dtype=pl.List(pl.String))
             frames.append(self._of(model).with_columns(null_fraction=pl.Series(one.null_fraction), roles=roles))
         return pl.concat(frames)
+
+
+def sample_rows(config: StudyConfig, tokens: TokenDataset, heldout: np.ndarray) -> np.ndarray:
+    """The held-out rows that roles are tried on, evenly spread; `TextError` where no two tokens in a row count."""
+    most = max(1, config.roles.tokens // tokens.context)
+    spread = np.unique(np.linspace(0, len(heldout) - 1, min(most, len(heldout))).astype(int))
+    rows = np.sort(heldout)[spread]
+    counted = tokens.mask(rows)
+    if not (counted[:, :-1] & counted[:, 1:]).any():
+        raise TextError(
+            "no two counted tokens in a row to try roles on",
+            given=f"{len(rows)} held-out rows of {tokens.context} tokens",
+            wanted="more text, or fewer masked tokens",
+            fix="leave out the stage roles, or raise `tokens` of the section roles",
+        )
+    return rows
+
+
+def require_roles(config: StudyConfig, models: Sequence[Model], tokens: TokenDataset, heldout: np.ndarray) -> None:
+    """Refuse before anything is computed what could not be tried out: no text for it, or logits read in another way."""
+    sample_rows(config, tokens, heldout)
+    for model in models:
+        if not model.architecture.post_norm:
+            Readout(model)
+
+
+def in_float32(model: Model) -> Model:
+    """The model, or a copy in float32: one neuron's effect is lost in the rounding of a residual stream in bfloat16."""
+    if model.dtype == torch.float32:
+        return model
+    return Model(copy.deepcopy(model.hf).float(), model.name, tokenizer=model.tokenizer, digest=model.digest)
 
 
 def vocabulary_of(tokenizer: Any, models: Sequence[Model]) -> Vocabulary:
