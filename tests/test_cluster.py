@@ -379,7 +379,7 @@ def test_a_killed_driver_goes_on_with_one_worker_to_the_same_bytes(nodes, study,
         "run_study(StudyConfig(**json.loads(sys.argv[1])), checkpoint_seconds=0.0)"
     )
     child = subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not list((tmp_path / "run" / "work").glob("lanes/0/*/*/checkpoint-*")) and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGKILL)

@@ -38,7 +38,7 @@ def estimated(*arguments):
 def test_the_estimate_predicts_the_peak_within_a_fifth_and_it_does_not_grow(wide):
     arguments, root = wide
     peaks = []
-    for tokens in ("6000", "18000"):
+    for tokens in ("8000", "24000"):
         out = ("--max-tokens", tokens, "--out", str(root / tokens))
         peaks.append(peak_of("run", *arguments, "--stages", "universality", *out)[0])
     expected = estimated(*arguments, "--stages", "universality")
