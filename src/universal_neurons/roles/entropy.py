@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
@@ -291,12 +291,18 @@ def _share(total: np.ndarray, rest: np.ndarray, rows: np.ndarray) -> tuple[float
     whole, left = float(total.sum(dtype=float)), float(rest.sum(dtype=float))
     if not whole > 0:
         return (float("nan"),) * 3
-    group = np.searchsorted(np.unique(rows), rows) * GROUPS // len(np.unique(rows))
+    group = stretches_of(rows)
     totals, rests = (np.bincount(group, values, GROUPS) for values in (total, rest))
     used = totals > 0
     without = 1 - (left - rests[used]) / np.maximum(whole - totals[used], 1e-300)
     share, reach = 1 - left / whole, jackknife_reach(without)
     return share, share - reach, share + reach
+
+
+def stretches_of(rows: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, " tokens"]:
+    """The stretch, of at most 20, that each token's row of text is in."""
+    known, place = np.unique(rows, return_inverse=True)
+    return place * GROUPS // len(known)
 
 
 def jackknife_reach(without: Float[np.ndarray, " stretches"]) -> float:

@@ -20,7 +20,7 @@ from universal_neurons.accumulators import seed_of
 from universal_neurons.interventions import Edit, final_residual, intervene
 from universal_neurons.models import Model
 from universal_neurons.readout import Metrics
-from universal_neurons.roles.entropy import GROUPS, jackknife_reach
+from universal_neurons.roles.entropy import GROUPS, jackknife_reach, stretches_of
 from universal_neurons.roles.prediction import ROLES as BY_WEIGHTS
 from universal_neurons.trials import Trial
 
@@ -170,7 +170,7 @@ class Costs:
 
 def _reach(values: np.ndarray, rows: np.ndarray) -> float:
     """Half the 95 % interval of a mean over tokens: a jackknife over at most 20 stretches of rows."""
-    group = np.searchsorted(np.unique(rows), rows) * GROUPS // len(np.unique(rows))
+    group = stretches_of(rows)
     sums, counts = np.bincount(group, values, GROUPS), np.bincount(group, minlength=GROUPS)
     used = counts > 0
     if used.sum() < 2:
