@@ -147,7 +147,9 @@ class OneModel:
         )
         self.tables["effects"] = effects
         means = self._means(batch_tokens)
-        trial = EntropyTrial(model, self._candidates(weights), means, self.settings, *self._frequency(weights))
+        direction, log_frequency = self._frequency(weights)
+        kinds = self._candidates(weights, direction)
+        trial = EntropyTrial(model, kinds, means, self.settings, direction, log_frequency)
         self.changes = LossChanges(model, self.concerned, means)
         nearest = with_nearest(effects, self.own, NEAREST)
         numbers, ensembles = ensembles_of(same_class(nearest), weights, self.sample.vocabulary, labels)
@@ -177,10 +179,9 @@ class OneModel:
         every = pl.concat([role_examples(nearest), tried])
         return every.unique(("layer", "neuron"), keep="first", maintain_order=True)
 
-    def _candidates(self, weights: ProcessedWeights) -> dict[int, str]:
+    def _candidates(self, weights: ProcessedWeights, direction: Tensor) -> dict[int, str]:
         """The neurons whose interventions are tried out, and as what."""
         kinds = dict.fromkeys(entropy_candidates(self.own, self.settings), "entropy")
-        direction, _ = self._frequency(weights)
         dead = self.own["dead"].to_numpy()
         for number in frequency_candidates(self.model, weights, direction, FREQUENCY_CANDIDATES, dead):
             kinds.setdefault(number, "frequency")
