@@ -12,7 +12,7 @@ from conftest import save_tiny, some_text
 from universal_neurons.cli import StudyFlags, main
 from universal_neurons.config import StudyConfig
 
-COMMANDS = ("run", "show", "roles", "report", "check", "estimate", "convert")
+COMMANDS = ("run", "dynamics", "show", "roles", "report", "check", "estimate", "convert")
 
 
 def call(*arguments):

@@ -9,7 +9,7 @@ from conftest import FEW_ROLES
 
 import universal_neurons as un
 from universal_neurons.cli import app
-from universal_neurons.config import StudyConfig, make_config
+from universal_neurons.config import DynamicsConfig, StudyConfig, make_config
 
 ROOT = Path(__file__).parents[1]
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
@@ -18,16 +18,16 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_every_command_has_help_and_a_section():
     names = [name for name in app if not name.startswith("-")]
-    assert set(names) == {"run", "sketch", "show", "roles", "report", "check", "estimate", "convert"}
+    assert set(names) == {"run", "dynamics", "sketch", "show", "roles", "report", "check", "estimate", "convert"}
     for name in names:
         assert app[name].help or app[name].default_command.__doc__
         assert f"## `uneurons {name}`" in DOCS["commands.md"]
 
 
 def test_every_setting_is_described():
-    for name in StudyConfig.model_fields:
+    for name, field in (StudyConfig.model_fields | DynamicsConfig.model_fields).items():
         assert f"`{name}`" in DOCS["commands.md"], name
-        assert StudyConfig.model_fields[name].description, name
+        assert field.description, name
 
 
 def test_every_public_name_has_a_page_and_a_docstring():

@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from universal_neurons.config import RoleSettings, StudyConfig
+    from universal_neurons.config import DynamicsConfig, RoleSettings, StudyConfig
+    from universal_neurons.dynamics import Dynamics, run_dynamics
     from universal_neurons.interventions import Edit, frozen_norm, intervene
     from universal_neurons.models import Model, load_model
     from universal_neurons.paths import without_path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Dynamics": "dynamics",
+    "DynamicsConfig": "config",
     "Edit": "interventions",
     "Model": "models",
     "ProcessedWeights": "weights",
@@ -33,12 +36,15 @@ _HOMES = {
     "load_model": "models",
     "make_sketch": "sketching",
     "processed_weights": "weights",
+    "run_dynamics": "dynamics",
     "run_study": "study",
     "study_roles": "roles.again",
     "without_path": "paths",
 }
 
 __all__ = [
+    "Dynamics",
+    "DynamicsConfig",
     "Edit",
     "Model",
     "ProcessedWeights",
@@ -51,6 +57,7 @@ __all__ = [
     "load_model",
     "make_sketch",
     "processed_weights",
+    "run_dynamics",
     "run_study",
     "study_roles",
     "without_path",

@@ -53,6 +53,11 @@ def resolve_sources(models: Sequence[str], *, pickles: bool = False) -> list[Sou
     ]
 
 
+def names_of(models: Sequence[str]) -> list[str]:
+    """The unique name of every model: the last part of its path or id, or more of it."""
+    return _unique_names([_split_revision(model) for model in models])
+
+
 def folder_of(model: str, *, pickles: bool = False) -> Path:
     """The local folder of one model, tokenizer or data set of the hub."""
     return _folder_of(*_split_revision(model), pickles)

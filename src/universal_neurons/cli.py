@@ -1,4 +1,4 @@
-"""The `uneurons` command: run, sketch, show, report, check, estimate, convert.
+"""The `uneurons` command: run, dynamics, sketch, show, report, check, estimate, convert.
 
 Commands are thin: they make a configuration, call the library and print.  torch is imported only by the commands
 that need it.  Exit codes: 0 done, 1 the study failed, 2 the input was wrong, 130 interrupted.
@@ -16,7 +16,17 @@ from pydantic import Field, ValidationError, create_model
 from rich.console import Console
 
 from universal_neurons import __version__
-from universal_neurons.config import TEXT_SETTINGS, StudyConfig, as_config_error, make_config, read_config
+from universal_neurons.config import (
+    DYNAMICS_FILE,
+    NOT_OF_DYNAMICS,
+    TEXT_SETTINGS,
+    DynamicsConfig,
+    StudyConfig,
+    as_config_error,
+    make_config,
+    make_dynamics_config,
+    read_config,
+)
 from universal_neurons.errors import UniversalNeuronsError
 
 app = App(
@@ -32,9 +42,9 @@ app = App(
 SECTIONS = ("published", "roles")  # in a file of settings only
 
 
-def _flags() -> dict[str, Any]:
+def _flags(kind: type[StudyConfig] = StudyConfig, without: Sequence[str] = SECTIONS) -> dict[str, Any]:
     """Every setting as an optional flag."""
-    settings: dict[str, Any] = {name: f for name, f in StudyConfig.model_fields.items() if name not in SECTIONS}
+    settings: dict[str, Any] = {name: f for name, f in kind.model_fields.items() if name not in without}
     return {name: (f.annotation | None, Field(None, description=f.description)) for name, f in settings.items()}
 
 
@@ -47,9 +57,14 @@ ConfigFile = Annotated[Path | None, Parameter(name=["--config", "-c"])]
 
 
 def _settings(config: Path | None, flags: Any) -> StudyConfig:
+    return make_config(*_given(config, flags))
+
+
+def _given(config: Path | None, flags: Any) -> tuple[dict[str, Any], str]:
+    """Settings of a file and of flags, unchecked, and where they are from."""
     settings = read_config(config) if config else {}
     given = {} if flags is None else {k: v for k, v in flags.model_dump().items() if v is not None}
-    return make_config(settings | given, str(config) if config else "command line")
+    return settings | given, str(config) if config else "command line"
 
 
 @app.command
@@ -74,6 +89,46 @@ def run(*, config: ConfigFile = None, flags: Flags = None) -> None:
     report = write_report(store)
     Console().print(study_view(store))
     print(f"report: {report.resolve()}")
+
+
+DynamicsFlags: Any = create_model("DynamicsFlags", **_flags(DynamicsConfig, (*NOT_OF_DYNAMICS, "models", "revisions")))
+
+
+@app.command
+def dynamics(
+    seeds: Annotated[list[str] | None, Parameter(show_default=False)] = None,
+    /,
+    *,
+    revisions: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    config: ConfigFile = None,
+    flags: Annotated[DynamicsFlags | None, Parameter(name="*")] = None,
+) -> None:
+    """Study training dynamics: which neurons are universal at every checkpoint of several seeds.
+
+    Without seeds it studies the bundled ones that come with checkpoints. Interrupted, the same command resumes.
+
+    Parameters
+    ----------
+    seeds
+        Training runs, the first is the reference: folders with subfolders step-K or checkpoint-K, or hub ids with
+        --revisions.
+    revisions
+        Revisions of the hub ids (of folders: subfolders), in the order of training.
+    config
+        A YAML file of settings, or the dynamics.json of earlier dynamics; flags override it.
+    """
+    settings, source = _given(config, flags)
+    named = {"models": seeds, "revisions": revisions}
+    checked = make_dynamics_config(settings | {k: v for k, v in named.items() if v}, source)
+    from universal_neurons.dynamics import run_dynamics
+    from universal_neurons.dynamics_view import dynamics_view
+    from universal_neurons.progress import Reporter
+    from universal_neurons.report import write_dynamics_report
+
+    found = run_dynamics(checked, reporter=Reporter())
+    page = write_dynamics_report(found)
+    Console().print(dynamics_view(found))
+    print(f"report: {page.resolve()}")
 
 
 SKETCH_SETTINGS = (
@@ -104,15 +159,22 @@ def sketch(model: str, /, *, flags: Annotated[SketchFlags | None, Parameter(name
 
 @app.command
 def show(store: Path, neuron: str | None = None, /) -> None:
-    """Show a study, or one neuron of it, in the terminal.
+    """Show a study, training dynamics, or one neuron of them, in the terminal.
 
     Parameters
     ----------
     store
-        The folder of a study.
+        The folder of a study or of training dynamics.
     neuron
         A neuron, L2.17 or seed-1/L2.17.
     """
+    if (store / DYNAMICS_FILE).exists():
+        from universal_neurons.dynamics import Dynamics
+        from universal_neurons.dynamics_view import course_view, dynamics_view
+
+        found = Dynamics(store)
+        Console().print(course_view(found, neuron) if neuron else dynamics_view(found))
+        return
     from universal_neurons.neuron_view import neuron_view
     from universal_neurons.store import Store
     from universal_neurons.summary import study_view
@@ -153,19 +215,24 @@ def roles(store: Path, /, *, config: ConfigFile = None) -> None:
 
 @app.command
 def report(stores: list[Path], /, *, out: Path | None = None) -> None:
-    """Draw the figures and the report again, from one study or side by side from several.
+    """Draw the figures and the report again, from one study or side by side from several; of training dynamics too.
 
     Parameters
     ----------
     stores
-        Folders of studies.
+        Folders of studies, or the one of training dynamics.
     out
         Where a report of several studies goes; else report.html here.
     """
     from universal_neurons.errors import ConfigError
-    from universal_neurons.report import write_joint_report, write_report
+    from universal_neurons.report import write_dynamics_report, write_joint_report, write_report
     from universal_neurons.store import Store
 
+    if len(stores) == 1 and out is None and (stores[0] / DYNAMICS_FILE).exists():
+        from universal_neurons.dynamics import Dynamics
+
+        print(write_dynamics_report(Dynamics(stores[0])).resolve())
+        return
     opened = [Store(path) for path in stores]
     if len(opened) == 1 and out is not None:
         raise ConfigError("--out is for several studies", wanted="no --out: one study's report goes into its folder")

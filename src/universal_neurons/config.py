@@ -18,6 +18,8 @@ MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0)]
 Stage = Literal["weights", "statistics", "labels", "universality", "roles"]
 STAGES: tuple[Stage, ...] = ("weights", "statistics", "labels", "universality", "roles")
 LABEL_GROUPS = ("tokens", "unigrams", "syntax", "subsets", "position", "topics")
+DYNAMICS_FILE = "dynamics.json"
+NOT_OF_DYNAMICS = ("pairs", "subset", "examples", "roles", "published")  # settings of `run` alone
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
 
 
@@ -217,6 +219,44 @@ class StudyConfig(BaseModel):
         return self.draws or DEFAULT_DRAWS[self.baseline]
 
 
+class DynamicsConfig(StudyConfig):
+    """What training dynamics are studied on: `models` are the seeds, studied together at every checkpoint."""
+
+    models: tuple[str, ...] = Field(
+        (BUNDLED,),
+        description="A seed: a folder with checkpoints, or a hub id with revisions. The first is the reference.",
+    )
+    stages: tuple[Stage, ...] = Field(
+        ("labels", "universality"), description="What to find out at every checkpoint: universality, and labels or not."
+    )
+    revisions: tuple[str, ...] = Field(
+        (), description="Revisions of the hub ids (of folders: subfolders), in the order of training."
+    )
+    final_step: int | None = Field(
+        None, ge=0, description="Step of the final model, where its name and trainer_state.json do not tell."
+    )
+
+    @field_validator("revisions", mode="before")
+    @classmethod
+    def _one_revision_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _a_study_of_the_reference(self) -> "DynamicsConfig":
+        beside = [stage for stage in self.stages if stage not in ("labels", "universality")]
+        if beside or "universality" not in self.stages:
+            raise ValueError("stages are universality, and labels or not")
+        for name in NOT_OF_DYNAMICS:
+            if getattr(self, name) != StudyConfig.model_fields[name].default:
+                raise ValueError(f"{name} is not a setting of dynamics: use `uneurons run` on one checkpoint's models")
+        return self
+
+    def study(self, **changes: Any) -> StudyConfig:
+        """The configuration of one checkpoint's study, with these changes."""
+        settings = {name: getattr(self, name) for name in StudyConfig.model_fields}
+        return StudyConfig(**settings | changes)
+
+
 def make_config(settings: dict[str, Any], source: str = "configuration") -> StudyConfig:
     """A `StudyConfig` from plain values; every unknown key and impossible value is a `ConfigError`."""
     try:
@@ -225,13 +265,21 @@ def make_config(settings: dict[str, Any], source: str = "configuration") -> Stud
         raise as_config_error(error, source) from None
 
 
-def as_config_error(error: ValidationError, source: str) -> ConfigError:
+def make_dynamics_config(settings: dict[str, Any], source: str = "configuration") -> DynamicsConfig:
+    """A `DynamicsConfig` from plain values; every unknown key and impossible value is a `ConfigError`."""
+    try:
+        return DynamicsConfig(**settings)
+    except ValidationError as error:
+        raise as_config_error(error, source, DynamicsConfig) from None
+
+
+def as_config_error(error: ValidationError, source: str, kind: type[StudyConfig] = StudyConfig) -> ConfigError:
     """What pydantic refused, as an error of ours."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"]) or "settings"
     if problem["type"] == "extra_forbidden":
         return ConfigError(
-            f"{source}: unknown key {key!r}", wanted=", ".join(StudyConfig.model_fields), fix="remove or rename it"
+            f"{source}: unknown key {key!r}", wanted=", ".join(kind.model_fields), fix="remove or rename it"
         )
     return ConfigError(f"{source}: {key} cannot be this", given=repr(problem["input"]), wanted=problem["msg"])
 

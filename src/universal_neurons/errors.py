@@ -69,6 +69,10 @@ class NothingToCompareError(InputError):
     """One model alone has no counterpart anywhere."""
 
 
+class StepError(InputError):
+    """Training runs without checkpoints in common, or checkpoints whose step cannot be told."""
+
+
 class StoreConflictError(InputError):
     """The output folder holds another study, or another process writes it."""
 

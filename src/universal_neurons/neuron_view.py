@@ -1,6 +1,7 @@
 """One neuron in the terminal: its numbers, matches, best labels, histogram and examples (`uneurons show RUN L2.17`)."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,20 +21,20 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 FAINT = 0.1  # activations below this share of the highest stay uncoloured
 
 
-def parse_neuron(name: str, store: Store) -> tuple[str, int, int]:
+def parse_neuron(name: str, models: Sequence[str]) -> tuple[str, int, int]:
     """`L3.17` or `seed-1/L3.17` to model, layer, neuron."""
     found = re.fullmatch(r"(?:(?P<model>.+)/)?L(?P<layer>\d+)\.(?P<neuron>\d+)", name)
     if not found:
         raise InputError(f"{name}: not a neuron's name", wanted="L3.17 or seed-1/L3.17")
-    model = found["model"] or store.models[0]
-    if model not in store.models:
-        raise InputError(f"{name}: no such model in this study", wanted="one of " + ", ".join(store.models))
+    model = found["model"] or models[0]
+    if model not in models:
+        raise InputError(f"{name}: no such model here", wanted="one of " + ", ".join(models))
     return model, int(found["layer"]), int(found["neuron"])
 
 
 def neuron_view(store: Store, name: str) -> Group:
     """One neuron: its numbers and its matches."""
-    model, layer, neuron = parse_neuron(name, store)
+    model, layer, neuron = parse_neuron(name, store.models)
     here = (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
     rows = store.neurons.filter((pl.col("model") == model) & here).to_dicts()
     if not rows:

@@ -3,7 +3,7 @@
 What cannot be studied is refused here, by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,11 @@ def require_kin(models: Sequence[Model], config: StudyConfig) -> str | None:
     readers = {model.name: model.tokenizer for model in models if model.tokenizer is not None}
     if config.tokenizer is not None:
         readers[f"--tokenizer {config.tokenizer}"] = find_tokenizer(config, models)
+    return require_same_tokenizer(readers)
+
+
+def require_same_tokenizer(readers: Mapping[str, Any]) -> str | None:
+    """The digest that all these tokenizers, by whose they are, have; None where there is none."""
     digests = {name: tokenizer_digest(tokenizer) for name, tokenizer in readers.items()}
     first = next(iter(digests), None)
     for name, digest in digests.items():

@@ -1,7 +1,7 @@
 """A store to figures and one self-contained report.html; several stores side by side."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 
 from universal_neurons import figures
 from universal_neurons.disk import disk_errors, write_atomically
+from universal_neurons.dynamics import Dynamics
+from universal_neurons.dynamics_view import HEADINGS, dynamics_rows, sentences
 from universal_neurons.roles.overview import role_rows
-from universal_neurons.store import Store
+from universal_neurons.store import Results, Store
 from universal_neurons.summary import (
     MODEL_FACTS,
     fact_lines,
@@ -80,17 +82,54 @@ def _by_asker(store: Store, prefix: str = "") -> dict[str, pl.DataFrame]:
 
 def write_report(store: Store) -> Path:
     """Draw a study's figures (SVG and PNG) and its report into the store; returns the report."""
+    pictures = _write_figures(store, study_figures(store))
+    page = PAGES.get_template("report.html").render(
+        studies=[_section(store, pictures)], beside=False, densities=None, rows=[]
+    )
+    return store.write_page("report.html", page.encode())
+
+
+def _write_figures(store: Results, drawn: Mapping[str, Figure]) -> dict[str, str]:
+    """Write figures as SVG and PNG; returns them by name, to be embedded."""
     pictures = {}
-    for name, figure in study_figures(store).items():
+    for name, figure in drawn.items():
         svg = figures.render(figure, "svg")
         store.write_page(f"figures/{name}.svg", svg)
         figure.set_layout_engine("none")  # as the SVG laid it out
         store.write_page(f"figures/{name}.png", figures.render(figure, "png"))
         pictures[name] = _embedded(svg)
-    page = PAGES.get_template("report.html").render(
-        studies=[_section(store, pictures)], beside=False, densities=None, rows=[]
+    return pictures
+
+
+DYNAMICS_SECTIONS = {
+    "dynamics-universal": "The universal set",
+    "dynamics-emergence": "Emergence",
+    "dynamics-persistence": "Persistence",
+    "dynamics-partners": "Partners",
+    "dynamics-families": "Families",
+    "dynamics-self": "Each neuron and its final self",
+}
+
+
+def write_dynamics_report(found: Dynamics) -> Path:
+    """Draw the figures and the report of training dynamics into their folder; returns the report."""
+    names = [name for name in ("checkpoints", "neurons", "emergence", "families") if found.has(name)]
+    axis = figures.StepAxis.of(found.names, found.steps)
+    drawn = figures.dynamics_figures({name: found.table(name) for name in names}, axis, found.config.threshold)
+    pictures, told = _write_figures(found, drawn), sentences(found)
+    page = PAGES.get_template("dynamics.html").render(
+        name=found.path.resolve().name,
+        seeds=found.seeds,
+        names=found.names,
+        headings=HEADINGS,
+        rows=dynamics_rows(found),
+        sections=[(title, pictures[n], told[n]) for n, title in DYNAMICS_SECTIONS.items() if n in pictures],
+        tokens=found.manifest["tokens"],
+        checkpoints=found.manifest["checkpoints"],
+        config={key: value for key, value in found.manifest["config"].items() if value not in (None, [])},
+        environment=found.manifest["environment"],
     )
-    return store.write_page("report.html", page.encode())
+    return found.write_page("report.html", page.encode())
 
 
 def write_joint_report(stores: Sequence[Store], target: Path) -> Path:

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -26,22 +26,54 @@ from universal_neurons.generations import Generations
 MANIFEST = "study.json"
 
 
-class Store:
-    """A finished study: its tables (`neurons`, `matches`, `labels`, …) as polars frames, and the manifest.
+class Results:
+    """A finished folder: its tables as polars frames, and the manifest.
 
     Raises `MissingFileError` where there is none, and `StoreConflictError` where it is not finished.
     """
 
+    FILE: ClassVar[str] = MANIFEST
+    WHAT: ClassVar[str] = "study"
+    COMMAND: ClassVar[str] = "uneurons run"
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        manifest = _read_manifest(self.path)
+        manifest = _read_manifest(self.path / self.FILE)
         if manifest is None:
-            raise MissingFileError(f"{path}: no study here", wanted=f"a folder with {MANIFEST}", fix="uneurons run")
+            raise MissingFileError(
+                f"{path}: no {self.WHAT} here", wanted=f"a folder with {self.FILE}", fix=self.COMMAND
+            )
         self.manifest = manifest
         if not manifest["complete"]:
             raise StoreConflictError(
-                f"{path}: the study is not finished", wanted="a complete study", fix="run the same command again"
+                f"{path}: the {self.WHAT} is not finished",
+                wanted=f"a complete {self.WHAT}",
+                fix="run the same command again",
             )
+
+    def table(self, name: str) -> pl.DataFrame:
+        """One of its tables."""
+        try:
+            return pl.read_parquet(self.path / f"{name}.parquet")
+        except FileNotFoundError:
+            raise MissingFileError(f"{self.path}: no table {name!r}", wanted=f"a table of this {self.WHAT}") from None
+
+    def has(self, name: str) -> bool:
+        """Whether there is this table."""
+        return (self.path / f"{name}.parquet").exists()
+
+    def write_page(self, name: str, content: bytes) -> Path:
+        """Write a figure or report into the finished folder."""
+        with disk_errors(self.path):
+            (self.path / name).parent.mkdir(exist_ok=True)
+            return write_atomically(self.path / name, content)
+
+
+class Store(Results):
+    """A finished study: its tables (`neurons`, `matches`, `labels`, …) as polars frames, and the manifest.
+
+    Raises `MissingFileError` where there is none, and `StoreConflictError` where it is not finished.
+    """
 
     @property
     def config(self) -> StudyConfig:
@@ -59,17 +91,6 @@ class Store:
         if "universality" not in self.config.stages:
             return []
         return self.models if self.config.pairs == "all" else self.models[:1]
-
-    def table(self, name: str) -> pl.DataFrame:
-        """One of the study's tables."""
-        try:
-            return pl.read_parquet(self.path / f"{name}.parquet")
-        except FileNotFoundError:
-            raise MissingFileError(f"{self.path}: no table {name!r}", wanted="a table of this study") from None
-
-    def has(self, name: str) -> bool:
-        """Whether the study has this table."""
-        return (self.path / f"{name}.parquet").exists()
 
     @property
     def neurons(self) -> pl.DataFrame:
@@ -123,12 +144,6 @@ class Store:
             counts = tensors.get_slice(f"{model}/counts")[:, neuron]
         return low, high, counts
 
-    def write_page(self, name: str, content: bytes) -> Path:
-        """Write a figure or report into the finished study."""
-        with disk_errors(self.path):
-            (self.path / name).parent.mkdir(exist_ok=True)
-            return write_atomically(self.path / name, content)
-
     def __repr__(self) -> str:
         from universal_neurons.summary import plain_summary
 
@@ -141,13 +156,14 @@ class Store:
 
 
 class StoreWriter:
-    """The one writer of a study's folder; use as a context manager.
+    """The one writer of a study's folder, or of another with a `manifest` of its own; use as a context manager.
 
     Raises `StoreConflictError` where the folder holds another study or other files, or another process writes it.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, manifest: str = MANIFEST) -> None:
         self.path = Path(path)
+        self.manifest = self.path / manifest
         self._lock: IO[str] | None = None
         self._created: list[Path] = []
         self._mine = False  # whether the manifest there is this study's
@@ -170,7 +186,7 @@ class StoreWriter:
             ) from None
         try:
             foreign = [p for p in self.path.iterdir() if p.name != ".lock"]
-            if foreign and _read_manifest(self.path) is None:
+            if foreign and _read_manifest(self.manifest) is None:
                 raise StoreConflictError(
                     f"{self.path}: holds files that are not a study",
                     given=foreign[0].name,
@@ -188,17 +204,22 @@ class StoreWriter:
         self._lock.close()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        there = _read_manifest(self.path)
+        there = _read_manifest(self.manifest)
         refused = self._mine and kind is not None and issubclass(kind, InputError)
-        refused = refused and there is not None and not there["complete"] and not Generations(self.work).all()
+        refused = refused and there is not None and not there["complete"] and not self._found()
         if there is None or there["complete"] or refused:
             shutil.rmtree(self.work, ignore_errors=True)
         if refused:
-            (self.path / MANIFEST).unlink()
+            self.manifest.unlink()
         self._release()
         for folder in self._created if there is None or refused else ():
             if not any(folder.iterdir()):
                 folder.rmdir()
+
+    def _found(self) -> bool:
+        """Whether there is anything in the folder that took time to find."""
+        beside = {".lock", self.manifest.name, self.work.name}
+        return bool(Generations(self.work).all()) or any(p.name not in beside for p in self.path.iterdir())
 
     @property
     def work(self) -> Path:
@@ -219,7 +240,7 @@ class StoreWriter:
 
     def under_way(self, key: str) -> Any:
         """What the manifest of an unfinished study says under a key, or None."""
-        there = _read_manifest(self.path)
+        there = _read_manifest(self.manifest)
         return there.get(key) if there is not None and not there["complete"] else None
 
     def begin(self, manifest: dict[str, Any]) -> bool:
@@ -234,7 +255,7 @@ class StoreWriter:
 
     def require_same(self, manifest: dict[str, Any]) -> dict[str, Any] | None:
         """The manifest that is there, if any; `StoreConflictError` where it is another study's."""
-        there = _read_manifest(self.path)
+        there = _read_manifest(self.manifest)
         if there is None:
             return None
         for key in ("config", "models", "labels", "tokens"):
@@ -251,9 +272,9 @@ class StoreWriter:
         return there
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Replace study.json."""
+        """Replace the manifest."""
         with disk_errors(self.path):
-            write_atomically(self.path / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+            write_atomically(self.manifest, (json.dumps(manifest, indent=2) + "\n").encode())
 
     def write_table(self, name: str, table: pl.DataFrame) -> str:
         """Write a table; returns the SHA-256 of its file."""
@@ -294,13 +315,13 @@ class StoreWriter:
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise StoreConflictError(f"{path / MANIFEST}: not readable", given=error, fix="remove the folder") from None
+        raise StoreConflictError(f"{path}: not readable", given=error, fix="remove the folder") from None
     if not isinstance(manifest, dict) or "complete" not in manifest:
-        raise StoreConflictError(f"{path / MANIFEST}: not a study's manifest", fix="name another folder")
+        raise StoreConflictError(f"{path}: not a study's manifest", fix="name another folder")
     return manifest
 
 

@@ -3,6 +3,7 @@
 Figures are drawn without pyplot, so that drawing in a server or notebook leaves no state behind.
 """
 
+from universal_neurons.figures.dynamics import StepAxis, dynamics_figures
 from universal_neurons.figures.families import families_figures
 from universal_neurons.figures.properties import by_layer, nearest, percentiles, sparsity_against_cosine
 from universal_neurons.figures.roles import ROLE_TABLES, roles_figures
@@ -11,10 +12,12 @@ from universal_neurons.figures.universality import by_subset, convergence, densi
 
 __all__ = [
     "ROLE_TABLES",
+    "StepAxis",
     "by_layer",
     "by_subset",
     "convergence",
     "densities",
+    "dynamics_figures",
     "families_figures",
     "intervals",
     "nearest",

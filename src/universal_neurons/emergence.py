@@ -1,0 +1,233 @@
+"""What changes in training: from the studies of all checkpoints to tables.
+
+With U_t the universal neurons of the reference at checkpoint t (arXiv 2508.00903):
+
+- persistence |U_{t−1} ∩ U_t| / |U_{t−1}|;
+- emergence: the first checkpoint from which a neuron stays universal to the end;
+- partners: a neuron's best match in another seed is the same neuron as at the checkpoint before, or as at the last;
+- families: how many neurons of each there are, and how many of them had it before.
+
+Matches count where a neuron has one at both checkpoints.  Shares among universal neurons are of those that were
+universal at the earlier of the two.  What has no answer (a share of nothing) is NaN, what was not asked (what comes
+before the first checkpoint) null.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Float, Int
+
+from universal_neurons.families import FAMILIES
+from universal_neurons.self_correlation import SelfCorrelations
+from universal_neurons.training import Checkpoint
+
+NEVER = -1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one checkpoint's study says: rows of `neurons`, and of `matches` of rank 1, by the names of the seeds."""
+
+    checkpoint: Checkpoint
+    neurons: pl.DataFrame
+    matches: pl.DataFrame
+
+    def of(self, seed: str) -> pl.DataFrame:
+        """The rows of one seed's neurons."""
+        return self.neurons.filter(pl.col("model") == seed)
+
+
+@dataclass(frozen=True)
+class History:
+    """The reference's neurons at every checkpoint: which are universal, and their best match in each other seed.
+
+    A partner is a number that tells neurons of the other seed apart, −1 where there is none.
+    """
+
+    universal: Bool[np.ndarray, "checkpoints neurons"]
+    partners: Int[np.ndarray, "checkpoints others neurons"]
+
+
+def history(snapshots: Sequence[Snapshot], reference: str, others: Sequence[str]) -> History:
+    """The history that the studies tell."""
+    universal, partners = [], []
+    for snapshot in snapshots:
+        mine = snapshot.of(reference).select("layer", "neuron", "is_universal")
+        universal.append(mine["is_universal"].fill_null(False).to_numpy())
+        found = []
+        for other in others:
+            theirs = snapshot.matches.filter(pl.col("model") == other)
+            number = pl.col("match_layer").cast(pl.Int64) * 2**32 + pl.col("match_neuron")
+            theirs = theirs.select("layer", "neuron", number.alias("partner"))
+            both = mine.join(theirs, on=["layer", "neuron"], how="left", maintain_order="left")
+            found.append(both["partner"].fill_null(-1).to_numpy())
+        partners.append(np.stack(found))
+    return History(np.stack(universal), np.stack(partners))
+
+
+def persistence(universal: Bool[np.ndarray, "checkpoints neurons"]) -> Float[np.ndarray, " later"]:
+    """|U_{t−1} ∩ U_t| / |U_{t−1}| of every checkpoint but the first; NaN where nothing was universal."""
+    before, now = universal[:-1], universal[1:]
+    stayed, were = (before & now).sum(1), before.sum(1)
+    return np.where(were > 0, stayed / np.maximum(were, 1), np.nan)
+
+
+def first_universal(universal: Bool[np.ndarray, "checkpoints neurons"]) -> Int[np.ndarray, " neurons"]:
+    """The first checkpoint at which a neuron is universal, by its number from 0; −1 where it never is."""
+    return np.where(universal.any(0), universal.argmax(0), NEVER)
+
+
+def emergence(universal: Bool[np.ndarray, "checkpoints neurons"]) -> Int[np.ndarray, " neurons"]:
+    """The first checkpoint from which a neuron stays universal to the end; −1 where it is not so at the end."""
+    stays = np.logical_and.accumulate(universal[::-1], 0)[::-1]
+    return first_universal(stays)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which matches are the same at an earlier and a later checkpoint, of those that are there at both."""
+
+    same: Bool[np.ndarray, "others neurons"]
+    both: Bool[np.ndarray, "others neurons"]
+
+    @classmethod
+    def of(cls, earlier: Int[np.ndarray, "others neurons"], later: Int[np.ndarray, "others neurons"]) -> "Kept":
+        """From the partners of two checkpoints."""
+        both = (earlier >= 0) & (later >= 0)
+        return cls(both & (earlier == later), both)
+
+    def share(self, neurons: Bool[np.ndarray, " neurons"] | None = None) -> float:
+        """Share of all matches that are the same, or of those of some neurons; NaN of none."""
+        some = slice(None) if neurons is None else neurons
+        there = int(self.both[:, some].sum())
+        return int(self.same[:, some].sum()) / there if there else math.nan
+
+
+def checkpoints_table(snapshots: Sequence[Snapshot], told: History, reference: str, threshold: float) -> pl.DataFrame:
+    """A row per checkpoint, of the reference's neurons."""
+    persisted = [None, *persistence(told.universal).tolist()]
+    rows = []
+    for t, snapshot in enumerate(snapshots):
+        mine = snapshot.of(reference)
+        excess = mine["excess_corr"].fill_nan(None)
+        before = told.universal[t - 1] if t else None
+        earlier = None if before is None else Kept.of(told.partners[t - 1], told.partners[t])
+        final = Kept.of(told.partners[t], told.partners[-1])
+        now = told.universal[t]
+        rows.append(
+            {
+                "checkpoint": snapshot.checkpoint.name,
+                "step": snapshot.checkpoint.step,
+                "asker": reference,
+                "neurons": len(mine),
+                "dead": int(mine["dead"].sum()),
+                "universal": int(now.sum()),
+                "fraction": float(now.mean()),
+                **{f"universal_{word}": _above(mine[column], threshold) for word, column in SURENESS.items()},
+                **{f"excess_{name}": excess.quantile(q, "linear") for name, q in QUANTILES.items()},
+                "joined": None if before is None else int((now & ~before).sum()),
+                "left": None if before is None else int((before & ~now).sum()),
+                "persistence": persisted[t],
+                "same_match": None if earlier is None else earlier.share(),
+                "same_match_universal": None if earlier is None else earlier.share(before),
+                "final_match": final.share(),
+                "final_match_universal": final.share(now),
+            }
+        )
+    whole = dict.fromkeys(("step", "neurons", "dead", "universal", "joined", "left"), pl.Int64)
+    shares = ("fraction", "persistence", "same_match", "same_match_universal", "final_match", "final_match_universal")
+    numbers = dict.fromkeys((*shares, *(f"excess_{name}" for name in QUANTILES)), pl.Float64)
+    sure = {f"universal_{word}": pl.Int64 for word in SURENESS}
+    return pl.DataFrame(rows, schema_overrides={**whole, **numbers, **sure})
+
+
+SURENESS = {"heldout": "excess_heldout", "surely": "excess_low", "possibly": "excess_high"}
+QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
+
+def _above(values: pl.Series, threshold: float) -> int:
+    return int((values.fill_nan(None) > threshold).sum())
+
+
+COPIED = (
+    "model", "layer", "neuron", "dead", "excess_corr", "excess_heldout", "excess_low", "excess_high", "is_universal",
+    "family", "label", "label_sign", "variance_reduction", "position_mi",
+)  # fmt: skip
+
+
+def neurons_table(
+    snapshots: Sequence[Snapshot],
+    told: History,
+    reference: str,
+    self_corr: SelfCorrelations,
+) -> pl.DataFrame:
+    """A row per checkpoint and neuron of every seed; `self_corr` holds further columns."""
+    frames = []
+    for t, snapshot in enumerate(snapshots):
+        kept = [
+            None if t == 0 else Kept.of(told.partners[t - 1], told.partners[t]).same.sum(0),
+            Kept.of(told.partners[t], told.partners[-1]).same.sum(0),
+        ]
+        for seed in snapshot.neurons["model"].unique(maintain_order=True):
+            mine = snapshot.of(seed).select(COPIED)
+            more = {
+                name: pl.Series(name, [None] * len(mine) if seed != reference or same is None else same, pl.Int32)
+                for name, same in zip(("same_match", "final_match"), kept)
+            }
+            own = self_corr[snapshot.checkpoint.name, seed]
+            frames.append(
+                mine.select(
+                    pl.lit(snapshot.checkpoint.name).alias("checkpoint"),
+                    pl.lit(snapshot.checkpoint.step, pl.Int64).alias("step"),
+                    pl.all(),
+                )
+                .with_columns(**more)
+                .hstack(own)
+            )
+    return pl.concat(frames)
+
+
+def families_table(snapshots: Sequence[Snapshot]) -> pl.DataFrame:
+    """A row per checkpoint, seed and family: its neurons, the universal ones, and those that were of it before."""
+    rows = []
+    before: dict[str, pl.Series] = {}
+    for snapshot in snapshots:
+        for seed in snapshot.neurons["model"].unique(maintain_order=True):
+            mine = snapshot.of(seed)
+            family, universal = mine["family"], mine["is_universal"]
+            for name in FAMILIES:
+                there = family == name
+                known = before.get(seed)
+                rows.append(
+                    (
+                        snapshot.checkpoint.name,
+                        snapshot.checkpoint.step,
+                        seed,
+                        name,
+                        int(there.sum()),
+                        None if universal.is_null().all() else int((there & universal).sum()),
+                        None if known is None else int((there & (known == name)).sum()),
+                    )
+                )
+            before[seed] = family
+    schema = {
+        "checkpoint": pl.String, "step": pl.Int64, "model": pl.String, "family": pl.String, "neurons": pl.Int64,
+        "universal": pl.Int64, "same_family": pl.Int64,
+    }  # fmt: skip
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def emergence_table(snapshots: Sequence[Snapshot], told: History, reference: str) -> pl.DataFrame:
+    """A row per neuron of the reference: when it is first universal, when for good, at how many checkpoints."""
+    places = snapshots[0].of(reference).select("model", "layer", "neuron")
+    known = [snapshot.checkpoint for snapshot in snapshots]
+    columns = []
+    for name, at in (("first", first_universal(told.universal)), ("emergence", emergence(told.universal))):
+        columns.append(pl.Series(name, [None if t == NEVER else known[t].name for t in at], pl.String))
+        columns.append(pl.Series(f"{name}_step", [None if t == NEVER else known[t].step for t in at], pl.Int64))
+    columns.append(pl.Series("checkpoints", told.universal.sum(0), pl.Int64))
+    columns.append(pl.Series("left", (told.universal[:-1] & ~told.universal[1:]).sum(0), pl.Int64))
+    return places.with_columns(columns)
