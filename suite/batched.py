@@ -12,7 +12,11 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-ACTIVATIONS = {"gelu_new": lambda x: nnf.gelu(x, approximate="tanh"), "relu": torch.relu}
+ACTIVATIONS = {
+    "gelu_new": lambda x: nnf.gelu(x, approximate="tanh"),
+    "relu": torch.relu,
+    "relu2": lambda x: torch.relu(x).square(),
+}
 RESIDUAL_WRITERS = ("attn.c_proj.weight", "mlp.c_proj.weight")
 
 

@@ -1,66 +1,67 @@
-"""Bundle a trained suite: python suite/bundle.py SUITE
+"""Put a suite that `make.py` made into the package: python suite/bundle.py RECIPE OUT
 
-SUITE holds models/seed-N, tokenizer/ and corpus.jsonl.xz ({"text": …, "subset": …} per line).  The weights are
-halved to float16; the held-out documents (those whose text has a SHA-1 divisible by 20, which training left out) are
-ordered so that every stretch of the file holds the subsets in proportion.
+Weights are rounded to float16.  The recipe's section `bundle` says which checkpoints of which seeds go along.  What
+is there already of an earlier suite is removed.  suite.json holds the recipe, the sources, what was measured, and the
+SHA-256 of every file.
 """
 
 import hashlib
 import json
-import lzma
 import shutil
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 TARGET = Path(__file__).parents[1] / "src/universal_neurons/bundled"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+MOST = 40_000_000  # bytes
 
 
-def sha1(text: str) -> int:
-    return int(hashlib.sha1(text.encode()).hexdigest(), 16)
+def halve(source: Path, target: Path) -> None:
+    """A model's folder with its weights in float16."""
+    target.mkdir(parents=True)
+    weights = load_file(source / "model.safetensors")
+    halved = {name: tensor.to(torch.float16).contiguous() for name, tensor in weights.items()}
+    assert all(tensor.isfinite().all() for tensor in halved.values())
+    save_file(halved, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "model.safetensors").chmod(0o644)
+    config = json.loads((source / "config.json").read_text()) | {"dtype": "float16"}
+    (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    shutil.copyfile(source / "trainer_state.json", target / "trainer_state.json")
 
 
-def bundle_models(suite: Path) -> None:
-    for source in sorted((suite / "models").glob("seed-*")):
-        target = TARGET / source.name
-        target.mkdir(parents=True, exist_ok=True)
-        weights = load_file(source / "model.safetensors")
-        halved = {name: tensor.to(torch.float16).contiguous() for name, tensor in weights.items()}
-        save_file(halved, target / "model.safetensors", metadata={"format": "pt"})
-        (target / "model.safetensors").chmod(0o644)
-        config = json.loads((source / "config.json").read_text()) | {"dtype": "float16"}
-        (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(suite / "tokenizer" / name, target / name)
-
-
-def in_proportion(documents: list[dict]) -> list[dict]:
-    waiting, size = defaultdict(list), defaultdict(int)
-    for document in sorted(documents, key=lambda d: sha1("order" + d["text"])):
-        waiting[document["subset"]].append(document)
-        size[document["subset"]] += len(document["text"])
-    written: dict[str, int] = dict.fromkeys(waiting, 0)
-    ordered = []
-    while any(waiting.values()):
-        subset = min((s for s in waiting if waiting[s]), key=lambda s: (written[s] / size[s], s))
-        ordered.append(waiting[subset].pop())
-        written[subset] += len(ordered[-1]["text"])
-    return ordered
-
-
-def bundle_text(suite: Path) -> None:
-    with lzma.open(suite / "corpus.jsonl.xz", "rt", encoding="utf-8") as lines:
-        documents = [json.loads(line) for line in lines]
-    heldout = [document for document in documents if sha1(document["text"]) % 20 == 0]
-    with lzma.open(TARGET / "heldout.jsonl.xz", "wt", encoding="utf-8", preset=9 | lzma.PRESET_EXTREME) as out:
-        for document in in_proportion(heldout):
-            out.write(json.dumps(document, ensure_ascii=False) + "\n")
-    print(f"{len(heldout)} of {len(documents)} documents are held out")
+def bundle(recipe: dict, out: Path, target: Path = TARGET) -> None:
+    """Replace the suite in `target` by the one in `out`."""
+    if target.exists():
+        shutil.rmtree(target)
+    target.mkdir(parents=True)
+    for seed in recipe["seeds"]:
+        name = seed["name"]
+        halve(out / "models" / name, target / name)
+        for file in TOKENIZER:
+            shutil.copyfile(out / "tokenizer" / file, target / name / file)
+    for name in recipe["bundle"]["seeds"]:
+        for step in recipe["bundle"]["steps"]:
+            halve(out / f"models/{name}/step-{step}", target / f"{name}/step-{step}")
+    for file in ("heldout.jsonl.xz", "README.md"):
+        shutil.copyfile(out / file, target / file)
+    files = sorted(path for path in target.rglob("*") if path.is_file())
+    told = {
+        "recipe": recipe,
+        "corpus_sha256": hashlib.sha256((out / "corpus.jsonl.xz").read_bytes()).hexdigest(),
+        "sources": json.loads((out / "sources.json").read_text()),
+        "measured": json.loads((out / "evaluation.json").read_text()),
+        "sha256": {str(path.relative_to(target)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+    }
+    (target / "suite.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"{len(files) + 1} files, {size / 1e6:.1f} MB")
+    if size > MOST:
+        raise SystemExit(f"{target}: {size / 1e6:.1f} MB, more than {MOST / 1e6:.0f}; bundle fewer checkpoints")
 
 
 if __name__ == "__main__":
-    bundle_models(Path(sys.argv[1]))
-    bundle_text(Path(sys.argv[1]))
+    bundle(yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))

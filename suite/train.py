@@ -2,16 +2,23 @@
 
 TOKENS is a .npy of token ids (uint16), token 0 before each document.  A row is BOS and `n_positions` − 1 tokens.
 Each seed has its own weights (seed `weights`) and its own order of the rows (seed `data`), whatever seeds are trained
-beside it.  Every `save_every` steps the state is written (weights in float32, AdamW's moments in bfloat16: 8 bytes a
-weight) and *taken over as written*, so that an interrupted run ends with the same bits as one that was not; the same
-command goes on from there.  OUT gets `checkpoints/STEP/SEED/` at log-spaced steps and `models/SEED/` at the end, all
-ordinary Hugging Face folders, and `losses.csv`.
+beside it (but for dropout, whose masks are drawn for all at once).  Every `save_every` steps the state is written
+(weights in float32, AdamW's moments in bfloat16: 8 bytes a weight) and *taken over as written*, so that an interrupted
+run ends with the same bits as one that was not; the same command goes on from there.  OUT gets `models/SEED/step-K/`
+at log-spaced steps and `models/SEED/` at the end, all ordinary Hugging Face folders, and `losses-PART.csv`.  On a CPU
+with several cores, `processes` cuts the seeds into so many parts, each with a state of its own: small products gain
+little from a second thread.
 """
 
+import hashlib
 import json
 import math
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import batched
@@ -79,8 +86,8 @@ def clip(gradients: list[Tensor], most: float) -> None:
 class Training:
     """A recipe under way: weights and AdamW's moments of all seeds, and the step they are at."""
 
-    def __init__(self, recipe: dict, tokens: np.ndarray, out: Path, device: str) -> None:
-        self.recipe, self.given, self.out, self.device = recipe, recipe["training"], out, device
+    def __init__(self, recipe: dict, tokens: np.ndarray, out: Path, device: str, part: int = 0) -> None:
+        self.recipe, self.given, self.out, self.device, self.part = recipe, recipe["training"], out, device, part
         self.config = model_config(recipe)
         self.seeds = recipe["seeds"]
         self.rows = Rows(tokens, self.config.n_positions, [seed["data"] for seed in self.seeds])
@@ -92,12 +99,14 @@ class Training:
         groups += [{"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1.0, betas=tuple(self.given["betas"]), fused=True)
         self.step = 0
+        self.identity = {section: recipe[section] for section in ("model", "training", "seeds")}
+        self.identity["tokens"] = hashlib.sha256(tokens).hexdigest()
         self.dtype = getattr(torch, self.given["dtype"])
 
     @property
     def state_file(self) -> Path:
         """Where the state is between runs."""
-        return self.out / "state.safetensors"
+        return self.out / f"state-{self.part}.safetensors"
 
     def save(self) -> None:
         """Write the state, and take it over as written."""
@@ -107,9 +116,9 @@ class Training:
                 held = self.optimizer.state[t][moment]
                 held.copy_(held.bfloat16())
                 state[f"{moment}/{name}"] = held.bfloat16().cpu()
-        partial = self.state_file.with_suffix(".partial")
-        save_file(state, partial, metadata={"step": str(self.step), "recipe": json.dumps(self.recipe)})
-        partial.rename(self.state_file)
+        unfinished = self.state_file.with_suffix(".partial")
+        save_file(state, unfinished, metadata={"step": str(self.step), "of": json.dumps(self.identity)})
+        unfinished.rename(self.state_file)
 
     def restore(self) -> None:
         """Go on from a state that `save` wrote; another recipe's is refused."""
@@ -117,8 +126,8 @@ class Training:
 
         with safe_open(self.state_file, "pt") as file:
             metadata = file.metadata()
-        if json.loads(metadata["recipe"]) != json.loads(json.dumps(self.recipe)):
-            raise SystemExit(f"{self.state_file}: a state of another recipe; remove it or name another folder")
+        if metadata["of"] != json.dumps(self.identity):
+            raise SystemExit(f"{self.state_file}: a state of another recipe or text; remove it or name another folder")
         state = load_file(self.state_file)
         self.step = int(metadata["step"])
         for name, t in self.weights.items():
@@ -129,7 +138,7 @@ class Training:
     def run(self, seconds: float = math.inf) -> bool:
         """Train on until the end, or until so many seconds have passed; returns whether it is done."""
         given, started = self.given, time.perf_counter()
-        kept = set(log_spaced(given["steps"], given["checkpoints"]))
+        kept = set(log_spaced(given["steps"], given["checkpoints"])) - {given["steps"]}
         while self.step < given["steps"]:
             ids = self.rows.batch(self.step, given["rows"]).to(self.device)
             self.step += 1
@@ -142,42 +151,75 @@ class Training:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             if self.step in kept:
-                self.write(self.out / "checkpoints" / f"{self.step:06d}")
+                self.write(f"step-{self.step}")
             if self.step % given["report_every"] == 0 or self.step == given["steps"]:
                 self._report(losses.detach().tolist(), time.perf_counter() - started)
             if self.step % given["save_every"] == 0 or self.step == given["steps"]:
                 self.save()
                 if time.perf_counter() - started > seconds:
                     return False
-        self.write(self.out / "models")
+        self.write()
         return True
 
     def _report(self, losses: list[float], seconds: float) -> None:
         line = f"{self.step},{seconds:.0f}," + ",".join(f"{loss:.4f}" for loss in losses)
         print(line, flush=True)
-        with (self.out / "losses.csv").open("a") as file:
+        with (self.out / f"losses-{self.part}.csv").open("a") as file:
             file.write(line + "\n")
 
-    def write(self, folder: Path) -> None:
+    def write(self, checkpoint: str = "") -> None:
         """Every seed as an ordinary Hugging Face folder."""
         for place, seed in enumerate(self.seeds):
-            model = batched.to_hugging_face(self.config, self.weights, place)
-            model.save_pretrained(folder / seed["name"])
+            folder = self.out / "models" / seed["name"] / checkpoint
+            batched.to_hugging_face(self.config, self.weights, place).save_pretrained(folder)
+            (folder / "trainer_state.json").write_text(json.dumps({"global_step": self.step}))
 
 
-def train(recipe: dict, tokens: np.ndarray, out: Path, seconds: float = math.inf) -> bool:
-    """Start or go on; returns whether it is done."""
-    out.mkdir(parents=True, exist_ok=True)
+def parts(recipe: dict) -> list[dict]:
+    """The recipe cut into recipes of seeds that are trained together.
+
+    The seeds of the recipe's own model make `processes` parts, as even as can be; those with a `model` of their own,
+    whose settings replace the recipe's, one part for each such model.
+    """
+    by_model: dict[str, list[dict]] = {}
+    for seed in recipe["seeds"]:
+        by_model.setdefault(json.dumps(seed.get("model", {})), []).append(seed)
+    found = []
+    for other, seeds in by_model.items():
+        count = 1 if json.loads(other) else min(recipe["training"]["processes"], len(seeds))
+        cuts = [len(seeds) * k // count for k in range(count + 1)]
+        model = recipe["model"] | json.loads(other)
+        found += [recipe | {"model": model, "seeds": seeds[start:stop]} for start, stop in pairwise(cuts)]
+    return found
+
+
+def train_part(recipe: dict, tokens: Path, out: Path, seconds: float, part: int) -> bool:
+    """Start or go on with one part of the seeds; returns whether it is done."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    training = Training(recipe, tokens, out, device)
+    if recipe["training"]["processes"] > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // recipe["training"]["processes"]))
+    training = Training(parts(recipe)[part], np.load(tokens, mmap_mode="r"), out, device, part)
     if training.state_file.exists():
         training.restore()
         print(f"goes on after step {training.step}", flush=True)
     return training.run(seconds)
 
 
+def train(recipe: dict, tokens: Path, out: Path, seconds: float = math.inf) -> bool:
+    """Start or go on, `processes` parts of the seeds side by side; returns whether all are done."""
+    out.mkdir(parents=True, exist_ok=True)
+    processes, each = recipe["training"]["processes"], partial(train_part, recipe, tokens, out, seconds)
+    places = range(len(parts(recipe)))
+    if processes == 1:
+        done = list(map(each, places))
+    else:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            done = list(pool.map(each, places))
+    return all(done)
+
+
 if __name__ == "__main__":
     train(
-        yaml.safe_load(Path(sys.argv[1]).read_text()), np.load(sys.argv[2], mmap_mode="r"), Path(sys.argv[3]),
+        yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), Path(sys.argv[3]),
         float(sys.argv[4]) if len(sys.argv) > 4 else math.inf,
     )  # fmt: skip

@@ -23,9 +23,17 @@ RECIPE = {
     "training": {
         "steps": 24, "rows": 3, "warmup": 5, "peak": 1e-2, "final": 0.1, "weight_decay": 0.1, "betas": [0.9, 0.95],
         "clip": 1.0, "dtype": "float32", "checkpoints": 4, "report_every": 8, "save_every": 8,
+        "processes": 1,
     },
     "seeds": [{"name": "a", "weights": 1, "data": 1}, {"name": "b", "weights": 2, "data": 1}, {"name": "c", "weights": 1, "data": 2}],
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokens_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "tokens.npy"
+    np.save(path, tokens())
+    return path
 
 
 def tokens(count=2000):
@@ -44,7 +52,7 @@ def same(one, other):
     return all(torch.equal(one[name][key], other[name][key]) for name in one for key in one[name])
 
 
-@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+@pytest.mark.parametrize("activation", ["gelu_new", "relu", "relu2"])
 def test_a_batch_of_seeds_is_models_of_their_own(activation):
     recipe = RECIPE | {"model": RECIPE["model"] | {"activation_function": activation}}
     config = recipe_of.model_config(recipe)
@@ -81,31 +89,53 @@ def test_rows_are_each_seeds_own_permutation_and_every_row_is_read_once_an_epoch
     assert not torch.equal(batches[0], batches[1])
 
 
-def test_training_learns_is_the_same_again_and_after_interruptions(tmp_path):
-    assert recipe_of.train(RECIPE, tokens(), tmp_path / "whole")
+def test_training_learns_is_the_same_again_and_after_interruptions(tokens_file, tmp_path):
+    assert recipe_of.train(RECIPE, tokens_file, tmp_path / "whole")
     whole = weights_of(tmp_path / "whole/models")
     assert list(whole) == ["a", "b", "c"]
-    lines = (tmp_path / "whole/losses.csv").read_text().splitlines()
+    lines = (tmp_path / "whole/losses-0.csv").read_text().splitlines()
     first, last = ([float(x) for x in line.split(",")[2:]] for line in (lines[0], lines[-1]))
     assert all(after < before - 0.2 for before, after in zip(first, last))
-    assert sorted(p.name for p in (tmp_path / "whole/checkpoints").iterdir()) == [
-        "000001",
-        "000003",
-        "000008",
-        "000024",
-    ]
-    recipe_of.train(RECIPE, tokens(), tmp_path / "again")
+    for seed in whole:
+        assert {p.name for p in (tmp_path / "whole/models" / seed).iterdir() if p.is_dir()} == {
+            "step-1",
+            "step-3",
+            "step-8",
+        }
+    recipe_of.train(RECIPE, tokens_file, tmp_path / "again")
     assert same(whole, weights_of(tmp_path / "again/models"))
-    done = [recipe_of.train(RECIPE, tokens(), tmp_path / "stopped", seconds=0.0) for _ in range(4)]
+    done = [recipe_of.train(RECIPE, tokens_file, tmp_path / "stopped", seconds=0.0) for _ in range(4)]
     assert done == [False, False, False, True]
     assert same(whole, weights_of(tmp_path / "stopped/models"))
-    assert (tmp_path / "stopped/state.safetensors").stat().st_size < 9 * 3 * 6_000
+    assert (tmp_path / "stopped/state-0.safetensors").stat().st_size < 9 * 3 * 6_000
     with pytest.raises(SystemExit, match="another recipe"):
-        recipe_of.train(RECIPE | {"seeds": RECIPE["seeds"][:2]}, tokens(), tmp_path / "stopped")
+        recipe_of.train(RECIPE | {"seeds": RECIPE["seeds"][:2]}, tokens_file, tmp_path / "stopped")
 
 
-def test_what_is_trained_is_an_ordinary_model(tmp_path):
-    recipe_of.train(RECIPE | {"training": RECIPE["training"] | {"steps": 2}}, tokens(), tmp_path)
+def test_seeds_in_several_processes_are_the_same_seeds(tokens_file, tmp_path):
+    recipe = RECIPE | {"model": RECIPE["model"] | {"resid_pdrop": 0.0}, "training": RECIPE["training"] | {"steps": 6}}
+    both = recipe | {"training": recipe["training"] | {"processes": 2}}
+    assert [[seed["name"] for seed in part["seeds"]] for part in recipe_of.parts(both)] == [["a"], ["b", "c"]]
+    assert recipe_of.train(recipe, tokens_file, tmp_path / "one")
+    assert recipe_of.train(both, tokens_file, tmp_path / "two")
+    one, two = weights_of(tmp_path / "one/models"), weights_of(tmp_path / "two/models")
+    assert one.keys() == two.keys()
+    for name, weights in one.items():
+        for key, tensor in weights.items():
+            torch.testing.assert_close(two[name][key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_seed_with_a_model_of_its_own_is_trained_apart(tokens_file, tmp_path):
+    wide = {"name": "wide", "weights": 4, "data": 4, "model": {"n_embd": 24, "n_inner": 40}}
+    recipe = RECIPE | {"training": RECIPE["training"] | {"steps": 2}, "seeds": [*RECIPE["seeds"], wide]}
+    assert [len(part["seeds"]) for part in recipe_of.parts(recipe)] == [3, 1]
+    assert recipe_of.train(recipe, tokens_file, tmp_path)
+    configs = [AutoModelForCausalLM.from_pretrained(tmp_path / "models" / name).config for name in ("a", "wide")]
+    assert [(config.n_embd, config.n_inner, config.n_layer) for config in configs] == [(12, 20, 2), (24, 40, 2)]
+
+
+def test_what_is_trained_is_an_ordinary_model(tokens_file, tmp_path):
+    recipe_of.train(RECIPE | {"training": RECIPE["training"] | {"steps": 2}}, tokens_file, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "models/a")
     assert type(model).__name__ == "GPT2LMHeadModel"
     assert model.config.n_inner == 20

@@ -1,0 +1,147 @@
+"""The model card of a suite, from its recipe, its sources and what was measured."""
+
+from typing import Any
+
+HEADER = """---
+license: other
+language: en
+library_name: transformers
+tags: [interpretability, gpt2]
+---
+
+# {title}
+
+{what}
+
+    seed-N/             ordinary Hugging Face folders: float16 safetensors, configuration, tokenizer
+    seed-N/step-K/      checkpoints of training, without the tokenizer
+    heldout.jsonl.xz    documents that training left out, {{"text": …, "subset": …}} a line
+    suite.json          the recipe, the sources with their hashes, SHA-256 of every file, everything measured
+
+The models exist to be compared; they are good for nothing else.
+"""
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    """A markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def write_card(recipe: dict, sources: list[dict[str, Any]], measured: dict[str, Any]) -> str:
+    """The card as markdown."""
+    parts = [HEADER.format(title=recipe["title"], what=_models(recipe)), _training(recipe)]
+    parts += [_text(sources), _losses(recipe, measured["losses"]), _universality(measured), _growth(measured["growth"])]
+    return "\n".join(parts)
+
+
+def _models(recipe: dict) -> str:
+    m = recipe["model"]
+    act = {"gelu_new": "GELU", "relu": "ReLU", "relu2": "squared ReLU"}[m["activation_function"]]
+    return (
+        f"{len(recipe['seeds'])} GPT-2 models of {m['n_layer']} layers, width {m['n_embd']}, {m['n_head']} heads, "
+        f"{m['n_inner']} neurons ({act}) a layer, context {m['n_positions']}, vocabulary {m['vocab_size']}, trained by "
+        "one recipe; initial weights and the order of the data differ as said below."
+    )
+
+
+def _training(recipe: dict) -> str:
+    t, m = recipe["training"], recipe["model"]
+    tokens = t["steps"] * t["rows"] * m["n_positions"]
+    seeds = [
+        [seed["name"], seed["weights"], seed["data"], ", ".join(f"{k} {v}" for k, v in seed.get("model", {}).items())]
+        for seed in recipe["seeds"]
+    ]
+    return f"""## Training
+
+{t["steps"]:,} steps of {t["rows"]} rows of {m["n_positions"]} tokens ({tokens / 1e6:.1f} M tokens a model), AdamW
+(β {t["betas"][0]}, {t["betas"][1]}; weight decay {t["weight_decay"]} on matrices), learning rate up to {t["peak"]:g} in
+{t["warmup"]} steps, then a cosine down to {t["final"]:.0%} of it; gradients clipped to length {t["clip"]:g}; dropout
+{m["resid_pdrop"]:g}; {t["dtype"]}. Weights rounded to float16 afterwards. The tokenizer is a byte-level BPE trained
+on the training text; `<|endoftext|>` (id 0) is BOS, EOS and padding.
+
+{table(["model", "seed of the weights", "seed of the data's order", "otherwise"], seeds)}
+"""
+
+
+def _text(sources: list[dict[str, Any]]) -> str:
+    rows = [
+        [
+            source["subset"], f"{source['registry']} `{source['package']}` {source['version']}", source["licence"],
+            f"{source['documents']:,}", f"{source['characters'] / 1e6:.1f}",
+        ]
+        for source in sources
+    ]  # fmt: skip
+    return f"""## Text
+
+A document is held out (5 %) where the SHA-1 of its text, as an integer, is divisible by 20.
+
+{table(["subset", "package", "licence", "documents", "M characters"], rows)}
+"""
+
+
+def _losses(recipe: dict, losses: dict[str, dict[str, float]]) -> str:
+    names = [seed["name"] for seed in recipe["seeds"]]
+    subsets = list(losses[names[0]])
+    rows = [[subset, *(f"{losses[name][subset]:.3f}" for name in names)] for subset in subsets]
+    return f"""## Held-out loss
+
+Nats per token.
+
+{table(["subset", *names], rows)}
+"""
+
+
+def _universality(measured: dict[str, Any]) -> str:
+    head = ["model", "universal", "on held-out rows", "per layer", "dead", "median excess", "p99"]
+    sets = [f"**{name}**\n\n{table(head, _counts(found))}\n" for name, found in measured["sets"].items()]
+    suite = next(iter(measured["sets"].values()))
+    return f"""## Universal neurons
+
+Excess correlation above .5 (Gurnee et al., 2024), each model of a set against all others of the set,
+{measured["tokens"]:,} held-out tokens. On held-out rows: the number there [surely, possibly: where the 95 % interval
+lies above .5, or reaches it].
+
+{chr(10).join(sets)}
+Families in the first set, universal / all:
+
+{table(["family", *suite], _families(suite))}
+"""
+
+
+def _counts(found: dict[str, Any]) -> list[list[Any]]:
+    return [
+        [
+            name,
+            f"{one['universal']} of {one['neurons']} = {one['universal'] / one['neurons']:.1%}",
+            f"{one['universal_heldout']} [{one['universal_surely']}, {one['universal_possibly']}]",
+            " ".join(map(str, one["universal_per_layer"])),
+            one["dead"],
+            f"{one['excess_median']:.3f}",
+            f"{one['excess_p99']:.3f}",
+        ]
+        for name, one in found.items()
+    ]
+
+
+def _families(found: dict[str, Any]) -> list[list[str]]:
+    counts = [one["families"] for one in found.values()]
+    names = sorted({family for one in counts for family in one["all"]})
+    return [
+        [name.replace("_", " "), *(f"{one['universal'].get(name, 0)} / {one['all'].get(name, 0)}" for one in counts)]
+        for name in names
+    ]
+
+
+def _growth(growth: list[dict[str, Any]]) -> str:
+    rows = [
+        [f"{g['step']:,}", f"{g['tokens'] / 1e6:.2f}", f"{g['universal']} [{g['surely']}, {g['possibly']}]",
+         f"{g['universal'] / g['neurons']:.1%}", f"{g['excess_median']:.3f}", f"{g['excess_p99']:.3f}"]
+        for g in growth
+    ]  # fmt: skip
+    return f"""## How universality grew
+
+The models of the first set together, at their checkpoints.
+
+{table(["step", "M tokens", "universal [95 %]", "share", "median excess", "p99"], rows)}
+"""

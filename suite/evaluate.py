@@ -1,0 +1,130 @@
+"""What a trained suite is like on held-out text: losses per subset, universal neurons, families, growth with steps."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from text import encode, read
+from transformers import AutoModelForCausalLM
+
+import universal_neurons as un
+from universal_neurons.summary import facts
+
+ROWS_AT_ONCE = 32
+
+
+@torch.inference_mode()
+def losses(folder: Path, texts: Mapping[str, np.ndarray], context: int) -> dict[str, float]:
+    """Mean next-token loss of a model, in nats, on the token ids of each subset, and on `all` of them together.
+
+    Rows are BOS and `context` − 1 tokens; every token but BOS is predicted once.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    sums, counts = {}, {}
+    for subset, ids in texts.items():
+        count = len(ids) // (context - 1)
+        rows = ids[: count * (context - 1)].reshape(count, context - 1).astype(np.int64)
+        rows = torch.from_numpy(np.pad(rows, ((0, 0), (1, 0))))
+        each = [float(model(part, labels=part).loss) * len(part) for part in rows.split(ROWS_AT_ONCE)]
+        sums[subset], counts[subset] = sum(each), count
+    found = {subset: sums[subset] / counts[subset] for subset in sums}
+    return found | {"all": sum(sums.values()) / sum(counts.values())}
+
+
+def texts_by_subset(heldout: Path, tokenizer: Path, context: int, most: int) -> dict[str, np.ndarray]:
+    """Token ids of the held-out text of each subset, at most so many; subsets without a full row are left out."""
+    texts = defaultdict(list)
+    for document in read(heldout):
+        texts[document["subset"]].append(document["text"])
+    ids = {subset: encode(documents, tokenizer)[:most] for subset, documents in sorted(texts.items())}
+    return {subset: found for subset, found in ids.items() if len(found) >= context - 1}
+
+
+def universality(store: un.Store) -> dict[str, Any]:
+    """Of every model: universal neurons per layer, with the interval of their number, and neurons per family."""
+    found = {}
+    for asker in store.askers:
+        seen = facts(store, asker)
+        own = store.neurons.filter((pl.col("model") == asker) & ~pl.col("dead"))
+        families = {}
+        if store.has("labels"):
+            families = {
+                name: dict(table.group_by("family").len().sort("family").iter_rows())
+                for name, table in (("all", own), ("universal", own.filter("is_universal")))
+            }
+        found[asker] = {
+            "neurons": seen.neurons,
+            "dead": seen.dead,
+            "universal": seen.universal,
+            "universal_per_layer": list(seen.universal_per_layer),
+            "universal_heldout": seen.universal_heldout,
+            "universal_surely": seen.universal_surely,
+            "universal_possibly": seen.universal_possibly,
+            "excess_median": seen.excess_median,
+            "excess_p99": seen.excess_p99,
+            "families": families,
+        }
+    return found
+
+
+def evaluate(recipe: dict, out: Path) -> dict[str, Any]:
+    """Everything the model card says about a suite, also written to evaluation.json; studies stay in OUT/studies.
+
+    The first of the recipe's `sets` is the suite: its families and growth are looked at too.
+    """
+    given, context = recipe["evaluation"], recipe["model"]["n_positions"]
+    texts = texts_by_subset(out / "heldout.jsonl.xz", out / "tokenizer", context, given["tokens_per_subset"])
+    names = [seed["name"] for seed in recipe["seeds"]]
+    found: dict[str, Any] = {"losses": {name: losses(out / "models" / name, texts, context) for name in names}}
+    found["sets"] = {}
+    for name, members in recipe["sets"].items():
+        first = not found["sets"]
+        store = study(recipe, out, name, [out / "models" / member for member in members], labels=first)
+        found["sets"][name] = universality(store)
+        found["tokens"] = store.manifest["counted_tokens"]
+    found["growth"] = growth(recipe, out)
+    (out / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def study(recipe: dict, out: Path, name: str, folders: list[Path], *, labels: bool) -> un.Store:
+    """Which neurons of these models are universal among them, on held-out text."""
+    config = un.StudyConfig(
+        models=tuple(map(str, folders)),
+        data=str(out / "heldout.jsonl.xz"),
+        tokenizer=str(out / "tokenizer"),
+        max_tokens=recipe["evaluation"]["tokens"],
+        pairs="all",
+        stages=("universality", "labels") if labels else ("universality",),
+        out=str(out / "studies" / name),
+    )
+    return un.run_study(config)
+
+
+def growth(recipe: dict, out: Path) -> list[dict[str, Any]]:
+    """Universal neurons of the suite's models at every checkpoint, all models together."""
+    members = next(iter(recipe["sets"].values()))
+    per_step = recipe["training"]["rows"] * recipe["model"]["n_positions"]
+    found = []
+    for folder in sorted((out / "models" / members[0]).glob("step-*"), key=lambda path: int(path.name[5:])):
+        step = int(folder.name[5:])
+        store = study(recipe, out, folder.name, [out / "models" / m / folder.name for m in members], labels=False)
+        seen = [facts(store, asker) for asker in store.askers]
+        found.append(
+            {
+                "step": step,
+                "tokens": step * per_step,
+                "neurons": sum(one.neurons for one in seen),
+                "universal": sum(one.universal for one in seen),
+                "surely": sum(one.universal_surely for one in seen),
+                "possibly": sum(one.universal_possibly for one in seen),
+                "excess_median": float(np.median([one.excess_median for one in seen])),
+                "excess_p99": float(np.median([one.excess_p99 for one in seen])),
+            }
+        )
+    return found
