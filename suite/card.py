@@ -141,7 +141,7 @@ def _growth(growth: list[dict[str, Any]]) -> str:
     ]  # fmt: skip
     return f"""## How universality grew
 
-The models of the first set together, at their checkpoints.
+The first model against the others of the first set, at their checkpoints.
 
 {table(["step", "M tokens", "universal [95 %]", "share", "median excess", "p99"], rows)}
 """

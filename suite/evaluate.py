@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+import torch.nn.functional as nnf
 from text import encode, read
 from transformers import AutoModelForCausalLM
 
@@ -30,8 +31,11 @@ def losses(folder: Path, texts: Mapping[str, np.ndarray], context: int) -> dict[
         count = len(ids) // (context - 1)
         rows = ids[: count * (context - 1)].reshape(count, context - 1).astype(np.int64)
         rows = torch.from_numpy(np.pad(rows, ((0, 0), (1, 0))))
-        each = [float(model(part, labels=part).loss) * len(part) for part in rows.split(ROWS_AT_ONCE)]
-        sums[subset], counts[subset] = sum(each), count
+        each = []
+        for part in rows.split(ROWS_AT_ONCE):
+            logits = model(part).logits[:, :-1]
+            each.append(float(nnf.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum")))
+        sums[subset], counts[subset] = sum(each), count * (context - 1)
     found = {subset: sums[subset] / counts[subset] for subset in sums}
     return found | {"all": sum(sums.values()) / sum(counts.values())}
 
@@ -83,8 +87,9 @@ def evaluate(recipe: dict, out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"losses": {name: losses(out / "models" / name, texts, context) for name in names}}
     found["sets"] = {}
     for name, members in recipe["sets"].items():
-        first = not found["sets"]
-        store = study(recipe, out, name, [out / "models" / member for member in members], labels=first)
+        stages = ("universality",) if found["sets"] else ("universality", "labels")
+        folders = [out / "models" / member for member in members]
+        store = study(out, name, folders, max_tokens=given["tokens"], pairs="all", stages=stages)
         found["sets"][name] = universality(store)
         found["tokens"] = store.manifest["counted_tokens"]
     found["growth"] = growth(recipe, out)
@@ -92,39 +97,39 @@ def evaluate(recipe: dict, out: Path) -> dict[str, Any]:
     return found
 
 
-def study(recipe: dict, out: Path, name: str, folders: list[Path], *, labels: bool) -> un.Store:
+def study(out: Path, name: str, folders: list[Path], **settings: Any) -> un.Store:
     """Which neurons of these models are universal among them, on held-out text."""
     config = un.StudyConfig(
         models=tuple(map(str, folders)),
         data=str(out / "heldout.jsonl.xz"),
         tokenizer=str(out / "tokenizer"),
-        max_tokens=recipe["evaluation"]["tokens"],
-        pairs="all",
-        stages=("universality", "labels") if labels else ("universality",),
         out=str(out / "studies" / name),
+        **settings,
     )
     return un.run_study(config)
 
 
 def growth(recipe: dict, out: Path) -> list[dict[str, Any]]:
-    """Universal neurons of the suite's models at every checkpoint, all models together."""
+    """Universal neurons of the suite's first model at every checkpoint, on half of the tokens."""
     members = next(iter(recipe["sets"].values()))
     per_step = recipe["training"]["rows"] * recipe["model"]["n_positions"]
+    tokens = recipe["evaluation"]["tokens"] // 2
     found = []
     for folder in sorted((out / "models" / members[0]).glob("step-*"), key=lambda path: int(path.name[5:])):
+        folders = [out / "models" / member / folder.name for member in members]
+        store = study(out, folder.name, folders, max_tokens=tokens, stages=("universality",))
+        seen = facts(store, store.askers[0])
         step = int(folder.name[5:])
-        store = study(recipe, out, folder.name, [out / "models" / m / folder.name for m in members], labels=False)
-        seen = [facts(store, asker) for asker in store.askers]
         found.append(
             {
                 "step": step,
                 "tokens": step * per_step,
-                "neurons": sum(one.neurons for one in seen),
-                "universal": sum(one.universal for one in seen),
-                "surely": sum(one.universal_surely for one in seen),
-                "possibly": sum(one.universal_possibly for one in seen),
-                "excess_median": float(np.median([one.excess_median for one in seen])),
-                "excess_p99": float(np.median([one.excess_p99 for one in seen])),
+                "neurons": seen.neurons,
+                "universal": seen.universal,
+                "surely": seen.universal_surely,
+                "possibly": seen.universal_possibly,
+                "excess_median": seen.excess_median,
+                "excess_p99": seen.excess_p99,
             }
         )
     return found

@@ -12,7 +12,6 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from universal_neurons.checkpoints import BUNDLED_FOLDER
 from universal_neurons.config import RoleSettings
 from universal_neurons.models import Model, quiet_transformers
 
@@ -61,19 +60,20 @@ def tiny_network(family: str, seed: int = 0, **changes):
 
 
 def tiny_model(family: str = "gpt2", seed: int = 0, name: str | None = None, **changes) -> Model:
-    return Model(tiny_network(family, seed, **changes), name or f"{family}-{seed}", tokenizer=bundled_tokenizer())
+    return Model(tiny_network(family, seed, **changes), name or f"{family}-{seed}", tokenizer=small_tokenizer())
 
 
-def bundled_tokenizer():
+def small_tokenizer():
+    """A byte-level BPE of 1 024 tokens that stays the same whatever is bundled: tests know its tokens."""
     with quiet_transformers():
-        return AutoTokenizer.from_pretrained(BUNDLED_FOLDER / "seed-1")
+        return AutoTokenizer.from_pretrained(Path(__file__).parent / "tokenizer")
 
 
 def save_tiny(folder: Path, family: str = "gpt2", seed: int = 0, **changes) -> Path:
     """A tiny model as an ordinary folder with a tokenizer."""
     with quiet_transformers():
         tiny_network(family, seed, **changes).save_pretrained(folder)
-        bundled_tokenizer().save_pretrained(folder)
+        small_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -122,7 +122,7 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return bundled_tokenizer()
+    return small_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import bundled_tokenizer, some_text, tiny_network
+from conftest import small_tokenizer, some_text, tiny_network
 from test_cli import call
 
 import universal_neurons as un
@@ -95,7 +95,7 @@ def seeds(networks, tmp_path_factory):
     root = tmp_path_factory.mktemp("seeds")
     for (seed, t), made in networks.items():
         save(made, root / f"seed-{'abc'[seed]}" / FOLDERS[t])
-    bundled_tokenizer().save_pretrained(root / "seed-a")
+    small_tokenizer().save_pretrained(root / "seed-a")
     shutil.copytree(root / "seed-b" / "step-20", root / "seed-b" / "step-30")
     return [str(root / f"seed-{letter}") for letter in "abc"]
 
@@ -222,7 +222,7 @@ def test_partners_are_the_planted_copies_and_change_when_they_move(found):
 def test_correlations_with_the_final_self_against_numpy(found, networks):
     """Activations of the held-out rows by plain hooks, in float64; at the end every neuron is itself."""
     study = found.study("final")
-    tokens = un.TokenDataset.load(study.config, bundled_tokenizer(), context=study.config.context)
+    tokens = un.TokenDataset.load(study.config, small_tokenizer(), context=study.config.context)
     rows = np.concatenate(tokens.split(256)[1])
     keep = tokens.mask(rows).ravel()
 
@@ -444,7 +444,7 @@ def test_what_cannot_be_studied_leaves_nothing_behind(seeds, corpus, tmp_path):
         un.run_dynamics(config(seeds, short, tmp_path / "out"), progress=False)
     other = tmp_path / "other"
     shutil.copytree(seeds[1], other)
-    bundled_tokenizer().save_pretrained(other)
+    small_tokenizer().save_pretrained(other)
     words = json.loads((other / "tokenizer.json").read_text())
     words["model"]["merges"].pop()
     (other / "tokenizer.json").write_text(json.dumps(words))

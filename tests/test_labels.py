@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from conftest import bundled_tokenizer, some_text
+from conftest import small_tokenizer, some_text
 
 from universal_neurons import TokenDataset
 from universal_neurons.labels import (
@@ -83,7 +83,7 @@ def test_ranges_of_positions_cover_every_position_but_the_first(context):
 
 def an_example(masked=(0, NEWLINE), groups=GROUPS):
     """A corpus of two subsets, and labels of every kind; syntax and spans at random."""
-    tokenizer, chooser = bundled_tokenizer(), np.random.default_rng(0)
+    tokenizer, chooser = small_tokenizer(), np.random.default_rng(0)
     pieces = []
     for seed, subset in enumerate(("prose", "verse") * 2):
         ids = np.array(tokenizer(some_text(120, seed), add_special_tokens=False)["input_ids"])

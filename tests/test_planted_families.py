@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import bundled_tokenizer, tiny_network
+from conftest import small_tokenizer, tiny_network
 
 from universal_neurons import Model, StudyConfig, TokenDataset, run_study
 from universal_neurons.vocabulary import read_vocabulary
@@ -94,12 +94,12 @@ def wired_model(vocabulary, words, name="wired"):
         first.mlp.c_fc.weight[:, neuron] = 0
         first.mlp.c_fc.weight[list(reads), neuron] = 1.0
         first.mlp.c_fc.bias[neuron] = -2.5
-    return Model(network, name, tokenizer=bundled_tokenizer())
+    return Model(network, name, tokenizer=small_tokenizer())
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    vocabulary = read_vocabulary(bundled_tokenizer(), 1024)
+    vocabulary = read_vocabulary(small_tokenizer(), 1024)
     words = some_words(vocabulary)
     config = StudyConfig(
         out=str(tmp_path_factory.mktemp("planted") / "run"), stages=("statistics", "labels"),

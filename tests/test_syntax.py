@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import spacy
-from conftest import bundled_tokenizer
+from conftest import small_tokenizer
 
 from universal_neurons import TokenDataset, syntax
 from universal_neurons.errors import ConfigError, MissingExtraError, StoreConflictError
@@ -35,11 +35,11 @@ def loaded_once(nlp):
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return read_vocabulary(bundled_tokenizer(), 1024)
+    return read_vocabulary(small_tokenizer(), 1024)
 
 
 def rows_of(texts):
-    encode = bundled_tokenizer()
+    encode = small_tokenizer()
     pieces = [("", np.array(encode(text, add_special_tokens=False)["input_ids"])[: CONTEXT - 1]) for text in texts]
     return TokenDataset.from_pieces(pieces, context=CONTEXT, bos=0, masked=(0,))
 
@@ -215,7 +215,7 @@ def test_a_folder_that_is_no_pipeline_is_named(vocabulary, tmp_path):
 
 
 def test_a_torn_block_of_the_cache_is_read_again(tmp_path):
-    tokenizer = bundled_tokenizer()
+    tokenizer = small_tokenizer()
     pieces = [("", np.array(tokenizer(text, add_special_tokens=False)["input_ids"][: CONTEXT - 1])) for text in TEXTS]
     tokens = TokenDataset.from_pieces(pieces, context=CONTEXT, bos=0, masked=(0,))
     vocabulary = read_vocabulary(tokenizer, len(tokenizer))

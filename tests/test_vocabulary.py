@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import bundled_tokenizer, some_text
+from conftest import small_tokenizer, some_text
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -63,7 +63,7 @@ def test_strings_keep_their_leading_space_whatever_the_tokenizer(make, strings):
 
 
 def test_special_and_unused_tokens_are_special_and_have_no_normalised_form():
-    vocabulary = read_vocabulary(bundled_tokenizer(), 1030)
+    vocabulary = read_vocabulary(small_tokenizer(), 1030)
     assert len(vocabulary) == 1030
     assert np.flatnonzero(vocabulary.special).tolist() == [0, *range(1024, 1030)]
     assert vocabulary.strings[1024:] == ("",) * 6
@@ -72,7 +72,7 @@ def test_special_and_unused_tokens_are_special_and_have_no_normalised_form():
 
 
 def test_a_model_may_have_fewer_tokens_than_the_tokenizer():
-    vocabulary = read_vocabulary(bundled_tokenizer(), 100)
+    vocabulary = read_vocabulary(small_tokenizer(), 100)
     assert len(vocabulary) == 100
     assert np.flatnonzero(vocabulary.special).tolist() == [0]
 
