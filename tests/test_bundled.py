@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -49,18 +50,19 @@ def test_the_models_are_those_of_the_recipe():
 
 
 def test_held_out_text_is_held_out():
-    from universal_neurons.corpora import read_documents
-
-    texts = [document.text for document in read_documents(un.StudyConfig())]
+    with lzma.open(BUNDLED_FOLDER / "heldout.jsonl.xz", "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in lines]
     assert len(texts) > 100
     assert all(int(hashlib.sha1(text.encode()).hexdigest(), 16) % 20 == 0 for text in texts)
 
 
 @pytest.mark.slow
 def test_the_suite_has_the_universal_neurons_that_its_card_says(tmp_path):
-    store = un.run_study(un.StudyConfig(stages=("universality",), out=str(tmp_path / "bundled")), progress=False)
-    found = facts(store, "seed-1")
+    """On two fifths of the card's tokens: 80 where it says 84 [43, 219]."""
+    settings = {"stages": ("universality",), "max_tokens": 100_000, "draws": 5, "out": str(tmp_path / "bundled")}
+    found = facts(un.run_study(un.StudyConfig(**settings), progress=False), "seed-1")
     told = TOLD["measured"]["sets"]["suite"]["seed-1"]
-    assert found.universal == pytest.approx(84, abs=3)
+    assert told["universal"] == 84
+    assert found.universal == pytest.approx(80, abs=3)
     assert told["universal_surely"] <= found.universal_heldout <= told["universal_possibly"]
     assert found.universal > 0.01 * found.neurons

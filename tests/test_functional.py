@@ -17,6 +17,7 @@ from universal_neurons.tokens import TokenDataset
 from universal_neurons.trials import Trial
 
 VOCABULARY, CONTEXT, D_MLP, ROWS = 97, 12, 24, 45
+NONE_DEAD = np.zeros(2 * D_MLP, bool)
 PERMUTATIONS = [np.random.default_rng(layer).permutation(D_MLP) for layer in range(2)]
 CHOSEN = [3, 7, 11, 24 + 2, 24 + 20]
 ROLES = ("prediction", "suppression", "partition")
@@ -184,7 +185,7 @@ def test_effects_over_vocabularies_that_are_padded_differently():
 def test_random_sets_are_as_many_other_neurons_of_the_same_layers():
     model = original()
     means = means_of(model)
-    costs = Costs(model, CHOSEN, means, 0)
+    costs = Costs(model, CHOSEN, means, NONE_DEAD, 0)
     assert costs.sets[0] == CHOSEN
     assert len(costs.sets) == 1 + DRAWS
     assert len({tuple(numbers) for numbers in costs.sets}) == 1 + DRAWS
@@ -192,9 +193,11 @@ def test_random_sets_are_as_many_other_neurons_of_the_same_layers():
         assert np.bincount(np.array(numbers) // D_MLP).tolist() == [3, 2]
         assert len(set(numbers)) == 5
         assert not set(numbers) & set(CHOSEN)
-    assert Costs(model, CHOSEN[::-1], means, 0).sets == costs.sets
-    assert Costs(model, CHOSEN, means, 1).sets[1:] != costs.sets[1:]
-    most = Costs(model, list(range(20)), means, 0)
+    assert Costs(model, CHOSEN[::-1], means, NONE_DEAD, 0).sets == costs.sets
+    assert Costs(model, CHOSEN, means, NONE_DEAD, 1).sets[1:] != costs.sets[1:]
+    dead = np.random.default_rng(0).random(2 * D_MLP) < 0.5
+    assert not any(dead[some].any() for some in Costs(model, CHOSEN, means, dead, 0).sets[1:])
+    most = Costs(model, list(range(20)), means, NONE_DEAD, 0)
     assert most.sets[1] == [20, 21, 22, 23]
 
 
@@ -202,7 +205,7 @@ def test_random_sets_are_as_many_other_neurons_of_the_same_layers():
 def test_costs_are_those_of_runs_of_their_own(rows):
     model = original()
     means = means_of(model)
-    costs = added(Costs(model, CHOSEN, means, 0), model, rows)
+    costs = added(Costs(model, CHOSEN, means, NONE_DEAD, 0), model, rows)
     table = costs.table("universal")
     assert table["set"].to_list() == ["universal"] + ["random"] * DRAWS
     assert table["draw"].to_list() == list(range(DRAWS + 1))
@@ -219,7 +222,7 @@ def test_costs_are_those_of_runs_of_their_own(rows):
 
 def test_one_row_gives_no_interval():
     model = original()
-    table = added(Costs(model, CHOSEN, means_of(model), 0), model, 1).table("universal")
+    table = added(Costs(model, CHOSEN, means_of(model), NONE_DEAD, 0), model, 1).table("universal")
     assert table["loss_change"].is_finite().all()
     assert table["loss_change_low"].is_nan().all()
     assert table["divergence_high"].is_nan().all()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from universal_neurons.accumulators import seed_of
@@ -119,10 +119,20 @@ def _corr(one: np.ndarray, other: np.ndarray) -> float:
 
 
 class Costs:
-    """The loss and divergence of ablating a set of neurons together, against as many random ones of the same layers."""
+    """The loss and divergence of ablating a set of neurons together, against as many random ones of the same layers.
 
-    def __init__(self, model: Model, chosen: Sequence[int], means: Float[Tensor, " neurons"], seed: int) -> None:
-        self.model, self.means, self.first = model, means, model.n_layers - 1
+    Dead neurons, whose ablation changes nothing, are not among the random ones.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        chosen: Sequence[int],
+        means: Float[Tensor, " neurons"],
+        dead: Bool[np.ndarray, " neurons"],
+        seed: int,
+    ) -> None:
+        self.model, self.means, self.dead, self.first = model, means, dead, model.n_layers - 1
         self.sets = [sorted(chosen), *(self._random(chosen, seed, draw) for draw in range(DRAWS))]
         self.losses: list[list[Tensor]] = [[] for _ in self.sets]
         self.divergences: list[list[Tensor]] = [[] for _ in self.sets]
@@ -134,7 +144,8 @@ class Costs:
         width = self.model.d_mlp
         for layer in sorted({number // width for number in chosen}):
             own = [number for number in chosen if number // width == layer]
-            others = np.setdiff1d(np.arange(layer * width, (layer + 1) * width), own)
+            alive = layer * width + np.flatnonzero(~self.dead[layer * width : (layer + 1) * width])
+            others = np.setdiff1d(alive, own)
             found += generator.choice(others, min(len(own), len(others)), replace=False).tolist()
         return sorted(found)
 

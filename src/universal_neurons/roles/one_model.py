@@ -154,7 +154,7 @@ class OneModel:
         nearest = with_nearest(effects, self.own, NEAREST)
         numbers, ensembles = ensembles_of(same_class(nearest), weights, self.sample.vocabulary, labels)
         together = Together(model, numbers.tolist()) if ensembles else None
-        costs = Costs(model, self.chosen, means, self.seed) if self.chosen else None
+        costs = Costs(model, self.chosen, means, self.own["dead"].to_numpy(), self.seed) if self.chosen else None
         self._read([trial, self.changes, together, costs], reporter)
         self.tables["interventions"] = trial.interventions()
         self.tables["ablations"] = trial.ablations(self.own, weights, self.null_fraction)
