@@ -43,7 +43,7 @@ def prepared(tokens: int, models: tuple[str, ...]):
 
 
 def studies(tokens: int, rounds: int) -> None:
-    _, packed, _, labels = prepared(tokens, ("bundled",))
+    models, packed, _, labels = prepared(tokens, ("bundled",))
     seconds: dict[str, list[float]] = {"with": [], "without": []}
     for _ in range(rounds):
         for name, stages in (("without", WITHOUT), ("with", ())):
@@ -52,7 +52,8 @@ def studies(tokens: int, rounds: int) -> None:
                 run_study(StudyConfig(max_tokens=tokens, stages=stages, out=str(Path(folder) / "run")), progress=False)
                 seconds[name].append(time.perf_counter() - started)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
-    print(f"\nFive bundled models, {packed.n_tokens:,} tokens, {len(labels.all):,} labels, 10 240 neurons;")
+    neurons = sum(model.n_neurons for model in models)
+    print(f"\nFive bundled models, {packed.n_tokens:,} tokens, {len(labels.all):,} labels, {neurons:,} neurons;")
     print(f"medians of {rounds}, {torch.get_num_threads()} threads.\n")
     print("| study | seconds |\n|---|---|")
     print(f"| without labels | {middle['without']:.1f} |\n| with all labels | {middle['with']:.1f} |")

@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     bundled = un.load_model("bundled/seed-1")
-    text = un.TokenDataset.load(un.StudyConfig(max_tokens=4 * given.tokens), bundled.tokenizer, context=256)
+    text = un.TokenDataset.load(un.StudyConfig(max_tokens=4 * given.tokens), bundled.tokenizer, context=bundled.context)
     rows = [
         bench("bundled seed-1", bundled, text, 4 * given.tokens, given.rounds),
         bench(

@@ -366,7 +366,7 @@ def accuracy(seeds: int, count: int) -> None:
     """The bundled suite: seed-1 against the four others, many seeds of signs."""
     models = [un.load_model(f"bundled/seed-{seed}") for seed in range(1, 6)]
     config = search_config("screened", "cpu", max_tokens=count)
-    tokens = un.TokenDataset.load(config, models[0].tokenizer, context=256)
+    tokens = un.TokenDataset.load(config, models[0].tokenizer, context=models[0].context)
     shards = tokens.shards(np.arange(len(tokens)))
     kept: list[tuple[dict[str, torch.Tensor], np.ndarray]] = []
     sources = [NeuronSource(model) for model in models]
@@ -396,7 +396,7 @@ def accuracy(seeds: int, count: int) -> None:
     high = int((best >= 0.3).sum()) * seeds
     print(f"""## scale: accuracy
 
-`python benchmarks/scale.py accuracy --seeds {seeds} --tokens {count}`; bundled seed-1 (2 048 neurons) against seeds 2–5,
+`python benchmarks/scale.py accuracy --seeds {seeds} --tokens {count}`; bundled seed-1 ({models[0].n_neurons:,} neurons) against seeds 2–5,
 {tokens.counted:,} counted tokens, groups of {config.group_size}, {seeds} seeds of signs: {cases:,} matches.
 {machine()}
 

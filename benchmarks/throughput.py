@@ -136,7 +136,7 @@ def main() -> None:
     given = options.parse_args()
     models = [un.load_model(f"bundled/seed-{seed}") for seed in (1, 2)]
     config = resolve(un.StudyConfig(max_tokens=given.tokens))
-    tokens = un.TokenDataset.load(config, models[0].tokenizer, context=256)
+    tokens = un.TokenDataset.load(config, models[0].tokenizer, context=models[0].context)
     lenses = [to_lens(model.name) for model in models]
     counted = int(tokens.mask(np.arange(len(tokens))).sum())
 
@@ -167,7 +167,7 @@ def main() -> None:
     ]
     print(f"""## throughput
 
-`python benchmarks/throughput.py --tokens {given.tokens} --rounds {given.rounds}`; two bundled models (4 × 512 neurons
+`python benchmarks/throughput.py --tokens {given.tokens} --rounds {given.rounds}`; two bundled models ({models[0].n_layers} × {models[0].d_mlp} neurons
 each), {tokens.n_tokens:,} token positions ({counted:,} counted), medians of {given.rounds} rounds.
 {machine()}
 
