@@ -4,7 +4,7 @@ from typing import Any
 
 HEADER = """---
 license: other
-language: en
+language: [en, de, fr]
 library_name: transformers
 tags: [interpretability, gpt2]
 ---
@@ -13,7 +13,7 @@ tags: [interpretability, gpt2]
 
 {what}
 
-    seed-N/             ordinary Hugging Face folders: float16 safetensors, configuration, tokenizer
+    MODEL/              ordinary Hugging Face folders: float16 safetensors, configuration, tokenizer
     seed-N/step-K/      checkpoints of training, without the tokenizer
     heldout.jsonl.xz    documents that training left out, {{"text": …, "subset": …}} a line
     suite.json          the recipe, the sources with their hashes, SHA-256 of every file, everything measured

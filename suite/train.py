@@ -1,6 +1,7 @@
 """Train all seeds of a recipe at once: python suite/train.py RECIPE TOKENS OUT
 
-TOKENS is a .npy of token ids (uint16), token 0 before each document.  A row is BOS and `n_positions` − 1 tokens.
+TOKENS is a .npy of token ids (uint16), token 0 before each document.  A row is BOS and `n_positions` tokens,
+so that every position predicts one.
 Each seed has its own weights (seed `weights`) and its own order of the rows (seed `data`), whatever seeds are trained
 beside it (but for dropout, whose masks are drawn for all at once).  Every `save_every` steps the state is written
 (weights in float32, AdamW's moments in bfloat16: 8 bytes a weight) and *taken over as written*, so that an interrupted
@@ -38,7 +39,7 @@ def model_config(recipe: dict) -> GPT2Config:
 
 
 class Rows:
-    """The rows of a corpus in each seed's own order, a permutation an epoch."""
+    """The rows of a corpus, `context` ids each, in each seed's own order, a permutation an epoch."""
 
     def __init__(self, tokens: np.ndarray, context: int, data_seeds: list[int]) -> None:
         self.tokens, self.width = tokens, context - 1
@@ -90,7 +91,7 @@ class Training:
         self.recipe, self.given, self.out, self.device, self.part = recipe, recipe["training"], out, device, part
         self.config = model_config(recipe)
         self.seeds = recipe["seeds"]
-        self.rows = Rows(tokens, self.config.n_positions, [seed["data"] for seed in self.seeds])
+        self.rows = Rows(tokens, self.config.n_positions + 1, [seed["data"] for seed in self.seeds])
         weights = batched.init(self.config, [seed["weights"] for seed in self.seeds])
         self.weights = {name: t.to(device).requires_grad_() for name, t in weights.items()}
         matrices = [t for name, t in self.weights.items() if len(batched.shapes(self.config)[name]) > 1]

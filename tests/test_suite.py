@@ -89,6 +89,12 @@ def test_rows_are_each_seeds_own_permutation_and_every_row_is_read_once_an_epoch
     assert not torch.equal(batches[0], batches[1])
 
 
+def test_every_position_is_trained(tokens_file, tmp_path):
+    training = recipe_of.Training(RECIPE, np.load(tokens_file), tmp_path, "cpu")
+    batched.losses(training.config, training.weights, training.rows.batch(0, 3)).sum().backward()
+    assert (training.weights["wpe.weight"].grad.abs().amax((0, 2)) > 0).all()
+
+
 def test_training_learns_is_the_same_again_and_after_interruptions(tokens_file, tmp_path):
     assert recipe_of.train(RECIPE, tokens_file, tmp_path / "whole")
     whole = weights_of(tmp_path / "whole/models")

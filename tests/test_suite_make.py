@@ -94,7 +94,7 @@ def test_what_was_measured_is_what_the_studies_hold(made):
             assert one["neurons"] == len(own) == 64
     assert [g["step"] for g in measured["growth"]] == [1, 7, 54]
     card = (made / "README.md").read_text()
-    assert "204,800" not in card
+    assert "(0.2 M tokens a model)" in card
     assert f"{measured['losses']['seed-1']['all']:.3f}" in card
 
 

@@ -51,6 +51,7 @@ def self_correlations(
                 model = _load(checkpoint.models[index], f"{seed} at {checkpoint.name}", config)
                 with reporter.tokens(f"{model.name} and at the end", _heldout(config, text)) as meter:
                     corr = correlation_of(model, final, text, config, meter)
+                del model  # before the next is loaded
                 writer.write_table(name, _columns(corr, *corr_interval(corr)))
             found[checkpoint.name, seed] = pl.read_parquet(kept)
         found[training.checkpoints[-1].name, seed] = _with_itself(stores[-1], stores[-1].models[index])
