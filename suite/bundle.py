@@ -35,8 +35,8 @@ def halve(source: Path, target: Path) -> None:
 
 def bundle(recipe: dict, out: Path, target: Path = TARGET) -> None:
     """Replace the suite in `target` by the one in `out`."""
-    if target.exists():
-        shutil.rmtree(target)
+    final, target = target, target.with_name(f"{target.name}.partial")
+    shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for seed in recipe["seeds"]:
         name = seed["name"]
@@ -61,6 +61,8 @@ def bundle(recipe: dict, out: Path, target: Path = TARGET) -> None:
     print(f"{len(files) + 1} files, {size / 1e6:.1f} MB")
     if size > MOST:
         raise SystemExit(f"{target}: {size / 1e6:.1f} MB, more than {MOST / 1e6:.0f}; bundle fewer checkpoints")
+    shutil.rmtree(final, ignore_errors=True)
+    target.rename(final)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,10 @@ class Training:
         self.recipe, self.given, self.out, self.device, self.part = recipe, recipe["training"], out, device, part
         self.config = model_config(recipe)
         self.seeds = recipe["seeds"]
+        if tokens.max() >= self.config.vocab_size:
+            raise SystemExit(
+                f"{out}: token ids up to {tokens.max()}, a vocabulary of {self.config.vocab_size}; encode again"
+            )
         self.rows = Rows(tokens, self.config.n_positions + 1, [seed["data"] for seed in self.seeds])
         weights = batched.init(self.config, [seed["weights"] for seed in self.seeds])
         self.weights = {name: t.to(device).requires_grad_() for name, t in weights.items()}
