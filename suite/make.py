@@ -17,7 +17,7 @@ import yaml
 from card import write_card
 from evaluate import evaluate
 from rich.console import Console
-from text import encode, held_out, read, train_tokenizer, write_held_out
+from text import encode, train_tokenizer, training_texts, write_held_out
 from train import train
 
 from universal_neurons.check import check_models
@@ -33,11 +33,9 @@ def make(recipe: dict, out: Path, seconds: float = math.inf) -> bool:
     if not heldout.exists():
         write_held_out(text, heldout, recipe["evaluation"]["characters"])
     if not (tokenizer / "tokenizer.json").exists():
-        training = (d["text"] for d in read(text) if not held_out(d["text"]))
-        train_tokenizer(training, recipe["model"]["vocab_size"], recipe["model"]["n_positions"], tokenizer)
+        train_tokenizer(training_texts(text), recipe["model"]["vocab_size"], recipe["model"]["n_positions"], tokenizer)
     if not ids.exists():
-        training = (d["text"] for d in read(text) if not held_out(d["text"]))
-        np.save(ids, encode(training, tokenizer))
+        np.save(ids, encode(training_texts(text), tokenizer))
     if not train(recipe, ids, out, seconds):
         return False
     folders = [out / "models" / seed["name"] for seed in recipe["seeds"]]

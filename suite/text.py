@@ -29,6 +29,11 @@ def read(corpus: Path) -> Iterator[dict]:
         yield from map(json.loads, lines)
 
 
+def training_texts(corpus: Path) -> Iterator[str]:
+    """The texts of a corpus that are trained on."""
+    return (document["text"] for document in read(corpus) if not held_out(document["text"]))
+
+
 def in_proportion(documents: Iterable[dict]) -> list[dict]:
     """Documents ordered so that every stretch holds the subsets in proportion."""
     waiting, size = defaultdict(list), defaultdict(int)
