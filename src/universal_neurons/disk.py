@@ -1,17 +1,44 @@
-"""Files that are there whole or not at all, and the disk's failures by name."""
+"""Paths as a user gives them, files that are there whole or not at all, and the disk's failures by name."""
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from universal_neurons.errors import DiskFullError, StoreConflictError
+from universal_neurons.errors import DiskFullError, MissingFileError, StoreConflictError
 
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EROFS,
 )  # fmt: skip
+
+
+def local_path(given: str | Path) -> Path:
+    """The path that a user gave: `~` is their home, every other character stands for itself.
+
+    Raises `MissingFileError` for what can be no path: an unknown user's home, a NUL, too long a name, a loop of links.
+    """
+    try:
+        path = Path(given).expanduser()
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        raise MissingFileError(
+            f"{str(given)[:200]!r}: cannot be a path",
+            given=getattr(error, "strerror", None) or error,
+            wanted="the path of a file or folder",
+            fix="check the spelling",
+        ) from None
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_atomically(target: Path, content: bytes) -> Path:
