@@ -125,6 +125,10 @@ def test_a_random_partner_is_another_neuron_of_the_layer():
         assert all(random_partner(match, D_MLP, seed, "b") != match for seed in range(100))
 
 
+def test_the_only_neuron_of_a_layer_has_no_random_partner():
+    assert random_partner(3, 1, 0, "m") is None
+
+
 def test_matched_neurons_of_a_permuted_copy_do_the_same():
     models, seed = [original(), permuted()], 4
     torch.testing.assert_close(models[1].logits(ids()), models[0].logits(ids()), rtol=1e-4, atol=1e-4)
@@ -199,6 +203,17 @@ def test_random_sets_are_as_many_other_neurons_of_the_same_layers():
     assert not any(dead[some].any() for some in Costs(model, CHOSEN, means, dead, 0).sets[1:])
     most = Costs(model, list(range(20)), means, NONE_DEAD, 0)
     assert most.sets[1] == [20, 21, 22, 23]
+
+
+def test_where_all_neurons_are_chosen_none_are_random():
+    model = original()
+    means = means_of(model)
+    every = list(range(2 * D_MLP))
+    costs = added(Costs(model, every, means, NONE_DEAD, 0), model, ROWS)
+    assert costs.sets == [every]
+    assert costs.table("universal")["neurons"].to_list() == [2 * D_MLP]
+    dead = np.isin(np.arange(2 * D_MLP), CHOSEN)
+    assert Costs(model, np.flatnonzero(~dead).tolist(), means, dead, 0).sets == [np.flatnonzero(~dead).tolist()]
 
 
 @pytest.mark.parametrize("rows", [ROWS, 7])

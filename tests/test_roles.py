@@ -5,7 +5,7 @@ import hashlib
 import polars as pl
 import pytest
 import yaml
-from conftest import FEW_ROLES, save_tiny
+from conftest import FEW_ROLES, save_tiny, tiny_model
 
 import universal_neurons as un
 from universal_neurons.cli import main
@@ -146,6 +146,23 @@ def test_tables_of_roles_that_are_no_longer_found_go(folders, text_file, tmp_pat
     there = {path.stem for path in again.path.glob("*.parquet")}
     assert there == set(again.manifest["tables"]) - {"histograms"}
     assert again.manifest["tables"].get("ensembles") != "of another run"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "baseline"), [({}, "permutation"), ({"n_inner": 1}, "rotation")], ids=["all universal", "one neuron"]
+)
+def test_a_study_with_no_other_neurons_to_compare_with_finishes(text_file, tmp_path, sizes, baseline):
+    copies = [tiny_model(seed=0, name=name, **sizes) for name in ("one", "copy")]
+    config = un.StudyConfig(
+        data=str(text_file), out=str(tmp_path / "r"), draws=2, roles=FEW_ROLES, stages=STAGES, baseline=baseline
+    )
+    store = un.run_study(config, models=copies, progress=False)
+    reference = store.neurons.filter(model="one")
+    assert reference["is_universal"].all() == (baseline == "permutation")
+    assert store.table("costs")["set"].unique().to_list() == [
+        "universal" if baseline == "permutation" else "top 1 % by excess"
+    ]
+    assert "role-costs" in study_figures(store)
 
 
 def test_a_neuron_that_never_changes_is_said_to_have_no_number(finished, monkeypatch):

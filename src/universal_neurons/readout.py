@@ -80,7 +80,7 @@ class Readout:
         ids = torch.arange(min(16, model.context))[None] % model.vocab_size
         with final_residual(model) as seen:
             logits = model.logits(ids).float()
-        error = float((self.logits(seen[0]) - logits).abs().max() / logits.abs().max())
+        error = float((self.logits(seen[0]) - logits).abs().max() / logits.abs().max().clamp_min(1e-30))
         limit = TOLERANCE if model.dtype == torch.float32 else 0.1
         if not error <= limit:
             raise ArchitectureError(

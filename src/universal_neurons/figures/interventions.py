@@ -141,7 +141,7 @@ def costs(table: pl.DataFrame) -> Figure | None:
                 reach = np.stack(
                     [middle - rows[f"{column}_low"].to_numpy(), rows[f"{column}_high"].to_numpy() - middle]
                 )
-                spread = place + (np.linspace(-0.2, 0.2, len(middle)) if len(middle) > 1 else np.zeros(1))
+                spread = place + (np.linspace(-0.2, 0.2, len(middle)) if len(middle) > 1 else np.zeros(len(middle)))
                 axes.errorbar(spread, middle, np.maximum(reach, 0), fmt="o", color=colour, markersize=4, linewidth=1)
             axes.axhline(0, color="black", linewidth=0.6, linestyle=":")
             axes.set_xticks([0, 1], [f"random, {len(random)} draws", chosen["set"][0]])

@@ -7,6 +7,7 @@ worth together: the loss and the divergence of ablating all of them, against as 
 (arXiv 2508.00903).
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,8 +41,10 @@ def counterparts(matches: pl.DataFrame, asker: str, chosen: Sequence[int], d_mlp
     ).sort("flat", "model")  # fmt: skip
 
 
-def random_partner(match: int, d_mlp: int, seed: int, model: str) -> int:
-    """A random other neuron of a match's layer."""
+def random_partner(match: int, d_mlp: int, seed: int, model: str) -> int | None:
+    """A random other neuron of a match's layer; None where it is the layer's only one."""
+    if d_mlp == 1:
+        return None
     draw = int(np.random.default_rng(seed_of("partner", seed, model, match)).integers(d_mlp - 1))
     return match // d_mlp * d_mlp + draw + (draw >= match % d_mlp)
 
@@ -89,15 +92,19 @@ def functional_table(
     rows: list[dict[str, Any]] = []
     for flat, name, match, corr in pairs.iter_rows():
         width = by_name[name].d_mlp
-        mine, theirs = roles[asker.name][flat], roles[name][match]
         row = {"asker": asker.name, "layer": flat // asker.d_mlp, "neuron": flat % asker.d_mlp, "model": name}
         row |= {"match_layer": match // width, "match_neuron": match % width, "corr": corr}
-        for kind, neuron in (("", match), ("_random", random_partner(match, width, seed, name))):
-            row[f"effect_corr{kind}"] = _corr(effects[asker.name][flat], effects[name][neuron])
-            row[f"loss_corr{kind}"] = _corr(changes[asker.name].of(flat), changes[name].of(neuron))
-        random = roles[name][random_partner(match, width, seed, name)]
-        row |= {"roles": list(mine), "match_roles": list(theirs), "same_roles": _same(mine, theirs)}
-        rows.append(row | {"same_roles_random": _same(mine, random)})
+        compared = {"": match, "_random": random_partner(match, width, seed, name)}
+        for kind, neuron in compared.items():
+            row |= {f"effect_corr{kind}": math.nan, f"loss_corr{kind}": math.nan}
+            if neuron is not None:
+                row[f"effect_corr{kind}"] = _corr(effects[asker.name][flat], effects[name][neuron])
+                row[f"loss_corr{kind}"] = _corr(changes[asker.name].of(flat), changes[name].of(neuron))
+        mine = roles[asker.name][flat]
+        row |= {"roles": list(mine), "match_roles": list(roles[name][match])}
+        for kind, neuron in compared.items():
+            row[f"same_roles{kind}"] = None if neuron is None else _same(mine, roles[name][neuron])
+        rows.append(row)
     kinds: dict[str, Any] = dict.fromkeys(("layer", "neuron", "match_layer", "match_neuron"), pl.Int32)
     kinds |= dict.fromkeys(("roles", "match_roles"), pl.List(pl.String))
     kinds |= dict.fromkeys(("same_roles", "same_roles_random"), pl.Boolean)
@@ -121,7 +128,8 @@ def _corr(one: np.ndarray, other: np.ndarray) -> float:
 class Costs:
     """The loss and divergence of ablating a set of neurons together, against as many random ones of the same layers.
 
-    Dead neurons, whose ablation changes nothing, are not among the random ones.
+    Dead neurons, whose ablation changes nothing, are not among the random ones.  A layer with fewer living
+    others gives those; where all living neurons are chosen there is no random set.
     """
 
     def __init__(
@@ -133,7 +141,8 @@ class Costs:
         seed: int,
     ) -> None:
         self.model, self.means, self.dead, self.first = model, means, dead, model.n_layers - 1
-        self.sets = [sorted(chosen), *(self._random(chosen, seed, draw) for draw in range(DRAWS))]
+        drawn = [self._random(chosen, seed, draw) for draw in range(DRAWS)]
+        self.sets = [sorted(chosen), *(numbers for numbers in drawn if numbers)]
         self.losses: list[list[Tensor]] = [[] for _ in self.sets]
         self.divergences: list[list[Tensor]] = [[] for _ in self.sets]
         self.rows: list[Tensor] = []

@@ -97,7 +97,8 @@ class Roles:
             concerned = set(self.pairs["flat"].to_list())
         elif self.pairs is not None:
             matches = self.pairs.filter(pl.col("model") == model.name)["match"].to_list()
-            concerned = {*matches, *(random_partner(m, model.d_mlp, seed, model.name) for m in matches)}
+            partners = (random_partner(m, model.d_mlp, seed, model.name) for m in matches)
+            concerned = {*matches, *(partner for partner in partners if partner is not None)}
         return OneModel(
             exact,
             self._of(model),
