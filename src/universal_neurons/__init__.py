@@ -1,8 +1,10 @@
 """universal-neurons: which neurons does every training run of a language model find again?
 
-The public names are loaded when first used, so that `import universal_neurons` costs nothing.
+The public names are loaded when first used, so that `import universal_neurons` costs nothing.  Waiting threads sleep:
+OpenMP reads OMP_WAIT_POLICY when torch is imported, and threads that spin make two studies on the same cores crawl.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from universal_neurons.weights import ProcessedWeights, processed_weights
 
 __version__ = "0.1.0"
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
     "Dynamics": "dynamics",

@@ -1,0 +1,48 @@
+"""How idle threads wait: asked of OpenMP itself, which prints its settings when torch loads it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SLEEP = 0  # turns of a loop that an idle thread makes before it sleeps
+
+
+def turns_of_idle_threads(code: str, **environment: str) -> int:
+    """What GNU OpenMP, which torch's Linux builds bring, says of itself in a new interpreter."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=clean | {"OMP_DISPLAY_ENV": "VERBOSE"} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = (line for line in run.stderr.splitlines() if "GOMP_SPINCOUNT" in line)
+    return int(line.split()[-1].strip("'"))
+
+
+@pytest.mark.parametrize("module", ["universal_neurons", "universal_neurons.cli"])
+def test_idle_threads_sleep_at_once_in_the_library_and_the_command(module):
+    assert turns_of_idle_threads(f"import {module}, torch") == SLEEP
+
+
+@pytest.mark.parametrize("choice", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "77"}])
+def test_the_users_choice_is_kept(choice):
+    chosen = turns_of_idle_threads("import torch", **choice)
+    assert chosen > SLEEP
+    assert turns_of_idle_threads("import universal_neurons, torch", **choice) == chosen
+
+
+def test_where_torch_was_there_first_its_own_policy_holds():
+    assert turns_of_idle_threads("import torch, universal_neurons") == turns_of_idle_threads("import torch") > SLEEP
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_processes_started_from_here_inherit_it(given):
+    code = "import os, universal_neurons; print(os.environ['OMP_WAIT_POLICY'])"
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == (given or "PASSIVE")
