@@ -28,6 +28,7 @@ from universal_neurons.config import (
     read_config,
 )
 from universal_neurons.errors import UniversalNeuronsError
+from universal_neurons.stored_code import require_given_again
 
 app = App(
     name="uneurons",
@@ -62,8 +63,10 @@ def _settings(config: Path | None, flags: Any) -> StudyConfig:
 
 def _given(config: Path | None, flags: Any) -> tuple[dict[str, Any], str]:
     """Settings of a file and of flags, unchecked, and where they are from."""
-    settings = read_config(config) if config else {}
+    settings, stored = read_config(config) if config else ({}, False)
     given = {} if flags is None else {k: v for k, v in flags.model_dump().items() if v is not None}
+    if stored:
+        require_given_again(settings, given, str(config))
     return settings | given, str(config) if config else "command line"
 
 
@@ -184,7 +187,7 @@ def show(store: Path, neuron: str | None = None, /) -> None:
 
 
 @app.command
-def roles(store: Path, /, *, config: ConfigFile = None) -> None:
+def roles(store: Path, /, *, config: ConfigFile = None, labels: list[str] | None = None) -> None:
     """Find out what the neurons of a finished study do, and add that to it.
 
     Parameters
@@ -193,6 +196,8 @@ def roles(store: Path, /, *, config: ConfigFile = None) -> None:
         The folder of a study.
     config
         A YAML file with a section `roles`: what it names replaces the study's own settings.
+    labels
+        A Python file of labels that the study names, repeated: only those named again are run.
     """
     from universal_neurons.errors import ConfigError
     from universal_neurons.progress import Reporter
@@ -203,12 +208,12 @@ def roles(store: Path, /, *, config: ConfigFile = None) -> None:
 
     settings = None
     if config is not None:
-        given = read_config(config).get("roles")
+        given = read_config(config)[0].get("roles")
         if not isinstance(given, dict):
             raise ConfigError(f"{config}: no section `roles`", wanted="thresholds of the roles (docs/roles.md)")
         known = Store(store).config.roles.model_dump()
         settings = make_config({"roles": known | given}, str(config)).roles
-    study = study_roles(store, settings, reporter=Reporter())
+    study = study_roles(store, settings, labels=labels or (), reporter=Reporter())
     Console().print(roles_view(study))
     print(f"report: {write_report(study).resolve()}")
 

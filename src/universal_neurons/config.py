@@ -284,8 +284,8 @@ def as_config_error(error: ValidationError, source: str, kind: type[StudyConfig]
     return ConfigError(f"{source}: {key} cannot be this", given=repr(problem["input"]), wanted=problem["msg"])
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file or a study.json, unchecked (see `make_config`)."""
+def read_config(path: str | Path) -> tuple[dict[str, Any], bool]:
+    """The settings in a YAML file or a study.json, unchecked (see `make_config`), and whether a study stored them."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -294,8 +294,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
         settings = yaml.safe_load(text) or {}
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not YAML", given=error, wanted="keys of StudyConfig") from None
-    if isinstance(settings, dict) and {"complete", "config"} <= settings.keys():
+    stored = isinstance(settings, dict) and {"complete", "config"} <= settings.keys()
+    if stored:
         settings = settings["config"]
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise ConfigError(f"{path}: not a mapping of names", given=repr(settings)[:80], wanted="keys of StudyConfig")
-    return settings
+    return settings, stored

@@ -17,6 +17,7 @@ from universal_neurons.progress import Reporter
 from universal_neurons.roles.one_model import ROLE_TABLES
 from universal_neurons.roles.stage import Roles, vocabulary_of
 from universal_neurons.store import Store, StoreWriter
+from universal_neurons.stored_code import require_named_again
 from universal_neurons.tokens import TokenDataset
 
 
@@ -26,12 +27,14 @@ def study_roles(
     *,
     models: Sequence[Model] | None = None,
     tokens: TokenDataset | None = None,
+    labels: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> Store:
     """Add the roles of its neurons to a finished study, or replace those that are there; returns the study.
 
-    `models` and `tokens` are needed where the study was made of objects in memory.  Raises `ConfigError` where the
-    study lacks weights or statistics, and `StoreConflictError` where its models or text have changed.
+    `models` and `tokens` are needed where the study was made of objects in memory, and `labels` where it names Python
+    files of labels: those that may be run.  Raises `ConfigError` where the study lacks weights or statistics or such
+    a file is not named, and `StoreConflictError` where its models or text have changed.
     """
     study = store if isinstance(store, Store) else Store(store)
     reporter = reporter or Reporter()
@@ -40,6 +43,7 @@ def study_roles(
         raise ConfigError(
             f"{study.path}: roles need weights and statistics", given=", ".join(config.stages), fix="run it with them"
         )
+    require_named_again(config.labels, labels, str(study.path))
     stages = (*(stage for stage in config.stages if stage != "roles"), "roles")
     config = config.model_copy(update={"roles": settings or config.roles, "stages": stages})
     if tokens is None and config.data == IN_MEMORY:
