@@ -245,15 +245,26 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
 
 @app.command
 def check(models: list[str], /, *, tokenizer: str | None = None) -> None:
-    """Say whether these models would work together, and why not.
+    """Say whether these models would work together, and why not; or whether finished studies are whole.
 
     Parameters
     ----------
     models
-        Local folders or hub ids.
+        Local folders or hub ids; or folders of studies or training dynamics, whose every table is checked.
     tokenizer
         A tokenizer's folder or hub id, where the models bring none.
     """
+    from universal_neurons.manifest import is_store
+
+    stores = [given for given in models if is_store(given)]
+    if stores:
+        from universal_neurons.errors import ConfigError
+        from universal_neurons.verification import check_stores
+
+        if len(stores) < len(models) or tokenizer is not None:
+            raise ConfigError("models and studies are checked apart", given=", ".join(models), wanted="one kind")
+        Console().print(check_stores(stores))
+        return
     from universal_neurons.check import check_models
 
     Console().print(check_models(models, tokenizer))

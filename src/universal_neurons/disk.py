@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,7 +46,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """A file to read, a link to one too.  Raises `StoreConflictError` for a pipe or a device, which may never end."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -75,6 +77,30 @@ def refuse_link(path: Path) -> None:
             wanted="a folder or file of its own: nothing is written through links inside a study",
             fix="remove the link",
         )
+
+
+def take_lock(path: Path) -> int:
+    """Lock a file, made where it is not there, until the handle that this returns is closed.
+
+    Raises `StoreConflictError` where another process holds it, and where nothing can be locked.
+    """
+    refuse_link(path)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_ino != path.stat().st_ino:
+            raise BlockingIOError
+    except (BlockingIOError, FileNotFoundError):
+        os.close(lock)
+        raise StoreConflictError(
+            f"{path.parent}: another process is writing this study", wanted="one writer", fix="wait for it to end"
+        ) from None
+    except OSError as error:
+        os.close(lock)
+        raise StoreConflictError(
+            f"{path.parent}: cannot be locked", given=error.strerror, fix="name an --out on another file system"
+        ) from None
+    return lock
 
 
 def partial_of(target: Path) -> Path:
