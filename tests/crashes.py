@@ -1,7 +1,7 @@
 """Every state that a folder goes through while something writes it: what a kill at any moment would leave.
 
 Python's audit events tell of every open, rename, removal and new folder before it happens; `os.fsync` is watched too.
-Before each of them the folder is copied, once with what is being synced cut in half.  A process that is killed leaves
+Before each of them the folder is copied, once more with what is synced for the first time cut in half.  A process that is killed leaves
 one of these states: files are written between their open and their fsync.
 """
 
@@ -54,7 +54,7 @@ class Watch:
         state = os.fstat(handle)
         self._copy()
         place = Path(os.readlink(f"/proc/self/fd/{handle}"))
-        if place.is_file() and self.folder in place.parents:
+        if place.is_file() and self.folder in place.parents and state.st_ino not in self._synced:
             self._copy(half=place.relative_to(self.folder))
         self._synced[state.st_ino] = state.st_size, state.st_mtime_ns
         self._unsettled.discard(state.st_ino)

@@ -10,8 +10,10 @@ from crashes import watched
 
 import universal_neurons as un
 from universal_neurons import Store, StudyConfig, run_study, tokens
-from universal_neurons.errors import InputError, StoreConflictError
+from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
+from universal_neurons.progress import Reporter
 from universal_neurons.roles import again
+from universal_neurons.sketching import make_sketch
 from universal_neurons.store import StoreWriter
 
 TIMES = ("timings",)
@@ -41,8 +43,8 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("crashes")
     (folder / "text.txt").write_text(some_text(600))
     return StudyConfig(
-        data=str(folder / "text.txt"), out=str(folder / "run"), draws=2, stages=("universality",), context=32,
-        max_tokens=1000,
+        data=str(folder / "text.txt"), out=str(folder / "run"), draws=2, stages=("statistics", "universality"), context=32,
+        max_tokens=1000, heldout_tokens=64,
     )  # fmt: skip
 
 
@@ -218,6 +220,16 @@ def test_ending_it_may_be_killed_too(rewriting, tmp_path):
         assert contents(state) == contents(rewriting.folder)
 
 
+def test_the_command_that_was_interrupted_ends_it(rewriting, tmp_path):
+    marked = next(state for state in rewriting.states if "rewriting" in json.loads((state / "study.json").read_text()))
+    folder = shutil.copytree(marked, tmp_path / "run")
+    assert again.settings_of_roles(folder) == ROLES["new"]
+    assert contents(folder) == contents(rewriting.folder)
+    with pytest.raises(MissingFileError, match="no study"):
+        again.settings_of_roles(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_store_that_was_open_never_mixes(with_roles, tmp_path):
     old, change = with_roles
     folder = shutil.copytree(old, tmp_path / "run")
@@ -257,3 +269,20 @@ def test_pages_are_whole_or_not_there(with_roles, tmp_path):
         store.write_page("figures/other.svg", b"a figure" * 50)
         store.write_page("report.html", b"a page" * 50)
         assert contents(state) == contents(folder)
+
+
+def test_a_sketch_killed_at_any_operation_ends_with_the_same_bytes(folders, config, tmp_path):
+    def sketch(folder):
+        here = {"models": (str(folders[0]),), "out": str(folder / "m.safetensors"), "search": "sketch", "group_size": 8}
+        make_sketch(config.model_copy(update=here), reporter=Reporter(quiet=True), checkpoint_seconds=0.0)
+
+    (tmp_path / "run").mkdir()
+    with watched(tmp_path / "run", tmp_path / "states") as seen:
+        sketch(tmp_path / "run")
+    assert seen.unsafe == []
+    whole = (tmp_path / "run" / "m.safetensors").read_bytes()
+    assert len(seen.states) > 20
+    for state in seen.states[::3]:
+        if not (state / "m.safetensors").exists():
+            sketch(state)
+        assert (state / "m.safetensors").read_bytes() == whole

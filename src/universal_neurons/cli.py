@@ -197,8 +197,7 @@ def roles(store: Path, /, *, config: ConfigFile = None) -> None:
     from universal_neurons.errors import ConfigError
     from universal_neurons.progress import Reporter
     from universal_neurons.report import write_report
-    from universal_neurons.roles.again import study_roles
-    from universal_neurons.store import Store
+    from universal_neurons.roles.again import settings_of_roles, study_roles
     from universal_neurons.summary import roles_view
 
     settings = None
@@ -206,7 +205,7 @@ def roles(store: Path, /, *, config: ConfigFile = None) -> None:
         given = read_config(config).get("roles")
         if not isinstance(given, dict):
             raise ConfigError(f"{config}: no section `roles`", wanted="thresholds of the roles (docs/roles.md)")
-        known = Store(store).config.roles.model_dump()
+        known = settings_of_roles(store).model_dump()
         settings = make_config({"roles": known | given}, str(config)).roles
     study = study_roles(store, settings, reporter=Reporter())
     Console().print(roles_view(study))

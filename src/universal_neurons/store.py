@@ -30,7 +30,7 @@ from universal_neurons.disk import (
 )
 from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
 from universal_neurons.generations import Generations
-from universal_neurons.leftovers import LOCK, WORK, holds_results, is_ours, refuse_links, sweep_partials
+from universal_neurons.leftovers import FIGURES, LOCK, WORK, holds_results, is_ours, refuse_links, sweep_partials
 from universal_neurons.manifest import HISTOGRAMS, MANIFEST, REWRITING, difference, file_of, read_manifest
 from universal_neurons.results import Results
 
@@ -205,8 +205,8 @@ class StoreWriter:
         if there is not None and REWRITING in there:
             self.finish(rewriting.put_in_place(self.path, there, self.manifest))
         rewriting.sweep(self.path)
-        if there is None:
-            shutil.rmtree(self.work, ignore_errors=True)
+        for name in (WORK, FIGURES) if there is None else ():
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def _release(self) -> None:
         assert self._lock is not None

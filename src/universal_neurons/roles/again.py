@@ -36,10 +36,21 @@ def study_roles(
     study lacks weights or statistics, and `StoreConflictError` where its models or text have changed.
     """
     path = store.path if isinstance(store, Store) else local_path(store)
+    with _writer(path) as writer:
+        return _study_roles(Store(path), writer, settings, models, tokens, reporter or Reporter())
+
+
+def settings_of_roles(store: str | Path) -> RoleSettings:
+    """The settings that a finished study has; roles that were half replaced are brought to their end first."""
+    with _writer(local_path(store)) as writer:
+        return Store(writer.path).config.roles
+
+
+def _writer(path: Path) -> StoreWriter:
+    """The writer of a study that must be there."""
     if not (path / MANIFEST).exists():
         Store(path)  # says that there is none
-    with StoreWriter(path) as writer:
-        return _study_roles(Store(path), writer, settings, models, tokens, reporter or Reporter())
+    return StoreWriter(path)
 
 
 def _study_roles(
