@@ -1,11 +1,12 @@
 """Paths as users give them, and whole files."""
 
 import hashlib
+import os
 
 import pytest
 
-from universal_neurons.disk import local_path, sha256_of
-from universal_neurons.errors import MissingFileError
+from universal_neurons.disk import create_anew, local_path, open_regular, own_folder, sha256_of, write_atomically
+from universal_neurons.errors import MissingFileError, StoreConflictError
 
 
 def test_only_the_home_is_expanded(tmp_path, monkeypatch):
@@ -30,3 +31,44 @@ def test_a_loop_of_links_is_refused(tmp_path):
 def test_a_files_hash_is_that_of_its_bytes(tmp_path):
     (tmp_path / "f").write_bytes(b"abc" * 10**6)
     assert sha256_of(tmp_path / "f") == hashlib.sha256(b"abc" * 10**6).hexdigest()
+
+
+def test_a_new_file_takes_the_place_of_a_link_and_leaves_what_it_led_to(tmp_path):
+    (tmp_path / "theirs").write_text("years of work")
+    (tmp_path / ".f.partial").symlink_to(tmp_path / "theirs")
+    with create_anew(tmp_path / ".f.partial") as out:
+        out.write(b"ours")
+    assert (tmp_path / "theirs").read_text() == "years of work"
+    assert not (tmp_path / ".f.partial").is_symlink()
+    (tmp_path / "f").symlink_to(tmp_path / "theirs")
+    write_atomically(tmp_path / "f", b"ours")
+    assert (tmp_path / "theirs").read_text() == "years of work"
+    assert (tmp_path / "f").read_bytes() == b"ours"
+    assert not (tmp_path / ".f.partial").exists()
+
+
+def test_a_stale_partial_file_is_begun_again(tmp_path):
+    (tmp_path / ".f.partial").write_bytes(b"a longer one, half written")
+    write_atomically(tmp_path / "f", b"short")
+    assert (tmp_path / "f").read_bytes() == b"short"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_folder_of_ours_is_no_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "figures").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreConflictError, match="figures: is a symbolic link"):
+        own_folder(tmp_path / "figures")
+    assert own_folder(own_folder(tmp_path / "work")).is_dir()
+
+
+def test_pipes_devices_and_folders_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("pipe", "zeros", "."):
+        with pytest.raises(StoreConflictError, match="is not a file"):
+            open_regular(tmp_path / name)
+    (tmp_path / "f").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to(tmp_path / "f")
+    with open_regular(tmp_path / "link") as stream:
+        assert stream.read() == b"abc"

@@ -202,8 +202,7 @@ def roles(store: Path, /, *, config: ConfigFile = None, labels: list[str] | None
     from universal_neurons.errors import ConfigError
     from universal_neurons.progress import Reporter
     from universal_neurons.report import write_report
-    from universal_neurons.roles.again import study_roles
-    from universal_neurons.store import Store
+    from universal_neurons.roles.again import settings_of_roles, study_roles
     from universal_neurons.summary import roles_view
 
     settings = None
@@ -211,7 +210,7 @@ def roles(store: Path, /, *, config: ConfigFile = None, labels: list[str] | None
         given = read_config(config)[0].get("roles")
         if not isinstance(given, dict):
             raise ConfigError(f"{config}: no section `roles`", wanted="thresholds of the roles (docs/roles.md)")
-        known = Store(store).config.roles.model_dump()
+        known = settings_of_roles(store).model_dump()
         settings = make_config({"roles": known | given}, str(config)).roles
     study = study_roles(store, settings, labels=labels or (), reporter=Reporter())
     Console().print(roles_view(study))
@@ -250,15 +249,26 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
 
 @app.command
 def check(models: list[str], /, *, tokenizer: str | None = None) -> None:
-    """Say whether these models would work together, and why not.
+    """Say whether these models would work together, and why not; or whether finished studies are whole.
 
     Parameters
     ----------
     models
-        Local folders or hub ids.
+        Local folders or hub ids; or folders of studies or training dynamics, whose every table is checked.
     tokenizer
         A tokenizer's folder or hub id, where the models bring none.
     """
+    from universal_neurons.manifest import is_store
+
+    stores = [given for given in models if is_store(given)]
+    if stores:
+        from universal_neurons.errors import ConfigError
+        from universal_neurons.verification import check_stores
+
+        if len(stores) < len(models) or tokenizer is not None:
+            raise ConfigError("models and studies are checked apart", given=", ".join(models), wanted="one kind")
+        Console().print(check_stores(stores))
+        return
     from universal_neurons.check import check_models
 
     Console().print(check_models(models, tokenizer))

@@ -2,16 +2,21 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 from universal_neurons.errors import DiskFullError, MissingFileError, StoreConflictError
 
 UNWRITABLE = (
-    errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EROFS,
+    errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EROFS,
 )  # fmt: skip
 
 
@@ -41,16 +46,85 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_atomically(target: Path, content: bytes) -> Path:
-    """Write under a temporary name, sync, rename."""
-    partial = target.with_name(f".{target.name}.partial")
+def open_regular(path: Path) -> BufferedReader:
+    """A file to read, a link to one too.  Raises `StoreConflictError` for a pipe or a device, which may never end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise StoreConflictError(f"{path}: is not a file", wanted="a regular file", fix="remove it")
+    return os.fdopen(handle, "rb")
+
+
+def create_anew(path: Path) -> BinaryIO:
+    """A new file to write in place of what a dead writer left there; a link is removed, never followed."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb")
+
+
+def own_folder(path: Path) -> Path:
+    """A folder of ours, made where it is not there.  Raises `StoreConflictError` for a link, which leads elsewhere."""
+    refuse_link(path)
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def refuse_link(path: Path) -> None:
+    """Raise `StoreConflictError` where a link stands in the place of our own file or folder."""
+    if path.is_symlink():
+        raise StoreConflictError(
+            f"{path}: is a symbolic link",
+            given=f"a link to {str(path.readlink())[:200]}",
+            wanted="a folder or file of its own: nothing is written through links inside a study",
+            fix="remove the link",
+        )
+
+
+def take_lock(path: Path) -> int:
+    """Lock a file, made where it is not there, until the handle that this returns is closed.
+
+    Raises `StoreConflictError` where another process holds it, and where nothing can be locked.
+    """
+    refuse_link(path)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_ino != path.stat().st_ino:
+            raise BlockingIOError
+    except (BlockingIOError, FileNotFoundError):
+        os.close(lock)
+        raise StoreConflictError(
+            f"{path.parent}: another process is writing this study", wanted="one writer", fix="wait for it to end"
+        ) from None
+    except OSError as error:
+        os.close(lock)
+        raise StoreConflictError(
+            f"{path.parent}: cannot be locked", given=error.strerror, fix="name an --out on another file system"
+        ) from None
+    return lock
+
+
+def partial_of(target: Path) -> Path:
+    """Where a file is written until it is whole."""
+    return target.with_name(f".{target.name}.partial")
+
+
+@contextlib.contextmanager
+def written_atomically(target: Path) -> Iterator[BinaryIO]:
+    """A stream that becomes the file once all is written: under a temporary name, then synced and renamed."""
+    partial = partial_of(target)
     with removing(partial):
-        with partial.open("wb") as out:
-            out.write(content)
+        with create_anew(partial) as out:
+            yield out
             out.flush()
             os.fsync(out.fileno())
         partial.rename(target)
     sync(target.parent)
+
+
+def write_atomically(target: Path, content: bytes) -> Path:
+    """Write under a temporary name, sync, rename."""
+    with written_atomically(target) as out:
+        out.write(content)
     return target
 
 
@@ -60,7 +134,7 @@ def removing(partial: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if partial.is_dir():
+        if partial.is_dir() and not partial.is_symlink():
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)

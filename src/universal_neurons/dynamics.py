@@ -13,7 +13,7 @@ OUT/dynamics.json comes last.  Interrupted, the same command goes on; where a se
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 
@@ -28,11 +28,13 @@ from universal_neurons.emergence import (
     neurons_table,
 )
 from universal_neurons.errors import CheckpointError
+from universal_neurons.manifest import Facts, FinishedDynamics
 from universal_neurons.models import load_tokenizer
 from universal_neurons.plan import find_tokenizer, require_same_tokenizer, resolve
 from universal_neurons.progress import Reporter
+from universal_neurons.results import Results
 from universal_neurons.self_correlation import SelfCorrelations, self_correlations
-from universal_neurons.store import Results, Store, StoreWriter
+from universal_neurons.store import Store, StoreWriter
 from universal_neurons.study import run_study
 from universal_neurons.training import Checkpoint, Training, find_training
 
@@ -48,6 +50,7 @@ class Dynamics(Results):
     FILE = DYNAMICS_FILE
     WHAT = "training dynamics"
     COMMAND = "uneurons dynamics"
+    FACTS: ClassVar[type[Facts]] = FinishedDynamics
 
     @property
     def config(self) -> DynamicsConfig:
@@ -91,7 +94,7 @@ class Dynamics(Results):
 
     def study(self, checkpoint: str) -> Store:
         """The study of one checkpoint, by its name."""
-        return Store(step_folder(self.path, checkpoint))
+        return Store(step_folder(self.path, checkpoint), verify=self.verify)
 
     def __repr__(self) -> str:
         from universal_neurons.dynamics_view import plain_dynamics
@@ -137,9 +140,12 @@ def run_dynamics(config: DynamicsConfig, *, progress: bool = True, reporter: Rep
             "checkpoints": [_described(c, store) for c, store in zip(training.checkpoints, stores)],
         }
         there = writer.require_same(manifest)
-        if there is not None and there["complete"] and there["checkpoints"] == manifest["checkpoints"]:
-            reporter.note(f"{writer.path} is complete already")
-            return Dynamics(writer.path)
+        if there is not None and there["complete"]:
+            complete = Dynamics(writer.path)
+            missing = complete.missing_files()
+            if not missing and there["checkpoints"] == manifest["checkpoints"]:
+                reporter.note(f"{writer.path} is complete already")
+                return complete
         writer.write_manifest({"complete": False} | manifest)
         tables = _tables(training, stores, self_correlations(training, stores, writer, reporter))
         hashes = {name: writer.write_table(name, table) for name, table in tables.items()}

@@ -13,8 +13,9 @@ from universal_neurons import figures
 from universal_neurons.disk import disk_errors, write_atomically
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.dynamics_view import HEADINGS, dynamics_rows, sentences
+from universal_neurons.results import Results
 from universal_neurons.roles.overview import role_rows
-from universal_neurons.store import Results, Store
+from universal_neurons.store import Store
 from universal_neurons.summary import (
     MODEL_FACTS,
     fact_lines,

@@ -12,11 +12,13 @@ from functools import partial
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
 from universal_neurons.checkpoints import resolve_sources
 from universal_neurons.config import StudyConfig
 from universal_neurons.detail import HeldOut, PairedMoments, corr_interval
 from universal_neurons.errors import StoreConflictError
+from universal_neurons.generations import Generations
 from universal_neurons.models import Model, load_model
 from universal_neurons.plan import find_tokenizer
 from universal_neurons.progress import Reporter
@@ -25,6 +27,7 @@ from universal_neurons.stream import NeuronSource, Pass
 from universal_neurons.tokens import Shard, TokenDataset
 from universal_neurons.training import Training
 
+COLUMNS = ("self_corr", "self_corr_low", "self_corr_high")
 SelfCorrelations = Mapping[tuple[str, str], pl.DataFrame]  # by checkpoint and seed, in the order of the neurons
 
 
@@ -42,9 +45,9 @@ def self_correlations(
         final: Model | None = None
         for checkpoint, store in zip(training.checkpoints[:-1], stores):
             hashes = [s.manifest["models"][index]["sha256"][:16] for s in (store, stores[-1])]
-            name = f"work/self-{'-'.join(hashes)}"
-            kept = writer.path / f"{name}.parquet"
-            if not kept.exists():
+            kept = Generations(writer.prepare() / f"self-{'-'.join(hashes)}")
+            saved = kept.load()
+            if saved is None:
                 if final is None:
                     final = _load(training.checkpoints[-1].models[index], f"{seed} at the end", config)
                 text = text or _text(config, final, stores, writer)
@@ -52,8 +55,9 @@ def self_correlations(
                 with reporter.tokens(f"{model.name} and at the end", _heldout(config, text)) as meter:
                     corr = correlation_of(model, final, text, config, meter)
                 del model  # before the next is loaded
-                writer.write_table(name, _columns(corr, *corr_interval(corr)))
-            found[checkpoint.name, seed] = pl.read_parquet(kept)
+                saved = _columns(corr, *corr_interval(corr)), 1
+                kept.save(*saved)
+            found[checkpoint.name, seed] = pl.DataFrame({name: saved[0][name].numpy() for name in COLUMNS})
         found[training.checkpoints[-1].name, seed] = _with_itself(stores[-1], stores[-1].models[index])
     return found
 
@@ -97,12 +101,12 @@ def correlation_of(
     return paired.result()
 
 
-def _columns(corr: HeldOut, low: np.ndarray, high: np.ndarray) -> pl.DataFrame:
-    return pl.DataFrame({"self_corr": corr.corr, "self_corr_low": low, "self_corr_high": high})
+def _columns(corr: HeldOut, low: np.ndarray, high: np.ndarray) -> dict[str, Tensor]:
+    return {name: torch.as_tensor(values) for name, values in zip(COLUMNS, (corr.corr, low, high))}
 
 
 def _with_itself(store: Store, model: str) -> pl.DataFrame:
     """A neuron is itself: 1, unless it is dead."""
     dead = store.neurons.filter(pl.col("model") == model)["dead"].to_numpy()
     one = np.where(dead, np.nan, 1.0)
-    return pl.DataFrame(dict.fromkeys(("self_corr", "self_corr_low", "self_corr_high"), one))
+    return pl.DataFrame(dict.fromkeys(COLUMNS, one))

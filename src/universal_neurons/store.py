@@ -2,77 +2,44 @@
 
 A file is written under a temporary name, synced and renamed; study.json, the manifest, says `complete` only when all
 else is in place.  Until then the folder is resumable: it holds the study's identity and the last two checkpoints of
-the pass (`generations`).
+the pass (`generations`).  A folder in which nothing was found yet is free for another study.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import polars as pl
 from torch import Tensor
 
+from universal_neurons import rewriting
 from universal_neurons.config import StudyConfig, make_config
-from universal_neurons.disk import disk_errors, removing, sync, write_atomically
+from universal_neurons.disk import (
+    disk_errors,
+    local_path,
+    own_folder,
+    sha256_of,
+    take_lock,
+    write_atomically,
+    written_atomically,
+)
 from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
 from universal_neurons.generations import Generations
-
-MANIFEST = "study.json"
-
-
-class Results:
-    """A finished folder: its tables as polars frames, and the manifest.
-
-    Raises `MissingFileError` where there is none, and `StoreConflictError` where it is not finished.
-    """
-
-    FILE: ClassVar[str] = MANIFEST
-    WHAT: ClassVar[str] = "study"
-    COMMAND: ClassVar[str] = "uneurons run"
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        manifest = _read_manifest(self.path / self.FILE)
-        if manifest is None:
-            raise MissingFileError(
-                f"{path}: no {self.WHAT} here", wanted=f"a folder with {self.FILE}", fix=self.COMMAND
-            )
-        self.manifest = manifest
-        if not manifest["complete"]:
-            raise StoreConflictError(
-                f"{path}: the {self.WHAT} is not finished",
-                wanted=f"a complete {self.WHAT}",
-                fix="run the same command again",
-            )
-
-    def table(self, name: str) -> pl.DataFrame:
-        """One of its tables."""
-        try:
-            return pl.read_parquet(self.path / f"{name}.parquet")
-        except FileNotFoundError:
-            raise MissingFileError(f"{self.path}: no table {name!r}", wanted=f"a table of this {self.WHAT}") from None
-
-    def has(self, name: str) -> bool:
-        """Whether there is this table."""
-        return (self.path / f"{name}.parquet").exists()
-
-    def write_page(self, name: str, content: bytes) -> Path:
-        """Write a figure or report into the finished folder."""
-        with disk_errors(self.path):
-            (self.path / name).parent.mkdir(exist_ok=True)
-            return write_atomically(self.path / name, content)
+from universal_neurons.leftovers import FIGURES, LOCK, WORK, holds_results, is_ours, refuse_links, sweep_partials
+from universal_neurons.manifest import HISTOGRAMS, MANIFEST, REWRITING, difference, file_of, read_manifest
+from universal_neurons.results import Results
 
 
 class Store(Results):
     """A finished study: its tables (`neurons`, `matches`, `labels`, …) as polars frames, and the manifest.
 
-    Raises `MissingFileError` where there is none, and `StoreConflictError` where it is not finished.
+    Raises `MissingFileError` where there is none, and `StoreConflictError` where it is not finished.  Each table is
+    checked against study.json when it is first read; `verify=False` leaves that out.
     """
 
     @property
@@ -134,15 +101,39 @@ class Store(Results):
 
     def histogram(self, model: str, neuron: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Lower edges, upper edges and counts of a (flat) neuron's pre-activations; else `MissingFileError`."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        path = self.path / "histograms.safetensors"
-        if not path.exists():
+        if HISTOGRAMS not in self.manifest["tables"]:
             raise MissingFileError(f"{self.path}: no histograms", wanted="a study with the stage statistics")
-        with safe_open(path, "np") as tensors:
-            low, high = tensors.get_tensor(f"{model}/low"), tensors.get_tensor(f"{model}/high")
-            counts = tensors.get_slice(f"{model}/counts")[:, neuron]
+        sizes = {facts["name"]: facts["layers"] * facts["d_mlp"] for facts in self.manifest["models"]}
+        if not 0 <= neuron < sizes.get(model, 0):
+            raise MissingFileError(
+                f"{self.path}: no histogram of neuron {neuron} of {model!r}",
+                wanted=", ".join(f"{name}: 0 to {size - 1}" for name, size in sizes.items()),
+            )
+        self.verified(HISTOGRAMS).close()
+        with self.readable(HISTOGRAMS):
+            try:
+                with safe_open(self.path / file_of(HISTOGRAMS), "np") as tensors:
+                    low, high = tensors.get_tensor(f"{model}/low"), tensors.get_tensor(f"{model}/high")
+                    counts = tensors.get_slice(f"{model}/counts")[:, neuron]
+            except (SafetensorError, IndexError) as error:
+                raise ValueError(error) from None
         return low, high, counts
+
+    def _read(self, name: str) -> pl.DataFrame:
+        table = super()._read(name)
+        if name != "neurons":
+            return table
+        with self.readable(name):
+            named = table["model"].unique().sort().to_list()
+        if named != sorted(self.models):
+            raise StoreConflictError(
+                f"{self.path}: {MANIFEST} and {file_of(name)} are not of one study",
+                given=f"models {', '.join(map(str, named))[:200]}",
+                wanted=f"models {', '.join(sorted(self.models))[:200]}",
+            )
+        return table
 
     def __repr__(self) -> str:
         from universal_neurons.summary import plain_summary
@@ -159,78 +150,97 @@ class StoreWriter:
     """The one writer of a study's folder, or of another with a `manifest` of its own; use as a context manager.
 
     Raises `StoreConflictError` where the folder holds another study or other files, or another process writes it.
+    Brings to its end what a killed writer began to rewrite.
     """
 
     def __init__(self, path: str | Path, manifest: str = MANIFEST) -> None:
-        self.path = Path(path)
+        self.path = local_path(path)
         self.manifest = self.path / manifest
-        self._lock: IO[str] | None = None
+        self._lock: int | None = None
         self._created: list[Path] = []
         self._mine = False  # whether the manifest there is this study's
 
     def __enter__(self) -> "StoreWriter":
         with disk_errors(self.path):
-            if self.path.exists() and not self.path.is_dir():
-                raise StoreConflictError(f"{self.path}: is a file", wanted="a folder", fix="name another --out")
+            self._require_place()
             self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = take_lock(self.path / LOCK)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(self._lock.fileno()).st_ino != (self.path / ".lock").stat().st_ino:
-                raise BlockingIOError
-        except (BlockingIOError, FileNotFoundError):
-            self._lock.close()
-            raise StoreConflictError(
-                f"{self.path}: another process is writing this study", wanted="one writer", fix="wait for it to end"
-            ) from None
-        try:
-            foreign = [p for p in self.path.iterdir() if p.name != ".lock"]
-            if foreign and _read_manifest(self.manifest) is None:
-                raise StoreConflictError(
-                    f"{self.path}: holds files that are not a study",
-                    given=foreign[0].name,
-                    wanted="a new or empty folder, or a study's",
-                    fix="name another --out",
-                )
-        except StoreConflictError:
+            with disk_errors(self.path):
+                self._require_ours()
+                self._tidy()
+        except BaseException:
             self._release()
             raise
         return self
 
+    def _require_place(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreConflictError(f"{self.path}: is a file", wanted="a folder", fix="name another --out")
+        for place in (self.path, *self.path.parents):
+            if place.is_symlink() and not place.exists():
+                raise StoreConflictError(
+                    f"{place}: is a link to nothing",
+                    given=f"a link to {str(place.readlink())[:200]}",
+                    wanted="a folder",
+                    fix="remove the link, or name another --out",
+                )
+
+    def _require_ours(self) -> None:
+        foreign = [entry for entry in self.path.iterdir() if not is_ours(entry)]
+        if foreign and read_manifest(self.manifest) is None:
+            raise StoreConflictError(
+                f"{self.path}: holds files that are not a study",
+                given=foreign[0].name[:200],
+                wanted="a new or empty folder, or a study's",
+                fix="name another --out",
+            )
+        refuse_links(self.path)
+
+    def _tidy(self) -> None:
+        """Bring to its end what a killed writer began to rewrite, and sweep what it left half written."""
+        there = read_manifest(self.manifest)
+        sweep_partials(self.path)
+        if there is not None and REWRITING in there:
+            self.finish(rewriting.put_in_place(self.path, there, self.manifest))
+        rewriting.sweep(self.path)
+        for name in (WORK, FIGURES) if there is None else ():
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
     def _release(self) -> None:
         assert self._lock is not None
-        (self.path / ".lock").unlink(missing_ok=True)
-        self._lock.close()
+        (self.path / LOCK).unlink(missing_ok=True)
+        os.close(self._lock)
+        self._lock = None
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        there = _read_manifest(self.manifest)
-        refused = self._mine and kind is not None and issubclass(kind, InputError)
-        refused = refused and there is not None and not there["complete"] and not self._found()
-        if there is None or there["complete"] or refused:
-            shutil.rmtree(self.work, ignore_errors=True)
-        if refused:
-            self.manifest.unlink()
-        self._release()
+        try:
+            there = read_manifest(self.manifest)
+            refused = self._mine and kind is not None and issubclass(kind, InputError) and self._is_free(there)
+            if there is None or there["complete"] or refused:
+                shutil.rmtree(self.work, ignore_errors=True)
+            if refused:
+                self.manifest.unlink(missing_ok=True)
+        finally:
+            self._release()
         for folder in self._created if there is None or refused else ():
-            if not any(folder.iterdir()):
+            if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
 
-    def _found(self) -> bool:
-        """Whether there is anything in the folder that took time to find."""
-        beside = {".lock", self.manifest.name, self.work.name}
-        return bool(Generations(self.work).all()) or any(p.name not in beside for p in self.path.iterdir())
+    def _is_free(self, there: dict[str, Any] | None) -> bool:
+        """Whether the folder is nobody's: no study began here, or nothing was found yet."""
+        return there is None or (not there["complete"] and not holds_results(self.path))
 
     @property
     def work(self) -> Path:
         """Scratch files of a study under way: token rows and checkpoints."""
-        return self.path / "work"
+        return self.path / WORK
 
     def prepare(self) -> Path:
         """The scratch folder."""
         with disk_errors(self.path):
-            self.work.mkdir(exist_ok=True)
-        return self.work
+            return own_folder(self.work)
 
     def claim(self, identity: dict[str, Any]) -> None:
         """Make the folder this study's before its tokens are known; an `InputError` until `begin` undoes it."""
@@ -240,7 +250,7 @@ class StoreWriter:
 
     def under_way(self, key: str) -> Any:
         """What the manifest of an unfinished study says under a key, or None."""
-        there = _read_manifest(self.manifest)
+        there = read_manifest(self.manifest)
         return there.get(key) if there is not None and not there["complete"] else None
 
     def begin(self, manifest: dict[str, Any]) -> bool:
@@ -254,8 +264,11 @@ class StoreWriter:
         return bool(there and there["complete"])
 
     def require_same(self, manifest: dict[str, Any]) -> dict[str, Any] | None:
-        """The manifest that is there, if any; `StoreConflictError` where it is another study's."""
-        there = _read_manifest(self.manifest)
+        """The manifest that is there, if any; None too where another study found nothing yet.
+
+        Raises `StoreConflictError` where it is another study's.
+        """
+        there = read_manifest(self.manifest)
         if there is None:
             return None
         for key in ("config", "models", "labels", "tokens"):
@@ -263,9 +276,11 @@ class StoreWriter:
                 continue
             here = json.loads(json.dumps(manifest[key]))
             if there[key] != here:
+                if self._is_free(there):
+                    return None
                 raise StoreConflictError(
                     f"{self.path}: holds another study",
-                    given=_difference(there[key], here, key),
+                    given=difference(there[key], here, key),
                     wanted="the same configuration, models and tokens",
                     fix="name another --out, or remove the folder",
                 )
@@ -278,20 +293,22 @@ class StoreWriter:
 
     def write_table(self, name: str, table: pl.DataFrame) -> str:
         """Write a table; returns the SHA-256 of its file."""
-        target = self.path / f"{name}.parquet"
-        partial = target.with_name(f".{target.name}.partial")
-        with disk_errors(self.path), removing(partial):
-            table.write_parquet(partial, compression="zstd", statistics=False)
-            sync(partial)
-            partial.rename(target)
-            sync(self.path)
-        return hashlib.sha256(target.read_bytes()).hexdigest()
-
-    def remove_tables(self, names: Sequence[str]) -> None:
-        """Remove tables that are no longer the study's."""
         with disk_errors(self.path):
-            for name in names:
-                (self.path / f"{name}.parquet").unlink(missing_ok=True)
+            return _write(self.path / file_of(name), table)
+
+    def replace(self, tables: Mapping[str, pl.DataFrame], manifest: dict[str, Any]) -> Store:
+        """Replace tables of a finished study, all at once; those that `manifest` does not name any more are removed."""
+        old = read_manifest(self.manifest)
+        assert old is not None
+        assert old["complete"]
+        with disk_errors(self.path):
+            hashes = rewriting.stage(self.path, tables, _write)
+            new = {"complete": True} | manifest | {"tables": manifest["tables"] | hashes}
+            marked = rewriting.mark(old, new, hashes)
+            self.write_manifest(marked)
+            store = self.finish(rewriting.put_in_place(self.path, marked, self.manifest))
+            rewriting.sweep(self.path)
+        return store
 
     def write_bytes(self, name: str, content: bytes) -> str:
         """Write another file of results; returns its SHA-256."""
@@ -313,21 +330,7 @@ class StoreWriter:
         return Store(self.path)
 
 
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise StoreConflictError(f"{path}: not readable", given=error, fix="remove the folder") from None
-    if not isinstance(manifest, dict) or "complete" not in manifest:
-        raise StoreConflictError(f"{path}: not a study's manifest", fix="name another folder")
-    return manifest
-
-
-def _difference(there: Any, here: Any, where: str) -> str:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in here:
-            if there.get(key) != here[key]:
-                return _difference(there.get(key), here[key], f"{where}.{key}")
-    return f"{where}: {json.dumps(here)[:100]}, there {json.dumps(there)[:100]}"
+def _write(target: Path, table: pl.DataFrame) -> str:
+    with written_atomically(target) as out:
+        table.write_parquet(out, compression="zstd", statistics=False)
+    return sha256_of(target)

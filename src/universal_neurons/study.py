@@ -86,8 +86,13 @@ def run_study(
         study.lay_out(plan_layout(config, loaded, groups=study.n_groups) if saved is None else Layout(**saved))
         require_memory(config, loaded, study.layout, groups=study.n_groups)
         if writer.begin(study.manifest()):
-            reporter.note(f"{writer.path} is complete already")
-            return Store(writer.path)
+            complete = Store(writer.path)
+            missing = complete.missing_files()
+            if not missing:
+                reporter.note(f"{writer.path} is complete already")
+                return complete
+            reporter.note(f"{writer.path}: {', '.join(missing)} missing; the study is made anew")
+            writer.write_manifest({"complete": False} | study.manifest())
         for text in (*([] if packed is None else [repr(packed), *packed.notes]), *study.notes):
             reporter.note(text)
         stages = Stages(study, writer, reporter, checkpoint_seconds)

@@ -1,4 +1,4 @@
-"""The roles of a study that is finished: its models and text read again."""
+"""The roles of a study that is finished: its models and text read again, its tables replaced all at once."""
 
 import tempfile
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from universal_neurons.config import RoleSettings, StudyConfig
+from universal_neurons.disk import local_path
 from universal_neurons.errors import ConfigError, StoreConflictError
+from universal_neurons.manifest import MANIFEST
 from universal_neurons.models import Model
 from universal_neurons.own_labels import read_own_labels
 from universal_neurons.plan import IN_MEMORY, find_tokenizer, load_models
@@ -36,8 +38,32 @@ def study_roles(
     files of labels: those that may be run.  Raises `ConfigError` where the study lacks weights or statistics or such
     a file is not named, and `StoreConflictError` where its models or text have changed.
     """
-    study = store if isinstance(store, Store) else Store(store)
-    reporter = reporter or Reporter()
+    path = store.path if isinstance(store, Store) else local_path(store)
+    with _writer(path) as writer:
+        return _study_roles(Store(path), writer, settings, models, tokens, reporter or Reporter())
+
+
+def settings_of_roles(store: str | Path) -> RoleSettings:
+    """The settings that a finished study has; roles that were half replaced are brought to their end first."""
+    with _writer(local_path(store)) as writer:
+        return Store(writer.path).config.roles
+
+
+def _writer(path: Path) -> StoreWriter:
+    """The writer of a study that must be there."""
+    if not (path / MANIFEST).exists():
+        Store(path)  # says that there is none
+    return StoreWriter(path)
+
+
+def _study_roles(
+    study: Store,
+    writer: StoreWriter,
+    settings: RoleSettings | None,
+    models: Sequence[Model] | None,
+    tokens: TokenDataset | None,
+    reporter: Reporter,
+) -> Store:
     config = study.config
     if not {"weights", "statistics"} <= set(config.stages):
         raise ConfigError(
@@ -70,18 +96,12 @@ def study_roles(
         vocabulary, heldout = vocabulary_of(tokenizer, loaded), np.concatenate(stretches)
         own = read_own_labels(config.label_files, {}, vocabulary, tokens).tokens
         tables = Roles(config, loaded, tokens, heldout, vocabulary, study.neurons, matches, own).run(reporter)
-    with StoreWriter(study.path) as writer:
-        neurons = tables.pop("neurons")
-        writer.remove_tables([name for name in ROLE_TABLES if name not in tables])
-        kept = {name: digest for name, digest in study.manifest["tables"].items() if name not in ROLE_TABLES}
-        hashes = {name: writer.write_table(name, table) for name, table in tables.items()}
-        hashes["neurons"] = writer.write_table("neurons", neurons)
-        manifest = study.manifest | {
-            "config": config.model_dump(mode="json", exclude={"out", "cluster"}),
-            "tables": kept | hashes,
-            "timings": study.manifest["timings"] | {"roles": round(reporter.timings.get("roles", 0.0), 3)},
-        }
-        return writer.finish(manifest)
+    manifest = study.manifest | {
+        "config": config.model_dump(mode="json", exclude={"out", "cluster"}),
+        "tables": {name: digest for name, digest in study.manifest["tables"].items() if name not in ROLE_TABLES},
+        "timings": study.manifest["timings"] | {"roles": round(reporter.timings.get("roles", 0.0), 3)},
+    }
+    return writer.replace({name: tables[name] for name in sorted(tables, key="neurons".__eq__)}, manifest)
 
 
 def _where_it_is(config: StudyConfig) -> StudyConfig:

@@ -1,0 +1,179 @@
+"""study.json and dynamics.json, the manifests: what must stand in them; nothing in them is taken on trust."""
+
+import json
+import reprlib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from universal_neurons.config import DYNAMICS_FILE
+from universal_neurons.disk import local_path, open_regular
+from universal_neurons.errors import MissingFileError, StoreConflictError
+
+MANIFEST = "study.json"
+HISTOGRAMS = "histograms"  # the one table that is no parquet file
+REWRITING = "rewriting"  # the key of a study whose tables are being replaced: which
+MOST_BYTES = 1 << 26
+
+TableName = Annotated[str, StringConstraints(pattern=r"\A[A-Za-z0-9_-]{1,100}\z")]
+Digest = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
+Name = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Facts(BaseModel):
+    """A part of a manifest: these keys, of these very types, and any others."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class ModelFacts(Facts):
+    """What is known of a model."""
+
+    name: Name
+    sha256: str
+    architecture: str
+    layers: int = Field(ge=1)
+    d_mlp: int = Field(ge=1)
+
+
+class TokenFacts(Facts):
+    """What is known of the text."""
+
+    fingerprint: str
+    rows: int
+    tokens: int
+    heldout_rows: int
+
+
+class LayoutFacts(Facts):
+    """How the co-moments are made."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    passes: int = Field(1, ge=1)
+    compensated: bool = False
+
+
+class Environment(Facts):
+    """With what a study was made."""
+
+    universal_neurons: str
+
+
+class Unfinished(Facts):
+    """A manifest at any time."""
+
+    complete: bool
+    config: dict[str, Any]
+    models: list[ModelFacts] = []
+    tokens: TokenFacts | None = None
+    layout: LayoutFacts = LayoutFacts()
+
+
+class FinishedStudy(Unfinished):
+    """The manifest of a finished study."""
+
+    models: list[ModelFacts] = Field(min_length=1)
+    tokens: TokenFacts | None
+    tables: dict[TableName, Digest]
+    environment: Environment
+    counted_tokens: int
+    search: dict[str, str | int | float | None]
+    timings: dict[str, float]
+
+
+class Replacement(Facts):
+    """The tables that are new, and those that go."""
+
+    replaced: list[TableName]
+    removed: list[TableName]
+
+
+class Rewriting(FinishedStudy):
+    """The manifest to come of a study whose tables are being replaced."""
+
+    rewriting: Replacement
+
+
+class CheckpointFacts(Facts):
+    """A checkpoint of training dynamics, and the study of it."""
+
+    name: Annotated[str, StringConstraints(pattern=r"\A[^/\x00]*[^/\x00.][^/\x00]*\z", max_length=200)]
+    step: int | None
+    sha256: list[str]
+    tables: dict[TableName, Digest]
+
+
+class FinishedDynamics(Unfinished):
+    """The manifest of finished training dynamics."""
+
+    seeds: list[Name] = Field(min_length=1)
+    checkpoints: list[CheckpointFacts] = Field(min_length=1)
+    tokens: TokenFacts
+    tables: dict[TableName, Digest]
+    environment: Environment
+
+
+def is_store(given: str) -> bool:
+    """Whether this is the folder of a study or of training dynamics."""
+    return any((local_path(given) / name).exists() for name in (MANIFEST, DYNAMICS_FILE))
+
+
+def file_of(table: str) -> str:
+    """The name of a table's file."""
+    return f"{table}.safetensors" if table == HISTOGRAMS else f"{table}.parquet"
+
+
+def read_manifest(path: Path, kind: type[Facts] = Unfinished) -> dict[str, Any] | None:
+    """A manifest, or None where there is none.
+
+    Raises `StoreConflictError` for what is torn, too large, or not of its kind.
+    """
+    try:
+        with open_regular(path) as stream:
+            content = stream.read(MOST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise MissingFileError(f"{path}: cannot be read", given=error.strerror, wanted="a manifest") from None
+    if len(content) > MOST_BYTES:
+        raise _unreadable(path, f"more than {MOST_BYTES:,} bytes")
+    try:
+        manifest = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
+    require(path, manifest, kind)
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def require(path: Path, manifest: object, kind: type[Facts]) -> None:
+    """Raise `StoreConflictError` where a manifest, or a part of it, is not of its kind."""
+    try:
+        kind.model_validate(manifest)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(map(str, problem["loc"]))
+        given = f"{key[:200]}: {reprlib.repr(problem['input'])}" if key else reprlib.repr(problem["input"])
+        if problem["type"] == "missing":
+            given = f"no key {key[:200]!r}"
+        raise _unreadable(path, f"{given} ({problem['msg'][:200]})") from None
+
+
+def _unreadable(path: Path, given: object) -> StoreConflictError:
+    return StoreConflictError(
+        f"{path}: not readable as a manifest",
+        given=str(given)[:400],
+        wanted="the file as it was written",
+        fix="name another folder, or remove this one",
+    )
+
+
+def difference(there: Any, here: Any, where: str) -> str:
+    """The first key in which what stands in a manifest is not what it would be here, in words."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in here:
+            if there.get(key) != here[key]:
+                return difference(there.get(key), here[key], f"{where}.{key}")
+    return f"{where}: {json.dumps(here)[:100]}, there {json.dumps(there)[:100]}"
