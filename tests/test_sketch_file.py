@@ -80,6 +80,15 @@ def test_the_hashes_are_those_of_the_tensors_and_the_seal_that_of_all(whole, tmp
         assert tensors.metadata()["format"] == FORMAT
 
 
+def refusal_of(path):
+    """Why a file is refused, or None."""
+    try:
+        SketchFile(path)
+    except SketchError as error:
+        return str(error)
+    return None
+
+
 def test_any_byte_that_is_changed_is_refused_by_name_or_says_nothing(whole, tmp_path):
     path = tmp_path / "mutated.safetensors"
     path.write_bytes(whole)
@@ -92,14 +101,14 @@ def test_any_byte_that_is_changed_is_refused_by_name_or_says_nothing(whole, tmp_
         content = bytearray(whole)
         content[place] = chooser.choice([content[place] ^ 1 << chooser.randrange(8), chooser.randrange(256)])
         path.write_bytes(content)
-        try:
+        error = refusal_of(path)
+        if error is None:
             same(said_by(path), undisturbed)
-        except SketchError as error:
-            assert "mutated.safetensors" in str(error)
+            assert place < start or content == whole
+        else:
+            assert path.name in error
             assert content != whole
             refused += 1
-        else:
-            assert place < start or content == whole
     assert refused > 300
 
 

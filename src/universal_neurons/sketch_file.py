@@ -142,9 +142,9 @@ def seal_of(about: str, described: Sequence[tuple[str, str, Sequence[int], str |
     return hashlib.sha256(json.dumps([FORMAT, about, tensors]).encode()).hexdigest()
 
 
-def bytes_of(values: Tensor) -> np.ndarray:
+def bytes_of(values: Tensor) -> memoryview:
     """A tensor's bytes, in order."""
-    return values.contiguous().view(-1).view(torch.uint8).numpy()
+    return values.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 class KeptSums(Accumulator):
