@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,15 +124,44 @@ def test_a_wrong_ledger_asserts(job, monkeypatch):
     monkeypatch.setattr("universal_neurons.lanes.SEEN_SECONDS", 0.0)
     models = models_of(job)
     LaneRun(job, models, 0).advance(0.0)
-    with pytest.raises(AssertionError, match="counted the shards"):
+    with pytest.raises(ClusterError, match="lane 0 is damaged or gone"):
         job.state(0)
     state, step = job.generations(0).load()
     state["ledger"] = torch.tensor([0, 0])
     job.generations(0).save(state, step + 1)
     with pytest.raises(AssertionError, match="counted the shards"):
         LaneRun(job, models, 0)
-    with pytest.raises(AssertionError, match="not written"):
+    with pytest.raises(ClusterError, match="lane 1 is damaged or gone"):
         job.state(1)
+
+
+def test_a_lane_whose_last_generation_is_damaged_is_not_done_and_goes_on_from_the_one_before(job, monkeypatch):
+    monkeypatch.setattr("universal_neurons.lanes.SEEN_SECONDS", 0.0)
+    models = models_of(job)
+    length = LaneRun(job, models, 0).advance()
+    newest = job.generations(0).all()[0] / "0000.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 4
+    newest.write_bytes(content)
+    assert job.done(0) == length - 1
+    with pytest.raises(ClusterError, match="lane 0 is damaged"):
+        job.state(0)
+    fake = FakeRay(1)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    run_lanes(job, [0], print)
+    same(job.state(0), straight(job, 0))
+
+
+def test_lanes_are_not_written_through_links(job, tmp_path):
+    LaneRun(job, models_of(job), 0).advance(0.0)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "work").mkdir()
+    shutil.rmtree(job.folder.parent)
+    job.folder.parent.symlink_to(theirs)
+    with pytest.raises(StoreConflictError, match="symbolic link"):
+        job.prepare()
+    assert (theirs / "work").is_dir()
 
 
 def test_lanes_of_other_labels_or_means_are_not_mixed(job):

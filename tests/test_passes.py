@@ -6,12 +6,13 @@ import pytest
 import torch
 from conftest import tiny_model
 from test_panels import texts
-from test_study import contents, quiet
+from test_study import contents
 
-from universal_neurons import StudyConfig
+from universal_neurons import StudyConfig, run_study
 from universal_neurons.compare import Piece
 from universal_neurons.correlation import Matches
 from universal_neurons.findings import SUBSET, WHOLE, Finding, Findings
+from universal_neurons.progress import Reporter
 from universal_neurons.screening import Proposal
 from universal_neurons.sketch import Certainty
 from universal_neurons.store import StoreWriter
@@ -38,10 +39,10 @@ def study(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr("universal_neurons.tokens.SHARD_POSITIONS", 800)
     models, tokens = inputs
 
-    def run(name, settings):
+    def run(name, settings, reporter=None):
         few = models[: 2 if "labels" in settings else 3]
         config = StudyConfig(out=str(tmp_path / name), draws=2, **settings)
-        return quiet(config, models=few, tokens=tokens, checkpoint_seconds=0.0)
+        return run_study(config, models=few, tokens=tokens, checkpoint_seconds=0.0, progress=False, reporter=reporter)
 
     return run
 
@@ -110,6 +111,29 @@ def test_a_checkpoint_at_the_end_of_a_pass_is_not_read_by_the_next_one(study, mo
     again = study("stopped", settings)
     assert again.manifest["counted_tokens"] == whole.manifest["counted_tokens"]
     assert contents(again) == contents(whole)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_damaged_checkpoint_means_the_one_before_or_to_start_anew(study, tmp_path, monkeypatch, lost):
+    settings = {"panels": 2, "stages": ("universality",)}
+    whole = contents(study("whole", settings))
+    with monkeypatch.context() as patched:
+        stopping(patched, 6)
+        with pytest.raises(KeyboardInterrupt):
+            study("stopped", settings)
+    for folder in sorted((tmp_path / "stopped" / "work").glob("checkpoint-*"), reverse=True)[:lost]:
+        state = folder / "0000.safetensors"
+        content = bytearray(state.read_bytes())
+        content[len(content) // 2] ^= 64
+        state.write_bytes(content)
+    notes = []
+    reporter = Reporter(quiet=True)
+    reporter.note = notes.append
+    with monkeypatch.context() as patched:
+        steps = stopping(patched)
+        assert contents(study("stopped", settings, reporter)) == whole
+    assert steps[0] == (6 if lost == 1 else 1)
+    assert [note for note in notes if "is not used: 0000.safetensors is damaged" in note][lost - 1 :]
 
 
 def some(*shape):

@@ -1,5 +1,11 @@
 """Syntax labels against spaCy itself, row by row; their cache; pipelines that are not there."""
 
+import multiprocessing
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import spacy
@@ -165,7 +171,7 @@ def test_a_second_annotation_comes_from_the_cache(vocabulary, tmp_path, monkeypa
 def test_the_cache_is_where_the_environment_says(vocabulary, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIVERSAL_NEURONS_CACHE", str(tmp_path / "here"))
     annotate(rows_of(TEXTS[:1]), vocabulary, PIPELINE)
-    assert len(list((tmp_path / "here").rglob("*.npz"))) == 1
+    assert len(list((tmp_path / "here").rglob("*.block"))) == 1
 
 
 def test_an_interrupted_annotation_goes_on_where_it_stopped(annotated, vocabulary, tmp_path, monkeypatch):
@@ -214,20 +220,140 @@ def test_a_folder_that_is_no_pipeline_is_named(vocabulary, tmp_path):
         annotate(rows_of(TEXTS[:1]), vocabulary, str(tmp_path), cache=tmp_path)
 
 
-def test_a_torn_block_of_the_cache_is_read_again(tmp_path):
-    tokenizer = small_tokenizer()
-    pieces = [("", np.array(tokenizer(text, add_special_tokens=False)["input_ids"][: CONTEXT - 1])) for text in TEXTS]
-    tokens = TokenDataset.from_pieces(pieces, context=CONTEXT, bos=0, masked=(0,))
-    vocabulary = read_vocabulary(tokenizer, len(tokenizer))
-    first = annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
-    (block,) = tmp_path.rglob("*.npz")
-    block.write_bytes(block.read_bytes()[:100])
-    again = annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
-    assert again.names == first.names
-    np.testing.assert_array_equal(again.codes, first.codes)
+def flipped(content, place):
+    changed = bytearray(content)
+    changed[place] ^= 8
+    return bytes(changed)
+
+
+def replace_by_pipe(block, other):
+    block.unlink()
+    os.mkfifo(block)
+
+
+def replace_by_link(block, other):
+    block.unlink()
+    block.symlink_to(other)
+
+
+def foreign_archive(block, other):
+    np.savez(block.with_name("foreign.npz"), names=np.array(["x"]), codes=np.zeros((1, CONTEXT, 12), np.int16))
+    block.with_name("foreign.npz").rename(block)
+
+
+DAMAGES = {
+    "torn": lambda block, other: block.write_bytes(block.read_bytes()[:100]),
+    "empty": lambda block, other: block.write_bytes(b""),
+    "hash": lambda block, other: block.write_bytes(flipped(block.read_bytes(), 3)),
+    "labels": lambda block, other: block.write_bytes(flipped(block.read_bytes(), -300)),
+    "other rows'": lambda block, other: block.write_bytes(other.read_bytes()),
+    "foreign": foreign_archive,
+    "pipe": replace_by_pipe,
+    "link": replace_by_link,
+    "endless": lambda block, other: replace_by_link(block, "/dev/zero"),
+    "gone": lambda block, other: block.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_block_of_the_cache_that_is_not_as_written_is_made_again(
+    annotated, vocabulary, tmp_path, monkeypatch, damage
+):
+    tokens, whole = annotated
+    monkeypatch.setattr(syntax, "BLOCK_ROWS", 2)
+    same(annotate(tokens, vocabulary, PIPELINE, cache=tmp_path), whole)
+    first, second = sorted(tmp_path.rglob("*.block"))
+    written = first.read_bytes(), second.read_bytes()
+    DAMAGES[damage](first, second)
+    same(annotate(tokens, vocabulary, PIPELINE, cache=tmp_path), whole)
+    assert (first.read_bytes(), second.read_bytes()) == written
+    assert not first.is_symlink()
+    assert sorted(first.parent.iterdir()) == [first, second]
+
+
+def test_every_flipped_byte_of_a_block_is_seen(annotated, vocabulary, tmp_path):
+    tokens, whole = annotated
+    annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
+    (block,) = tmp_path.rglob("*.block")
+    content, what = block.read_bytes(), f"{block.parent.name} 0 {len(tokens)}"
+    names, codes = syntax._read_block(block, what, whole.codes.nbytes)
+    assert tuple(names) == whole.names
+    np.testing.assert_array_equal(codes, whole.codes)
+    for place in range(0, len(content), 7):
+        block.write_bytes(flipped(content, place))
+        assert syntax._read_block(block, what, whole.codes.nbytes) is None
+
+
+def test_a_cache_that_cannot_be_written_or_is_a_link_is_named(vocabulary, tmp_path):
+    tokens = rows_of(TEXTS[:1])
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreConflictError, match="cannot be written"):
         annotate(tokens, vocabulary, PIPELINE, cache=tmp_path / "file")
+    annotate(tokens, vocabulary, PIPELINE, cache=tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    folder.rename(tmp_path / "theirs")
+    folder.symlink_to(tmp_path / "theirs")
+    with pytest.raises(StoreConflictError, match="symbolic link"):
+        annotate(tokens, vocabulary, PIPELINE, cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def homeless(tmp_path, monkeypatch):
+    """A user without a home, as in a container; temporary files are in a folder of the test's."""
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("UNIVERSAL_NEURONS_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    return tmp_path / f"universal-neurons-{os.getuid()}"
+
+
+def test_without_a_home_annotations_are_kept_among_the_temporary_files(homeless, vocabulary):
+    assert syntax.cache_folder() == homeless == syntax.cache_folder()
+    assert homeless.stat().st_mode & 0o777 == 0o700
+    annotate(rows_of(TEXTS[:1]), vocabulary, PIPELINE)
+    assert len(list(homeless.rglob("*.block"))) == 1
+
+
+def test_a_home_that_cannot_be_written_is_as_good_as_none(homeless, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "file")
+    assert syntax.cache_folder() == homeless
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "mine")
+    assert syntax.cache_folder() == tmp_path / "mine" / ".cache" / "universal-neurons"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert syntax.cache_folder() == homeless
+
+
+def test_a_temporary_folder_that_others_can_write_is_refused(homeless, tmp_path, monkeypatch):
+    homeless.mkdir()
+    homeless.chmod(0o777)
+    with pytest.raises(StoreConflictError, match="UNIVERSAL_NEURONS_CACHE=FOLDER"):
+        syntax.cache_folder()
+    homeless.rmdir()
+    homeless.symlink_to(tmp_path)
+    with pytest.raises(StoreConflictError, match="not this user's alone"):
+        syntax.cache_folder()
+    homeless.unlink()
+    homeless.write_text("")
+    with pytest.raises(StoreConflictError, match="cannot be written"):
+        syntax.cache_folder()
+
+
+def test_a_worker_of_a_pool_reads_alone(monkeypatch):
+    """It may have no children."""
+    asked = []
+    nlp = SimpleNamespace(pipe=lambda texts, batch_size, n_process: asked.append(n_process) or iter(()))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "fork")
+    texts = ["words"] * 8 * syntax.PIPE_ROWS
+    for daemon in (False, True):
+        monkeypatch.setattr(multiprocessing, "current_process", lambda daemon=daemon: SimpleNamespace(daemon=daemon))
+        syntax._read(nlp, texts)
+    assert asked == [2, 1]
 
 
 @pytest.mark.parametrize("name", ["foo.bar", "./nowhere", "/no/en_core_web_sm-3.8.0"])

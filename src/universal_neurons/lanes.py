@@ -23,6 +23,7 @@ from torch import Tensor
 
 from universal_neurons.accumulators import Recipe
 from universal_neurons.config import StudyConfig
+from universal_neurons.disk import disk_errors, own_folder
 from universal_neurons.errors import ClusterError, StoreConflictError
 from universal_neurons.generations import Generations, Pace
 from universal_neurons.labels import LabelSource
@@ -90,7 +91,7 @@ class LaneJob:
             pace=pace,
             folder=folder,
         )
-        job.folder = folder.resolve() / job.identity()
+        job.folder = folder.absolute() / job.identity()
         return job
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class LaneJob:
 
     def generations(self, lane: int) -> Generations:
         """What was written of a lane."""
-        return Generations(self.folder / str(lane), shared=True)
+        return Generations(self.folder / str(lane), of=f"{self.folder.name} {lane}", shared=True)
 
     def positions(self, lane: int, done: int | None = None) -> int:
         """Token positions of a lane's first `done` shards, or of all."""
@@ -124,13 +125,15 @@ class LaneJob:
 
     def prepare(self) -> None:
         """Make room for its lanes, and remove those of other jobs of the same pass."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for other in self.folder.parent.iterdir():
-            if other != self.folder:
-                shutil.rmtree(other, ignore_errors=True)
+        with disk_errors(self.folder):
+            for folder in (self.folder.parent.parent, self.folder.parent, self.folder):
+                own_folder(folder)
+            for other in self.folder.parent.iterdir():
+                if other != self.folder:
+                    shutil.rmtree(other, ignore_errors=True)
 
     def done(self, lane: int) -> int:
-        """How many shards of a lane its last generation has counted."""
+        """How many shards of a lane its last usable generation has counted."""
         return self.generations(lane).newest()
 
     def load(self, name: str, place: str, digest: str) -> Model:
@@ -153,17 +156,32 @@ class LaneJob:
         return Pass(sources, self.recipes, annotations, signs=self.signs)
 
     def state(self, lane: int) -> dict[str, Tensor]:
-        """The state of a lane that is done; its ledger must hold each of its shards once, in order."""
+        """The state of a lane that is done.
+
+        Raises `ClusterError` where what was written of it is lost or damaged.
+        """
         first, end = self.bounds(lane)
         begun = time.monotonic()
-        while self.done(lane) < end - first and time.monotonic() - begun < SEEN_SECONDS:
-            time.sleep(1.0)
         saved = self.generations(lane).load()
-        assert saved is not None, f"lane {lane} was not written"
-        ledger = saved[0].pop("ledger").tolist()
-        wanted = [shard.index for shard in self.shards[first:end]]
+        while (saved is None or saved[1] < end - first) and time.monotonic() - begun < SEEN_SECONDS:
+            time.sleep(1.0)
+            saved = self.generations(lane).load()
+        if saved is None or saved[1] < end - first:
+            raise ClusterError(
+                f"{self.folder / str(lane)}: the end of lane {lane} is damaged or gone",
+                given=f"{saved[1] if saved else 0} of its {end - first} shards",
+                wanted="all of them",
+                fix="run the same command again: it resumes",
+            )
+        state, _ = saved
+        self.require_in_order(lane, state.pop("ledger").tolist())
+        return state
+
+    def require_in_order(self, lane: int, ledger: list[int]) -> None:
+        """Assert that a lane counted each of its first shards once, in order."""
+        first, _ = self.bounds(lane)
+        wanted = [shard.index for shard in self.shards[first : first + len(ledger)]]
         assert ledger == wanted, f"lane {lane} counted the shards {ledger}, not {wanted}"
-        return saved[0]
 
 
 class LaneRun:
@@ -188,8 +206,7 @@ class LaneRun:
             state = saved[0]
             self.ledger = state.pop("ledger").tolist()
             self.run.next_shard += len(self.ledger)
-            wanted = [shard.index for shard in job.shards[first : self.run.next_shard]]
-            assert self.ledger == wanted, f"lane {lane} counted the shards {self.ledger}, not {wanted}"
+            job.require_in_order(lane, self.ledger)
             restore(self.run.accumulators, state, "")
         assert job.config.batch_tokens is not None
         left = job.shards[self.run.next_shard : self.end]

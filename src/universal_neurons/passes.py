@@ -112,7 +112,7 @@ class Passes:
 
     def _saved(self) -> tuple[dict[str, Tensor], int]:
         """The last checkpoint and how many shards it is past, over all passes."""
-        saved = self.writer.load_checkpoint()
+        saved = self.writer.load_checkpoint(self.reporter.note)
         if saved is None:
             return {}, 0
         state, step = saved
@@ -214,7 +214,7 @@ class Passes:
         if number == 0 and run.next_shard == 0:  # lanes belong to these provisional means
             self.writer.save_checkpoint(self._kept(), 0)
         run.accumulators.clear()  # the device may be a worker's too
-        lanes = self.writer.prepare() / "lanes" / str(number)
+        lanes = self.writer.prepare().resolve() / "lanes" / str(number)
         job = LaneJob.of(run, self.models, self.config, self.tokens, self.study.shards, self._pace(), lanes)
         job.prepare()
         todo = [lane for lane, end in enumerate(job.ends) if end > run.next_shard]

@@ -122,15 +122,15 @@ def source_of(model: Model, rounding: str, *, pre: bool = False) -> NeuronSource
 
 def filled(recipes: Sequence[Recipe], models: Sequence[Model]) -> list[Recipe]:
     """Recipes whose statistics of sketched models come from their files, as these hold them of all tokens."""
-    files = {model.name: str(model.file.path) for model in models if isinstance(model, SketchedModel)}
+    files = {model.name: model.file for model in models if isinstance(model, SketchedModel)}
     return [partial(_filled, recipe, files) for recipe in recipes] if files else list(recipes)
 
 
-def _filled(recipe: Recipe, files: dict[str, str], device: Any) -> Accumulator:
+def _filled(recipe: Recipe, files: dict[str, SketchFile], device: Any) -> Accumulator:
     made = recipe(device=device)
     kind = STATISTICS.get(type(made))
     if kind is not None and len(made.reads) == 1 and made.reads[0] in files:
-        made.restore(SketchFile(files[made.reads[0]]).state(kind))
+        made.restore(files[made.reads[0]].state(kind))
     return made
 
 

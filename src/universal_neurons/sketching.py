@@ -15,7 +15,7 @@ from universal_neurons.accumulators import Extremes, Recipe
 from universal_neurons.checkpoints import resolve_sources
 from universal_neurons.comoments import LayerMoments
 from universal_neurons.config import TEXT_SETTINGS, StudyConfig
-from universal_neurons.disk import disk_errors
+from universal_neurons.disk import disk_errors, local_path
 from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.generations import Generations, Pace
 from universal_neurons.models import Model
@@ -26,10 +26,10 @@ from universal_neurons.progress import Reporter
 from universal_neurons.sketch import ShardEnergies, Signs
 from universal_neurons.sketch_file import (
     CODES,
-    FORMAT,
     FileInParts,
     KeptSums,
-    remove_scratch,
+    require_free,
+    scratch_folder,
     scratch_of,
     sum_rows,
     tensors_of,
@@ -50,9 +50,8 @@ def make_sketch(
     reporter = reporter or Reporter()
     if len(config.models) != 1 or config.out is None:
         raise ConfigError("a sketch is of one model, in one file", given=config.models, wanted="one model, and --out")
-    out = Path(config.out)
-    if out.exists():
-        raise StoreConflictError(f"{out}: is there already", wanted="a new file", fix="name another --out")
+    out = local_path(config.out)
+    require_free(out)
     if not out.parent.is_dir():
         raise StoreConflictError(f"{out}: no folder {out.parent}", wanted="a folder that is there")
     config = resolve(config.model_copy(update={"stages": ("statistics",), "search": "exact"}))
@@ -62,13 +61,12 @@ def make_sketch(
     config = with_context(config, [model])
     assert config.context is not None
     tokenizer = find_tokenizer(config, [model])
-    scratch = scratch_of(out)
-    with disk_errors(out):
-        scratch.mkdir(exist_ok=True)
-    tokens = TokenDataset.load(config, tokenizer, context=config.context, folder=scratch)
-    tokens.require_vocabulary(model.vocab_size, model.name)
-    reporter.note(repr(tokens))
-    return _Sketching(config, model, tokens, tokenizer_digest(tokenizer), out).run(reporter, checkpoint_seconds)
+    with scratch_folder(out) as scratch:
+        with disk_errors(out):
+            tokens = TokenDataset.load(config, tokenizer, context=config.context, folder=scratch)
+        tokens.require_vocabulary(model.vocab_size, model.name)
+        reporter.note(repr(tokens))
+        return _Sketching(config, model, tokens, tokenizer_digest(tokenizer), out).run(reporter, checkpoint_seconds)
 
 
 class _Sketching:
@@ -101,7 +99,8 @@ class _Sketching:
         }
         shapes |= {name: (t.dtype if t.dtype in CODES else torch.float64, tuple(t.shape)) for name, t in empty.items()}
         shapes["layers.cross"] = (torch.float32, tuple(empty["layers.cross"].shape))
-        self.file = FileInParts(out, shapes, {"format": FORMAT, "about": json.dumps(self._about(digest))})
+        self.about = json.dumps(self._about(digest))
+        self.file = FileInParts(out, shapes, self.about)
 
     def _about(self, digest: str) -> dict[str, Any]:
         tokens, config = self.tokens, self.config
@@ -128,23 +127,23 @@ class _Sketching:
 
     def run(self, reporter: Reporter, checkpoint_seconds: float | None) -> Path:
         """Both passes, and the file."""
-        generations = Generations(scratch_of(self.out))
+        generations = Generations(scratch_of(self.out), of=self.about)
         source = NeuronSource(self.model, self.config.gemm_dtype)
         kept = KeptSums(self.model.name, self.file, "sums", self.starts)
         run = Pass([source], [*self.recipes, lambda device: kept], signs=self.signs)
-        saved = generations.load()
-        identity = torch.frombuffer(bytearray(json.dumps(self._about("")).encode()), dtype=torch.uint8)
-        if saved is not None and torch.equal(saved[0]["identity"], identity):
+        saved = generations.load(reporter.note)
+        if saved is not None:
             run.restore(*saved)
             settle_from(saved[0], [source])
             reporter.note(f"resumed after shard {run.next_shard} of {len(self.shards)}")
+            self._mend(kept, source, self.shards[: run.next_shard], reporter)
         pace = Pace(checkpoint_seconds, CHECKPOINT_SECONDS, CHECKPOINT_SHARE)
 
         def after_shard(shard: Shard) -> None:
             if pace.due or run.next_shard == len(self.shards):
                 started = time.perf_counter()
                 self.file.sync()
-                generations.save(run.state() | provisional_state([source]) | {"identity": identity}, run.next_shard)
+                generations.save(run.state() | provisional_state([source]), run.next_shard)
                 pace.written(time.perf_counter() - started)
 
         self._read(run, self.shards, "sketch", reporter, after_shard)
@@ -158,9 +157,16 @@ class _Sketching:
                 self.file.put(name, torch.from_numpy(self._n(shard)), starts[shard.index])
         for name, tensor in tensors_of(run.accumulators).items():
             self.file.put(name, tensor)
-        path = self.file.finish()
-        remove_scratch(path)
-        return path
+        return self.file.finish()
+
+    def _mend(self, kept: KeptSums, source: NeuronSource, shards: Sequence[Shard], reporter: Reporter) -> None:
+        """Write the sums of shards again that are no longer in the file as they were written."""
+        rows = {shard.index: self.signs.groups(len(shard.rows) * self.tokens.context) for shard in shards}
+        lost = [shard for shard in shards if not kept.is_kept(shard.index, rows[shard.index])]
+        if lost:
+            reporter.note(f"the sums of {len(lost)} of {len(shards)} shards are damaged: they are made again")
+            again = Pass([source], [lambda device: kept], signs=self.signs)
+            self._read(again, lost, "damaged sums", reporter)
 
     def _heldout_pass(self, source: NeuronSource) -> Pass:
         kept = KeptSums(self.model.name, self.file, "heldout", self.heldout_starts)

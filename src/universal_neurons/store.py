@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -318,11 +319,19 @@ class StoreWriter:
 
     def save_checkpoint(self, tensors: dict[str, Tensor], shard: int) -> None:
         """Write a generation of the pass's state; the last two are kept."""
-        Generations(self.prepare()).save(tensors, shard)
+        self.prepare()
+        self._generations.save(tensors, shard)
 
-    def load_checkpoint(self) -> tuple[dict[str, Tensor], int] | None:
-        """The newest whole generation and its shard number, or None."""
-        return Generations(self.work).load()
+    def load_checkpoint(self, note: Callable[[str], None] = lambda text: None) -> tuple[dict[str, Tensor], int] | None:
+        """The newest usable generation and its shard number, or None; `note` is told of those that are passed over."""
+        return self._generations.load(note)
+
+    @cached_property
+    def _generations(self) -> Generations:
+        """The checkpoints of this study, and of no other."""
+        there = read_manifest(self.manifest) or {}
+        study = {key: there.get(key) for key in ("config", "models", "labels", "tokens", "layout")}
+        return Generations(self.work, of=json.dumps(study, sort_keys=True))
 
     def finish(self, manifest: dict[str, Any]) -> Store:
         """Declare the study complete; its scratch files go when the writer is left."""

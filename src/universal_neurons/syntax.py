@@ -6,26 +6,30 @@
    alone has none.
 
 Blocks of rows are cached by the tokens' fingerprint, the vocabulary and the pipeline: an interrupted annotation goes on
-where it stopped, and the next study of the same text starts at once.
+where it stopped, and the next study of the same text starts at once.  A block begins with the SHA-256 of what it is of
+and of its content: one that is not as it was written is made again.
 """
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 import platform
+import secrets
+import stat
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Int
 
-from universal_neurons.disk import disk_errors
-from universal_neurons.errors import ConfigError, MissingExtraError
+from universal_neurons.disk import create_anew, disk_errors, local_path, open_regular, own_folder, removing
+from universal_neurons.errors import ConfigError, MissingExtraError, StoreConflictError
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.vocabulary import Vocabulary
 
@@ -35,6 +39,8 @@ PIPE_ROWS = 32
 MORPHOLOGY = ("Number", "Person", "PronType", "Tense", "VerbForm", "Aspect")
 COLUMNS = ("pos", "dep", "ent", "stop", "start", "end", *MORPHOLOGY)
 NOTHING = -1
+HASH_BYTES = 32
+MOST_NAMES_BYTES = 1 << 22
 READING = 2  # what is read off a document: raised when that changes, so that no older cache is taken for it
 
 
@@ -66,10 +72,37 @@ def find_pipeline(name: str) -> str | None:
 
 
 def cache_folder() -> Path:
-    """Where annotations are kept: $UNIVERSAL_NEURONS_CACHE, else universal-neurons in the user's cache."""
-    given = os.environ.get("UNIVERSAL_NEURONS_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(home) / "universal-neurons"
+    """Where annotations are kept: $UNIVERSAL_NEURONS_CACHE, else universal-neurons in the user's cache.
+
+    Where they have none that can be written (a container's user without a home): a folder of theirs among the
+    temporary files.  Raises `StoreConflictError` where that is somebody else's.
+    """
+    if given := os.environ.get("UNIVERSAL_NEURONS_CACHE"):
+        return local_path(given)
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "universal-neurons"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except (RuntimeError, OSError):  # no home, or none that can be written
+        pass
+    return _temporary_cache()
+
+
+def _temporary_cache() -> Path:
+    """A folder among the temporary files that nobody else can write."""
+    with disk_errors(Path("the folder of temporary files")):
+        folder = Path(tempfile.gettempdir()) / f"universal-neurons-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        kind = folder.lstat()
+    if not stat.S_ISDIR(kind.st_mode) or kind.st_uid != os.getuid() or kind.st_mode & 0o022:
+        raise StoreConflictError(
+            f"{folder}: is not this user's alone",
+            wanted="a folder for annotations that nobody else can write",
+            fix="name one: UNIVERSAL_NEURONS_CACHE=FOLDER",
+        )
+    return folder
 
 
 def annotate(
@@ -91,17 +124,19 @@ def annotate(
         nlp.add_pipe("sentencizer")
     folder = (cache or cache_folder()) / _key(tokens, vocabulary, nlp)
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        own_folder(folder)
     names: dict[str, int] = {}
     codes = np.empty((len(tokens), tokens.context, len(COLUMNS)), np.int16)
     for start in range(0, len(tokens), BLOCK_ROWS):
         rows = np.arange(start, min(start + BLOCK_ROWS, len(tokens)))
-        path = folder / f"{start:09d}.npz"
-        block = _read_block(path)
+        path = folder / f"{start:09d}.block"
+        what = f"{folder.name} {start} {len(rows)}"
+        block = _read_block(path, what, codes[0].nbytes * len(rows))
         if block is None:
             block = _annotate_rows(nlp, tokens, vocabulary, rows)
             with disk_errors(folder):
-                _write_block(path, *block)
+                _write_block(path, what, *block)
         local = [names.setdefault(name, len(names)) for name in block[0]]
         codes[rows] = np.array([*local, NOTHING], np.int16)[block[1]]
         after_rows(len(rows))
@@ -114,22 +149,34 @@ def _key(tokens: TokenDataset, vocabulary: Vocabulary, nlp: Any) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 
 
-def _read_block(path: Path) -> tuple[list[str], np.ndarray] | None:
-    """Names and codes of a cached block; None where there is none, or a torn one."""
+def _hashed(what: str, content: bytes) -> bytes:
+    """The SHA-256 of what a block is of and of its content."""
+    return hashlib.sha256(what.encode() + b"\n" + content).digest()
+
+
+def _read_block(path: Path, what: str, size: int) -> tuple[list[str], np.ndarray] | None:
+    """Names and codes of a cached block; None where there is none, or not as it was written."""
     try:
-        with np.load(path) as block:
-            return [str(name) for name in block["names"]], block["codes"]
-    except FileNotFoundError:
+        with open_regular(path) as stream:
+            content = stream.read(2 * size + MOST_NAMES_BYTES)
+    except (OSError, StoreConflictError):
         return None
-    except (BadZipFile, ValueError, KeyError, EOFError, OSError):
-        path.unlink(missing_ok=True)
+    hashed, packed = content[:HASH_BYTES], content[HASH_BYTES:]
+    if hashed != _hashed(what, packed):
         return None
+    with np.load(io.BytesIO(packed)) as block:
+        return [str(name) for name in block["names"]], block["codes"]
 
 
-def _write_block(path: Path, names: list[str], codes: np.ndarray) -> None:
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez_compressed(partial, names=np.array(names, dtype=np.str_), codes=codes)
-    partial.rename(path)
+def _write_block(path: Path, what: str, names: list[str], codes: np.ndarray) -> None:
+    """Write a block whole; another process may be writing the same one."""
+    packed = io.BytesIO()
+    np.savez_compressed(packed, names=np.array(names, dtype=np.str_), codes=codes)
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.partial")
+    with removing(partial):
+        with create_anew(partial) as out:
+            out.write(_hashed(what, packed.getvalue()) + packed.getvalue())
+        partial.rename(path)
 
 
 def _annotate_rows(
@@ -149,9 +196,10 @@ def _annotate_rows(
 
 
 def _read(nlp: Any, texts: list[str]) -> Iterator[Any]:
-    """spaCy documents in order, on all cores where processes can be forked."""
+    """spaCy documents in order, on all cores where processes can be forked (a pool's worker may have no children)."""
     cores = len(os.sched_getaffinity(0)) if platform.system() == "Linux" else 1
     forks = multiprocessing.get_start_method(allow_none=True) in (None, "fork") and platform.system() == "Linux"
+    forks = forks and not multiprocessing.current_process().daemon
     workers = min(cores, 1 + len(texts) // (4 * PIPE_ROWS)) if forks else 1
     return nlp.pipe(texts, batch_size=PIPE_ROWS, n_process=workers)
 

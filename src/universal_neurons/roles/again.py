@@ -40,7 +40,7 @@ def study_roles(
     """
     path = store.path if isinstance(store, Store) else local_path(store)
     with _writer(path) as writer:
-        return _study_roles(Store(path), writer, settings, models, tokens, reporter or Reporter())
+        return _study_roles(Store(path), writer, settings, models, tokens, labels, reporter or Reporter())
 
 
 def settings_of_roles(store: str | Path) -> RoleSettings:
@@ -62,6 +62,7 @@ def _study_roles(
     settings: RoleSettings | None,
     models: Sequence[Model] | None,
     tokens: TokenDataset | None,
+    labels: Sequence[str],
     reporter: Reporter,
 ) -> Store:
     config = study.config
