@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
 from universal_neurons.checkpoints import expand_bundled, resolve_sources
 from universal_neurons.config import StudyConfig
@@ -13,6 +12,7 @@ from universal_neurons.estimate import Estimate, estimate
 from universal_neurons.models import Model, load_model, verify
 from universal_neurons.plan import find_tokenizer, load_models, require_kin, resolve, with_context
 from universal_neurons.progress import clock
+from universal_neurons.terminal import TextTable, shown
 from universal_neurons.tokens import TokenDataset
 
 SUBSET_TOKENS = 1_000_000  # how far a corpus is read to see which subsets it has
@@ -22,7 +22,7 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
     """Load every model and say what it is; raises an `InputError` that lists all that keeps them apart."""
     problems: list[str] = []
     loaded: list[Model] = []
-    table = Table(
+    table = TextTable(
         "model", "family", "layers × neurons", "d_model", "vocabulary", "context", "hook error", title="Models"
     )
     for name in expand_bundled(models):
@@ -39,7 +39,7 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
             model.context,
             f"{verify(model):.0e}",
         )
-        table.add_row(name, model.architecture.name, *map(str, row))
+        table.row(name, model.architecture.name, *row)
     config = StudyConfig(models=tuple(models), tokenizer=tokenizer, stages=("statistics",))
 
     def require_vocabularies() -> None:
@@ -59,8 +59,8 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
         except InputError as error:
             problems.append(str(error))
     if problems:
-        raise ArchitectureError("these models do not work together:\n" + "\n".join(problems))
-    return Group(table, Text(f"They work together: {len(loaded)} models, one tokenizer."))
+        raise ArchitectureError("these models do not work together:", causes=problems)
+    return Group(table, shown(f"They work together: {len(loaded)} models, one tokenizer."))
 
 
 def _named(models: Sequence[Model]) -> list[Model]:
@@ -93,13 +93,13 @@ def _groups(config: StudyConfig, models: Sequence[Model]) -> int:
 
 def estimate_view(found: Estimate) -> Table:
     """An estimate as a table."""
-    table = Table("", "", title=f"{found.tokens:,} tokens on {found.device}", show_header=False)
-    table.add_row("time", clock(found.seconds))
+    table = TextTable("", "", title=f"{found.tokens:,} tokens on {found.device}", show_header=False)
+    table.row("time", clock(found.seconds))
     for name in ("labels", "pass", "compare", "detail", "roles"):
-        table.add_row(f"  {name}", clock(getattr(found, f"seconds_{name}")))
-    table.add_row("memory", f"{_size(found.memory_peak)} at the peak, {_size(found.memory_available)} free")
-    table.add_row("plan", f"{found.passes} pass{'es' if found.passes > 1 else ''}, sums in {found.sums}")
-    table.add_row("disk", f"{_size(found.disk_peak)} at the peak, {_size(found.disk_final)} at the end")
+        table.row(f"  {name}", clock(getattr(found, f"seconds_{name}")))
+    table.row("memory", f"{_size(found.memory_peak)} at the peak, {_size(found.memory_available)} free")
+    table.row("plan", f"{found.passes} pass{'es' if found.passes > 1 else ''}, sums in {found.sums}")
+    table.row("disk", f"{_size(found.disk_peak)} at the peak, {_size(found.disk_final)} at the end")
     return table
 
 

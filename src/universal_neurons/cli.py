@@ -9,11 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import Field, ValidationError, create_model
-from rich.console import Console
 
 from universal_neurons import __version__
 from universal_neurons.config import (
@@ -27,8 +26,10 @@ from universal_neurons.config import (
     make_dynamics_config,
     read_config,
 )
-from universal_neurons.errors import UniversalNeuronsError
+from universal_neurons.errors import LONGEST, UniversalNeuronsError
+from universal_neurons.legible import shortened
 from universal_neurons.stored_code import require_given_again
+from universal_neurons.terminal import messages, output, prepare_streams, say, shown_lines
 
 app = App(
     name="uneurons",
@@ -90,8 +91,8 @@ def run(*, config: ConfigFile = None, flags: Flags = None) -> None:
     reporter = Reporter()
     store = run_study(settings, reporter=reporter)
     report = write_report(store)
-    Console().print(study_view(store))
-    print(f"report: {report.resolve()}")
+    output().print(study_view(store))
+    say(output(), f"report: {report.resolve()}")
 
 
 DynamicsFlags: Any = create_model("DynamicsFlags", **_flags(DynamicsConfig, (*NOT_OF_DYNAMICS, "models", "revisions")))
@@ -130,8 +131,8 @@ def dynamics(
 
     found = run_dynamics(checked, reporter=Reporter())
     page = write_dynamics_report(found)
-    Console().print(dynamics_view(found))
-    print(f"report: {page.resolve()}")
+    output().print(dynamics_view(found))
+    say(output(), f"report: {page.resolve()}")
 
 
 SKETCH_SETTINGS = (
@@ -157,7 +158,7 @@ def sketch(model: str, /, *, flags: Annotated[SketchFlags | None, Parameter(name
     from universal_neurons.sketching import make_sketch
 
     path = make_sketch(settings)
-    print(f"{path.resolve()}: {path.stat().st_size / 2**20:,.1f} MiB")
+    say(output(), f"{path.resolve()}: {path.stat().st_size / 2**20:,.1f} MiB")
 
 
 @app.command
@@ -176,14 +177,14 @@ def show(store: Path, neuron: str | None = None, /) -> None:
         from universal_neurons.dynamics_view import course_view, dynamics_view
 
         found = Dynamics(store)
-        Console().print(course_view(found, neuron) if neuron else dynamics_view(found))
+        output().print(dynamics_view(found) if neuron is None else course_view(found, neuron))
         return
     from universal_neurons.neuron_view import neuron_view
     from universal_neurons.store import Store
     from universal_neurons.summary import study_view
 
     study = Store(store)
-    Console().print(neuron_view(study, neuron) if neuron else study_view(study))
+    output().print(study_view(study) if neuron is None else neuron_view(study, neuron))
 
 
 @app.command
@@ -213,8 +214,8 @@ def roles(store: Path, /, *, config: ConfigFile = None, labels: list[str] | None
         known = settings_of_roles(store).model_dump()
         settings = make_config({"roles": known | given}, str(config)).roles
     study = study_roles(store, settings, labels=labels or (), reporter=Reporter())
-    Console().print(roles_view(study))
-    print(f"report: {write_report(study).resolve()}")
+    output().print(roles_view(study))
+    say(output(), f"report: {write_report(study).resolve()}")
 
 
 @app.command
@@ -235,7 +236,7 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
     if len(stores) == 1 and out is None and (stores[0] / DYNAMICS_FILE).exists():
         from universal_neurons.dynamics import Dynamics
 
-        print(write_dynamics_report(Dynamics(stores[0])).resolve())
+        say(output(), write_dynamics_report(Dynamics(stores[0])).resolve())
         return
     opened = [Store(path) for path in stores]
     if len(opened) == 1 and out is not None:
@@ -244,7 +245,7 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
         raise ConfigError(f"--out {out}: is a folder", wanted="a file's name")
     joint = len(opened) > 1
     page = write_joint_report(opened, out or Path("report.html")) if joint else write_report(opened[0])
-    print(page.resolve())
+    say(output(), page.resolve())
 
 
 @app.command
@@ -267,11 +268,11 @@ def check(models: list[str], /, *, tokenizer: str | None = None) -> None:
 
         if len(stores) < len(models) or tokenizer is not None:
             raise ConfigError("models and studies are checked apart", given=", ".join(models), wanted="one kind")
-        Console().print(check_stores(stores))
+        output().print(check_stores(stores))
         return
     from universal_neurons.check import check_models
 
-    Console().print(check_models(models, tokenizer))
+    output().print(check_models(models, tokenizer))
 
 
 @app.command
@@ -292,9 +293,9 @@ def estimate(
 
     found = estimate_study(settings)
     if as_json:
-        print(json.dumps(found.as_dict()))
+        say(output(), json.dumps(found.as_dict()))
     else:
-        Console().print(estimate_view(found))
+        output().print(estimate_view(found))
 
 
 @app.command
@@ -310,25 +311,28 @@ def convert(source: str, folder: Path, /) -> None:
     """
     from universal_neurons.checkpoints import convert as convert_checkpoint
 
-    print(convert_checkpoint(source, folder).resolve())
+    say(output(), convert_checkpoint(source, folder).resolve())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command; exits with the codes above."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    prepare_streams()
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        app(arguments, console=output(), exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         if isinstance(error.__cause__, ValidationError):
-            refused = as_config_error(error.__cause__, "command line")
-            errors.print(f"{type(refused).__name__}: {refused}", markup=False)
-            sys.exit(2)
-        errors.print(f"uneurons: {error}", markup=False)
+            _fail(as_config_error(error.__cause__, "command line"))
+        say(messages(), shortened(f"uneurons: {error}", LONGEST))
         sys.exit(2)
     except UniversalNeuronsError as error:
-        errors.print(f"{type(error).__name__}: {error}", markup=False)
-        sys.exit(error.exit_code)
+        _fail(error)
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command resumes the study")
+        say(messages(), "interrupted; the same command resumes the study")
         sys.exit(130)
+
+
+def _fail(error: UniversalNeuronsError) -> NoReturn:
+    lines = f"{type(error).__name__}: {error}".split("\n")
+    messages().print(shown_lines(*lines), soft_wrap=True)
+    sys.exit(error.exit_code)

@@ -3,14 +3,14 @@
 import math
 
 import polars as pl
-from rich.console import Console, Group
-from rich.table import Column, Table
-from rich.text import Text
+from rich.console import Group
+from rich.table import Column
 
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.errors import InputError
 from universal_neurons.neuron_view import parse_neuron
 from universal_neurons.summary import fires_on, short
+from universal_neurons.terminal import TextTable, plain, shown
 
 HEADINGS = ("step", "universal", "95 %", "median excess (p99)", "persists", "same match", "final match", "self ρ")
 
@@ -120,12 +120,12 @@ def dynamics_view(found: Dynamics) -> Group:
     """The dynamics as a rich table and sentences."""
     title = f"{found.seeds[0]} in training: universal among {', '.join(found.seeds[1:])}"
     wraps = ("median excess (p99)", "same match", "final match")
-    table = Table(*(Column(heading, no_wrap=heading not in wraps) for heading in HEADINGS), title=title)
+    table = TextTable(*(Column(heading, no_wrap=heading not in wraps) for heading in HEADINGS), title=title)
     for row in dynamics_rows(found):
-        table.add_row(*row)
+        table.row(*row)
     told = sentences(found)
-    shown = [told[name] for name in ("dynamics-emergence", "dynamics-families") if name in told]
-    return Group(table, *(Text(text) for text in shown))
+    lines = [told[name] for name in ("dynamics-emergence", "dynamics-families") if name in told]
+    return Group(table, *map(shown, lines))
 
 
 def course_view(found: Dynamics, name: str) -> Group:
@@ -137,20 +137,17 @@ def course_view(found: Dynamics, name: str) -> Group:
         of = found.neurons.filter(pl.col("model") == seed).select("layer", "neuron").max().row(0)
         raise InputError(f"{name}: no such neuron", wanted=f"layer ≤ {of[0]} and neuron ≤ {of[1]} in {seed}")
     others = len(found.seeds) - 1
-    table = Table("step", "excess", "95 %", "same match", "final match", "self ρ", "fires on")
-    table.title = f"{seed}/L{layer}.{neuron} in training"
+    headings = ("step", "excess", "95 %", "same match", "final match", "self ρ", "fires on")
+    table = TextTable(*headings, title=f"{seed}/L{layer}.{neuron} in training")
     for row in rows:
         partners = [f"{n} of {others}" if (n := row[c]) is not None else "–" for c in ("same_match", "final_match")]
         excess = short(row["excess_corr"]) + (" universal" if row["is_universal"] else "")
         interval = f"{short(row['excess_low'])} {short(row['excess_high'])}"
         own = f"{short(row['self_corr'])} [{short(row['self_corr_low'])} {short(row['self_corr_high'])}]"
-        table.add_row(row["checkpoint"], excess, interval, *partners, own, Text(fires_on(row)))
+        table.row(row["checkpoint"], excess, interval, *partners, own, fires_on(row))
     return Group(table)
 
 
 def plain_dynamics(found: Dynamics) -> str:
     """The dynamics as plain text."""
-    console = Console(width=140, no_color=True, highlight=False)
-    with console.capture() as captured:
-        console.print(dynamics_view(found))
-    return captured.get()
+    return plain(dynamics_view(found), 140)

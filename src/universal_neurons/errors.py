@@ -4,19 +4,54 @@
 a study runs (exit code 1).  Nothing else is caught: a defect of ours asserts and shows its traceback.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+from universal_neurons.legible import legible, legible_lines, shortened
+
+LONGEST_VALUE = 300  # characters shown of what was given
+LONGEST = 1000  # of a sentence, whatever is named in it
+
 
 class UniversalNeuronsError(Exception):
-    """A failure that a person can act on."""
+    """A failure that a person can act on.
+
+    Its lines are its own: names and values in them are legible, on one line, and not long.  `causes` are the
+    errors that it sums up.
+    """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, given: object = None, wanted: object = None, fix: str | None = None) -> None:
-        self.what = what
-        lines = [what]
-        for label, value in (("given", given), ("wanted", wanted), ("fix", fix)):
-            if value is not None:
-                lines.append(f"  {label + ':':8}{value}")
-        super().__init__("\n".join(lines))
+    def __init__(
+        self,
+        what: str,
+        *,
+        given: object = None,
+        wanted: object = None,
+        fix: str | None = None,
+        causes: Sequence[str] = (),
+    ) -> None:
+        self.what = _line(what, LONGEST)
+        self._parts = {
+            "given": None if given is None else _line(given, LONGEST_VALUE),
+            "wanted": None if wanted is None else _line(wanted, LONGEST),
+            "fix": None if fix is None else _line(fix, LONGEST),
+        }
+        self._causes = tuple(map(legible_lines, causes))
+        parts = [f"  {label + ':':8}{value}" for label, value in self._parts.items() if value is not None]
+        super().__init__("\n".join([self.what, *self._causes, *parts]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.what, self._parts | {"causes": self._causes})
+
+
+def _line(text: object, longest: int) -> str:
+    return shortened(legible(shortened(str(text), longest)), longest)
+
+
+def _again(kind: type[UniversalNeuronsError], what: str, parts: dict[str, Any]) -> UniversalNeuronsError:
+    """An error as it was in another process."""
+    return kind(what, **parts)
 
 
 class InputError(UniversalNeuronsError):
@@ -107,3 +142,7 @@ class ClusterError(StudyError):
 
 class DiskFullError(StudyError):
     """No space left where the store is written."""
+
+
+class OutputError(UniversalNeuronsError):
+    """What was found cannot be printed."""

@@ -11,9 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from universal_neurons.errors import InputError
+from universal_neurons.legible import legible
 from universal_neurons.roles.overview import neuron_lines
 from universal_neurons.store import Store
-from universal_neurons.summary import finite, short, visible
+from universal_neurons.summary import finite, short
+from universal_neurons.terminal import TextTable, shown, shown_lines
 
 TAIL = 0.001
 BARS = 60
@@ -23,13 +25,13 @@ FAINT = 0.1  # activations below this share of the highest stay uncoloured
 
 def parse_neuron(name: str, models: Sequence[str]) -> tuple[str, int, int]:
     """`L3.17` or `seed-1/L3.17` to model, layer, neuron."""
-    found = re.fullmatch(r"(?:(?P<model>.+)/)?L(?P<layer>\d+)\.(?P<neuron>\d+)", name)
-    if not found:
+    parts = re.fullmatch(r"(?:(?P<model>.+)/)?L(?P<layer>[0-9]{1,9})\.(?P<neuron>[0-9]{1,9})", name, re.DOTALL)
+    if not parts:
         raise InputError(f"{name}: not a neuron's name", wanted="L3.17 or seed-1/L3.17")
-    model = found["model"] or models[0]
+    model = parts["model"] or models[0]
     if model not in models:
         raise InputError(f"{name}: no such model here", wanted="one of " + ", ".join(models))
-    return model, int(found["layer"]), int(found["neuron"])
+    return model, int(parts["layer"]), int(parts["neuron"])
 
 
 def neuron_view(store: Store, name: str) -> Group:
@@ -45,18 +47,17 @@ def neuron_view(store: Store, name: str) -> Group:
     row = rows[0]
     numbers = _numbers(f"{model}/L{layer}.{neuron}", row)
     if row["dead"]:
-        return Group(numbers, Text("Dead: its activation never changes, so it correlates with nothing."))
+        return Group(numbers, shown("Dead: its activation never changes, so it correlates with nothing."))
     parts: list[Any] = [numbers]
     if model in store.askers:
         parts.append(_matches(store, model, here))
     elif store.askers:
-        parts.append(Text(f"The study did not ask about {model}'s matches (--pairs all does)."))
+        parts.append(shown(f"The study did not ask about {model}'s matches (--pairs all does)."))
     if store.has("labels"):
         parts.append(_labels(store, model, here))
     if store.has("effects"):
         strings = store.strings if store.has("vocabulary") else None
-        lines = neuron_lines(store, model, layer, neuron, strings)
-        parts.append(Text("\n".join(["What it does", *lines])))
+        parts.append(shown_lines("What it does", *neuron_lines(store, model, layer, neuron, strings)))
     if store.has("examples"):
         d_mlp = next(m["d_mlp"] for m in store.manifest["models"] if m["name"] == model)
         parts += [_histogram(*store.histogram(model, layer * d_mlp + neuron)), *_examples(store, model, here)]
@@ -65,37 +66,36 @@ def neuron_view(store: Store, name: str) -> Group:
 
 def _numbers(title: str, row: dict[str, Any]) -> Table:
     """Every column that has a value, in pairs of columns."""
-    table = Table(*[""] * 4, title=title, show_header=False)
+    table = TextTable(*[""] * 4, title=title, show_header=False)
     cells = [
-        (column, f"{value:.4f}" if isinstance(value, float) else visible(str(value)))
+        (column, f"{value:.4f}" if isinstance(value, float) else value)
         for column, value in row.items()
         if column not in ("model", "layer", "neuron") and value is not None
     ]
     height = -(-len(cells) // 2)
     for line in range(height):
-        table.add_row(*(Text(part) for cell in cells[line::height] for part in cell))
+        table.row(*(part for cell in cells[line::height] for part in cell))
     return table
 
 
 def _matches(store: Store, model: str, here: pl.Expr) -> Table:
-    matches = Table("model", "rank", "match", "ρ", "held out", "95 %", "mutual", title="Matches")
+    matches = TextTable("model", "rank", "match", "ρ", "held out", "95 %", "mutual", title="Matches")
     for match in store.matches.filter((pl.col("asker") == model) & here).iter_rows(named=True):
         rank = "most negative" if match["rank"] < 0 else str(match["rank"])
         interval = f"{short(match['corr_low'])} {short(match['corr_high'])}" if finite(match["corr_low"]) else ""
         heldout = f"{match['corr_heldout']:.3f}" if finite(match["corr_heldout"]) else ""
         place = f"L{match['match_layer']}.{match['match_neuron']}"
-        matches.add_row(
-            match["model"], rank, place, f"{match['corr']:.3f}", heldout, interval, "⇄" * bool(match["mutual"])
-        )
+        mutual = "⇄" * bool(match["mutual"])
+        matches.row(match["model"], rank, place, f"{match['corr']:.3f}", heldout, interval, mutual)
     return matches
 
 
 def _labels(store: Store, model: str, here: pl.Expr) -> Table:
-    table = Table("label", "of", "variance explained", "", title="What it fires on: the best labels")
+    table = TextTable("label", "of", "variance explained", "", title="What it fires on: the best labels")
     for row in store.labels.filter((pl.col("model") == model) & here).iter_rows(named=True):
-        name = ("previous token: " if row["previous"] else "") + visible(row["label"])
+        name = ("previous token: " if row["previous"] else "") + row["label"]
         direction = "fires" if row["sign"] > 0 else "is silent"
-        table.add_row(Text(name), row["group"], f"{row['variance_reduction']:.3f}", direction)
+        table.row(name, row["group"], f"{row['variance_reduction']:.3f}", direction)
     return table
 
 
@@ -125,10 +125,10 @@ def _examples(store: Store, model: str, here: pl.Expr) -> list[Text]:
         if row["band"] != band:
             band = row["band"]
             title = "Highest activations" if band == "top" else f"From its {band} quantiles"
-            parts.append(Text(f"\n{title}", style="bold"))
+            parts.append(Text.assemble("\n", shown(title, "bold")))
         line = Text(f"{row['activation']:7.2f}  ")
         for place, (token, activation) in enumerate(zip(row["tokens"], row["activations"]), start=row["start"]):
-            string = visible(strings[token]) if strings else f" {token}"
+            string = legible(strings[token]) if strings else f" {token}"
             string = f"«{string}»" if place == row["position"] else string
             line.append(string, style=_colour(activation / peak))
         parts.append(line)

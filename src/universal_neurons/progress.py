@@ -1,14 +1,17 @@
 """Say what is going on: stages, tokens per second, time left; a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from universal_neurons.legible import legible, shortened
+from universal_neurons.terminal import messages, say
+
 PLAIN_SECONDS = 10.0
+LONGEST = 60  # characters of a bar's name
 
 
 class Reporter:
@@ -16,13 +19,13 @@ class Reporter:
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         self.quiet = quiet
-        self.console = console or Console(file=sys.stderr, highlight=False)
+        self.console = console or messages()
         self.timings: dict[str, float] = {}
 
     def note(self, text: str) -> None:
         """One line."""
         if not self.quiet:
-            self.console.print(text, soft_wrap=True, markup=False)
+            say(self.console, text)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -50,10 +53,13 @@ class TokenMeter:
         self.at_start = done
         self.bar: Progress | None = None
         if reporter.console.is_terminal and not reporter.quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-            self.bar = Progress(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-                                console=reporter.console, transient=True)  # fmt: skip
-            self.task = self.bar.add_task(label, total=total, completed=done, rate="")
+            name, share, rate = (
+                TextColumn(field, markup=False)
+                for field in ("{task.description}", "{task.percentage:3.0f} %", "{task.fields[rate]}")
+            )
+            columns = (name, BarColumn(), share, rate, TimeRemainingColumn())
+            self.bar = Progress(*columns, console=reporter.console, transient=True)
+            self.task = self.bar.add_task(shortened(legible(self.label), LONGEST), total=total, completed=done, rate="")
 
     def __enter__(self) -> "TokenMeter":
         if self.bar:

@@ -7,12 +7,14 @@ from typing import Any
 
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from universal_neurons import figures
 from universal_neurons.disk import disk_errors, write_atomically
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.dynamics_view import HEADINGS, dynamics_rows, sentences
+from universal_neurons.legible import file_names, legible
 from universal_neurons.results import Results
 from universal_neurons.roles.overview import role_rows
 from universal_neurons.store import Store
@@ -33,9 +35,15 @@ FAMILY_FIGURES = ("teaser", "more-families", "family-")
 ROLE_TABLES = (*figures.ROLE_TABLES, "functional")
 PROPERTY_FIGURES = ("percentiles", "sparsity-", "nearest-", "layers-")
 
+
+def _on_page(value: Any) -> Any:
+    """What a template prints: legible, unless it is HTML already."""
+    return value if isinstance(value, Markup) else legible(value)
+
+
 PAGES = Environment(
     loader=PackageLoader("universal_neurons"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-    lstrip_blocks=True,
+    lstrip_blocks=True, finalize=_on_page,
 )  # fmt: skip
 
 
@@ -52,8 +60,7 @@ def study_figures(store: Store) -> dict[str, Figure]:
         drawn |= figures.roles_figures(store.neurons, tables, store.models[0], store.config.roles.kurtosis)
     if not store.askers:
         return drawn
-    for asker in store.askers:
-        place = asker.replace("/", "-")
+    for asker, place in file_names(store.askers).items():
         drawn[f"universality-{place}"] = figures.universality(store.neurons, store.layers, asker, threshold)
         shown, title = shown_neurons(store, asker)
         drawn[f"intervals-{place}"] = figures.intervals(shown, threshold, title)
@@ -69,8 +76,8 @@ def _property_figures(store: Store) -> dict[str, Figure]:
     asked = store.askers or store.models
     tables = {name: store.neurons.filter(pl.col("model") == name) for name in asked}
     drawn: dict[str, Figure | None] = {"percentiles": figures.percentiles(tables)}
-    for name, table in tables.items():
-        place = name.replace("/", "-")
+    for name, place in file_names(asked).items():
+        table = tables[name]
         drawn[f"sparsity-{place}"] = figures.sparsity_against_cosine(table, name)
         drawn[f"nearest-{place}"] = figures.nearest(table, name)
         drawn[f"layers-{place}"] = figures.by_layer(table, name)
@@ -195,6 +202,7 @@ def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
 
 def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]:
     shown, title = shown_neurons(store, asker, most=50)
+    place = file_names(store.askers).get(asker)
     others = [name for name in store.models if name != asker]
     rows = []
     for row in shown.iter_rows(named=True):
@@ -217,8 +225,8 @@ def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]
         "facts": fact_lines(facts(store, asker)),
         "title": title,
         "rows": rows,
-        "universality": pictures.get(f"universality-{asker.replace('/', '-')}"),
-        "intervals": pictures.get(f"intervals-{asker.replace('/', '-')}"),
+        "universality": pictures.get(f"universality-{place}"),
+        "intervals": pictures.get(f"intervals-{place}"),
     }
 
 

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Column, Table
-from rich.text import Text
 
 from universal_neurons.families import FAMILIES, UNEXPLAINED
+from universal_neurons.legible import legible
 from universal_neurons.roles.overview import role_rows
 from universal_neurons.shown import FALLBACK_SHARE, ranking
 from universal_neurons.store import Store
+from universal_neurons.terminal import TextTable, plain
 
 MODEL_FACTS = ("neurons", "dead", "tokens counted")
 
@@ -141,7 +142,7 @@ def fires_on(row: dict[str, Any]) -> str:
 
 def label_of(row: dict[str, Any]) -> str:
     """A neuron's label; `not` where the neuron is silent rather than active when it holds."""
-    return ("not " if (row["label_sign"] or 1) < 0 else "") + visible(row["label"])
+    return ("not " if (row["label_sign"] or 1) < 0 else "") + (legible(row["label"] or "") or "–")
 
 
 def finite(value: float | None) -> bool:
@@ -205,9 +206,9 @@ def study_view(store: Store) -> Group:
     if not store.askers:
         parts.append(models_view(store))
     for asker in store.askers:
-        table = Table(title=f"{asker}: which of its neurons does every model find again?", show_header=False)
+        table = TextTable(title=f"{asker}: which of its neurons does every model find again?", show_header=False)
         for label, value in fact_lines(facts(store, asker)):
-            table.add_row(label, value)
+            table.row(label, value)
         parts += [table, neurons_view(store, asker)]
     if store.has("labels"):
         parts.append(families_view(store))
@@ -215,18 +216,18 @@ def study_view(store: Store) -> Group:
         parts.append(roles_view(store))
     rows = published_rows(store)
     if rows and store.config.published:
-        table = Table("", "this study", store.config.published.source, title="Beside the published counts")
+        table = TextTable("", "this study", store.config.published.source, title="Beside the published counts")
         for row in rows:
-            table.add_row(*row)
+            table.row(*row)
         parts.append(table)
     return Group(*parts)
 
 
 def models_view(store: Store) -> Table:
     """What was looked at where universality was not asked about."""
-    table = Table("model", *MODEL_FACTS, title="Neurons")
+    table = TextTable("model", *MODEL_FACTS, title="Neurons")
     for row in models_rows(store):
-        table.add_row(*row)
+        table.row(*row)
     return table
 
 
@@ -261,24 +262,19 @@ def families_view(store: Store) -> Table:
     """How many neurons of each model each family has."""
     best = f"best of {store.models[0]}"
     title = "What the neurons fire on (variance explained)"
-    table = Table("family", *store.models, Column(best, overflow="fold", min_width=16), title=title)
+    table = TextTable("family", *store.models, Column(best, overflow="fold", min_width=16), title=title)
     for family, counts, example in family_rows(store):
-        table.add_row(family, *map(str, counts), Text(example))
+        table.row(family, *map(str, counts), example)
     return table
 
 
 def roles_view(store: Store) -> Table:
     """How many neurons of each model have each role."""
     best = Column(f"best of {store.models[0]}", overflow="fold", min_width=16)
-    table = Table("role", *store.models, best, title="What the neurons do")
+    table = TextTable("role", *store.models, best, title="What the neurons do")
     for role, counts, example in role_rows(store):
-        table.add_row(role, *map(str, counts), Text(example))
+        table.row(role, *map(str, counts), example)
     return table
-
-
-def visible(label: str | None) -> str:
-    """A label for a line of text, white space made visible."""
-    return (label or "–").replace("\n", "⏎").replace("\t", "⇥")
 
 
 def neurons_view(store: Store, asker: str) -> Table:
@@ -287,20 +283,17 @@ def neurons_view(store: Store, asker: str) -> Table:
     others = [name for name in store.models if name != asker]
     labelled = store.has("labels")
     fires = [Column("fires on", overflow="fold", min_width=12)] if labelled else []
-    table = Table("neuron", "excess", "95 %", "q", *others, *fires, title=title)
+    table = TextTable("neuron", "excess", "95 %", "q", *others, *fires, title=title)
     for row in shown.iter_rows(named=True):
         cells = match_cells(store, asker, row["layer"], row["neuron"], intervals=False)
         interval = f"{short(row['excess_low'])} {short(row['excess_high'])}"
         q = f"{row['q_value']:.3f}"
         place = f"L{row['layer']}.{row['neuron']}"
-        why = [Text(fires_on(row))] if labelled else []
-        table.add_row(place, short(row["excess_corr"]), interval, q, *(cells.get(name, "–") for name in others), *why)
+        why = [fires_on(row)] if labelled else []
+        table.row(place, short(row["excess_corr"]), interval, q, *(cells.get(name, "–") for name in others), *why)
     return table
 
 
 def plain_summary(store: Store) -> str:
     """The study's facts as plain text."""
-    console = Console(width=110, no_color=True, highlight=False)
-    with console.capture() as captured:
-        console.print(study_view(store))
-    return captured.get()
+    return plain(study_view(store), 110)

@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from universal_neurons.families import FAMILIES
-from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD
+from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, in_legend, lettering
 
 CLOSEST = 0.06  # ticks nearer than this share of the axis would overlap
 BESIDE = 0.1  # of the axis: the distance of what has no place on it
 MOST_BANDS = 6  # layers that are drawn with their quartiles
+LONGEST = 32  # characters of the name of a checkpoint or seed
 MOST_NAMES = 8  # layers that the legend names
 FAMILY_COLOURS = dict(
     zip(
@@ -53,7 +54,9 @@ class StepAxis:
         for index in reversed(range(len(self.x) - 1)):
             if self.x[kept[-1]] - self.x[index] >= CLOSEST * width:
                 kept.append(index)
-        axes.set_xticks(self.x[kept], [self.names[index] for index in kept], rotation=35, ha="right")
+        axes.set_xticks(
+            self.x[kept], [lettering(self.names[index], LONGEST) for index in kept], rotation=35, ha="right"
+        )
         axes.set_xlabel("training step (log scale)")
 
 
@@ -153,7 +156,7 @@ def _by_checkpoint(axes: Axes, axis: StepAxis) -> None:
     n = len(axis.names)
     every = math.ceil(n / 16)
     kept = [i for i in range(n) if (n - 1 - i) % every == 0]
-    axes.set_xticks(kept, [axis.names[i] for i in kept], rotation=35, ha="right")
+    axes.set_xticks(kept, [lettering(axis.names[i], LONGEST) for i in kept], rotation=35, ha="right")
     axes.set_xlabel("checkpoint")
 
 
@@ -211,7 +214,10 @@ def families_over_time(families: pl.DataFrame, reference: str, axis: StepAxis) -
     with mpl.rc_context(STYLE):
         figure, a, b = _pair()
         places = np.arange(len(axis.names))
-        for axes, column, title in ((a, "neurons", f"(a) Neurons of {reference}"), (b, "universal", "(b) Universal")):
+        for axes, column, title in (
+            (a, "neurons", f"(a) Neurons of {lettering(reference)}"),
+            (b, "universal", "(b) Universal"),
+        ):
             bottom = np.zeros(len(axis.names))
             for family, colour in FAMILY_COLOURS.items():
                 by_name = dict(mine.filter(pl.col("family") == family).select("checkpoint", column).iter_rows())
@@ -239,13 +245,20 @@ def self_correlation(neurons: pl.DataFrame, reference: str, axis: StepAxis) -> F
                 a.fill_between(axis.x, low, high, color=colour, alpha=0.12, linewidth=0)
             a.plot(axis.x, median, "o-", color=colour, markersize=3, label=label)
         quartiles = " and quartiles" if len(layers) <= MOST_BANDS else ""
-        a.set(ylabel="ρ with itself at the last", title=f"(a) {reference} by layer: median{quartiles}")
+        a.set(ylabel="ρ with itself at the last", title=f"(a) {lettering(reference)} by layer: median{quartiles}")
         seeds = alive["model"].unique(maintain_order=True).to_list()
         palette = (ACCENT, SECOND, THIRD, "#8c6bb1", "#7a9a3a", "#4a4a4a")
         for index, seed in enumerate(seeds):
             low, median, high = _quantiles(alive.filter(pl.col("model") == seed), axis, (0.1, 0.5, 0.9))
             one = palette[index % len(palette)]
-            b.plot(axis.x, median, "o-", color=one, markersize=3, label=seed if index < len(palette) else None)
+            b.plot(
+                axis.x,
+                median,
+                "o-",
+                color=one,
+                markersize=3,
+                label=in_legend(seed, LONGEST) if index < len(palette) else None,
+            )
             for edge in (low, high):
                 b.plot(axis.x, edge, ":", color=one, linewidth=1)
         b.set(title="(b) Every seed: median, 10 and 90 %")

@@ -13,12 +13,13 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, log_counts
+from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, in_legend, lettering, log_counts
 from universal_neurons.shown import DUPLICATES, PER_FAMILY, ranking, same_label
 from universal_neurons.vocabulary import INSIDE_WORD, WORD, WORD_START
 
 BINS = 60
 LONGEST = 52  # characters of a panel's title
+LONGEST_TOKEN = 32  # characters of a token or label on an axis
 HEAT_TOKENS = 8  # of each context neuron
 FEWEST = 5  # occurrences of a token in the heat map
 NAMES = {
@@ -128,7 +129,7 @@ def _more(kept: Details) -> Figure:
             name = f"L{row['layer']}.{row['neuron']}"
             values, holds = kept.values(name), kept.holds(name)
             bins = np.linspace(values.min(), values.max() + 1e-9, BINS).tolist()
-            title = f"{name}: {visible(row['label'])}"
+            title = f"{name}: {lettering(row['label'])}"
             a.hist(values[holds], bins, density=True, histtype="step", color=colour, label=title)
             a.hist(values[~holds], bins, density=True, histtype="step", color=colour, linestyle=":", alpha=0.7)
         if twins.is_empty():
@@ -165,9 +166,9 @@ def _heat_map(axes: Axes, kept: Details) -> None:
     table = grid.select(names).to_numpy().T[:, [order[token] for token in tokens]]
     image = axes.imshow(table / np.abs(table).max(1, keepdims=True), cmap="viridis", aspect="auto")
     axes.spines[:].set_visible(False)
-    strings = [visible(kept.strings[token]).replace(" ", "␣") or "∅" for token in tokens]
+    strings = [lettering(kept.strings[token], LONGEST_TOKEN).replace(" ", "␣") or "∅" for token in tokens]
     axes.set_xticks(range(len(tokens)), strings, rotation=90, fontsize=7)
-    labels = [f"{name}\n{visible(label)}" for name, label in zip(names, shown["label"].to_list())]
+    labels = [f"{name}\n{lettering(label, LONGEST_TOKEN)}" for name, label in zip(names, shown["label"].to_list())]
     axes.set_yticks(range(len(names)), labels, fontsize=7)
     axes.set_title("(c) mean activation by token, context neurons")
     axes.figure.colorbar(image, ax=axes)
@@ -178,37 +179,38 @@ def _densities(axes: Axes, kept: Details, row: Mapping[str, object], family: str
     name = f"L{row['layer']}.{row['neuron']}"
     values = kept.values(name)
     bins = np.linspace(values.min(), values.max() + 1e-9, BINS).tolist()
-    for (label, mask), colour in zip(_splits(kept, name, str(row["label"]), family).items(),
-                                     (ACCENT, SECOND, THIRD, REST)):  # fmt: skip
+    splits = _splits(kept, name, str(row["label"]), family)
+    for (label, mask), colour in zip(splits, (ACCENT, SECOND, THIRD, REST)):
         if mask.any():
-            axes.hist(values[mask], bins, density=True, histtype="step", color=colour, label=label, linewidth=1.2)
+            legend = in_legend(label)
+            axes.hist(values[mask], bins, density=True, histtype="step", color=colour, label=legend, linewidth=1.2)
     reduction = row["variance_reduction"]
     silent = "not " if row["label_sign"] == -1 else ""
-    title = f"{name}: {silent}{visible(str(row['label']))}"
+    title = f"{name}: {silent}{lettering(row['label'], 2 * LONGEST)}"
     log_counts(axes)
     axes.set_xlabel("activation")
     axes.set_title(title[:LONGEST] + "…" * (len(title) > LONGEST) + f" ({reduction:.2f})", fontsize=8)
     axes.legend(fontsize=7)
 
 
-def _splits(kept: Details, name: str, label: str, family: str) -> dict[str, np.ndarray]:
+def _splits(kept: Details, name: str, label: str, family: str) -> list[tuple[str, np.ndarray]]:
     holds = kept.holds(name)
     if family not in ("unigram", "alphabet"):
-        inside = visible(label.removeprefix("previous token: "))
+        inside = label.removeprefix("previous token: ")
         if family == "context":
-            return {inside: holds, "all": np.ones_like(holds)}
-        return {f"after {inside}" if family == "previous_token" else inside: holds, "other": ~holds}
+            return [(inside, holds), ("all", np.ones_like(holds))]
+        return [(f"after {inside}" if family == "previous_token" else inside, holds), ("other", ~holds)]
     word = label.partition(" (")[0]
     normal = [string.strip().lower() for string in kept.strings]
     same = kept.tokens_where(np.array([string == word for string in normal]))
     if family == "alphabet":
         begins = kept.tokens_where(np.array([string.startswith(word) for string in normal])) & ~same
-        return {f"“{word}”": same, f"begins with “{word}”": begins, "other": ~same & ~begins}
+        return [(f"“{word}”", same), (f"begins with “{word}”", begins), ("other", ~same & ~begins)]
     kind = kept.details["kind"].to_numpy()
     if not (same & (kind > 0)).any():
-        return {f"“{word}”": same, "other tokens": ~same}
+        return [(f"“{word}”", same), ("other tokens", ~same)]
     parts = {"word": WORD, "word start": WORD_START, "inside word": INSIDE_WORD}
-    return {part: same & (kind == code) for part, code in parts.items()} | {"other tokens": ~same}
+    return [*((part, same & (kind == code)) for part, code in parts.items()), ("other tokens", ~same)]
 
 
 def _by_position(axes: Axes, kept: Details, row: Mapping[str, object], *, pre: bool = False) -> None:
@@ -227,8 +229,3 @@ def _by_position(axes: Axes, kept: Details, row: Mapping[str, object], *, pre: b
 def _nothing(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, f"{text}\nin this study", ha="center", va="center", transform=axes.transAxes, color="#5d6d78")
     axes.set_axis_off()
-
-
-def visible(text: str) -> str:
-    """A string for a figure: line ends and tabs made visible, no mathematics."""
-    return text.replace("\n", "⏎").replace("\t", "⇥").replace("$", "\\$")

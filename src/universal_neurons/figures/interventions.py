@@ -6,7 +6,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, log_counts
+from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, PowersOfTen, lettering, log_counts
 
 SWEPT = {
     "norm_scale": "final norm scale",
@@ -53,7 +53,7 @@ def fixed_values(
         ]
         found = (tried["role"] == "entropy").fill_null(False).any()
         kind = "Entropy neurons" if found else "No entropy neuron; the nearest candidates"
-        figure.suptitle(f"{kind} of {tried['model'][0]}: {', '.join(verdicts)}", fontsize=10)
+        figure.suptitle(f"{kind} of {lettering(tried['model'][0])}: {', '.join(verdicts)}", fontsize=10)
     return figure
 
 
@@ -94,11 +94,14 @@ def total_and_direct(ablations: pl.DataFrame) -> Figure | None:
             axes.scatter(rows["total_effect"], rows["direct_effect"], s=14, color=colour, label=label)
             for row in rows.filter(pl.col("role") == "entropy").iter_rows(named=True):
                 where = (row["total_effect"], row["direct_effect"])
-                name = f"{row['model']}/L{row['layer']}.{row['neuron']}"
+                name = f"{lettering(row['model'])}/L{row['layer']}.{row['neuron']}"
                 axes.annotate(name, where, xytext=(4, -8), textcoords="offset points", fontsize=6)
         low, high = (float(f(finite["total_effect"].to_numpy())) for f in (np.min, np.max))
         axes.plot([low, high], [low, high], color="black", linewidth=0.6, linestyle=":")
         axes.set(xscale="log", yscale="log", xlabel="total effect, mean |Δ loss|", ylabel="direct effect, norm frozen")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PowersOfTen())
+            axis.set_minor_formatter(PowersOfTen())
         axes.legend(fontsize=7)
     return figure
 
@@ -147,5 +150,5 @@ def costs(table: pl.DataFrame) -> Figure | None:
             axes.set_xticks([0, 1], [f"random, {len(random)} draws", chosen["set"][0]])
             axes.set(ylabel=label, xlim=(-0.6, 1.6))
         neurons = chosen["neurons"][0]
-        figure.suptitle(f"Mean ablation of {neurons} neurons of {chosen['model'][0]} together", fontsize=10)
+        figure.suptitle(f"Mean ablation of {neurons} neurons of {lettering(chosen['model'][0])} together", fontsize=10)
     return figure

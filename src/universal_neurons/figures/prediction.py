@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy import stats
 
-from universal_neurons.figures.families import visible
-from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, log_counts
+from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, in_legend, lettering, log_counts
 from universal_neurons.roles.prediction import ROLES
 
 COLUMNS = 6  # of panels on a page
@@ -45,7 +44,7 @@ def effects_examples(histograms: pl.DataFrame, title: str, per_role: int = 1) ->
         grid = figure.subplots(down, across, squeeze=False)
         for axes, panel in zip(grid.ravel(), panels):
             first = panel.row(0, named=True)
-            _split(axes, panel, "logit effect", visible(first["class"]), "other tokens")
+            _split(axes, panel, "logit effect", first["class"], "other tokens")
             score = first["class_variance_reduction"]
             told = "" if score is None else f" ({score:.2f})"
             near = "nearest to " if first["nearest"] else ""
@@ -82,7 +81,7 @@ def role_by_layer(neurons: pl.DataFrame, threshold: float, title: str) -> Figure
         a.legend(fontsize=7, title="percentile", title_fontsize=7)
         _late_skew(c, finite, threshold)
         count = finite["model"].n_unique()
-        spread = f"mean and range of {count} models" if count > 1 else finite["model"][0]
+        spread = f"mean and range of {count} models" if count > 1 else lettering(finite["model"][0])
         figure.suptitle(f"{title} ({spread})", fontsize=10)
     return figure
 
@@ -97,13 +96,12 @@ def same_class_figure(histograms: pl.DataFrame, title: str) -> Figure | None:
     role, name = histograms.row(0, named=True)["role"], histograms.row(0, named=True)["class"]
     one = histograms.filter((pl.col("role") == role) & (pl.col("class") == name))
     effects, activations = (_panels(one, role, kind) for kind in ("effect", "activation"))
-    shown = visible(name)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(2.7 * len(effects), 6), 5.2), layout="constrained")
         grid = figure.subplots(2, len(effects), squeeze=False)
         for column, (effect, activation) in enumerate(zip(effects, activations)):
-            _split(grid[0, column], effect, "logit effect", shown, "other tokens", legend=not column)
-            _split(grid[1, column], activation, "activation", f"before {shown}", "before others", legend=not column)
+            _split(grid[0, column], effect, "logit effect", name, "other tokens", legend=not column)
+            _split(grid[1, column], activation, "activation", f"before {name}", "before others", legend=not column)
             grid[0, column].set_title(_name(effect.row(0, named=True)), fontsize=8)
         for axes in grid[:, 0]:
             axes.set_ylabel("density")
@@ -162,9 +160,8 @@ def _split(axes: Axes, panel: pl.DataFrame, what: str, inside: str, outside: str
         if counts.sum():
             wide = WIDE if counts.sum() < SPARSE and len(counts) % WIDE == 0 else 1
             counts, edges = counts.reshape(-1, wide).sum(1), np.append(low, high[-1])[::wide]
-            axes.stairs(
-                counts / counts.sum() / np.diff(edges), edges, color=colour, label=label[:LONGEST], linewidth=1.2
-            )
+            density = counts / counts.sum() / np.diff(edges)
+            axes.stairs(density, edges, color=colour, label=in_legend(label, 2 * LONGEST)[:LONGEST], linewidth=1.2)
     log_counts(axes)
     axes.set_xlabel(what)
     if legend:
@@ -172,11 +169,11 @@ def _split(axes: Axes, panel: pl.DataFrame, what: str, inside: str, outside: str
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['model']}/L{row['layer']}.{row['neuron']}"
+    return f"{lettering(row['model'])}/L{row['layer']}.{row['neuron']}"
 
 
 def _short(name: str) -> str:
-    return visible(name)[:LONGEST] + "…" * (len(name) > LONGEST)
+    return lettering(name, 2 * LONGEST)[:LONGEST] + "…" * (len(name) > LONGEST)
 
 
 def _class(row: Mapping[str, Any]) -> str:

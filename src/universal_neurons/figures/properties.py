@@ -10,7 +10,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import stats
 
-from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, log_counts, singled_out
+from universal_neurons.figures.style import (
+    ACCENT,
+    REST,
+    SECOND,
+    STYLE,
+    THIRD,
+    PowersOfTen,
+    in_legend,
+    lettering,
+    log_counts,
+    singled_out,
+)
 from universal_neurons.neurons import RANKED
 
 METRICS = {
@@ -44,7 +55,7 @@ def percentiles(models: Mapping[str, pl.DataFrame]) -> Figure | None:
                 values = table.filter(mask)[f"{metric}_percentile"].fill_nan(None).drop_nulls().to_numpy()
                 if len(values):
                     _letter_values(axes, column + (place - (len(chosen) - 1) / 2) * width, values, width, colour)
-            axes.plot([], [], "s", color=colour, label=f"{name}: {int(mask.sum())} {kind}")
+            axes.plot([], [], "s", color=colour, label=f"{in_legend(name)}: {int(mask.sum())} {kind}")
         axes.axhline(50, color="black", linewidth=0.6, linestyle=":")
         axes.set_xticks(range(len(metrics)), [METRICS[m] for m in metrics])
         axes.set(ylabel="percentile within the layer", ylim=(0, 100))
@@ -76,13 +87,18 @@ def sparsity_against_cosine(neurons: pl.DataFrame, title: str) -> Figure | None:
         figure = Figure(figsize=(5, 3.8), layout="constrained")
         axes = figure.subplots()
         image = axes.hexbin(x, y, gridsize=45, bins="log", cmap="viridis", mincnt=1, linewidths=0.1)
-        figure.colorbar(image, ax=axes, label="neurons")
+        figure.colorbar(image, ax=axes, label="neurons", format=PowersOfTen())
         if np.ptp(x) > 0 and np.ptp(y) > 0:
             fit = stats.linregress(x, y)
             ends = np.array([x.min(), x.max()])
             axes.plot(ends, fit.intercept + fit.slope * ends, color=ACCENT, label=f"r = {fit.rvalue:.2f}")
             axes.legend(fontsize=8)
-        axes.set(xlabel="cos(w_in, w_out)", ylabel="activation frequency", title=title, ylim=(0, max(y.max(), 1e-3)))
+        axes.set(
+            xlabel="cos(w_in, w_out)",
+            ylabel="activation frequency",
+            title=lettering(title),
+            ylim=(0, max(y.max(), 1e-3)),
+        )
     return figure
 
 
@@ -113,7 +129,7 @@ def nearest(neurons: pl.DataFrame, title: str) -> Figure | None:
             axes.set(xlabel=label, title=name)
         grid[0].set_ylabel("share of neurons")
         grid[0].legend(fontsize=7)
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(lettering(title), fontsize=10)
     return figure
 
 
@@ -143,7 +159,7 @@ def by_layer(neurons: pl.DataFrame, title: str) -> Figure | None:
         for axes in grid[len(metrics) :]:
             axes.set_axis_off()
         grid[0].legend(fontsize=7)
-        figure.suptitle(f"{title}: median and quartiles by layer", fontsize=10)
+        figure.suptitle(f"{lettering(title)}: median and quartiles by layer", fontsize=10)
     return figure
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from universal_neurons.figures.attention import attention_neurons, attention_pairs
 from universal_neurons.figures.interventions import costs, fixed_values, functional, total_and_direct
 from universal_neurons.figures.prediction import effects_examples, ensembles_figure, role_by_layer, same_class_figure
+from universal_neurons.figures.style import lettering
 
 ROLE_TABLES = (  # that have a column `model`
     "heads", "effect_histograms", "class_histograms", "ensembles", "interventions", "ablations", "attention",
@@ -29,16 +30,17 @@ def roles_figures(
         found = tables.get(name, pl.DataFrame())
         return found.filter(pl.col("model") == reference) if "model" in found.columns and name in ROLE_TABLES else found
 
+    named = lettering(reference)
     drawn: dict[str, Figure | None] = {}
     effects = table("effect_histograms")
     if len(effects):
-        drawn["effects"] = effects_examples(effects, f"Logit effects of neurons of {reference}")
-        drawn["effects-more"] = effects_examples(effects, f"More neurons of {reference}", EXAMPLES)
+        drawn["effects"] = effects_examples(effects, f"Logit effects of neurons of {named}")
+        drawn["effects-more"] = effects_examples(effects, f"More neurons of {named}", EXAMPLES)
     drawn["roles-by-layer"] = role_by_layer(neurons, kurtosis, "cos(w_out, W_U) over the vocabulary")
     if len(table("class_histograms")):
-        drawn["same-class"] = same_class_figure(table("class_histograms"), f"Neurons of one class of {reference}")
+        drawn["same-class"] = same_class_figure(table("class_histograms"), f"Neurons of one class of {named}")
     if len(table("ensembles")):
-        drawn["ensembles"] = ensembles_figure(table("ensembles"), f"Neurons of one class of {reference} together")
+        drawn["ensembles"] = ensembles_figure(table("ensembles"), f"Neurons of one class of {named} together")
     if len(table("interventions")):
         own = neurons.filter(pl.col("model") == reference)
         drawn["entropy"] = fixed_values(table("interventions"), own, table("ablations"), effects)
@@ -48,12 +50,12 @@ def roles_figures(
         found = pairs["role"].is_not_null().any()
         kind = "" if found else ": none confirmed, the nearest candidates"
         ratio = float(np.median(table("heads")["ratio"].drop_nulls().to_numpy()))
-        title = f"Attention neurons of {reference}{kind} (‖W_O v‖ of other tokens / of BOS: median {ratio:.1f})"
+        title = f"Attention neurons of {named}{kind} (‖W_O v‖ of other tokens / of BOS: median {ratio:.1f})"
         drawn["attention"] = attention_neurons(table("head_scores"), pairs, samples, title)
-        drawn["attention-more"] = attention_pairs(pairs, samples, f"More pairs of {reference}")
+        drawn["attention-more"] = attention_pairs(pairs, samples, f"More pairs of {named}")
     what = table("costs").filter(pl.col("set") != "random")["set"][0] if len(table("costs")) else ""
     if len(table("functional")):
-        drawn["functional"] = functional(table("functional"), f"{reference}, {what}")
+        drawn["functional"] = functional(table("functional"), f"{named}, {what}")
     if len(table("costs")):
         drawn["costs"] = costs(table("costs"))
     return {f"role-{name}": figure for name, figure in drawn.items() if figure is not None}

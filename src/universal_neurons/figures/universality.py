@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from scipy import stats
 
-from universal_neurons.figures.style import STYLE, log_counts
+from universal_neurons.figures.style import STYLE, in_legend, lettering, log_counts
 
 COLOURS = {"mean_corr": "#1f6f8b", "mean_baseline": "#b0a18f", "excess_corr": "#c8553d"}
+LONGEST, LONGEST_TITLE = 32, 120  # characters of a name that stands beside others, and of a title
+MOST_SUBSETS = 100  # more would be an image too wide to draw
 NAMES = {"mean_corr": "best ρ", "mean_baseline": "baseline", "excess_corr": "excess"}
 
 
@@ -27,7 +29,11 @@ def universality(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, thresh
             a.hist(alive[column], bins, histtype="step", color=colour, label=NAMES[column], linewidth=1.4)
         log_counts(a)
         a.axvline(threshold, color="black", linewidth=0.8, linestyle=":", label=f"universal: excess > {threshold:g}")
-        a.set(xlabel="correlation (mean over models)", ylabel="neurons", title=f"(a) {asker}: {len(alive):,} neurons")
+        a.set(
+            xlabel="correlation (mean over models)",
+            ylabel="neurons",
+            title=f"(a) {lettering(asker)}: {len(alive):,} neurons",
+        )
         a.legend(fontsize=8)
         marked, name = alive["is_universal"].to_numpy(), "universal"
         if len(alive) and not marked.any():
@@ -74,7 +80,7 @@ def densities(neurons: Mapping[str, pl.DataFrame]) -> Figure:
                     grid = np.linspace(min(0.0, values.min()), 1, 400)
                     density = stats.gaussian_kde(values)(grid)
                     highest = max(highest, density.max())
-                    axes.plot(grid, density, label=label, linewidth=1.2)
+                    axes.plot(grid, density, label=in_legend(label), linewidth=1.2)
             axes.set(xlabel=f"{NAMES[column]} (mean over models)", ylabel="density")
             log_counts(axes)
             axes.set_ylim(1e-3, 2 * highest)
@@ -89,10 +95,11 @@ def convergence(table: pl.DataFrame, threshold: float) -> Figure:
         figure = Figure(figsize=(12, 3.2), layout="constrained")
         a, b, c = figure.subplots(1, 3)
         for (asker,), rows in table.sort("tokens").group_by(["asker"], maintain_order=True):
-            lines = a.plot(rows["tokens"], rows["corr_median"], "o-", markersize=3, label=f"{asker}: median")
+            name = in_legend(asker, LONGEST)
+            lines = a.plot(rows["tokens"], rows["corr_median"], "o-", markersize=3, label=f"{name}: median")
             for column, style in (("corr_p90", "--"), ("corr_p99", ":")):
-                a.plot(rows["tokens"], rows[column], style, color=lines[0].get_color(), label=f"{asker}: {column[5:]}")
-            b.plot(rows["tokens"], rows["universal"], "o-", markersize=3, label=str(asker))
+                a.plot(rows["tokens"], rows[column], style, color=lines[0].get_color(), label=f"{name}: {column[5:]}")
+            b.plot(rows["tokens"], rows["universal"], "o-", markersize=3, label=name)
             c.plot(rows["tokens"], 100 * rows["same_match"], "o-", markersize=3)
         for axes in (a, b, c):
             axes.set(xscale="log", xlabel="tokens")
@@ -133,7 +140,7 @@ def intervals(shown: pl.DataFrame, threshold: float, title: str) -> Figure:
         axes.plot(shown["excess_corr"], rows, "o", color="#c8553d", markersize=4, label="rows that chose it")
         axes.axvline(threshold, color="black", linewidth=0.8, linestyle=":")
         axes.set_yticks(rows, [f"L{row['layer']}.{row['neuron']}" for row in shown.iter_rows(named=True)])
-        axes.set(xlabel="excess correlation", title=title)
+        axes.set(xlabel="excess correlation", title=lettering(title, LONGEST_TITLE))
         axes.set_ylim(-0.6, len(shown) - 0.4)
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -142,7 +149,8 @@ def intervals(shown: pl.DataFrame, threshold: float, title: str) -> Figure:
 def by_subset(subsets: pl.DataFrame, threshold: float) -> Figure:
     """Excess correlation within each subset: its quartiles, 1st and 99th percentile, and the universal count."""
     with mpl.rc_context(STYLE):
-        names = subsets["subset"].unique(maintain_order=True).to_list()
+        every = subsets["subset"].unique(maintain_order=True).to_list()
+        names = every[:MOST_SUBSETS]
         figure = Figure(figsize=(max(5, 0.7 * len(names) + 2), 3.4), layout="constrained")
         axes = figure.subplots()
         values = [
@@ -151,10 +159,11 @@ def by_subset(subsets: pl.DataFrame, threshold: float) -> Figure:
         ]
         axes.boxplot(values, whis=(1, 99), showfliers=False)
         counts = [int((found > threshold).sum()) for found in values]
-        labels = [f"{name}\n{n} universal" for name, n in zip(names, counts)]
+        labels = [f"{lettering(name, LONGEST)}\n{n} universal" for name, n in zip(names, counts)]
         axes.set_xticks(range(1, len(names) + 1), labels, rotation=30, ha="right")
         axes.axhline(threshold, color="black", linewidth=0.8, linestyle=":")
-        axes.set(ylabel="excess correlation", title="Within subsets (whiskers: 1 and 99 %)")
+        of_many = f", the first {MOST_SUBSETS} of {len(every):,}" if len(every) > MOST_SUBSETS else ""
+        axes.set(ylabel="excess correlation", title=f"Within subsets (whiskers: 1 and 99 %){of_many}")
     return figure
 
 
