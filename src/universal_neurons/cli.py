@@ -168,6 +168,9 @@ def show(store: Path, neuron: str | None = None, /) -> None:
     neuron
         A neuron, L2.17 or seed-1/L2.17.
     """
+    from universal_neurons.disk import local_path
+
+    store = local_path(store)
     if (store / DYNAMICS_FILE).exists():
         from universal_neurons.dynamics import Dynamics
         from universal_neurons.dynamics_view import course_view, dynamics_view
@@ -294,8 +297,9 @@ def convert(source: str, folder: Path, /) -> None:
         The new folder.
     """
     from universal_neurons.checkpoints import convert as convert_checkpoint
+    from universal_neurons.progress import Reporter
 
-    print(convert_checkpoint(source, folder).resolve())
+    print(convert_checkpoint(source, folder, note=lambda text: Reporter().note(text)).resolve())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
