@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import FAMILIES, save_tiny, tiny_model, tiny_network
+from conftest import FAMILIES, FEW_ROLES, save_tiny, small_tokenizer, tiny_model, tiny_network
 from transformers import AutoModelForCausalLM, GPT2Model
 
 import universal_neurons as un
@@ -101,9 +101,54 @@ def test_a_variant_that_normalises_its_output_is_refused():
         verify(tiny_model("opt", do_layer_norm_before=False))
 
 
-def test_a_model_without_its_unembedding_is_refused():
+def test_a_base_model_alone_is_refused():
     with pytest.raises(ArchitectureError, match="AutoModelForCausalLM"):
         Model(GPT2Model(tiny_network("gpt2").config), "headless")
+
+
+def modes(network):
+    return [module.training for module in network.modules()], [p.requires_grad for p in network.parameters()]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert", "opt"])
+def test_a_model_given_in_memory_stays_as_it_was(family):
+    """In training, with dropout and gradients, part of it evaluating: it computes as in evaluation and trains on."""
+    dropout = {"gpt2": {}, "llama": {"attention_dropout": 0.5}}.get(
+        family, {"attention_dropout": 0.5, "hidden_dropout_prob": 0.5}
+    )
+    network = tiny_network(family, **dropout).train()
+    evaluated = tiny_model(family)
+    next(network.base_model.children()).eval()
+    list(network.parameters())[1].requires_grad_(False)
+    before = modes(network)
+    model = Model(network, "trains")
+    assert verify(model) < 1e-5
+    torch.testing.assert_close(model.activations(IDS), evaluated.activations(IDS), rtol=0, atol=0)
+    torch.testing.assert_close(model.logits(IDS), evaluated.logits(IDS), rtol=0, atol=0)
+    weights, expected = un.processed_weights(model), un.processed_weights(evaluated)
+    torch.testing.assert_close(weights.w_u, expected.w_u, rtol=0, atol=0)
+    assert not any(tensor.requires_grad for tensor in vars(weights).values() if isinstance(tensor, torch.Tensor))
+    assert modes(network) == before
+    with pytest.raises(IndexError):
+        model.forward(torch.tensor([[5000]]))
+    assert modes(network) == before
+
+
+def test_a_study_of_a_model_in_training_is_that_of_the_model_evaluated(text_file, tmp_path):
+    stages = ("weights", "statistics", "labels", "roles")
+    config = un.StudyConfig(
+        data=str(text_file), context=32, max_tokens=2048, stages=stages, labels=("tokens",), roles=FEW_ROLES
+    )
+    stores = []
+    for name, training in (("evaluated", False), ("trains", True)):
+        model = Model(tiny_network("gpt2").train(training), "m", tokenizer=small_tokenizer())
+        stores.append(
+            un.run_study(config.model_copy(update={"out": str(tmp_path / name)}), models=[model], progress=False)
+        )
+        assert model.hf.training == training
+        assert all(parameter.requires_grad for parameter in model.hf.parameters())
+    assert stores[0].manifest["tables"] == stores[1].manifest["tables"]
+    assert {"interventions", "attention", "neurons"} <= stores[0].manifest["tables"].keys()
 
 
 def test_logits_are_the_models_own(folders):

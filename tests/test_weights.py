@@ -8,17 +8,26 @@ from conftest import tiny_model
 
 from universal_neurons import processed_weights
 from universal_neurons.architectures import module_at
+from universal_neurons.heads import Heads
+from universal_neurons.interventions import FinalNorm, final_residual, frozen_norm
 from universal_neurons.models import matrix_of
+from universal_neurons.readout import Readout
 
 IDS = torch.arange(1, 61).view(2, 30) * 5
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "gpt_neox", "llama", "qwen2", "opt"])
-def test_a_model_with_processed_weights_predicts_the_same(family):
-    model = tiny_model(family)
+PLAIN_NORMS = {"layer_norm_elementwise_affine": False, "enable_bias": False}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [(family, {}) for family in ("gpt2", "gpt_neo", "gpt_neox", "llama", "qwen2", "opt")] + [("opt", PLAIN_NORMS)],
+)
+def test_a_model_with_processed_weights_predicts_the_same(family, changes):
+    model = tiny_model(family, **changes)
     expected = model.logits(IDS).double().log_softmax(-1)
     weights = processed_weights(model)
-    changed = tiny_model(family)
+    changed = tiny_model(family, **changes)
     changed.hf = copy.deepcopy(model.hf).double()
     changed.blocks = list(module_at(changed.hf, changed.architecture.blocks))
     for layer in range(model.n_layers):
@@ -46,9 +55,22 @@ def install(module, matrix, bias):
 
 def plain(norm):
     with torch.no_grad():
-        norm.weight.fill_(1)
+        if norm.weight is not None:
+            norm.weight.fill_(1)
         if getattr(norm, "bias", None) is not None:
             norm.bias.zero_()
+
+
+def test_norms_without_parameters_have_gain_one():
+    model = tiny_model("opt", **PLAIN_NORMS)
+    assert module_at(model.hf, model.architecture.final_norm).weight is None
+    with final_residual(model) as seen:
+        logits = model.logits(IDS)
+    torch.testing.assert_close(Readout(model).logits(seen[0]), logits, rtol=1e-4, atol=1e-5)
+    scale = FinalNorm(model).scale(seen[0])
+    with frozen_norm(model, scale):
+        torch.testing.assert_close(model.logits(IDS), logits, rtol=1e-4, atol=1e-5)
+    assert Heads(model, 0).w_q.isfinite().all()
 
 
 def test_layer_norm_models_are_centred_and_rms_norm_models_are_not():

@@ -20,8 +20,9 @@ SUBSET_TOKENS = 1_000_000  # how far a corpus is read to see which subsets it ha
 
 def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
     """Load every model and say what it is; raises an `InputError` that lists all that keeps them apart."""
-    problems: list[str] = []
+    problems: list[InputError] = []
     loaded: list[Model] = []
+    notes = []
     table = TextTable(
         "model", "family", "layers × neurons", "d_model", "vocabulary", "context", "hook error", title="Models"
     )
@@ -29,9 +30,10 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
         try:
             model = load_model(resolve_sources([name])[0])
         except InputError as error:
-            problems.append(str(error))
+            problems.append(error)
             continue
         loaded.append(model)
+        notes += [shown(f"{name}: {note}") for note in model.notes]
         row = (
             f"{model.n_layers} × {model.d_mlp}",
             model.d_model,
@@ -57,10 +59,13 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
             if len(loaded) > 1 or not problems:
                 requirement()
         except InputError as error:
-            problems.append(str(error))
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
     if problems:
-        raise ArchitectureError("these models do not work together:", causes=problems)
-    return Group(table, shown(f"They work together: {len(loaded)} models, one tokenizer."))
+        causes = [f"{type(problem).__name__}: {problem}" for problem in problems]
+        raise ArchitectureError("these models do not work together:", causes=causes)
+    return Group(table, *notes, shown(f"They work together: {len(loaded)} models, one tokenizer."))
 
 
 def _named(models: Sequence[Model]) -> list[Model]:

@@ -5,13 +5,14 @@ from there on everything is a local folder.
 """
 
 import hashlib
-import json
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from universal_neurons.config import BUNDLED
+from universal_neurons.disk import local_path
 from universal_neurons.errors import CheckpointError, InputError, MissingFileError
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -64,7 +65,8 @@ def folder_of(model: str, *, pickles: bool = False) -> Path:
 
 
 def _split_revision(model: str) -> tuple[str, str | None]:
-    if Path(model).expanduser().exists() or "@" not in model:
+    """A path or id, and the revision after the last @, unless a file or folder has the whole as its name."""
+    if "@" not in model or os.path.lexists(local_path(model)):
         return model, None
     path, _, revision = model.rpartition("@")
     return path, revision
@@ -72,7 +74,8 @@ def _split_revision(model: str) -> tuple[str, str | None]:
 
 def _unique_names(parsed: list[tuple[str, str | None]]) -> list[str]:
     def spelled(path: str, revision: str | None, parts: int) -> str:
-        tail = "-".join(Path(path).expanduser().resolve().parts[-parts:] if parts > 1 else [Path(path).resolve().name])
+        whole = local_path(path).resolve()
+        tail = "-".join(whole.parts[-parts:] if parts > 1 else [whole.name]) or "model"
         return f"{tail}@{revision}" if revision and parts > 1 else tail
 
     names = [spelled(path, revision, 1) for path, revision in parsed]
@@ -91,19 +94,38 @@ def _unique_names(parsed: list[tuple[str, str | None]]) -> list[str]:
 
 
 def _folder_of(path: str, revision: str | None, pickles: bool) -> Path:
-    local = Path(path).expanduser()
-    if local.is_dir():
+    local = local_path(path)
+    if path.startswith(f"{BUNDLED}/") and not local.is_dir():
+        local = BUNDLED_FOLDER / path.removeprefix(f"{BUNDLED}/")
+        if not local.is_dir():
+            raise MissingFileError(f"{path}: no such bundled model", wanted="one of " + ", ".join(bundled_models()))
+    if os.path.isdir(local):
+        if revision is not None:
+            raise MissingFileError(
+                f"{path}@{revision}: {path} is a folder here, which has no revisions",
+                wanted="a folder alone, or a hub id whose name no folder here has",
+                fix="leave @ and the revision out; to have the hub's, rename the folder or work elsewhere",
+            )
         return local
-    if path.startswith(f"{BUNDLED}/"):
-        folder = BUNDLED_FOLDER / path.removeprefix(f"{BUNDLED}/")
-        if folder.is_dir():
-            return folder
-        raise MissingFileError(f"{path}: no such bundled model", wanted="one of " + ", ".join(bundled_models()))
-    if local.exists():
-        raise MissingFileError(f"{path}: not a model folder", given="a file", wanted="a Hugging Face model folder")
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise MissingFileError(f"{path}: no such folder", wanted="a Hugging Face model folder or hub id")
+    if os.path.lexists(local):
+        raise MissingFileError(
+            f"{path}: not a model folder",
+            given="a file" if local.exists() else f"a link to {os.readlink(local)[:200]}, which is not there",
+            wanted="a Hugging Face model folder",
+        )
+    if not path or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise MissingFileError(
+            f"{path or 'an empty name'}: no such folder", wanted="a Hugging Face model folder or hub id"
+        )
     return _snapshot(path, revision, READABLE + (PICKLES if pickles else []))
+
+
+def require_ordinary_files(folder: Path, given: str) -> None:
+    """Refuse a model's folder in which something that would be read as a file is none: reading it may never end."""
+    odd = next((p for pattern in READABLE for p in sorted(folder.glob(pattern)) if not p.is_file()), None)
+    if odd is not None:
+        kind = "a folder" if odd.is_dir() else "no ordinary file" if odd.exists() else "a link to nothing"
+        raise CheckpointError(f"{given}: {odd.name} is no file", given=kind, wanted="a file", fix="mend or remove it")
 
 
 def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
@@ -122,21 +144,6 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
         ) from None
 
 
-def require_weights(source: Source) -> list[Path]:
-    """The safetensors files of a source; a pickle-only or empty folder is a `CheckpointError`."""
-    if not (source.folder / "config.json").exists():
-        raise MissingFileError(f"{source.given}: no config.json", wanted="a Hugging Face model folder")
-    files = sorted(source.folder.glob("*.safetensors"))
-    if files:
-        return files
-    fix = f"uneurons convert {source.given} NEW_FOLDER, then use NEW_FOLDER"
-    if any(source.folder.glob("pytorch_model*.bin")):
-        raise CheckpointError(f"{source.given}: only pickled weights", wanted="safetensors", fix=fix)
-    raise CheckpointError(
-        f"{source.given}: no safetensors weights", wanted="model.safetensors", fix=f"if its weights are pickles: {fix}"
-    )
-
-
 def digest_of(files: Sequence[Path]) -> str:
     """SHA-256 over the files' bytes, in order."""
     digest = hashlib.sha256()
@@ -147,27 +154,29 @@ def digest_of(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def convert(model: str, folder: str | Path) -> Path:
+def convert(model: str, folder: str | Path, note: Callable[[str], object] | None = None) -> Path:
     """A pickle-only checkpoint made a safetensors folder, its tokenizer files copied along.
 
-    The pickle is read by `torch.load(weights_only=True)`.  Raises `InputError` where `folder` is not empty, and
-    `CheckpointError` where the weights cannot be read or do not fill the model.
+    The pickle is read by `torch.load(weights_only=True)`; `note` is told what is left out.  Raises `InputError` where
+    `folder` is not empty, and `CheckpointError` where the weights cannot be read or do not fill the model.
     """
     import shutil
 
     source = resolve_sources([model], pickles=True)[0]
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    target = local_path(folder)
+    if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
             f"{target}: there already, and not an empty folder", wanted="a new folder", fix="name another folder"
         )
-    if not any(source.folder.glob("pytorch_model*.bin")):
-        raise CheckpointError(f"{model}: no pytorch_model.bin", wanted="a pickled checkpoint", fix="use it as it is")
 
     from universal_neurons.disk import disk_errors
     from universal_neurons.models import load_weights
 
-    network = load_weights(source, "float32", pickled=True)
+    weights = load_weights(source, "float32", pickled=True)
+    if note is not None:
+        for text in weights.notes:
+            note(text)
+    network = weights.network.base_model if weights.headless else weights.network
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -182,14 +191,3 @@ def convert(model: str, folder: str | Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
-
-
-def model_type_of(source: Source) -> str:
-    """`model_type` as its config.json says."""
-    try:
-        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-        return str(config["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{source.given}: unreadable config.json", given=repr(error), wanted="an object with model_type"
-        ) from None

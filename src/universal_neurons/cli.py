@@ -172,6 +172,9 @@ def show(store: Path, neuron: str | None = None, /) -> None:
     neuron
         A neuron, L2.17 or seed-1/L2.17.
     """
+    from universal_neurons.disk import local_path
+
+    store = local_path(store)
     if (store / DYNAMICS_FILE).exists():
         from universal_neurons.dynamics import Dynamics
         from universal_neurons.dynamics_view import course_view, dynamics_view
@@ -264,7 +267,7 @@ def check(models: list[str], /, *, tokenizer: str | None = None) -> None:
     stores = [given for given in models if is_store(given)]
     if stores:
         from universal_neurons.errors import ConfigError
-        from universal_neurons.verification import check_stores
+        from universal_neurons.store_check import check_stores
 
         if len(stores) < len(models) or tokenizer is not None:
             raise ConfigError("models and studies are checked apart", given=", ".join(models), wanted="one kind")
@@ -310,8 +313,9 @@ def convert(source: str, folder: Path, /) -> None:
         The new folder.
     """
     from universal_neurons.checkpoints import convert as convert_checkpoint
+    from universal_neurons.progress import Reporter
 
-    say(output(), convert_checkpoint(source, folder).resolve())
+    say(output(), convert_checkpoint(source, folder, note=lambda text: Reporter().note(text)).resolve())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

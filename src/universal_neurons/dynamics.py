@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import polars as pl
 
-from universal_neurons.checkpoints import require_weights, resolve_sources
+from universal_neurons.checkpoints import resolve_sources
 from universal_neurons.config import BUNDLED, DYNAMICS_FILE, DynamicsConfig, StudyConfig, make_dynamics_config
 from universal_neurons.emergence import (
     Snapshot,
@@ -37,6 +37,7 @@ from universal_neurons.self_correlation import SelfCorrelations, self_correlatio
 from universal_neurons.store import Store, StoreWriter
 from universal_neurons.study import run_study
 from universal_neurons.training import Checkpoint, Training, find_training
+from universal_neurons.weight_files import require_weights
 
 SHAPE = ("architecture", "layers", "d_mlp")
 

@@ -117,6 +117,7 @@ class Heads:
         return vectors if norm is None else norm(vectors)
 
     @property
+    @torch.no_grad()
     def w_q(self) -> Float[Tensor, "heads d_head d_model"]:
         """W_Q in float64 with the norm's gain folded, centred for LayerNorm: what a direction of the residual stream,
         normalised, adds to the query.  Of Qwen3's q_norm only the gain is in it: the query's own size, by which that

@@ -131,16 +131,17 @@ def intervene(
 class FinalNorm:
     """A model's final norm: what it subtracts, divides by, and how it scales the result.
 
-    LayerNorm: (x − x̄) / √(var + ε) · γ + β; RMSNorm: x / √(mean x² + ε) · γ.
+    LayerNorm: (x − x̄) / √(var + ε) · γ + β; RMSNorm: x / √(mean x² + ε) · γ.  A norm without parameters: γ = 1, β = 0.
     """
 
     def __init__(self, model: Model) -> None:
         self.module = module_at(model.hf, model.architecture.final_norm)
         self.centres = model.architecture.norm == "layer"
         self.epsilon = float(getattr(self.module, "eps", None) or getattr(self.module, "variance_epsilon"))  # noqa: B009
-        self.gain = self.module.weight.float()
-        shift = getattr(self.module, "bias", None)
-        self.shift = shift.float() if isinstance(shift, Tensor) else torch.zeros_like(self.gain)
+        gain, shift = getattr(self.module, "weight", None), getattr(self.module, "bias", None)
+        plain = torch.ones(model.d_model, device=model.device)
+        self.gain = gain.detach().float() if isinstance(gain, Tensor) else plain
+        self.shift = shift.detach().float() if isinstance(shift, Tensor) else torch.zeros_like(self.gain)
 
     def centred(self, residual: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
         """What is divided by the scale, in float32."""

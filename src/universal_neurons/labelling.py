@@ -80,7 +80,7 @@ class Labelling:
                     self.config.nlp,
                     after_rows=lambda rows: meter(rows * self.tokens.context),
                 )
-        embedding = self.models[0].hf.get_input_embeddings().weight[: len(self.vocabulary)]
+        embedding = self.models[0].embedding[: len(self.vocabulary)]
         self.labels = build_labels(
             self.groups, self.tokens, self.vocabulary, embedding=embedding, syntax=syntax, topics=topics, own=self.own
         )

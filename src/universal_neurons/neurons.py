@@ -29,7 +29,8 @@ WEIGHT_COLUMNS = (
 def weight_statistics(weights: ProcessedWeights) -> dict[str, np.ndarray]:
     """Norms, input bias, cosines between a neuron's own weights and with other neurons', moments of cos(w_out, W_U).
 
-    Columns as in docs/store.md, a value per neuron; those of w_up are missing where the MLP is not gated.
+    Columns as in docs/store.md, a value per neuron; those of w_up are missing where the MLP is not gated,
+    those of the vocabulary where there is no unembedding.
     """
     w_in, w_out = weights.w_in.flatten(0, 1), weights.w_out.flatten(0, 1)
     norms = {"w_in_norm": w_in.norm(dim=1), "w_out_norm": w_out.norm(dim=1)}
@@ -45,7 +46,8 @@ def weight_statistics(weights: ProcessedWeights) -> dict[str, np.ndarray]:
         columns["in_up_sim"], columns["up_out_sim"] = cosine(w_in, w_up), cosine(w_up, w_out)
     for side, matrix in (("in", w_in), ("out", w_out)):
         columns[f"{side}_cos_max"], columns[f"{side}_cos_min"] = extreme_cosines(matrix)
-    columns |= vocabulary_moments(w_out, weights.w_u)
+    if len(weights.w_u):
+        columns |= vocabulary_moments(w_out, weights.w_u)
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 

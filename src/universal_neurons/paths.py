@@ -149,7 +149,7 @@ def path_effects(
     most = CPU_ELEMENTS if model.device.type == "cpu" else GPU_ELEMENTS
     fit = max(1, most // (context * max(heads.n_heads * context, model.d_model)))  # rows
     watched = _Head(heads, head, bos)
-    with eager_attention(model):
+    with eager_attention(model), model.evaluating():
         parts = [
             _effects(model, some, layer, neurons.to(model.device), watched, max(1, fit // len(some)))
             for some in ids.split(fit)

@@ -59,8 +59,8 @@ class Readout:
 
     def __init__(self, model: Model) -> None:
         norm = module_at(model.hf, model.architecture.final_norm)
-        if model.architecture.post_norm or norm is None:
-            raise ArchitectureError(f"{model.name}: no final norm before its unembedding", wanted="a pre-norm model")
+        if model.architecture.post_norm or norm is None or not model.has_unembedding:
+            raise ArchitectureError(f"{model.name}: no final norm before an unembedding", wanted="a pre-norm model")
         self.norm = FinalNorm(model)
         unembedding = module_at(model.hf, model.architecture.unembedding)
         matrix = matrix_of(unembedding).float()
@@ -70,7 +70,7 @@ class Readout:
         self.matrix: Float[Tensor, "vocabulary width"] = matrix * self.norm.gain
         self.constant: Float[Tensor, " vocabulary"] = matrix @ self.norm.shift
         if isinstance(unembedding.bias, Tensor):
-            self.constant = self.constant + unembedding.bias.float()
+            self.constant = self.constant + unembedding.bias.detach().float()
         self.step = _step(model.device, len(matrix))
         self.rows = max(self.step, MULTIPLIED)
         self._require(model)

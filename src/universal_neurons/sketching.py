@@ -58,6 +58,8 @@ def make_sketch(
     if config.threads:
         torch.set_num_threads(config.threads)
     (model,) = load_models(config)
+    for note in model.notes:
+        reporter.note(f"{model.name}: {note}")
     config = with_context(config, [model])
     assert config.context is not None
     tokenizer = find_tokenizer(config, [model])

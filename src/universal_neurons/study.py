@@ -73,6 +73,8 @@ def run_study(
     if config.reads_tokens:
         config = with_context(config, loaded)
     reporter.note(f"{', '.join(m.name for m in loaded)}: {', '.join(config.stages)}; {config.device}, {config.dtype}")
+    for text in (f"{model.name}: {note}" for model in loaded for note in model.notes):
+        reporter.note(text)
     with connected(config), StoreWriter(config.out or default_out(config, loaded)) as writer:
         writer.claim(identity(config, loaded))
         packed = tokens

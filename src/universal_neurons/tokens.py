@@ -19,10 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from universal_neurons.config import MaskRule, StudyConfig
+from universal_neurons.config import StudyConfig
 from universal_neurons.corpora import Document, read_documents
 from universal_neurons.disk import create_anew
-from universal_neurons.errors import TextError, TokenizerError, TokenRangeError
+from universal_neurons.errors import TextError, TokenRangeError
+from universal_neurons.tokenizer import boundary_tokens, encode, masked_ids, tokenizer_digest
+
+__all__ = ["Shard", "TokenDataset", "boundary_tokens", "masked_ids", "pack", "tokenised", "tokenizer_digest"]
 
 SHARD_POSITIONS = 16_384
 HELDOUT_STRETCHES = 20
@@ -302,40 +305,6 @@ def _without_padding(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
 
 def _tokenise(batch: list[Document], tokenizer: Any) -> Iterator[tuple[str, np.ndarray, bool]]:
     if batch:
-        texts = [document.content for document in batch]
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        for document, ids in zip(batch, encoded):
+        texts = [str(document.content) for document in batch]
+        for document, ids in zip(batch, encode(tokenizer, texts)):
             yield document.subset, np.asarray(ids, np.int64), True
-
-
-def boundary_tokens(tokenizer: Any, name: str) -> tuple[int, int]:
-    """BOS and EOS of a tokenizer; each stands in for the other, and CLS and SEP for both."""
-    bos = [tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id]
-    eos = [tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id]
-    found = [next((t for t in tokens if t is not None), None) for tokens in (bos, eos)]
-    if found[0] is None or found[1] is None:
-        raise TokenizerError(f"{name}: its tokenizer names no BOS, EOS, CLS or SEP token", wanted="one of them")
-    return int(found[0]), int(found[1])
-
-
-def masked_ids(rules: Sequence[MaskRule], tokenizer: Any, bos: int, eos: int) -> tuple[set[int], list[str]]:
-    """The token ids that the rules leave out, and notes on rules that name no token."""
-    ids, notes = set(), []
-    for rule in rules:
-        if rule == "newline":
-            newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
-            if len(newline) == 1:
-                ids.add(int(newline[0]))
-            else:
-                notes.append("the tokenizer has no single newline token: newlines are counted")
-        else:
-            ids.add(rule if isinstance(rule, int) else {"bos": bos, "eos": eos}[rule])
-    return {int(token) for token in ids}, notes
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 of the vocabulary and, where it has them, the merges: what decides which ids a text becomes."""
-    vocabulary = tokenizer.get_vocab()
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    merges = json.loads(backend.to_str())["model"].get("merges") if backend is not None else None
-    return hashlib.sha256(json.dumps([sorted(vocabulary.items()), merges]).encode()).hexdigest()

@@ -13,6 +13,7 @@ nobody says, it is called `final` and comes last.
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,11 +22,13 @@ from typing import Any
 
 from universal_neurons.checkpoints import BUNDLED_FOLDER, bundled_models, folder_of, names_of
 from universal_neurons.config import BUNDLED
+from universal_neurons.disk import local_path
 from universal_neurons.errors import ConfigError, MissingFileError, NothingToCompareError, StepError
 
 FINAL = "final"
 STEP_FOLDER = re.compile(r"(?:step|checkpoint)?[-_]?\d+", re.IGNORECASE)
 STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[-_]?(\d+)", re.IGNORECASE)
+MOST_DIGITS = 18  # of more, a date or a digest
 NAMES = "step-K, stepK, checkpoint-K or K"
 
 
@@ -142,9 +145,9 @@ def _expand(seeds: Sequence[str]) -> list[str]:
 
 def _local(seed: str) -> Path | None:
     """A seed's folder; None for a hub id.  What looks like a path and is none is a `MissingFileError`."""
-    path = Path(seed).expanduser()
+    path = local_path(seed)
     looks_so = seed.startswith((".", "/", "~", f"{BUNDLED}/")) or seed.count("/") > 1
-    return folder_of(seed) if path.exists() or looks_so else None
+    return folder_of(seed) if os.path.lexists(path) or looks_so else None
 
 
 def _subfolders(folder: Path) -> tuple[dict[str, int], list[str]]:
@@ -186,9 +189,11 @@ def _with_revisions(seed: str, revisions: Sequence[str], final_step: int | None)
         raise ConfigError(f"{seed}: a revision twice over", given=", ".join(revisions), wanted="a hub id alone")
     run = _Run(seed, folder)
     for revision in revisions:
-        if folder is not None and not (folder / revision).is_dir():
+        if folder is not None and not local_path(folder / revision).is_dir():
             there = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
-            raise MissingFileError(f"{seed}: no subfolder {revision!r}", given=there or "none", wanted="a checkpoint")
+            raise MissingFileError(
+                f"{seed}: no subfolder {revision[:200]!r}", given=there[:200] or "none", wanted="a checkpoint"
+            )
         step = step_of(revision)
         run.add(step, f"{seed}@{revision}" if folder is None else f"{seed.rstrip('/')}/{revision}", final_step)
         run.unnumbered = revision.replace("/", "-") if step is None else FINAL
@@ -198,17 +203,20 @@ def _with_revisions(seed: str, revisions: Sequence[str], final_step: int | None)
 def step_of(name: str) -> int | None:
     """The step in a checkpoint's name: the number after `step` or `checkpoint`, else the first; None without any."""
     found = STEP_IN_NAME.search(name) or re.search(r"(\d+)", name)
-    return int(found.group(1)) if found else None
+    return int(found.group(1)) if found and len(found.group(1)) <= MOST_DIGITS else None
 
 
 def trainer_step(folder: Path) -> int | None:
     """`global_step` of the folder's trainer_state.json, or None where there is no such file."""
     path = folder / "trainer_state.json"
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        step = json.loads(path.read_text(encoding="utf-8"))["global_step"]
+        if not isinstance(step, int) or not 0 <= step < 10**MOST_DIGITS:
+            raise ValueError(f"global_step {str(step)[:200]}")
+        return step
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise StepError(
             f"{path}: does not say the step", given=repr(error), wanted="an object with global_step",
             fix="mend or remove it, or give --final-step",

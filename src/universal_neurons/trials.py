@@ -75,7 +75,8 @@ class Trial:
             args, kwargs = self.calls[later]
             args, kwargs = repeated(args[1:], rows, copies), repeated(kwargs, rows, copies)
             kwargs.pop("hidden_states", None)
-            output = self.model.blocks[later](hidden, *args, **kwargs)
+            with self.model.evaluating(self.model.blocks[later]):
+                output = self.model.blocks[later](hidden, *args, **kwargs)
             hidden = output[0] if isinstance(output, tuple) else output
         return hidden.reshape(copies, -1, hidden.shape[-1])[:, self.kept]
 

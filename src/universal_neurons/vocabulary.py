@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from universal_neurons.tokenizer import all_special_ids, strings_of, vocabulary_ids
 from universal_neurons.tokens import TokenDataset
 
 NO_WORD, WORD, WORD_START, INSIDE_WORD = range(4)
 KINDS = {WORD: "word", WORD_START: "word start", INSIDE_WORD: "inside word"}
 ROWS_AT_ONCE = 512
-ANCHOR = "a"
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,13 @@ class Vocabulary:
 
 
 def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
-    """The vocabulary of a tokenizer, filled up to the `size` of a model's."""
-    known = min(size, len(tokenizer))
-    anchor = tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]
-    pairs = [[*anchor, token] for token in range(known)]
-    texts = tokenizer.batch_decode(pairs, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    alone = tokenizer.decode(anchor, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    strings = [text.removeprefix(alone) for text in texts] + [""] * (size - known)
-    special = np.zeros(size, bool)
-    special[[token for token in tokenizer.all_special_ids if token < size]] = True
-    special[known:] = True
+    """The vocabulary of a tokenizer, as far as a model's `size`; ids of no token are special and have no string."""
+    known = sorted({token for token in vocabulary_ids(tokenizer).values() if token < size})
+    strings = [""] * size
+    special = np.ones(size, bool)
+    for token, text in zip(known, strings_of(tokenizer, known)):
+        strings[token], special[token] = text, False
+    special[[token for token in all_special_ids(tokenizer) if token < size]] = True
     return Vocabulary(tuple(strings), special)
 
 

@@ -19,7 +19,8 @@ from universal_neurons.models import Model, matrix_of
 class ProcessedWeights:
     """Weights of every neuron and the unembedding, in float64.
 
-    `folded` is False for post-norm encoders, whose norms follow the residual sum and cannot be folded.
+    `folded` is False for post-norm encoders, whose norms follow the residual sum and cannot be folded.  Of a model
+    without an unembedding, `w_u` and `b_u` have no rows.
     """
 
     w_in: Float[Tensor, "layers d_mlp d_model"]
@@ -47,7 +48,10 @@ def processed_weights(model: Model) -> ProcessedWeights:
             readers[role].append(_read_through(weight, bias, norm, model))
         weight, bias = _linear(model.part(layer, "w_out"))
         writers.append(_written(weight, bias, model))
-    w_u, b_u = _linear(module_at(model.hf, row.unembedding))
+    if model.has_unembedding:
+        w_u, b_u = _linear(module_at(model.hf, row.unembedding))
+    else:
+        w_u, b_u = writers[0][0].new_zeros(0, model.d_model), writers[0][0].new_zeros(0)
     if not row.post_norm:
         w_u, b_u = _read_through(w_u, b_u, module_at(model.hf, row.final_norm), model)
 
@@ -70,7 +74,7 @@ def processed_weights(model: Model) -> ProcessedWeights:
 def _linear(module: nn.Module) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
     weight = matrix_of(module).double()
     bias = getattr(module, "bias", None)
-    return weight, bias.double() if isinstance(bias, Tensor) else weight.new_zeros(weight.shape[0])
+    return weight, bias.detach().double() if isinstance(bias, Tensor) else weight.new_zeros(weight.shape[0])
 
 
 def _read_through(weight: Tensor, bias: Tensor, norm: nn.Module, model: Model) -> tuple[Tensor, Tensor]:
@@ -78,9 +82,9 @@ def _read_through(weight: Tensor, bias: Tensor, norm: nn.Module, model: Model) -
         return weight, bias
     gain, shift = getattr(norm, "weight", None), getattr(norm, "bias", None)
     if isinstance(shift, Tensor):
-        bias = bias + weight @ shift.double()
+        bias = bias + weight @ shift.detach().double()
     if isinstance(gain, Tensor):
-        weight = weight * gain.double()
+        weight = weight * gain.detach().double()
     if model.architecture.norm == "layer":
         weight = weight - weight.mean(1, keepdim=True)
     return weight, bias

@@ -41,7 +41,7 @@ class Roles:
         own: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.config, self.models, self.neurons = config, list(models), neurons
-        embedding = self.models[0].hf.get_input_embeddings().weight
+        embedding = self.models[0].embedding
         self.sample = Sample(tokens, sample_rows(config, tokens, rows), vocabulary, embedding, own or {})
         self.chosen, self.what = self._chosen() if matches is not None else ([], "")
         self.pairs: pl.DataFrame | None = None
@@ -67,8 +67,9 @@ class Roles:
         found = {}
         for model in self.models:
             found[model.name] = one = self._one(model)
-            if model.architecture.post_norm or not model.architecture.causal:
-                reporter.note(f"{model.name}: no roles, its norms follow the residual sum")
+            if not has_roles(model):
+                why = "its norms follow the residual sum" if model.has_unembedding else "it has no unembedding"
+                reporter.note(f"{model.name}: no roles, {why}")
                 continue
             with reporter.stage("roles"):
                 for name, table in one.run(reporter, self.config.batch_tokens or 2048).items():
@@ -140,8 +141,13 @@ def require_roles(config: StudyConfig, models: Sequence[Model], tokens: TokenDat
     """Refuse before anything is computed what could not be tried out: no text for it, or logits read in another way."""
     sample_rows(config, tokens, heldout)
     for model in models:
-        if not model.architecture.post_norm:
+        if has_roles(model):
             Readout(model)
+
+
+def has_roles(model: Model) -> bool:
+    """Whether roles can be told: what its neurons write reaches an unembedding through norms that read it."""
+    return model.architecture.causal and not model.architecture.post_norm and model.has_unembedding
 
 
 def in_float32(model: Model) -> Model:
