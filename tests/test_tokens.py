@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from universal_neurons import StudyConfig, TokenDataset
 from universal_neurons.errors import MissingFileError, TextError, TokenizerError, TokenRangeError
-from universal_neurons.tokens import boundary_tokens, masked_ids, pack, tokenizer_digest
+from universal_neurons.tokens import Tokenised, boundary_tokens, masked_ids, pack, tokenizer_digest
 
 DOCUMENTS = [{"text": some_text(150, seed), "subset": "ab"[seed % 2]} for seed in range(12)]
 
@@ -98,11 +98,15 @@ def test_padding_of_tokenised_rows_is_not_counted(tokenizer, tmp_path):
 
 
 def test_a_row_one_token_too_long_for_bos_loses_its_last():
-    assert [len(ids) for _, ids in pack([("s", np.arange(1, 33), False)], bos=0, eos=9, context=32)] == [31]
+    assert [len(ids) for _, ids in pack([Tokenised("s", np.arange(1, 33), False)], bos=0, eos=9, context=32)] == [31]
 
 
 def test_pieces_longer_than_a_row_are_cut():
-    pieces = list(pack([("s", np.arange(1, 12), False), ("s", np.arange(20, 25), True)], bos=0, eos=99, context=5))
+    pieces = list(
+        pack(
+            [Tokenised("s", np.arange(1, 12), False), Tokenised("s", np.arange(20, 25), True)], bos=0, eos=99, context=5
+        )
+    )
     assert [ids.tolist() for _, ids in pieces] == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11], [20, 21, 22, 23], [24, 99]]
 
 
@@ -127,7 +131,7 @@ def test_the_fingerprint_tells_everything_that_matters(tokenizer, tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl")
     prints = {
         load(tokenizer, path, **settings).fingerprint
-        for settings in ({}, {"context": 16}, {"mask": ("bos",)}, {"max_tokens": 640}, {"subset_column": "none"})
+        for settings in ({}, {"context": 16}, {"mask": ("bos",)}, {"max_tokens": 640}, {"subset_column": "text"})
     }
     assert len(prints) == 5
 

@@ -7,17 +7,22 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from universal_neurons.errors import ConfigError, MissingFileError
+from universal_neurons.disk import local_path
+from universal_neurons.errors import ConfigError
+from universal_neurons.legible import brief_repr, shortened
+from universal_neurons.plain_values import read_values
 
 BUNDLED = "bundled"
+CONFIG_BYTES = 1 << 23
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0)]
+MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0, lt=2**31)]
 Stage = Literal["weights", "statistics", "labels", "universality", "roles"]
 STAGES: tuple[Stage, ...] = ("weights", "statistics", "labels", "universality", "roles")
 LABEL_GROUPS = ("tokens", "unigrams", "syntax", "subsets", "position", "topics")
+MOST = 10**12  # tokens or neurons: more than anybody has, and far from what overflows
+MOST_ROWS = 10**6  # of a table that is kept per neuron or model
 DYNAMICS_FILE = "dynamics.json"
 NOT_OF_DYNAMICS = ("pairs", "subset", "examples", "roles", "published")  # settings of `run` alone
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
@@ -26,27 +31,31 @@ DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
 class Published(BaseModel):
     """What a publication reports for the same run, to be put beside ours."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str
-    neurons: int
-    universal: int
-    universal_per_layer: tuple[int, ...] = ()
+    neurons: int = Field(ge=1, lt=MOST)
+    universal: int = Field(ge=0, lt=MOST)
+    universal_per_layer: tuple[Annotated[int, Field(ge=0, lt=MOST)], ...] = ()
 
 
 class RoleSettings(BaseModel):
     """When a neuron has a role (paper §5, its values), and on how much text that is tried (`docs/roles.md`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    tokens: int = Field(8192, ge=2, description="Held-out token positions that interventions are tried on, at most.")
+    tokens: int = Field(
+        8192, ge=2, lt=MOST, description="Held-out token positions that interventions are tried on, at most."
+    )
     kurtosis: float = Field(10.0, description="Of cos(w_out, W_U), above: prediction (skew > 0) or suppression.")
     partition_variance: float = Field(0.005, description="Of cos(w_out, W_U) · d_model / 1024, above: partition.")
     entropy_cuts: Literal["percentiles", "GPT2-small", "GPT2-medium"] = Field(
         "percentiles", description="Candidates for entropy neurons: percentiles within the model, or the paper's cuts."
     )
-    entropy_neurons: int = Field(2, ge=1, description="Candidates for entropy neurons, the likeliest, per model.")
-    controls: int = Field(20, ge=2, description="Random neurons beside them.")
+    entropy_neurons: int = Field(
+        2, ge=1, le=MOST_ROWS, description="Candidates for entropy neurons, the likeliest, per model."
+    )
+    controls: int = Field(20, ge=2, le=MOST_ROWS, description="Random neurons beside them.")
     values: tuple[float, ...] = Field(
         (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0), description="Activations that the candidates are fixed to."
     )
@@ -60,17 +69,21 @@ class RoleSettings(BaseModel):
 
     mediated: float = Field(0.5, description="Share of an effect through the norm's scale, above: entropy neuron.")
     frequency: float = Field(0.5, description="Share of an effect along token frequency, above: token frequency.")
-    distances: tuple[int, ...] = Field(
+    distances: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
         (16, 32, 64, 128, 256), description="From BOS, that q·k is averaged over where positions are rotary."
     )
     attention_deviations: float = Field(
         5.0, description="BOS scores further out than random directions by so many deviations are candidates."
     )
-    attention_pairs: int = Field(6, ge=1, description="Neuron and head pairs whose path is ablated, per model.")
+    attention_pairs: int = Field(
+        6, ge=1, le=MOST_ROWS, description="Neuron and head pairs whose path is ablated, per model."
+    )
     attention_corr: float = Field(
         0.5, description="Of activation with the change of attention to BOS, above in size: attention neuron."
     )
-    ablated: int = Field(64, ge=1, description="Universal neurons whose matches are ablated too, at most.")
+    ablated: int = Field(
+        64, ge=1, le=MOST_ROWS, description="Universal neurons whose matches are ablated too, at most."
+    )
 
 
 TEXT_SETTINGS = (  # what decides which tokens are read
@@ -82,23 +95,25 @@ TEXT_SETTINGS = (  # what decides which tokens are read
 class StudyConfig(BaseModel):
     """What a study compares, on what, and how."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     models: tuple[str, ...] = Field(
         (BUNDLED,), description="A local folder, hub id or id@revision; repeat it. The first is the reference."
     )
     data: str = Field(
-        BUNDLED, description="A text, jsonl or parquet file, a saved `datasets` folder or a hub data set."
+        BUNDLED, min_length=1, description="A text, jsonl or parquet file, a saved `datasets` folder or a hub data set."
     )
     data_config: str | None = Field(None, description="Configuration of a hub data set.")
     data_split: str | None = Field(None, description="Split of a hub or saved data set; else test, validation, train.")
     text_column: str = Field("text", description="Column (or dotted path) of the text.")
     subset_column: str = Field("subset", description="Column (or dotted path) of the subset's name.")
-    min_characters: int = Field(50, ge=0, description="Documents of at most so many characters are dropped.")
+    min_characters: int = Field(50, ge=0, le=10**6, description="Documents of at most so many characters are dropped.")
     tokenizer: str | None = Field(None, description="A tokenizer's folder or hub id; else the reference model's own.")
     out: str | None = Field(None, description="Folder of the results; else runs/NAME.")
-    max_tokens: int = Field(250_000, ge=1, description="Read at most so many token positions.")
-    context: int | None = Field(None, ge=2, description="Tokens per row, BOS included; else 512 or the models' own.")
+    max_tokens: int = Field(250_000, ge=1, lt=MOST, description="Read at most so many token positions.")
+    context: int | None = Field(
+        None, ge=2, le=2**20, description="Tokens per row, BOS included; else 512 or the models' own."
+    )
     mask: tuple[MaskRule, ...] = Field(
         ("bos", "eos", "newline"), description="Tokens left out of every statistic: bos, eos, newline or an id."
     )
@@ -113,19 +128,19 @@ class StudyConfig(BaseModel):
         "exact",
         description="Compute all correlations, or those that a sketch cannot rule out (certified), or estimate them.",
     )
-    group_size: int = Field(64, ge=2, description="Token positions added up in each sum of a sketch.")
+    group_size: int = Field(64, ge=2, le=2**20, description="Token positions added up in each sum of a sketch.")
     subset: tuple[str, ...] = Field((), description="Correlate within this subset too; repeat it, or 'all'.")
     baseline: Literal["rotation", "gaussian", "permutation"] = Field(
         "rotation",
         description="Orthogonal rotations, the authors' Gaussian rows (both from the co-moments), or shuffled tokens.",
     )
-    draws: int | None = Field(None, ge=2, description="Draws of the baseline; else 20 (permutation: 2).")
-    top_k: int = Field(10, ge=1, description="Matches kept per neuron and model.")
+    draws: int | None = Field(None, ge=2, le=10_000, description="Draws of the baseline; else 20 (permutation: 2).")
+    top_k: int = Field(10, ge=1, le=MOST_ROWS, description="Matches kept per neuron and model.")
     threshold: float = Field(
         0.5, allow_inf_nan=False, description="A neuron is universal above this excess correlation."
     )
     heldout_tokens: int | None = Field(
-        None, ge=1, description="Tokens held out for intervals; else a fifth of them, at most a million."
+        None, ge=1, lt=MOST, description="Tokens held out for intervals; else a fifth of them, at most a million."
     )
     labels: tuple[str, ...] = Field(
         ("default",),
@@ -133,12 +148,12 @@ class StudyConfig(BaseModel):
         "position, topics, or a file of your own (.py, .yaml, .json, .parquet).",
     )
     nlp: str | None = Field("auto", description="spaCy pipeline of the syntax labels; auto: English, if installed.")
-    topics: int = Field(20, ge=0, description="Topics of the corpus that become labels, at most.")
+    topics: int = Field(20, ge=0, le=1000, description="Topics of the corpus that become labels, at most.")
     unexplained: float = Field(
         0.05, ge=0, le=1, description="A label that explains less of a neuron's variance explains nothing."
     )
     examples: int = Field(
-        5, ge=1, description="Examples kept per neuron and band: the highest, and four quantile bands."
+        5, ge=1, le=1000, description="Examples kept per neuron and band: the highest, and four quantile bands."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Precision = Field("auto", description="Precision of the forward passes; auto: bfloat16 on CUDA.")
@@ -149,17 +164,23 @@ class StudyConfig(BaseModel):
         "auto", description="Co-moments in float64, or in 6 bytes (float32 and a remainder); auto: as memory allows."
     )
     panels: int | None = Field(
-        None, ge=1, description="Cut the co-moments into so many panels, a pass each; else as memory demands."
+        None,
+        ge=1,
+        le=10_000,
+        description="Cut the co-moments into so many panels, a pass each; else as memory demands.",
     )
-    batch_tokens: int | None = Field(None, ge=1, description="Token positions per forward pass.")
+    batch_tokens: int | None = Field(None, ge=1, lt=2**31, description="Token positions per forward pass.")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads; else torch's choice (OMP_NUM_THREADS, all cores)."
+        None, ge=1, le=1024, description="CPU threads; else torch's choice (OMP_NUM_THREADS, all cores)."
     )
     lanes: int | None = Field(
-        None, ge=1, description="Parts of the text that are added up apart, side by side on a cluster; else 1, there 8."
+        None,
+        ge=1,
+        le=1024,
+        description="Parts of the text that are added up apart, side by side on a cluster; else 1, there 8.",
     )
     cluster: str | None = Field(None, description="Spread the passes over a Ray cluster: auto, or its address.")
-    seed: int = Field(0, ge=0, description="Seed of the baseline's draws and the sketch's signs.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the baseline's draws and the sketch's signs.")
     roles: RoleSettings = Field(RoleSettings(), description="Thresholds of the roles.")
     published: Published | None = Field(None, description="Published counts to print beside ours.")
 
@@ -171,7 +192,7 @@ class StudyConfig(BaseModel):
     @field_validator("models")
     @classmethod
     def _some_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
+        if not all(name.strip() for name in value) or not value:
             raise ValueError("no model is named")
         return value
 
@@ -233,7 +254,7 @@ class DynamicsConfig(StudyConfig):
         (), description="Revisions of the hub ids (of folders: subfolders), in the order of training."
     )
     final_step: int | None = Field(
-        None, ge=0, description="Step of the final model, where its name and trainer_state.json do not tell."
+        None, ge=0, lt=2**53, description="Step of the final model, where its name and trainer_state.json do not tell."
     )
 
     @field_validator("revisions", mode="before")
@@ -275,28 +296,23 @@ def make_dynamics_config(settings: dict[str, Any], source: str = "configuration"
 
 def as_config_error(error: ValidationError, source: str, kind: type[StudyConfig] = StudyConfig) -> ConfigError:
     """What pydantic refused, as an error of ours."""
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"]) or "settings"
+    problem = error.errors(include_url=False)[0]
+    key = shortened(".".join(str(part) for part in problem["loc"]) or "settings", 200)
     if problem["type"] == "extra_forbidden":
         return ConfigError(
             f"{source}: unknown key {key!r}", wanted=", ".join(kind.model_fields), fix="remove or rename it"
         )
-    return ConfigError(f"{source}: {key} cannot be this", given=repr(problem["input"]), wanted=problem["msg"])
+    return ConfigError(f"{source}: {key} cannot be this", given=brief_repr(problem["input"]), wanted=problem["msg"])
 
 
 def read_config(path: str | Path) -> tuple[dict[str, Any], bool]:
     """The settings in a YAML file or a study.json, unchecked (see `make_config`), and whether a study stored them."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MissingFileError(f"{path}: cannot read the configuration", given=error, wanted="a YAML file") from None
-    try:
-        settings = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: not YAML", given=error, wanted="keys of StudyConfig") from None
+    wanted = "a YAML or JSON file with keys of StudyConfig"
+    settings = read_values(local_path(path), most_bytes=CONFIG_BYTES, refused=ConfigError, wanted=wanted)
+    settings = {} if settings is None else settings
     stored = isinstance(settings, dict) and {"complete", "config"} <= settings.keys()
     if stored:
         settings = settings["config"]
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise ConfigError(f"{path}: not a mapping of names", given=repr(settings)[:80], wanted="keys of StudyConfig")
+        raise ConfigError(f"{path}: not a mapping of names", given=brief_repr(settings), wanted="keys of StudyConfig")
     return settings, stored

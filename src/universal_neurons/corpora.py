@@ -1,203 +1,280 @@
-"""Read documents: bundled, UTF-8 text, jsonl (also .gz, .xz), parquet, saved `datasets` folders, hub data sets.
+"""Read documents: bundled, text, JSON lines, parquet, saved `datasets` folders, hub data sets.
 
-Every reader yields `Document`s lazily, so a corpus never has to fit in memory.  A document is text, or, where the
-source is already tokenised (a column `tokens` or `input_ids`), a list of token ids.
+What a file is, its content says (`text_files.py`); the suffix decides only where the content leaves it open.  Documents
+come lazily and everything is read in bounded pieces, so neither a corpus nor a line, a cell or what a few compressed
+bytes unpack to has to fit in memory.  A document is text, or, where the source is already tokenised (a column `tokens`
+or `input_ids`), a list of token ids.
 """
 
-import gzip
+import contextlib
 import json
-import lzma
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from io import TextIOWrapper
+import os
+import stat
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from universal_neurons.checkpoints import BUNDLED_FOLDER
 from universal_neurons.config import BUNDLED, StudyConfig
-from universal_neurons.errors import MissingFileError, TextError
+from universal_neurons.disk import local_path
+from universal_neurons.errors import InputError, MissingFileError, TextError
+from universal_neurons.records import LONGEST_DOCUMENT, Columns, Document
+from universal_neurons.text_files import COMPRESSIONS, HEAD, PARQUET, Characters, Opened
 
-TOKEN_COLUMNS = ("tokens", "input_ids")
-SUFFIXES = (".txt", ".text", ".md", ".json", ".jsonl", ".parquet", ".gz", ".xz")
+JSON_SUFFIXES = {".json", ".jsonl", ".jsonlines", ".ndjson", ".jl"}
+TEXT_SUFFIXES = {".txt", ".text", ".md"}
+SUFFIXES = {*JSON_SUFFIXES, *TEXT_SUFFIXES, ".parquet"}.union(*(c.suffixes for c in COMPRESSIONS))
 SPLITS = ("test", "validation", "train")
 PIECE = 1 << 20  # characters of a text file that are tokenised at a time
+LONGEST_LINE = LONGEST_DOCUMENT + (1 << 20)  # characters of a JSON line
+ROWS = 1024  # of a table that are read at a time, at most
+TABLE_BYTES = 1 << 26  # of a table that are read at a time
+ROW_BYTES = 1 << 20  # that a row of a large row group may have on the average
+GROUP_BYTES = 1 << 28
+WANTED = "a text, jsonl or parquet file, a `datasets` folder or a hub id"
 
 
-@dataclass(frozen=True)
-class Document:
-    """One document: its text or its (unchecked) token ids, and the subset it belongs to ("" where there are none)."""
-
-    content: str | list
-    subset: str = ""
-
-
-def read_documents(config: StudyConfig) -> Iterator[Document]:
-    """The documents of `config.data`, in order.
+class Corpus:
+    """The documents of `config.data`, in order; once they are read, `conclude` says what was left out or mended.
 
     Raises `MissingFileError` and `TextError` (not UTF-8, not JSON, no such column, empty).
     """
-    documents = _open(config)
-    try:
-        first = next(documents)
-    except StopIteration:
-        raise TextError(f"{config.data}: empty", wanted="text", fix="give a corpus with some text in it") from None
-    return chain([first], documents)
 
+    def __init__(self, config: StudyConfig) -> None:
+        self.config, self.columns = config, Columns(config)
+        self.notes: list[str] = []
 
-def _open(config: StudyConfig) -> Iterator[Document]:
-    if config.data == BUNDLED:
-        return _jsonl(BUNDLED_FOLDER / "heldout.jsonl.xz", config)
-    path = Path(config.data).expanduser()
-    if path.is_dir():
-        return _saved(path, config)
-    if path.is_file():
-        suffixes = [s.lower() for s in path.suffixes]
-        if ".jsonl" in suffixes or ".json" in suffixes:
-            return _jsonl(path, config)
-        if suffixes and suffixes[-1] == ".parquet":
-            return _parquet(path, config)
-        return _text(path)
-    if config.data.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES or config.data.count("/") > 1:
-        raise MissingFileError(
-            f"{config.data}: no such file", wanted="a text, jsonl or parquet file, a `datasets` folder or a hub id"
-        )
-    return _hub(config)
+    def __iter__(self) -> Iterator[Document]:
+        documents = self._open()
+        first = next(documents, None)
+        if first is None:
+            raise self.columns.empty()
+        return chain([first], documents)
 
+    def conclude(self) -> list[str]:
+        """Notes on what was left out or mended.  Raises `TextError` where a column that was asked for never came."""
+        return [*self.notes, *self.columns.conclude()]
 
-def _opened(path: Path) -> TextIOWrapper:
-    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
-    return opener(path, "rt", encoding="utf-8")
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with _opened(path) as stream:
-            yield from stream
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"{path}: not UTF-8",
-            given=f"byte {error.object[error.start]:#04x}, {error.reason}",
-            wanted="UTF-8 text",
-            fix=f"iconv -f latin1 -t utf-8 {path.name} > utf8-{path.name}",
-        ) from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise TextError(f"{path}: cannot be read", given=error, wanted="a readable file") from None
-
-
-def _text(path: Path) -> Iterator[Document]:
-    """One document, in pieces that end at a line's end."""
-    piece: list[str] = []
-    length = 0
-    for line in _lines(path):
-        piece.append(line)
-        length += len(line)
-        if length >= PIECE:
-            yield Document("".join(piece))
-            piece, length = [], 0
-    if length:
-        yield Document("".join(piece))
-
-
-def _jsonl(path: Path, config: StudyConfig) -> Iterator[Document]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
+    def _open(self) -> Iterator[Document]:
+        data = self.config.data
+        if data == BUNDLED:
+            return self._file(BUNDLED_FOLDER / "heldout.jsonl.xz")
+        path = local_path(data)
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise TextError(f"{path}: line {number} is not JSON", given=error, wanted="one object a line") from None
-        yield _document(record, f"{path}: line {number}", config)
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            if path.is_symlink():
+                raise MissingFileError(f"{data}: a link that leads nowhere", wanted=WANTED) from None
+            if data.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES or data.count("/") > 1:
+                raise MissingFileError(f"{data}: no such file", wanted=WANTED) from None
+            return self._hub()
+        except OSError as error:
+            raise TextError(f"{data}: cannot be read", given=error.strerror, wanted="a readable file") from None
+        return self._saved(path) if stat.S_ISDIR(mode) else self._file(path)
 
+    def _file(self, path: Path) -> Iterator[Document]:
+        with Opened(path) as opened:
+            if opened.head.startswith(PARQUET) or (opened.head and opened.path.suffix.lower() == ".parquet"):
+                yield from self._parquet(opened)
+                return
+            characters = opened.characters()
+            if self._holds_records(opened, characters):
+                yield from self._json_lines(opened, characters)
+            else:
+                for piece, ends in characters.pieces(PIECE):
+                    yield Document(piece, ends=ends)
 
-def _parquet(path: Path, config: StudyConfig) -> Iterator[Document]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    def _holds_records(self, opened: Opened, characters: Characters) -> bool:
+        """Whether a text is JSON lines: named so, or its first line is an object; of a `.txt`, one with a text."""
+        if JSON_SUFFIXES & opened.suffixes:
+            return True
+        if not characters.first_line(HEAD).startswith("{"):
+            return False
+        try:
+            first = json.loads(characters.first_line(LONGEST_LINE))
+        except (ValueError, RecursionError):
+            return False
+        if not isinstance(first, dict) or not first:
+            return False
+        if TEXT_SUFFIXES & opened.suffixes and not self.columns.has_text(first):
+            self.notes.append(
+                f"{opened.path}: read as text, though it begins with a JSON object: name it .jsonl if not"
+            )
+            return False
+        return True
 
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-            for record in batch.to_pylist():
-                yield _document(record, str(path), config)
-    except (pa.ArrowException, OSError) as error:
-        raise TextError(f"{path}: not a readable parquet file", given=error, wanted="parquet") from None
+    def _json_lines(self, opened: Opened, characters: Characters) -> Iterator[Document]:
+        number = 0
+        while line := characters.line(LONGEST_LINE):
+            number += 1
+            where = f"{opened.path}: line {number}"
+            if len(line) == LONGEST_LINE and line[-1] != "\n":
+                raise TextError(
+                    f"{where} is too long",
+                    given=f"more than {LONGEST_LINE:,} characters",
+                    wanted="one document a line",
+                    fix=_as_lines(line, opened) or "cut the document into several, or give it as a text file",
+                )
+            if line.strip():
+                record = _parsed(line, where, opened)
+                yield from self.columns.documents(record, where)
 
+    def _parquet(self, opened: Opened) -> Iterator[Document]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-def _saved(path: Path, config: StudyConfig) -> Iterator[Document]:
-    import datasets
+        if opened.compression is not None or not opened.file.seekable():
+            raise opened.refused(
+                "parquet that is compressed once more, or comes through a pipe",
+                wanted="the parquet file itself",
+                fix="write it into a file, and give that",
+            )
+        failed = f"{opened.path}: not a readable parquet file"
+        with _naming(failed, wanted="parquet"):
+            table = pq.ParquetFile(pa.OSFile(str(opened.path)))
+            columns = self.columns.needed(table.schema_arrow.names, str(opened.path))
+            strings = [name for name in columns if pa.types.is_string(table.schema_arrow.field(name).type)]
+            table = pq.ParquetFile(  # a string that is there a million times is kept once
+                pa.OSFile(str(opened.path)), pre_buffer=False, buffer_size=1 << 20, read_dictionary=strings
+            )
+            groups = range(table.num_row_groups)
+        for group in groups:
+            with _naming(failed, wanted="parquet"):
+                rows = _rows_at_once(table.metadata.row_group(group), columns, str(opened.path))
+                batches = iter(table.iter_batches(rows, row_groups=[group], columns=columns))
+            yield from self._batches(batches, failed)
 
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise TextError(
-            f"{path}: not a saved data set", given=error, wanted="a folder written by Dataset.save_to_disk"
-        ) from None
-    if isinstance(loaded, datasets.DatasetDict):
-        loaded = loaded[_split(list(loaded), config)]
-    return _records(loaded.with_format(None), config)
+    def _batches(self, batches: Iterator[Any], failed: str) -> Iterator[Document]:
+        """The documents of Arrow's batches, which nobody has validated yet."""
+        while True:
+            with _naming(failed, wanted="a whole table"):
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                batch.validate(full=True)
+                names, columns = batch.schema.names, batch.columns
+            for row in range(batch.num_rows):
+                with _naming(failed, wanted="a whole table, its text UTF-8"):
+                    record = {name: column[row].as_py() for name, column in zip(names, columns)}
+                yield from self.columns.documents(record, self.config.data)
 
+    def _saved(self, path: Path) -> Iterator[Document]:
+        import datasets
 
-def _hub(config: StudyConfig) -> Iterator[Document]:
-    import datasets
-    from huggingface_hub.errors import HfHubHTTPError
+        with _naming(
+            f"{path}: not a saved data set",
+            wanted="a folder written by Dataset.save_to_disk",
+            fix="give a file; if a hub data set of this name is meant, go to another folder",
+        ):
+            loaded = datasets.load_from_disk(str(path))
+        if isinstance(loaded, datasets.DatasetDict):
+            loaded = loaded[self._split(list(loaded))]
+        with _naming(f"{path}: not a saved data set", wanted="a folder written by Dataset.save_to_disk"):
+            rows = loaded.with_format("arrow")
+            names = list(loaded.column_names)
+        rows = rows.select_columns(self.columns.needed(names, str(path)))
+        yield from self._batches(_record_batches(rows, str(path)), f"{path}: not a saved data set")
 
-    datasets.disable_progress_bars()
-    try:
-        split = _split(datasets.get_dataset_split_names(config.data, config.data_config), config)
-        loaded = datasets.load_dataset(config.data, config.data_config, split=split, streaming=True)
-    except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
-        raise MissingFileError(
-            f"{config.data}: neither a local file nor a data set of the hub that can be reached",
-            given=str(error).splitlines()[0][:200],
-            wanted="a text, jsonl or parquet file, a `datasets` folder or a hub id",
+    def _hub(self) -> Iterator[Document]:
+        import datasets
+
+        data, part = self.config.data, self.config.data_config
+        datasets.disable_progress_bars()
+        with _naming(
+            f"{data}: neither a local file nor a data set of the hub that can be reached",
+            MissingFileError,
+            wanted=WANTED,
             fix="check the spelling, the network and --data-config",
-        ) from None
-    return _records(loaded, config)
+        ):
+            split = self._split(datasets.get_dataset_split_names(data, part))
+            records = iter(datasets.load_dataset(data, part, split=split, streaming=True))
+        while True:
+            with _naming(
+                f"{data}: reading it failed",
+                wanted="a data set that can be read to its end",
+                fix="check the network; for zstd-compressed files: pip install 'universal-neurons[pile]'",
+            ):
+                record = next(records, None)
+            if record is None:
+                return
+            yield from self.columns.documents(record, data)
+
+    def _split(self, names: list[str]) -> str:
+        asked = self.config.data_split
+        if asked is None and names:
+            return next((split for split in SPLITS if split in names), names[0])
+        if asked not in names:
+            raise TextError(f"{self.config.data}: no split {asked!r}", wanted="one of " + ", ".join(names))
+        return asked
 
 
-def _split(names: list[str], config: StudyConfig) -> str:
-    if config.data_split is None:
-        return next((split for split in SPLITS if split in names), names[0])
-    if config.data_split not in names:
-        raise TextError(f"{config.data}: no split {config.data_split!r}", wanted="one of " + ", ".join(names))
-    return config.data_split
-
-
-def _records(records: Iterable[Any], config: StudyConfig) -> Iterator[Document]:
+@contextlib.contextmanager
+def _naming(what: str, kind: type[InputError] = TextError, **advice: str) -> Iterator[None]:
+    """Whatever another library's reader raises over a file, as an error of ours."""
     try:
-        for record in records:
-            yield _document(record, config.data, config)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise kind(what, given=f"{type(error).__name__}: {error}".splitlines()[0], **advice) from error
+
+
+def _parsed(line: str, where: str, opened: Opened) -> Any:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
         raise TextError(
-            f"{config.data}: reading it failed",
-            given=f"{type(error).__name__}: {error}".splitlines()[0][:200],
-            wanted="a data set that can be read to its end",
-            fix="check the network; for zstd-compressed files: pip install 'universal-neurons[pile]'",
-        ) from error
-
-
-def _document(record: Any, where: str, config: StudyConfig) -> Document:
-    if not isinstance(record, dict):
-        raise TextError(f"{where}: not a record", given=type(record).__name__, wanted="an object with a text column")
-    subset = _at(record, config.subset_column)
-    for column in (config.text_column, *TOKEN_COLUMNS):
-        content = _at(record, column)
-        if content is not None:
-            wanted = str if column == config.text_column else list
-            if not isinstance(content, wanted):
-                raise TextError(f"{where}: {column!r} is {type(content).__name__}", wanted=wanted.__name__)
-            mask = record.get("attention_mask")
-            if wanted is list and isinstance(mask, list) and len(mask) == len(content):
-                content = [token for token, real in zip(content, mask) if real]
-            return Document(content, "" if subset is None else str(subset))
-    raise TextError(
-        f"{where}: no text",
-        given="columns " + ", ".join(map(str, record)),
-        wanted=f"{config.text_column!r}, 'tokens' or 'input_ids'",
-        fix="name the column with --text-column",
-    )
-
-
-def _at(record: Any, path: str) -> Any:
-    for key in path.split("."):
-        record = record.get(key) if isinstance(record, dict) else None
+            f"{where} is not JSON",
+            given="too deeply nested" if isinstance(error, RecursionError) else error,
+            wanted="one object a line",
+            fix=_as_lines(line, opened),
+        ) from None
+    if isinstance(record, list):
+        raise TextError(f"{where}: not a record", given="list", wanted="one object a line", fix=_as_lines(line, opened))
     return record
+
+
+def _as_lines(line: str, opened: Opened) -> str | None:
+    """How a file that is one array, or one object over several lines, becomes JSON lines."""
+    filters = {"[": ".[]", "{": "."}
+    kind = line.lstrip()[:1]
+    return f"jq -c '{filters[kind]}' {opened.quoted} > corpus.jsonl" if kind in filters else None
+
+
+def _rows_at_once(group: Any, columns: Sequence[str], where: str) -> int:
+    """How many rows of a row group of a parquet file are read at a time.  Raises `TextError` for too large ones."""
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    sizes = [
+        max(chunk.total_uncompressed_size, 8 * chunk.num_values)
+        for chunk in chunks
+        if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns)
+    ]
+    per_row = sum(sizes) // max(1, group.num_rows) + 1
+    if sum(sizes) > GROUP_BYTES and per_row > ROW_BYTES:
+        raise TextError(
+            f"{where}: its rows are too large",
+            given=f"{per_row >> 20:,} MiB in a row on the average",
+            wanted=f"at most {ROW_BYTES >> 20} MiB, or row groups below {GROUP_BYTES >> 20} MiB",
+            fix="cut the documents into several, or write smaller row groups",
+        )
+    return max(1, min(ROWS, TABLE_BYTES // per_row))
+
+
+def _record_batches(rows: Any, where: str) -> Iterator[Any]:
+    """Arrow's batches of a `datasets` data set, of a bounded size."""
+    start, size = 0, ROWS
+    while start < len(rows):
+        table = rows[start : start + size]
+        if table.nbytes > TABLE_BYTES and size > 1:
+            size //= 4
+            continue
+        if table.nbytes > GROUP_BYTES:
+            raise TextError(
+                f"{where}: row {start} is too large",
+                given=f"{table.nbytes:,} bytes",
+                wanted=f"at most {GROUP_BYTES:,}",
+                fix="cut the document into several",
+            )
+        yield from table.to_batches()
+        start += len(table)

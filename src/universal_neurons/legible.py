@@ -5,10 +5,14 @@ What would move the cursor, hide or turn round its neighbours, or be nothing at 
 
 import unicodedata
 from collections.abc import Iterable
+from reprlib import Repr
 
 SIGNS = {chr(code): chr(0x2400 + code) for code in range(32)} | {"\x7f": "␡", "\n": "⏎", "\t": "⇥"}
 UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (bidi, joiners), halves of surrogates, separators of lines
 FILE_BYTES = 120  # of a name within a file's name: all file systems take 255, and others stand before and behind it
+
+SHORT = Repr()
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 3, 160, 160, 60
 
 
 def legible(text: object) -> str:
@@ -58,3 +62,11 @@ def _sign(character: str) -> str:
 def _is_noncharacter(code: int) -> bool:
     """Whether Unicode keeps the code for no character ever; XML refuses two of them."""
     return code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+
+
+def brief_repr(value: object) -> str:
+    """A value of whatever size and depth, as Python writes it, cut."""
+    try:
+        return SHORT.repr(value)
+    except ValueError:  # a number of too many digits
+        return f"<{type(value).__name__}>"

@@ -10,19 +10,22 @@
 Rows may live in a file: memory then does not grow with the corpus.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from universal_neurons.config import StudyConfig
-from universal_neurons.corpora import Document, read_documents
-from universal_neurons.disk import create_anew
+from universal_neurons.corpora import Corpus
+from universal_neurons.disk import create_anew, removing
 from universal_neurons.errors import TextError, TokenRangeError
+from universal_neurons.legible import brief_repr
+from universal_neurons.records import Document
 from universal_neurons.tokenizer import boundary_tokens, encode, masked_ids, tokenizer_digest
 
 __all__ = ["Shard", "TokenDataset", "boundary_tokens", "masked_ids", "pack", "tokenised", "tokenizer_digest"]
@@ -32,6 +35,7 @@ HELDOUT_STRETCHES = 20
 HELDOUT_MOST = 1_000_000
 FEWEST_ROWS = 10
 TOKENISE_CHARACTERS = 1 << 19
+ROWS_FILE = "rows.i32"
 
 
 @dataclass(frozen=True)
@@ -143,12 +147,13 @@ class TokenDataset:
     def load(cls, config: StudyConfig, tokenizer: Any, *, context: int, folder: Path | None = None) -> "TokenDataset":
         """Tokenise `config.data` into rows of `context`; in `folder`, the rows are kept in a file there."""
         bos, eos = boundary_tokens(tokenizer, config.tokenizer or config.models[0])
-        pieces = pack(tokenised(read_documents(config), tokenizer, config.min_characters), bos, eos, context)
+        corpus = Corpus(config)
+        pieces = pack(tokenised(corpus, tokenizer, config.min_characters), bos, eos, context)
         masked, notes = masked_ids(config.mask, tokenizer, bos, eos)
         packed = cls.from_pieces(
             pieces, context=context, bos=bos, masked=masked, most=config.max_tokens // context, folder=folder
         )
-        packed.notes += notes
+        packed.notes += corpus.conclude() + notes
         if len(packed) < FEWEST_ROWS:
             raise TextError(
                 f"{config.data}: too short",
@@ -180,8 +185,7 @@ class TokenDataset:
         largest = bos
         masks = np.array(sorted(masked))
         counted = 0
-        file = None if folder is None else create_anew(folder / "rows.partial")
-        try:
+        with _rows_file(folder) as file:
             for subset, ids in pieces:
                 if most is not None and len(lengths) >= most:
                     break
@@ -200,17 +204,9 @@ class TokenDataset:
                     kept.append(row)
                 else:
                     file.write(row.tobytes())
-        finally:
-            if file is not None:
-                file.close()
         digest.update(json.dumps([context, bos, sorted(masked), lengths, subsets, list(names)]).encode())
-        rows: np.ndarray | Path
-        if folder is None:
-            rows = np.array(kept, dtype).reshape(-1, context)
-        else:
-            rows = (folder / "rows.partial").rename(folder / "rows.i32")
         return cls(
-            rows=rows,
+            rows=np.array(kept, dtype).reshape(-1, context) if folder is None else folder / ROWS_FILE,
             lengths=np.array(lengths, np.int32),
             context=context,
             subsets=np.array(subsets, np.int32),
@@ -238,18 +234,38 @@ class TokenDataset:
         return f"TokenDataset({self.n_tokens:,} tokens in {len(self):,} rows of {self.context}{named})"
 
 
-def pack(
-    documents: Iterable[tuple[str, np.ndarray, bool]], bos: int, eos: int, context: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Pieces of at most `context` − 1 tokens from (subset, ids, joined); joined documents of a subset run on.
+@contextlib.contextmanager
+def _rows_file(folder: Path | None) -> Iterator[IO[bytes] | None]:
+    """The file that rows are written to, there whole or not at all; none where they stay in memory."""
+    if folder is None:
+        yield None
+        return
+    partial = folder / "rows.partial"
+    with removing(partial):
+        with create_anew(partial) as file:
+            yield file
+        partial.rename(folder / ROWS_FILE)
+
+
+class Tokenised(NamedTuple):
+    """A document's ids.  Joined ones run on in their subset; one that does not end goes on in the next of it."""
+
+    subset: str
+    ids: np.ndarray
+    joined: bool = True
+    ends: bool = True
+
+
+def pack(documents: Iterable[Tokenised], bos: int, eos: int, context: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Pieces of at most `context` − 1 tokens from documents, those that end with EOS behind them.
 
     A row that is kept apart loses its last token where it is one too long for BOS.
     """
     width = context - 1
     waiting: dict[str, np.ndarray] = {}
-    for subset, ids, joined in documents:
+    for subset, ids, joined, ends in documents:
         if joined:
-            ids = np.concatenate([waiting.pop(subset, ids[:0]), ids, [eos]])
+            ids = np.concatenate([waiting.pop(subset, ids[:0]), ids, [eos] * ends]).astype(np.int64)
             full = len(ids) // width * width
             waiting[subset] = ids[full:]
         else:
@@ -263,17 +279,17 @@ def pack(
             yield subset, ids
 
 
-def tokenised(
-    documents: Iterable[Document], tokenizer: Any, min_characters: int
-) -> Iterator[tuple[str, np.ndarray, bool]]:
-    """(subset, ids, joined) of every document; text is tokenised in batches, tokenised documents pass as they are."""
+def tokenised(documents: Iterable[Document], tokenizer: Any, min_characters: int) -> Iterator[Tokenised]:
+    """The ids of every document; text is tokenised in batches, tokenised documents pass as they are."""
     batch: list[Document] = []
     characters = 0
+    goes_on = False
     for document in documents:
         if isinstance(document.content, list):
-            yield document.subset, _without_padding(_as_ids(document.content), tokenizer), False
+            yield Tokenised(document.subset, _without_padding(_as_ids(document.content), tokenizer), joined=False)
             continue
-        if len(document.content) <= min_characters:
+        whole, goes_on = document.ends and not goes_on, not document.ends
+        if whole and len(document.content) <= min_characters:
             continue
         batch.append(document)
         characters += len(document.content)
@@ -284,27 +300,25 @@ def tokenised(
 
 
 def _as_ids(content: list) -> np.ndarray:
-    try:
-        ids = np.asarray(content)
-    except ValueError:
-        ids = np.array([["ragged"]])
     limits = np.iinfo(np.int32)
-    if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.max() > limits.max or ids.min() < limits.min):
-        raise TokenRangeError("a row of tokens is not a list of token ids", given=f"{content[:5]} …", wanted="integers")
-    return ids.astype(np.int64)
+    if not all(type(token) is int and limits.min <= token <= limits.max for token in content):
+        raise TokenRangeError(
+            "a row of tokens is not a list of token ids", given=brief_repr(content), wanted=f"integers ≤ {limits.max}"
+        )
+    return np.array(content, np.int64)
 
 
 def _without_padding(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
-    """Ids without the padding at their end, where the tokenizer has a token for it alone."""
+    """Ids without the padding at either end, where the tokenizer has a token for it alone."""
     pad = tokenizer.pad_token_id
     if pad is None or pad in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         return ids
     real = np.flatnonzero(ids != pad)
-    return ids[: real[-1] + 1] if len(real) else ids[:0]
+    return ids[real[0] : real[-1] + 1] if len(real) else ids[:0]
 
 
-def _tokenise(batch: list[Document], tokenizer: Any) -> Iterator[tuple[str, np.ndarray, bool]]:
+def _tokenise(batch: list[Document], tokenizer: Any) -> Iterator[Tokenised]:
     if batch:
         texts = [str(document.content) for document in batch]
         for document, ids in zip(batch, encode(tokenizer, texts)):
-            yield document.subset, np.asarray(ids, np.int64), True
+            yield Tokenised(document.subset, np.asarray(ids, np.int64), ends=document.ends)
