@@ -15,6 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from universal_neurons.config import RoleSettings
 from universal_neurons.models import Model, quiet_transformers
 
+
+def pytest_addoption(parser):
+    parser.addoption("--mutations", type=int, default=2000, help="of files, by the fuzzer (tests/fuzz)")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="which mutations the fuzzer tries")
+
+
 VOCABULARY, CONTEXT = 1024, 64
 FEW_ROLES = RoleSettings(tokens=512, values=(0.0, 2.0), controls=3, attention_pairs=2, distances=(4, 8), ablated=4)
 COMMON = {

@@ -1,0 +1,233 @@
+"""What is fuzzed: for every format a file that is whole, and what reads it.
+
+A reader returns what it made of the file, as a hash, or raises a `UniversalNeuronsError`.  Where the format carries
+hashes, what is returned must be what the whole file gives (`hashed`).
+"""
+
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import yaml
+from conftest import FEW_ROLES, save_tiny, small_tokenizer, some_text
+
+import universal_neurons as un
+from universal_neurons.config import make_config, make_dynamics_config, read_config
+from universal_neurons.errors import InputError
+from universal_neurons.generations import Generations
+from universal_neurons.neuron_view import neuron_view
+from universal_neurons.own_labels import read_own_labels
+from universal_neurons.sketch_file import STATISTICS, SketchFile
+from universal_neurons.summary import plain_summary
+from universal_neurons.vocabulary import read_vocabulary
+
+CONTEXT = 32
+
+
+@dataclass(frozen=True)
+class Target:
+    """One file of one format: `read` is called with its path after it was mutated."""
+
+    name: str
+    file: Path
+    read: Callable[[Path], Any]
+    structured: bool = False  # whether it is JSON, whose values are mutated too
+    hashed: bool = False
+    share: int = 1  # of the mutations
+
+
+def digest(value: Any) -> str:
+    """One hash of tables, tensors, arrays and what contains them, down to their last bit."""
+    if isinstance(value, pl.DataFrame):
+        value = [str(value.schema), value.to_dicts()]
+    if isinstance(value, torch.Tensor):
+        value = [str(value.dtype), list(value.shape), value.float().numpy()]
+    if isinstance(value, np.ndarray):
+        value = [str(value.dtype), value.shape, value.tobytes()]
+    if isinstance(value, dict):
+        value = sorted(value.items())
+    if isinstance(value, list | tuple):
+        value = [digest(part) for part in value]
+    return hashlib.sha256(repr(value).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def text_targets(folder: Path) -> list[Target]:
+    """Settings, corpora and labels of one's own."""
+    tokenizer = small_tokenizer()
+    vocabulary = read_vocabulary(tokenizer, len(tokenizer))
+    text = some_text(1500)
+    records = [{"text": text[n * 90 : n * 90 + 300], "subset": "xy"[n % 2]} for n in range(60)]
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    rows = tokenizer([record["text"] for record in records], add_special_tokens=False)["input_ids"]
+    for name, content in {
+        "t.txt": text.encode(),
+        "t.jsonl": lines,
+        "g.jsonl.gz": gzip.compress(lines, mtime=0),
+        "x.jsonl.xz": lzma.compress(lines),
+        "i.jsonl": "".join(json.dumps({"input_ids": row}) + "\n" for row in rows).encode(),
+        "sets.json": json.dumps({"of": ["of", " of"], "stops": [".", ","]}).encode(),
+        "sets.yaml": yaml.safe_dump({"of": ["of", " of"], "stops": [".", ","]}).encode(),
+        "labels.py": b"def long(s):\n    return len(s) > 3\n",
+        "settings.yaml": yaml.safe_dump(
+            {"models": ["a", "b"], "data": "t.txt", "roles": {"values": [0.0, 1.0]}}
+        ).encode(),
+        "study.json": json.dumps(
+            {"complete": True, "config": un.StudyConfig(models=("a", "b")).model_dump(mode="json", exclude={"out"})}
+        ).encode(),
+    }.items():
+        (folder / name).write_bytes(content)
+    table = pl.DataFrame({"text": [r["text"] for r in records], "subset": [r["subset"] for r in records]})
+    table.write_parquet(folder / "t.parquet")
+    spans = pl.DataFrame({"row": [0, 1], "start": [1, 2], "end": [3, 9], "label": ["a", "b"]})
+    spans.write_parquet(folder / "spans.parquet")
+
+    def packed(path: Path) -> un.TokenDataset:
+        config = un.StudyConfig(data=str(path), context=CONTEXT, max_tokens=4000)
+        return un.TokenDataset.load(config, tokenizer, context=CONTEXT)
+
+    def corpus(path: Path) -> str:
+        tokens = packed(path)
+        return digest([tokens.fingerprint, tokens.counted, tokens.notes])
+
+    whole = packed(folder / "t.jsonl")
+
+    def labels(path: Path) -> str:
+        marks = read_own_labels((str(path),), {}, vocabulary, whole)
+        return digest([sorted(marks.tokens), sorted(marks.spans)])
+
+    def settings(path: Path) -> str:
+        values, _ = read_config(path)
+        make_dynamics_config({key: value for key, value in values.items() if key in ("models", "data", "context")})
+        return digest(make_config(values, str(path)).model_dump())
+
+    corpora = [
+        Target(name, folder / name, corpus) for name in ("t.txt", "t.jsonl", "g.jsonl.gz", "x.jsonl.xz", "i.jsonl")
+    ]
+    return [
+        *corpora,
+        Target("t.parquet", folder / "t.parquet", corpus, share=2),
+        *(Target(name, folder / name, labels) for name in ("sets.yaml", "labels.py", "spans.parquet")),
+        Target("sets.json", folder / "sets.json", labels, structured=True),
+        Target("settings.yaml", folder / "settings.yaml", settings, share=2),
+        Target("study.json", folder / "study.json", settings, structured=True, share=2),
+    ]
+
+
+def model_targets(folder: Path) -> list[Target]:
+    """A model's folder: its configuration, weights and tokenizer."""
+    ids = torch.arange(16)[None]
+    targets = []
+    for family in ("gpt2", "llama", "bert"):
+        whole = save_tiny(folder / family, family)
+
+        def read(path: Path) -> str:
+            model = un.load_model(str(path.parent))
+            told = read_vocabulary(model.tokenizer, model.vocab_size) if model.tokenizer is not None else None
+            strings = None if told is None else told.strings
+            return digest([model.activations(ids), strings])
+
+        names = ["config.json", "model.safetensors"]
+        names += ["tokenizer.json", "tokenizer_config.json"] if family == "gpt2" else []
+        for name in names:
+            structured = name.endswith(".json")
+            share = 4 if name == "config.json" else 2
+            targets.append(Target(f"{family}/{name}", whole / name, read, structured=structured, share=share))
+    return targets
+
+
+def study_targets(folder: Path) -> list[Target]:
+    """What the project itself writes: studies, their tables, sketches, snapshots."""
+    (folder / "t.txt").write_text(some_text(3000))
+    models = [str(save_tiny(folder / name, seed=seed)) for seed, name in enumerate("ab")]
+    common = {"data": str(folder / "t.txt"), "context": CONTEXT, "max_tokens": 4000}
+    settings = un.StudyConfig(
+        models=tuple(models), out=str(folder / "run"), draws=2, labels=("tokens", "position"), roles=FEW_ROLES, **common
+    )
+    un.run_study(settings, progress=False)
+    sketch = un.StudyConfig(
+        models=(models[0],), out=str(folder / "a.safetensors"), search="sketch", group_size=4, **common
+    )
+    un.make_sketch(sketch)
+    tensors = {name: torch.arange(400.0) + step for step, name in enumerate(("one", "two"))}
+    for step in (1, 2):
+        Generations(folder / "work").save({name: tensor * step for name, tensor in tensors.items()}, step)
+    saved = {step: digest({name: tensor * step for name, tensor in tensors.items()}) for step in (1, 2)}
+    newest = folder / "work" / "checkpoint-00000002"
+
+    def study(path: Path) -> str:
+        store = un.Store(path.parent)
+        neuron_view(store, "L0.1")
+        return plain_summary(store)
+
+    def table(path: Path) -> str:
+        return digest(un.Store(path.parent).table(path.stem))
+
+    def histogram(path: Path) -> str:
+        return digest(list(un.Store(path.parent).histogram("a", 3)))
+
+    def sums(path: Path) -> str:
+        opened = SketchFile(path)
+        names = [*(f"{kind}.{name}" for kind in STATISTICS.values() for name in opened.state(kind)), "lengths", "sums"]
+        return digest([opened.about, {name: opened.get(name) for name in names}, vars(opened.token_rows())])
+
+    def snapshot(path: Path) -> str:
+        loaded = Generations(folder / "work").load()
+        assert loaded is not None, "the generation before is whole"
+        state, step = loaded
+        assert digest(state) == saved[step], f"other bits than were saved at step {step}"
+        return "as saved"
+
+    run = folder / "run"
+    return [
+        Target("study/study.json", run / "study.json", study, structured=True, share=3),
+        *(
+            Target(f"study/{name}.parquet", run / f"{name}.parquet", table, hashed=True)
+            for name in ("neurons", "matches", "effects", "vocabulary")
+        ),
+        Target("study/histograms", run / "histograms.safetensors", histogram, hashed=True),
+        Target("sketch", folder / "a.safetensors", sums, hashed=True, share=4),
+        Target("snapshot/manifest", newest / "manifest.json", snapshot, structured=True, hashed=True, share=2),
+        Target("snapshot/tensors", newest / "0000.safetensors", snapshot, hashed=True, share=2),
+    ]
+
+
+def wrong_targets(folder: Path) -> list[Target]:
+    """Readers that fail in every way that is looked for, to try the fuzzer on."""
+    (folder / "f").write_bytes(b"whole")
+    held = []
+
+    def once_whole(do: Callable[[], Any]) -> Callable[[Path], str]:
+        return lambda path: "whole" if path.read_bytes() == b"whole" else do()
+
+    class Talkative(InputError):
+        def __str__(self) -> str:
+            return "much " * 10_000
+
+    def refuse() -> None:
+        raise Talkative("")
+
+    ways = {
+        "foreign exception": lambda: 1 // 0,
+        "difference": lambda: "other",
+        "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+        "swell": lambda: held.append(np.ones(100 << 20)) or "whole",
+        "long message": refuse,
+        "hang": lambda: time.sleep(3600),
+    }
+    return [Target(name, folder / "f", once_whole(do), hashed=True) for name, do in ways.items()]
+
+
+GROUPS: dict[str, Callable[[Path], list[Target]]] = {
+    "text": text_targets, "models": model_targets, "studies": study_targets, "wrong": wrong_targets,
+}  # fmt: skip
