@@ -221,7 +221,7 @@ WRONG = [
     *((("tokens",), value) for value in (KeyError, [], {}, "x")),
     *((("environment",), value) for value in (KeyError, None, {})),
     *((("counted_tokens",), value) for value in (KeyError, None, "many", 1.5)),
-    *((("search",), value) for value in (KeyError, None, [], {"search": []})),
+    *((("search",), value) for value in (KeyError, None, [], {"search": []}, {"search": "screened"})),
     *((("timings",), value) for value in (KeyError, None, {"pass": "long"})),
     *((("layout",), value) for value in (None, {"passes": 0}, {"passes": "x"}, {"other": 1})),
 ]

@@ -3,7 +3,7 @@
 import json
 import reprlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -61,6 +61,28 @@ class Environment(Facts):
     universal_neurons: str
 
 
+class Exact(Facts):
+    """Of a search that computed all correlations."""
+
+    search: Literal["exact"]
+
+
+class Screened(Facts):
+    """How many best matches a screened search certified."""
+
+    search: Literal["screened"]
+    certified: int
+    matches: int
+
+
+class Sketched(Facts):
+    """How far a sketch may be off."""
+
+    search: Literal["sketch"]
+    standard_error: float
+    lowered: float
+
+
 class Unfinished(Facts):
     """A manifest at any time."""
 
@@ -79,7 +101,7 @@ class FinishedStudy(Unfinished):
     tables: dict[TableName, Digest]
     environment: Environment
     counted_tokens: int
-    search: dict[str, str | int | float | None]
+    search: Annotated[Exact | Screened | Sketched, Field(discriminator="search")]
     timings: dict[str, float]
 
 
