@@ -218,22 +218,27 @@ def test_the_command_names_a_damaged_sketch(whole, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def interrupted(monkeypatch, model, text, out, at):
-    """Begin a sketch, stopped after some checkpoint."""
+@pytest.fixture(scope="module")
+def begun(model, text_file, tmp_path_factory):
+    """A folder with a sketch that was stopped after its third checkpoint."""
     save, saved = Generations.save, []
 
     def stop(self, tensors, step):
         save(self, tensors, step)
         saved.append(step)
-        if len(saved) == at:
+        if len(saved) == 3:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
+    folder = tmp_path_factory.mktemp("begun")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("universal_neurons.tokens.SHARD_POSITIONS", 256)
         patched.setattr(Generations, "save", stop)
         patched.setattr("universal_neurons.sketching.CHECKPOINT_SECONDS", 0.0)
         patched.setattr("universal_neurons.sketching.CHECKPOINT_SHARE", 1e9)
         with pytest.raises(KeyboardInterrupt):
-            sketch_of(model, text, out, **SMALL)
+            sketch_of(model, text_file, folder / "m.safetensors", **SMALL)
+    assert saved == [1, 2, 3]
+    return folder
 
 
 def flip_in(path, place):
@@ -286,10 +291,10 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_whatever_is_damaged_while_it_is_made_it_ends_with_the_same_bytes(
-    model, text_file, whole, tmp_path, monkeypatch, damage
+    model, text_file, whole, begun, tmp_path, damage
 ):
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     out = tmp_path / "m.safetensors"
-    interrupted(monkeypatch, model, text_file, out, 3)
     DAMAGES[damage](partial_of(out), scratch_of(out))
     theirs = (tmp_path / "theirs").read_bytes() if (tmp_path / "theirs").exists() else None
     assert sketch_of(model, text_file, out, **SMALL).read_bytes() == whole

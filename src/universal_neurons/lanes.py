@@ -23,7 +23,7 @@ from torch import Tensor
 
 from universal_neurons.accumulators import Recipe
 from universal_neurons.config import StudyConfig
-from universal_neurons.disk import disk_errors, own_folder
+from universal_neurons.disk import disk_errors, local_path, own_folder
 from universal_neurons.errors import ClusterError, StoreConflictError
 from universal_neurons.generations import Generations, Pace
 from universal_neurons.labels import LabelSource
@@ -232,7 +232,7 @@ class LaneRun:
 
 def _absolute(given: str) -> str:
     """A model's place as every node finds it: an absolute path, or a hub id as it is."""
-    local = Path(given).expanduser()
+    local = local_path(given)
     return str(local.resolve()) if local.is_dir() else given
 
 
