@@ -16,6 +16,7 @@ from universal_neurons.plain_values import read_values
 
 BUNDLED = "bundled"
 CONFIG_BYTES = 1 << 23
+LONGEST_NAME = 4096
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0, lt=2**31)]
 Stage = Literal["weights", "statistics", "labels", "universality", "roles"]
@@ -135,7 +136,7 @@ class StudyConfig(BaseModel):
         description="Orthogonal rotations, the authors' Gaussian rows (both from the co-moments), or shuffled tokens.",
     )
     draws: int | None = Field(None, ge=2, le=10_000, description="Draws of the baseline; else 20 (permutation: 2).")
-    top_k: int = Field(10, ge=1, le=MOST_ROWS, description="Matches kept per neuron and model.")
+    top_k: int = Field(10, ge=1, le=10_000, description="Matches kept per neuron and model.")
     threshold: float = Field(
         0.5, allow_inf_nan=False, description="A neuron is universal above this excess correlation."
     )
@@ -169,7 +170,7 @@ class StudyConfig(BaseModel):
         le=10_000,
         description="Cut the co-moments into so many panels, a pass each; else as memory demands.",
     )
-    batch_tokens: int | None = Field(None, ge=1, lt=2**31, description="Token positions per forward pass.")
+    batch_tokens: int | None = Field(None, ge=1, le=2**22, description="Token positions per forward pass.")
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; else torch's choice (OMP_NUM_THREADS, all cores)."
     )
@@ -183,6 +184,14 @@ class StudyConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the baseline's draws and the sketch's signs.")
     roles: RoleSettings = Field(RoleSettings(), description="Thresholds of the roles.")
     published: Published | None = Field(None, description="Published counts to print beside ours.")
+
+    @field_validator("*")
+    @classmethod
+    def _names_that_can_be(cls, value: Any) -> Any:
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and ("\0" in text or len(text) > LONGEST_NAME):
+                raise ValueError(f"names and paths of at most {LONGEST_NAME} characters, none of them NUL")
+        return value
 
     @field_validator("models", "subset", "labels", "stages", mode="before")
     @classmethod
@@ -296,13 +305,16 @@ def make_dynamics_config(settings: dict[str, Any], source: str = "configuration"
 
 def as_config_error(error: ValidationError, source: str, kind: type[StudyConfig] = StudyConfig) -> ConfigError:
     """What pydantic refused, as an error of ours."""
-    problem = error.errors(include_url=False)[0]
-    key = shortened(".".join(str(part) for part in problem["loc"]) or "settings", 200)
+    problem, *others = error.errors(include_url=False)
+    key = shortened(".".join(str(part) for part in problem["loc"] if "[" not in str(part)) or "settings", 200)
     if problem["type"] == "extra_forbidden":
         return ConfigError(
             f"{source}: unknown key {key!r}", wanted=", ".join(kind.model_fields), fix="remove or rename it"
         )
-    return ConfigError(f"{source}: {key} cannot be this", given=brief_repr(problem["input"]), wanted=problem["msg"])
+    wanted = [problem["msg"], *(other["msg"] for other in others if other["loc"][:-1] == problem["loc"][:-1] != ())]
+    return ConfigError(
+        f"{source}: {key} cannot be this", given=brief_repr(problem["input"]), wanted="; or: ".join(wanted)
+    )
 
 
 def read_config(path: str | Path) -> tuple[dict[str, Any], bool]:

@@ -82,6 +82,7 @@ class Corpus:
             if self._holds_records(opened, characters):
                 yield from self._json_lines(opened, characters)
             else:
+                self.columns.require_none(str(opened.path))
                 for piece, ends in characters.pieces(PIECE):
                     yield Document(piece, ends=ends)
 

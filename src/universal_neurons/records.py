@@ -62,6 +62,19 @@ class Columns:
         wanted = {name for column in (*self.texts, self.subset, MASK_COLUMN) for name in _heads(column)}
         return [name for name in names if name in wanted]
 
+    def require_none(self, where: str) -> None:
+        """Raise `TextError` where columns are asked for of a text that has none."""
+        asked = [
+            name for name in (self.subset, self.texts[0]) if name not in (DEFAULTS.subset_column, DEFAULTS.text_column)
+        ]
+        if asked:
+            raise TextError(
+                f"{where}: no column {asked[0]!r}",
+                given="a text, which has no columns",
+                wanted="JSON lines, parquet or a data set",
+                fix="leave the columns' names out",
+            )
+
     def documents(self, record: Any, where: str) -> Iterator[Document]:
         """The document of a record, in parts if it is long; none where its text is null."""
         if not isinstance(record, dict):
