@@ -116,7 +116,7 @@ def test_a_model_given_in_memory_stays_as_it_was(family):
     dropout = {"gpt2": {}, "llama": {"attention_dropout": 0.5}}.get(
         family, {"attention_dropout": 0.5, "hidden_dropout_prob": 0.5}
     )
-    network = tiny_network(family, **dropout).train()
+    network = tiny_network(family, **dropout).train().requires_grad_(True)
     evaluated = tiny_model(family)
     next(network.base_model.children()).eval()
     list(network.parameters())[1].requires_grad_(False)
@@ -141,12 +141,12 @@ def test_a_study_of_a_model_in_training_is_that_of_the_model_evaluated(text_file
     )
     stores = []
     for name, training in (("evaluated", False), ("trains", True)):
-        model = Model(tiny_network("gpt2").train(training), "m", tokenizer=small_tokenizer())
+        model = Model(tiny_network("gpt2").train(training).requires_grad_(training), "m", tokenizer=small_tokenizer())
         stores.append(
             un.run_study(config.model_copy(update={"out": str(tmp_path / name)}), models=[model], progress=False)
         )
         assert model.hf.training == training
-        assert all(parameter.requires_grad for parameter in model.hf.parameters())
+        assert all(parameter.requires_grad == training for parameter in model.hf.parameters())
     assert stores[0].manifest["tables"] == stores[1].manifest["tables"]
     assert {"interventions", "attention", "neurons"} <= stores[0].manifest["tables"].keys()
 

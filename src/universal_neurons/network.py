@@ -152,7 +152,7 @@ class Model:
             self.forward(ids)
         return torch.cat([layers[layer] for layer in range(self.n_layers)], 1).view(*ids.shape, self.n_neurons)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logits(self, ids: Int[Tensor, "rows context"]) -> Float[Tensor, "rows context vocabulary"]:
         """The model's own logits.  Raises `ArchitectureError` where it has no unembedding."""
         if not self.has_unembedding:
