@@ -62,7 +62,7 @@ def tiny_network(family: str, seed: int = 0, **changes):
         for name, parameter in network.named_parameters():
             if parameter.dim() == 1:
                 parameter.copy_(torch.randn_like(parameter) * 0.3 + ("bias" not in name))
-    return network.eval()
+    return network.eval().requires_grad_(False)
 
 
 def tiny_model(family: str = "gpt2", seed: int = 0, name: str | None = None, **changes) -> Model:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Model
 
 import universal_neurons as un
 from universal_neurons.checkpoints import convert, resolve_sources
-from universal_neurons.errors import ArchitectureError, CheckpointError, InputError, MissingFileError
+from universal_neurons.errors import ArchitectureError, CheckpointError, ConfigError, InputError, MissingFileError
 from universal_neurons.models import Model, verify
 
 IDS = torch.arange(1, 41).view(2, 20) * 7
@@ -116,7 +116,7 @@ def test_a_model_given_in_memory_stays_as_it_was(family):
     dropout = {"gpt2": {}, "llama": {"attention_dropout": 0.5}}.get(
         family, {"attention_dropout": 0.5, "hidden_dropout_prob": 0.5}
     )
-    network = tiny_network(family, **dropout).train()
+    network = tiny_network(family, **dropout).train().requires_grad_(True)
     evaluated = tiny_model(family)
     next(network.base_model.children()).eval()
     list(network.parameters())[1].requires_grad_(False)
@@ -141,12 +141,12 @@ def test_a_study_of_a_model_in_training_is_that_of_the_model_evaluated(text_file
     )
     stores = []
     for name, training in (("evaluated", False), ("trains", True)):
-        model = Model(tiny_network("gpt2").train(training), "m", tokenizer=small_tokenizer())
+        model = Model(tiny_network("gpt2").train(training).requires_grad_(training), "m", tokenizer=small_tokenizer())
         stores.append(
             un.run_study(config.model_copy(update={"out": str(tmp_path / name)}), models=[model], progress=False)
         )
         assert model.hf.training == training
-        assert all(parameter.requires_grad for parameter in model.hf.parameters())
+        assert all(parameter.requires_grad == training for parameter in model.hf.parameters())
     assert stores[0].manifest["tables"] == stores[1].manifest["tables"]
     assert {"interventions", "attention", "neurons"} <= stores[0].manifest["tables"].keys()
 
@@ -284,3 +284,22 @@ def test_bundled_models_load():
     assert (model.n_layers, model.d_mlp, model.dtype) == (3, 256, torch.float32)
     assert len(model.tokenizer.get_vocab()) == model.vocab_size == 1024
     assert "seed-3" in repr(model)
+
+
+@pytest.mark.parametrize("given", ["a/path", None, torch.nn.Linear(2, 2)])
+def test_what_is_no_model_is_refused(given):
+    with pytest.raises(ArchitectureError, match="not a Hugging Face model"):
+        Model(given, "odd")
+
+
+def test_no_such_precision_or_device(folders):
+    with pytest.raises(ConfigError, match="float32, bfloat16"):
+        un.load_model(str(folders[0]), dtype="float99")
+    with pytest.raises(ConfigError, match="nodevice"):
+        un.load_model(str(folders[0]), device="nodevice")
+
+
+def test_weights_that_are_not_in_memory_are_refused():
+    network = tiny_network("gpt2").to("meta")
+    with pytest.raises(CheckpointError, match="not in memory"):
+        verify(Model(network, "elsewhere", digest="-"))

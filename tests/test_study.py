@@ -253,8 +253,9 @@ def test_a_smaller_vocabulary_is_refused(config, tmp_path):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_non_finite_activations_stop_the_study(config, value):
     models = [tiny_model("gpt2", seed) for seed in (0, 1)]
-    with torch.no_grad():
-        models[1].blocks[1].mlp.c_fc.bias[3] = value
+    models[1].blocks[1].mlp.c_fc.register_forward_hook(  # not on the two rows of the check at the start
+        lambda _m, _args, output: output.clone().fill_(value) if len(output) > 2 else output
+    )
     with pytest.raises(NonFiniteActivationsError, match="model gpt2-1, layer 1, shard 0"):
         quiet(config, models=models, tokens=some_tokens(80))
 

@@ -135,6 +135,19 @@ def test_a_folder_without_a_tokenizer_has_none_and_one_with_a_broken_one_is_refu
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("largest", [1 << 24, 2**32 - 1, 2**70])
+def test_ids_out_of_all_bounds_are_refused_before_room_is_made_for_them(tmp_path, largest):
+    words().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    for place in (content["model"]["vocab"], content["added_tokens"][0]):
+        key = "G" if "G" in place else "id"
+        before, place[key] = place[key], largest
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match="out of all bounds"):
+            load_tokenizer(tmp_path)
+        place[key] = before
+
+
 @pytest.mark.parametrize(("file", "change"), [
     ("tokenizer.json", {"pre_tokenizer": {"type": "NewKind"}}),
     ("tokenizer.json", {"post_processor": {"type": "NewKind"}}),

@@ -189,6 +189,8 @@ HUGE = 10**9
     ("gpt2", {"n_positions": HUGE}), ("gpt2", {"n_embd": -16}), ("gpt2", {"vocab_size": -1}), ("gpt2", {"n_embd": "x"}),
     ("gpt2", {"pad_token_id": 2**70}), ("gpt2", {"eos_token_id": [2**70]}), ("gpt2", {"num_labels": HUGE}),
     ("gpt2", {"layer_norm_epsilon": "x"}), ("gpt2", {"layer_norm_epsilon": float("nan")}),
+    ("gpt2", {"n_layer": True}), ("gpt2", {"attn_pdrop": 10**6}), ("gpt2", {"resid_pdrop": "x"}),
+    ("llama", {"max_position_embeddings": -HUGE}), ("qwen3", {"output_hidden_states": 0.5}),
     ("llama", {"num_hidden_layers": HUGE}), ("llama", {"head_dim": HUGE}), ("llama", {"num_key_value_heads": 0}),
     ("llama", {"rope_parameters": "x"}), ("qwen2", {"num_hidden_layers": HUGE, "layer_types": None}),
     ("gpt_neo", {"attention_types": [[["global", "local"], HUGE]]}), ("bert", {"max_position_embeddings": 10**12}),

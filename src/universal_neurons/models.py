@@ -9,6 +9,7 @@ from torch import nn
 
 from universal_neurons.architectures import architecture_of
 from universal_neurons.checkpoints import Source, digest_of, resolve_sources
+from universal_neurons.errors import ConfigError
 from universal_neurons.network import DTYPES, Model, Sink, matrix_of, quiet_transformers
 from universal_neurons.tokenizer import load_tokenizer
 from universal_neurons.verification import verify
@@ -52,6 +53,12 @@ def load_model(
     others than config.json describes; a tokenizer that does not work) and `ArchitectureError` (a family not in the
     table, or one whose MLP does not add activation · W_out + b to the residual stream).
     """
+    if dtype not in DTYPES:
+        raise ConfigError(f"no such precision: {dtype!r}", wanted="one of " + ", ".join(DTYPES))
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device!r} is not there", given=str(error).splitlines()[0][:200]) from error
     if isinstance(source, str):
         source = resolve_sources([f"{source}@{revision}" if revision else source])[0]
     weights = load_weights(source, dtype)

@@ -38,10 +38,18 @@ class Model:
     def __init__(
         self, hf: Any, name: str, *, tokenizer: Any = None, digest: str | None = None, notes: Sequence[str] = ()
     ) -> None:
+        model_type = getattr(getattr(hf, "config", None), "model_type", None)
+        if not isinstance(model_type, str) or not hasattr(hf, "named_parameters"):
+            raise ArchitectureError(
+                f"{name}: not a Hugging Face model",
+                given=type(hf).__name__,
+                wanted="a loaded model with a config",
+                fix="un.load_model(...) loads one by its folder or hub id",
+            )
         self.hf = hf
         self.name = name
         self.tokenizer = tokenizer
-        self.architecture: Architecture = architecture_of(hf.config.model_type, name)
+        self.architecture: Architecture = architecture_of(model_type, name)
         blocks = module_at(hf, self.architecture.blocks)
         if not blocks:
             raise ArchitectureError(
@@ -58,6 +66,10 @@ class Model:
         self.d_mlp: int = matrix_of(self.part(0, "w_in")).shape[0]
         self.vocab_size = len(self.embedding)
         self.context: int = hf.config.max_position_embeddings
+        if self.context < 1:
+            raise ArchitectureError(
+                f"{name}: it reads no text", given=f"a context of {self.context}", wanted="1 or more"
+            )
         self.digest = digest or _digest_of_state(hf)
 
     @property
@@ -140,7 +152,7 @@ class Model:
             self.forward(ids)
         return torch.cat([layers[layer] for layer in range(self.n_layers)], 1).view(*ids.shape, self.n_neurons)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logits(self, ids: Int[Tensor, "rows context"]) -> Float[Tensor, "rows context vocabulary"]:
         """The model's own logits.  Raises `ArchitectureError` where it has no unembedding."""
         if not self.has_unembedding:

@@ -19,6 +19,7 @@ from universal_neurons.network import quiet_transformers
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 SPECIAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id", "unk_token_id")
 IDS = range(2**31)
+MOST_IDS = 1 << 24
 ANCHOR = "a"
 TRIED = 8  # tokens whose own strings are encoded to see whether a tokenizer works
 
@@ -28,6 +29,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     if not any((Path(folder) / name).exists() for name in FILES):
         return None
     require_ordinary_files(Path(folder), str(folder))
+    _require_sane_ids(Path(folder))
     try:
         with _named_errors("its tokenizer cannot be read"), quiet_transformers():
             from transformers import AutoTokenizer
@@ -41,6 +43,34 @@ def load_tokenizer(folder: str | Path) -> Any:
             "know a newer kind",
         ) from error
     return tokenizer
+
+
+def _require_sane_ids(folder: Path) -> None:
+    """Refuse ids so large that the library, which makes room for every one below, would take all memory."""
+    for name in ("tokenizer.json", "vocab.json", "added_tokens.json"):
+        try:
+            content = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue  # none there, or the library says what is wrong with it
+        largest = max(_ids_in(content), default=0)
+        if largest >= MOST_IDS:
+            raise CheckpointError(
+                f"{folder}: {name} has an id out of all bounds",
+                given=str(largest)[:50],
+                wanted=f"ids below {MOST_IDS:,}",
+                fix="copy or download it again",
+            )
+
+
+def _ids_in(content: object) -> Iterator[int]:
+    """The ids in a vocabulary file, or in the vocabulary and added tokens of a tokenizer.json."""
+    if not isinstance(content, dict):
+        return
+    model, added = content.get("model"), content.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else content
+    values = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    values += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    yield from (value for value in values if isinstance(value, int))
 
 
 @contextlib.contextmanager

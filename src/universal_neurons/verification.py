@@ -1,6 +1,8 @@
 """Is a loaded model what its row of the table says, and are its weights numbers?"""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +18,12 @@ VERIFY_TOLERANCE = 1e-4
 def require_finite(model: Model) -> None:
     """Raise `CheckpointError` for weights that are NaN or infinite, naming them."""
     tensors = [*model.hf.named_parameters(), *model.hf.named_buffers()]
+    unloaded = next((name for name, tensor in tensors if tensor.is_meta), None)
+    if unloaded is not None:
+        raise CheckpointError(
+            f"{model.name}: its weights are not in memory", given=f"{unloaded} on the meta device",
+            wanted="a model that is loaded as a whole", fix="load it without device_map or offloading",
+        )  # fmt: skip
     broken = [name for name, tensor in tensors if not _is_finite(tensor.detach())]
     if broken:
         raise CheckpointError(
@@ -31,6 +39,20 @@ def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+
+
+@contextlib.contextmanager
+def _named_failure(model: Model) -> Iterator[None]:
+    """`ArchitectureError` for what a forward pass raises: a setting that only it reads (dropout, rotation, outputs)."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
+        raise ArchitectureError(
+            f"{model.name}: its forward pass fails",
+            given=f"{type(error).__name__}: {error}".splitlines()[0][:300],
+            wanted=f"a {model.architecture.name} model that runs",
+            fix="mend its configuration: a setting is out of place",
+        ) from error
 
 
 @torch.inference_mode()
@@ -50,10 +72,14 @@ def verify(model: Model) -> float:
         for block in model.blocks
     ]
     try:
-        model.forward(ids)
+        with _named_failure(model):
+            model.forward(ids)
     finally:
         for handle in handles:
             handle.remove()
+    if model.has_unembedding:
+        with _named_failure(model):
+            model.logits(ids)
     row = model.architecture
     for layer, call in enumerate(calls):
         block = model.blocks[layer]
