@@ -407,6 +407,16 @@ def test_after_any_refusal_the_folder_is_free(run, tmp_path, text_file, monkeypa
     assert len(store.neurons) == 96
 
 
+def test_trouble_with_the_text_is_not_blamed_on_the_folder(run, tmp_path, monkeypatch):
+    def unreadable(_):
+        raise PermissionError(13, "Permission denied", "corpus.txt")
+
+    monkeypatch.setattr("universal_neurons.tokens.read_documents", unreadable)
+    with pytest.raises(Exception, match=r"corpus\.txt") as caught:
+        run(tmp_path / "run")
+    assert "cannot be written" not in str(caught.value)
+
+
 def test_a_study_that_stopped_before_anything_was_found_makes_room(run, folders, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise NonFiniteActivationsError("NaN")
