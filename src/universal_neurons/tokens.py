@@ -21,7 +21,6 @@ import numpy as np
 
 from universal_neurons.config import MaskRule, StudyConfig
 from universal_neurons.corpora import Document, read_documents
-from universal_neurons.disk import create_anew
 from universal_neurons.errors import TextError, TokenizerError, TokenRangeError
 
 SHARD_POSITIONS = 16_384
@@ -177,7 +176,7 @@ class TokenDataset:
         largest = bos
         masks = np.array(sorted(masked))
         counted = 0
-        file = None if folder is None else create_anew(folder / "rows.partial")
+        file = None if folder is None else (folder / "rows.partial").open("wb")
         try:
             for subset, ids in pieces:
                 if most is not None and len(lengths) >= most:
