@@ -12,7 +12,6 @@ from conftest import some_text
 
 from universal_neurons import Store, StudyConfig, run_study
 from universal_neurons.cli import main
-from universal_neurons.corpora import Document
 from universal_neurons.errors import (
     InputError,
     MissingFileError,
@@ -401,18 +400,18 @@ def test_after_any_refusal_the_folder_is_free(run, tmp_path, text_file, monkeypa
     assert folder.exists() == existing
     assert not existing or not any(folder.iterdir())
     with monkeypatch.context() as patched:  # not a named error: a defect of ours
-        patched.setattr("universal_neurons.tokens.read_documents", lambda _: iter([Document(3, "", "x")]))
-        refused(run, folder, Exception, data=str(tmp_path / "short.txt"))
+        patched.setattr("universal_neurons.study.TokenDataset.load", lambda *_, **__: [][0])
+        refused(run, folder, IndexError, data=str(tmp_path / "short.txt"))
     store, _ = run(folder, data=str(text_file))
     assert len(store.neurons) == 96
 
 
 def test_trouble_with_the_text_is_not_blamed_on_the_folder(run, tmp_path, monkeypatch):
-    def unreadable(_):
+    def unreadable(*_, **__):
         raise PermissionError(13, "Permission denied", "corpus.txt")
 
-    monkeypatch.setattr("universal_neurons.tokens.read_documents", unreadable)
-    with pytest.raises(Exception, match=r"corpus\.txt") as caught:
+    monkeypatch.setattr("universal_neurons.study.TokenDataset.load", unreadable)
+    with pytest.raises(PermissionError, match=r"corpus\.txt") as caught:
         run(tmp_path / "run")
     assert "cannot be written" not in str(caught.value)
 
