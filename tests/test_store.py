@@ -12,7 +12,6 @@ from conftest import some_text
 
 from universal_neurons import Store, StudyConfig, run_study
 from universal_neurons.cli import main
-from universal_neurons.corpora import Document
 from universal_neurons.errors import (
     InputError,
     MissingFileError,
@@ -364,15 +363,15 @@ def test_links_inside_the_scratch_folder_and_of_files_lead_no_write_away(folder,
 def test_places_that_cannot_be_are_named(tmp_path):
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     (tmp_path / "file").touch()
-    for place, kind, words in (
-        (tmp_path / "nowhere", StoreConflictError, "link to nothing"),
-        (tmp_path / "nowhere" / "run", StoreConflictError, "link to nothing"),
-        (tmp_path / "file", StoreConflictError, "is a file"),
-        (tmp_path / "file" / "run", StoreConflictError, "cannot be written"),
-        (tmp_path / ("w" * 300), MissingFileError, "cannot be a path"),
-        ("~nosuchuser/run", MissingFileError, "cannot be a path"),
+    for place, words in (
+        (tmp_path / "nowhere", "link to nothing"),
+        (tmp_path / "nowhere" / "run", "link to nothing"),
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "run", "cannot be written"),
+        (tmp_path / ("w" * 300), "cannot be a path"),
+        ("~nosuchuser/run", "cannot be a path"),
     ):
-        with pytest.raises(kind, match=words):
+        with pytest.raises(StoreConflictError, match=words):
             StoreWriter(place).__enter__()
     assert {path.name for path in tmp_path.iterdir()} == {"nowhere", "file"}
     with pytest.raises(MissingFileError, match="no study"):
@@ -401,10 +400,20 @@ def test_after_any_refusal_the_folder_is_free(run, tmp_path, text_file, monkeypa
     assert folder.exists() == existing
     assert not existing or not any(folder.iterdir())
     with monkeypatch.context() as patched:  # not a named error: a defect of ours
-        patched.setattr("universal_neurons.tokens.read_documents", lambda _: iter([Document(3, "", "x")]))
-        refused(run, folder, Exception, data=str(tmp_path / "short.txt"))
+        patched.setattr("universal_neurons.study.TokenDataset.load", lambda *_, **__: [][0])
+        refused(run, folder, IndexError, data=str(tmp_path / "short.txt"))
     store, _ = run(folder, data=str(text_file))
     assert len(store.neurons) == 96
+
+
+def test_trouble_with_the_text_is_not_blamed_on_the_folder(run, tmp_path, monkeypatch):
+    def unreadable(*_, **__):
+        raise PermissionError(13, "Permission denied", "corpus.txt")
+
+    monkeypatch.setattr("universal_neurons.study.TokenDataset.load", unreadable)
+    with pytest.raises(PermissionError, match=r"corpus\.txt") as caught:
+        run(tmp_path / "run")
+    assert "cannot be written" not in str(caught.value)
 
 
 def test_a_study_that_stopped_before_anything_was_found_makes_room(run, folders, tmp_path, monkeypatch):

@@ -267,7 +267,7 @@ def check(models: list[str], /, *, tokenizer: str | None = None) -> None:
     stores = [given for given in models if is_store(given)]
     if stores:
         from universal_neurons.errors import ConfigError
-        from universal_neurons.store_check import check_stores
+        from universal_neurons.integrity import check_stores
 
         if len(stores) < len(models) or tokenizer is not None:
             raise ConfigError("models and studies are checked apart", given=", ".join(models), wanted="one kind")

@@ -149,8 +149,8 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Name a full disk or a place that cannot be written."""
+def full_disk(path: Path) -> Iterator[None]:
+    """Name a full disk."""
     try:
         yield
     except Exception as error:
@@ -159,6 +159,16 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise DiskFullError(
                 f"{path}: the disk is full", wanted="more free space", fix="free some, then run the same command again"
             ) from error
-        if isinstance(error, OSError) and number in UNWRITABLE:
+        raise
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Name a full disk or a place that cannot be written."""
+    try:
+        with full_disk(path):
+            yield
+    except OSError as error:
+        if error.errno in UNWRITABLE:
             raise StoreConflictError(f"{path}: cannot be written", given=error, fix="name another place") from error
         raise

@@ -28,11 +28,13 @@ def is_ours(entry: Path) -> bool:
 
 def holds_results(folder: Path) -> bool:
     """Whether an unfinished study's folder holds what took time to find: a checkpoint, a table, a step's study."""
+    if not folder.is_dir():
+        return True
     for entry in folder.iterdir():
-        if entry.name == WORK:
+        if entry.name == WORK and entry.is_dir():
             if any(path.name.startswith(COSTLY) for path in entry.iterdir()):
                 return True
-        elif entry.name == STEPS:
+        elif entry.name == STEPS and entry.is_dir():
             if any(holds_results(step) for step in entry.iterdir()):
                 return True
         elif entry.name not in (MANIFEST, DYNAMICS_FILE) and not is_ours(entry):

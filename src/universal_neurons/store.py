@@ -155,7 +155,10 @@ class StoreWriter:
     """
 
     def __init__(self, path: str | Path, manifest: str = MANIFEST) -> None:
-        self.path = local_path(path)
+        try:
+            self.path = local_path(path)
+        except MissingFileError as error:
+            raise StoreConflictError(error.what, wanted="the path of a folder", fix="name another --out") from None
         self.manifest = self.path / manifest
         self._lock: int | None = None
         self._created: list[Path] = []

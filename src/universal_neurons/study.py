@@ -9,7 +9,7 @@ import torch
 
 from universal_neurons.cluster import connected
 from universal_neurons.config import StudyConfig
-from universal_neurons.disk import disk_errors
+from universal_neurons.disk import full_disk
 from universal_neurons.errors import ConfigError
 from universal_neurons.estimate import plan_layout, require_memory
 from universal_neurons.inputs import Study
@@ -112,7 +112,7 @@ def run_study(
 
 def _tokens(config: StudyConfig, models: Sequence[Model], writer: StoreWriter) -> TokenDataset:
     assert config.context is not None
-    with disk_errors(writer.path):
+    with full_disk(writer.path):
         return TokenDataset.load(
             config, find_tokenizer(config, models), context=config.context, folder=writer.prepare()
         )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from universal_neurons.config import RoleSettings, StudyConfig
-from universal_neurons.disk import local_path
+from universal_neurons.disk import full_disk, local_path
 from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.manifest import MANIFEST
 from universal_neurons.models import Model
@@ -88,7 +88,8 @@ def _study_roles(
     with tempfile.TemporaryDirectory() as scratch:
         if tokens is None:
             assert config.context is not None
-            tokens = TokenDataset.load(config, tokenizer, context=config.context, folder=Path(scratch))
+            with full_disk(Path(scratch)):
+                tokens = TokenDataset.load(config, tokenizer, context=config.context, folder=Path(scratch))
         wanted = study.manifest["tokens"]["fingerprint"]
         if tokens.fingerprint != wanted:
             raise StoreConflictError(f"{study.path}: its text has changed", given=tokens.fingerprint, wanted=wanted)
