@@ -1,12 +1,13 @@
 """Labels of one's own from files and functions, with what is wrong about them said by name; topics of a corpus."""
 
 import json
+import os
 
 import numpy as np
 import polars as pl
 import pytest
 
-from universal_neurons import TokenDataset
+from universal_neurons import TokenDataset, own_labels
 from universal_neurons.errors import LabelError, MissingFileError
 from universal_neurons.labels import build_labels
 from universal_neurons.own_labels import read_own_labels
@@ -189,3 +190,157 @@ def test_two_planted_vocabularies_are_found_as_topics():
 @pytest.mark.parametrize(("rows", "n_topics"), [(2, 20), (60, 1), (60, 0)])
 def test_a_tiny_text_has_no_topics(rows, n_topics):
     assert find_topics(*topical(rows), n_topics) == {}
+
+
+HOSTILE = {
+    "an exit": "import sys\nsys.exit(0)",
+    "an exit with words": "raise SystemExit('done')",
+    "an exit later": "import sys\ndef f(s): sys.exit(0)",
+    "a recursion": "def f(s): return f(s)",
+    "a recursion at once": "def f(): f()\nf()",
+    "an exception of its own": "class Odd(BaseException): pass\nraise Odd('x')",
+    "an exception without text": "class Odd(Exception):\n    def __str__(self): raise ValueError\nraise Odd()",
+    "an exception whose text exits": "class Odd(Exception):\n    def __str__(self): raise SystemExit(0)\nraise Odd()",
+    "a long exception": "raise ValueError('x' * 10**7)",
+    "an answer that is none": "class Odd:\n    def __bool__(self): raise SystemExit(0)\ndef f(s): return Odd()",
+    "an answer of many": "import numpy\ndef f(s): return numpy.ones(3)",
+    "an object that exits when looked at": "class Odd:\n    __class__ = property(lambda s: exit(0))\nodd = Odd()\ndef _f(s): 1",
+    "a generator": "def f(s): yield True",
+    "a coroutine": "async def f(s): return True",
+    "an end of a generator": "raise GeneratorExit",
+    "no memory": "def f(s): return ' ' * (1 << 62)",
+    "not UTF-8": b"x = '\xff'",
+    "a NUL": b"x = 1\0",
+    "too deep to be read": "x = " + "(" * 5000,
+    "a missing import": "import no_such_module_anywhere",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_whatever_a_users_code_raises_its_file_is_named(tmp_path, case):
+    content = HOSTILE[case]
+    path = tmp_path / "mine.py"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(LabelError, match=r"mine\.py: ") as refused:
+        read(path)
+    assert len(str(refused.value)) < 800
+
+
+def test_an_interrupt_passes(tmp_path):
+    def interrupted(string):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read(interrupted=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read(write(tmp_path, "mine.py", "raise KeyboardInterrupt"))
+
+
+def test_answers_are_taken_for_their_truth():
+    own = read(numbers=lambda s: np.bool_(s == "12"), matches=lambda s: {"cat": "found"}.get(s))
+    assert members(own) == {"numbers": [5], "matches": [2]}
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\0b", "two\nlines", "\x1b[2J", "\ud800", "x" * 5000, "\u2028"])
+def test_a_name_that_no_table_can_hold_is_refused(tmp_path, name):
+    with pytest.raises(LabelError, match="a label cannot be called") as refused:
+        read(write(tmp_path, "sets.json", json.dumps({name: ["cat"]})))
+    assert len(str(refused.value)) < 500
+    with pytest.raises(LabelError, match="a label cannot be called"):
+        read(**{name: lambda s: True})
+
+
+def test_long_and_foreign_names_are_names(tmp_path):
+    names = ["y" * 1100, "boom 💥", "größer", "a\u00a0b", "[bold]", "$x$"]
+    own = read(write(tmp_path, "sets.json", json.dumps({name: ["cat"] for name in names})))
+    assert list(own.tokens) == names
+
+
+@pytest.mark.parametrize("text", [json.dumps({"a": ["cat"]}, indent="\t"), '\ufeff{"a": ["c\\u0061t"]}'])
+def test_json_is_read_as_json(tmp_path, text):
+    assert members(read(write(tmp_path, "sets.json", text))) == {"a": [1, 2]}
+
+
+@pytest.mark.parametrize(("name", "text", "match"), [
+    ("bad.json", '{"a": ["cat"], "a": ["dog"]}', "a key comes twice"),
+    ("bad.json", "a: [cat]", "not readable: not JSON"),
+    ("bad.json", '{"a": ' + "[" * 100_000, "not readable"),
+    ("bad.json", '{"a": []}', "none of its strings is a token"),
+    ("bad.json", '{"a": ["' + "c" * 10**6 + '"]}', "none of its strings is a token"),
+    ("bad.json", '["' + "c" * 10**6 + '"]', "not names and lists of strings"),
+    ("bad.json", "{}", "not names and lists of strings"),
+    ("bad.yaml", "a: &a [cat]\nb: *a\n", "anchor or alias"),
+    ("bad.yaml", "a: [cat]\na: [dog]\n", "a key comes twice"),
+    ("bad.yaml", "a: " + "[" * 100_000, "not readable"),
+    ("bad.yaml", "true: [cat]\n", "not names and lists of strings"),
+    ("bad.yaml", "a: [\x01]", "not readable"),
+])  # fmt: skip
+def test_sets_that_cannot_be_are_refused_shortly(tmp_path, name, text, match):
+    with pytest.raises(LabelError, match=match) as refused:
+        read(write(tmp_path, name, text))
+    assert len(str(refused.value)) < 1500
+
+
+def test_sets_that_are_not_utf8_are_refused(tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"a: [caf\xe9]")
+    with pytest.raises(LabelError, match="not readable"):
+        read(tmp_path / "bad.yaml")
+
+
+def test_label_files_are_taken_literally(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    good = pl.DataFrame({"row": [1], "start": [1], "end": [8], "label": ["x"]})
+    good.write_parquet(tmp_path / "s1.parquet")
+    with pytest.raises(MissingFileError, match="no such file"):
+        read(tmp_path / "s*.parquet")
+    good.with_columns(label=pl.lit("y")).write_parquet(tmp_path / "s[1].parquet")
+    assert list(read(tmp_path / "s[1].parquet").spans) == ["y"]
+    write(tmp_path, "m[1].py", "def f(s): return True")
+    write(tmp_path, "s[1].JSON", '{"g": ["cat"]}')
+    assert list(read("~/s1.parquet").spans) == ["x"]
+    assert list(read("~/m[1].py", "~/s[1].JSON").tokens) == ["f", "g"]
+    for place in ("w" * 300 + ".py", "~nosuchuser/a.yaml"):
+        with pytest.raises(MissingFileError, match="cannot be a path"):
+            read(place)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.json").mkdir()
+    for place in ("pipe.yaml", "folder.json"):
+        with pytest.raises(MissingFileError, match="no such file"):
+            read(tmp_path / place)
+
+
+@pytest.mark.parametrize(("columns", "match"), [
+    ({"row": [2**64 - 1]}, "outside the text"),
+    ({"end": [2**63]}, "outside the text"),
+    ({"label": [["x"]]}, "not readable"),
+    ({"row": []}, "no spans"),
+    ({"label": [None]}, "outside the text"),
+    ({"start": [True]}, "not spans of tokens"),
+    ({"label": ["a\nb"]}, "cannot be called"),
+])  # fmt: skip
+def test_odd_spans_are_refused(tmp_path, columns, match):
+    columns = {"row": [1], "start": [1], "end": [8], "label": ["x"]} | columns
+    n = min(map(len, columns.values()))
+    pl.DataFrame({name: values[:n] for name, values in columns.items()}).write_parquet(tmp_path / "odd.parquet")
+    with pytest.raises(LabelError, match=match):
+        read(tmp_path / "odd.parquet")
+
+
+def test_spans_of_other_types_are_the_same_spans(tmp_path):
+    table = pl.DataFrame({"row": [1, 3], "start": [1, 2], "end": [8, 4], "label": ["5", "7"]})
+    expected = None
+    for kind, label in ((pl.UInt8, pl.String), (pl.UInt64, pl.Categorical), (pl.Int16, pl.Int32)):
+        changed = table.with_columns(pl.col("row", "start", "end").cast(kind), pl.col("label").cast(label))
+        changed.write_parquet(tmp_path / "spans.parquet")
+        spans = {name: rows.tolist() for name, rows in read(tmp_path / "spans.parquet").spans.items()}
+        expected = expected or spans
+        assert spans == expected == {"5": [[1, 1, 8]], "7": [[3, 2, 4]]}
+
+
+def test_too_many_spans_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(own_labels, "MOST_SPANS", 3)
+    pl.DataFrame({"row": [1] * 4, "start": [1] * 4, "end": [2] * 4, "label": ["x"] * 4}).write_parquet(
+        tmp_path / "a.parquet"
+    )
+    with pytest.raises(LabelError, match="too many spans"):
+        read(tmp_path / "a.parquet")

@@ -13,7 +13,8 @@ from conftest import some_text
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from universal_neurons import StudyConfig, TokenDataset
+from universal_neurons import StudyConfig, TokenDataset, corpora, records
+from universal_neurons import tokens as tokens_module
 from universal_neurons.errors import MissingFileError, TextError, TokenizerError, TokenRangeError
 from universal_neurons.tokens import Tokenised, boundary_tokens, masked_ids, pack, tokenizer_digest
 
@@ -229,3 +230,99 @@ def test_boundary_tokens_and_rules(tokenizer):
     fewer["model"]["merges"].pop()
     other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(fewer)))
     assert tokenizer_digest(tokenizer) != tokenizer_digest(other)
+
+
+def lengths_of(tokenizer, tmp_path, rows):
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return load(tokenizer, tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_padding_at_either_end_is_removed_and_inside_it_stays(tokenizer, tmp_path, masked):
+    padded = copy.deepcopy(tokenizer)
+    padded.pad_token = padded.convert_ids_to_tokens(7)
+    body = [*range(20, 30), 7, *range(30, 40)]
+    counts = []
+    for left, right in ((0, 9), (9, 0), (4, 5), (0, 0)):
+        row = {"input_ids": [7] * left + body + [7] * right}
+        if masked:
+            row["attention_mask"] = [0] * left + [1] * len(body) + [0] * right
+        tokens = lengths_of(tokenizer if masked else padded, tmp_path, [row] * 12)
+        assert rows_of(tokens)[0][1 : tokens.lengths[0]].tolist() == body
+        counts.append(tokens.counted)
+    assert len(set(counts)) == 1
+
+
+def test_padding_that_is_eos_too_is_text(tokenizer, tmp_path):
+    eos = copy.deepcopy(tokenizer)
+    eos.pad_token = eos.eos_token
+    tokens = lengths_of(eos, tmp_path, [{"tokens": [5, 6, eos.eos_token_id, eos.eos_token_id]}] * 12)
+    assert set(tokens.lengths) == {5}
+
+
+@pytest.mark.parametrize(
+    "ids", [[True], [1.0], [1, None], [10**30], [2**31], [-(2**40)], ["a" * 10**6] * 2, [[]], [{}]]
+)
+def test_ids_that_are_none_are_refused_shortly(tokenizer, tmp_path, ids):
+    with pytest.raises(TokenRangeError, match="not a list of token ids") as refused:
+        lengths_of(tokenizer, tmp_path, [{"tokens": ids}])
+    assert len(str(refused.value)) < 600
+
+
+def test_a_document_in_parts_has_one_end_and_loses_nothing(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST", 64)
+    texts = [some_text(60, seed).replace("\n", " ") for seed in range(5)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    tokens = load(tokenizer, tmp_path / "a.jsonl", min_characters=60)
+    expected = [token for text in texts for token in (*tokenizer(text, add_special_tokens=False)["input_ids"], 0)]
+    assert np.concatenate([ids[1:n] for ids, n in zip(rows_of(tokens), tokens.lengths)]).tolist() == expected
+
+
+def test_a_long_line_is_read_no_further_than_tokens_are_wanted(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "PIECE", 1000)
+    (tmp_path / "a.txt").write_text("of the words " * 100_000)
+    asked = []
+    counting = copy.deepcopy(tokenizer)
+    monkeypatch.setattr(tokens_module, "TOKENISE_CHARACTERS", 1000)
+    monkeypatch.setattr(type(counting), "__call__", counted(type(counting).__call__, asked))
+    assert len(load(counting, tmp_path / "a.txt", max_tokens=3200)) == 100
+    assert 3200 < sum(asked) < 40_000
+
+
+def counted(call, asked):
+    """A tokenizer's call that notes how many characters it is given."""
+
+    def noting(self, text, *arguments, **settings):
+        asked.append(sum(map(len, text)))
+        return call(self, text, *arguments, **settings)
+
+    return noting
+
+
+def test_notes_of_the_corpus_are_the_datasets(tokenizer, tmp_path):
+    rows = [*DOCUMENTS, {"text": None}, {"text": "half \ud83d" + some_text(30)}]
+    notes = lengths_of(tokenizer, tmp_path, rows).notes
+    assert [note.split(" ", 1)[0] for note in notes] == ["1", "1"]
+    assert "null" in notes[0]
+    assert "U+FFFD" in notes[1]
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("a.jsonl", b'{"text": 3}\n'), ("a.txt", b"\xff" * 100), ("a.jsonl", b'{"tokens": [1, -2]}\n'), ("a.txt", b"short"),
+])  # fmt: skip
+def test_no_half_written_rows_stay_behind(tokenizer, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    work = tmp_path / "work"
+    work.mkdir()
+    with pytest.raises((TextError, TokenRangeError)):
+        load(tokenizer, tmp_path / name, folder=work)
+    assert not (work / "rows.partial").exists()
+
+
+def test_rows_are_not_written_through_a_link(tokenizer, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "rows.partial").symlink_to(tmp_path / "mine.txt")
+    assert len(load(tokenizer, write_jsonl(tmp_path / "a.jsonl"), folder=tmp_path / "work")) > 10
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["rows.i32"]

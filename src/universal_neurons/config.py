@@ -4,6 +4,7 @@ The command line's flags and the keys of a YAML file are this class's field name
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from universal_neurons.plain_values import read_values
 BUNDLED = "bundled"
 CONFIG_BYTES = 1 << 23
 LONGEST_NAME = 4096
+UNNAMEABLE = re.compile("[\0\ud800-\udfff]")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0, lt=2**31)]
 Stage = Literal["weights", "statistics", "labels", "universality", "roles"]
@@ -189,8 +191,8 @@ class StudyConfig(BaseModel):
     @classmethod
     def _names_that_can_be(cls, value: Any) -> Any:
         for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and ("\0" in text or len(text) > LONGEST_NAME):
-                raise ValueError(f"names and paths of at most {LONGEST_NAME} characters, none of them NUL")
+            if isinstance(text, str) and (len(text) > LONGEST_NAME or UNNAMEABLE.search(text)):
+                raise ValueError(f"names and paths of at most {LONGEST_NAME} characters, in UTF-8 and without NUL")
         return value
 
     @field_validator("models", "subset", "labels", "stages", mode="before")

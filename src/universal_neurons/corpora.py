@@ -32,6 +32,8 @@ ROWS = 1024  # of a table that are read at a time, at most
 TABLE_BYTES = 1 << 26  # of a table that are read at a time
 ROW_BYTES = 1 << 20  # that a row of a large row group may have on the average
 GROUP_BYTES = 1 << 28
+LARGEST_ROW = 1 << 27
+LIST_ROWS = 16  # where a row may be a list: equal tokens take no bytes in a file, whatever their number
 WANTED = "a text, jsonl or parquet file, a `datasets` folder or a hub id"
 
 
@@ -142,7 +144,7 @@ class Corpus:
             groups = range(table.num_row_groups)
         for group in groups:
             with _naming(failed, wanted="parquet"):
-                rows = _rows_at_once(table.metadata.row_group(group), columns, str(opened.path))
+                rows = _rows_at_once(table, group, columns, str(opened.path))
                 batches = iter(table.iter_batches(rows, row_groups=[group], columns=columns))
             yield from self._batches(batches, failed)
 
@@ -153,6 +155,8 @@ class Corpus:
                 batch = next(batches, None)
                 if batch is None:
                     return
+                if batch.nbytes > batch.num_rows * LARGEST_ROW:
+                    raise _too_large(failed, batch.nbytes // max(1, batch.num_rows), LARGEST_ROW)
                 batch.validate(full=True)
                 names, columns = batch.schema.names, batch.columns
             for row in range(batch.num_rows):
@@ -175,7 +179,7 @@ class Corpus:
             rows = loaded.with_format("arrow")
             names = list(loaded.column_names)
         rows = rows.select_columns(self.columns.needed(names, str(path)))
-        yield from self._batches(_record_batches(rows, str(path)), f"{path}: not a saved data set")
+        yield from self._batches(_record_batches(rows), f"{path}: not a saved data set")
 
     def _hub(self) -> Iterator[Document]:
         import datasets
@@ -243,39 +247,36 @@ def _as_lines(line: str, opened: Opened) -> str | None:
     return f"jq -c '{filters[kind]}' {opened.quoted} > corpus.jsonl" if kind in filters else None
 
 
-def _rows_at_once(group: Any, columns: Sequence[str], where: str) -> int:
+def _rows_at_once(table: Any, number: int, columns: Sequence[str], where: str) -> int:
     """How many rows of a row group of a parquet file are read at a time.  Raises `TextError` for too large ones."""
-    chunks = [group.column(index) for index in range(group.num_columns)]
-    sizes = [
-        max(chunk.total_uncompressed_size, 8 * chunk.num_values)
-        for chunk in chunks
-        if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns)
-    ]
-    per_row = sum(sizes) // max(1, group.num_rows) + 1
-    if sum(sizes) > GROUP_BYTES and per_row > ROW_BYTES:
-        raise TextError(
-            f"{where}: its rows are too large",
-            given=f"{per_row >> 20:,} MiB in a row on the average",
-            wanted=f"at most {ROW_BYTES >> 20} MiB, or row groups below {GROUP_BYTES >> 20} MiB",
-            fix="cut the documents into several, or write smaller row groups",
-        )
-    return max(1, min(ROWS, TABLE_BYTES // per_row))
+    group = table.metadata.row_group(number)
+    size, count = group.total_byte_size, max(1, group.num_rows)
+    if size > GROUP_BYTES and size > count * ROW_BYTES:  # pyarrow aborts here where the sizes are damaged: not before
+        chunks = [group.column(index) for index in range(group.num_columns)]
+        paths = [(chunk.path_in_schema, chunk.total_uncompressed_size) for chunk in chunks]
+        size = sum(part for path, part in paths if any(path == name or path.startswith(f"{name}.") for name in columns))
+    if size > GROUP_BYTES and size > count * ROW_BYTES:
+        raise _too_large(f"{where}: its rows are too large", size // count, ROW_BYTES)
+    lists = any(hasattr(table.schema_arrow.field(name).type, "value_field") for name in columns)
+    return LIST_ROWS if lists else max(1, min(ROWS, TABLE_BYTES // (size // count + 1)))
 
 
-def _record_batches(rows: Any, where: str) -> Iterator[Any]:
+def _too_large(what: str, given: int, most: int) -> TextError:
+    return TextError(
+        what,
+        given=f"{given:,} bytes in a row on the average",
+        wanted=f"at most {most:,}, or row groups of at most {GROUP_BYTES:,}",
+        fix="cut the documents into several, or write smaller row groups",
+    )
+
+
+def _record_batches(rows: Any) -> Iterator[Any]:
     """Arrow's batches of a `datasets` data set, of a bounded size."""
     start, size = 0, ROWS
     while start < len(rows):
         table = rows[start : start + size]
         if table.nbytes > TABLE_BYTES and size > 1:
             size //= 4
-            continue
-        if table.nbytes > GROUP_BYTES:
-            raise TextError(
-                f"{where}: row {start} is too large",
-                given=f"{table.nbytes:,} bytes",
-                wanted=f"at most {GROUP_BYTES:,}",
-                fix="cut the document into several",
-            )
-        yield from table.to_batches()
-        start += len(table)
+        else:
+            yield from table.to_batches()
+            start += len(table)

@@ -7,21 +7,30 @@
 - `file.parquet`: `row`, `start`, `end`, `label`; positions `start` up to (not including) `end` of a packed row.
 """
 
+import contextlib
 import inspect
 import runpy
-from collections.abc import Callable, Mapping
+import traceback
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-import yaml
 
+from universal_neurons.disk import local_path
 from universal_neurons.errors import LabelError, MissingFileError
+from universal_neurons.legible import brief, brief_repr
+from universal_neurons.plain_values import read_values
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.vocabulary import Vocabulary
 
+SETS_BYTES = 1 << 25
+MOST_SPANS = 10**7
+LONGEST_NAME = 4096
+NEVER_FALSE = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 SPAN_COLUMNS = ("row", "start", "end", "label")
 
 
@@ -34,6 +43,7 @@ class OwnLabels:
 
     def add(self, name: str, mask: np.ndarray | None = None, spans: np.ndarray | None = None) -> None:
         """One more label; names are taken once."""
+        _require_name(name)
         if name in self.tokens or name in self.spans:
             raise LabelError(f"two labels of the name {name!r}", wanted="names that differ", fix="rename one")
         if mask is not None:
@@ -54,61 +64,87 @@ def read_own_labels(
         own.add(name, mask=_mask(name, function, vocabulary))
     for source in sources:
         place, _, wanted = source.partition(".py:")
-        path = Path(place + ".py" if wanted else source)
-        if not path.is_file():
+        path = local_path(place + ".py" if wanted else source)
+        suffix = path.suffix.lower()
+        if suffix not in (".py", ".yaml", ".yml", ".json", ".parquet"):
+            raise LabelError(f"--labels {source}: not a file of labels", wanted=".py, .yaml, .json or .parquet")
+        if not _is_file(path):
             raise MissingFileError(f"--labels {source}: no such file, and no group of labels", wanted="see --help")
-        if path.suffix == ".py":
+        if suffix == ".py":
             for name, function in _functions(path, wanted).items():
-                own.add(name, mask=_mask(name, function, vocabulary))
-        elif path.suffix in (".yaml", ".yml", ".json"):
-            for name, members in _sets(path).items():
-                own.add(name, mask=_members(path, name, members, vocabulary))
-        elif path.suffix == ".parquet":
+                own.add(name, mask=_mask(name, function, vocabulary, path))
+        elif suffix == ".parquet":
             for name, spans in _spans(path, tokens).items():
                 own.add(name, spans=spans)
         else:
-            raise LabelError(f"--labels {source}: not a file of labels", wanted=".py, .yaml, .json or .parquet")
+            for name, members in _sets(path).items():
+                own.add(name, mask=_members(path, name, members, vocabulary))
     return own
 
 
-def _mask(name: str, function: Callable[[str], bool], vocabulary: Vocabulary) -> np.ndarray:
+def _is_file(path: Path) -> bool:
     try:
-        holds = [not dull and bool(function(s)) for s, dull in zip(vocabulary.strings, vocabulary.special)]
-    except Exception as error:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _require_name(name: object) -> None:
+    """A name that tables, figures and pages can hold."""
+    if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not all(map(_shown, name)):
         raise LabelError(
-            f"label {name}: its function failed", given=f"{type(error).__name__}: {error}", wanted="str -> bool"
-        ) from error
-    return np.array(holds)
+            f"a label cannot be called {brief_repr(name)}",
+            wanted=f"a name of 1 to {LONGEST_NAME} characters, without control characters",
+            fix="give it another name",
+        )
+
+
+def _shown(character: str) -> bool:
+    return unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")
+
+
+@contextlib.contextmanager
+def _naming(what: str, **advice: str) -> Iterator[None]:
+    """Whatever a user's code raises, an exit too, as an error about its file; only Ctrl-C passes."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        described = traceback.format_exception_only(error)[-1].strip()  # even where the error's own text fails
+        raise LabelError(what, given=brief(described), **advice) from error
+
+
+def _mask(name: str, function: Callable[[str], bool], vocabulary: Vocabulary, path: Path | None = None) -> np.ndarray:
+    label = f"label {brief(str(name))}" if path is None else f"{path}: label {brief(name)}"
+    if any(never_false(function) for never_false in NEVER_FALSE):
+        raise LabelError(f"{label}: its function is asynchronous or a generator", wanted="str -> bool")
+    with _naming(f"{label}: its function failed", wanted="str -> bool"):
+        return np.array([not dull and bool(function(s)) for s, dull in zip(vocabulary.strings, vocabulary.special)])
 
 
 def _functions(path: Path, wanted: str) -> dict[str, Callable[[str], bool]]:
-    try:
+    with _naming(f"{path}: cannot be run", wanted="Python code that defines functions, and nothing else"):
         names = runpy.run_path(str(path))
-    except Exception as error:
-        raise LabelError(f"{path}: cannot be run", given=f"{type(error).__name__}: {error}") from error
-    found: dict[str, Callable[[str], bool]] = {
-        name: f
-        for name, f in names.items()
-        if inspect.isfunction(f) and not name.startswith("_") and f.__globals__.get("__file__") == str(path)
-    }
+        functions: dict[str, Callable[[str], bool]] = {
+            name: value
+            for name, value in names.items()
+            if inspect.isfunction(value) and not name.startswith("_") and value.__globals__.get("__file__") == str(path)
+        }
     if wanted:
-        found = {name: f for name, f in found.items() if name == wanted}
-    if not found:
+        functions = {name: function for name, function in functions.items() if name == wanted}
+    if not functions:
         raise LabelError(f"{path}: no function {wanted}".rstrip(), wanted="functions of a token's string")
-    return found
+    return functions
 
 
 def _sets(path: Path) -> dict[str, list[str]]:
-    try:
-        sets: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise LabelError(f"{path}: not readable", given=error, wanted="names and lists of strings") from None
+    wanted = "names and lists of strings"
+    sets = read_values(path, most_bytes=SETS_BYTES, refused=LabelError, wanted=wanted)
     good = isinstance(sets, dict) and all(isinstance(v, list) and all(isinstance(s, str) for s in v)
                                           for v in sets.values())  # fmt: skip
-    if not good or not sets:
-        raise LabelError(
-            f"{path}: not names and lists of strings", given=repr(sets)[:80], fix="quote numbers and yes/no"
-        )
+    if not good or not sets or any(isinstance(name, bool) or not isinstance(name, str | int) for name in sets):
+        raise LabelError(f"{path}: not {wanted}", given=brief_repr(sets), wanted=wanted, fix="quote numbers and yes/no")
     return {str(name): members for name, members in sets.items()}
 
 
@@ -116,18 +152,20 @@ def _members(path: Path, name: str, members: list[str], vocabulary: Vocabulary) 
     wanted = set(members)
     mask = np.array([s in wanted or s.strip() in wanted for s in vocabulary.strings]) & ~vocabulary.special
     if not mask.any():
-        raise LabelError(f"{path}: {name}: none of its strings is a token", given=members[:5], wanted="tokens' strings")
+        raise LabelError(
+            f"{path}: {brief(name)}: none of its strings is a token",
+            given=brief_repr(members),
+            wanted="tokens' strings",
+        )
     return mask
 
 
 def _spans(path: Path, tokens: TokenDataset) -> dict[str, np.ndarray]:
-    try:
-        table = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise LabelError(f"{path}: not readable", given=str(error).splitlines()[0], wanted="parquet") from None
-    missing = [name for name in SPAN_COLUMNS if name not in table.columns]
-    if missing or not all(table[name].dtype.is_integer() for name in SPAN_COLUMNS[:3]):
-        raise LabelError(f"{path}: not spans of tokens", given=table.columns, wanted="integers row, start, end; label")
+    table = _span_table(path)
+    if not len(table):
+        raise LabelError(f"{path}: no spans", wanted="a row for every span")
+    if not all(table[name].dtype.is_integer() for name in SPAN_COLUMNS[:3]):
+        raise _not_spans(path, [f"{name}: {kind}" for name, kind in table.schema.items()])
     bad = table.filter(
         pl.any_horizontal(pl.col(*SPAN_COLUMNS).is_null())
         | (pl.col("row") < 0)
@@ -139,11 +177,40 @@ def _spans(path: Path, tokens: TokenDataset) -> dict[str, np.ndarray]:
     if len(bad):
         raise LabelError(
             f"{path}: a span outside the text",
-            given=bad.row(0, named=True),
+            given=brief_repr(bad.row(0, named=True)),
             wanted=f"row < {len(tokens)}, 0 ≤ start < end ≤ {tokens.context}",
         )
-    spans = table.select("row", "start", "end", pl.col("label").cast(pl.String)).sort("label", "row", "start")
+    spans = table.select(pl.col("row", "start", "end").cast(pl.Int64), "label").sort("label", "row", "start")
     return {
-        str(name): rows.select("row", "start", "end").to_numpy().astype(np.int64)
+        str(name): rows.select("row", "start", "end").to_numpy()
         for (name,), rows in spans.group_by(["label"], maintain_order=True)
     }
+
+
+def _span_table(path: Path) -> pl.DataFrame:
+    """The four columns, their values validated; the file is opened here, so that its name stands for itself."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    readable = partial(_naming, f"{path}: not readable", wanted="parquet")
+    with contextlib.ExitStack() as files:
+        with readable():
+            parquet = pq.ParquetFile(files.enter_context(path.open("rb")))
+            columns, count = parquet.schema_arrow.names, parquet.metadata.num_rows
+        if not set(SPAN_COLUMNS) <= set(columns):
+            raise _not_spans(path, columns)
+        if count > MOST_SPANS:
+            raise LabelError(f"{path}: too many spans", given=f"{count:,}", wanted=f"at most {MOST_SPANS:,}")
+        with readable():
+            read = parquet.read(columns=list(SPAN_COLUMNS))
+            read.validate(full=True)
+            label = read.column("label").cast(pa.large_string())
+            table = pl.from_arrow(read.drop_columns(["label"]).append_column("label", label))
+    assert isinstance(table, pl.DataFrame)
+    return table.select(SPAN_COLUMNS)
+
+
+def _not_spans(path: Path, given: list[str]) -> LabelError:
+    return LabelError(
+        f"{path}: not spans of tokens", given=brief(", ".join(given)), wanted="integers row, start, end; label"
+    )

@@ -53,10 +53,9 @@ def read_values(path: Path, *, most_bytes: int, refused: type[InputError], wante
 
 def _content(path: Path, most_bytes: int, refused: type[InputError], wanted: str) -> bytes:
     try:
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer must not hang
-        with os.fdopen(number, "rb") as file:
-            if not stat.S_ISREG(os.fstat(number).st_mode):
-                raise MissingFileError(f"{path}: not a regular file", wanted=wanted)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe without a writer would hang
+            raise MissingFileError(f"{path}: not a regular file", wanted=wanted)
+        with path.open("rb") as file:
             content = file.read(most_bytes + 1)
     except OSError as error:
         raise MissingFileError(f"{path}: cannot be read", given=error.strerror, wanted=wanted) from None

@@ -67,7 +67,8 @@ def make_sketch(
         with disk_errors(out):
             tokens = TokenDataset.load(config, tokenizer, context=config.context, folder=scratch)
         tokens.require_vocabulary(model.vocab_size, model.name)
-        reporter.note(repr(tokens))
+        for text in (repr(tokens), *tokens.notes):
+            reporter.note(text)
         return _Sketching(config, model, tokens, tokenizer_digest(tokenizer), out).run(reporter, checkpoint_seconds)
 
 

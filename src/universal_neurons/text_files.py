@@ -18,7 +18,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from universal_neurons.disk import local_path
 from universal_neurons.errors import MissingFileError, TextError
@@ -44,7 +44,7 @@ MARKS = (  # the longer first: UTF-32's begins with UTF-16's
 )  # fmt: skip
 
 
-def _zstd(stream: IO[bytes]) -> Any:
+def _zstd(stream: io.RawIOBase) -> Any:
     import pyarrow as pa
 
     return pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
@@ -91,7 +91,7 @@ class Opened:
         """Done with the file."""
         self.file.close()
 
-    def _decompressed(self, raw: IO[bytes]) -> tuple[bytes, io.RawIOBase, Compression | None]:
+    def _decompressed(self, raw: io.BufferedReader) -> tuple[bytes, io.RawIOBase, Compression | None]:
         with self.reading():
             head = raw.read(HEAD)
             compression = next((c for c in COMPRESSIONS if head.startswith(c.magic)), None)
@@ -261,7 +261,7 @@ class _Headed(io.RawIOBase):
         return len(data)
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> io.BufferedReader:
     try:
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
