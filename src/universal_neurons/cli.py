@@ -26,6 +26,7 @@ from universal_neurons.config import (
     make_dynamics_config,
     read_config,
 )
+from universal_neurons.disk import local_path
 from universal_neurons.errors import LONGEST, UniversalNeuronsError
 from universal_neurons.legible import shortened
 from universal_neurons.terminal import messages, output, prepare_streams, say, shown_lines
@@ -169,6 +170,7 @@ def show(store: Path, neuron: str | None = None, /) -> None:
     neuron
         A neuron, L2.17 or seed-1/L2.17.
     """
+    store = local_path(store)
     if (store / DYNAMICS_FILE).exists():
         from universal_neurons.dynamics import Dynamics
         from universal_neurons.dynamics_view import course_view, dynamics_view
@@ -207,9 +209,9 @@ def roles(store: Path, /, *, config: ConfigFile = None) -> None:
         given = read_config(config).get("roles")
         if not isinstance(given, dict):
             raise ConfigError(f"{config}: no section `roles`", wanted="thresholds of the roles (docs/roles.md)")
-        known = Store(store).config.roles.model_dump()
+        known = Store(local_path(store)).config.roles.model_dump()
         settings = make_config({"roles": known | given}, str(config)).roles
-    study = study_roles(store, settings, reporter=Reporter())
+    study = study_roles(local_path(store), settings, reporter=Reporter())
     output().print(roles_view(study))
     say(output(), f"report: {write_report(study).resolve()}")
 
@@ -229,6 +231,8 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
     from universal_neurons.report import write_dynamics_report, write_joint_report, write_report
     from universal_neurons.store import Store
 
+    stores = [local_path(path) for path in stores]
+    out = out and local_path(out)
     if len(stores) == 1 and out is None and (stores[0] / DYNAMICS_FILE).exists():
         from universal_neurons.dynamics import Dynamics
 
@@ -296,7 +300,7 @@ def convert(source: str, folder: Path, /) -> None:
     """
     from universal_neurons.checkpoints import convert as convert_checkpoint
 
-    say(output(), convert_checkpoint(source, folder).resolve())
+    say(output(), convert_checkpoint(source, local_path(folder)).resolve())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
