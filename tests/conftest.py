@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -158,3 +159,25 @@ def folders(tmp_path_factory) -> list[Path]:
     """Three tiny GPT-2 folders, different seeds."""
     root = tmp_path_factory.mktemp("models")
     return [save_tiny(root / f"m{seed}", seed=seed) for seed in range(3)]
+
+
+ODD = "[/red]$\\frac{1}{$$\x1b[31m\0\u202e:smile:\nb<i>"
+ODD_NAMES = (f"_a/b{ODD}", "_" + "W" * 300)
+ODD_SUBSETS = ("[bold]$$", "_\x9b[2J\u2028")
+
+
+@pytest.fixture(scope="session")
+def odd_store(tmp_path_factory):
+    """A study whose models and subsets have names that terminals, figures, pages and file systems take badly."""
+    from universal_neurons import StudyConfig, run_study
+    from universal_neurons.tokens import TokenDataset
+
+    chooser = random.Random(0)
+    pieces = [(ODD_SUBSETS[row % 2], np.array(chooser.choices(range(1, VOCABULARY), k=63))) for row in range(80)]
+    tokens = TokenDataset.from_pieces(pieces, context=CONTEXT, bos=0, masked=(0, 7))
+    models = [tiny_model("gpt2", seed, name) for seed, name in enumerate(ODD_NAMES)]
+    config = StudyConfig(
+        out=str(tmp_path_factory.mktemp("odd") / "<b>$x$"), pairs="all", subset=("all",), roles=FEW_ROLES,
+        labels=("tokens", "subsets"), draws=2, top_k=2,
+    )  # fmt: skip
+    return run_study(config, models=models, tokens=tokens, progress=False)

@@ -87,6 +87,7 @@ def test_run_show_report(study, folders, capsys, tmp_path, monkeypatch):
     assert "other: m1" in page
     capsys.readouterr()
     for wrong in (("show", run, "L9.9"), ("show", run, "seven"), ("show", run, "m9/L0.0"), ("show", tmp_path / "none"),
+                  ("show", run, ""), ("show", "x" * 300), ("report", run, "x" * 300), ("roles", "x" * 300),
                   ("report", run, "--out", "x.html")):  # fmt: skip
         assert call(*wrong) == 2
         assert "wanted:" in capsys.readouterr().err

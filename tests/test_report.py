@@ -1,13 +1,16 @@
 """Figures and pages: drawn from tables alone, self-contained, the same every time, honest where nothing is universal."""
 
 import re
+import unicodedata
+from html.parser import HTMLParser
 
 import polars as pl
 import pytest
-from conftest import FEW_ROLES, tiny_model
+from conftest import FEW_ROLES, ODD_NAMES, tiny_model
 from test_correlation import some_tokens
 
-from universal_neurons import StudyConfig, figures, run_study
+from universal_neurons import StudyConfig, figures, report, run_study
+from universal_neurons.legible import file_names, legible
 from universal_neurons.report import study_figures, summary_html, write_joint_report, write_report
 from universal_neurons.summary import facts, short, shown_neurons, study_view
 
@@ -115,3 +118,34 @@ def test_short_numbers():
         "–",
         ".00",
     ]
+
+
+class Heard(HTMLParser):
+    """The text and the tags of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.words, self.tags = [], set()
+        self.feed(page)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+
+
+def test_names_of_any_kind_are_text_on_a_page(odd_store, pages, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "render", lambda figure, kind: b"drawn by others")
+    page = write_report(odd_store).read_text()
+    monkeypatch.setattr(report, "study_figures", lambda store: {})
+    joint = write_joint_report([odd_store, odd_store], tmp_path / "joint.html").read_text()
+    for written in (page, joint, summary_html(odd_store)):
+        assert {c for c in written if unicodedata.category(c) in ("Cc", "Cf", "Cs")} <= {"\n"}
+    heard = Heard(page)
+    assert heard.tags == Heard(pages[1]).tags
+    for name in ODD_NAMES:
+        assert legible(name) in heard.words
+    drawn = {path.stem for path in (odd_store.path / "figures").iterdir()}
+    assert {f"universality-{part}" for part in file_names(ODD_NAMES).values()} <= drawn
+    assert page.count("<img") == len(drawn)

@@ -26,6 +26,7 @@ from universal_neurons.config import (
     make_dynamics_config,
     read_config,
 )
+from universal_neurons.disk import local_path
 from universal_neurons.errors import LONGEST, UniversalNeuronsError
 from universal_neurons.legible import shortened
 from universal_neurons.stored_code import require_given_again
@@ -172,8 +173,6 @@ def show(store: Path, neuron: str | None = None, /) -> None:
     neuron
         A neuron, L2.17 or seed-1/L2.17.
     """
-    from universal_neurons.disk import local_path
-
     store = local_path(store)
     if (store / DYNAMICS_FILE).exists():
         from universal_neurons.dynamics import Dynamics
@@ -236,6 +235,8 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
     from universal_neurons.report import write_dynamics_report, write_joint_report, write_report
     from universal_neurons.store import Store
 
+    stores = [local_path(path) for path in stores]
+    out = out and local_path(out)
     if len(stores) == 1 and out is None and (stores[0] / DYNAMICS_FILE).exists():
         from universal_neurons.dynamics import Dynamics
 
@@ -315,7 +316,8 @@ def convert(source: str, folder: Path, /) -> None:
     from universal_neurons.checkpoints import convert as convert_checkpoint
     from universal_neurons.progress import Reporter
 
-    say(output(), convert_checkpoint(source, folder, note=lambda text: Reporter().note(text)).resolve())
+    target = local_path(folder)
+    say(output(), convert_checkpoint(source, target, note=lambda text: Reporter().note(text)).resolve())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -22,7 +22,7 @@ import polars as pl
 
 from universal_neurons.disk import local_path
 from universal_neurons.errors import LabelError, MissingFileError
-from universal_neurons.legible import brief, brief_repr
+from universal_neurons.legible import brief_repr, shortened
 from universal_neurons.plain_values import read_values
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.vocabulary import Vocabulary
@@ -112,11 +112,11 @@ def _naming(what: str, **advice: str) -> Iterator[None]:
         raise
     except BaseException as error:
         described = traceback.format_exception_only(error)[-1].strip()  # even where the error's own text fails
-        raise LabelError(what, given=brief(described), **advice) from error
+        raise LabelError(what, given=described, **advice) from error
 
 
 def _mask(name: str, function: Callable[[str], bool], vocabulary: Vocabulary, path: Path | None = None) -> np.ndarray:
-    label = f"label {brief(str(name))}" if path is None else f"{path}: label {brief(name)}"
+    label = f"label {shortened(str(name), 200)}" if path is None else f"{path}: label {shortened(name, 200)}"
     if any(never_false(function) for never_false in NEVER_FALSE):
         raise LabelError(f"{label}: its function is asynchronous or a generator", wanted="str -> bool")
     with _naming(f"{label}: its function failed", wanted="str -> bool"):
@@ -153,7 +153,7 @@ def _members(path: Path, name: str, members: list[str], vocabulary: Vocabulary) 
     mask = np.array([s in wanted or s.strip() in wanted for s in vocabulary.strings]) & ~vocabulary.special
     if not mask.any():
         raise LabelError(
-            f"{path}: {brief(name)}: none of its strings is a token",
+            f"{path}: {shortened(name, 200)}: none of its strings is a token",
             given=brief_repr(members),
             wanted="tokens' strings",
         )
@@ -211,6 +211,4 @@ def _span_table(path: Path) -> pl.DataFrame:
 
 
 def _not_spans(path: Path, given: list[str]) -> LabelError:
-    return LabelError(
-        f"{path}: not spans of tokens", given=brief(", ".join(given)), wanted="integers row, start, end; label"
-    )
+    return LabelError(f"{path}: not spans of tokens", given=", ".join(given), wanted="integers row, start, end; label")

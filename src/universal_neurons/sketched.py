@@ -77,7 +77,7 @@ class SketchedModel(Model):
         return model
 
     def __repr__(self) -> str:
-        return f"SketchedModel({self.name!r}, {self.n_layers} x {self.d_mlp} neurons, {self.file.path})"
+        return f"SketchedModel({self.name!r}, {self.n_layers} x {self.d_mlp} neurons, {str(self.file.path)!r})"
 
 
 class SketchSource(NeuronSource):

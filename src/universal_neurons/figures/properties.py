@@ -87,7 +87,7 @@ def sparsity_against_cosine(neurons: pl.DataFrame, title: str) -> Figure | None:
         figure = Figure(figsize=(5, 3.8), layout="constrained")
         axes = figure.subplots()
         image = axes.hexbin(x, y, gridsize=45, bins="log", cmap="viridis", mincnt=1, linewidths=0.1)
-        figure.colorbar(image, ax=axes, label="neurons", format=PowersOfTen())
+        figure.colorbar(image, ax=axes, label="neurons", format=PowersOfTen()).minorformatter = PowersOfTen()
         if np.ptp(x) > 0 and np.ptp(y) > 0:
             fit = stats.linregress(x, y)
             ends = np.array([x.min(), x.max()])

@@ -29,7 +29,7 @@ STYLE: Any = {
     "xtick.minor.size": 0,
     "ytick.minor.size": 0,
 }
-LONGEST = 48  # characters of a name
+LONGEST = 40  # characters of a name
 SPELT = str.maketrans(  # signs that matplotlib's font lacks
     {sign: f"\\x{ord(control):02x}" for control, sign in SIGNS.items() if sign not in "⏎⇥"}
 )
