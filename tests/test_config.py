@@ -97,7 +97,7 @@ NUMBERS = [name for name, field in StudyConfig.model_fields.items() if int in ge
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", [10**30, -(10**30), 2**64, -1, float("nan"), float("inf"), 1e999, "9" * 5000, 0.5, [], None, {}])  # fmt: skip
+@pytest.mark.parametrize("value", [10**50, -(10**50), -1, float("nan"), float("inf"), 1e999, "9" * 5000, 0.5, [], None, {}])  # fmt: skip
 def test_numbers_that_cannot_be_are_refused(name, value):
     optional = type(None) in getattr(StudyConfig.model_fields[name].annotation, "__args__", ())
     if value is None and optional:
@@ -131,6 +131,6 @@ def test_a_union_says_all_that_is_possible():
 
 
 def test_an_ordinary_study_is_as_it_was(tmp_path):
-    config = StudyConfig(data="c.txt", mask=("bos", 7), threads=2, seed=2**63 - 1, roles={"kurtosis": 1e9})
+    config = StudyConfig(data="c.txt", mask=("bos", 7), threads=2, seed=2**128 - 1, roles={"kurtosis": 1e9})
     path = write(tmp_path, config.model_dump_json(), "study.json")
     assert make_config(read_config(path)) == config

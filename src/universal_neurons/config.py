@@ -183,7 +183,7 @@ class StudyConfig(BaseModel):
         description="Parts of the text that are added up apart, side by side on a cluster; else 1, there 8.",
     )
     cluster: str | None = Field(None, description="Spread the passes over a Ray cluster: auto, or its address.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the baseline's draws and the sketch's signs.")
+    seed: int = Field(0, ge=0, lt=2**128, description="Seed of the baseline's draws and the sketch's signs.")
     roles: RoleSettings = Field(RoleSettings(), description="Thresholds of the roles.")
     published: Published | None = Field(None, description="Published counts to print beside ours.")
 
