@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from universal_neurons import figures
@@ -38,7 +37,7 @@ PROPERTY_FIGURES = ("percentiles", "sparsity-", "nearest-", "layers-")
 
 def _on_page(value: Any) -> Any:
     """What a template prints: legible, unless it is HTML already."""
-    return value if isinstance(value, Markup) else legible(value)
+    return value if hasattr(value, "__html__") else legible(value)
 
 
 PAGES = Environment(
