@@ -275,8 +275,8 @@ def test_flipped_bits_of_a_manifest_are_never_a_traceback(folder):
         (folder / "study.json").write_bytes(content)
         with contextlib.suppress(UniversalNeuronsError):
             store = Store(folder)
-            assert store.missing_files() == []
-            repr(store)
+            if not store.missing_files():  # of tables whose names were hit
+                repr(store)
 
 
 def test_models_of_another_study_are_told(folder):

@@ -450,6 +450,7 @@ def test_objects_are_checked_and_recorded(config, tmp_path):
         ({"models": models, "tokens": some_tokens(4)}, TextError),
         ({"models": models, "tokens": some_tokens(80, masked=range(1024))}, TextError),
         ({"models": [models[0], Model(tiny_network("gpt2", 3).bfloat16(), "half")]}, ConfigError),
+        ({"models": [models[0], tiny_model("gpt2", 3, "half a character \ud83d")]}, ConfigError),
     ):
         with pytest.raises(error):
             quiet(config.model_copy(update={"out": str(tmp_path / "bad")}), **{"tokens": tokens} | changes)

@@ -21,7 +21,7 @@ import psutil
 import torch
 
 from universal_neurons import __version__
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import IN_MEMORY, StudyConfig
 from universal_neurons.errors import (
     ClusterAddressError,
     ClusterError,
@@ -31,7 +31,6 @@ from universal_neurons.errors import (
 )
 from universal_neurons.lanes import LaneJob, LaneRun
 from universal_neurons.models import Model
-from universal_neurons.plan import IN_MEMORY
 
 STEP_SECONDS = 2.0  # a worker answers so often
 PATIENCE_SECONDS = 300.0  # without a single worker

@@ -19,6 +19,7 @@ BUNDLED = "bundled"
 CONFIG_BYTES = 1 << 23
 LONGEST_NAME = 4096
 UNNAMEABLE = re.compile("[\0\ud800-\udfff]")
+IN_MEMORY = "in-memory"  # what stands in the place of a path where an object was given
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0, lt=2**31)]
 Stage = Literal["weights", "statistics", "labels", "universality", "roles"]
@@ -29,6 +30,12 @@ MOST_ROWS = 10**6  # of a table that is kept per neuron or model
 DYNAMICS_FILE = "dynamics.json"
 NOT_OF_DYNAMICS = ("pairs", "subset", "examples", "roles", "published")  # settings of `run` alone
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
+
+
+def is_nameable(text: str) -> bool:
+    """Whether files and tables can hold a name or path: not too long, UTF-8, and no NUL but in that of an object."""
+    path = text.replace("\0", "") if text.startswith(f"{IN_MEMORY}:") else text
+    return len(text) <= LONGEST_NAME and not UNNAMEABLE.search(path)
 
 
 class Published(BaseModel):
@@ -191,7 +198,7 @@ class StudyConfig(BaseModel):
     @classmethod
     def _names_that_can_be(cls, value: Any) -> Any:
         for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and (len(text) > LONGEST_NAME or UNNAMEABLE.search(text)):
+            if isinstance(text, str) and not is_nameable(text):
                 raise ValueError(f"names and paths of at most {LONGEST_NAME} characters, in UTF-8 and without NUL")
         return value
 

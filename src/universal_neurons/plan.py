@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from universal_neurons.checkpoints import bundled_models, expand_bundled, folder_of, resolve_sources
-from universal_neurons.config import BUNDLED, STAGES, StudyConfig
+from universal_neurons.config import BUNDLED, IN_MEMORY, STAGES, StudyConfig, is_nameable
 from universal_neurons.errors import (
     ConfigError,
     ContextError,
@@ -23,7 +23,6 @@ from universal_neurons.syntax import find_pipeline
 from universal_neurons.tokens import tokenizer_digest
 
 PAPER_CONTEXT = 512
-IN_MEMORY = "in-memory"
 CLUSTER_LANES = 8
 
 
@@ -41,6 +40,9 @@ def from_objects(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
             fix="move them with .to(...)",
         )
     names = tuple(f"{IN_MEMORY}:{model.name}" for model in models)
+    for name in names:
+        if not is_nameable(name):
+            raise ConfigError("a model's name cannot be written", given=name, wanted="a short name in UTF-8")
     return config.model_copy(update={"models": names, "device": devices.pop(), "dtype": dtypes.pop()})
 
 

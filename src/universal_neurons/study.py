@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from universal_neurons.cluster import connected
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import IN_MEMORY, StudyConfig
 from universal_neurons.disk import full_disk
 from universal_neurons.errors import ConfigError
 from universal_neurons.estimate import plan_layout, require_memory
@@ -16,7 +16,6 @@ from universal_neurons.inputs import Study
 from universal_neurons.models import Model
 from universal_neurons.panels import Layout
 from universal_neurons.plan import (
-    IN_MEMORY,
     default_out,
     find_tokenizer,
     from_objects,

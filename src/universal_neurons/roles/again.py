@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from universal_neurons.config import RoleSettings, StudyConfig
+from universal_neurons.config import IN_MEMORY, RoleSettings, StudyConfig
 from universal_neurons.disk import full_disk, local_path
 from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.manifest import MANIFEST
 from universal_neurons.models import Model
 from universal_neurons.own_labels import read_own_labels
-from universal_neurons.plan import IN_MEMORY, find_tokenizer, load_models
+from universal_neurons.plan import find_tokenizer, load_models
 from universal_neurons.progress import Reporter
 from universal_neurons.roles.one_model import ROLE_TABLES
 from universal_neurons.roles.stage import Roles, vocabulary_of
