@@ -53,7 +53,7 @@ def test_what_cannot_be_understood_is_refused_shortly_and_at_once(tmp_path, monk
     before = time.monotonic()
     with pytest.raises(ConfigError, match=words) as refused:
         read_config(write(tmp_path, content))
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < 30
     assert len(str(refused.value)) < 1500
 
 

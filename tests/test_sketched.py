@@ -120,7 +120,7 @@ def test_an_interrupted_sketch_goes_on_to_the_same_bytes(folders, long_text, ske
         "make_sketch(StudyConfig(**json.loads(sys.argv[1])), reporter=Reporter(quiet=True), checkpoint_seconds=0.0)"
     )
     child = subprocess.Popen([sys.executable, "-c", code, json.dumps(settings)])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 400
     while not list(scratch_of(out).glob("checkpoint-*")) and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGKILL)
