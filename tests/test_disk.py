@@ -1,12 +1,21 @@
 """Paths as users give them, and whole files."""
 
+import errno
 import hashlib
 import os
 
 import pytest
 
-from universal_neurons.disk import create_anew, local_path, open_regular, own_folder, sha256_of, write_atomically
-from universal_neurons.errors import MissingFileError, StoreConflictError
+from universal_neurons.disk import (
+    create_anew,
+    disk_errors,
+    local_path,
+    open_regular,
+    own_folder,
+    sha256_of,
+    write_atomically,
+)
+from universal_neurons.errors import DiskError, DiskFullError, MissingFileError, StoreConflictError
 
 
 def test_only_the_home_is_expanded(tmp_path, monkeypatch):
@@ -72,3 +81,23 @@ def test_pipes_devices_and_folders_are_not_read(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "f")
     with open_regular(tmp_path / "link") as stream:
         assert stream.read() == b"abc"
+
+
+def fail_with(number: int, path) -> None:
+    with disk_errors(path):
+        raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, DiskFullError),
+        (errno.EDQUOT, DiskFullError),
+        (errno.EFBIG, DiskError),
+        (errno.EIO, DiskError),
+        (errno.EROFS, StoreConflictError),
+    ],
+)
+def test_a_disk_that_fails_is_named(tmp_path, number, kind):
+    with pytest.raises(kind, match=str(tmp_path)):
+        fail_with(number, tmp_path)

@@ -266,6 +266,13 @@ def test_a_manifest_that_never_ends_is_not_read(folder, monkeypatch):
         Store(folder)
 
 
+def test_a_manifest_without_its_first_table_is_refused(folder):
+    manifest = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(manifest | {"tables": {}}))
+    with pytest.raises(StoreConflictError, match="no table 'neurons'"):
+        Store(folder)
+
+
 def test_flipped_bits_of_a_manifest_are_never_a_traceback(folder):
     whole = (folder / "study.json").read_bytes()
     draw = random.Random(0)

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 
 from universal_neurons.checkpoints import expand_bundled, resolve_sources
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import StudyConfig, make_config
 from universal_neurons.errors import ArchitectureError, ConfigError, InputError, TokenRangeError
 from universal_neurons.estimate import Estimate, estimate
 from universal_neurons.models import Model, load_model, verify
@@ -20,6 +20,7 @@ SUBSET_TOKENS = 1_000_000  # how far a corpus is read to see which subsets it ha
 
 def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
     """Load every model and say what it is; raises an `InputError` that lists all that keeps them apart."""
+    config = make_config({"models": tuple(models), "tokenizer": tokenizer, "stages": ("statistics",)}, "command line")
     problems: list[InputError] = []
     loaded: list[Model] = []
     notes = []
@@ -42,7 +43,6 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
             f"{verify(model):.0e}",
         )
         table.row(name, model.architecture.name, *row)
-    config = StudyConfig(models=tuple(models), tokenizer=tokenizer, stages=("statistics",))
 
     def require_vocabularies() -> None:
         largest = max(find_tokenizer(config, loaded).get_vocab().values())

@@ -263,15 +263,17 @@ def check(models: list[str], /, *, tokenizer: str | None = None) -> None:
     tokenizer
         A tokenizer's folder or hub id, where the models bring none.
     """
-    from universal_neurons.manifest import is_store
+    from universal_neurons.manifest import is_ours
 
-    stores = [given for given in models if is_store(given)]
+    stores = [given for given in models if is_ours(given)]
     if stores:
         from universal_neurons.errors import ConfigError
         from universal_neurons.integrity import check_stores
 
         if len(stores) < len(models) or tokenizer is not None:
-            raise ConfigError("models and studies are checked apart", given=", ".join(models), wanted="one kind")
+            raise ConfigError(
+                "models, and what was made of them, are checked apart", given=", ".join(models), wanted="one kind"
+            )
         output().print(check_stores(stores))
         return
     from universal_neurons.check import check_models

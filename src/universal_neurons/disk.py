@@ -12,7 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from universal_neurons.errors import DiskFullError, MissingFileError, StoreConflictError
+from universal_neurons.errors import DiskError, DiskFullError, MissingFileError, StoreConflictError
 
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP,
@@ -150,11 +150,18 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def full_disk(path: Path) -> Iterator[None]:
-    """Name a full disk."""
+    """Name a full disk, and one that fails."""
     try:
         yield
     except Exception as error:
         number = getattr(error, "errno", None)
+        if number in (errno.EFBIG, errno.EIO):
+            raise DiskError(
+                f"{path}: writing failed",
+                given=error,
+                wanted="a disk that works, and files that may grow (ulimit -f)",
+                fix="mend that, then run the same command again",
+            ) from error
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "os error 28" in str(error):
             raise DiskFullError(
                 f"{path}: the disk is full", wanted="more free space", fix="free some, then run the same command again"

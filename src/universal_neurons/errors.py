@@ -41,6 +41,21 @@ class UniversalNeuronsError(Exception):
         parts = [f"  {label + ':':8}{value}" for label, value in self._parts.items() if value is not None]
         super().__init__("\n".join([self.what, *self._causes, *parts]))
 
+    @property
+    def given(self) -> str | None:
+        """What was given."""
+        return self._parts["given"]
+
+    @property
+    def wanted(self) -> str | None:
+        """What was wanted."""
+        return self._parts["wanted"]
+
+    @property
+    def fix(self) -> str | None:
+        """What to do about it."""
+        return self._parts["fix"]
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (type(self), self.what, self._parts | {"causes": self._causes})
 
@@ -142,6 +157,10 @@ class ClusterError(StudyError):
 
 class DiskFullError(StudyError):
     """No space left where the store is written."""
+
+
+class DiskError(StudyError):
+    """A disk that fails, or files that may not grow."""
 
 
 class OutputError(UniversalNeuronsError):

@@ -1,4 +1,4 @@
-"""Are the files of finished studies those that their manifests say?  Every table, by its SHA-256."""
+"""Are the files of finished studies, and sketches, those that their manifests say?  Every table, by its SHA-256."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,8 @@ from universal_neurons.config import DYNAMICS_FILE
 from universal_neurons.disk import local_path
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
-from universal_neurons.results import Results
+from universal_neurons.manifest import SKETCH
+from universal_neurons.sketch_file import SketchFile
 from universal_neurons.store import Store
 from universal_neurons.terminal import shown
 
@@ -24,18 +25,32 @@ def check_stores(paths: Sequence[str]) -> Group:
     for given in paths:
         path = local_path(given)
         begun = len(problems)
+        if path.suffix == SKETCH:
+            lines += _check_sketch(path, problems)
+            continue
         files = _check_dynamics(path, problems) if (path / DYNAMICS_FILE).exists() else _check(Store, path, problems)
         if len(problems) == begun:
             lines.append(f"{path}: whole; {files} files are those that were written.")
     if problems:
-        raise StoreConflictError("these are not the studies that were written:", causes=problems)
+        raise StoreConflictError("not what was written:", causes=problems)
     return Group(*map(shown, lines))
 
 
-def _check(kind: type[Results], path: Path, problems: list[str]) -> int:
+def _check_sketch(path: Path, problems: list[str]) -> list[str]:
+    """Verify a portable sketch, which is done when it is opened."""
+    try:
+        sketch = SketchFile(path)
+    except InputError as error:
+        problems.append(str(error))
+        return []
+    return [f"{path}: a whole sketch of {sketch.about['model']['name']}."]
+
+
+def _check(kind: type[Store | Dynamics], path: Path, problems: list[str]) -> int:
     """Check the tables in one folder; returns how many there are."""
     try:
         results = kind(path)
+        _ = results.config  # which can be read
         missing = results.missing_files()
         if missing:
             raise MissingFileError(

@@ -2,10 +2,11 @@
 
 import json
 import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from universal_neurons.config import DYNAMICS_FILE
 from universal_neurons.disk import local_path, open_regular
@@ -13,12 +14,24 @@ from universal_neurons.errors import MissingFileError, StoreConflictError
 
 MANIFEST = "study.json"
 HISTOGRAMS = "histograms"  # the one table that is no parquet file
+SKETCH = ".safetensors"  # how the name of a portable sketch ends
 REWRITING = "rewriting"  # the key of a study whose tables are being replaced: which
 MOST_BYTES = 1 << 26
 
 TableName = Annotated[str, StringConstraints(pattern=r"\A[A-Za-z0-9_-]{1,100}\z")]
 Digest = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
 Name = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _holding(name: str) -> Callable[[dict[str, str]], dict[str, str]]:
+    """A check that a table, which is always written, is among the tables."""
+
+    def check(tables: dict[str, str]) -> dict[str, str]:
+        if name not in tables:
+            raise ValueError(f"no table {name!r}")
+        return tables
+
+    return check
 
 
 class Facts(BaseModel):
@@ -33,8 +46,8 @@ class ModelFacts(Facts):
     name: Name
     sha256: str
     architecture: str
-    layers: int = Field(ge=1)
-    d_mlp: int = Field(ge=1)
+    layers: int = Field(ge=1, lt=2**31)
+    d_mlp: int = Field(ge=1, lt=2**31)
 
 
 class TokenFacts(Facts):
@@ -98,7 +111,7 @@ class FinishedStudy(Unfinished):
 
     models: list[ModelFacts] = Field(min_length=1)
     tokens: TokenFacts | None
-    tables: dict[TableName, Digest]
+    tables: Annotated[dict[TableName, Digest], AfterValidator(_holding("neurons"))]
     environment: Environment
     counted_tokens: int
     search: Annotated[Exact | Screened | Sketched, Field(discriminator="search")]
@@ -133,12 +146,14 @@ class FinishedDynamics(Unfinished):
     seeds: list[Name] = Field(min_length=1)
     checkpoints: list[CheckpointFacts] = Field(min_length=1)
     tokens: TokenFacts
-    tables: dict[TableName, Digest]
+    tables: Annotated[dict[TableName, Digest], AfterValidator(_holding("checkpoints"))]
     environment: Environment
 
 
-def is_store(given: str) -> bool:
-    """Whether this is the folder of a study or of training dynamics."""
+def is_ours(given: str) -> bool:
+    """Whether this is the folder of a study or of training dynamics, or the file of a sketch."""
+    if local_path(given).suffix == SKETCH:
+        return True
     return any((local_path(given) / name).exists() for name in (MANIFEST, DYNAMICS_FILE))
 
 

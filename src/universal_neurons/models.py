@@ -1,6 +1,7 @@
 """A model from a local folder, a hub id or the bundled suite: read with care, then checked."""
 
 from pickle import UnpicklingError
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from universal_neurons.network import DTYPES, Model, Sink, matrix_of, quiet_tran
 from universal_neurons.tokenizer import load_tokenizer
 from universal_neurons.verification import verify
 from universal_neurons.weight_files import (
+    impossible_config,
     pickled_files,
     pickled_tensors,
     read_config,
@@ -28,6 +30,8 @@ __all__ = [
     "DTYPES", "Model", "Sink", "load_model", "load_tokenizer", "load_weights", "matrix_of", "quiet_transformers",
     "verify",
 ]  # fmt: skip
+
+ONE_AT_A_TIME = Lock()  # `transformers` changes torch's state while it builds a model
 
 # What broken weights and odd configurations make `transformers` raise.
 UNREADABLE = (
@@ -61,11 +65,12 @@ def load_model(
         raise ConfigError(f"device {device!r} is not there", given=str(error).splitlines()[0][:200]) from error
     if isinstance(source, str):
         source = resolve_sources([f"{source}@{revision}" if revision else source])[0]
-    weights = load_weights(source, dtype)
+    with ONE_AT_A_TIME:
+        weights, tokenizer = load_weights(source, dtype), load_tokenizer(source.folder)
     model = Model(
         weights.network.to(device).requires_grad_(False),
         name or source.name,
-        tokenizer=load_tokenizer(source.folder),
+        tokenizer=tokenizer,
         digest=digest_of([*require_weights(source), source.folder / "config.json"]),
         notes=weights.notes,
     )
@@ -88,10 +93,13 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weight
     require_layers(config, tensors, row, source.given)
     loader = AutoModelForCausalLM if row.causal else AutoModelForMaskedLM
     try:
+        with quiet_transformers(), torch.device("meta"):
+            described = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+            shape: Any = loader.from_config(described)
+    except (*UNREADABLE, StrictDataclassError) as error:
+        raise impossible_config(source.given, f"{type(error).__name__}: {error}") from error
+    try:
         with quiet_transformers():
-            with torch.device("meta"):
-                described = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
-                shape: Any = loader.from_config(described)
             headless, note = require_fit(tensors, shape, row, source)
             loaded: Any = loader.from_pretrained(
                 source.folder,

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from universal_neurons.architectures import Architecture, architecture_of, module_at
-from universal_neurons.errors import ArchitectureError
+from universal_neurons.errors import ArchitectureError, CheckpointError, ConfigError
 
 Sink = Callable[[int, Tensor], None]  # layer, (rows x context, d_mlp)
 HEADLESS = "no unembedding: no logits, no roles, no vocab_* columns"
@@ -38,6 +38,8 @@ class Model:
     def __init__(
         self, hf: Any, name: str, *, tokenizer: Any = None, digest: str | None = None, notes: Sequence[str] = ()
     ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ConfigError("a model needs a name", given=repr(name), wanted="a string of one character or more")
         model_type = getattr(getattr(hf, "config", None), "model_type", None)
         if not isinstance(model_type, str) or not hasattr(hf, "named_parameters"):
             raise ArchitectureError(
@@ -61,6 +63,7 @@ class Model:
         self.has_unembedding = module_at(hf, self.architecture.unembedding) is not None
         self.notes = (*notes, *([] if self.has_unembedding else [HEADLESS]))
         self.blocks: list[nn.Module] = list(blocks)
+        self._require_plain_weights()
         self.n_layers = len(self.blocks)
         self.d_model: int = hf.config.hidden_size
         self.d_mlp: int = matrix_of(self.part(0, "w_in")).shape[0]
@@ -71,6 +74,19 @@ class Model:
                 f"{name}: it reads no text", given=f"a context of {self.context}", wanted="1 or more"
             )
         self.digest = digest or _digest_of_state(hf)
+
+    def _require_plain_weights(self) -> None:
+        """Refuse weights whose numbers are not there: quantised ones, and those on the meta device."""
+        for role in ("w_in", "w_out"):
+            weight = getattr(self.part(0, role), "weight", None)
+            if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.is_meta:
+                numbers = f"{weight.dtype} on {weight.device}" if isinstance(weight, Tensor) else type(weight).__name__
+                raise CheckpointError(
+                    f"{self.name}: its weights are quantised, or not loaded",
+                    given=numbers,
+                    wanted="floating-point numbers in memory",
+                    fix="load the unquantised model, without a device map that leaves weights out",
+                )
 
     @property
     def n_neurons(self) -> int:

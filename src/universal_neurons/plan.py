@@ -20,6 +20,7 @@ from universal_neurons.errors import (
 )
 from universal_neurons.models import DTYPES, Model, load_model, load_tokenizer, verify
 from universal_neurons.syntax import find_pipeline
+from universal_neurons.tokenizer import require_same_ids_every_time
 from universal_neurons.tokens import tokenizer_digest
 
 PAPER_CONTEXT = 512
@@ -189,4 +190,6 @@ def find_tokenizer(config: StudyConfig, models: Sequence[Model], *, required: bo
             wanted="tokenizer.json or another tokenizer's files",
             fix="--tokenizer FOLDER",
         )
+    if found is not None:
+        require_same_ids_every_time(found)
     return found

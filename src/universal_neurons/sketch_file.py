@@ -210,8 +210,10 @@ class SketchFile:
             metadata = self.tensors.metadata() or {}
         except FileNotFoundError:
             raise MissingFileError(f"{path}: no sketch here", wanted="a file that `uneurons sketch` wrote") from None
-        except (SafetensorError, OSError, StoreConflictError) as error:
-            raise SketchError(f"{path}: cannot be read", given=str(error)[:200], wanted="a whole sketch") from None
+        except StoreConflictError as error:
+            raise SketchError(error.what, wanted="a whole sketch") from None
+        except (SafetensorError, OSError) as error:
+            raise SketchError(f"{path}: cannot be read", given=error, wanted="a whole sketch") from None
         given = metadata.get("format", "another safetensors file")
         if given == UNHASHED:
             raise SketchError(

@@ -10,6 +10,7 @@ import torch
 from universal_neurons.accumulators import SUMS, Accumulator, Block, Recipe
 from universal_neurons.config import TEXT_SETTINGS, StudyConfig
 from universal_neurons.errors import ConfigError, MissingFileError, SketchError
+from universal_neurons.manifest import SKETCH
 from universal_neurons.models import Model, load_model
 from universal_neurons.plan import find_tokenizer
 from universal_neurons.sketch import sums_block
@@ -17,13 +18,12 @@ from universal_neurons.sketch_file import STATISTICS, SketchFile, require_one_te
 from universal_neurons.stream import NeuronSource, Provisional
 from universal_neurons.tokens import Shard, TokenDataset
 
-SUFFIX = ".safetensors"
 FIXED = (*TEXT_SETTINGS, "group_size", "tokenizer", "subset", "lanes", "cluster", "dtype", "batch_tokens")
 
 
 def are_sketches(models: Sequence[str]) -> bool:
     """Whether a study's models are files of sketches; some and some not is a `ConfigError`."""
-    files = [Path(model).suffix == SUFFIX for model in models]
+    files = [Path(model).suffix == SKETCH for model in models]
     if any(files) and not all(files):
         raise ConfigError(
             "sketches and models together",

@@ -18,6 +18,7 @@ from universal_neurons.config import TEXT_SETTINGS, StudyConfig
 from universal_neurons.disk import disk_errors, local_path
 from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.generations import Generations, Pace
+from universal_neurons.manifest import SKETCH
 from universal_neurons.models import Model
 from universal_neurons.moments import SumSquares
 from universal_neurons.passes import CHECKPOINT_SECONDS, CHECKPOINT_SHARE
@@ -51,6 +52,9 @@ def make_sketch(
     if len(config.models) != 1 or config.out is None:
         raise ConfigError("a sketch is of one model, in one file", given=config.models, wanted="one model, and --out")
     out = local_path(config.out)
+    if out.suffix != SKETCH:
+        wanted = f"a name that ends in {SKETCH}, by which `run` knows a sketch"
+        raise ConfigError(f"--out {out}: not the name of a sketch", wanted=wanted, fix=f"--out {out}{SKETCH}")
     require_free(out)
     if not out.parent.is_dir():
         raise StoreConflictError(f"{out}: no folder {out.parent}", wanted="a folder that is there")

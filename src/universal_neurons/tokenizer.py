@@ -21,6 +21,8 @@ SPECIAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_
 IDS = range(2**31)
 MOST_IDS = 1 << 24
 ANCHOR = "a"
+CHANCE = "Once upon a time there was a miller who had three sons, and 1,024 of whatever is internationally traded. " * 8
+CHANCES = 4  # times that a text is read to see whether it always becomes the same tokens
 TRIED = 8  # tokens whose own strings are encoded to see whether a tokenizer works
 
 
@@ -37,10 +39,9 @@ def load_tokenizer(folder: str | Path) -> Any:
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             _try_out(tokenizer)
     except TokenizerError as error:
+        mend = "mend tokenizer.json and tokenizer_config.json, or upgrade transformers and tokenizers to a newer kind"
         raise CheckpointError(
-            f"{folder}: {error}",
-            fix="mend its tokenizer.json and tokenizer_config.json, or upgrade transformers and tokenizers, which may "
-            "know a newer kind",
+            f"{folder}: {error.what}", given=error.given, wanted=error.wanted, fix=error.fix or mend
         ) from error
     return tokenizer
 
@@ -85,6 +86,18 @@ def _named_errors(what: str) -> Iterator[None]:
         raise TokenizerError(what, given=reason[:200], wanted="a tokenizer that works") from error
 
 
+def require_same_ids_every_time(tokenizer: Any) -> None:
+    """Raise `TokenizerError` where the same text becomes other ids each time: BPE dropout, sampling."""
+    once, *again = (encode(tokenizer, [CHANCE]) for _ in range(CHANCES))
+    if any(ids != once for ids in again):
+        raise TokenizerError(
+            "its tokenizer draws lots: the same text becomes other tokens each time",
+            given="dropout of merges, or sampling",
+            wanted="the same tokens every time",
+            fix='set "dropout" to null in tokenizer.json (tokenizer.backend_tokenizer.model.dropout = None)',
+        )
+
+
 def _try_out(tokenizer: Any) -> None:
     """Ask a tokenizer for everything that a study asks it."""
     tokenizer_digest(tokenizer)
@@ -96,7 +109,7 @@ def _try_out(tokenizer: Any) -> None:
     for text in texts:
         try:
             encode(tokenizer, [text])
-            return
+            return require_same_ids_every_time(tokenizer)
         except TokenizerError as error:
             failures.append(error)
     raise failures[0]

@@ -3,6 +3,7 @@
 Only headers are read, so that a configuration of another size than the weights is refused, not allocated.
 """
 
+import contextlib
 import json
 import re
 import warnings
@@ -24,6 +25,7 @@ PLAIN_FORMATS = ("F64", "F32", "F16", "BF16")
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LAYER_SETTINGS = ("num_hidden_layers", "n_layer", "num_layers")
 SHOWN = 200
+POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,7 @@ def require_model_folder(source: Source) -> None:
     require_ordinary_files(folder, source.given)
     if (folder / "config.json").is_file():
         return
-    if (folder / "adapter_config.json").is_file():
-        adapter = _json_object(folder / "adapter_config.json", source.given)
-        base = str(adapter.get("base_model_name_or_path"))[:SHOWN]
-        raise CheckpointError(
-            f"{source.given}: an adapter, not a model",
-            given=f"{str(adapter.get('peft_type'))[:SHOWN]} weights for {base}",
-            wanted="a whole model",
-            fix="merge it into its model first: PeftModel.from_pretrained(base, adapter).merge_and_unload(), "
-            "then save_pretrained(NEW_FOLDER) of that and of the tokenizer",
-        )
+    _refuse_adapter(source)
     if any(folder.glob("*.gguf")):
         raise CheckpointError(
             f"{source.given}: a GGUF file, not a Hugging Face model folder",
@@ -65,6 +58,21 @@ def require_model_folder(source: Source) -> None:
         fix=f"{hides}rename the folder or work elsewhere for the hub's, or bring the model's files there"
         if hides
         else "name the folder that save_pretrained wrote",
+    )
+
+
+def _refuse_adapter(source: Source) -> None:
+    """Say of a folder without a model's weights that it holds an adapter's, if it does."""
+    if not (source.folder / "adapter_config.json").is_file():
+        return
+    adapter = _json_object(source.folder / "adapter_config.json", source.given)
+    base = str(adapter.get("base_model_name_or_path"))[:SHOWN]
+    raise CheckpointError(
+        f"{source.given}: an adapter, not a model",
+        given=f"{str(adapter.get('peft_type'))[:SHOWN]} weights for {base}",
+        wanted="a whole model",
+        fix="merge it into its model first: PeftModel.from_pretrained(base, adapter).merge_and_unload(), "
+        "then save_pretrained(NEW_FOLDER) of that and of the tokenizer",
     )
 
 
@@ -138,6 +146,7 @@ def require_weights(source: Source) -> list[Path]:
     files = _files(source, "model.safetensors")
     if files:
         return files
+    _refuse_adapter(source)
     folder, fix = source.folder, f"uneurons convert {source.given} NEW_FOLDER, then use NEW_FOLDER"
     if _files(source, "pytorch_model.bin"):
         raise CheckpointError(f"{source.given}: only pickled weights", wanted="safetensors", fix=fix)
@@ -207,10 +216,23 @@ def stored_tensors(files: Sequence[Path], given: str) -> dict[str, Stored]:
                     for name, part in slices.items()
                 }
         except (SafetensorError, OSError, ValueError) as error:
+            _refuse_pointer(path, given)
             raise unreadable_weights(given, f"{path.name}: {type(error).__name__}: {error}") from error
         _require_once(tensors, found, given)
         tensors |= found
     return tensors
+
+
+def _refuse_pointer(path: Path, given: str) -> None:
+    """Say of a file that stands for weights which git has not fetched."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        if stream.read(len(POINTER)) == POINTER:
+            raise CheckpointError(
+                f"{given}: {path.name} is a pointer of git-lfs",
+                given="its weights were not fetched",
+                wanted="the weights",
+                fix="git lfs pull, in that folder",
+            )
 
 
 def pickled_tensors(files: Sequence[Path], given: str) -> dict[str, Stored]:
@@ -242,6 +264,16 @@ def _require_once(tensors: Mapping[str, Stored], more: Mapping[str, Stored], giv
             wanted="each tensor once",
             fix="remove the files of another model",
         )
+
+
+def impossible_config(given: str, reason: str) -> CheckpointError:
+    """The error for a configuration that no model can be built by."""
+    return CheckpointError(
+        f"{given}: no model can be built by its config.json",
+        given=reason,
+        wanted="the configuration that belongs to the weights",
+        fix="mend config.json, or copy or download it again",
+    )
 
 
 def unreadable_weights(given: str, reason: str) -> CheckpointError:

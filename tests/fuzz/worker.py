@@ -62,6 +62,7 @@ def tried(target: Target, whole: bytes, expected: str, draw: random.Random) -> s
 def main(group: str, folder: str, mutations: int, seed: int, first: int) -> None:
     """Try the mutations from the `first` on."""
     report = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries that write to it themselves
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     Path(folder).mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
