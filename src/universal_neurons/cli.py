@@ -313,7 +313,7 @@ def convert(source: str, folder: Path, /) -> None:
     folder
         The new folder.
     """
-    from universal_neurons.checkpoints import convert as convert_checkpoint
+    from universal_neurons.convert import convert as convert_checkpoint
     from universal_neurons.progress import Reporter
 
     target = local_path(folder)

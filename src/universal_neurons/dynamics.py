@@ -97,11 +97,6 @@ class Dynamics(Results):
         """The study of one checkpoint, by its name."""
         return Store(step_folder(self.path, checkpoint), verify=self.verify)
 
-    def __repr__(self) -> str:
-        from universal_neurons.dynamics_view import plain_dynamics
-
-        return plain_dynamics(self)
-
 
 def step_folder(path: Path, checkpoint: str) -> Path:
     """Where the study of a checkpoint is."""

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float, Int
 
-from universal_neurons.families import FAMILIES
+from universal_neurons.categories import FAMILIES
 from universal_neurons.self_correlation import SelfCorrelations
 from universal_neurons.training import Checkpoint
 

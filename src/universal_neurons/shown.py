@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from universal_neurons.accumulators import PRE, Accumulator, Batch, seed_of
-from universal_neurons.families import FAMILIES, UNEXPLAINED
+from universal_neurons.categories import FAMILIES, UNEXPLAINED
 from universal_neurons.labels import LABELS, LabelSet
 from universal_neurons.models import Model
 from universal_neurons.tokens import TokenDataset
 
-FALLBACK_SHARE = 0.01  # singled out where no neuron is universal: the best by excess
 PER_FAMILY = 4
 SPARE = 2  # kept in case held-out rows take some out of their family
 DUPLICATES = 3

@@ -118,14 +118,17 @@ class Stages:
         explainer = None
         if labelling is not None:
             with self.reporter.stage("labels"):
-                explainer = Explainer(self, labelling, passes.accumulators, passes.sources.values())
+                explainer = Explainer(
+                    self.study, self.shapes, self.columns, labelling, passes.accumulators, passes.sources.values()
+                )
         passes.accumulators.clear()
         del everything
         with self.reporter.stage("detail"):
             heldout = self._detail(list(passes.sources.values()), comparisons, explainer)
         with self.reporter.stage("tables"):
             if explainer is not None:
-                explainer.write_tables()
+                for name, table in explainer.tables().items():
+                    self.write(name, table)
             for asker, found in zip(self.study.askers, comparisons):
                 self.columns[asker] |= universality_columns(found, heldout[asker], self.config.threshold)
             if comparisons:
@@ -184,7 +187,8 @@ class Stages:
         with self.reporter.tokens("detail pass", total) as meter:
             run.run(self.study.tokens, shards, batch_tokens=self.batch_tokens, after_batch=meter)
         if explainer is not None:
-            explainer.judge(run.accumulators)
+            for name, columns in explainer.judge(run.accumulators).items():
+                self.columns[name] |= columns
         heldout: dict[str, list[HeldOut]] = {c.asker: [] for c in comparisons}
         for paired in run.accumulators:
             if isinstance(paired, PairedMoments):

@@ -136,16 +136,6 @@ class Store(Results):
             )
         return table
 
-    def __repr__(self) -> str:
-        from universal_neurons.summary import plain_summary
-
-        return plain_summary(self)
-
-    def _repr_html_(self) -> str:
-        from universal_neurons.report import summary_html
-
-        return summary_html(self)
-
 
 class StoreWriter:
     """The one writer of a study's folder, or of another with a `manifest` of its own; use as a context manager.

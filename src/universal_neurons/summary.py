@@ -8,10 +8,11 @@ import polars as pl
 from rich.console import Group
 from rich.table import Column, Table
 
-from universal_neurons.families import FAMILIES, UNEXPLAINED
+from universal_neurons.categories import FAMILIES, UNEXPLAINED
 from universal_neurons.legible import legible
 from universal_neurons.roles.overview import role_rows
-from universal_neurons.shown import FALLBACK_SHARE, ranking
+from universal_neurons.selection import singled_out
+from universal_neurons.shown import ranking
 from universal_neurons.store import Store
 from universal_neurons.terminal import TextTable, plain
 
@@ -106,16 +107,12 @@ def _number(value: Any) -> float:
 
 def shown_neurons(store: Store, asker: str, most: int = 20) -> tuple[pl.DataFrame, str]:
     """The neurons to show, best first, and what they are: the universal ones, or the top 1 % where none is."""
-    asked = (pl.col("model") == asker) & pl.col("excess_corr").is_finite()
-    alive = store.neurons.filter(asked).sort("excess_corr", descending=True)
-    universal = alive.filter("is_universal")
-    if len(universal):
-        some = f", the first {most}" if len(universal) > most else ""
-        return universal.head(most), f"Universal neurons of {asker}{some}"
-    top = max(1, math.ceil(FALLBACK_SHARE * len(alive)))
-    some = f", the first {most}" if top > most else ""
-    title = f"No neuron of {asker} passes {store.config.threshold:g}: the top 1 % by excess correlation{some}"
-    return alive.head(min(most, top)), title
+    chosen, universal = singled_out(store.neurons.filter(pl.col("model") == asker))
+    first = f", the first {most}" if len(chosen) > most else ""
+    if universal:
+        return chosen.head(most), f"Universal neurons of {asker}{first}"
+    title = f"No neuron of {asker} passes {store.config.threshold:g}: the top 1 % by excess correlation{first}"
+    return chosen.head(most), title
 
 
 def match_cells(store: Store, asker: str, layer: int, neuron: int, *, intervals: bool = True) -> dict[str, str]:

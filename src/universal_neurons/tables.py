@@ -18,7 +18,6 @@ from universal_neurons.labels import Label, LabelSet
 from universal_neurons.moments import GroupedSums, deterministic
 from universal_neurons.neurons import RANKED, percentiles
 from universal_neurons.tokens import TokenDataset
-from universal_neurons.vocabulary import Vocabulary
 
 TOP_TOKENS = 10
 
@@ -292,14 +291,3 @@ def positions_table(
     columns = {name: np.repeat(np.asarray(column)[chosen], len(there)) for name, column in places.items()}
     columns |= {"position": np.tile(there.astype(np.int32), len(chosen)), "count": np.tile(counts, len(chosen))}
     return pl.DataFrame(columns | {"mean_activation": means.T.ravel(), "firing": shares.T.ravel()})
-
-
-def vocabulary_table(vocabulary: Vocabulary, counts: np.ndarray) -> pl.DataFrame:
-    """A row per token: its string and how often it is counted."""
-    return pl.DataFrame(
-        {
-            "token": np.arange(len(vocabulary), dtype=np.int32),
-            "string": list(vocabulary.strings),
-            "count": counts.sum(1),
-        }
-    )

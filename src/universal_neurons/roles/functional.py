@@ -18,11 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from universal_neurons.accumulators import seed_of
+from universal_neurons.categories import ROLES_BY_WEIGHTS
 from universal_neurons.interventions import Edit, final_residual, intervene
 from universal_neurons.models import Model
 from universal_neurons.readout import Metrics
 from universal_neurons.roles.entropy import GROUPS, jackknife_reach, stretches_of
-from universal_neurons.roles.prediction import ROLES as BY_WEIGHTS
 from universal_neurons.trials import Trial
 
 DRAWS = 10  # of random neurons beside the universal ones
@@ -114,7 +114,7 @@ def functional_table(
 def _same(one: Iterable[str], other: Iterable[str]) -> bool | None:
     """Whether two neurons have the same role by their weights, which say of every neuron what it does (the other roles
     are tried out on candidates alone); None where neither has one."""
-    mine, theirs = set(one) & set(BY_WEIGHTS), set(other) & set(BY_WEIGHTS)
+    mine, theirs = set(one) & set(ROLES_BY_WEIGHTS), set(other) & set(ROLES_BY_WEIGHTS)
     return mine == theirs if mine | theirs else None
 
 

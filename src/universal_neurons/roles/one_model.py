@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from universal_neurons.categories import ROLES
 from universal_neurons.config import RoleSettings
 from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
@@ -41,12 +42,6 @@ from universal_neurons.tokens import TokenDataset
 from universal_neurons.trials import Trial, trials
 from universal_neurons.vocabulary import Vocabulary
 from universal_neurons.weights import ProcessedWeights, processed_weights
-
-ROLES = (
-    "prediction", "suppression", "partition", "entropy", "token_frequency", "attention_deactivation",
-    "attention_activation",
-)  # fmt: skip
-
 
 ROLE_TABLES = (
     "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "costs",

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from universal_neurons.roles.one_model import ROLES
+from universal_neurons.categories import ROLES
 from universal_neurons.store import Store
 
 

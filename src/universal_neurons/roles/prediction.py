@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata, t
 from torch import Tensor
 
+from universal_neurons.categories import ROLES_BY_WEIGHTS
 from universal_neurons.config import RoleSettings
 from universal_neurons.detail import jackknife_error
 from universal_neurons.families import TIE
@@ -30,7 +31,6 @@ from universal_neurons.neurons import PANEL_ELEMENTS
 from universal_neurons.vocabulary import Vocabulary
 from universal_neurons.weights import ProcessedWeights
 
-ROLES = ("prediction", "suppression", "partition")
 FEWEST = 2  # tokens of a class
 PAPER_WIDTH = 1024  # of GPT2-medium
 TOP, STRETCHES, BINS, SHOWN = 10, 20, 60, 6
@@ -83,7 +83,7 @@ def roles_of(stats: pl.DataFrame, settings: RoleSettings, d_model: int) -> list[
     var, skew, kurt = (stats[f"vocab_{name}"].to_numpy() for name in ("var", "skew", "kurt"))
     peaked = kurt > settings.kurtosis
     cases = [peaked & (skew > 0), peaked & (skew < 0), var * d_model / PAPER_WIDTH > settings.partition_variance]
-    return [(*ROLES, None)[code] for code in np.select(cases, [0, 1, 2], len(ROLES)).tolist()]
+    return [(*ROLES_BY_WEIGHTS, None)[code] for code in np.select(cases, [0, 1, 2], len(ROLES_BY_WEIGHTS)).tolist()]
 
 
 def effects_table(
@@ -151,7 +151,7 @@ def with_nearest(effects: pl.DataFrame, stats: pl.DataFrame, fewest: int = 1) ->
     var, skew, kurt = (stats[f"vocab_{name}"].to_numpy() for name in ("var", "skew", "kurt"))
     roles, nearest = np.array(effects["role"].fill_null("").to_list(), object), np.zeros(len(effects), bool)
     classed = effects["class"].is_not_null().to_numpy()
-    for role, score in zip(ROLES, (np.where(skew > 0, kurt, np.nan), np.where(skew < 0, kurt, np.nan), var)):
+    for role, score in zip(ROLES_BY_WEIGHTS, (np.where(skew > 0, kurt, np.nan), np.where(skew < 0, kurt, np.nan), var)):
         free = np.flatnonzero(np.isfinite(score) & classed & (roles == ""))
         lacking = 0 if (roles == role).any() else fewest
         taken = free[np.argsort(-score[free], kind="stable")][:lacking]
@@ -166,7 +166,7 @@ def role_examples(effects: pl.DataFrame, per_role: int = 10) -> pl.DataFrame:
     ranked = effects.filter(pl.col("role").is_not_null() & pl.col("class").is_not_null()).sort(
         "nearest", ~pl.col("is_universal"), -pl.col("class_variance_reduction"), maintain_order=True
     )
-    return pl.concat([ranked.filter(pl.col("role") == role).head(per_role) for role in ROLES])
+    return pl.concat([ranked.filter(pl.col("role") == role).head(per_role) for role in ROLES_BY_WEIGHTS])
 
 
 def same_class(effects: pl.DataFrame) -> pl.DataFrame:
@@ -176,7 +176,9 @@ def same_class(effects: pl.DataFrame) -> pl.DataFrame:
     `nearest` if some of them only came nearest to the role (`with_nearest`).
     """
     nearest = pl.col("nearest") if "nearest" in effects.columns else pl.lit(False).alias("nearest")
-    chosen = effects.with_columns(nearest).filter(pl.col("role").is_in(ROLES[:2]) & pl.col("class").is_not_null())
+    chosen = effects.with_columns(nearest).filter(
+        pl.col("role").is_in(ROLES_BY_WEIGHTS[:2]) & pl.col("class").is_not_null()
+    )
     ranked = chosen.sort("class_variance_reduction", descending=True, maintain_order=True)
     groups = ranked.group_by("model", "role", "class", "class_group", maintain_order=True).agg(
         pl.len().cast(pl.Int32).alias("number"), pl.col("layer").alias("layers"), pl.col("neuron").alias("neurons"),
