@@ -14,6 +14,7 @@ from pathlib import Path
 from universal_neurons.config import BUNDLED
 from universal_neurons.disk import local_path
 from universal_neurons.errors import CheckpointError, MissingFileError
+from universal_neurons.legible import first_line
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 READABLE = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -138,7 +139,7 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
         at = f" at revision {revision}" if revision else ""
         raise MissingFileError(
             f"{repository}{at}: neither a local folder nor found on the hub",
-            given=str(error).splitlines()[0][:200],
+            given=first_line(error),
             wanted="an existing folder, or a hub id that can be reached or is in the hub's cache",
             fix="check the spelling and the network (HF_HUB_OFFLINE uses the cache alone)",
         ) from None
