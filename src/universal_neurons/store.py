@@ -7,7 +7,6 @@ the pass (`generations`).  A folder in which nothing was found yet is free for a
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from filelock import FileLock
 from torch import Tensor
 
 from universal_neurons import rewriting
@@ -150,7 +150,7 @@ class StoreWriter:
         except MissingFileError as error:
             raise StoreConflictError(error.what, wanted="the path of a folder", fix="name another --out") from None
         self.manifest = self.path / manifest
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
         self._created: list[Path] = []
         self._mine = False  # whether the manifest there is this study's
 
@@ -159,7 +159,7 @@ class StoreWriter:
             self._require_place()
             self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = take_lock(self.path / LOCK)
+            self._lock = take_lock(self.path / LOCK, str(self.path))
         try:
             with disk_errors(self.path):
                 self._require_ours()
@@ -205,7 +205,7 @@ class StoreWriter:
     def _release(self) -> None:
         assert self._lock is not None
         (self.path / LOCK).unlink(missing_ok=True)
-        os.close(self._lock)
+        self._lock.release()
         self._lock = None
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
