@@ -32,7 +32,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import universal_neurons as un
 from universal_neurons.accumulators import SUMS, Batch, Block
 from universal_neurons.baselines import rotation
-from universal_neurons.checkpoints import BUNDLED_FOLDER
+from universal_neurons.checkpoints import BUNDLED_TOKENIZER
 from universal_neurons.comoments import CoMoments
 from universal_neurons.compare import Evidence, look
 from universal_neurons.estimate import gemm_rate, memory_plan
@@ -171,7 +171,7 @@ def to_lens(model: Model) -> Any:
     with quiet_transformers(), tempfile.TemporaryDirectory() as folder:
         model.hf.save_pretrained(folder)  # its configuration says gelu_new, as GPT-2's
         network = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
-        tokenizer = AutoTokenizer.from_pretrained(BUNDLED_FOLDER / "seed-1")
+        tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
         return TransformerBridge.boot_transformers(folder, hf_model=network, tokenizer=tokenizer, device="cpu")
 
 

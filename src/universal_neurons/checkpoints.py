@@ -17,6 +17,7 @@ from universal_neurons.errors import CheckpointError, MissingFileError
 from universal_neurons.legible import first_line
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+BUNDLED_TOKENIZER = BUNDLED_FOLDER / "tokenizer"  # of all the bundled models
 READABLE = ["*.json", "*.safetensors", "*.txt", "*.model"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
