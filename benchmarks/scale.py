@@ -233,7 +233,7 @@ def speed_on_cpu(shape: str, count: int, given: Sequence[str]) -> None:
         plan = memory_plan(config, models)
         estimates[search] = plan.statistics + plan.blocks + plan.workspace
     layer = 7 % models[0].n_layers
-    rows = slice(layer * models[0].d_mlp, (layer + 1) * models[0].d_mlp)
+    rows = models[0].units.columns(layer)
     true_best = exact_rows(models, tokens, layer).max(1)
     lenses = [to_lens(model) for model in models]
     plain_seconds, plain = timed(lambda: plain_way(lenses, tokens, models[0].n_layers, models[0].d_mlp))

@@ -7,7 +7,7 @@ float32.  Of a large matrix a `CoMoments` may keep some rows only: a panel.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from universal_neurons.accumulators import Accumulator, Batch, Block, first_non_finite, model_of, seed_of
+from universal_neurons.units import Units
 
 FOLDED_ROWS = 64  # added at a time: what a cache holds, for sums of two precisions are added by way of a copy
 TILE_ROWS = 4096  # of a panel, multiplied at a time where shards arrive whole
@@ -245,6 +246,15 @@ class LayerCovariance:
 
     count: int
     centred: Float[Tensor, "layers d_mlp d_mlp"]
+
+    @property
+    def units(self) -> Units:
+        """The neurons of the model, or of the layers that are there."""
+        return Units.equal(*self.centred.shape[:2])
+
+    def part(self, start: int, stop: int) -> "LayerCovariance":
+        """Of the layers that the neurons from `start` to before `stop` make up."""
+        return replace(self, centred=self.centred[self.units.layers_in(start, stop)])
 
     @property
     def squares(self) -> Float[Tensor, " neurons"]:

@@ -14,13 +14,13 @@ from universal_neurons.moments import GroupedSums
 from universal_neurons.shown import Details, choose_shown
 from universal_neurons.stream import NeuronSource
 from universal_neurons.tables import (
-    Shape,
     family_columns,
     labels_table,
     neurons_table,
     positions_table,
     tokens_table,
 )
+from universal_neurons.units import Units
 
 MOST_BY_POSITION = 50
 
@@ -35,14 +35,14 @@ class Explainer:
     def __init__(
         self,
         study: Study,
-        shapes: Mapping[str, Shape],
+        units: Mapping[str, Units],
         columns: Mapping[str, Mapping[str, Any]],
         labelling: Labelling,
         accumulators: Sequence[Accumulator],
         sources: Iterable[NeuronSource],
     ) -> None:
         assert labelling.labels is not None
-        self.study, self.shapes, self.columns = study, shapes, columns
+        self.study, self.units, self.columns = study, units, columns
         self.labelling, self.labels = labelling, labelling.labels
         evidence = labelling.evidence(accumulators)
         self.best: dict[str, Scores] = {}
@@ -66,8 +66,7 @@ class Explainer:
             else None
         )
         reference = study.names[0]
-        self.shown = choose_shown(self._before_judging(reference), self.best[reference].index[0],
-                                  shapes[reference].d_mlp)  # fmt: skip
+        self.shown = choose_shown(self._before_judging(reference), self.best[reference].index[0], units[reference])
         self.details: Details | None = None
 
     def _tokens(self, evidence: LabelEvidence, model: str) -> pl.DataFrame | None:
@@ -78,7 +77,7 @@ class Explainer:
         token_of = np.zeros(self.labels.n_words - 1, np.int64)
         token_of[self.labels.word_of[codes]] = codes // 4
         return tokens_table(
-            model, self.shapes[model], words, token_of, self.provisional[model], len(self.labelling.vocabulary)
+            model, self.units[model], words, token_of, self.provisional[model], len(self.labelling.vocabulary)
         )
 
     def _before_judging(self, model: str) -> pl.DataFrame:
@@ -101,7 +100,7 @@ class Explainer:
             elif family is None and places["is_bos"][neuron]:
                 columns["family"][neuron] = "bos"
         known = {name: places[name] for name in ("excess_corr", "is_universal") if name in places}
-        return neurons_table({model: self.shapes[model]}, {model: columns | known})
+        return neurons_table({model: self.units[model]}, {model: columns | known})
 
     def sources(self) -> list[Any]:
         """The labels and their null, on held-out rows."""
@@ -138,7 +137,7 @@ class Explainer:
         """Labels, vocabulary, tokens, positions and details, as far as there is something to say."""
         assert self.labels.counts is not None
         tables = {
-            "labels": labels_table(self.shapes, self.labels, self.families),
+            "labels": labels_table(self.units, self.labels, self.families),
             "vocabulary": self.labelling.vocabulary.table(self.labels.counts),
         }
         if self.tokens is not None:
@@ -158,4 +157,4 @@ class Explainer:
         family = np.array([name == "position" for name in self.families[model].family])
         most = np.argsort(-np.nan_to_num(information, nan=-np.inf), kind="stable")[:MOST_BY_POSITION]
         chosen = np.union1d(np.flatnonzero(family), most)
-        return positions_table(model, self.shapes[model], *sums, chosen, self.provisional[model])
+        return positions_table(model, self.units[model], *sums, chosen, self.provisional[model])

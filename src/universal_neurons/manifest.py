@@ -15,6 +15,7 @@ MANIFEST = "study.json"
 HISTOGRAMS = "histograms"  # the one table that is no parquet file
 REWRITING = "rewriting"  # the key of a study whose tables are being replaced: which
 MOST_BYTES = 1 << 26
+MOST_LAYERS, MOST_NEURONS = 1 << 16, 1 << 31  # far above any model's; numbers of neurons stay within 64 bits
 
 TableName = Annotated[str, StringConstraints(pattern=r"\A[A-Za-z0-9_-]{1,100}\z")]
 Digest = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
@@ -33,8 +34,8 @@ class ModelFacts(Facts):
     name: Name
     sha256: str
     architecture: str
-    layers: int = Field(ge=1)
-    d_mlp: int = Field(ge=1)
+    layers: int = Field(ge=1, le=MOST_LAYERS)
+    d_mlp: int = Field(ge=1, le=MOST_NEURONS)
 
 
 class TokenFacts(Facts):

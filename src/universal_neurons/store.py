@@ -34,6 +34,7 @@ from universal_neurons.generations import Generations
 from universal_neurons.leftovers import FIGURES, LOCK, WORK, holds_results, is_ours, refuse_links, sweep_partials
 from universal_neurons.manifest import HISTOGRAMS, MANIFEST, REWRITING, difference, file_of, read_manifest
 from universal_neurons.results import Results
+from universal_neurons.units import Units
 
 
 class Store(Results):
@@ -96,6 +97,11 @@ class Store(Results):
         return self.table("examples")
 
     @property
+    def units(self) -> dict[str, Units]:
+        """Every model's neurons by layer."""
+        return {facts["name"]: Units.equal(facts["layers"], facts["d_mlp"]) for facts in self.manifest["models"]}
+
+    @property
     def strings(self) -> list[str]:
         """The vocabulary as strings, by token id."""
         return self.table("vocabulary").sort("token")["string"].to_list()
@@ -106,7 +112,7 @@ class Store(Results):
 
         if HISTOGRAMS not in self.manifest["tables"]:
             raise MissingFileError(f"{self.path}: no histograms", wanted="a study with the stage statistics")
-        sizes = {facts["name"]: facts["layers"] * facts["d_mlp"] for facts in self.manifest["models"]}
+        sizes = {name: len(units) for name, units in self.units.items()}
         if not 0 <= neuron < sizes.get(model, 0):
             raise MissingFileError(
                 f"{self.path}: no histogram of neuron {neuron} of {model!r}",

@@ -15,6 +15,7 @@ from universal_neurons.selection import singled_out
 from universal_neurons.shown import ranking
 from universal_neurons.store import Store
 from universal_neurons.terminal import TextTable, plain
+from universal_neurons.units import unit_name
 
 MODEL_FACTS = ("neurons", "dead", "tokens counted")
 
@@ -121,7 +122,7 @@ def match_cells(store: Store, asker: str, layer: int, neuron: int, *, intervals:
         (pl.col("asker") == asker) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron) & (pl.col("rank") == 1)
     )
     return {
-        row["model"]: f"L{row['match_layer']}.{row['match_neuron']} {short(row['corr'])}"
+        row["model"]: f"{unit_name(row['match_layer'], row['match_neuron'])} {short(row['corr'])}"
         + (f" [{short(row['corr_low'])} {short(row['corr_high'])}]" if intervals and finite(row["corr_low"]) else "")
         + (" ⇄" if row["mutual"] else "")
         for row in rows.iter_rows(named=True)
@@ -250,7 +251,7 @@ def family_rows(store: Store) -> list[tuple[str, list[int], str]]:
         ranked, _ = ranking(there.filter(pl.col("model") == store.models[0]))
         if family != UNEXPLAINED and len(ranked):
             first = ranked.row(0, named=True)
-            best = f"L{first['layer']}.{first['neuron']}" + ("" if family == "bos" else f" {fires_on(first)}")
+            best = unit_name(first["layer"], first["neuron"]) + ("" if family == "bos" else f" {fires_on(first)}")
         rows.append((family.replace("_", " "), counts, best))
     return rows
 
@@ -285,7 +286,7 @@ def neurons_view(store: Store, asker: str) -> Table:
         cells = match_cells(store, asker, row["layer"], row["neuron"], intervals=False)
         interval = f"{short(row['excess_low'])} {short(row['excess_high'])}"
         q = f"{row['q_value']:.3f}"
-        place = f"L{row['layer']}.{row['neuron']}"
+        place = unit_name(row["layer"], row["neuron"])
         why = [fires_on(row)] if labelled else []
         table.row(place, short(row["excess_corr"]), interval, q, *(cells.get(name, "–") for name in others), *why)
     return table

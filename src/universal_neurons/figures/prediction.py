@@ -17,6 +17,7 @@ from scipy import stats
 
 from universal_neurons.categories import ROLES_BY_WEIGHTS
 from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, in_legend, lettering, log_counts
+from universal_neurons.units import unit_name
 
 COLUMNS = 6  # of panels on a page
 PERCENTILES = (5, 25, 50, 75, 95, 99)
@@ -169,7 +170,7 @@ def _split(axes: Axes, panel: pl.DataFrame, what: str, inside: str, outside: str
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{lettering(row['model'])}/L{row['layer']}.{row['neuron']}"
+    return unit_name(row["layer"], row["neuron"], lettering(row["model"]))
 
 
 def _short(name: str) -> str:

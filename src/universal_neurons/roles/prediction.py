@@ -87,7 +87,7 @@ def roles_of(stats: pl.DataFrame, settings: RoleSettings, d_model: int) -> list[
 
 
 def effects_table(
-    model_name: str, n_layers: int, d_mlp: int, weights: ProcessedWeights, stats: pl.DataFrame,
+    model_name: str, weights: ProcessedWeights, stats: pl.DataFrame,
     vocabulary: Vocabulary, labels: ClassLabels, settings: RoleSettings,
 ) -> pl.DataFrame:  # fmt: skip
     """A row per neuron: its role, its class, and the tokens whose logits it raises and lowers most (paper §5.1).
@@ -119,7 +119,7 @@ def effects_table(
     known = np.isfinite(best)
     chosen = [names[place] if there else None for place, there in zip(which.tolist(), known.tolist())]
     columns: Sequence[Any] = (
-        [model_name] * len(best), np.repeat(np.arange(n_layers), d_mlp), np.tile(np.arange(d_mlp), n_layers), roles,
+        [model_name] * len(best), *weights.units.table_columns().values(), roles,
         [label and label.name for label in chosen], [label and label.group for label in chosen],
         [int(sign) if there else None for sign, there in zip(np.sign(best), known)], best.astype(np.float64) ** 2,
         *([row if there else None for row, there in zip(found.tolist(), alive)] for found in extremes),
@@ -213,9 +213,9 @@ def ensembles_of(
     Activations of these neurons, in this order, are what `ensembles_table` wants.
     """
     tokens, masks = used_tokens(weights, vocabulary), {(label.group, label.name): mask for label, mask in labels}
-    unembedding, w_out, d_mlp = weights.w_u.cpu()[tokens], weights.w_out.flatten(0, 1).cpu(), weights.w_out.shape[1]
+    unembedding, w_out = weights.w_u.cpu()[tokens], weights.w_out.flatten(0, 1).cpu()
     total, rows = unembedding.sum(0), groups.filter(pl.col("number") >= 2).to_dicts()
-    flats = [d_mlp * np.array(row["layers"], np.int64) + np.array(row["neurons"], np.int64) for row in rows]
+    flats = [weights.units.number_of(np.array(row["layers"]), np.array(row["neurons"])) for row in rows]
     every = np.unique(np.concatenate([np.zeros(0, np.int64), *flats]))
     found = []
     for row, flat in zip(rows, flats):
@@ -224,7 +224,7 @@ def ensembles_of(
         within = unembedding[inside].sum(0)
         elsewhere = (total - within) / (~inside).sum()
         effects = w_out[flat] @ (within / inside.sum() - elsewhere)
-        places = (flat // d_mlp, flat % d_mlp, np.searchsorted(every, flat))
+        places = (*weights.units.place_of(flat), np.searchsorted(every, flat))
         found.append(Ensemble(row["role"], row["class"], *places, effects.numpy(), mask, row["nearest"]))
     return every, found
 

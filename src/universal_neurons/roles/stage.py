@@ -45,7 +45,7 @@ class Roles:
         self.pairs: pl.DataFrame | None = None
         if matches is not None:
             some = self.chosen[: config.roles.ablated]
-            self.pairs = counterparts(matches, self.models[0].name, some, {m.name: m.d_mlp for m in self.models})
+            self.pairs = counterparts(matches, self.models[0].name, some, {m.name: m.units for m in self.models})
 
     def _of(self, model: Model) -> pl.DataFrame:
         return self.neurons.filter(pl.col("model") == model.name).sort("layer", "neuron")
@@ -92,7 +92,7 @@ class Roles:
             concerned = set(self.pairs["flat"].to_list())
         elif self.pairs is not None:
             matches = self.pairs.filter(pl.col("model") == model.name)["match"].to_list()
-            partners = (random_partner(m, model.d_mlp, seed, model.name) for m in matches)
+            partners = (random_partner(m, model.units, seed, model.name) for m in matches)
             concerned = {*matches, *(partner for partner in partners if partner is not None)}
         return OneModel(
             exact,
