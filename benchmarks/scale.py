@@ -177,9 +177,9 @@ def to_lens(model: Model) -> Any:
 
 def exact_rows(models: Sequence[Model], tokens: un.TokenDataset, layer: int) -> torch.Tensor:
     """ρ of one layer of the first model with all neurons of the second, in float64."""
-    width = models[0].d_mlp
+    mine = models[0].units.columns(layer)
     total, squares = torch.zeros(2, models[0].n_neurons).double(), torch.zeros(2, models[0].n_neurons).double()
-    cross = torch.zeros(width, models[1].n_neurons, dtype=torch.float64)
+    cross = torch.zeros(models[0].d_mlp, models[1].n_neurons, dtype=torch.float64)
     counted = 0
     for start in range(0, len(tokens), PLAIN_ROWS):
         rows = np.arange(start, min(start + PLAIN_ROWS, len(tokens)))
@@ -189,10 +189,9 @@ def exact_rows(models: Sequence[Model], tokens: un.TokenDataset, layer: int) -> 
         for side, activations in enumerate(values):
             total[side] += activations.sum(0)
             squares[side] += activations.square().sum(0)
-        cross += values[0][:, layer * width : (layer + 1) * width].T @ values[1]
+        cross += values[0][:, mine].T @ values[1]
         counted += int(keep.sum())
     spread = (squares - total.square() / counted).rsqrt()
-    mine = slice(layer * width, (layer + 1) * width)
     centred = cross - torch.outer(total[0, mine], total[1]) / counted
     return centred * spread[0, mine][:, None] * spread[1]
 

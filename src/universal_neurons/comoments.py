@@ -265,23 +265,24 @@ class LayerCovariance:
 class LayerMoments(Accumulator):
     """Cross products of the neurons of each layer of one model with each other: what the rotated baseline needs.
 
-    Only blocks on and above the diagonal are multiplied.
+    Layers are of one width.  Only blocks on and above the diagonal are multiplied.
     """
 
     TENSORS = ("sum", "cross")
 
-    def __init__(self, model: str, group: int, n_layers: int, d_mlp: int, device: Any = "cpu") -> None:
+    def __init__(self, model: str, group: int, units: Units, device: Any = "cpu") -> None:
         super().__init__((model,), group)
-        self.sum = torch.zeros(n_layers * d_mlp, dtype=torch.float64, device=device)
-        self.cross = torch.zeros(n_layers, d_mlp, d_mlp, dtype=torch.float64, device=device)
-        self.pending = torch.zeros(n_layers, d_mlp, d_mlp, dtype=torch.float32, device=device)
-        self.tile = max(LAYER_TILE_LEAST, -(-d_mlp // LAYER_TILES))
+        shape = (units.layers, units.width, units.width)
+        self.sum = torch.zeros(len(units), dtype=torch.float64, device=device)
+        self.cross = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.pending = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.tile = max(LAYER_TILE_LEAST, -(-units.width // LAYER_TILES))
         self.fresh = True
 
     @classmethod
-    def empty(cls, model: str, n_layers: int, d_mlp: int, *, group: int = 0, device: Any = "cpu") -> "LayerMoments":
+    def empty(cls, model: str, units: Units, *, group: int = 0, device: Any = "cpu") -> "LayerMoments":
         """Of no tokens yet."""
-        return cls(model, group, n_layers, d_mlp, device)
+        return cls(model, group, units, device)
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""

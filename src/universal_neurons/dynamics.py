@@ -222,4 +222,5 @@ def _snapshot(training: Training, checkpoint: Checkpoint, store: Store) -> Snaps
     seeds = dict(zip(store.models, training.seeds))
     neurons = store.neurons.with_columns(pl.col("model").replace_strict(seeds))
     matches = store.matches.filter(pl.col("rank") == 1).with_columns(pl.col("model").replace_strict(seeds))
-    return Snapshot(checkpoint, neurons, matches)
+    units = {seeds[model]: of_model for model, of_model in store.units.items()}
+    return Snapshot(checkpoint, neurons, matches, units)

@@ -91,7 +91,7 @@ class _Sketching:
             partial(Extremes.empty, name, n),
             partial(SumSquares.empty, name, n, group=0),
             partial(ShardEnergies.empty, name, n, signs),
-            partial(LayerMoments.empty, name, model.n_layers, model.d_mlp),
+            partial(LayerMoments.empty, name, model.units),
         ]
         self.starts, rows = sum_rows(self.shards, signs, tokens.context)
         self.heldout_starts, heldout_rows = sum_rows(self.heldout, signs, tokens.context)
