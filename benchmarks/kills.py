@@ -39,7 +39,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import universal_neurons as un
 from universal_neurons import study as studies
 from universal_neurons import tokens
-from universal_neurons.checkpoints import BUNDLED_FOLDER
+from universal_neurons.checkpoints import BUNDLED_TOKENIZER
 from universal_neurons.models import quiet_transformers
 from universal_neurons.progress import Reporter
 
@@ -131,7 +131,7 @@ class Tally:
 
 def make_inputs(folder: Path) -> tuple[list[str], str]:
     """Three tiny models and a text."""
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_FOLDER / "seed-1")
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
     shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "n_positions": CONTEXT, "vocab_size": 1024}
     for seed in range(3):
         torch.manual_seed(seed)

@@ -57,7 +57,7 @@ def bench(name: str, model: Model, tokens: un.TokenDataset, count: int, rounds: 
             look(logits[start : start + step], targets[start : start + step])
 
     def forward(neuron: int, value: float) -> None:
-        hooked = intervene(model, [layer * model.d_mlp + neuron], Edit("fix", value))
+        hooked = intervene(model, [model.units.number_of(layer, neuron)], Edit("fix", value))
         with hooked, final_residual(model) as seen:
             model.forward(trial.ids)
         look(readout.logits(seen[0].reshape(-1, model.d_model)[trial.kept]), targets)
@@ -71,7 +71,7 @@ def bench(name: str, model: Model, tokens: un.TokenDataset, count: int, rounds: 
     worst = 0.0
     for neuron in range(2):
         for place, value in enumerate(VALUES):
-            with intervene(model, [layer * model.d_mlp + neuron], Edit("fix", value)):
+            with intervene(model, [model.units.number_of(layer, neuron)], Edit("fix", value)):
                 exact = model.logits(trial.ids).flatten(0, 1)[trial.kept].double().log_softmax(1)
             loss = -exact.gather(1, targets[:, None])[:, 0]
             worst = max(worst, float((found.loss[neuron, place] - loss).abs().max()))

@@ -32,7 +32,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import universal_neurons as un
 from universal_neurons.accumulators import SUMS, Batch, Block
 from universal_neurons.baselines import rotation
-from universal_neurons.checkpoints import BUNDLED_FOLDER
+from universal_neurons.checkpoints import BUNDLED_TOKENIZER
 from universal_neurons.comoments import CoMoments
 from universal_neurons.compare import Evidence, look
 from universal_neurons.estimate import gemm_rate, memory_plan
@@ -171,15 +171,15 @@ def to_lens(model: Model) -> Any:
     with quiet_transformers(), tempfile.TemporaryDirectory() as folder:
         model.hf.save_pretrained(folder)  # its configuration says gelu_new, as GPT-2's
         network = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
-        tokenizer = AutoTokenizer.from_pretrained(BUNDLED_FOLDER / "seed-1")
+        tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
         return TransformerBridge.boot_transformers(folder, hf_model=network, tokenizer=tokenizer, device="cpu")
 
 
 def exact_rows(models: Sequence[Model], tokens: un.TokenDataset, layer: int) -> torch.Tensor:
     """ρ of one layer of the first model with all neurons of the second, in float64."""
-    width = models[0].d_mlp
+    mine = models[0].units.columns(layer)
     total, squares = torch.zeros(2, models[0].n_neurons).double(), torch.zeros(2, models[0].n_neurons).double()
-    cross = torch.zeros(width, models[1].n_neurons, dtype=torch.float64)
+    cross = torch.zeros(models[0].d_mlp, models[1].n_neurons, dtype=torch.float64)
     counted = 0
     for start in range(0, len(tokens), PLAIN_ROWS):
         rows = np.arange(start, min(start + PLAIN_ROWS, len(tokens)))
@@ -189,10 +189,9 @@ def exact_rows(models: Sequence[Model], tokens: un.TokenDataset, layer: int) -> 
         for side, activations in enumerate(values):
             total[side] += activations.sum(0)
             squares[side] += activations.square().sum(0)
-        cross += values[0][:, layer * width : (layer + 1) * width].T @ values[1]
+        cross += values[0][:, mine].T @ values[1]
         counted += int(keep.sum())
     spread = (squares - total.square() / counted).rsqrt()
-    mine = slice(layer * width, (layer + 1) * width)
     centred = cross - torch.outer(total[0, mine], total[1]) / counted
     return centred * spread[0, mine][:, None] * spread[1]
 
@@ -233,7 +232,7 @@ def speed_on_cpu(shape: str, count: int, given: Sequence[str]) -> None:
         plan = memory_plan(config, models)
         estimates[search] = plan.statistics + plan.blocks + plan.workspace
     layer = 7 % models[0].n_layers
-    rows = slice(layer * models[0].d_mlp, (layer + 1) * models[0].d_mlp)
+    rows = models[0].units.columns(layer)
     true_best = exact_rows(models, tokens, layer).max(1)
     lenses = [to_lens(model) for model in models]
     plain_seconds, plain = timed(lambda: plain_way(lenses, tokens, models[0].n_layers, models[0].d_mlp))

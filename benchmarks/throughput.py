@@ -27,7 +27,7 @@ from transformers import __version__ as transformers_version
 
 import universal_neurons as un
 from universal_neurons.baselines import rotated_best, rotation
-from universal_neurons.checkpoints import BUNDLED_FOLDER
+from universal_neurons.checkpoints import BUNDLED_FOLDER, BUNDLED_TOKENIZER
 from universal_neurons.compare import Evidence
 from universal_neurons.correlation import find_matches
 from universal_neurons.estimate import gemm_flops, gemm_rate
@@ -125,7 +125,7 @@ def to_lens(name: str) -> TransformerBridge:
     folder = BUNDLED_FOLDER / name
     with quiet_transformers():
         network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
         return TransformerBridge.boot_transformers(str(folder), hf_model=network, tokenizer=tokenizer, device="cpu")
 
 

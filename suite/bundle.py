@@ -41,8 +41,9 @@ def bundle(recipe: dict, out: Path, target: Path = TARGET) -> None:
     for seed in recipe["seeds"]:
         name = seed["name"]
         halve(out / "models" / name, target / name)
-        for file in TOKENIZER:
-            shutil.copyfile(out / "tokenizer" / file, target / name / file)
+    (target / "tokenizer").mkdir()
+    for file in TOKENIZER:
+        shutil.copyfile(out / "tokenizer" / file, target / "tokenizer" / file)
     for name in recipe["bundle"]["seeds"]:
         for step in recipe["bundle"]["steps"]:
             halve(out / f"models/{name}/step-{step}", target / f"{name}/step-{step}")

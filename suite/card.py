@@ -13,8 +13,9 @@ tags: [interpretability, gpt2]
 
 {what}
 
-    MODEL/              ordinary Hugging Face folders: float16 safetensors, configuration, tokenizer
-    seed-N/step-K/      checkpoints of training, without the tokenizer
+    MODEL/              Hugging Face folders: float16 safetensors, configuration
+    tokenizer/          the tokenizer of all of them
+    seed-N/step-K/      checkpoints of training
     heldout.jsonl.xz    documents that training left out, {{"text": …, "subset": …}} a line
     suite.json          the recipe, the sources with their hashes, SHA-256 of every file, everything measured
 

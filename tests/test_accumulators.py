@@ -10,6 +10,7 @@ from universal_neurons.accumulators import Batch, Block, Extremes
 from universal_neurons.comoments import CoMoments, LayerMoments, ShuffledCoMoments
 from universal_neurons.detail import PairedMoments
 from universal_neurons.errors import MergeError
+from universal_neurons.units import Units
 
 TOKENS, LAYERS, WIDTH = 1200, 2, 3
 GENERATOR = torch.Generator().manual_seed(0)
@@ -19,7 +20,7 @@ MATCH = torch.tensor([0, 1, 2, 3, 3, 0])
 
 MAKERS = {
     "CoMoments": lambda: CoMoments.empty("a", "b", LAYERS * WIDTH, 4),
-    "LayerMoments": lambda: LayerMoments.empty("a", LAYERS, WIDTH),
+    "LayerMoments": lambda: LayerMoments.empty("a", Units.equal(LAYERS, WIDTH)),
     "Extremes": lambda: Extremes.empty("a", LAYERS * WIDTH),
     "PairedMoments": lambda: PairedMoments.empty("a", "b", MATCH, 2),
 }
@@ -109,7 +110,7 @@ def test_the_shift_does_not_change_the_answer_and_keeps_it_exact():
     """A large mean destroys unshifted float32 products; shifted ones are exact to rounding."""
     values = LEFT + 10_000
     shift = values.mean(0)
-    moments = LayerMoments.empty("a", LAYERS, WIDTH)
+    moments = LayerMoments.empty("a", Units.equal(LAYERS, WIDTH))
     moments.update(Batch({"a": Block(values - shift)}))
     exact = values.double().numpy()
     exact = exact - exact.mean(0)
@@ -136,7 +137,7 @@ def test_shuffled_positions_do_not_depend_on_batches():
 def test_non_finite_values_are_located():
     values = LEFT.clone()
     values[5, WIDTH + 1] = torch.nan
-    moments = LayerMoments.empty("a", LAYERS, WIDTH)
+    moments = LayerMoments.empty("a", Units.equal(LAYERS, WIDTH))
     moments.update(Batch({"a": Block(values)}))
     moments.fold()
     assert moments.non_finite() == ("a", WIDTH + 1)

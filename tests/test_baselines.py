@@ -9,6 +9,7 @@ from test_correlation import captured, run_pass, some_tokens
 from universal_neurons import StudyConfig
 from universal_neurons.baselines import excess_correlation, q_values, rotated_best, rotation
 from universal_neurons.compare import compare
+from universal_neurons.units import Units
 
 
 def test_rotations_are_orthogonal_seeded_and_different():
@@ -64,7 +65,11 @@ def test_a_rotated_model_looks_like_its_own_baseline():
     right = shared @ torch.randn(32, 64, generator=generator) + torch.randn(20_000, 64, generator=generator)
     parts = [CoMoments.empty("a", "b", 64, 64)]
     for name in "ab":
-        parts += [LayerMoments.empty(name, 1, 64), Extremes.empty(name, 64), SumSquares.empty(name, 64, group=0)]
+        parts += [
+            LayerMoments.empty(name, Units.equal(1, 64)),
+            Extremes.empty(name, 64),
+            SumSquares.empty(name, 64, group=0),
+        ]
     for part in parts:
         part.update(Batch({"a": Block(left), "b": Block(right)}))
     found = compare(Evidence(parts, [0]), "a", ["b"], StudyConfig(), draws=20)
@@ -118,7 +123,11 @@ def test_two_models_that_share_nothing_give_no_discoveries_beyond_nominal(seed):
     a, b = (torch.nn.functional.gelu(torch.randn(4000, 600, generator=generator)) for _ in range(2))
     parts = [CoMoments.empty("a", "b", 600, 600)]
     for name in "ab":
-        parts += [LayerMoments.empty(name, 2, 300), Extremes.empty(name, 600), SumSquares.empty(name, 600, group=0)]
+        parts += [
+            LayerMoments.empty(name, Units.equal(2, 300)),
+            Extremes.empty(name, 600),
+            SumSquares.empty(name, 600, group=0),
+        ]
     for part in parts:
         part.update(Batch({"a": Block(a), "b": Block(b)}))
     found = compare(Evidence(parts, [0]), "a", ["b"], StudyConfig(seed=seed), draws=20)

@@ -28,6 +28,12 @@ def test_every_file_is_the_one_that_was_made():
     assert sum(path.stat().st_size for path in files.values()) <= MOST
 
 
+def test_one_tokenizer_serves_all_models():
+    assert [path.parent.name for path in BUNDLED_FOLDER.rglob("tokenizer.json")] == ["tokenizer"]
+    words = [un.load_model(f"bundled/{name}").tokenizer.tokenize("one tokenizer") for name in ("seed-1", "wide-1")]
+    assert words[0] == words[1] != []
+
+
 def test_the_recipe_is_the_one_in_the_repository():
     assert TOLD["recipe"] == yaml.safe_load((Path(__file__).parents[1] / "suite/recipe.yaml").read_text())
 

@@ -11,6 +11,7 @@ from universal_neurons.accumulators import Batch, Block
 from universal_neurons.comoments import CoMoments, LayerMoments, add_compensated, product_precision
 from universal_neurons.errors import MergeError
 from universal_neurons.sketch import round_to
+from universal_neurons.units import Units
 
 TOKENS, N_LEFT, N_RIGHT = 900, 23, 11
 GENERATOR = torch.Generator().manual_seed(1)
@@ -147,7 +148,7 @@ def test_tiles_that_are_folded_as_soon_as_they_are_multiplied(monkeypatch, rows,
 @pytest.mark.parametrize("width", [5, 192, 193, 800])
 def test_within_layer_products_in_tiles(width):
     values = torch.randn(300, 2 * width, generator=torch.Generator().manual_seed(5)).exp()
-    moments = LayerMoments.empty("a", 2, width)
+    moments = LayerMoments.empty("a", Units.equal(2, width))
     assert moments.tile == max(192, -(-width // 4))
     for rows in values.split(70):
         moments.update(Batch({"a": Block(rows)}))

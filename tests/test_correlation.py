@@ -11,6 +11,7 @@ from universal_neurons.compare import Evidence
 from universal_neurons.correlation import below, beside, correlation_panels, find_matches, layer_profile
 from universal_neurons.panels import model_pairs, study_recipes
 from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.units import Units
 
 CONTEXT = 40
 
@@ -172,7 +173,7 @@ def test_dead_neurons_match_nothing():
     assert torch.isfinite(found.corr[alive]).all()
     assert not (found.index[alive] == 32).any()
     assert found.best_back[32] == -1
-    profile = layer_profile(found.index[:, 0], 2, 2, 24)
+    profile = layer_profile(found.index[:, 0], Units.equal(2, 24), Units.equal(2, 24))
     counts = np.array([[((found.index[a, 0] // 24 == m) & (found.index[a, 0] >= 0)).sum() for m in (0, 1)]
                        for a in (slice(0, 24), slice(24, 48))])  # fmt: skip
     np.testing.assert_allclose(profile.numpy(), counts / counts.sum(1, keepdims=True))

@@ -42,10 +42,39 @@ def test_every_docs_page_is_linked_from_the_readme():
         assert f"docs/{name}" in README, name
 
 
-def test_local_links_lead_somewhere():
-    for text in (README, *DOCS.values()):
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-            assert (ROOT / link).exists(), link
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "benchmarks").glob("*.md"),
+    ROOT / "src/universal_neurons/bundled/README.md",
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_local_links_lead_somewhere_from_their_own_page(page):
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_tables_are_whole(page):
+    """A row that follows an empty line belongs to no table: every table begins with a heading and its rule."""
+    lines = ["", *page.read_text(encoding="utf-8").splitlines()]
+    for before, line, after in zip(lines, lines[1:], [*lines[2:], ""]):
+        if line.startswith("|") and not before.startswith("|"):
+            assert re.fullmatch(r"\|[\s:|-]+\|", after), line
+
+
+def test_all_commands_are_listed_wherever_they_are():
+    names = {name for name in app if not name.startswith("-")}
+    assert set(re.findall(r"^    uneurons (\w+)", DOCS["design.md"], re.MULTILINE)) == names
+    docstring = (ROOT / "src/universal_neurons/cli.py").read_text().split("\n", 1)[0]
+    assert set(re.findall(r"\w+", docstring.partition(":")[2])) == names
 
 
 def test_every_module_has_a_docstring_and_stays_short():

@@ -9,6 +9,7 @@ from test_labels import CONTEXT, plain_example
 
 from universal_neurons import families
 from universal_neurons.accumulators import PRE, Batch, Block
+from universal_neurons.categories import FAMILIES
 from universal_neurons.comoments import CoMoments
 from universal_neurons.families import (
     LabelEvidence,
@@ -196,7 +197,7 @@ def test_position_information_is_of_pre_activations_above_zero(example):
 ])  # fmt: skip
 def test_the_family_of_a_label(label, family):
     assert family_of(label) == family
-    assert family in families.FAMILIES
+    assert family in FAMILIES
 
 
 def hand_made_evidence(values, y, mark, firing, position):

@@ -15,8 +15,10 @@ from universal_neurons.readout import Readout
 from universal_neurons.roles.functional import DRAWS, Costs, LossChanges, counterparts, functional_table, random_partner
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.trials import Trial
+from universal_neurons.units import Units
 
 VOCABULARY, CONTEXT, D_MLP, ROWS = 97, 12, 24, 45
+UNITS = Units.equal(2, D_MLP)
 NONE_DEAD = np.zeros(2 * D_MLP, bool)
 PERMUTATIONS = [np.random.default_rng(layer).permutation(D_MLP) for layer in range(2)]
 CHOSEN = [3, 7, 11, 24 + 2, 24 + 20]
@@ -103,7 +105,7 @@ def best_matches() -> pl.DataFrame:
 def test_counterparts_are_the_best_matches_in_every_other_model():
     more = best_matches().with_columns(model=pl.lit("wider")).filter(pl.col("asker") == "original")
     matches = pl.concat([more, best_matches()])
-    found = counterparts(matches, "original", [30, 2], {"original": D_MLP, "permuted": D_MLP, "wider": 40})
+    found = counterparts(matches, "original", [30, 2], {"original": UNITS, "permuted": UNITS, "wider": Units((40, 30))})
     layer, neuron = divmod(match_of(30), D_MLP)
     expected = [
         (2, "permuted", match_of(2), 0.9),
@@ -116,25 +118,25 @@ def test_counterparts_are_the_best_matches_in_every_other_model():
 
 
 def test_a_random_partner_is_another_neuron_of_the_layer():
-    drawn = [random_partner(30, D_MLP, seed, "b") for seed in range(400)]
+    drawn = [random_partner(30, UNITS, seed, "b") for seed in range(400)]
     assert set(drawn) == set(range(24, 48)) - {30}
-    assert drawn == [random_partner(30, D_MLP, seed, "b") for seed in range(400)]
-    assert drawn != [random_partner(30, D_MLP, seed, "c") for seed in range(400)]
+    assert drawn == [random_partner(30, UNITS, seed, "b") for seed in range(400)]
+    assert drawn != [random_partner(30, UNITS, seed, "c") for seed in range(400)]
     for match in (24, 47, 0):
-        assert all(random_partner(match, D_MLP, seed, "b") // D_MLP == match // D_MLP for seed in range(100))
-        assert all(random_partner(match, D_MLP, seed, "b") != match for seed in range(100))
+        assert all(random_partner(match, UNITS, seed, "b") // D_MLP == match // D_MLP for seed in range(100))
+        assert all(random_partner(match, UNITS, seed, "b") != match for seed in range(100))
 
 
 def test_the_only_neuron_of_a_layer_has_no_random_partner():
-    assert random_partner(3, 1, 0, "m") is None
+    assert random_partner(3, Units((3, 1)), 0, "m") is None
 
 
 def test_matched_neurons_of_a_permuted_copy_do_the_same():
     models, seed = [original(), permuted()], 4
     torch.testing.assert_close(models[1].logits(ids()), models[0].logits(ids()), rtol=1e-4, atol=1e-4)
-    pairs = counterparts(best_matches(), "original", CHOSEN, {"original": D_MLP, "permuted": D_MLP})
+    pairs = counterparts(best_matches(), "original", CHOSEN, {"original": UNITS, "permuted": UNITS})
     matches = pairs["match"].to_list()
-    asked = {"original": CHOSEN, "permuted": matches + [random_partner(m, D_MLP, seed, "permuted") for m in matches]}
+    asked = {"original": CHOSEN, "permuted": matches + [random_partner(m, UNITS, seed, "permuted") for m in matches]}
     changes = {m.name: added(LossChanges(m, asked[m.name], means_of(m)), m) for m in models}
     roles = {"original": [[ROLES[n % 3], *(["entropy"] if n % 2 else [])] for n in range(2 * D_MLP)]}
     roles["permuted"] = [[] for _ in range(2 * D_MLP)]
@@ -151,7 +153,7 @@ def test_matched_neurons_of_a_permuted_copy_do_the_same():
     for row, number, match in zip(table.iter_rows(named=True), CHOSEN, matches):
         assert (row["layer"], row["neuron"]) == divmod(number, D_MLP)
         assert (row["match_layer"], row["match_neuron"]) == divmod(match, D_MLP)
-        partner = random_partner(match, D_MLP, seed, "permuted")
+        partner = random_partner(match, UNITS, seed, "permuted")
         expected = np.corrcoef(effects["original"][number], effects["permuted"][partner])[0, 1]
         np.testing.assert_allclose(row["effect_corr_random"], expected, atol=1e-5)
         one, other = (after(m, [n], means_of(m)[[n]])["change"] for m, n in zip(models, (number, partner)))
@@ -175,7 +177,7 @@ def test_effects_over_vocabularies_that_are_padded_differently():
     model = original()
     changes = {"original": added(LossChanges(model, [3], means_of(model)), model)}
     other = Model(model.hf, "other")
-    partner = random_partner(3, D_MLP, 0, "other")
+    partner = random_partner(3, UNITS, 0, "other")
     changes["other"] = added(LossChanges(other, [3, partner], means_of(model)), other)
     effects = logit_effects(model)
     padded = {number: np.append(effect, np.zeros(5, np.float32)) for number, effect in effects.items()}

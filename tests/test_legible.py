@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from universal_neurons.legible import FILE_BYTES, file_names, legible, legible_lines, shortened
+from universal_neurons.legible import FILE_BYTES, file_names, first_line, legible, legible_lines, shortened
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,11 @@ def test_files_are_named_after_any_names():
         assert part.isprintable()
         assert not set(part) & set("/\\")
         assert len(part.encode()) <= FILE_BYTES + 3
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError("one\ntwo"), "one"), (KeyError(), "KeyError"), (OSError(" \n "), "OSError"), (ValueError(3), "3")],
+)
+def test_the_first_line_of_an_error_is_never_empty(error, line):
+    assert first_line(error) == line

@@ -13,7 +13,8 @@ from conftest import FAMILIES, FEW_ROLES, save_tiny, small_tokenizer, tiny_model
 from transformers import AutoModelForCausalLM, GPT2Model
 
 import universal_neurons as un
-from universal_neurons.checkpoints import convert, resolve_sources
+from universal_neurons.checkpoints import resolve_sources
+from universal_neurons.convert import convert
 from universal_neurons.errors import ArchitectureError, CheckpointError, ConfigError, InputError, MissingFileError
 from universal_neurons.models import Model, verify
 

@@ -13,6 +13,7 @@ from universal_neurons.errors import MemoryNeededError
 from universal_neurons.models import Model
 from universal_neurons.panels import Layout, cut, model_pairs
 from universal_neurons.passes import lane_ends
+from universal_neurons.units import Units
 
 CONTEXT = 40
 
@@ -21,7 +22,7 @@ class Shape(Model):
     """A model of which nothing but its shape is asked."""
 
     def __init__(self, name, n_layers=2, d_mlp=24):
-        self.name, self.n_layers, self.d_mlp = name, n_layers, d_mlp
+        self.name, self.units = name, Units.equal(n_layers, d_mlp)
         self.d_model, self.vocab_size, self.context = d_mlp // 4, 50_257, 512
 
 

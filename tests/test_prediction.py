@@ -109,7 +109,7 @@ STATS = stats_of(WEIGHTS)
 
 
 def table(labels=LABELS, weights=WEIGHTS, vocabulary=VOCABULARY, stats=STATS, settings=SETTINGS):
-    return effects_table("a", LAYERS, D_MLP, weights, stats, vocabulary, labels, settings)
+    return effects_table("a", weights, stats, vocabulary, labels, settings)
 
 
 def row_of(effects, layer, neuron):
@@ -265,7 +265,7 @@ def test_a_real_model_has_effects(tokenizer):
     weights, vocabulary = processed_weights(model), read_vocabulary(tokenizer, model.vocab_size)
     stats = pl.DataFrame({k: v for k, v in weight_statistics(weights).items() if k.startswith("vocab")})
     labels = class_labels(vocabulary, model.hf.get_input_embeddings().weight)
-    found = effects_table("m", 2, 24, weights, stats, vocabulary, labels, SETTINGS)
+    found = effects_table("m", weights, stats, vocabulary, labels, SETTINGS)
     assert found["class"].is_not_null().all()
     assert found["class_variance_reduction"].is_between(0, 1).all()
     special = set(np.flatnonzero(vocabulary.special).tolist())

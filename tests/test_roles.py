@@ -9,10 +9,10 @@ import yaml
 from conftest import FEW_ROLES, save_tiny, tiny_model
 
 import universal_neurons as un
+from universal_neurons.categories import ROLES
 from universal_neurons.cli import main
 from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.report import study_figures, write_report
-from universal_neurons.roles.one_model import ROLES
 from universal_neurons.roles.overview import neuron_lines, role_rows
 
 STAGES = ("weights", "statistics", "universality", "roles")

@@ -11,6 +11,7 @@ from test_study import quiet
 import universal_neurons.shown as shown_module
 from universal_neurons import StudyConfig
 from universal_neurons.shown import choose_shown, ranking, same_label
+from universal_neurons.units import Units
 
 
 def table(**columns):
@@ -52,7 +53,7 @@ def test_duplicates_share_the_commonest_label():
         variance_reduction=[0.3, 0.9, 0.4, 0.8, 0.99],
     )  # fmt: skip
     assert same_label(neurons)["neuron"].to_list() == [2, 0]
-    chosen = choose_shown(neurons, np.arange(5), d_mlp=5)
+    chosen = choose_shown(neurons, np.arange(5), Units.equal(1, 5))
     assert chosen.neurons.tolist() == [0, 1, 2, 3, 4]
     assert not chosen.pre.any()
 

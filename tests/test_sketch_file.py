@@ -304,7 +304,7 @@ def test_whatever_is_damaged_while_it_is_made_it_ends_with_the_same_bytes(
 
 def test_two_do_not_make_one_sketch(model, text_file, whole, tmp_path):
     out = tmp_path / "m.safetensors"
-    with scratch_folder(out), pytest.raises(StoreConflictError, match="another process is making this sketch"):
+    with scratch_folder(out), pytest.raises(StoreConflictError, match="another process is writing it"):
         sketch_of(model, text_file, out, **SMALL)
     assert sketch_of(model, text_file, out, **SMALL).read_bytes() == whole
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import universal_neurons as un
 from universal_neurons.checkpoints import BUNDLED_FOLDER
+from universal_neurons.models import load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "suite"))
 
@@ -112,4 +113,5 @@ def test_a_bundle_holds_halved_weights_with_hashes_and_the_recipe(made, tmp_path
         assert hashlib.sha256((target / name).read_bytes()).hexdigest() == digest
     whole, halved = load_file(made / "models/seed-1/model.safetensors"), load_file(target / "seed-1/model.safetensors")
     assert all(torch.equal(whole[name].half(), halved[name]) for name in whole)
-    assert un.load_model(str(target / "seed-1")).tokenizer is not None
+    assert un.load_model(str(target / "seed-1")).n_neurons
+    assert load_tokenizer(target / "tokenizer").get_vocab() == load_tokenizer(made / "tokenizer").get_vocab()

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from universal_neurons.threads import cpu_threads
 
 SLEEP = 0  # turns of a loop that an idle thread makes before it sleeps
 
@@ -46,3 +49,22 @@ def test_processes_started_from_here_inherit_it(given):
     environment |= {"OMP_WAIT_POLICY": given} if given else {}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == (given or "PASSIVE")
+
+
+def fail_within(number: int | None, seen: list[int]) -> None:
+    """Fail while so many threads are used, and say how many were."""
+    with cpu_threads(number):
+        seen.append(torch.get_num_threads())
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(("number", "within"), [(3, 3), (None, 2)])
+def test_threads_are_put_back_also_where_something_fails(number, within):
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            fail_within(number, seen)
+        assert (seen, torch.get_num_threads()) == ([within], 2)
+    finally:
+        torch.set_num_threads(before)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from universal_neurons import TokenDataset
-from universal_neurons.vocabulary import INSIDE_WORD, NO_WORD, WORD, WORD_START, Vocabulary, read_vocabulary, text_of
+from universal_neurons.vocabulary import INSIDE_WORD, NO_WORD, WORD, WORD_START, Vocabulary, read_vocabulary
 
 KIND_STRINGS = ("<s>", " play", "ing", " cat", ",", "s", " ", "2nd", "x", "\n")
 BOS, PLAY, ING, CAT, COMMA, S, SPACE, SECOND, X, NEWLINE = range(10)
@@ -47,7 +47,7 @@ def test_strings_of_a_byte_level_tokenizer_rebuild_the_text(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(ids) > 2
     assert "".join(vocabulary.strings[token] for token in ids) == text
-    assert text_of(vocabulary.strings, ids) == text
+    assert "".join(vocabulary.strings[token] for token in ids) == text
 
 
 @pytest.mark.parametrize(("make", "strings"), [

@@ -13,7 +13,8 @@ from transformers import BertForSequenceClassification, GPT2ForSequenceClassific
 
 import universal_neurons as un
 from universal_neurons.check import check_models
-from universal_neurons.checkpoints import convert, resolve_sources
+from universal_neurons.checkpoints import resolve_sources
+from universal_neurons.convert import convert
 from universal_neurons.errors import ArchitectureError, CheckpointError, InputError, MissingFileError
 from universal_neurons.models import quiet_transformers
 from universal_neurons.weight_files import require_weights

@@ -68,7 +68,12 @@ __all__ = [
 ]
 
 
+_GIVE_STORES = ("Dynamics", "Store", "run_dynamics", "run_study", "study_roles")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _GIVE_STORES:
+        import_module("universal_neurons.representations")
     if name in _HOMES:
         return getattr(import_module(f"universal_neurons.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -42,14 +42,13 @@ def rotated_best(
     `left` holds inverse norms; NaN (dead) stays NaN.  `noise` is the error variance of a sketch's ρ: the ρ with a
     layer's rotated neurons are near Gaussian, so their maximum shrinks with their spread, √(1 − noise / mean ρ²).
     """
-    width = len(rotated)
     single = rotated.to(left.device, torch.float32)
     rotated = rotated.to(left.device)
     best = torch.full_like(left, -torch.inf, dtype=torch.float32)
     for layer, covariance in enumerate(right.centred):
         variance = ((rotated @ covariance) * rotated).sum(1)
         scale = torch.where(variance > 0, variance.rsqrt(), torch.nan).float()
-        columns = slice(layer * width, (layer + 1) * width)
+        columns = right.units.columns(layer)
         for start in range(0, len(left), PANEL_ROWS):
             rows = slice(start, start + PANEL_ROWS)
             standardised = (cross.centred(rows, columns) * left[rows, None]).float()

@@ -7,15 +7,17 @@ from there on everything is a local folder.
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from universal_neurons.config import BUNDLED
 from universal_neurons.disk import local_path
-from universal_neurons.errors import CheckpointError, InputError, MissingFileError
+from universal_neurons.errors import CheckpointError, MissingFileError
+from universal_neurons.legible import first_line
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+BUNDLED_TOKENIZER = BUNDLED_FOLDER / "tokenizer"  # of all the bundled models
 READABLE = ["*.json", "*.safetensors", "*.txt", "*.model"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
@@ -138,7 +140,7 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
         at = f" at revision {revision}" if revision else ""
         raise MissingFileError(
             f"{repository}{at}: neither a local folder nor found on the hub",
-            given=str(error).splitlines()[0][:200],
+            given=first_line(error),
             wanted="an existing folder, or a hub id that can be reached or is in the hub's cache",
             fix="check the spelling and the network (HF_HUB_OFFLINE uses the cache alone)",
         ) from None
@@ -152,42 +154,3 @@ def digest_of(files: Sequence[Path]) -> str:
             while chunk := stream.read(1 << 22):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-def convert(model: str, folder: str | Path, note: Callable[[str], object] | None = None) -> Path:
-    """A pickle-only checkpoint made a safetensors folder, its tokenizer files copied along.
-
-    The pickle is read by `torch.load(weights_only=True)`; `note` is told what is left out.  Raises `InputError` where
-    `folder` is not empty, and `CheckpointError` where the weights cannot be read or do not fill the model.
-    """
-    import shutil
-
-    source = resolve_sources([model], pickles=True)[0]
-    target = local_path(folder)
-    if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(
-            f"{target}: there already, and not an empty folder", wanted="a new folder", fix="name another folder"
-        )
-
-    from universal_neurons.disk import disk_errors
-    from universal_neurons.models import load_weights
-
-    weights = load_weights(source, "float32", pickled=True)
-    if note is not None:
-        for text in weights.notes:
-            note(text)
-    network = weights.network.base_model if weights.headless else weights.network
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with disk_errors(target):
-            network.save_pretrained(partial, safe_serialization=True)
-            for extra in ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"):
-                for path in source.folder.glob(extra):
-                    shutil.copy(path, partial / path.name)
-            if target.exists():
-                target.rmdir()
-            partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return target

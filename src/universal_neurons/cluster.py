@@ -30,6 +30,7 @@ from universal_neurons.errors import (
     UniversalNeuronsError,
 )
 from universal_neurons.lanes import LaneJob, LaneRun
+from universal_neurons.legible import first_line
 from universal_neurons.models import Model
 
 STEP_SECONDS = 2.0  # a worker answers so often
@@ -335,7 +336,7 @@ def _connect(address: str) -> None:
     try:
         ray.init(address=where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        given = str(error).strip().splitlines()[0]
+        given = first_line(error)
         raise ClusterAddressError(
             f"--cluster {address}: cannot be connected to", given=given, wanted=wanted, fix="ray start, or ray stop"
         ) from error

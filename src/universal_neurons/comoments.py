@@ -7,7 +7,7 @@ float32.  Of a large matrix a `CoMoments` may keep some rows only: a panel.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from universal_neurons.accumulators import Accumulator, Batch, Block, first_non_finite, model_of, seed_of
+from universal_neurons.units import Units
 
 FOLDED_ROWS = 64  # added at a time: what a cache holds, for sums of two precisions are added by way of a copy
 TILE_ROWS = 4096  # of a panel, multiplied at a time where shards arrive whole
@@ -247,6 +248,15 @@ class LayerCovariance:
     centred: Float[Tensor, "layers d_mlp d_mlp"]
 
     @property
+    def units(self) -> Units:
+        """The neurons of the model, or of the layers that are there."""
+        return Units.equal(*self.centred.shape[:2])
+
+    def part(self, start: int, stop: int) -> "LayerCovariance":
+        """Of the layers that the neurons from `start` to before `stop` make up."""
+        return replace(self, centred=self.centred[self.units.layers_in(start, stop)])
+
+    @property
     def squares(self) -> Float[Tensor, " neurons"]:
         """Σ(x−x̄)² of every neuron of the model."""
         return self.centred.diagonal(dim1=1, dim2=2).flatten().clamp_min(0)
@@ -255,23 +265,24 @@ class LayerCovariance:
 class LayerMoments(Accumulator):
     """Cross products of the neurons of each layer of one model with each other: what the rotated baseline needs.
 
-    Only blocks on and above the diagonal are multiplied.
+    Layers are of one width.  Only blocks on and above the diagonal are multiplied.
     """
 
     TENSORS = ("sum", "cross")
 
-    def __init__(self, model: str, group: int, n_layers: int, d_mlp: int, device: Any = "cpu") -> None:
+    def __init__(self, model: str, group: int, units: Units, device: Any = "cpu") -> None:
         super().__init__((model,), group)
-        self.sum = torch.zeros(n_layers * d_mlp, dtype=torch.float64, device=device)
-        self.cross = torch.zeros(n_layers, d_mlp, d_mlp, dtype=torch.float64, device=device)
-        self.pending = torch.zeros(n_layers, d_mlp, d_mlp, dtype=torch.float32, device=device)
-        self.tile = max(LAYER_TILE_LEAST, -(-d_mlp // LAYER_TILES))
+        shape = (units.layers, units.width, units.width)
+        self.sum = torch.zeros(len(units), dtype=torch.float64, device=device)
+        self.cross = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.pending = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.tile = max(LAYER_TILE_LEAST, -(-units.width // LAYER_TILES))
         self.fresh = True
 
     @classmethod
-    def empty(cls, model: str, n_layers: int, d_mlp: int, *, group: int = 0, device: Any = "cpu") -> "LayerMoments":
+    def empty(cls, model: str, units: Units, *, group: int = 0, device: Any = "cpu") -> "LayerMoments":
         """Of no tokens yet."""
-        return cls(model, group, n_layers, d_mlp, device)
+        return cls(model, group, units, device)
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""

@@ -234,10 +234,8 @@ def look(
             if layers is None:
                 maxima[draw] = _shuffled(evidence, asker, other, draw, rows, some, theirs)
                 continue
-            width = layers.centred.shape[1]
-            part = replace(layers, centred=layers.centred[columns[0] // width : columns[1] // width])
-            turned = rotation(config.baseline, width, config.seed, draw)
-            maxima[draw] = rotated_best(cross, some, part, turned, noise).cpu()
+            turned = rotation(config.baseline, layers.units.width, config.seed, draw)
+            maxima[draw] = rotated_best(cross, some, layers.part(*columns), turned, noise).cpu()
         proposal = None
         if z is not None:
             assert certainty is not None

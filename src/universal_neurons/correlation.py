@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from universal_neurons.comoments import CrossMoments
+from universal_neurons.units import Units
 
 PANEL_ELEMENTS = 1 << 21
 BINS = 200  # of a histogram of ρ
@@ -21,10 +22,10 @@ BINS = 200  # of a histogram of ρ
 class Matches:
     """The k best matches of every neuron of one model in another, best first, and the most negative one.
 
-    Neurons are flat indices (layer · d_mlp + neuron).  Dead askers, and askers of a model
-    whose neurons are all dead, have NaN and −1.  `best_back` is, for every neuron
-    of the other model, its own best match among the askers; `certified`, after a screened search, whether it is
-    certain that no other neuron correlates more.  `histogram` counts all ρ, of living neurons, in bins of .01.
+    Neurons are given by number (`units`).  Dead askers, and askers of a model whose neurons are all dead, have NaN and
+    −1.  `best_back` is, for every neuron of the other model, its own best match among the askers; `certified`, after a
+    screened search, whether it is certain that no other neuron correlates more.  `histogram` counts all ρ, of living
+    neurons, in bins of .01.
     """
 
     corr: Float[Tensor, "neurons k"]
@@ -153,12 +154,11 @@ def below(first: Matches, second: Matches) -> Matches:
 
 
 def layer_profile(
-    best: Int[Tensor, " neurons"], layers: int, match_layers: int, match_width: int
+    best: Int[Tensor, " neurons"], units: Units, match_units: Units
 ) -> Float[Tensor, "layers match_layers"]:
     """Fraction of each layer's living neurons whose best match lies in each layer of the other model (Fig 2c)."""
-    counts = torch.zeros(layers, match_layers, dtype=torch.float64)
-    width = len(best) // layers
-    for layer, found in enumerate(best.split(width)):
-        alive = found[found >= 0]
-        counts[layer] = torch.bincount(alive // match_width, minlength=match_layers).double()
+    counts = torch.zeros(units.layers, match_units.layers, dtype=torch.float64)
+    for layer, matches in enumerate(best.split(units.widths)):
+        layers = match_units.layer_of(matches[matches >= 0])
+        counts[layer] = torch.bincount(layers, minlength=match_units.layers).double()
     return counts / counts.sum(1, keepdim=True)

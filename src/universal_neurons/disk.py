@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -12,12 +11,19 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from universal_neurons.errors import DiskError, DiskFullError, MissingFileError, StoreConflictError
 
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EROFS,
 )  # fmt: skip
+
+
+# Systems other than POSIX lack these.
+NOFOLLOW, NONBLOCK = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
+BINARY = getattr(os, "O_BINARY", 0)  # theirs
 
 
 def local_path(given: str | Path) -> Path:
@@ -48,7 +54,7 @@ def sha256_of(path: Path) -> str:
 
 def open_regular(path: Path) -> BufferedReader:
     """A file to read, a link to one too.  Raises `StoreConflictError` for a pipe or a device, which may never end."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    handle = os.open(path, os.O_RDONLY | NONBLOCK | BINARY)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise StoreConflictError(f"{path}: is not a file", wanted="a regular file", fix="remove it")
@@ -58,7 +64,7 @@ def open_regular(path: Path) -> BufferedReader:
 def create_anew(path: Path) -> BinaryIO:
     """A new file to write in place of what a dead writer left there; a link is removed, never followed."""
     path.unlink(missing_ok=True)
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb")
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | BINARY, 0o666), "wb")
 
 
 def own_folder(path: Path) -> Path:
@@ -79,26 +85,22 @@ def refuse_link(path: Path) -> None:
         )
 
 
-def take_lock(path: Path) -> int:
-    """Lock a file, made where it is not there, until the handle that this returns is closed.
+def take_lock(path: Path, what: str) -> FileLock:
+    """Lock a file, made where it is not there, until the lock is released; `what` names what the lock stands for.
 
     Raises `StoreConflictError` where another process holds it, and where nothing can be locked.
     """
     refuse_link(path)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock).st_ino != path.stat().st_ino:
-            raise BlockingIOError
-    except (BlockingIOError, FileNotFoundError):
-        os.close(lock)
+        lock.acquire()
+    except Timeout:
         raise StoreConflictError(
-            f"{path.parent}: another process is writing this study", wanted="one writer", fix="wait for it to end"
+            f"{what}: another process is writing it", wanted="one writer", fix="wait for it to end"
         ) from None
     except OSError as error:
-        os.close(lock)
         raise StoreConflictError(
-            f"{path.parent}: cannot be locked", given=error.strerror, fix="name an --out on another file system"
+            f"{what}: cannot be locked", given=error.strerror, fix="name an --out on another file system"
         ) from None
     return lock
 
@@ -141,6 +143,9 @@ def removing(partial: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
+    """Have the disk keep what was written of a file, or the names in a folder (where a folder can be opened)."""
+    if os.name == "nt" and path.is_dir():
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

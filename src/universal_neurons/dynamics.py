@@ -97,11 +97,6 @@ class Dynamics(Results):
         """The study of one checkpoint, by its name."""
         return Store(step_folder(self.path, checkpoint), verify=self.verify)
 
-    def __repr__(self) -> str:
-        from universal_neurons.dynamics_view import plain_dynamics
-
-        return plain_dynamics(self)
-
 
 def step_folder(path: Path, checkpoint: str) -> Path:
     """Where the study of a checkpoint is."""
@@ -227,4 +222,5 @@ def _snapshot(training: Training, checkpoint: Checkpoint, store: Store) -> Snaps
     seeds = dict(zip(store.models, training.seeds))
     neurons = store.neurons.with_columns(pl.col("model").replace_strict(seeds))
     matches = store.matches.filter(pl.col("rank") == 1).with_columns(pl.col("model").replace_strict(seeds))
-    return Snapshot(checkpoint, neurons, matches)
+    units = {seeds[model]: of_model for model, of_model in store.units.items()}
+    return Snapshot(checkpoint, neurons, matches, units)

@@ -11,6 +11,7 @@ from universal_neurons.errors import InputError
 from universal_neurons.neuron_view import parse_neuron
 from universal_neurons.summary import fires_on, short
 from universal_neurons.terminal import TextTable, plain, shown
+from universal_neurons.units import unit_name
 
 HEADINGS = ("step", "universal", "95 %", "median excess (p99)", "persists", "same match", "final match", "self ρ")
 
@@ -138,7 +139,7 @@ def course_view(found: Dynamics, name: str) -> Group:
         raise InputError(f"{name}: no such neuron", wanted=f"layer ≤ {of[0]} and neuron ≤ {of[1]} in {seed}")
     others = len(found.seeds) - 1
     headings = ("step", "excess", "95 %", "same match", "final match", "self ρ", "fires on")
-    table = TextTable(*headings, title=f"{seed}/L{layer}.{neuron} in training")
+    table = TextTable(*headings, title=f"{unit_name(layer, neuron, seed)} in training")
     for row in rows:
         partners = [f"{n} of {others}" if (n := row[c]) is not None else "–" for c in ("same_match", "final_match")]
         excess = short(row["excess_corr"]) + (" universal" if row["is_universal"] else "")

@@ -13,27 +13,30 @@ before the first checkpoint) null.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float, Int
 
-from universal_neurons.families import FAMILIES
+from universal_neurons.categories import FAMILIES
 from universal_neurons.self_correlation import SelfCorrelations
 from universal_neurons.training import Checkpoint
+from universal_neurons.units import Units
 
 NEVER = -1
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one checkpoint's study says: rows of `neurons`, and of `matches` of rank 1, by the names of the seeds."""
+    """What one checkpoint's study says: rows of `neurons`, and of `matches` of rank 1, and the seeds' units; all by the
+    names of the seeds."""
 
     checkpoint: Checkpoint
     neurons: pl.DataFrame
     matches: pl.DataFrame
+    units: Mapping[str, Units]
 
     def of(self, seed: str) -> pl.DataFrame:
         """The rows of one seed's neurons."""
@@ -44,7 +47,7 @@ class Snapshot:
 class History:
     """The reference's neurons at every checkpoint: which are universal, and their best match in each other seed.
 
-    A partner is a number that tells neurons of the other seed apart, −1 where there is none.
+    A partner is a neuron's number in the other seed, −1 where there is none.
     """
 
     universal: Bool[np.ndarray, "checkpoints neurons"]
@@ -60,7 +63,7 @@ def history(snapshots: Sequence[Snapshot], reference: str, others: Sequence[str]
         found = []
         for other in others:
             theirs = snapshot.matches.filter(pl.col("model") == other)
-            number = pl.col("match_layer").cast(pl.Int64) * 2**32 + pl.col("match_neuron")
+            number = snapshot.units[other].number_column("match_")
             theirs = theirs.select("layer", "neuron", number.alias("partner"))
             both = mine.join(theirs, on=["layer", "neuron"], how="left", maintain_order="left")
             found.append(both["partner"].fill_null(-1).to_numpy())

@@ -155,9 +155,9 @@ def _within_layers(config: StudyConfig, models: Sequence[Model]) -> int:
     """Entries of the within-layer co-moments of all models."""
     rotated = models if config.pairs == "all" else models[1:]
     needed = rotated if "universality" in config.stages and not _shuffles(config) else []
-    count = sum(m.n_layers * m.d_mlp**2 for m in models) if "statistics" in config.stages else 0
+    count = sum(width**2 for m in models for width in m.units.widths) if "statistics" in config.stages else 0
     if "statistics" not in config.stages or config.search != "exact":
-        count += sum(m.n_layers * m.d_mlp**2 for m in needed)
+        count += sum(width**2 for m in needed for width in m.units.widths)
     return count
 
 
@@ -263,9 +263,9 @@ def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -
     resident = _resident(config)
     heldout = min(tokens // 5, config.heldout_tokens or HELDOUT_MOST)
     rate = gemm_rate(config.device, config.gemm_dtype)
-    alike = {(m.architecture.name, m.n_layers, m.d_mlp, m.d_model): m for m in models}
+    alike = {(m.architecture.name, m.units, m.d_model): m for m in models}
     measured = {kind: _forward_seconds(model, config) for kind, model in alike.items()}
-    forward = {m.name: measured[m.architecture.name, m.n_layers, m.d_mlp, m.d_model] for m in models}
+    forward = {m.name: measured[m.architecture.name, m.units, m.d_model] for m in models}
     per_token = sum(forward.values())
     plan = memory_plan(config, models, layout, groups=groups)
     pairs = _pairs(config, models)

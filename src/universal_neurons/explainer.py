@@ -1,13 +1,14 @@
 """From the labels' sums to families and their tables: chosen on the pass, judged on the detail pass."""
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from universal_neurons.accumulators import PRE, Accumulator, Recipe
 from universal_neurons.families import POSITION, POSITION_MI, Families, LabelEvidence, Scores, explain, family_of
+from universal_neurons.inputs import Study
 from universal_neurons.labelling import Labelling
 from universal_neurons.moments import GroupedSums
 from universal_neurons.shown import Details, choose_shown
@@ -18,27 +19,31 @@ from universal_neurons.tables import (
     neurons_table,
     positions_table,
     tokens_table,
-    vocabulary_table,
 )
-
-if TYPE_CHECKING:
-    from universal_neurons.stages import Stages
+from universal_neurons.units import Units
 
 MOST_BY_POSITION = 50
 
 
 class Explainer:
-    """From the labels' sums to families: chooses on the pass, judges on the detail pass."""
+    """From the labels' sums to families: chooses on the pass, judges on the detail pass.
+
+    `columns` are those of the neuron table that are known by then: `dead`, `is_bos` and, where it was asked about,
+    `excess_corr` and `is_universal`.
+    """
 
     def __init__(
         self,
-        stages: "Stages",
+        study: Study,
+        units: Mapping[str, Units],
+        columns: Mapping[str, Mapping[str, Any]],
         labelling: Labelling,
         accumulators: Sequence[Accumulator],
         sources: Iterable[NeuronSource],
     ) -> None:
         assert labelling.labels is not None
-        self.stages, self.labelling, self.labels = stages, labelling, labelling.labels
+        self.study, self.units, self.columns = study, units, columns
+        self.labelling, self.labels = labelling, labelling.labels
         evidence = labelling.evidence(accumulators)
         self.best: dict[str, Scores] = {}
         self.position_mi: dict[str, np.ndarray | None] = {}
@@ -60,9 +65,8 @@ class Explainer:
             if any(table is not None for table in words)
             else None
         )
-        reference = stages.names[0]
-        self.shown = choose_shown(self._before_judging(reference), self.best[reference].index[0],
-                                  stages.shapes[reference].d_mlp)  # fmt: skip
+        reference = study.names[0]
+        self.shown = choose_shown(self._before_judging(reference), self.best[reference].index[0], units[reference])
         self.details: Details | None = None
 
     def _tokens(self, evidence: LabelEvidence, model: str) -> pl.DataFrame | None:
@@ -73,17 +77,17 @@ class Explainer:
         token_of = np.zeros(self.labels.n_words - 1, np.int64)
         token_of[self.labels.word_of[codes]] = codes // 4
         return tokens_table(
-            model, self.stages.shapes[model], words, token_of, self.provisional[model], len(self.labelling.vocabulary)
+            model, self.units[model], words, token_of, self.provisional[model], len(self.labelling.vocabulary)
         )
 
     def _before_judging(self, model: str) -> pl.DataFrame:
         """The neuron table as far as it goes, families by what the pass itself says."""
-        stages, labels = self.stages, [*self.labels.all, POSITION]
+        labels = [*self.labels.all, POSITION]
         best = self.best[model]
-        places = stages.columns[model]
+        places = self.columns[model]
         columns: dict[str, Any] = {
             "family": [
-                family_of(labels[label]) if size > stages.config.unexplained else None
+                family_of(labels[label]) if size > self.study.config.unexplained else None
                 for label, size in zip(best.index[0], best.variance_reduction[0])
             ],
             "label": [labels[label].name for label in best.index[0]],
@@ -96,28 +100,28 @@ class Explainer:
             elif family is None and places["is_bos"][neuron]:
                 columns["family"][neuron] = "bos"
         known = {name: places[name] for name in ("excess_corr", "is_universal") if name in places}
-        return neurons_table({model: stages.shapes[model]}, {model: columns | known})
+        return neurons_table({model: self.units[model]}, {model: columns | known})
 
     def sources(self) -> list[Any]:
         """The labels and their null, on held-out rows."""
-        return [self.labelling.source(), self.labelling.source(np.concatenate(self.stages.study.stretches))]
+        return [self.labelling.source(), self.labelling.source(np.concatenate(self.study.stretches))]
 
     def recipes(self, width: int) -> list[Recipe]:
         """What the detail pass needs."""
         if len(self.shown.neurons):
-            study, dense = self.stages.study, self.labelling.dense
+            study, dense = self.study, self.labelling.dense
             positions = sum(map(len, study.stretches)) * study.tokens.context
-            self.details = Details(self.stages.models[0], self.shown, self.labels, dense=dense, positions=positions)
+            self.details = Details(study.models[0], self.shown, self.labels, dense=dense, positions=positions)
         details = self.details
         kept: list[Recipe] = [] if details is None else [lambda device: details]
         return [*self.labelling.recipes(width, null=True), *kept]
 
-    def judge(self, accumulators: Sequence[Accumulator]) -> None:
-        """Families, by what the held-out rows say."""
+    def judge(self, accumulators: Sequence[Accumulator]) -> dict[str, dict[str, Any]]:
+        """Families, by what the held-out rows say: columns of every model's neuron table."""
         heldout, null = self.labelling.evidence(accumulators), self.labelling.evidence(accumulators, "~")
-        for name in self.stages.names:
-            columns = self.stages.columns[name]
-            found = explain(
+        for name in self.study.names:
+            columns = self.columns[name]
+            self.families[name] = explain(
                 name,
                 self.best[name],
                 self.position_mi[name],
@@ -125,24 +129,25 @@ class Explainer:
                 null,
                 columns["is_bos"],
                 columns["dead"],
-                self.stages.config.unexplained,
+                self.study.config.unexplained,
             )
-            self.families[name] = found
-            columns |= family_columns(self.labels, found)
+        return {name: family_columns(self.labels, families) for name, families in self.families.items()}
 
-    def write_tables(self) -> None:
-        """Labels, tokens, positions, details and the vocabulary."""
-        stages = self.stages
-        stages.write("labels", labels_table(stages.shapes, self.labels, self.families))
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """Labels, vocabulary, tokens, positions and details, as far as there is something to say."""
         assert self.labels.counts is not None
-        stages.write("vocabulary", vocabulary_table(self.labelling.vocabulary, self.labels.counts))
+        tables = {
+            "labels": labels_table(self.units, self.labels, self.families),
+            "vocabulary": self.labelling.vocabulary.table(self.labels.counts),
+        }
         if self.tokens is not None:
-            stages.write("tokens", self.tokens)
-        positions = [self._positions(name) for name in stages.names]
+            tables["tokens"] = self.tokens
+        positions = [self._positions(name) for name in self.study.names]
         if any(table is not None for table in positions):
-            stages.write("positions", pl.concat([table for table in positions if table is not None]))
+            tables["positions"] = pl.concat([table for table in positions if table is not None])
         if self.details is not None and self.details.parts:
-            stages.write("details", self.details.table(stages.study.tokens))
+            tables["details"] = self.details.table(self.study.tokens)
+        return tables
 
     def _positions(self, model: str) -> pl.DataFrame | None:
         """Of the position neurons and those whose firing says most of position."""
@@ -152,4 +157,4 @@ class Explainer:
         family = np.array([name == "position" for name in self.families[model].family])
         most = np.argsort(-np.nan_to_num(information, nan=-np.inf), kind="stable")[:MOST_BY_POSITION]
         chosen = np.union1d(np.flatnonzero(family), most)
-        return positions_table(model, self.stages.shapes[model], *sums, chosen, self.provisional[model])
+        return positions_table(model, self.units[model], *sums, chosen, self.provisional[model])

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from universal_neurons.accumulators import PRE, Accumulator, Recipe
+from universal_neurons.categories import UNEXPLAINED
 from universal_neurons.comoments import CoMoments
 from universal_neurons.labels import LABELS, Label, LabelSet
 from universal_neurons.models import Model
@@ -33,10 +34,6 @@ POSITION_MI = 0.05  # nats
 NULL_QUANTILE = 0.99
 TIE = 1e-5  # closer scores, relatively, are the same but for rounding
 POSITION = Label("position", "position")
-UNEXPLAINED = "unexplained"
-FAMILIES = (
-    "unigram", "alphabet", "previous_token", "position", "syntax", "context", "token_class", "bos", UNEXPLAINED,
-)  # fmt: skip
 FAMILY_OF_GROUP = {
     "tokens": "token_class", "own": "token_class", "unigrams": "unigram", "syntax": "syntax", "subsets": "context",
     "topics": "context", "position": "position",

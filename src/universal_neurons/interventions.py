@@ -8,7 +8,6 @@ direct path into one head's query is `paths.without_path`.
 """
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from universal_neurons.architectures import module_at
 from universal_neurons.errors import ConfigError
 from universal_neurons.models import Model
+from universal_neurons.units import parse_unit
 
 Kind = Literal["zero", "relu", "mean", "threshold", "multiply", "fix"]
 VALUELESS = ("zero", "relu")
@@ -56,20 +56,25 @@ class Edit:
 
 
 def flat_numbers(model: Model, neurons: Sequence[int] | Sequence[str] | Tensor) -> list[int]:
-    """Neurons as numbers layer · d_mlp + neuron; names are `L3.17`.  Raises `ConfigError` where there is none such."""
-    numbers = []
+    """Neurons as numbers; names are `L3.17`.  Raises `ConfigError` where there is none such."""
+    numbers, units = [], model.units
     for given in neurons.tolist() if isinstance(neurons, Tensor) else neurons:
-        named = re.fullmatch(r"L(\d+)\.(\d+)", given) if isinstance(given, str) else None
-        if isinstance(given, str) and not named:
-            raise ConfigError("not a neuron's name", given=given, wanted="a layer and a neuron, such as L3.17")
-        layer, neuron = map(int, named.groups()) if named else divmod(int(given), model.d_mlp)
-        if not (0 <= layer < model.n_layers and 0 <= neuron < model.d_mlp):
+        place = _named(given) if isinstance(given, str) else None
+        if not (units.has(*place) if place else 0 <= int(given) < len(units)):
             wanted = f"layer < {model.n_layers} and neuron < {model.d_mlp}"
             raise ConfigError(f"{model.name} has no such neuron", given=given, wanted=wanted)
-        numbers.append(layer * model.d_mlp + neuron)
+        numbers.append(units.number_of(*place) if place else int(given))
     if len(set(numbers)) < len(numbers) or not numbers:
         raise ConfigError("neurons to intervene on", given=list(neurons), wanted="some, each once")
     return numbers
+
+
+def _named(name: str) -> tuple[int, int]:
+    """Layer and neuron of `L3.17`."""
+    parsed = parse_unit(name)
+    if parsed is None or parsed[0] is not None:
+        raise ConfigError("not a neuron's name", given=name, wanted="a layer and a neuron, such as L3.17")
+    return parsed[1:]
 
 
 @contextlib.contextmanager
@@ -88,19 +93,19 @@ def intervene(
     values = edit.value if isinstance(edit.value, Tensor) else None
     if values is not None and values.dim() and values.shape != (len(numbers),):
         raise ConfigError("values of an intervention", given=tuple(values.shape), wanted=f"one, or {len(numbers)}")
-    by_layer: dict[int, list[int]] = {}
-    for place, number in enumerate(numbers):
-        by_layer.setdefault(number // model.d_mlp, []).append(place)
+    by_layer = model.units.by_layer(numbers)
     calls = dict.fromkeys(by_layer, 0)
+    place = {number: place for place, number in enumerate(numbers)}
 
-    def edited(layer: int, places: list[int]) -> Any:
-        columns = torch.tensor([numbers[place] % model.d_mlp for place in places])
+    def edited(layer: int, in_layer: list[int]) -> Any:
+        columns, width = torch.tensor(model.units.within_layers(in_layer)), model.units.widths[layer]
+        places = [place[number] for number in in_layer]
         own = Edit(edit.kind, values[places]) if values is not None and values.dim() else edit
 
         def hook(_m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            assert args[0].shape[-1] == model.d_mlp, "hooked something that is not the output projection"
+            assert args[0].shape[-1] == width, "hooked something that is not the output projection"
             calls[layer] += 1
-            flat = args[0].reshape(-1, model.d_mlp).clone()
+            flat = args[0].reshape(-1, width).clone()
             there = columns.to(flat.device)
             before = flat[:, there]
             after = own(before)
@@ -117,8 +122,8 @@ def intervene(
         return hook
 
     handles = [
-        model.part(layer, "w_out").register_forward_pre_hook(edited(layer, places))
-        for layer, places in by_layer.items()
+        model.part(layer, "w_out").register_forward_pre_hook(edited(layer, in_layer))
+        for layer, in_layer in by_layer.items()
     ]
     try:
         yield

@@ -26,6 +26,11 @@ def legible_lines(text: object) -> str:
     return "\n".join(map(legible, str(text).split("\n")))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without the lines that explain it further; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def shortened(text: str, longest: int) -> str:
     """The text, of more than `longest` characters the beginning and the end."""
     if len(text) <= longest:

@@ -17,6 +17,7 @@ HISTOGRAMS = "histograms"  # the one table that is no parquet file
 SKETCH = ".safetensors"  # how the name of a portable sketch ends
 REWRITING = "rewriting"  # the key of a study whose tables are being replaced: which
 MOST_BYTES = 1 << 26
+MOST_LAYERS, MOST_NEURONS = 1 << 16, 1 << 31  # far above any model's; numbers of neurons stay within 64 bits
 
 TableName = Annotated[str, StringConstraints(pattern=r"\A[A-Za-z0-9_-]{1,100}\z")]
 Digest = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
@@ -46,8 +47,8 @@ class ModelFacts(Facts):
     name: Name
     sha256: str
     architecture: str
-    layers: int = Field(ge=1, lt=2**31)
-    d_mlp: int = Field(ge=1, lt=2**31)
+    layers: int = Field(ge=1, le=MOST_LAYERS)
+    d_mlp: int = Field(ge=1, le=MOST_NEURONS)
 
 
 class TokenFacts(Facts):

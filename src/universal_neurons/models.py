@@ -11,6 +11,7 @@ from torch import nn
 from universal_neurons.architectures import architecture_of
 from universal_neurons.checkpoints import Source, digest_of, resolve_sources
 from universal_neurons.errors import ConfigError
+from universal_neurons.legible import first_line
 from universal_neurons.network import DTYPES, Model, Sink, matrix_of, quiet_transformers
 from universal_neurons.tokenizer import load_tokenizer
 from universal_neurons.verification import verify
@@ -62,7 +63,7 @@ def load_model(
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device!r} is not there", given=str(error).splitlines()[0][:200]) from error
+        raise ConfigError(f"device {device!r} is not there", given=first_line(error)) from error
     if isinstance(source, str):
         source = resolve_sources([f"{source}@{revision}" if revision else source])[0]
     with ONE_AT_A_TIME:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from universal_neurons.architectures import Architecture, architecture_of, module_at
 from universal_neurons.errors import ArchitectureError, CheckpointError, ConfigError
+from universal_neurons.units import Units
 
 Sink = Callable[[int, Tensor], None]  # layer, (rows x context, d_mlp)
 HEADLESS = "no unembedding: no logits, no roles, no vocab_* columns"
@@ -28,9 +29,9 @@ class Model:
     """A language model with named neurons.
 
     `hf` is the Hugging Face model, `architecture` its row of the table, `tokenizer` its tokenizer or None,
-    `digest` a SHA-256 of its weights and configuration, `notes` what is left out of it.  Neurons are numbered layer by
-    layer: L3.17 is 3 · d_mlp + 17.  The Hugging Face model stays as it is: forward passes evaluate it (no dropout) and
-    keep no gradients, then it trains on if it did.  One without an unembedding has neurons, but no logits.
+    `digest` a SHA-256 of its weights and configuration, `notes` what is left out of it.  `units` are its neurons,
+    numbered layer by layer.  The Hugging Face model stays as it is: forward passes evaluate it (no dropout) and keep
+    no gradients, then it trains on if it did.  One without an unembedding has neurons, but no logits.
     """
 
     notes: tuple[str, ...] = ()
@@ -64,9 +65,8 @@ class Model:
         self.notes = (*notes, *([] if self.has_unembedding else [HEADLESS]))
         self.blocks: list[nn.Module] = list(blocks)
         self._require_plain_weights()
-        self.n_layers = len(self.blocks)
         self.d_model: int = hf.config.hidden_size
-        self.d_mlp: int = matrix_of(self.part(0, "w_in")).shape[0]
+        self.units = Units.equal(len(self.blocks), matrix_of(self.part(0, "w_in")).shape[0])
         self.vocab_size = len(self.embedding)
         self.context: int = hf.config.max_position_embeddings
         if self.context < 1:
@@ -91,7 +91,17 @@ class Model:
     @property
     def n_neurons(self) -> int:
         """Neurons over all layers."""
-        return self.n_layers * self.d_mlp
+        return len(self.units)
+
+    @property
+    def n_layers(self) -> int:
+        """Its layers."""
+        return self.units.layers
+
+    @property
+    def d_mlp(self) -> int:
+        """Neurons of every layer, of a model whose layers are of one width."""
+        return self.units.width
 
     @property
     def device(self) -> torch.device:
@@ -126,13 +136,13 @@ class Model:
             if pre_activations:
 
                 def take_output(_m: nn.Module, _args: Any, output: Tensor, layer: int = layer) -> None:
-                    sink(layer, output.reshape(-1, self.d_mlp))
+                    sink(layer, output.reshape(-1, self.units.widths[layer]))
 
                 handles.append(self.part(layer, "w_in").register_forward_hook(take_output))
             else:
 
                 def take_input(_m: nn.Module, args: tuple[Tensor, ...], layer: int = layer) -> None:
-                    sink(layer, args[0].reshape(-1, self.d_mlp))
+                    sink(layer, args[0].reshape(-1, self.units.widths[layer]))
 
                 handles.append(self.part(layer, "w_out").register_forward_pre_hook(take_input))
         try:

@@ -1,6 +1,5 @@
 """One neuron in the terminal: its numbers, matches, best labels, histogram and examples (`uneurons show RUN L2.17`)."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from universal_neurons.roles.overview import neuron_lines
 from universal_neurons.store import Store
 from universal_neurons.summary import finite, short
 from universal_neurons.terminal import TextTable, shown, shown_lines
+from universal_neurons.units import parse_unit, unit_name
 
 TAIL = 0.001
 BARS = 60
@@ -25,13 +25,14 @@ FAINT = 0.1  # activations below this share of the highest stay uncoloured
 
 def parse_neuron(name: str, models: Sequence[str]) -> tuple[str, int, int]:
     """`L3.17` or `seed-1/L3.17` to model, layer, neuron."""
-    parts = re.fullmatch(r"(?:(?P<model>.+)/)?L(?P<layer>[0-9]{1,9})\.(?P<neuron>[0-9]{1,9})", name, re.DOTALL)
-    if not parts:
+    parsed = parse_unit(name)
+    if parsed is None:
         raise InputError(f"{name}: not a neuron's name", wanted="L3.17 or seed-1/L3.17")
-    model = parts["model"] or models[0]
+    model, layer, neuron = parsed
+    model = model or models[0]
     if model not in models:
         raise InputError(f"{name}: no such model here", wanted="one of " + ", ".join(models))
-    return model, int(parts["layer"]), int(parts["neuron"])
+    return model, layer, neuron
 
 
 def neuron_view(store: Store, name: str) -> Group:
@@ -45,7 +46,7 @@ def neuron_view(store: Store, name: str) -> Group:
             f"{name}: no such neuron", wanted=f"layer < {shape['layers']} and neuron < {shape['d_mlp']} in {model}"
         )
     row = rows[0]
-    numbers = _numbers(f"{model}/L{layer}.{neuron}", row)
+    numbers = _numbers(unit_name(layer, neuron, model), row)
     if row["dead"]:
         return Group(numbers, shown("Dead: its activation never changes, so it correlates with nothing."))
     parts: list[Any] = [numbers]
@@ -59,8 +60,8 @@ def neuron_view(store: Store, name: str) -> Group:
         strings = store.strings if store.has("vocabulary") else None
         parts.append(shown_lines("What it does", *neuron_lines(store, model, layer, neuron, strings)))
     if store.has("examples"):
-        d_mlp = next(m["d_mlp"] for m in store.manifest["models"] if m["name"] == model)
-        parts += [_histogram(*store.histogram(model, layer * d_mlp + neuron)), *_examples(store, model, here)]
+        number = store.units[model].number_of(layer, neuron)
+        parts += [_histogram(*store.histogram(model, number)), *_examples(store, model, here)]
     return Group(*parts)
 
 
@@ -84,7 +85,7 @@ def _matches(store: Store, model: str, here: pl.Expr) -> Table:
         rank = "most negative" if match["rank"] < 0 else str(match["rank"])
         interval = f"{short(match['corr_low'])} {short(match['corr_high'])}" if finite(match["corr_low"]) else ""
         heldout = f"{match['corr_heldout']:.3f}" if finite(match["corr_heldout"]) else ""
-        place = f"L{match['match_layer']}.{match['match_neuron']}"
+        place = unit_name(match["match_layer"], match["match_neuron"])
         mutual = "⇄" * bool(match["mutual"])
         matches.row(match["model"], rank, place, f"{match['corr']:.3f}", heldout, interval, mutual)
     return matches

@@ -112,7 +112,7 @@ def activation_statistics(moments: NeuronMoments, bos: NeuronMoments) -> dict[st
 def duplicates(layers: LayerCovariance, alive: Tensor) -> dict[str, np.ndarray]:
     """The highest correlation of each neuron with another of its own layer, and which one (−1: none)."""
     corr, neuron = [], []
-    for centred, living in zip(layers.centred, alive.view(len(layers.centred), -1)):
+    for centred, living in zip(layers.centred, alive.split(layers.units.widths)):
         scale = torch.where(living, centred.diagonal().rsqrt(), torch.nan)
         rho = (centred * scale[:, None] * scale).clamp(-1, 1)
         rho.fill_diagonal_(torch.nan)

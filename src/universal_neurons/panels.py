@@ -53,7 +53,7 @@ def cut(pairs: Sequence[tuple[Model, Model]], passes: int, *, by_layer: bool = F
     panels: list[list[Panel]] = [[] for _ in range(passes)]
     done = 0
     for left, right in pairs:
-        step = left.d_mlp if by_layer else 1
+        step = left.units.width if by_layer else 1
         start = 0
         while start < left.n_neurons:
             number = min(done * passes // total, passes - 1)
@@ -106,7 +106,7 @@ def model_recipes(
     for group in range(groups):
         for model in models:
             name, n = model.name, model.n_neurons
-            layers = partial(LayerMoments.empty, n_layers=model.n_layers, d_mlp=model.d_mlp, group=group)
+            layers = partial(LayerMoments.empty, units=model.units, group=group)
             needed = asked and config.baseline != "permutation" and name in rotated
             recipes.append(partial(Extremes.empty, name, n, group=group))
             recipes.append(partial(SumSquares.empty, name, n, group=group))

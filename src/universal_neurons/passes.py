@@ -165,7 +165,7 @@ class Passes:
             return model_recipes(list(involved.values()), rotated, plain, self.study.n_groups)
         found = model_recipes(self.models, rotated, self.config, self.study.n_groups) + self._single_neurons()
         if self.sketched:
-            found += [partial(LayerMoments.empty, m.name, m.n_layers, m.d_mlp) for m in self.models]
+            found += [partial(LayerMoments.empty, m.name, m.units) for m in self.models]
         labelling = self.study.labelling
         return found if labelling is None else found + labelling.recipes(labelling.source().width)
 

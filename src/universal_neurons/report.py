@@ -29,6 +29,7 @@ from universal_neurons.summary import (
     short,
     shown_neurons,
 )
+from universal_neurons.units import unit_name
 
 FAMILY_FIGURES = ("teaser", "more-families", "family-")
 ROLE_TABLES = (*figures.ROLE_TABLES, "functional")
@@ -208,7 +209,7 @@ def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]
         cells = match_cells(store, asker, row["layer"], row["neuron"])
         rows.append(
             {
-                "name": f"L{row['layer']}.{row['neuron']}",
+                "name": unit_name(row["layer"], row["neuron"]),
                 "excess": short(row["excess_corr"]),
                 "interval": f"{short(row['excess_low'])} – {short(row['excess_high'])}",
                 "mean_corr": short(row["mean_corr"]),

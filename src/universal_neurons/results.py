@@ -2,10 +2,10 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import polars as pl
 
@@ -36,6 +36,7 @@ class Results:
     WHAT: ClassVar[str] = "study"
     COMMAND: ClassVar[str] = "uneurons run"
     FACTS: ClassVar[type[Facts]] = FinishedStudy
+    _views: ClassVar[dict[str, Callable[[Any], str]]] = {}
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
         self.path = local_path(path)
@@ -57,6 +58,19 @@ class Results:
             )
         require(self.path / self.FILE, manifest, self.FACTS)
         self.manifest = manifest
+
+    @classmethod
+    def shown_by(cls, text: Callable[[Any], str], html: Callable[[Any], str] | None = None) -> None:
+        """Let views, which know more than a store, say what a terminal and a notebook show of one."""
+        cls._views = {"text": text} | ({} if html is None else {"html": html})
+
+    def __repr__(self) -> str:
+        view = self._views.get("text")
+        return f"{type(self).__name__}({str(self.path)!r})" if view is None else view(self)
+
+    def _repr_html_(self) -> str | None:
+        view = self._views.get("html")
+        return None if view is None else view(self)
 
     def table(self, name: str) -> pl.DataFrame:
         """One of its tables.

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from universal_neurons.accumulators import PRE, Accumulator, Batch, seed_of
-from universal_neurons.families import FAMILIES, UNEXPLAINED
+from universal_neurons.categories import FAMILIES, UNEXPLAINED
 from universal_neurons.labels import LABELS, LabelSet
 from universal_neurons.models import Model
 from universal_neurons.tokens import TokenDataset
+from universal_neurons.units import Units, unit_name
 
-FALLBACK_SHARE = 0.01  # singled out where no neuron is universal: the best by excess
 PER_FAMILY = 4
 SPARE = 2  # kept in case held-out rows take some out of their family
 DUPLICATES = 3
@@ -57,7 +57,7 @@ def same_label(neurons: pl.DataFrame, family: str = "unigram") -> pl.DataFrame:
     return of_family.filter(pl.col("label") == counts["label"][0]).sort("variance_reduction", descending=True)
 
 
-def choose_shown(neurons: pl.DataFrame, label_of: np.ndarray, d_mlp: int) -> Shown:
+def choose_shown(neurons: pl.DataFrame, label_of: np.ndarray, units: Units) -> Shown:
     """The neurons to show of one model's table, whose `family` is the one before held-out rows were asked.
 
     `label_of` is the place of each neuron's best label.
@@ -68,9 +68,9 @@ def choose_shown(neurons: pl.DataFrame, label_of: np.ndarray, d_mlp: int) -> Sho
             continue
         ranked, _ = ranking(neurons.filter(pl.col("family") == family))
         for row in ranked.head(PER_FAMILY + SPARE).iter_rows(named=True):
-            chosen[row["layer"] * d_mlp + row["neuron"]] = family
+            chosen[units.number_of(row["layer"], row["neuron"])] = family
     for row in same_label(neurons).head(DUPLICATES).iter_rows(named=True):
-        chosen.setdefault(row["layer"] * d_mlp + row["neuron"], "unigram")
+        chosen.setdefault(units.number_of(row["layer"], row["neuron"]), "unigram")
     flat = np.array(sorted(chosen), np.int64)
     return Shown(flat, label_of[flat], np.array([chosen[n] in ("position", "bos") for n in flat.tolist()], bool))
 
@@ -133,7 +133,7 @@ class Details(Accumulator):
         joined = {name: torch.cat([part[name] for part in self.parts]).cpu().numpy() for name in self.parts[0]}
         known, which = np.unique(joined["row"], return_inverse=True)
         ids = tokens.ids(known)[which, joined["position"]]
-        names = [f"L{n // self.model.d_mlp}.{n % self.model.d_mlp}" for n in self.shown.neurons.tolist()]
+        names = [unit_name(*self.model.units.place_of(number)) for number in self.shown.neurons.tolist()]
         kinds = np.zeros(self.labels.n_words, np.int8)
         kinds[self.labels.word_of] = np.arange(len(self.labels.word_of)) % 4
         columns: dict[str, np.ndarray | Sequence[str]] = {

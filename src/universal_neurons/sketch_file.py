@@ -10,7 +10,6 @@ else, and the SHA-256 of every shard's sums.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +25,18 @@ from torch import Tensor
 
 from universal_neurons.accumulators import SUMS, Accumulator, Batch, Extremes
 from universal_neurons.comoments import LayerMoments
-from universal_neurons.disk import create_anew, disk_errors, local_path, open_regular, own_folder, partial_of, sync
+from universal_neurons.disk import (
+    BINARY,
+    NOFOLLOW,
+    create_anew,
+    disk_errors,
+    local_path,
+    open_regular,
+    own_folder,
+    partial_of,
+    sync,
+    take_lock,
+)
 from universal_neurons.errors import InputError, MissingFileError, SketchError, StoreConflictError
 from universal_neurons.generations import Generations
 from universal_neurons.moments import SumSquares
@@ -73,7 +83,7 @@ class FileInParts:
         return stat.S_ISREG(there.st_mode) and there.st_nlink == 1 and there.st_size == size
 
     def _opened(self) -> BinaryIO:
-        return os.fdopen(os.open(self.partial, os.O_RDWR | os.O_NOFOLLOW), "r+b")
+        return os.fdopen(os.open(self.partial, os.O_RDWR | NOFOLLOW | BINARY), "r+b")
 
     def _header(self, hashes: Mapping[str, str]) -> bytes:
         """The file's beginning: of the same size whatever the hashes."""
@@ -332,26 +342,14 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     """
     folder = scratch_of(path)
     with disk_errors(path):
-        lock = os.open(own_folder(folder) / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        lock = take_lock(own_folder(folder) / ".lock", str(path))
     try:
-        _require_alone(lock, path)
-        try:
-            yield folder
-        except InputError:
-            if not Generations(folder).all():
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+        yield folder
+    except InputError:
+        if not Generations(folder).all():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
         shutil.rmtree(folder, ignore_errors=True)
     finally:
-        os.close(lock)
-
-
-def _require_alone(lock: int, path: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock).st_ino != (scratch_of(path) / ".lock").lstat().st_ino:  # its holder removed it
-            raise BlockingIOError
-    except (BlockingIOError, FileNotFoundError):
-        raise StoreConflictError(
-            f"{path}: another process is making this sketch", wanted="one at a time", fix="wait for it to end"
-        ) from None
+        lock.release()

@@ -17,6 +17,7 @@ from universal_neurons.sketch import sums_block
 from universal_neurons.sketch_file import STATISTICS, SketchFile, require_one_text, sum_rows
 from universal_neurons.stream import NeuronSource, Provisional
 from universal_neurons.tokens import Shard, TokenDataset
+from universal_neurons.units import Units
 
 FIXED = (*TEXT_SETTINGS, "group_size", "tokenizer", "subset", "lanes", "cluster", "dtype", "batch_tokens")
 
@@ -41,7 +42,7 @@ class SketchedModel(Model):
         self.file = SketchFile(path)
         about = self.file.about["model"]
         self.name = about["name"]
-        self.n_layers, self.d_mlp, self.d_model = about["layers"], about["d_mlp"], about["d_model"]
+        self.units, self.d_model = Units.equal(about["layers"], about["d_mlp"]), about["d_model"]
         self.vocab_size, self.context, self.digest = about["vocabulary"], about["context"], about["sha256"]
         self.tokenizer = None
         self._device = torch.device(device)

@@ -36,6 +36,7 @@ from universal_neurons.sketch_file import (
     tensors_of,
 )
 from universal_neurons.stream import NeuronSource, Pass, provisional_state, settle_from
+from universal_neurons.threads import cpu_threads
 from universal_neurons.tokens import Shard, TokenDataset, tokenizer_digest
 
 HELDOUT = 1 << 40  # shard numbers of held-out stretches: signs of their own
@@ -59,8 +60,12 @@ def make_sketch(
     if not out.parent.is_dir():
         raise StoreConflictError(f"{out}: no folder {out.parent}", wanted="a folder that is there")
     config = resolve(config.model_copy(update={"stages": ("statistics",), "search": "exact"}))
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    with cpu_threads(config.threads):
+        return _sketch(config, out, reporter, checkpoint_seconds)
+
+
+def _sketch(config: StudyConfig, out: Path, reporter: Reporter, checkpoint_seconds: float | None) -> Path:
+    """The sketch of a resolved configuration."""
     (model,) = load_models(config)
     for note in model.notes:
         reporter.note(f"{model.name}: {note}")
@@ -90,7 +95,7 @@ class _Sketching:
             partial(Extremes.empty, name, n),
             partial(SumSquares.empty, name, n, group=0),
             partial(ShardEnergies.empty, name, n, signs),
-            partial(LayerMoments.empty, name, model.n_layers, model.d_mlp),
+            partial(LayerMoments.empty, name, model.units),
         ]
         self.starts, rows = sum_rows(self.shards, signs, tokens.context)
         self.heldout_starts, heldout_rows = sum_rows(self.heldout, signs, tokens.context)

@@ -30,7 +30,6 @@ from universal_neurons.sketched import SketchedModel
 from universal_neurons.store import StoreWriter
 from universal_neurons.stream import NeuronSource, Pass
 from universal_neurons.tables import (
-    Shape,
     correlations_table,
     examples_table,
     excess_columns,
@@ -51,7 +50,7 @@ class Stages:
         self.study, self.writer, self.reporter = study, writer, reporter
         self.checkpoint_seconds = checkpoint_seconds
         self.config, self.models, self.names = study.config, study.models, study.names
-        self.shapes = {model.name: Shape(model.n_layers, model.d_mlp) for model in self.models}
+        self.units = {model.name: model.units for model in self.models}
         self.columns: dict[str, dict[str, Any]] = {name: {} for name in self.names}
         self.hashes: dict[str, str] = {}
         self.matches: pl.DataFrame | None = None
@@ -69,7 +68,7 @@ class Stages:
         if self.config.reads_tokens:
             self._read()
         with self.reporter.stage("tables"):
-            neurons = neurons_table(self.shapes, self.columns)
+            neurons = neurons_table(self.units, self.columns)
         if "roles" in self.config.stages:
             neurons = self._roles(neurons)
         self.write("neurons", neurons)
@@ -118,25 +117,28 @@ class Stages:
         explainer = None
         if labelling is not None:
             with self.reporter.stage("labels"):
-                explainer = Explainer(self, labelling, passes.accumulators, passes.sources.values())
+                explainer = Explainer(
+                    self.study, self.units, self.columns, labelling, passes.accumulators, passes.sources.values()
+                )
         passes.accumulators.clear()
         del everything
         with self.reporter.stage("detail"):
             heldout = self._detail(list(passes.sources.values()), comparisons, explainer)
         with self.reporter.stage("tables"):
             if explainer is not None:
-                explainer.write_tables()
+                for name, table in explainer.tables().items():
+                    self.write(name, table)
             for asker, found in zip(self.study.askers, comparisons):
                 self.columns[asker] |= universality_columns(found, heldout[asker], self.config.threshold)
             if comparisons:
-                self.matches = matches_table(self.shapes, comparisons, heldout)
+                self.matches = matches_table(self.units, comparisons, heldout)
                 self.write("matches", self.matches)
-                self.write("layers", layers_table(self.shapes, comparisons))
+                self.write("layers", layers_table(self.units, comparisons))
                 self.write("correlations", correlations_table(comparisons))
                 table = convergence_table(passes.findings, self.study.askers, self.names, self.config.threshold)
                 self.write("convergence", table)
             if by_subset:
-                self.write("subsets", subsets_table(self.shapes, by_subset, self.config.threshold))
+                self.write("subsets", subsets_table(self.units, by_subset, self.config.threshold))
 
     def _statistics(self, accumulators: Sequence[Accumulator], everything: Evidence) -> None:
         """Columns of activation statistics, histograms and examples."""
@@ -158,7 +160,7 @@ class Stages:
             assert isinstance(best, TopExamples)
             result = histogram.result()
             histograms |= {f"{name}/{part}": tensor.contiguous().cpu() for part, tensor in vars(result).items()}
-            examples.append(examples_table(name, self.shapes[name], best.result(), self.study.tokens))
+            examples.append(examples_table(name, self.units[name], best.result(), self.study.tokens))
         if examples:
             self.hashes["histograms"] = self.writer.write_bytes("histograms.safetensors", save(histograms))
             self.write("examples", pl.concat(examples))
@@ -184,7 +186,8 @@ class Stages:
         with self.reporter.tokens("detail pass", total) as meter:
             run.run(self.study.tokens, shards, batch_tokens=self.batch_tokens, after_batch=meter)
         if explainer is not None:
-            explainer.judge(run.accumulators)
+            for name, columns in explainer.judge(run.accumulators).items():
+                self.columns[name] |= columns
         heldout: dict[str, list[HeldOut]] = {c.asker: [] for c in comparisons}
         for paired in run.accumulators:
             if isinstance(paired, PairedMoments):

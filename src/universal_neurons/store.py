@@ -7,7 +7,6 @@ the pass (`generations`).  A folder in which nothing was found yet is free for a
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from filelock import FileLock
 from torch import Tensor
 
 from universal_neurons import rewriting
@@ -34,6 +34,7 @@ from universal_neurons.generations import Generations
 from universal_neurons.leftovers import FIGURES, LOCK, WORK, holds_results, is_ours, refuse_links, sweep_partials
 from universal_neurons.manifest import HISTOGRAMS, MANIFEST, REWRITING, difference, file_of, read_manifest
 from universal_neurons.results import Results
+from universal_neurons.units import Units
 
 
 class Store(Results):
@@ -96,6 +97,11 @@ class Store(Results):
         return self.table("examples")
 
     @property
+    def units(self) -> dict[str, Units]:
+        """Every model's neurons by layer."""
+        return {facts["name"]: Units.equal(facts["layers"], facts["d_mlp"]) for facts in self.manifest["models"]}
+
+    @property
     def strings(self) -> list[str]:
         """The vocabulary as strings, by token id."""
         return self.table("vocabulary").sort("token")["string"].to_list()
@@ -106,7 +112,7 @@ class Store(Results):
 
         if HISTOGRAMS not in self.manifest["tables"]:
             raise MissingFileError(f"{self.path}: no histograms", wanted="a study with the stage statistics")
-        sizes = {facts["name"]: facts["layers"] * facts["d_mlp"] for facts in self.manifest["models"]}
+        sizes = {name: len(units) for name, units in self.units.items()}
         if not 0 <= neuron < sizes.get(model, 0):
             raise MissingFileError(
                 f"{self.path}: no histogram of neuron {neuron} of {model!r}",
@@ -136,16 +142,6 @@ class Store(Results):
             )
         return table
 
-    def __repr__(self) -> str:
-        from universal_neurons.summary import plain_summary
-
-        return plain_summary(self)
-
-    def _repr_html_(self) -> str:
-        from universal_neurons.report import summary_html
-
-        return summary_html(self)
-
 
 class StoreWriter:
     """The one writer of a study's folder, or of another with a `manifest` of its own; use as a context manager.
@@ -160,7 +156,7 @@ class StoreWriter:
         except MissingFileError as error:
             raise StoreConflictError(error.what, wanted="the path of a folder", fix="name another --out") from None
         self.manifest = self.path / manifest
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
         self._created: list[Path] = []
         self._mine = False  # whether the manifest there is this study's
 
@@ -169,7 +165,7 @@ class StoreWriter:
             self._require_place()
             self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = take_lock(self.path / LOCK)
+            self._lock = take_lock(self.path / LOCK, str(self.path))
         try:
             with disk_errors(self.path):
                 self._require_ours()
@@ -215,7 +211,7 @@ class StoreWriter:
     def _release(self) -> None:
         assert self._lock is not None
         (self.path / LOCK).unlink(missing_ok=True)
-        os.close(self._lock)
+        self._lock.release()
         self._lock = None
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -88,10 +88,10 @@ class NeuronSource:
         known, name = self.provisional, self.model.name
         assert known is not None, "look at some rows first"
         values = _next_of(self.buffers, len(keep))
-        width = self.model.d_mlp
+        units = self.model.units
 
         def take(layer: int, activation: Tensor) -> None:
-            columns = slice(layer * width, (layer + 1) * width)
+            columns = units.columns(layer)
             kept = activation.index_select(0, keep)
             if self.rounding == "float32":
                 torch.sub(kept, known.mean[columns], out=values[:, columns])
@@ -107,7 +107,7 @@ class NeuronSource:
         first = raw.new_empty(len(ids), raw.shape[1])
 
         def take_pre(layer: int, pre: Tensor) -> None:
-            columns = slice(layer * width, (layer + 1) * width)
+            columns = units.columns(layer)
             raw[:, columns] = pre.index_select(0, keep)
             first[:, columns] = pre[:: ids.shape[1]]
 
@@ -321,7 +321,7 @@ class Pass:
             accumulator.fold()
             bad = accumulator.non_finite()
             if bad is not None:
-                layer = bad[1] // self.sources[bad[0]].model.d_mlp
+                layer = self.sources[bad[0]].model.units.layer_of(bad[1])
                 raise NonFiniteActivationsError(
                     f"model {bad[0]}, layer {layer}, shard {shard.index}: NaN or infinite activations",
                     wanted="finite activations",

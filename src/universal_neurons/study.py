@@ -5,8 +5,6 @@ Interrupted and started again, a study goes on from the last checkpoint of its p
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
 from universal_neurons.cluster import connected
 from universal_neurons.config import IN_MEMORY, StudyConfig
 from universal_neurons.disk import full_disk
@@ -26,9 +24,10 @@ from universal_neurons.plan import (
     with_context,
 )
 from universal_neurons.progress import Reporter, clock
-from universal_neurons.sketched import are_sketches, open_sketches, settings_of, text_of_sketches
+from universal_neurons.sketched import SketchedModel, are_sketches, open_sketches, settings_of, text_of_sketches
 from universal_neurons.stages import Stages
 from universal_neurons.store import Store, StoreWriter
+from universal_neurons.threads import cpu_threads
 from universal_neurons.tokens import TokenDataset
 
 
@@ -50,68 +49,92 @@ def run_study(
     cannot be studied (nothing is written) and a `StudyError` for what went wrong on the way (run it again to resume).
     """
     reporter = reporter or Reporter(quiet=not progress)
-    sketched = models is None and are_sketches(config.models)
-    if sketched:
+    if models is None and are_sketches(config.models):
         config = settings_of(config)
     config = resolve(config, None if models is None else len(models))
-    if config.threads:
-        torch.set_num_threads(config.threads)
     if labels and "labels" not in config.stages:
         raise ConfigError("labels are given, but not looked for", wanted="the stage labels", fix="add it to stages")
-    with reporter.stage("models"):
-        loaded: list[Model]
-        if sketched:
-            config, loaded = open_sketches(config)
-        else:
-            loaded = list(models) if models is not None else load_models(config)
-        if models is not None:
-            config = from_objects(config, loaded)
-        digest = require_kin(loaded, config)
+    with cpu_threads(config.threads):
+        with reporter.stage("models"):
+            config, loaded = _models(config, models, tokens)
+            digest = require_kin(loaded, config)
+        _say_what_is_studied(config, loaded, reporter)
+        with connected(config), StoreWriter(config.out or default_out(config, loaded)) as writer:
+            writer.claim(identity(config, loaded))
+            with reporter.stage("tokens"):
+                text = _text(config, loaded, writer) if tokens is None else tokens
+                study = Study(config, loaded, text, digest, labels)
+            _lay_out(study, writer)
+            if writer.begin(study.manifest()) and _is_whole(study, writer, reporter):
+                return Store(writer.path)
+            for note in (*([] if text is None else [repr(text), *text.notes]), *study.notes):
+                reporter.note(note)
+            stages = Stages(study, writer, reporter, checkpoint_seconds)
+            tables = stages.run()
+            return _finish(study, stages, tables, writer, reporter)
+
+
+def _models(
+    config: StudyConfig, models: Sequence[Model] | None, tokens: TokenDataset | None
+) -> tuple[StudyConfig, list[Model]]:
+    """The models, and the configuration as they and the text in memory make it."""
+    if models is not None:
+        loaded = list(models)
+        config = from_objects(config, loaded)
+    elif are_sketches(config.models):
+        config, loaded = open_sketches(config)
+    else:
+        loaded = load_models(config)
     if tokens is not None:
         config = config.model_copy(update={"data": IN_MEMORY, "context": tokens.context})
-    if config.reads_tokens:
-        config = with_context(config, loaded)
-    reporter.note(f"{', '.join(m.name for m in loaded)}: {', '.join(config.stages)}; {config.device}, {config.dtype}")
-    for text in (f"{model.name}: {note}" for model in loaded for note in model.notes):
-        reporter.note(text)
-    with connected(config), StoreWriter(config.out or default_out(config, loaded)) as writer:
-        writer.claim(identity(config, loaded))
-        packed = tokens
-        with reporter.stage("tokens"):
-            if sketched:
-                packed = text_of_sketches(loaded)
-            elif packed is None and config.reads_tokens:
-                packed = _tokens(config, loaded, writer)
-            study = Study(config, loaded, packed, digest, labels)
-        saved = writer.under_way("layout")
-        study.lay_out(plan_layout(config, loaded, groups=study.n_groups) if saved is None else Layout(**saved))
-        require_memory(config, loaded, study.layout, groups=study.n_groups)
-        if writer.begin(study.manifest()):
-            complete = Store(writer.path)
-            missing = complete.missing_files()
-            if not missing:
-                reporter.note(f"{writer.path} is complete already")
-                return complete
-            reporter.note(f"{writer.path}: {', '.join(missing)} missing; the study is made anew")
-            writer.write_manifest({"complete": False} | study.manifest())
-        for text in (*([] if packed is None else [repr(packed), *packed.notes]), *study.notes):
-            reporter.note(text)
-        stages = Stages(study, writer, reporter, checkpoint_seconds)
-        tables = stages.run()
-        manifest = study.manifest() | {
-            "counted_tokens": stages.counted,
-            "search": {"search": config.search, **stages.doubts},
-            "tables": tables,
-            "timings": {name: round(seconds, 3) for name, seconds in reporter.timings.items()},
-        }
-        store = writer.finish(manifest)
-        reporter.note("all stages: " + ", ".join(f"{name} {clock(s)}" for name, s in reporter.timings.items()))
-        return store
+    return (with_context(config, loaded) if config.reads_tokens else config), loaded
 
 
-def _tokens(config: StudyConfig, models: Sequence[Model], writer: StoreWriter) -> TokenDataset:
+def _say_what_is_studied(config: StudyConfig, models: Sequence[Model], reporter: Reporter) -> None:
+    reporter.note(f"{', '.join(m.name for m in models)}: {', '.join(config.stages)}; {config.device}, {config.dtype}")
+    for note in (f"{model.name}: {note}" for model in models for note in model.notes):
+        reporter.note(note)
+
+
+def _text(config: StudyConfig, models: Sequence[Model], writer: StoreWriter) -> TokenDataset | None:
+    """The text that the configuration names, its rows in a file; of sketches the one they are of."""
+    if isinstance(models[0], SketchedModel):
+        return text_of_sketches(models)
+    if not config.reads_tokens:
+        return None
     assert config.context is not None
+    tokenizer = find_tokenizer(config, models)
     with full_disk(writer.path):
-        return TokenDataset.load(
-            config, find_tokenizer(config, models), context=config.context, folder=writer.prepare()
-        )
+        return TokenDataset.load(config, tokenizer, context=config.context, folder=writer.prepare())
+
+
+def _lay_out(study: Study, writer: StoreWriter) -> None:
+    """Settle in how many passes the co-moments are made: as the study was begun, or as memory allows."""
+    begun = writer.under_way("layout")
+    planned = plan_layout(study.config, study.models, groups=study.n_groups) if begun is None else Layout(**begun)
+    study.lay_out(planned)
+    require_memory(study.config, study.models, study.layout, groups=study.n_groups)
+
+
+def _is_whole(study: Study, writer: StoreWriter, reporter: Reporter) -> bool:
+    """Whether a study that is complete has all of its files; else it is begun anew."""
+    missing = Store(writer.path).missing_files()
+    if not missing:
+        reporter.note(f"{writer.path} is complete already")
+        return True
+    reporter.note(f"{writer.path}: {', '.join(missing)} missing; the study is made anew")
+    writer.write_manifest({"complete": False} | study.manifest())
+    return False
+
+
+def _finish(study: Study, stages: Stages, tables: dict[str, str], writer: StoreWriter, reporter: Reporter) -> Store:
+    """Declare the study complete."""
+    manifest = study.manifest() | {
+        "counted_tokens": stages.counted,
+        "search": {"search": study.config.search, **stages.doubts},
+        "tables": tables,
+        "timings": {name: round(seconds, 3) for name, seconds in reporter.timings.items()},
+    }
+    store = writer.finish(manifest)
+    reporter.note("all stages: " + ", ".join(f"{name} {clock(s)}" for name, s in reporter.timings.items()))
+    return store

@@ -8,12 +8,14 @@ import polars as pl
 from rich.console import Group
 from rich.table import Column, Table
 
-from universal_neurons.families import FAMILIES, UNEXPLAINED
+from universal_neurons.categories import FAMILIES, UNEXPLAINED
 from universal_neurons.legible import legible
 from universal_neurons.roles.overview import role_rows
-from universal_neurons.shown import FALLBACK_SHARE, ranking
+from universal_neurons.selection import singled_out
+from universal_neurons.shown import ranking
 from universal_neurons.store import Store
 from universal_neurons.terminal import TextTable, plain
+from universal_neurons.units import unit_name
 
 MODEL_FACTS = ("neurons", "dead", "tokens counted")
 
@@ -106,16 +108,12 @@ def _number(value: Any) -> float:
 
 def shown_neurons(store: Store, asker: str, most: int = 20) -> tuple[pl.DataFrame, str]:
     """The neurons to show, best first, and what they are: the universal ones, or the top 1 % where none is."""
-    asked = (pl.col("model") == asker) & pl.col("excess_corr").is_finite()
-    alive = store.neurons.filter(asked).sort("excess_corr", descending=True)
-    universal = alive.filter("is_universal")
-    if len(universal):
-        some = f", the first {most}" if len(universal) > most else ""
-        return universal.head(most), f"Universal neurons of {asker}{some}"
-    top = max(1, math.ceil(FALLBACK_SHARE * len(alive)))
-    some = f", the first {most}" if top > most else ""
-    title = f"No neuron of {asker} passes {store.config.threshold:g}: the top 1 % by excess correlation{some}"
-    return alive.head(min(most, top)), title
+    chosen, universal = singled_out(store.neurons.filter(pl.col("model") == asker))
+    first = f", the first {most}" if len(chosen) > most else ""
+    if universal:
+        return chosen.head(most), f"Universal neurons of {asker}{first}"
+    title = f"No neuron of {asker} passes {store.config.threshold:g}: the top 1 % by excess correlation{first}"
+    return chosen.head(most), title
 
 
 def match_cells(store: Store, asker: str, layer: int, neuron: int, *, intervals: bool = True) -> dict[str, str]:
@@ -124,7 +122,7 @@ def match_cells(store: Store, asker: str, layer: int, neuron: int, *, intervals:
         (pl.col("asker") == asker) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron) & (pl.col("rank") == 1)
     )
     return {
-        row["model"]: f"L{row['match_layer']}.{row['match_neuron']} {short(row['corr'])}"
+        row["model"]: f"{unit_name(row['match_layer'], row['match_neuron'])} {short(row['corr'])}"
         + (f" [{short(row['corr_low'])} {short(row['corr_high'])}]" if intervals and finite(row["corr_low"]) else "")
         + (" ⇄" if row["mutual"] else "")
         for row in rows.iter_rows(named=True)
@@ -253,7 +251,7 @@ def family_rows(store: Store) -> list[tuple[str, list[int], str]]:
         ranked, _ = ranking(there.filter(pl.col("model") == store.models[0]))
         if family != UNEXPLAINED and len(ranked):
             first = ranked.row(0, named=True)
-            best = f"L{first['layer']}.{first['neuron']}" + ("" if family == "bos" else f" {fires_on(first)}")
+            best = unit_name(first["layer"], first["neuron"]) + ("" if family == "bos" else f" {fires_on(first)}")
         rows.append((family.replace("_", " "), counts, best))
     return rows
 
@@ -288,7 +286,7 @@ def neurons_view(store: Store, asker: str) -> Table:
         cells = match_cells(store, asker, row["layer"], row["neuron"], intervals=False)
         interval = f"{short(row['excess_low'])} {short(row['excess_high'])}"
         q = f"{row['q_value']:.3f}"
-        place = f"L{row['layer']}.{row['neuron']}"
+        place = unit_name(row["layer"], row["neuron"])
         why = [fires_on(row)] if labelled else []
         table.row(place, short(row["excess_corr"]), interval, q, *(cells.get(name, "–") for name in others), *why)
     return table

@@ -93,10 +93,12 @@ def cache_folder() -> Path:
 def _temporary_cache() -> Path:
     """A folder among the temporary files that nobody else can write."""
     with disk_errors(Path("the folder of temporary files")):
-        folder = Path(tempfile.gettempdir()) / f"universal-neurons-{os.getuid()}"
+        user = os.getuid() if hasattr(os, "getuid") else None  # elsewhere temporary files are each user's own
+        folder = Path(tempfile.gettempdir()) / f"universal-neurons-{user}"
         folder.mkdir(mode=0o700, exist_ok=True)
         kind = folder.lstat()
-    if not stat.S_ISDIR(kind.st_mode) or kind.st_uid != os.getuid() or kind.st_mode & 0o022:
+    shared = user is not None and (kind.st_uid != user or kind.st_mode & 0o022)
+    if not stat.S_ISDIR(kind.st_mode) or shared:
         raise StoreConflictError(
             f"{folder}: is not this user's alone",
             wanted="a folder for annotations that nobody else can write",

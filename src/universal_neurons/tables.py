@@ -1,7 +1,6 @@
 """What was found, as tables: neurons, matches, layers, labels, examples (columns as in docs/design.md, "The store")."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,25 +17,13 @@ from universal_neurons.labels import Label, LabelSet
 from universal_neurons.moments import GroupedSums, deterministic
 from universal_neurons.neurons import RANKED, percentiles
 from universal_neurons.tokens import TokenDataset
-from universal_neurons.vocabulary import Vocabulary
+from universal_neurons.units import Units
 
 TOP_TOKENS = 10
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Layers and neurons per layer of a model."""
-
-    layers: int
-    d_mlp: int
-
-
-def _places(model: str, shape: Shape) -> dict[str, Any]:
-    return {
-        "model": [model] * (shape.layers * shape.d_mlp),
-        "layer": np.repeat(np.arange(shape.layers, dtype=np.int32), shape.d_mlp),
-        "neuron": np.tile(np.arange(shape.d_mlp, dtype=np.int32), shape.layers),
-    }
+def _places(model: str, units: Units) -> dict[str, Any]:
+    return {"model": [model] * len(units)} | units.table_columns()
 
 
 def _schema(kind: Any, names: str) -> dict[str, Any]:
@@ -60,11 +47,11 @@ NEURON_SCHEMA: dict[str, Any] = {
 }  # fmt: skip
 
 
-def neurons_table(shapes: Mapping[str, Shape], columns: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
+def neurons_table(units: Mapping[str, Units], columns: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
     """A row per neuron of every model; what was not asked is null, what has no answer (dead) NaN."""
     frames = []
-    for model, shape in shapes.items():
-        data = _places(model, shape) | dict(columns[model])
+    for model, units_of_model in units.items():
+        data = _places(model, units_of_model) | dict(columns[model])
         frames.append(pl.DataFrame(data, schema_overrides={name: NEURON_SCHEMA[name] for name in data}))
     table = percentiles(pl.concat(frames, how="diagonal"))
     missing = {name: pl.lit(None, kind) for name, kind in NEURON_SCHEMA.items() if name not in table.columns}
@@ -92,11 +79,11 @@ def excess_columns(found: Comparison, threshold: float) -> dict[str, Any]:
     }
 
 
-def subsets_table(shapes: Mapping[str, Shape], by_subset: Mapping[str, Comparison], threshold: float) -> pl.DataFrame:
+def subsets_table(units: Mapping[str, Units], by_subset: Mapping[str, Comparison], threshold: float) -> pl.DataFrame:
     """A row per asked neuron and subset."""
     frames = []
     for subset, found in by_subset.items():
-        places = _places(found.asker, shapes[found.asker])
+        places = _places(found.asker, units[found.asker])
         frames.append(
             pl.DataFrame({"subset": [subset] * len(places["model"])} | places | excess_columns(found, threshold))
         )
@@ -104,16 +91,15 @@ def subsets_table(shapes: Mapping[str, Shape], by_subset: Mapping[str, Compariso
 
 
 def matches_table(
-    shapes: Mapping[str, Shape], comparisons: Sequence[Comparison], heldout: Mapping[str, Sequence[HeldOut]]
+    units: Mapping[str, Units], comparisons: Sequence[Comparison], heldout: Mapping[str, Sequence[HeldOut]]
 ) -> pl.DataFrame:
     """A row per living asker, other model and rank (1 = best, −1 = most negative); intervals for rank 1."""
     frames = []
     for found in comparisons:
-        shape = shapes[found.asker]
         for other, matches, held in zip(found.others, found.matches, heldout[found.asker]):
             for rank in range(1, matches.index.shape[1] + 1):
-                columns = _match(found.asker, shape, other, rank)
-                columns |= _where(matches.index[:, rank - 1].numpy(), shapes[other])
+                columns = _match(found.asker, units[found.asker], other, rank)
+                columns |= units[other].table_columns(matches.index[:, rank - 1].numpy(), "match_")
                 columns |= {"corr": matches.corr[:, rank - 1].numpy()}
                 if rank == 1:
                     low, high = corr_interval(held)
@@ -125,8 +111,8 @@ def matches_table(
                         "certified": None if matches.certified is None else matches.certified.numpy(),
                     }
                 frames.append(pl.DataFrame(columns))
-            columns = _match(found.asker, shape, other, -1)
-            columns |= _where(matches.lowest_index.numpy(), shapes[other])
+            columns = _match(found.asker, units[found.asker], other, -1)
+            columns |= units[other].table_columns(matches.lowest_index.numpy(), "match_")
             frames.append(pl.DataFrame(columns | {"corr": matches.lowest_corr.numpy()}))
     table = pl.concat(frames, how="diagonal").filter(pl.col("corr").is_finite())
     order = ["asker", "layer", "neuron", "model", pl.col("rank") < 0, "rank"]
@@ -136,32 +122,18 @@ def matches_table(
     )  # fmt: skip
 
 
-def _match(asker: str, shape: Shape, other: str, rank: int) -> dict[str, Any]:
-    places = _places(asker, shape)
-    n = len(places["model"])
-    return {
-        "asker": places["model"],
-        "layer": places["layer"],
-        "neuron": places["neuron"],
-        "model": [other] * n,
-        "rank": np.full(n, rank, np.int32),
-    }
+def _match(asker: str, units: Units, other: str, rank: int) -> dict[str, Any]:
+    n = len(units)
+    places = {"asker": [asker] * n} | units.table_columns()
+    return places | {"model": [other] * n, "rank": np.full(n, rank, np.int32)}
 
 
-def _where(index: np.ndarray, shape: Shape) -> dict[str, Any]:
-    return {
-        "match_layer": (index // shape.d_mlp).astype(np.int32),
-        "match_neuron": (index % shape.d_mlp).astype(np.int32),
-    }
-
-
-def layers_table(shapes: Mapping[str, Shape], comparisons: Sequence[Comparison]) -> pl.DataFrame:
+def layers_table(units: Mapping[str, Units], comparisons: Sequence[Comparison]) -> pl.DataFrame:
     """The layer profile: per asker layer and other model, the fraction of best matches in each layer (Fig 2c)."""
     rows = []
     for found in comparisons:
         for other, matches in zip(found.others, found.matches):
-            theirs = shapes[other]
-            profile = layer_profile(matches.index[:, 0], shapes[found.asker].layers, theirs.layers, theirs.d_mlp)
+            profile = layer_profile(matches.index[:, 0], units[found.asker], units[other])
             for layer, fractions in enumerate(profile.tolist()):
                 for match_layer, fraction in enumerate(fractions):
                     rows.append((found.asker, layer, other, match_layer, fraction))
@@ -207,17 +179,17 @@ def _full_name(label: Label) -> str:
     return f"previous token: {label.name}" if label.previous else label.name
 
 
-def labels_table(shapes: Mapping[str, Shape], labels: LabelSet, found: Mapping[str, Families]) -> pl.DataFrame:
+def labels_table(units: Mapping[str, Units], labels: LabelSet, found: Mapping[str, Families]) -> pl.DataFrame:
     """A row per neuron and rank: the labels with the highest variance reduction."""
     everything = [*labels.all, POSITION]
     names, groups, previous = (
         np.array([getattr(label, part) for label in everything]) for part in ("name", "group", "previous")
     )
     frames = []
-    for model, shape in shapes.items():
+    for model, units_of_model in units.items():
         best = found[model].best
         for rank, (index, size, sign) in enumerate(zip(best.index, best.variance_reduction, best.sign), start=1):
-            places = _places(model, shape)
+            places = _places(model, units_of_model)
             columns = {"rank": np.full(len(index), rank, np.int32), "label": names[index], "group": groups[index]}
             columns |= {"previous": previous[index], "variance_reduction": size, "sign": sign.astype(np.int8)}
             frames.append(pl.DataFrame(places | columns))
@@ -225,12 +197,12 @@ def labels_table(shapes: Mapping[str, Shape], labels: LabelSet, found: Mapping[s
     return table.sort("model", "layer", "neuron", "rank", maintain_order=True)
 
 
-def examples_table(model: str, shape: Shape, found: Examples, tokens: TokenDataset) -> pl.DataFrame:
+def examples_table(model: str, units: Units, found: Examples, tokens: TokenDataset) -> pl.DataFrame:
     """A row per neuron, band and rank: a span of tokens and the activations on them (NaN: not counted)."""
     bands, k, n = found.row.shape
     row, position = (part.cpu().numpy().transpose(2, 0, 1).reshape(-1) for part in (found.row, found.position))
     window = found.window.cpu().numpy().transpose(3, 1, 2, 0).reshape(len(row), -1)
-    places = {name: np.repeat(column, bands * k) for name, column in _places(model, shape).items()}
+    places = {name: np.repeat(column, bands * k) for name, column in _places(model, units).items()}
     band = np.tile(np.repeat(np.arange(bands), k), n)
     rank = np.tile(np.arange(1, k + 1, dtype=np.int32), n * bands)
     there = np.flatnonzero(row >= 0)
@@ -254,7 +226,7 @@ def _lists(values: np.ndarray, inside: np.ndarray) -> pl.Series:
 
 
 def tokens_table(
-    model: str, shape: Shape, words: GroupedSums, word_tokens: np.ndarray, provisional: np.ndarray, n_tokens: int
+    model: str, units: Units, words: GroupedSums, word_tokens: np.ndarray, provisional: np.ndarray, n_tokens: int
 ) -> pl.DataFrame:
     """The ten tokens with the highest mean activation of each neuron, among tokens that occur at least 20 times."""
     counts = np.zeros(n_tokens, np.int64)
@@ -271,7 +243,7 @@ def tokens_table(
     index = best.indices.cpu().numpy()
     frames = [
         pl.DataFrame(
-            _places(model, shape)
+            _places(model, units)
             | {"rank": np.full(len(at), rank, np.int32), "token": often[at].astype(np.int32)}
             | {"mean_activation": mean + provisional, "count": counts[often[at]]}
         )
@@ -281,25 +253,14 @@ def tokens_table(
 
 
 def positions_table(
-    model: str, shape: Shape, values: GroupedSums, firing: GroupedSums, chosen: np.ndarray, provisional: np.ndarray
+    model: str, units: Units, values: GroupedSums, firing: GroupedSums, chosen: np.ndarray, provisional: np.ndarray
 ) -> pl.DataFrame:
     """Mean activation and share of firing of some neurons at every counted position."""
     there = (values.counts > 0).cpu().numpy().nonzero()[0]
     counts = values.counts.cpu().numpy()[there]
     means = values.sums[there][:, chosen].cpu().numpy() / counts[:, None] + provisional[chosen]
     shares = firing.sums[there][:, chosen].cpu().numpy() / counts[:, None]
-    places = _places(model, shape)
+    places = _places(model, units)
     columns = {name: np.repeat(np.asarray(column)[chosen], len(there)) for name, column in places.items()}
     columns |= {"position": np.tile(there.astype(np.int32), len(chosen)), "count": np.tile(counts, len(chosen))}
     return pl.DataFrame(columns | {"mean_activation": means.T.ravel(), "firing": shares.T.ravel()})
-
-
-def vocabulary_table(vocabulary: Vocabulary, counts: np.ndarray) -> pl.DataFrame:
-    """A row per token: its string and how often it is counted."""
-    return pl.DataFrame(
-        {
-            "token": np.arange(len(vocabulary), dtype=np.int32),
-            "string": list(vocabulary.strings),
-            "count": counts.sum(1),
-        }
-    )

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from universal_neurons.disk import local_path
+from universal_neurons.disk import BINARY, NONBLOCK, local_path
 from universal_neurons.errors import MissingFileError, TextError
 
 HEAD = 1 << 13  # bytes that tell what a file is
@@ -263,7 +263,7 @@ class _Headed(io.RawIOBase):
 
 def _open(path: Path) -> io.BufferedReader:
     try:
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        number = os.open(path, os.O_RDONLY | NONBLOCK | BINARY)
     except FileNotFoundError:
         lost = "a link that leads nowhere" if path.is_symlink() else "no such file"
         raise MissingFileError(f"{path}: {lost}", wanted="a text, jsonl or parquet file") from None

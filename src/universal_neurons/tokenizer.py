@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from universal_neurons.checkpoints import require_ordinary_files
+from universal_neurons.checkpoints import BUNDLED_FOLDER, BUNDLED_TOKENIZER, require_ordinary_files
 from universal_neurons.config import MaskRule
 from universal_neurons.errors import CheckpointError, TokenizerError, UniversalNeuronsError
 from universal_neurons.network import quiet_transformers
@@ -28,6 +28,8 @@ TRIED = 8  # tokens whose own strings are encoded to see whether a tokenizer wor
 
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer in a local folder, or None where there is none; `CheckpointError` for one that does not work."""
+    if Path(folder).parent == BUNDLED_FOLDER:
+        folder = BUNDLED_TOKENIZER
     if not any((Path(folder) / name).exists() for name in FILES):
         return None
     require_ordinary_files(Path(folder), str(folder))

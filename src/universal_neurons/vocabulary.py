@@ -5,12 +5,12 @@ tokenizer.  Where in a word a token stands depends on its neighbours in the row 
 the start of a word, inside a word, or no word at all.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import polars as pl
 from jaxtyping import Int
 
 from universal_neurons.tokenizer import all_special_ids, strings_of, vocabulary_ids
@@ -71,6 +71,11 @@ class Vocabulary:
             found += np.bincount(codes[tokens.mask(rows)], minlength=len(found))
         return found.reshape(-1, 4)
 
+    def table(self, counts: Int[np.ndarray, "vocabulary kinds"]) -> pl.DataFrame:
+        """A row per token: its string and how often it is counted."""
+        tokens = np.arange(len(self), dtype=np.int32)
+        return pl.DataFrame({"token": tokens, "string": list(self.strings), "count": counts.sum(1)})
+
 
 def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
     """The vocabulary of a tokenizer, as far as a model's `size`; ids of no token are special and have no string."""
@@ -81,8 +86,3 @@ def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
         strings[token], special[token] = text, False
     special[[token for token in all_special_ids(tokenizer) if token < size]] = True
     return Vocabulary(tuple(strings), special)
-
-
-def text_of(strings: Sequence[str], ids: Sequence[int]) -> str:
-    """Tokens as text."""
-    return "".join(strings[token] for token in ids)

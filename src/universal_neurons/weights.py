@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from universal_neurons.architectures import module_at
 from universal_neurons.models import Model, matrix_of
+from universal_neurons.units import Units
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class ProcessedWeights:
     w_u: Float[Tensor, "vocabulary d_model"]
     b_u: Float[Tensor, " vocabulary"]
     folded: bool
+
+    @property
+    def units(self) -> Units:
+        """The neurons."""
+        return Units.equal(*self.w_out.shape[:2])
 
 
 def processed_weights(model: Model) -> ProcessedWeights:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, log_counts
+from universal_neurons.units import unit_name
 
 MORE = 5  # pairs of Fig 26
 KINDS = {"random": ("random directions", REST), "neuron": ("neurons", ACCENT)}
@@ -69,7 +70,7 @@ def _pair(above: Axes, below: Axes, pair: dict[str, Any], samples: pl.DataFrame)
     own = samples.filter(*(pl.col(name) == pair[name] for name in KEY))
     kind = "deactivation" if pair["z"] > 0 else "activation"
     doubt = "" if pair["role"] else ", unconfirmed"
-    name = f"L{pair['layer']}.{pair['neuron']} on L{pair['head_layer']}.H{pair['head']}"
+    name = f"{unit_name(pair['layer'], pair['neuron'])} on L{pair['head_layer']}.H{pair['head']}"
     _scatter(above, own, "activation", "delta_bos", pair["pearson_activation_bos"])
     _scatter(below, own, "delta_bos", "delta_norm", pair["pearson_bos_norm"])
     above.set(xlabel=ACTIVATION, ylabel=BOS, title=f"{name}\n{kind}, z = {pair['z']:.1f}{doubt}")

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from universal_neurons.families import FAMILIES
+from universal_neurons.categories import FAMILIES
 from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, in_legend, lettering
 
 CLOSEST = 0.06  # ticks nearer than this share of the axis would overlap

@@ -6,6 +6,7 @@ its mean and standard deviation by position.  Neurons are the best of each famil
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 
 from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, in_legend, lettering, log_counts
 from universal_neurons.shown import DUPLICATES, PER_FAMILY, ranking, same_label
+from universal_neurons.units import name_column, unit_name
 from universal_neurons.vocabulary import INSIDE_WORD, WORD, WORD_START
 
 BINS = 60
@@ -52,7 +54,7 @@ class Details:
 
     def _kept(self, neurons: pl.DataFrame) -> pl.DataFrame:
         names = [name for name in neuron_names(neurons) if name in self.details.columns]
-        return neurons.filter(pl.format("L{}.{}", "layer", "neuron").is_in(names))
+        return neurons.filter(name_column().is_in(names))
 
     def values(self, name: str) -> np.ndarray:
         """A neuron's activations."""
@@ -69,7 +71,7 @@ class Details:
 
 def neuron_names(neurons: pl.DataFrame) -> list[str]:
     """`L1.2` of every row."""
-    return [f"L{layer}.{neuron}" for layer, neuron in neurons.select("layer", "neuron").iter_rows()]
+    return neurons.select(name_column()).to_series().to_list()
 
 
 def families_figures(details: pl.DataFrame, neurons: pl.DataFrame, strings: Sequence[str]) -> dict[str, Figure]:
@@ -126,7 +128,7 @@ def _more(kept: Details) -> Figure:
         twins = kept.duplicates()
         colours = (ACCENT, SECOND, THIRD)
         for row, colour in zip(twins.iter_rows(named=True), colours):
-            name = f"L{row['layer']}.{row['neuron']}"
+            name = unit_name(row["layer"], row["neuron"])
             values, holds = kept.values(name), kept.holds(name)
             bins = np.linspace(values.min(), values.max() + 1e-9, BINS).tolist()
             title = f"{name}: {lettering(row['label'])}"
@@ -174,9 +176,9 @@ def _heat_map(axes: Axes, kept: Details) -> None:
     axes.figure.colorbar(image, ax=axes)
 
 
-def _densities(axes: Axes, kept: Details, row: Mapping[str, object], family: str) -> None:
+def _densities(axes: Axes, kept: Details, row: Mapping[str, Any], family: str) -> None:
     """The density of a neuron's activation, split by what its family asks."""
-    name = f"L{row['layer']}.{row['neuron']}"
+    name = unit_name(row["layer"], row["neuron"])
     values = kept.values(name)
     bins = np.linspace(values.min(), values.max() + 1e-9, BINS).tolist()
     splits = _splits(kept, name, str(row["label"]), family)
@@ -213,8 +215,8 @@ def _splits(kept: Details, name: str, label: str, family: str) -> list[tuple[str
     return [*((part, same & (kind == code)) for part, code in parts.items()), ("other tokens", ~same)]
 
 
-def _by_position(axes: Axes, kept: Details, row: Mapping[str, object], *, pre: bool = False) -> None:
-    name = f"L{row['layer']}.{row['neuron']}"
+def _by_position(axes: Axes, kept: Details, row: Mapping[str, Any], *, pre: bool = False) -> None:
+    name = unit_name(row["layer"], row["neuron"])
     column = f"{name} pre" if pre and f"{name} pre" in kept.details.columns else name
     rows = kept.details.group_by("position").agg(
         pl.col(column).mean().alias("mean"), pl.col(column).std(ddof=0).alias("sd")

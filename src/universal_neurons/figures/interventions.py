@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, PowersOfTen, lettering, log_counts
+from universal_neurons.units import name_column, unit_name
 
 SWEPT = {
     "norm_scale": "final norm scale",
@@ -29,7 +30,7 @@ def fixed_values(
     tried = ablations.filter(pl.col("kind") == "entropy")
     if swept.is_empty() or tried.is_empty():
         return None
-    names = [f"L{layer}.{neuron}" for layer, neuron in tried.select("layer", "neuron").iter_rows()]
+    names = tried.select(name_column()).to_series().to_list()
     colour = dict(zip(names, TRIED * len(names)))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 6), layout="constrained")
@@ -43,8 +44,8 @@ def fixed_values(
                 if kind == "control":
                     axes.plot(rows["value"], rows[metric], color=REST, linewidth=0.6, alpha=0.7)
                 elif kind == "entropy":
-                    place = f"L{layer}.{neuron}"
-                    axes.plot(rows["value"], rows[metric], color=colour[place], marker="o", markersize=3, zorder=3)
+                    shade = colour[unit_name(layer, neuron)]
+                    axes.plot(rows["value"], rows[metric], color=shade, marker="o", markersize=3, zorder=3)
             clean = interventions.filter(pl.col("edit") == "none")[metric].item()
             axes.axhline(clean, color="black", linewidth=0.6, linestyle=":")
             axes.set(xlabel="activation fixed to", ylabel=label)
@@ -69,7 +70,7 @@ def _penalties(axes: Axes, neurons: pl.DataFrame, tried: pl.DataFrame, colour: d
 
 def _effects(axes: Axes, histograms: pl.DataFrame, colour: dict[str, str]) -> None:
     for (layer, neuron), rows in histograms.sort("low").group_by(["layer", "neuron"], maintain_order=True):
-        shade = colour.get(f"L{layer}.{neuron}")
+        shade = colour.get(unit_name(layer, neuron))
         if shade is None:
             continue
         bins = rows.group_by("low", "high", maintain_order=True).agg(pl.col("count").sum())
@@ -94,7 +95,7 @@ def total_and_direct(ablations: pl.DataFrame) -> Figure | None:
             axes.scatter(rows["total_effect"], rows["direct_effect"], s=14, color=colour, label=label)
             for row in rows.filter(pl.col("role") == "entropy").iter_rows(named=True):
                 where = (row["total_effect"], row["direct_effect"])
-                name = f"{lettering(row['model'])}/L{row['layer']}.{row['neuron']}"
+                name = unit_name(row["layer"], row["neuron"], lettering(row["model"]))
                 axes.annotate(name, where, xytext=(4, -8), textcoords="offset points", fontsize=6)
         low, high = (float(f(finite["total_effect"].to_numpy())) for f in (np.min, np.max))
         axes.plot([low, high], [low, high], color="black", linewidth=0.6, linestyle=":")

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy import stats
 
+from universal_neurons.categories import ROLES_BY_WEIGHTS
 from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, in_legend, lettering, log_counts
-from universal_neurons.roles.prediction import ROLES
+from universal_neurons.units import unit_name
 
 COLUMNS = 6  # of panels on a page
 PERCENTILES = (5, 25, 50, 75, 95, 99)
@@ -34,7 +35,7 @@ def effects_examples(histograms: pl.DataFrame, title: str, per_role: int = 1) ->
 
     `histograms` as of `effect_histograms`, its neurons in the order of preference.  None where there is no neuron.
     """
-    panels = [panel for role in ROLES for panel in _panels(histograms, role, "effect")[:per_role]]
+    panels = [panel for role in ROLES_BY_WEIGHTS for panel in _panels(histograms, role, "effect")[:per_role]]
     if not panels:
         return None
     across = min(len(panels), COLUMNS) if per_role > 1 else len(panels)
@@ -169,7 +170,7 @@ def _split(axes: Axes, panel: pl.DataFrame, what: str, inside: str, outside: str
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{lettering(row['model'])}/L{row['layer']}.{row['neuron']}"
+    return unit_name(row["layer"], row["neuron"], lettering(row["model"]))
 
 
 def _short(name: str) -> str:
@@ -183,7 +184,7 @@ def _class(row: Mapping[str, Any]) -> str:
 def _lacking(histograms: pl.DataFrame) -> str:
     """Roles that no neuron has."""
     there = histograms.filter(~pl.col("nearest").fill_null(False))["role"].to_list()
-    missing = [role for role in ROLES if role not in there]
+    missing = [role for role in ROLES_BY_WEIGHTS if role not in there]
     near = ": the nearest are shown" if histograms["nearest"].any() else ""
     return f"\nno {' or '.join(missing)} neuron{near}" if missing else ""
 

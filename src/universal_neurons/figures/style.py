@@ -1,7 +1,6 @@
 """What all figures share: their style, whom they single out, and their bytes."""
 
 import io
-import math
 import re
 import warnings
 from typing import Any
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, NullLocator
 
 from universal_neurons.legible import SIGNS, legible, shortened
-from universal_neurons.shown import FALLBACK_SHARE
+from universal_neurons.selection import singled_out
 
 STYLE: Any = {
     "svg.hashsalt": "universal-neurons",
@@ -64,16 +63,14 @@ def log_counts(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def singled_out(neurons: pl.DataFrame) -> tuple[np.ndarray, str] | None:
-    """The universal neurons of a table as a mask, or the top 1 % by excess where none is; None where nobody asked."""
-    excess = neurons["excess_corr"].fill_null(math.nan).to_numpy()
-    alive = np.isfinite(excess)
-    if not alive.any():
+def highlighted(neurons: pl.DataFrame) -> tuple[np.ndarray, str] | None:
+    """The neurons of a table that figures single out, as a mask, and what they are; None where nobody asked."""
+    chosen, universal = singled_out(neurons.with_row_index("place"))
+    if chosen.is_empty():
         return None
-    universal = neurons["is_universal"].fill_null(False).to_numpy()
-    if universal.any():
-        return universal, "universal"
-    return alive & (excess >= np.quantile(excess[alive], 1 - FALLBACK_SHARE)), "top 1 % by excess (none universal)"
+    mask = np.zeros(len(neurons), bool)
+    mask[chosen["place"].to_numpy()] = True
+    return mask, "universal" if universal else "top 1 % by excess (none universal)"
 
 
 def render(figure: Figure, kind: str) -> bytes:

@@ -11,6 +11,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from scipy import stats
 
 from universal_neurons.figures.style import STYLE, in_legend, lettering, log_counts
+from universal_neurons.units import unit_name
 
 COLOURS = {"mean_corr": "#1f6f8b", "mean_baseline": "#b0a18f", "excess_corr": "#c8553d"}
 LONGEST, LONGEST_TITLE = 32, 120  # characters of a name that stands beside others, and of a title
@@ -139,7 +140,7 @@ def intervals(shown: pl.DataFrame, threshold: float, title: str) -> Figure:
         axes.plot(shown["excess_heldout"], rows, "|", color="#1f6f8b", markersize=8, label="held-out rows")
         axes.plot(shown["excess_corr"], rows, "o", color="#c8553d", markersize=4, label="rows that chose it")
         axes.axvline(threshold, color="black", linewidth=0.8, linestyle=":")
-        axes.set_yticks(rows, [f"L{row['layer']}.{row['neuron']}" for row in shown.iter_rows(named=True)])
+        axes.set_yticks(rows, [unit_name(row["layer"], row["neuron"]) for row in shown.iter_rows(named=True)])
         axes.set(xlabel="excess correlation", title=lettering(title, LONGEST_TITLE))
         axes.set_ylim(-0.6, len(shown) - 0.4)
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))

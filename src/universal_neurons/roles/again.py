@@ -20,6 +20,7 @@ from universal_neurons.roles.one_model import ROLE_TABLES
 from universal_neurons.roles.stage import Roles, vocabulary_of
 from universal_neurons.store import Store, StoreWriter
 from universal_neurons.stored_code import require_named_again
+from universal_neurons.threads import cpu_threads
 from universal_neurons.tokens import TokenDataset
 
 
@@ -39,7 +40,7 @@ def study_roles(
     a file is not named, and `StoreConflictError` where its models or text have changed.
     """
     path = store.path if isinstance(store, Store) else local_path(store)
-    with _writer(path) as writer:
+    with _writer(path) as writer, cpu_threads(Store(path).config.threads):
         return _study_roles(Store(path), writer, settings, models, tokens, labels, reporter or Reporter())
 
 
@@ -75,8 +76,6 @@ def _study_roles(
     config = config.model_copy(update={"roles": settings or config.roles, "stages": stages})
     if tokens is None and config.data == IN_MEMORY:
         raise ConfigError(f"{study.path}: its text was in memory", wanted="the same `tokens` again")
-    if config.threads:
-        torch.set_num_threads(config.threads)
     loaded = list(models) if models is not None else load_models(_where_it_is(config))
     if [_weights(model.describe()) for model in loaded] != [_weights(model) for model in study.manifest["models"]]:
         raise StoreConflictError(

@@ -109,9 +109,9 @@ def frequency_candidates(
 ) -> list[int]:
     """The last layer's living neurons whose logit effects lie most along the frequency direction."""
     cosines = _frequency_cosines(weights.w_out[-1], weights, direction)
-    cosines[torch.from_numpy(dead[-model.d_mlp :]).to(cosines.device)] = 0
-    first = (model.n_layers - 1) * model.d_mlp
-    return (first + cosines.abs().nan_to_num().topk(min(most, len(cosines))).indices).tolist()
+    last = model.units.columns(model.n_layers - 1)
+    cosines[torch.from_numpy(dead[last]).to(cosines.device)] = 0
+    return (last.start + cosines.abs().nan_to_num().topk(min(most, len(cosines))).indices).tolist()
 
 
 def _frequency_cosines(w_out: Tensor, weights: ProcessedWeights, direction: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class EntropyTrial:
     @property
     def first(self) -> int:
         """The earliest layer with a neuron to try."""
-        return min(self.kinds, default=0) // self.model.d_mlp
+        return self.model.units.layer_of(min(self.kinds, default=0))
 
     def _edits(self, kind: str) -> list[Edit]:
         """Controls are fixed to the same values; the paper's other interventions are for candidates."""
@@ -166,9 +166,7 @@ class EntropyTrial:
         """Try everything on a batch of rows."""
         self.tokens += len(trial.kept)
         self._sum((None, "none", None), trial.clean.metrics)
-        width = self.model.d_mlp
-        for layer in sorted({number // width for number in self.kinds}):
-            numbers = [number for number in self.kinds if number // width == layer]
+        for layer, numbers in self.model.units.by_layer(self.kinds).items():
             plain = [number for number in numbers if self.kinds[number] == "control"]
             self._sweep(trial, layer, plain, self._edits("control"))
             self._sweep(trial, layer, [number for number in numbers if number not in plain], self._edits("entropy"))
@@ -177,7 +175,7 @@ class EntropyTrial:
     def _sweep(self, trial: Trial, layer: int, numbers: list[int], edits: list[Edit]) -> None:
         if not numbers:
             return
-        found = trial.try_out(layer, [number % self.model.d_mlp for number in numbers], edits)
+        found = trial.try_out(layer, self.model.units.within_layers(numbers), edits)
         for place, number in enumerate(numbers):
             for which, edit in enumerate(edits):
                 part = Metrics(*(values[place, which] for values in vars(found).values()))
@@ -198,7 +196,7 @@ class EntropyTrial:
     @torch.inference_mode()
     def _ablate(self, trial: Trial, layer: int, numbers: list[int]) -> None:
         """Mean ablation: total, direct, and without what goes along token frequency."""
-        own = [number % self.model.d_mlp for number in numbers]
+        own = self.model.units.within_layers(numbers)
         edit = Edit("mean", self.means[numbers])
         clean = trial.clean.metrics
         total = trial.try_out(layer, own, [edit])
@@ -238,7 +236,7 @@ class EntropyTrial:
         names = ("loss", "entropy", "rank", "reciprocal_rank", "norm_scale", "divergence")
         rows: list[dict[str, Any]] = []
         for (number, edit, value), sums in self.sums.items():
-            layer, neuron = (None, None) if number is None else divmod(number, self.model.d_mlp)
+            layer, neuron = (None, None) if number is None else self.model.units.place_of(number)
             kind = "none" if number is None else self.kinds[number]
             rows.append(
                 {"model": self.model.name, "layer": layer, "neuron": neuron, "kind": kind, "edit": edit}
@@ -253,7 +251,7 @@ class EntropyTrial:
         flat, tried = weights.w_out.flatten(0, 1), list(self.kinds)
         frequency = _frequency_cosines(flat[tried], weights, self.direction)
         for (number, kind), cosines, along in zip(self.kinds.items(), unit(flat[tried]) @ unit(flat).T, frequency):
-            layer, neuron = divmod(number, self.model.d_mlp)
+            layer, neuron = self.model.units.place_of(number)
             found = self.effects[number]
             total, direct = torch.cat(found.total).abs().numpy(), torch.cat(found.direct).abs().numpy()
             share = _share(total, direct, torch.cat(found.rows).numpy())
@@ -269,7 +267,7 @@ class EntropyTrial:
                 restored = torch.cat(found.restored).abs().numpy()
                 row["frequency_share"] = _share(total, restored, torch.cat(found.rows).numpy())[0]
                 row["unigram_change"] = float(torch.cat(found.unigram).double().mean())
-            row |= dict(zip(("antipode_layer", "antipode_neuron"), divmod(partner, self.model.d_mlp)))
+            row |= dict(zip(("antipode_layer", "antipode_neuron"), self.model.units.place_of(partner)))
             rows.append(row | {"antipode_cos": float(cosines[partner]), "role": self._role(kind, row)})
         integers = dict.fromkeys(("layer", "neuron", "antipode_layer", "antipode_neuron"), pl.Int32)
         numbers = dict.fromkeys(("frequency_share", "unigram_change"), pl.Float64)

@@ -18,35 +18,36 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from universal_neurons.accumulators import seed_of
+from universal_neurons.categories import ROLES_BY_WEIGHTS
 from universal_neurons.interventions import Edit, final_residual, intervene
 from universal_neurons.models import Model
 from universal_neurons.readout import Metrics
 from universal_neurons.roles.entropy import GROUPS, jackknife_reach, stretches_of
-from universal_neurons.roles.prediction import ROLES as BY_WEIGHTS
 from universal_neurons.trials import Trial
+from universal_neurons.units import Units
 
 DRAWS = 10  # of random neurons beside the universal ones
 
 
-def counterparts(matches: pl.DataFrame, asker: str, chosen: Sequence[int], d_mlp: Mapping[str, int]) -> pl.DataFrame:
+def counterparts(matches: pl.DataFrame, asker: str, chosen: Sequence[int], units: Mapping[str, Units]) -> pl.DataFrame:
     """The best match of every chosen (flat) neuron in every other model: flat, model, match (flat), corr."""
     rows = matches.filter((pl.col("asker") == asker) & (pl.col("rank") == 1)).with_columns(
-        flat=pl.col("layer") * d_mlp[asker] + pl.col("neuron"),
-        match=pl.col("match_layer") * pl.col("model").replace_strict(dict(d_mlp), return_dtype=pl.Int64)
-        + pl.col("match_neuron"),
+        flat=units[asker].number_column(),
+        match=pl.coalesce(pl.when(model=name).then(of.number_column("match_")) for name, of in units.items()),
     )
     wanted = pl.DataFrame({"flat": list(chosen)}, schema={"flat": pl.Int64})
-    return wanted.join(rows.with_columns(pl.col("flat").cast(pl.Int64)), on="flat").select(
+    return wanted.join(rows, on="flat").select(
         "flat", "model", "match", "corr"
     ).sort("flat", "model")  # fmt: skip
 
 
-def random_partner(match: int, d_mlp: int, seed: int, model: str) -> int | None:
+def random_partner(match: int, units: Units, seed: int, model: str) -> int | None:
     """A random other neuron of a match's layer; None where it is the layer's only one."""
-    if d_mlp == 1:
+    layer, neuron = units.place_of(match)
+    if units.widths[layer] == 1:
         return None
-    draw = int(np.random.default_rng(seed_of("partner", seed, model, match)).integers(d_mlp - 1))
-    return match // d_mlp * d_mlp + draw + (draw >= match % d_mlp)
+    draw = int(np.random.default_rng(seed_of("partner", seed, model, match)).integers(units.widths[layer] - 1))
+    return units.number_of(layer, draw + (draw >= neuron))
 
 
 class LossChanges:
@@ -59,15 +60,14 @@ class LossChanges:
     @property
     def first(self) -> int:
         """The earliest layer with such a neuron."""
-        return min(self.numbers, default=self.model.n_neurons - 1) // self.model.d_mlp
+        return self.model.units.layer_of(min(self.numbers, default=self.model.n_neurons - 1))
 
     def add(self, trial: Trial) -> None:
         """Ablate them on a batch of rows."""
-        width = self.model.d_mlp
-        for layer in sorted({number // width for number in self.numbers}):
-            here = [number for number in self.numbers if number // width == layer]
-            found = trial.try_out(layer, [number % width for number in here], [Edit("mean", self.means[here])])
-            for number, loss in zip(here, found.loss[:, 0]):
+        units = self.model.units
+        for layer, numbers in units.by_layer(self.numbers).items():
+            found = trial.try_out(layer, units.within_layers(numbers), [Edit("mean", self.means[numbers])])
+            for number, loss in zip(numbers, found.loss[:, 0]):
                 self.parts[number].append((loss - trial.clean.metrics.loss).cpu())
 
     def of(self, number: int) -> Float[np.ndarray, " tokens"]:
@@ -88,22 +88,22 @@ def functional_table(
     `pairs` are those of `counterparts`; `effects` the logit effects of all neurons concerned, by model and flat number;
     `roles` those of all neurons.
     """
-    asker, by_name = models[0], {model.name: model for model in models}
+    asker, units = models[0], {model.name: model.units for model in models}
     rows: list[dict[str, Any]] = []
     for flat, name, match, corr in pairs.iter_rows():
-        width = by_name[name].d_mlp
-        row = {"asker": asker.name, "layer": flat // asker.d_mlp, "neuron": flat % asker.d_mlp, "model": name}
-        row |= {"match_layer": match // width, "match_neuron": match % width, "corr": corr}
-        compared = {"": match, "_random": random_partner(match, width, seed, name)}
-        for kind, neuron in compared.items():
+        (layer, neuron), (match_layer, match_neuron) = asker.units.place_of(flat), units[name].place_of(match)
+        row = {"asker": asker.name, "layer": layer, "neuron": neuron, "model": name}
+        row |= {"match_layer": match_layer, "match_neuron": match_neuron, "corr": corr}
+        compared = {"": match, "_random": random_partner(match, units[name], seed, name)}
+        for kind, number in compared.items():
             row |= {f"effect_corr{kind}": math.nan, f"loss_corr{kind}": math.nan}
-            if neuron is not None:
-                row[f"effect_corr{kind}"] = _corr(effects[asker.name][flat], effects[name][neuron])
-                row[f"loss_corr{kind}"] = _corr(changes[asker.name].of(flat), changes[name].of(neuron))
+            if number is not None:
+                row[f"effect_corr{kind}"] = _corr(effects[asker.name][flat], effects[name][number])
+                row[f"loss_corr{kind}"] = _corr(changes[asker.name].of(flat), changes[name].of(number))
         mine = roles[asker.name][flat]
         row |= {"roles": list(mine), "match_roles": list(roles[name][match])}
-        for kind, neuron in compared.items():
-            row[f"same_roles{kind}"] = None if neuron is None else _same(mine, roles[name][neuron])
+        for kind, number in compared.items():
+            row[f"same_roles{kind}"] = None if number is None else _same(mine, roles[name][number])
         rows.append(row)
     kinds: dict[str, Any] = dict.fromkeys(("layer", "neuron", "match_layer", "match_neuron"), pl.Int32)
     kinds |= dict.fromkeys(("roles", "match_roles"), pl.List(pl.String))
@@ -114,7 +114,7 @@ def functional_table(
 def _same(one: Iterable[str], other: Iterable[str]) -> bool | None:
     """Whether two neurons have the same role by their weights, which say of every neuron what it does (the other roles
     are tried out on candidates alone); None where neither has one."""
-    mine, theirs = set(one) & set(BY_WEIGHTS), set(other) & set(BY_WEIGHTS)
+    mine, theirs = set(one) & set(ROLES_BY_WEIGHTS), set(other) & set(ROLES_BY_WEIGHTS)
     return mine == theirs if mine | theirs else None
 
 
@@ -150,12 +150,11 @@ class Costs:
     def _random(self, chosen: Sequence[int], seed: int, draw: int) -> list[int]:
         found: list[int] = []
         generator = np.random.default_rng(seed_of("costs", seed, draw))
-        width = self.model.d_mlp
-        for layer in sorted({number // width for number in chosen}):
-            own = [number for number in chosen if number // width == layer]
-            alive = layer * width + np.flatnonzero(~self.dead[layer * width : (layer + 1) * width])
-            others = np.setdiff1d(alive, own)
-            found += generator.choice(others, min(len(own), len(others)), replace=False).tolist()
+        for layer, numbers in self.model.units.by_layer(chosen).items():
+            columns = self.model.units.columns(layer)
+            alive = columns.start + np.flatnonzero(~self.dead[columns])
+            others = np.setdiff1d(alive, numbers)
+            found += generator.choice(others, min(len(numbers), len(others)), replace=False).tolist()
         return sorted(found)
 
     @torch.inference_mode()

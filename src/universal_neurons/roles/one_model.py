@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from universal_neurons.categories import ROLES
 from universal_neurons.config import RoleSettings
 from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
@@ -41,12 +42,6 @@ from universal_neurons.tokens import TokenDataset
 from universal_neurons.trials import Trial, trials
 from universal_neurons.vocabulary import Vocabulary
 from universal_neurons.weights import ProcessedWeights, processed_weights
-
-ROLES = (
-    "prediction", "suppression", "partition", "entropy", "token_frequency", "attention_deactivation",
-    "attention_activation",
-)  # fmt: skip
-
 
 ROLE_TABLES = (
     "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "costs",
@@ -92,13 +87,14 @@ class Together:
     """Activations of some (flat) neurons at every kept position, with the next token and the row."""
 
     def __init__(self, model: Model, numbers: Sequence[int]) -> None:
-        self.numbers, self.width = list(numbers), model.d_mlp
-        self.first = min(self.numbers, default=0) // self.width
+        self.numbers, self.units = list(numbers), model.units
+        self.first = self.units.layer_of(min(self.numbers, default=0))
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, trial: Trial) -> None:
         """Keep those of a batch of rows."""
-        columns = [trial.activations[number // self.width][trial.kept, number % self.width] for number in self.numbers]
+        places = [self.units.place_of(number) for number in self.numbers]
+        columns = [trial.activations[layer][trial.kept, neuron] for layer, neuron in places]
         self.parts.append((torch.stack(columns, 1).cpu(), trial.clean.targets.cpu(), trial.row_of))
 
     def joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -142,9 +138,7 @@ class OneModel:
         flat = weights.w_out.flatten(0, 1)
         self.effects = {n: (weights.w_u @ flat[n]).float().cpu().numpy() for n in self.concerned}
         labels = self.sample.labels
-        effects = effects_table(
-            model.name, model.n_layers, model.d_mlp, weights, self.own, self.sample.vocabulary, labels, self.settings
-        )
+        effects = effects_table(model.name, weights, self.own, self.sample.vocabulary, labels, self.settings)
         self.tables["effects"] = effects
         means = self._means(batch_tokens)
         direction, log_frequency = self._frequency(weights)
@@ -214,8 +208,7 @@ class OneModel:
             counted += len(keep)
 
             def take(layer: int, activation: Tensor, keep: Tensor = keep) -> None:
-                columns = slice(layer * model.d_mlp, (layer + 1) * model.d_mlp)
-                total[columns] += activation[keep].float().sum(0)
+                total[model.units.columns(layer)] += activation[keep].float().sum(0)
 
             with model.capturing(take):
                 model.forward(torch.from_numpy(tokens.ids(some)))
@@ -242,5 +235,5 @@ class OneModel:
                 continue
             named = self.tables[name].filter(pl.col("role").is_not_null())
             for layer, neuron, role in named.select("layer", "neuron", "role").iter_rows():
-                own = self.roles[layer * self.model.d_mlp + neuron]
+                own = self.roles[self.model.units.number_of(layer, neuron)]
                 own[:] = sorted({*own, role}, key=ROLES.index)

@@ -5,8 +5,9 @@ from typing import Any
 
 import polars as pl
 
-from universal_neurons.roles.one_model import ROLES
+from universal_neurons.categories import ROLES
 from universal_neurons.store import Store
+from universal_neurons.units import unit_name
 
 
 def role_rows(store: Store) -> list[tuple[str, list[int], str]]:
@@ -49,7 +50,7 @@ def _best(store: Store, model: str, role: str) -> dict[str, Any] | None:
 
 
 def _said(row: dict[str, Any], role: str) -> str:
-    name = f"L{row['layer']}.{row['neuron']}"
+    name = unit_name(row["layer"], row["neuron"])
     if role in ("prediction", "suppression"):
         label = "" if row["class"] is None else f", {row['class']} {row['class_variance_reduction']:.2f}"
         return f"{name} kurtosis {row['vocab_kurt']:.1f}{label}"

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata, t
 from torch import Tensor
 
+from universal_neurons.categories import ROLES_BY_WEIGHTS
 from universal_neurons.config import RoleSettings
 from universal_neurons.detail import jackknife_error
 from universal_neurons.families import TIE
@@ -30,7 +31,6 @@ from universal_neurons.neurons import PANEL_ELEMENTS
 from universal_neurons.vocabulary import Vocabulary
 from universal_neurons.weights import ProcessedWeights
 
-ROLES = ("prediction", "suppression", "partition")
 FEWEST = 2  # tokens of a class
 PAPER_WIDTH = 1024  # of GPT2-medium
 TOP, STRETCHES, BINS, SHOWN = 10, 20, 60, 6
@@ -83,11 +83,11 @@ def roles_of(stats: pl.DataFrame, settings: RoleSettings, d_model: int) -> list[
     var, skew, kurt = (stats[f"vocab_{name}"].to_numpy() for name in ("var", "skew", "kurt"))
     peaked = kurt > settings.kurtosis
     cases = [peaked & (skew > 0), peaked & (skew < 0), var * d_model / PAPER_WIDTH > settings.partition_variance]
-    return [(*ROLES, None)[code] for code in np.select(cases, [0, 1, 2], len(ROLES)).tolist()]
+    return [(*ROLES_BY_WEIGHTS, None)[code] for code in np.select(cases, [0, 1, 2], len(ROLES_BY_WEIGHTS)).tolist()]
 
 
 def effects_table(
-    model_name: str, n_layers: int, d_mlp: int, weights: ProcessedWeights, stats: pl.DataFrame,
+    model_name: str, weights: ProcessedWeights, stats: pl.DataFrame,
     vocabulary: Vocabulary, labels: ClassLabels, settings: RoleSettings,
 ) -> pl.DataFrame:  # fmt: skip
     """A row per neuron: its role, its class, and the tokens whose logits it raises and lowers most (paper §5.1).
@@ -119,7 +119,7 @@ def effects_table(
     known = np.isfinite(best)
     chosen = [names[place] if there else None for place, there in zip(which.tolist(), known.tolist())]
     columns: Sequence[Any] = (
-        [model_name] * len(best), np.repeat(np.arange(n_layers), d_mlp), np.tile(np.arange(d_mlp), n_layers), roles,
+        [model_name] * len(best), *weights.units.table_columns().values(), roles,
         [label and label.name for label in chosen], [label and label.group for label in chosen],
         [int(sign) if there else None for sign, there in zip(np.sign(best), known)], best.astype(np.float64) ** 2,
         *([row if there else None for row, there in zip(found.tolist(), alive)] for found in extremes),
@@ -151,7 +151,7 @@ def with_nearest(effects: pl.DataFrame, stats: pl.DataFrame, fewest: int = 1) ->
     var, skew, kurt = (stats[f"vocab_{name}"].to_numpy() for name in ("var", "skew", "kurt"))
     roles, nearest = np.array(effects["role"].fill_null("").to_list(), object), np.zeros(len(effects), bool)
     classed = effects["class"].is_not_null().to_numpy()
-    for role, score in zip(ROLES, (np.where(skew > 0, kurt, np.nan), np.where(skew < 0, kurt, np.nan), var)):
+    for role, score in zip(ROLES_BY_WEIGHTS, (np.where(skew > 0, kurt, np.nan), np.where(skew < 0, kurt, np.nan), var)):
         free = np.flatnonzero(np.isfinite(score) & classed & (roles == ""))
         lacking = 0 if (roles == role).any() else fewest
         taken = free[np.argsort(-score[free], kind="stable")][:lacking]
@@ -166,7 +166,7 @@ def role_examples(effects: pl.DataFrame, per_role: int = 10) -> pl.DataFrame:
     ranked = effects.filter(pl.col("role").is_not_null() & pl.col("class").is_not_null()).sort(
         "nearest", ~pl.col("is_universal"), -pl.col("class_variance_reduction"), maintain_order=True
     )
-    return pl.concat([ranked.filter(pl.col("role") == role).head(per_role) for role in ROLES])
+    return pl.concat([ranked.filter(pl.col("role") == role).head(per_role) for role in ROLES_BY_WEIGHTS])
 
 
 def same_class(effects: pl.DataFrame) -> pl.DataFrame:
@@ -176,7 +176,9 @@ def same_class(effects: pl.DataFrame) -> pl.DataFrame:
     `nearest` if some of them only came nearest to the role (`with_nearest`).
     """
     nearest = pl.col("nearest") if "nearest" in effects.columns else pl.lit(False).alias("nearest")
-    chosen = effects.with_columns(nearest).filter(pl.col("role").is_in(ROLES[:2]) & pl.col("class").is_not_null())
+    chosen = effects.with_columns(nearest).filter(
+        pl.col("role").is_in(ROLES_BY_WEIGHTS[:2]) & pl.col("class").is_not_null()
+    )
     ranked = chosen.sort("class_variance_reduction", descending=True, maintain_order=True)
     groups = ranked.group_by("model", "role", "class", "class_group", maintain_order=True).agg(
         pl.len().cast(pl.Int32).alias("number"), pl.col("layer").alias("layers"), pl.col("neuron").alias("neurons"),
@@ -211,9 +213,9 @@ def ensembles_of(
     Activations of these neurons, in this order, are what `ensembles_table` wants.
     """
     tokens, masks = used_tokens(weights, vocabulary), {(label.group, label.name): mask for label, mask in labels}
-    unembedding, w_out, d_mlp = weights.w_u.cpu()[tokens], weights.w_out.flatten(0, 1).cpu(), weights.w_out.shape[1]
+    unembedding, w_out = weights.w_u.cpu()[tokens], weights.w_out.flatten(0, 1).cpu()
     total, rows = unembedding.sum(0), groups.filter(pl.col("number") >= 2).to_dicts()
-    flats = [d_mlp * np.array(row["layers"], np.int64) + np.array(row["neurons"], np.int64) for row in rows]
+    flats = [weights.units.number_of(np.array(row["layers"]), np.array(row["neurons"])) for row in rows]
     every = np.unique(np.concatenate([np.zeros(0, np.int64), *flats]))
     found = []
     for row, flat in zip(rows, flats):
@@ -222,7 +224,7 @@ def ensembles_of(
         within = unembedding[inside].sum(0)
         elsewhere = (total - within) / (~inside).sum()
         effects = w_out[flat] @ (within / inside.sum() - elsewhere)
-        places = (flat // d_mlp, flat % d_mlp, np.searchsorted(every, flat))
+        places = (*weights.units.place_of(flat), np.searchsorted(every, flat))
         found.append(Ensemble(row["role"], row["class"], *places, effects.numpy(), mask, row["nearest"]))
     return every, found
 

@@ -1,7 +1,6 @@
 """What the neurons of a study do: the roles of every model's, and whether matched neurons do the same."""
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,7 @@ from universal_neurons.progress import Reporter
 from universal_neurons.readout import Readout
 from universal_neurons.roles.functional import counterparts, functional_table, random_partner
 from universal_neurons.roles.one_model import OneModel, Sample
-from universal_neurons.shown import FALLBACK_SHARE
-from universal_neurons.tables import vocabulary_table
+from universal_neurons.selection import singled_out
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.vocabulary import Vocabulary, read_vocabulary
 
@@ -47,19 +45,15 @@ class Roles:
         self.pairs: pl.DataFrame | None = None
         if matches is not None:
             some = self.chosen[: config.roles.ablated]
-            self.pairs = counterparts(matches, self.models[0].name, some, {m.name: m.d_mlp for m in self.models})
+            self.pairs = counterparts(matches, self.models[0].name, some, {m.name: m.units for m in self.models})
 
     def _of(self, model: Model) -> pl.DataFrame:
         return self.neurons.filter(pl.col("model") == model.name).sort("layer", "neuron")
 
     def _chosen(self) -> tuple[list[int], str]:
         """The reference's universal neurons (flat, best first), or the top 1 % by excess where none is."""
-        own = self._of(self.models[0]).with_row_index("flat").filter(pl.col("excess_corr").is_finite())
-        ranked = own.sort("excess_corr", descending=True)
-        universal = ranked.filter("is_universal")["flat"].to_list()
-        if universal:
-            return universal, "universal"
-        return ranked["flat"].head(math.ceil(FALLBACK_SHARE * len(ranked))).to_list(), "top 1 % by excess"
+        chosen, universal = singled_out(self._of(self.models[0]).with_row_index("flat"))
+        return chosen["flat"].to_list(), "universal" if universal else "top 1 % by excess"
 
     def run(self, reporter: Reporter) -> dict[str, pl.DataFrame]:
         """All tables, by name; `neurons` among them, with the columns `roles` and `null_fraction`."""
@@ -86,7 +80,7 @@ class Roles:
                 self.config.seed,
             )
         if "labels" not in self.config.stages and any(self.sample.vocabulary.strings):
-            tables["vocabulary"] = vocabulary_table(self.sample.vocabulary, self.sample.counts[:, None])
+            tables["vocabulary"] = self.sample.vocabulary.table(self.sample.counts[:, None])
         tables["neurons"] = self._columns(found)
         return tables
 
@@ -98,7 +92,7 @@ class Roles:
             concerned = set(self.pairs["flat"].to_list())
         elif self.pairs is not None:
             matches = self.pairs.filter(pl.col("model") == model.name)["match"].to_list()
-            partners = (random_partner(m, model.d_mlp, seed, model.name) for m in matches)
+            partners = (random_partner(m, model.units, seed, model.name) for m in matches)
             concerned = {*matches, *(partner for partner in partners if partner is not None)}
         return OneModel(
             exact,
