@@ -14,6 +14,7 @@ from universal_neurons.errors import ConfigError
 from universal_neurons.legible import first_line
 from universal_neurons.network import DTYPES, Model, Sink, matrix_of, quiet_transformers
 from universal_neurons.tokenizer import load_tokenizer
+from universal_neurons.torch_state import settled_torch
 from universal_neurons.verification import verify
 from universal_neurons.weight_files import (
     impossible_config,
@@ -66,16 +67,16 @@ def load_model(
         raise ConfigError(f"device {device!r} is not there", given=first_line(error)) from error
     if isinstance(source, str):
         source = resolve_sources([f"{source}@{revision}" if revision else source])[0]
-    with ONE_AT_A_TIME:
+    with ONE_AT_A_TIME, settled_torch():
         weights, tokenizer = load_weights(source, dtype), load_tokenizer(source.folder)
-    model = Model(
-        weights.network.to(device).requires_grad_(False),
-        name or source.name,
-        tokenizer=tokenizer,
-        digest=digest_of([*require_weights(source), source.folder / "config.json"]),
-        notes=weights.notes,
-    )
-    verify(model)
+        model = Model(
+            weights.network.to(device).requires_grad_(False),
+            name or source.name,
+            tokenizer=tokenizer,
+            digest=digest_of([*require_weights(source), source.folder / "config.json"]),
+            notes=weights.notes,
+        )
+        verify(model)
     return model
 
 

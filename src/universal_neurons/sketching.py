@@ -36,8 +36,8 @@ from universal_neurons.sketch_file import (
     tensors_of,
 )
 from universal_neurons.stream import NeuronSource, Pass, provisional_state, settle_from
-from universal_neurons.threads import cpu_threads
 from universal_neurons.tokens import Shard, TokenDataset, tokenizer_digest
+from universal_neurons.torch_state import settled_torch
 
 HELDOUT = 1 << 40  # shard numbers of held-out stretches: signs of their own
 
@@ -60,7 +60,7 @@ def make_sketch(
     if not out.parent.is_dir():
         raise StoreConflictError(f"{out}: no folder {out.parent}", wanted="a folder that is there")
     config = resolve(config.model_copy(update={"stages": ("statistics",), "search": "exact"}))
-    with cpu_threads(config.threads):
+    with settled_torch(config.threads):
         return _sketch(config, out, reporter, checkpoint_seconds)
 
 

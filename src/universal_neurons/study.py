@@ -27,8 +27,8 @@ from universal_neurons.progress import Reporter, clock
 from universal_neurons.sketched import SketchedModel, are_sketches, open_sketches, settings_of, text_of_sketches
 from universal_neurons.stages import Stages
 from universal_neurons.store import Store, StoreWriter
-from universal_neurons.threads import cpu_threads
 from universal_neurons.tokens import TokenDataset
+from universal_neurons.torch_state import settled_torch
 
 
 def run_study(
@@ -54,7 +54,7 @@ def run_study(
     config = resolve(config, None if models is None else len(models))
     if labels and "labels" not in config.stages:
         raise ConfigError("labels are given, but not looked for", wanted="the stage labels", fix="add it to stages")
-    with cpu_threads(config.threads):
+    with settled_torch(config.threads):
         with reporter.stage("models"):
             config, loaded = _models(config, models, tokens)
             digest = require_kin(loaded, config)

@@ -20,8 +20,8 @@ from universal_neurons.roles.one_model import ROLE_TABLES
 from universal_neurons.roles.stage import Roles, vocabulary_of
 from universal_neurons.store import Store, StoreWriter
 from universal_neurons.stored_code import require_named_again
-from universal_neurons.threads import cpu_threads
 from universal_neurons.tokens import TokenDataset
+from universal_neurons.torch_state import settled_torch
 
 
 def study_roles(
@@ -40,7 +40,7 @@ def study_roles(
     a file is not named, and `StoreConflictError` where its models or text have changed.
     """
     path = store.path if isinstance(store, Store) else local_path(store)
-    with _writer(path) as writer, cpu_threads(Store(path).config.threads):
+    with _writer(path) as writer, settled_torch(Store(path).config.threads):
         return _study_roles(Store(path), writer, settings, models, tokens, labels, reporter or Reporter())
 
 

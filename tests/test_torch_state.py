@@ -1,5 +1,6 @@
-"""How idle threads wait: asked of OpenMP itself, which prints its settings when torch loads it."""
+"""What the package sets of the process, how idle threads wait first: asked of OpenMP, which prints its settings."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from universal_neurons.threads import cpu_threads
+import universal_neurons as un
+from universal_neurons.torch_state import settled_torch
 
 SLEEP = 0  # turns of a loop that an idle thread makes before it sleeps
 
@@ -53,7 +55,7 @@ def test_processes_started_from_here_inherit_it(given):
 
 def fail_within(number: int | None, seen: list[int]) -> None:
     """Fail while so many threads are used, and say how many were."""
-    with cpu_threads(number):
+    with settled_torch(number):
         seen.append(torch.get_num_threads())
         raise ZeroDivisionError
 
@@ -68,3 +70,42 @@ def test_threads_are_put_back_also_where_something_fails(number, within):
         assert (seen, torch.get_num_threads()) == ([within], 2)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: torch.device("meta"),
+        lambda: float64_by_default(),
+    ],
+    ids=["autocast", "another device", "float64"],
+)
+def test_a_callers_defaults_change_nothing(setting, folders, text_file, tmp_path):
+    """The same study under other settings of the process gives the same bytes, and leaves the settings alone."""
+
+    def study(out):
+        config = un.StudyConfig(
+            models=(str(folders[0]),), data=str(text_file), out=str(tmp_path / out), max_tokens=2000, context=32,
+            labels=("tokens",), stages=("weights", "statistics", "labels"),
+        )  # fmt: skip
+        return un.run_study(config, progress=False).manifest["tables"]
+
+    plain = study("plain")
+    with setting():
+        before = settings_now()
+        assert study("other") == plain
+        assert settings_now() == before
+
+
+@contextlib.contextmanager
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def settings_now():
+    return torch.get_default_dtype(), torch.get_default_device(), torch.is_autocast_enabled("cpu")
