@@ -232,7 +232,22 @@ def test_positions_of_other_rows_are_refused(family):
 
 @pytest.mark.parametrize(
     "neurons",
-    [["L2.0"], ["L0.24"], [48], [-1], [], ["L0.1", "L0.1"], ["L0.1", "L1.0", "L0.1"], [3, 3], ["L0"], ["0.1"], ["7"]],
+    [
+        ["L2.0"],
+        ["L0.24"],
+        [48],
+        [-1],
+        [],
+        ["L0.1", "L0.1"],
+        ["L0.1", "L1.0", "L0.1"],
+        [3, 3],
+        ["L0"],
+        ["0.1"],
+        ["7"],
+        ["m/L0.1"],
+        ["L٠.١"],
+        [f"L0.{'9' * 5000}"],
+    ],
 )
 def test_neurons_that_are_not_there_or_twice_there_are_refused(neurons):
     model = written("gpt2")
