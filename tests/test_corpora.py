@@ -60,11 +60,54 @@ def test_json_lines_are_seen_whatever_the_name(tmp_path, name):
 
 
 @pytest.mark.parametrize(("name", "content"), [
-    ("a.txt", "{ not JSON, but it begins so\n"), ("a.txt", '{"a" = 1}\nx\n'), ("a.md", "{}\n{}\n"), ("a", "{}\n\n"),
+    ("a.txt", "{ not JSON, but it begins so\n"), ("a.txt", '{"a" = 1}\nx\n'), ("a.md", "{}\n{}\n"), ("a", "{ so: it }\n"),
     ("a.txt", "\n\n\n  indented\n"), ("a.txt", "[1, 2]\n"), ("a", "[1]\n"), ("a.text", "{" * 3000), ("a.txt", '"text"\n'),
 ])  # fmt: skip
 def test_text_that_only_looks_like_json_stays_text(tmp_path, name, content):
     assert read(write(tmp_path, name, content.encode())) == ([content], [])
+
+
+HALF_JSON = {  # files, with the number of the first line, which is no record, and of the first that is an object
+    "cut": (1, 2, b'{"text": "a\n' + LINES),
+    "a trailing comma": (3, None, b'\n \n{"text": "a",}\n'),
+    "in single quotes": (1, None, b"{'text': 'a'}\n"),
+    "a list": (1, 2, b"[1]\n" + LINES),
+    "a list of objects": (1, None, b'[{"text": "a"}]\n'),
+    "over several lines": (1, None, b'{\n "text": "a"\n}\n'),
+    "an empty object": (1, 2, b"{}\n" + LINES),
+    "a number too long": (1, 2, b'{"n": ' + b"9" * 6000 + b"}\n" + LINES),
+    "too deep": (1, None, b'{"a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}\n"),
+    "a heading": (1, 2, b"# lines\n" + LINES),
+    "a heading of a long line": (2, 3, b"\n# lines\n" + json.dumps({"text": "a" * 20_000}).encode()),
+    "marked twice": (1, None, 2 * codecs.BOM_UTF8 + b"{'text': 'a'}\n"),
+}
+
+
+@pytest.mark.parametrize("case", HALF_JSON)
+def test_what_looks_like_json_lines_is_not_read_as_text_in_silence(tmp_path, case):
+    number, noted, content = HALF_JSON[case]
+    for name in ("a", "a.log", "a.zst"):
+        path = write(tmp_path, name, zstd(content) if name == "a.zst" else content)
+        with pytest.raises(TextError, match=rf"line {number} is not a record[\s\S]*name the file \.txt"):
+            read(path)
+    for name in ("a.txt", "a.md"):
+        contents, notes = read(write(tmp_path, name, content))
+        assert "".join(contents) == content.decode("utf-8-sig")
+        assert [f"though line {noted} is a JSON object: name it .jsonl" in note for note in notes] == [True] * bool(
+            noted
+        )
+
+
+def test_a_list_or_an_object_of_several_lines_says_how_it_becomes_lines(tmp_path):
+    for content, command in ((b'[{"text": "a"}]', r"jq -c '\.\[\]' a"), (b'{\n"text": "a"}', r"jq -c '\.' a")):
+        with pytest.raises(TextError, match=command):
+            read(write(tmp_path, "a", content))
+
+
+def test_marks_of_files_that_were_joined_are_no_text(tmp_path):
+    for name, repeated in (("a.jsonl", 1), ("a", 1), ("a.jsonl", 2), ("a", 2)):
+        part = codecs.BOM_UTF8 * repeated + LINES
+        assert read(write(tmp_path, name, part + part + codecs.BOM_UTF8 + b"\n" + codecs.BOM_UTF8)) == (TEXTS * 2, [])
 
 
 def test_an_object_without_text_in_a_text_file_is_text_and_noted(tmp_path):
