@@ -19,7 +19,7 @@ from conftest import some_text
 
 from universal_neurons import StudyConfig, corpora, records, text_files
 from universal_neurons.corpora import Corpus
-from universal_neurons.errors import MissingFileError, TextError
+from universal_neurons.errors import MissingFileError, TextError, TokenRangeError
 
 RECORDS = [{"text": some_text(60, seed), "subset": "ab"[seed % 2]} for seed in range(6)]
 TEXTS = [record["text"] for record in RECORDS]
@@ -455,13 +455,31 @@ def test_a_subset_column_may_be_in_some_records_only(tmp_path):
     assert [d.subset for d in Corpus(StudyConfig(data=str(path), subset_column="kind"))] == ["", "x"]
 
 
-@pytest.mark.parametrize("mask", [[1, 1], "11", [1, 1, None], 1, [[1], [1], [1]], {}])
+@pytest.mark.parametrize("mask", [[1, 1], "11", [1, 1, None], [1.0, 0.0, 1.0], 1, [[1], [1], [1]], {}])
 def test_a_mask_that_is_not_of_the_row_is_refused(tmp_path, mask):
     row = {"input_ids": [1, 2, 3], "attention_mask": mask}
-    with pytest.raises(TextError, match="'attention_mask' does not belong to 'input_ids'"):
+    with pytest.raises(TextError, match=r"line 1: 'attention_mask' does[\s\S]*a list of 0 and 1 as long as the row"):
         read(write(tmp_path, "a.jsonl", json.dumps(row).encode()))
     row["attention_mask"] = [0, 1, True]
     assert read(write(tmp_path, "a.jsonl", json.dumps(row).encode()))[0] == [[2, 3]]
+
+
+def test_ids_that_are_none_are_refused_with_their_line(tmp_path):
+    good = '{"tokens": [1, 2]}\n\n'
+    for bad, words in (
+        ([1, "a"], "not a list of token ids"),
+        ([[1]], "not a list of"),
+        ([3, -1], "a negative token id"),
+    ):
+        path = write(tmp_path, "a.jsonl", (good + json.dumps({"tokens": bad})).encode())
+        with pytest.raises(TokenRangeError, match=rf"a\.jsonl: line 3: [\s\S]*{words}"):
+            read(path)
+
+
+def test_ids_in_a_column_of_another_name_say_which_it_must_have(tmp_path):
+    path = write(tmp_path, "a.jsonl", b'{"ids": [1, 2]}')
+    with pytest.raises(TextError, match=r"line 1: 'ids' is list[\s\S]*name the column tokens or input_ids"):
+        read(path, text_column="ids")
 
 
 def test_names_of_subsets_are_bounded(tmp_path, monkeypatch):
