@@ -19,7 +19,7 @@ from conftest import some_text
 
 from universal_neurons import StudyConfig, corpora, records, text_files
 from universal_neurons.corpora import Corpus
-from universal_neurons.errors import MissingFileError, TextError
+from universal_neurons.errors import MissingFileError, TextError, TokenRangeError
 
 RECORDS = [{"text": some_text(60, seed), "subset": "ab"[seed % 2]} for seed in range(6)]
 TEXTS = [record["text"] for record in RECORDS]
@@ -60,11 +60,54 @@ def test_json_lines_are_seen_whatever_the_name(tmp_path, name):
 
 
 @pytest.mark.parametrize(("name", "content"), [
-    ("a.txt", "{ not JSON, but it begins so\n"), ("a.txt", '{"a" = 1}\nx\n'), ("a.md", "{}\n{}\n"), ("a", "{}\n\n"),
+    ("a.txt", "{ not JSON, but it begins so\n"), ("a.txt", '{"a" = 1}\nx\n'), ("a.md", "{}\n{}\n"), ("a", "{ so: it }\n"),
     ("a.txt", "\n\n\n  indented\n"), ("a.txt", "[1, 2]\n"), ("a", "[1]\n"), ("a.text", "{" * 3000), ("a.txt", '"text"\n'),
 ])  # fmt: skip
 def test_text_that_only_looks_like_json_stays_text(tmp_path, name, content):
     assert read(write(tmp_path, name, content.encode())) == ([content], [])
+
+
+HALF_JSON = {  # files, with the number of the first line, which is no record, and of the first that is an object
+    "cut": (1, 2, b'{"text": "a\n' + LINES),
+    "a trailing comma": (3, None, b'\n \n{"text": "a",}\n'),
+    "in single quotes": (1, None, b"{'text': 'a'}\n"),
+    "a list": (1, 2, b"[1]\n" + LINES),
+    "a list of objects": (1, None, b'[{"text": "a"}]\n'),
+    "over several lines": (1, None, b'{\n "text": "a"\n}\n'),
+    "an empty object": (1, 2, b"{}\n" + LINES),
+    "a number too long": (1, 2, b'{"n": ' + b"9" * 6000 + b"}\n" + LINES),
+    "too deep": (1, None, b'{"a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}\n"),
+    "a heading": (1, 2, b"# lines\n" + LINES),
+    "a heading of a long line": (2, 3, b"\n# lines\n" + json.dumps({"text": "a" * 20_000}).encode()),
+    "marked twice": (1, None, 2 * codecs.BOM_UTF8 + b"{'text': 'a'}\n"),
+}
+
+
+@pytest.mark.parametrize("case", HALF_JSON)
+def test_what_looks_like_json_lines_is_not_read_as_text_in_silence(tmp_path, case):
+    number, noted, content = HALF_JSON[case]
+    for name in ("a", "a.log", "a.zst"):
+        path = write(tmp_path, name, zstd(content) if name == "a.zst" else content)
+        with pytest.raises(TextError, match=rf"line {number} is not a record[\s\S]*name the file \.txt"):
+            read(path)
+    for name in ("a.txt", "a.md"):
+        contents, notes = read(write(tmp_path, name, content))
+        assert "".join(contents) == content.decode("utf-8-sig")
+        assert [f"though line {noted} is a JSON object: name it .jsonl" in note for note in notes] == [True] * bool(
+            noted
+        )
+
+
+def test_a_list_or_an_object_of_several_lines_says_how_it_becomes_lines(tmp_path):
+    for content, command in ((b'[{"text": "a"}]', r"jq -c '\.\[\]' a"), (b'{\n"text": "a"}', r"jq -c '\.' a")):
+        with pytest.raises(TextError, match=command):
+            read(write(tmp_path, "a", content))
+
+
+def test_marks_of_files_that_were_joined_are_no_text(tmp_path):
+    for name, repeated in (("a.jsonl", 1), ("a", 1), ("a.jsonl", 2), ("a", 2)):
+        part = codecs.BOM_UTF8 * repeated + LINES
+        assert read(write(tmp_path, name, part + part + codecs.BOM_UTF8 + b"\n" + codecs.BOM_UTF8)) == (TEXTS * 2, [])
 
 
 def test_an_object_without_text_in_a_text_file_is_text_and_noted(tmp_path):
@@ -412,13 +455,31 @@ def test_a_subset_column_may_be_in_some_records_only(tmp_path):
     assert [d.subset for d in Corpus(StudyConfig(data=str(path), subset_column="kind"))] == ["", "x"]
 
 
-@pytest.mark.parametrize("mask", [[1, 1], "11", [1, 1, None], 1, [[1], [1], [1]], {}])
+@pytest.mark.parametrize("mask", [[1, 1], "11", [1, 1, None], [1.0, 0.0, 1.0], 1, [[1], [1], [1]], {}])
 def test_a_mask_that_is_not_of_the_row_is_refused(tmp_path, mask):
     row = {"input_ids": [1, 2, 3], "attention_mask": mask}
-    with pytest.raises(TextError, match="'attention_mask' does not belong to 'input_ids'"):
+    with pytest.raises(TextError, match=r"line 1: 'attention_mask' does[\s\S]*a list of 0 and 1 as long as the row"):
         read(write(tmp_path, "a.jsonl", json.dumps(row).encode()))
     row["attention_mask"] = [0, 1, True]
     assert read(write(tmp_path, "a.jsonl", json.dumps(row).encode()))[0] == [[2, 3]]
+
+
+def test_ids_that_are_none_are_refused_with_their_line(tmp_path):
+    good = '{"tokens": [1, 2]}\n\n'
+    for bad, words in (
+        ([1, "a"], "not a list of token ids"),
+        ([[1]], "not a list of"),
+        ([3, -1], "a negative token id"),
+    ):
+        path = write(tmp_path, "a.jsonl", (good + json.dumps({"tokens": bad})).encode())
+        with pytest.raises(TokenRangeError, match=rf"a\.jsonl: line 3: [\s\S]*{words}"):
+            read(path)
+
+
+def test_ids_in_a_column_of_another_name_say_which_it_must_have(tmp_path):
+    path = write(tmp_path, "a.jsonl", b'{"ids": [1, 2]}')
+    with pytest.raises(TextError, match=r"line 1: 'ids' is list[\s\S]*name the column tokens or input_ids"):
+        read(path, text_column="ids")
 
 
 def test_names_of_subsets_are_bounded(tmp_path, monkeypatch):

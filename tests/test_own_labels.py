@@ -213,6 +213,11 @@ HOSTILE = {
     "a NUL": b"x = 1\0",
     "too deep to be read": "x = " + "(" * 5000,
     "a missing import": "import no_such_module_anywhere",
+    "a process left": "import os\nos._exit(0)",
+    "a process left later": "from os import _exit\ndef f(s): _exit(0)",
+    "a process replaced": "import os\ndef f(s): os.execvp('true', ['true'])",
+    "a process aborted": "import os\nos.abort()",
+    "an error of ours": "from universal_neurons.errors import LabelError\nraise LabelError('x')",
 }
 
 

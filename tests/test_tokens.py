@@ -160,6 +160,12 @@ def test_held_out_rows_and_shards_part_the_rows(tokenizer, tmp_path):
         tokens.split(10**9)
     with pytest.raises(TextError, match="no subset"):
         tokens.groups(["c"])
+    unnamed = TokenDataset.from_pieces([("", np.array([3]))], context=8, bos=0, masked=[])
+    with pytest.raises(TextError, match=r"no subset 'c': the corpus names no subsets[\s\S]*--subset-column"):
+        unnamed.groups(["c"])
+    partly = TokenDataset.from_pieces([("", np.array([3])), ("a", np.array([3]))], context=8, bos=0, masked=[])
+    with pytest.raises(TextError, match="one of a\n"):
+        partly.groups(["c"])
 
 
 def test_shards_are_at_most_a_fold_long(tokenizer):

@@ -9,7 +9,9 @@ or `input_ids`), a list of token ids.
 import contextlib
 import json
 import os
+import re
 import stat
+import string
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -25,6 +27,9 @@ from universal_neurons.text_files import COMPRESSIONS, HEAD, PARQUET, Characters
 JSON_SUFFIXES = {".json", ".jsonl", ".jsonlines", ".ndjson", ".jl"}
 TEXT_SUFFIXES = {".txt", ".text", ".md"}
 SUFFIXES = {*JSON_SUFFIXES, *TEXT_SUFFIXES, ".parquet"}.union(*(c.suffixes for c in COMPRESSIONS))
+LIKE_JSON = re.compile(r"""\s*[\[{]\s*(["'{\[\]}]|$)""")
+MARK = "\ufeff"  # a byte order mark, which stands within a text where files with marks were joined
+SPACE = MARK + string.whitespace
 SPLITS = ("test", "validation", "train")
 PIECE = 1 << 20  # characters of a text file that are tokenised at a time
 LONGEST_LINE = LONGEST_DOCUMENT + (1 << 20)  # characters of a JSON line
@@ -89,23 +94,30 @@ class Corpus:
                     yield Document(piece, ends=ends)
 
     def _holds_records(self, opened: Opened, characters: Characters) -> bool:
-        """Whether a text is JSON lines: named so, or its first line is an object; of a `.txt`, one with a text."""
+        """Whether a text is JSON lines: named so, or its first line is an object; of a `.txt`, one with a text.
+
+        Raises `TextError` for a file of neither name that looks like JSON lines and does not begin with a record.
+        """
         if JSON_SUFFIXES & opened.suffixes:
             return True
-        if not characters.first_line(HEAD).startswith("{"):
-            return False
-        try:
-            first = json.loads(characters.first_line(LONGEST_LINE))
-        except (ValueError, RecursionError):
-            return False
-        if not isinstance(first, dict) or not first:
-            return False
-        if TEXT_SUFFIXES & opened.suffixes and not self.columns.has_text(first):
+        first = characters.first_line(HEAD).lstrip(MARK)
+        looks_like_json = LIKE_JSON.match(first)
+        if first.startswith("{"):
+            first = characters.first_line(LONGEST_LINE).lstrip(MARK)
+        record = _object(first)
+        named_text = TEXT_SUFFIXES & opened.suffixes
+        if record and (not named_text or self.columns.has_text(record)):
+            return True
+        lines = characters.head(HEAD, LONGEST_LINE).split("\n")
+        an_object = next((number for number, line in enumerate(lines, 1) if _object(line)), None)
+        if named_text and an_object:
             self.notes.append(
-                f"{opened.path}: read as text, though it begins with a JSON object: name it .jsonl if not"
+                f"{opened.path}: read as text, though line {an_object} is a JSON object: name it .jsonl if not"
             )
-            return False
-        return True
+        elif not named_text and (looks_like_json or an_object):
+            number = next((number for number, line in enumerate(lines, 1) if line.strip(SPACE)), 1)
+            raise _half_json(opened, number, first, an_object)
+        return False
 
     def _json_lines(self, opened: Opened, characters: Characters) -> Iterator[Document]:
         number = 0
@@ -119,6 +131,7 @@ class Corpus:
                     wanted="one document a line",
                     fix=_as_lines(line, opened) or "cut the document into several, or give it as a text file",
                 )
+            line = line.lstrip(MARK)
             if line.strip():
                 record = _parsed(line, where, opened)
                 yield from self.columns.documents(record, where)
@@ -223,6 +236,34 @@ def _naming(what: str, kind: type[InputError] = TextError, **advice: str) -> Ite
         raise
     except Exception as error:
         raise kind(what, given=f"{type(error).__name__}: {error}".splitlines()[0], **advice) from error
+
+
+def _object(line: str) -> dict | None:
+    """The object that a line is, if it is one and not empty."""
+    if not line.lstrip(SPACE).startswith("{"):
+        return None
+    try:
+        value = json.loads(line.lstrip(MARK))
+    except (ValueError, RecursionError):
+        return None
+    return value or None
+
+
+def _half_json(opened: Opened, number: int, line: str, an_object: int | None) -> TextError:
+    """An error about a file that is neither JSON lines nor clearly text; `an_object` is a line that is a record."""
+    try:
+        reason = "a list" if isinstance(json.loads(line), list) else "an empty object"
+    except RecursionError:
+        reason = "too deeply nested"
+    except ValueError as error:
+        reason = str(error)
+    several = an_object is None and (line.startswith("[") or line.strip() == "{")
+    return opened.refused(
+        f"line {number} is not a record, but the file looks like JSON lines",
+        given=reason if an_object is None else f"{reason}; line {an_object} is an object",
+        wanted="one object a line, or a name that says that it is text",
+        fix=f"{_as_lines(line, opened) if several else 'mend the line'}, or name the file .txt to have it read as text",
+    )
 
 
 def _parsed(line: str, where: str, opened: Opened) -> Any:

@@ -25,6 +25,7 @@ from universal_neurons.errors import LabelError, MissingFileError
 from universal_neurons.legible import brief_repr, shortened
 from universal_neurons.plain_values import read_values
 from universal_neurons.tokens import TokenDataset
+from universal_neurons.user_code import Contained
 from universal_neurons.vocabulary import Vocabulary
 
 SETS_BYTES = 1 << 25
@@ -61,7 +62,9 @@ def read_own_labels(
     """All labels of the files and functions.  Raises `LabelError` and `MissingFileError`."""
     own = OwnLabels()
     for name, function in functions.items():
-        own.add(name, mask=_mask(name, function, vocabulary))
+        with Contained():
+            mask = _mask(name, function, vocabulary)
+        own.add(name, mask=mask)
     for source in sources:
         place, _, wanted = source.partition(".py:")
         path = local_path(place + ".py" if wanted else source)
@@ -71,8 +74,8 @@ def read_own_labels(
         if not _is_file(path):
             raise MissingFileError(f"--labels {source}: no such file, and no group of labels", wanted="see --help")
         if suffix == ".py":
-            for name, function in _functions(path, wanted).items():
-                own.add(name, mask=_mask(name, function, vocabulary, path))
+            for name, mask in _python_masks(path, wanted, vocabulary).items():
+                own.add(name, mask=mask)
         elif suffix == ".parquet":
             for name, spans in _spans(path, tokens).items():
                 own.add(name, spans=spans)
@@ -104,15 +107,23 @@ def _shown(character: str) -> bool:
 
 
 @contextlib.contextmanager
-def _naming(what: str, **advice: str) -> Iterator[None]:
+def _naming(what: str, passing: type[BaseException] = KeyboardInterrupt, **advice: str) -> Iterator[None]:
     """Whatever a user's code raises, an exit too, as an error about its file; only Ctrl-C passes."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, passing):
         raise
     except BaseException as error:
         described = traceback.format_exception_only(error)[-1].strip()  # even where the error's own text fails
         raise LabelError(what, given=described, **advice) from error
+
+
+def _python_masks(path: Path, wanted: str, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
+    """The masks of a file's functions; nothing that its code does to the process outlasts this."""
+    wanted_code = "Python code that defines functions, and nothing else"
+    with _naming(f"{path}: cannot be used", LabelError, wanted=wanted_code), Contained():
+        functions = _functions(path, wanted)
+        return {name: _mask(name, function, vocabulary, path) for name, function in functions.items()}
 
 
 def _mask(name: str, function: Callable[[str], bool], vocabulary: Vocabulary, path: Path | None = None) -> np.ndarray:

@@ -10,11 +10,13 @@ from itertools import islice
 from typing import Any
 
 from universal_neurons.config import StudyConfig
-from universal_neurons.errors import TextError
+from universal_neurons.errors import TextError, TokenRangeError
+from universal_neurons.legible import brief_repr
 from universal_neurons.text_files import cut_at
 
 TOKEN_COLUMNS = ("tokens", "input_ids")
 MASK_COLUMN = "attention_mask"
+LEAST_ID, MOST_ID = -(1 << 31), (1 << 31) - 1
 DEFAULTS = StudyConfig()
 HALVES = re.compile("[\ud800-\udfff]")
 LONGEST = 1 << 22  # characters of a document that are tokenised at a time
@@ -26,7 +28,7 @@ MOST_NAMES = 50  # columns that an error lists
 
 @dataclass(frozen=True)
 class Document:
-    """One document, or a part of a long one: its text or its (unchecked) token ids, and the subset it belongs to.
+    """One document, or a part of a long one: its text or its token ids (of no vocabulary yet), and its subset.
 
     `subset` is "" where there are none; `ends` is False where the next document goes on with this one.
     """
@@ -96,7 +98,13 @@ class Columns:
 
     def _parts(self, content: Any, subset: str, column: str, where: str) -> Iterator[Document]:
         if not isinstance(content, str):
-            raise TextError(f"{where}: {column!r} is {type(content).__name__}", wanted="str")
+            raise TextError(
+                f"{where}: {column!r} is {type(content).__name__}",
+                wanted="str",
+                fix=f"for token ids, name the column {' or '.join(TOKEN_COLUMNS)}"
+                if isinstance(content, list)
+                else None,
+            )
         if len(content) > LONGEST_DOCUMENT:
             raise TextError(
                 f"{where}: too long a document",
@@ -180,13 +188,26 @@ def _tokens(content: Any, record: dict, column: str, where: str) -> list:
     if not isinstance(content, list):
         raise TextError(f"{where}: {column!r} is {type(content).__name__}", wanted="list")
     mask = record.get(MASK_COLUMN)
-    if mask is None:
-        return content
+    if mask is not None:
+        content = _unmasked(content, mask, column, where)
+    if not all(type(token) is int and LEAST_ID <= token <= MOST_ID for token in content):
+        raise TokenRangeError(
+            f"{where}: a row of tokens is not a list of token ids",
+            given=brief_repr(content),
+            wanted=f"integers from 0 to {MOST_ID}",
+        )
+    if content and min(content) < 0:
+        raise TokenRangeError(f"{where}: a negative token id", given=min(content), wanted="ids ≥ 0")
+    return content
+
+
+def _unmasked(content: list, mask: Any, column: str, where: str) -> list:
     if not isinstance(mask, list) or len(mask) != len(content) or not all(isinstance(m, int) for m in mask):
+        counted = f"{len(mask)} entries for {len(content)} tokens: " if isinstance(mask, list) else ""
         raise TextError(
             f"{where}: {MASK_COLUMN!r} does not belong to {column!r}",
-            given=f"{len(mask)} entries for {len(content)}" if isinstance(mask, list) else type(mask).__name__,
-            wanted="a 0 or a 1 for every token",
+            given=counted + brief_repr(mask),
+            wanted="a list of 0 and 1 as long as the row",
             fix="mend the rows, or leave the column out",
         )
     return [token for token, real in zip(content, mask) if real]

@@ -201,6 +201,14 @@ class Characters:
             self._ahead += more
         return self._ahead.lstrip()
 
+    def head(self, size: int, longest: int) -> str:
+        """The first characters, with the whole of a last line that may be an object; they stay unread."""
+        while len(self._ahead) < size and (more := self._read(size - len(self._ahead))):
+            self._ahead += more
+        if self._ahead[self._ahead.rfind("\n") + 1 :].lstrip().startswith("{"):
+            self._ahead += self._read(longest)
+        return self._ahead
+
     def line(self, limit: int) -> str:
         """The next line, at most so many characters of it; empty at the end."""
         end = min(limit, self._ahead.find("\n") + 1 or limit)

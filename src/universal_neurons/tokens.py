@@ -24,7 +24,6 @@ from universal_neurons.config import StudyConfig
 from universal_neurons.corpora import Corpus
 from universal_neurons.disk import create_anew, removing
 from universal_neurons.errors import TextError, TokenRangeError
-from universal_neurons.legible import brief_repr
 from universal_neurons.records import Document
 from universal_neurons.tokenizer import boundary_tokens, encode, masked_ids, tokenizer_digest
 
@@ -123,10 +122,16 @@ class TokenDataset:
         """The subsets that are studied apart; `all` means every one.  Raises `TextError` for one that is not there."""
         names = list(self.subset_names) if tuple(subset) == ("all",) else list(dict.fromkeys(subset))
         missing = [name for name in names if name not in self.subset_names]
+        if missing and self.subset_names in ((), ("",)):
+            raise TextError(
+                f"no subset {missing[0]!r}: the corpus names no subsets",
+                wanted="documents with the name of their subset",
+                fix="name its column with --subset-column, or leave --subset out",
+            )
         if missing:
             raise TextError(
                 f"no subset {missing[0]!r} in the corpus",
-                wanted="one of " + ", ".join(self.subset_names),
+                wanted="one of " + ", ".join(filter(None, self.subset_names)),
                 fix="name one of them, or 'all'",
             )
         return names
@@ -286,7 +291,8 @@ def tokenised(documents: Iterable[Document], tokenizer: Any, min_characters: int
     goes_on = False
     for document in documents:
         if isinstance(document.content, list):
-            yield Tokenised(document.subset, _without_padding(_as_ids(document.content), tokenizer), joined=False)
+            ids = _without_padding(np.array(document.content, np.int64), tokenizer)
+            yield Tokenised(document.subset, ids, joined=False)
             continue
         whole, goes_on = document.ends and not goes_on, not document.ends
         if whole and len(document.content) <= min_characters:
@@ -297,15 +303,6 @@ def tokenised(documents: Iterable[Document], tokenizer: Any, min_characters: int
             yield from _tokenise(batch, tokenizer)
             batch, characters = [], 0
     yield from _tokenise(batch, tokenizer)
-
-
-def _as_ids(content: list) -> np.ndarray:
-    limits = np.iinfo(np.int32)
-    if not all(type(token) is int and limits.min <= token <= limits.max for token in content):
-        raise TokenRangeError(
-            "a row of tokens is not a list of token ids", given=brief_repr(content), wanted=f"integers ≤ {limits.max}"
-        )
-    return np.array(content, np.int64)
 
 
 def _without_padding(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
