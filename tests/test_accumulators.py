@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from universal_neurons.accumulators import Batch, Block, Extremes
+from universal_neurons.accumulators import Accumulator, Batch, Block, Extremes
 from universal_neurons.comoments import CoMoments, LayerMoments, ShuffledCoMoments
 from universal_neurons.detail import PairedMoments
 from universal_neurons.errors import MergeError
+from universal_neurons.sketch_file import FileInParts, KeptSums
 from universal_neurons.units import Units
 
 TOKENS, LAYERS, WIDTH = 1200, 2, 3
@@ -142,3 +143,24 @@ def test_non_finite_values_are_located():
     moments.fold()
     assert moments.non_finite() == ("a", WIDTH + 1)
     assert feed(MAKERS["LayerMoments"](), 0, TOKENS).non_finite() is None
+
+
+class Kept(Accumulator):
+    """A statistic that keeps its data where no merge looks."""
+
+    def update(self, batch):
+        self.count += 1
+
+
+def test_a_statistic_that_declares_no_tensors_does_not_merge():
+    one, other = Kept(("a",)), Kept(("a",))
+    with pytest.raises(MergeError, match="cannot merge"):
+        one.merge(other)
+
+
+def test_rows_of_two_files_do_not_merge(tmp_path):
+    shapes = {"sums": (torch.float32, (2, 3))}
+    files = [FileInParts(tmp_path / name, shapes, "{}") for name in "ab"]
+    one, other = (KeptSums("m", file, "sums", {0: 0}) for file in files)
+    with pytest.raises(MergeError, match="cannot merge"):
+        one.merge(other)

@@ -13,7 +13,6 @@ from universal_neurons.comoments import LayerCovariance
 from universal_neurons.moments import Moments
 from universal_neurons.neurons import (
     RANKED,
-    WEIGHT_COLUMNS,
     activation_statistics,
     duplicates,
     extreme_cosines,
@@ -23,7 +22,6 @@ from universal_neurons.neurons import (
 )
 
 LAYERS, WIDTH, TOKENS = 2, 24, 300
-GATED = ("w_up_norm", "in_up_sim", "up_out_sim")
 
 
 def flat(tensor):
@@ -64,7 +62,7 @@ def by_numpy(weights):
 def test_weight_statistics_are_numpys(family):
     weights = processed_weights(tiny_model(family))
     found, expected = weight_statistics(weights), by_numpy(weights)
-    assert set(found) == set(expected) == set(WEIGHT_COLUMNS) - (set(GATED) if weights.w_up is None else set())
+    assert set(found) == set(expected)
     for name, column in found.items():
         assert column.shape == (LAYERS * WIDTH,)
         np.testing.assert_allclose(column, expected[name], rtol=1e-5, atol=2e-6, err_msg=name)

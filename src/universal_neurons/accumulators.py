@@ -170,7 +170,12 @@ class Accumulator:
             )
 
     def merge(self, other: "Accumulator") -> None:
-        """Add another's tokens to this one's.  Raises `MergeError` unless both describe the same models."""
+        """Add another's tokens to this one's.  Raises `MergeError` unless both describe the same models.
+
+        One that declares no tensors keeps its data elsewhere, where nothing adds them up: it cannot merge.
+        """
+        if not self.TENSORS:
+            raise MergeError(f"{self.key} cannot merge", wanted="a statistic that declares its tensors")
         self._require_kin(other)
         self.basis = self.basis or other.basis
         self.fold()

@@ -20,10 +20,6 @@ from universal_neurons.weights import ProcessedWeights
 PANEL_ELEMENTS = 1 << 24
 ROUNDING = 1e-6  # position 0 is the same in every row, but for the rounding of batches of different sizes
 RANKED = ("sparsity", "mean", "skew", "kurt", "input_bias", "in_out_sim", "l2_penalty", "vocab_kurt")  # Fig 3
-WEIGHT_COLUMNS = (
-    "w_in_norm", "w_up_norm", "input_bias", "w_out_norm", "in_out_sim", "in_up_sim", "up_out_sim", "l2_penalty",
-    "in_cos_max", "in_cos_min", "out_cos_max", "out_cos_min", "vocab_mean", "vocab_var", "vocab_skew", "vocab_kurt",
-)  # fmt: skip
 
 
 def weight_statistics(weights: ProcessedWeights) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ from universal_neurons.disk import (
     sync,
     take_lock,
 )
-from universal_neurons.errors import InputError, MissingFileError, SketchError, StoreConflictError
+from universal_neurons.errors import InputError, MergeError, MissingFileError, SketchError, StoreConflictError
 from universal_neurons.generations import Generations
 from universal_neurons.moments import SumSquares
 from universal_neurons.sketch import ShardEnergies, Signs
@@ -173,6 +173,10 @@ class KeptSums(Accumulator):
         (block,) = self.blocks(batch)
         hashed = self.file.put(self.name, block.values, self.starts[batch.shard])
         self.hashes[self.numbers[batch.shard]] = torch.frombuffer(bytearray(hashed), dtype=torch.uint8)
+
+    def merge(self, other: Accumulator) -> None:
+        """Refuse: the rows of two files are not one file's."""
+        raise MergeError(f"{self.key} cannot merge", wanted="one file, written in order")
 
     def is_kept(self, shard: int, rows: int) -> bool:
         """Whether a shard's rows are in the file as they were written."""
