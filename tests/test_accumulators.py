@@ -20,10 +20,10 @@ RIGHT = LEFT @ torch.randn(LAYERS * WIDTH, 4, generator=GENERATOR) + torch.randn
 MATCH = torch.tensor([0, 1, 2, 3, 3, 0])
 
 MAKERS = {
-    "CoMoments": lambda: CoMoments.empty("a", "b", LAYERS * WIDTH, 4),
-    "LayerMoments": lambda: LayerMoments.empty("a", Units.equal(LAYERS, WIDTH)),
-    "Extremes": lambda: Extremes.empty("a", LAYERS * WIDTH),
-    "PairedMoments": lambda: PairedMoments.empty("a", "b", MATCH, 2),
+    "CoMoments": lambda: CoMoments("a", "b", LAYERS * WIDTH, 4),
+    "LayerMoments": lambda: LayerMoments("a", Units.equal(LAYERS, WIDTH)),
+    "Extremes": lambda: Extremes("a", LAYERS * WIDTH),
+    "PairedMoments": lambda: PairedMoments("a", "b", MATCH, 2),
 }
 
 
@@ -91,15 +91,15 @@ def test_state_and_restore(name):
 
 def test_merge_refuses_what_does_not_belong_together():
     with pytest.raises(MergeError):
-        MAKERS["CoMoments"]().merge(CoMoments.empty("a", "c", LAYERS * WIDTH, 4))
+        MAKERS["CoMoments"]().merge(CoMoments("a", "c", LAYERS * WIDTH, 4))
     with pytest.raises(MergeError):
-        MAKERS["CoMoments"]().merge(CoMoments.empty("a", "b", LAYERS * WIDTH, 5))
+        MAKERS["CoMoments"]().merge(CoMoments("a", "b", LAYERS * WIDTH, 5))
     with pytest.raises(MergeError):
-        MAKERS["Extremes"]().merge(Extremes.empty("b", LAYERS * WIDTH))
+        MAKERS["Extremes"]().merge(Extremes("b", LAYERS * WIDTH))
     with pytest.raises(MergeError):
         MAKERS["LayerMoments"]().merge(MAKERS["Extremes"]())
     with pytest.raises(MergeError, match="matches"):
-        MAKERS["PairedMoments"]().merge(PairedMoments.empty("a", "b", MATCH.flip(0), 2))
+        MAKERS["PairedMoments"]().merge(PairedMoments("a", "b", MATCH.flip(0), 2))
     parts = [MAKERS["Extremes"]() for _ in range(2)]
     for part, basis in zip(parts, ("one shift", "another")):
         part.update(Batch({"a": Block(LEFT, basis)}))
@@ -111,7 +111,7 @@ def test_the_shift_does_not_change_the_answer_and_keeps_it_exact():
     """A large mean destroys unshifted float32 products; shifted ones are exact to rounding."""
     values = LEFT + 10_000
     shift = values.mean(0)
-    moments = LayerMoments.empty("a", Units.equal(LAYERS, WIDTH))
+    moments = LayerMoments("a", Units.equal(LAYERS, WIDTH))
     moments.update(Batch({"a": Block(values - shift)}))
     exact = values.double().numpy()
     exact = exact - exact.mean(0)
@@ -138,7 +138,7 @@ def test_shuffled_positions_do_not_depend_on_batches():
 def test_non_finite_values_are_located():
     values = LEFT.clone()
     values[5, WIDTH + 1] = torch.nan
-    moments = LayerMoments.empty("a", Units.equal(LAYERS, WIDTH))
+    moments = LayerMoments("a", Units.equal(LAYERS, WIDTH))
     moments.update(Batch({"a": Block(values)}))
     moments.fold()
     assert moments.non_finite() == ("a", WIDTH + 1)

@@ -63,12 +63,12 @@ def test_a_rotated_model_looks_like_its_own_baseline():
     shared = torch.randn(20_000, 32, generator=generator)
     left = shared @ torch.randn(32, 64, generator=generator) + torch.randn(20_000, 64, generator=generator)
     right = shared @ torch.randn(32, 64, generator=generator) + torch.randn(20_000, 64, generator=generator)
-    parts = [CoMoments.empty("a", "b", 64, 64)]
+    parts = [CoMoments("a", "b", 64, 64)]
     for name in "ab":
         parts += [
-            LayerMoments.empty(name, Units.equal(1, 64)),
-            Extremes.empty(name, 64),
-            SumSquares.empty(name, 64, group=0),
+            LayerMoments(name, Units.equal(1, 64)),
+            Extremes(name, 64),
+            SumSquares(name, 64, group=0),
         ]
     for part in parts:
         part.update(Batch({"a": Block(left), "b": Block(right)}))
@@ -121,12 +121,12 @@ def test_two_models_that_share_nothing_give_no_discoveries_beyond_nominal(seed):
 
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.nn.functional.gelu(torch.randn(4000, 600, generator=generator)) for _ in range(2))
-    parts = [CoMoments.empty("a", "b", 600, 600)]
+    parts = [CoMoments("a", "b", 600, 600)]
     for name in "ab":
         parts += [
-            LayerMoments.empty(name, Units.equal(2, 300)),
-            Extremes.empty(name, 600),
-            SumSquares.empty(name, 600, group=0),
+            LayerMoments(name, Units.equal(2, 300)),
+            Extremes(name, 600),
+            SumSquares(name, 600, group=0),
         ]
     for part in parts:
         part.update(Batch({"a": Block(a), "b": Block(b)}))

@@ -31,7 +31,7 @@ def feed(moments, parts=7, start=0, stop=TOKENS):
 
 
 def make(rows=None, compensated=False):
-    return CoMoments.empty("a", "b", N_LEFT, N_RIGHT, rows=rows, compensated=compensated)
+    return CoMoments("a", "b", N_LEFT, N_RIGHT, rows=rows, compensated=compensated)
 
 
 def centred_by_numpy():
@@ -95,7 +95,7 @@ def test_compensated_sums_are_exact_to_eight_more_bits_than_float32(swing, drift
 def test_compensated_co_moments_after_many_folds():
     draw = torch.Generator().manual_seed(4)
     left, right = (torch.rand(2000, n, generator=draw).mul(200).round() / 64 + 1 for n in (5, 4))
-    kept, plain = CoMoments.empty("a", "b", 5, 4, compensated=True), torch.zeros(5, 4)
+    kept, plain = CoMoments("a", "b", 5, 4, compensated=True), torch.zeros(5, 4)
     for x, y in zip(left, right):  # products of few bits: exact in float32
         kept.update(Batch({"a": Block(x[None]), "b": Block(y[None])}))
         kept.fold()
@@ -118,7 +118,7 @@ def test_compensated_sums_merge():
 
 
 def test_merging_keeps_what_both_sums_had_lost():
-    one, other = (CoMoments.empty("a", "b", 1, 1, compensated=True) for _ in range(2))
+    one, other = (CoMoments("a", "b", 1, 1, compensated=True) for _ in range(2))
     for moments, total, rest in ((one, 2.0**24, 0.5), (other, 2.0**24 + 2, 0.75)):
         moments.cross.fill_(total)
         moments.rest.fill_(rest)
@@ -148,7 +148,7 @@ def test_tiles_that_are_folded_as_soon_as_they_are_multiplied(monkeypatch, rows,
 @pytest.mark.parametrize("width", [5, 192, 193, 800])
 def test_within_layer_products_in_tiles(width):
     values = torch.randn(300, 2 * width, generator=torch.Generator().manual_seed(5)).exp()
-    moments = LayerMoments.empty("a", Units.equal(2, width))
+    moments = LayerMoments("a", Units.equal(2, width))
     assert moments.tile == max(192, -(-width // 4))
     for rows in values.split(70):
         moments.update(Batch({"a": Block(rows)}))

@@ -12,7 +12,7 @@ from universal_neurons.detail import HeldOut, PairedMoments, corr_interval, exce
 
 def paired(rho, neurons, stretches=20, length=200, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    moments = PairedMoments.empty("a", "b", torch.arange(neurons), stretches)
+    moments = PairedMoments("a", "b", torch.arange(neurons), stretches)
     data = []
     for stretch in range(stretches):
         a = torch.randn(length, neurons, generator=generator)
@@ -78,7 +78,7 @@ def test_excess_intervals_cover_the_truth():
 
 
 def test_a_neuron_that_is_silent_on_held_out_rows_has_no_interval():
-    moments = PairedMoments.empty("a", "b", torch.tensor([0, 0]), 3)
+    moments = PairedMoments("a", "b", torch.tensor([0, 0]), 3)
     for stretch in range(3):
         a = torch.randn(10, 2)
         a[:, 1] = 0
@@ -89,7 +89,7 @@ def test_a_neuron_that_is_silent_on_held_out_rows_has_no_interval():
 
 
 def test_stretches_without_tokens_do_not_count():
-    moments = PairedMoments.empty("a", "b", torch.tensor([0]), 4)
+    moments = PairedMoments("a", "b", torch.tensor([0]), 4)
     for stretch in (0, 2, 3):
         moments.update(Batch({"a": Block(torch.randn(50, 1)), "b": Block(torch.randn(50, 1))}, shard=stretch))
     found = moments.result()

@@ -585,7 +585,7 @@ def test_a_dead_neuron_is_not_itself_either():
     """Nothing correlates with what never changes."""
     from universal_neurons.accumulators import Batch, Block
 
-    moments = PairedMoments.empty("then", "now", torch.arange(2), 2)
+    moments = PairedMoments("then", "now", torch.arange(2), 2)
     values = torch.randn(50, 2)
     values[:, 1] = 0
     for stretch in range(2):

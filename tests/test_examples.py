@@ -40,7 +40,7 @@ def batch_of(rows, values=VALUES, basis="shift"):
 
 
 def feed(rows, per_batch=8, examples=None):
-    examples = examples or TopExamples.empty("a", NEURONS, k=K)
+    examples = examples or TopExamples("a", NEURONS, k=K)
     for start in range(0, len(rows), per_batch):
         examples.update(batch_of(rows[start : start + per_batch]))
     return examples
@@ -119,9 +119,9 @@ def test_any_merge_tree_gives_the_same(seed):
 
 
 def test_merging_with_nothing_changes_nothing():
-    merged = TopExamples.empty("a", NEURONS, k=K)
+    merged = TopExamples("a", NEURONS, k=K)
     merged.merge(feed(ROWS))
-    merged.merge(TopExamples.empty("a", NEURONS, k=K))
+    merged.merge(TopExamples("a", NEURONS, k=K))
     same(merged, by_force(ROWS))
 
 
@@ -132,7 +132,7 @@ def test_a_row_enters_the_top_once():
 
 def test_among_equals_the_lower_row_and_the_earlier_position_come_first():
     values = np.broadcast_to(MEAN + 1.0, VALUES.shape)
-    examples = TopExamples.empty("a", NEURONS, k=K)
+    examples = TopExamples("a", NEURONS, k=K)
     for row in ROWS[::-1]:
         examples.update(batch_of([row], values))
     expected = [[row] * NEURONS for row in ROWS[:K]]
@@ -160,7 +160,7 @@ def test_a_band_holds_only_values_within_its_bounds():
 
 
 def test_a_band_between_equal_bounds_is_empty():
-    examples = TopExamples.empty("a", NEURONS, k=K)
+    examples = TopExamples("a", NEURONS, k=K)
     batch = batch_of(ROWS)
     batch.blocks["a"].bounds = torch.zeros(len(QUANTILES), NEURONS)
     examples.update(batch)
@@ -196,7 +196,7 @@ def test_state_and_restore_go_on_to_the_same():
 
 def test_the_hash_depends_on_seed_and_row_alone(monkeypatch):
     monkeypatch.undo()
-    one, again, other = (feed(ROWS, 60, TopExamples.empty("a", NEURONS, k=K, seed=seed)).result() for seed in (0, 0, 1))
+    one, again, other = (feed(ROWS, 60, TopExamples("a", NEURONS, k=K, seed=seed)).result() for seed in (0, 0, 1))
     torch.testing.assert_close(one.row, again.row)
     torch.testing.assert_close(one.row[0], other.row[0])
     assert not torch.equal(one.row[1:], other.row[1:])
@@ -204,10 +204,10 @@ def test_the_hash_depends_on_seed_and_row_alone(monkeypatch):
 
 def test_merge_refuses_what_does_not_belong_together():
     with pytest.raises(MergeError):
-        feed(ROWS).merge(TopExamples.empty("b", NEURONS, k=K))
+        feed(ROWS).merge(TopExamples("b", NEURONS, k=K))
     with pytest.raises(MergeError):
-        feed(ROWS).merge(TopExamples.empty("a", NEURONS, k=K + 1))
-    another = TopExamples.empty("a", NEURONS, k=K)
+        feed(ROWS).merge(TopExamples("a", NEURONS, k=K + 1))
+    another = TopExamples("a", NEURONS, k=K)
     another.update(batch_of(ROWS[:5], basis="another"))
     with pytest.raises(MergeError, match="provisional means"):
         feed(ROWS[5:]).merge(another)

@@ -209,11 +209,11 @@ def hand_made_evidence(values, y, mark, firing, position):
         np.array([[False, True, False, False]]),
     )  # fmt: skip
     statistics = [
-        SumSquares.empty("m", width),
-        GroupMeans.empty("m", "word" + mark, 2, width),
-        GroupMeans.empty("m", "previous" + mark, 2, width),
-        GroupMeans.empty("m", "position" + mark, 4, width),
-        GroupMeans.empty("m" + PRE, "position" + mark, 4, width, of="firing"),
+        SumSquares("m", width),
+        GroupMeans("m", "word" + mark, 2, width),
+        GroupMeans("m", "previous" + mark, 2, width),
+        GroupMeans("m", "position" + mark, 4, width),
+        GroupMeans("m" + PRE, "position" + mark, 4, width, of="firing"),
     ]
     index = {"word": torch.from_numpy(1 - y), "previous": torch.ones(n, dtype=torch.long), "position": position}
     blocks = {"m": Block(torch.from_numpy(values).float()), "m" + PRE: Block(firing.float())}
@@ -282,7 +282,7 @@ def test_without_any_label_only_position_and_bos_are_told():
         Vocabulary(("a",), np.zeros(1, bool)), 4, np.zeros(4, np.int64), [], np.zeros((0, 1), bool), [],
         np.zeros((0, 2), bool), [], np.zeros((0, 4), bool),
     )  # fmt: skip
-    square = SumSquares.empty("m", 2)
+    square = SumSquares("m", 2)
     square.update(Batch({"m": Block(torch.randn(50, 2))}))
     evidence = LabelEvidence(none, [square], dense=False)
     assert CoMoments not in {kind for kind, _ in evidence.by_key}

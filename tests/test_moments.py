@@ -27,11 +27,11 @@ MEAN = VALUES[::10].mean(0)
 GROUP_OF = torch.from_numpy(CHOOSER.integers(0, GROUPS - 1, TOKENS))  # the last group is empty
 
 MAKERS = {
-    "Moments": lambda: Moments.empty("a", WIDTH),
-    "Histogram": lambda: Histogram.empty("a", WIDTH),
-    "SumSquares": lambda: SumSquares.empty("a", WIDTH),
-    "GroupMeans": lambda: GroupMeans.empty("a", "word", GROUPS, WIDTH),
-    "firing": lambda: GroupMeans.empty("a", "word", GROUPS, WIDTH, of="firing"),
+    "Moments": lambda: Moments("a", WIDTH),
+    "Histogram": lambda: Histogram("a", WIDTH),
+    "SumSquares": lambda: SumSquares("a", WIDTH),
+    "GroupMeans": lambda: GroupMeans("a", "word", GROUPS, WIDTH),
+    "firing": lambda: GroupMeans("a", "word", GROUPS, WIDTH, of="firing"),
 }
 SHIFTED = ("SumSquares", "GroupMeans")  # these read values that are already shifted
 
@@ -65,7 +65,7 @@ def assert_same(first, second):
 
 
 def single_moments(values, mean=None):
-    moments = Moments.empty("a", values.shape[1])
+    moments = Moments("a", values.shape[1])
     moments.update(Batch({"a": Block(values, mean=mean)}))
     return moments.result()
 
@@ -142,7 +142,7 @@ def extreme_values():
 
 def test_every_float_has_a_bin():
     for value in extreme_values():
-        histogram = Histogram.empty("a", 1)
+        histogram = Histogram("a", 1)
         histogram.update(Batch({"a": Block(value.view(1, 1))}))
         found = histogram.result()
         low, high = found.low.item(), found.high.item()
@@ -153,7 +153,7 @@ def test_every_float_has_a_bin():
 
 
 def test_bins_are_in_ascending_order_and_do_not_overlap():
-    histogram = Histogram.empty("a", 1)
+    histogram = Histogram("a", 1)
     histogram.update(Batch({"a": Block(extreme_values()[:, None])}))
     found = histogram.result()
     assert (found.low < found.high).all()
@@ -173,7 +173,7 @@ def test_bins_cover_every_float_and_are_an_eighth_of_a_power_of_two():
 
 def test_histograms_of_different_widths_are_not_merged():
     with pytest.raises(MergeError):
-        Histogram.empty("a", WIDTH).merge(Histogram.empty("a", 1))
+        Histogram("a", WIDTH).merge(Histogram("a", 1))
 
 
 def test_sum_squares_are_numpys():
@@ -249,13 +249,13 @@ def test_moments_restored_or_merged_before_keep_their_provisional_mean():
 
 def test_merge_refuses_another_model_or_grouping():
     with pytest.raises(MergeError):
-        MAKERS["Moments"]().merge(Moments.empty("b", WIDTH))
+        MAKERS["Moments"]().merge(Moments("b", WIDTH))
     with pytest.raises(MergeError):
         MAKERS["GroupMeans"]().merge(MAKERS["firing"]())
     with pytest.raises(MergeError):
-        MAKERS["GroupMeans"]().merge(GroupMeans.empty("a", "position", GROUPS, WIDTH))
+        MAKERS["GroupMeans"]().merge(GroupMeans("a", "position", GROUPS, WIDTH))
     with pytest.raises(MergeError):
-        MAKERS["GroupMeans"]().merge(GroupMeans.empty("a", "word", GROUPS + 1, WIDTH))
+        MAKERS["GroupMeans"]().merge(GroupMeans("a", "word", GROUPS + 1, WIDTH))
 
 
 @pytest.mark.parametrize("name", ["Moments", "SumSquares"])

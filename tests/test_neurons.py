@@ -245,7 +245,7 @@ def test_percentiles_change_nothing_else():
 
 
 def moments_of(values):
-    moments = Moments.empty("a", values.shape[1])
+    moments = Moments("a", values.shape[1])
     moments.update(Batch({"a": Block(values)}))
     return moments.result()
 

@@ -74,10 +74,10 @@ def sketched(left, right, seed=0):
     """The statistics of a first pass."""
     signs = Signs(GROUP_SIZE, seed)
     n_left, n_right = left.shape[1], right.shape[1]
-    parts = [CoMoments.empty("a" + SUMS, "b" + SUMS, n_left, n_right)]
+    parts = [CoMoments("a" + SUMS, "b" + SUMS, n_left, n_right)]
     for name, n in (("a", n_left), ("b", n_right)):
-        parts += [Extremes.empty(name, n), SumSquares.empty(name, n, group=0)]
-        parts += [SumSquares.empty(name + SUMS, n, group=0), ShardEnergies.empty(name, n, signs)]
+        parts += [Extremes(name, n), SumSquares(name, n, group=0)]
+        parts += [SumSquares(name + SUMS, n, group=0), ShardEnergies(name, n, signs)]
     return fed(parts, by_shard(left, right, seed))
 
 
@@ -109,7 +109,7 @@ def screened(left, right, seed=0, z=None, k=10):
     wanted = how_many(proposal, matches.corr[:, 0], certainty, max(screening.CANDIDATES_LEAST, k))
     n_left, n_right = left.shape[1], right.shape[1]
     pairs = torch.from_numpy(pairs_of(proposal, wanted, n_right))
-    candidates = Candidates.empty("a", "b", pairs, n_left, n_right)
+    candidates = Candidates("a", "b", pairs, n_left, n_right)
     fed([candidates], by_shard(left, right, seed))
     moments = candidates.result()
     corr = moments.corr(evidence.spread("a"), evidence.spread("b"))
@@ -337,7 +337,7 @@ RAGGED = torch.tensor(sorted({(i * i * 7 + j) % (N_LEFT * 40) for i in range(200
 
 
 def candidates(left, right, parts, start=0, stop=None, way=None):
-    found = Candidates.empty("a", "b", RAGGED, N_LEFT, 40)
+    found = Candidates("a", "b", RAGGED, N_LEFT, 40)
     for rows in np.array_split(np.arange(start, stop or len(left)), parts):
         batch = Batch({"a": Block(torch.from_numpy(left[rows])), "b": Block(torch.from_numpy(right[rows]))})
         if way is None:
@@ -359,7 +359,7 @@ def test_candidates_four_ways(data):
     tree[2].merge(tree[0])
     tree[3].merge(tree[1])
     tree[3].merge(tree[2])
-    restored = Candidates.empty("a", "b", RAGGED, N_LEFT, 40)
+    restored = Candidates("a", "b", RAGGED, N_LEFT, 40)
     restored.restore(many.state())
     scale = np.abs(expected).max()
     for found in (one, many, tree[3], restored):
@@ -384,20 +384,20 @@ def test_other_candidates_do_not_merge(data):
     before = found.cross.clone()
     for pairs in (RAGGED + 1, RAGGED[:-1]):
         with pytest.raises(MergeError):
-            found.merge(Candidates.empty("a", "b", pairs, N_LEFT, 40))
+            found.merge(Candidates("a", "b", pairs, N_LEFT, 40))
     with pytest.raises(MergeError):
-        found.merge(Candidates.empty("a", "c", RAGGED, N_LEFT, 40))
+        found.merge(Candidates("a", "c", RAGGED, N_LEFT, 40))
     assert torch.equal(found.cross, before)
     assert found.count == 50
 
 
 def test_candidates_of_several_groups_fit_in_one_checkpoint():
     """A subset's, the rest's and a lane's are made of the same pairs, but their states may not share memory."""
-    groups = [Candidates.empty("a", "b", RAGGED, N_LEFT, 40, group=group) for group in (0, 1)]
+    groups = [Candidates("a", "b", RAGGED, N_LEFT, 40, group=group) for group in (0, 1)]
     assert len({tensor.data_ptr() for tensor in state_of(groups, "").values() if tensor.numel() > 1}) == 4
 
 
 def test_a_neuron_of_no_pairs_and_no_pairs_at_all(data):
-    found = Candidates.empty("a", "b", torch.zeros(0, dtype=torch.int64), N_LEFT, 40)
+    found = Candidates("a", "b", torch.zeros(0, dtype=torch.int64), N_LEFT, 40)
     found.update(Batch({"a": Block(torch.from_numpy(data[0][:9])), "b": Block(torch.from_numpy(data[1][:9, :40]))}))
     assert found.result().cross.shape == (0,)

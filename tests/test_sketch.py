@@ -111,8 +111,8 @@ def test_centring_is_exact_whatever_the_provisional_mean(off, rounding, toleranc
     shards, signs = heavy_tailed(1), Signs(16, 2)
     whole = [np.concatenate([shard[side] for shard in shards]).astype(np.float64) for side in (0, 1)]
     wrong = [part.mean(0) + off * part.std(0) for part in whole]
-    cross = CoMoments.empty("a" + SUMS, "b" + SUMS, NEURONS, NEURONS)
-    spread = [SumSquares.empty(name + SUMS, NEURONS, group=0) for name in "ab"]
+    cross = CoMoments("a" + SUMS, "b" + SUMS, NEURONS, NEURONS)
+    spread = [SumSquares(name + SUMS, NEURONS, group=0) for name in "ab"]
     for number, pair in enumerate(shards):
         shifted = [(part - mean).astype(np.float32) for part, mean in zip(pair, wrong)]
         blocks = [sums_of(part, signs, number, rounding=rounding) for part in shifted]
@@ -183,7 +183,7 @@ def test_fishers_z_varies_by_about_w(many):
 
 def energies(parts):
     """`parts`: (shard number, values) of every shard to read, in batches."""
-    found = ShardEnergies.empty("a", NEURONS, Signs(16, 0))
+    found = ShardEnergies("a", NEURONS, Signs(16, 0))
     for number, batches in parts:
         for values in batches:
             found.update(Batch({"a": Block(torch.from_numpy(values))}, shard=number))
@@ -198,7 +198,7 @@ def test_shard_energies_four_ways():
     parts = [energies([(n, np.array_split(shard, n + 1))]) for n, shard in enumerate(shards)]
     parts[2].merge(parts[0])
     parts[1].merge(parts[2])
-    restored = ShardEnergies.empty("a", NEURONS, Signs(16, 0))
+    restored = ShardEnergies("a", NEURONS, Signs(16, 0))
     restored.restore(many.state())
     energy = np.stack([(shard.astype(np.float64) ** 2).sum(0) for shard in shards])
     together = np.array([Signs(16, 0).together(len(shard)) for shard in shards])
@@ -210,7 +210,7 @@ def test_shard_energies_four_ways():
         np.testing.assert_allclose(v.numpy(), expected, rtol=1e-5)
         assert float(w) == pytest.approx(even)
     with pytest.raises(MergeError):
-        one.merge(ShardEnergies.empty("b", NEURONS, Signs(16, 0)))
+        one.merge(ShardEnergies("b", NEURONS, Signs(16, 0)))
 
 
 def test_even_energy_has_the_least_possible_error():

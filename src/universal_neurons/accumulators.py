@@ -2,8 +2,8 @@
 
 Co-moments are in `comoments`; moments, histograms, sums by token and position in `moments`; examples in `examples`.
 
-Each is a small class with `empty`, `update(batch)`, `fold`, `merge(other)`, `result()`, and its state as plain
-tensors (`state`, `restore`).  Blocks arrive shifted by a provisional mean that is the same for every batch and
+Each is a small class, made of no tokens yet, with `update(batch)`, `fold`, `merge(other)`, `result()`, and its state
+as plain tensors (`state`, `restore`).  Blocks arrive shifted by a provisional mean that is the same for every batch and
 already rounded to the precision of the products, so all statistics speak of the same numbers:
 
 1. products of at most a shard of positions accumulate in float32;
@@ -223,15 +223,10 @@ class Extremes(Accumulator):
 
     TENSORS = ("low", "high")
 
-    def __init__(self, model: str, group: int, n_neurons: int, device: Any = "cpu") -> None:
+    def __init__(self, model: str, n_neurons: int, *, group: int = 0, device: Any = "cpu") -> None:
         super().__init__((model,), group)
         self.low = torch.full((n_neurons,), torch.inf, device=device)
         self.high = torch.full((n_neurons,), -torch.inf, device=device)
-
-    @classmethod
-    def empty(cls, model: str, n_neurons: int, *, group: int = 0, device: Any = "cpu") -> "Extremes":
-        """Of no tokens yet."""
-        return cls(model, group, n_neurons, device)
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""

@@ -116,9 +116,10 @@ class CoMoments(Accumulator):
         self,
         left: str,
         right: str,
-        group: int | None,
         n_left: int,
         n_right: int,
+        *,
+        group: int | None = 0,
         device: Any = "cpu",
         rows: Rows | None = None,
         compensated: bool = False,
@@ -137,22 +138,6 @@ class CoMoments(Accumulator):
             min(TILE_ROWS, height) if self.at_once else height, n_right, dtype=torch.float32, device=device
         )
         self.fresh = True
-
-    @classmethod
-    def empty(
-        cls,
-        left: str,
-        right: str,
-        n_left: int,
-        n_right: int,
-        *,
-        group: int | None = 0,
-        device: Any = "cpu",
-        rows: Rows | None = None,
-        compensated: bool = False,
-    ) -> "CoMoments":
-        """Of no tokens yet."""
-        return cls(left, right, group, n_left, n_right, device, rows, compensated)
 
     @property
     def key(self) -> str:
@@ -218,11 +203,6 @@ class ShuffledCoMoments(CoMoments):
         self.draw, self.seed, self.shard = draw, seed, 0
         self.kept: list[tuple[Tensor, Tensor]] = []
 
-    @classmethod
-    def of_draw(cls, left: str, right: str, draw: int, seed: int, **shape: Any) -> "ShuffledCoMoments":
-        """Of no tokens yet."""
-        return cls(left, right, draw, seed, **shape)
-
     def update(self, batch: Batch) -> None:
         """Keep a batch until the shard ends."""
         self.shard = batch.shard
@@ -270,7 +250,7 @@ class LayerMoments(Accumulator):
 
     TENSORS = ("sum", "cross")
 
-    def __init__(self, model: str, group: int, units: Units, device: Any = "cpu") -> None:
+    def __init__(self, model: str, units: Units, *, group: int = 0, device: Any = "cpu") -> None:
         super().__init__((model,), group)
         shape = (units.layers, units.width, units.width)
         self.sum = torch.zeros(len(units), dtype=torch.float64, device=device)
@@ -278,11 +258,6 @@ class LayerMoments(Accumulator):
         self.pending = torch.zeros(shape, dtype=torch.float32, device=device)
         self.tile = max(LAYER_TILE_LEAST, -(-units.width // LAYER_TILES))
         self.fresh = True
-
-    @classmethod
-    def empty(cls, model: str, units: Units, *, group: int = 0, device: Any = "cpu") -> "LayerMoments":
-        """Of no tokens yet."""
-        return cls(model, group, units, device)
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""

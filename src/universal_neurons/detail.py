@@ -25,20 +25,18 @@ from universal_neurons.errors import MergeError
 
 
 class PairedMoments(Accumulator):
-    """Σa, Σb, Σa², Σb², Σab of every neuron a and its match b, per held-out stretch (a batch's shard number)."""
+    """Σa, Σb, Σa², Σb², Σab of every neuron a and its match b, per held-out stretch (a batch's shard number).
+
+    `match` holds each of the asker's neurons' place in the other model, −1 for none.
+    """
 
     TENSORS = ("match", "counts", "sums")
 
-    def __init__(self, asker: str, other: str, match: Tensor, stretches: int, device: Any = "cpu") -> None:
+    def __init__(self, asker: str, other: str, match: Tensor, stretches: int, *, device: Any = "cpu") -> None:
         super().__init__((asker, other))
         self.match = match.clamp_min(0).to(device)
         self.counts = torch.zeros(stretches, dtype=torch.int64)
         self.sums = torch.zeros(stretches, 5, len(match), dtype=torch.float64, device=device)
-
-    @classmethod
-    def empty(cls, asker: str, other: str, match: Tensor, stretches: int, *, device: Any = "cpu") -> "PairedMoments":
-        """Of no tokens yet; `match` holds each asker's neuron in the other model."""
-        return cls(asker, other, match, stretches, device)
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions to its stretch."""

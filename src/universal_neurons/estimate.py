@@ -327,7 +327,7 @@ def _candidate_seconds(models: Sequence[Model], config: StudyConfig) -> float:
     """Seconds per token of a screened search's candidates, from a few on random numbers."""
     device, positions, width = config.device, 1024, 1024
     pairs = torch.arange(width * width, device=device)[:: width // MEAN]
-    some = Candidates.empty("a", "b", pairs, width, width, device=device)
+    some = Candidates("a", "b", pairs, width, width, device=device)
     values = torch.randn(positions, width, device=device)
     best = float("inf")
     for _ in range(3):
@@ -359,15 +359,15 @@ def _forward_seconds(model: Model, config: StudyConfig) -> float:
     source.settle(source.look(ids, attention, keep))
     name, n, device = model.name, model.n_neurons, model.device
     index = {"row": keep // config.context, "position": keep % config.context}
-    statistics: list[Accumulator] = [SumSquares.empty(name, n, device=device)]
+    statistics: list[Accumulator] = [SumSquares(name, n, device=device)]
     if "statistics" in config.stages:
         statistics += [
-            Moments.empty(name + PRE, n, device=device),
-            Histogram.empty(name + PRE, n, device=device),
-            TopExamples.empty(name, n, k=config.examples, device=device),
+            Moments(name + PRE, n, device=device),
+            Histogram(name + PRE, n, device=device),
+            TopExamples(name, n, k=config.examples, device=device),
         ]
     if "labels" in config.stages:
-        statistics += [GroupMeans.empty(name, "position", config.context, n, device=device) for _ in range(4)]
+        statistics += [GroupMeans(name, "position", config.context, n, device=device) for _ in range(4)]
     signs = signs_of(config)
     best = float("inf")
     for _ in range(min(config.examples, 5) + 2):  # by then the examples change as rarely as late in a pass

@@ -43,7 +43,7 @@ class TopExamples(Accumulator):
 
     TENSORS = ("score", "row", "position", "window")
 
-    def __init__(self, model: str, n_neurons: int, k: int, seed: int, device: Any = "cpu") -> None:
+    def __init__(self, model: str, n_neurons: int, *, k: int = 5, seed: int = 0, device: Any = "cpu") -> None:
         super().__init__((model,), None)
         self.k, self.seed = k, seed
         shape = (len(BANDS), k, n_neurons)
@@ -51,11 +51,6 @@ class TopExamples(Accumulator):
         self.row = torch.full(shape, NOWHERE, dtype=torch.int32, device=device)
         self.position = torch.full(shape, NOWHERE, dtype=torch.int32, device=device)
         self.window = torch.full((WINDOW, *shape), torch.nan, device=device)
-
-    @classmethod
-    def empty(cls, model: str, n_neurons: int, *, k: int = 5, seed: int = 0, device: Any = "cpu") -> "TopExamples":
-        """Of no tokens yet."""
-        return cls(model, n_neurons, k, seed, device)
 
     def update(self, batch: Batch) -> None:
         """Add the candidates of a batch; a row must not be split over batches."""

@@ -57,16 +57,16 @@ def label_recipes(
     found: list[Recipe] = []
     for model in models:
         name, n = model.name, model.n_neurons
-        found.append(partial(SumSquares.empty, name, n))
+        found.append(partial(SumSquares, name, n))
         for mark in ("", "~") if null else ("",):
             if not dense:
-                found.append(partial(GroupMeans.empty, name, "word" + mark, labels.n_words, n))
-                found.append(partial(GroupMeans.empty, name, "previous" + mark, labels.previous_table.shape[1], n))
+                found.append(partial(GroupMeans, name, "word" + mark, labels.n_words, n))
+                found.append(partial(GroupMeans, name, "previous" + mark, labels.previous_table.shape[1], n))
             if labels.position_labels:
-                found.append(partial(GroupMeans.empty, name, "position" + mark, labels.context, n))
-                found.append(partial(GroupMeans.empty, name + PRE, "position" + mark, labels.context, n, of="firing"))
+                found.append(partial(GroupMeans, name, "position" + mark, labels.context, n))
+                found.append(partial(GroupMeans, name + PRE, "position" + mark, labels.context, n, of="firing"))
             if width:
-                found.append(partial(CoMoments.empty, LABELS + mark, name, width, n, group=None))
+                found.append(partial(CoMoments, LABELS + mark, name, width, n, group=None))
     return found
 
 

@@ -40,18 +40,13 @@ class Moments(Accumulator):
 
     TENSORS = ("powers", "positive", "low", "high")
 
-    def __init__(self, reads: str, n_features: int, group: int | None = None, device: Any = "cpu") -> None:
+    def __init__(self, reads: str, n_features: int, *, device: Any = "cpu", group: int | None = None) -> None:
         super().__init__((reads,), group)
         self.powers = torch.zeros(4, n_features, dtype=torch.float64, device=device)
         self.positive = torch.zeros(n_features, dtype=torch.int64, device=device)
         self.low = torch.full((n_features,), torch.inf, device=device)
         self.high = torch.full((n_features,), -torch.inf, device=device)
         self.origin = torch.zeros(n_features, device=device)
-
-    @classmethod
-    def empty(cls, reads: str, n_features: int, *, device: Any = "cpu") -> "Moments":
-        """Of no tokens yet."""
-        return cls(reads, n_features, device=device)
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""
@@ -134,16 +129,11 @@ class Histogram(Accumulator):
 
     TENSORS = ("counts",)
 
-    def __init__(self, reads: str, n_features: int, group: int | None = None, device: Any = "cpu") -> None:
+    def __init__(self, reads: str, n_features: int, *, device: Any = "cpu", group: int | None = None) -> None:
         super().__init__((reads,), group)
         self.counts = torch.zeros(FLOAT_BINS, n_features, dtype=torch.int32, device=device)
         self.codes = torch.empty(0, n_features, dtype=torch.int64, device=device)
         self.one = torch.ones(1, 1, dtype=torch.int32, device=device)
-
-    @classmethod
-    def empty(cls, reads: str, n_features: int, *, device: Any = "cpu") -> "Histogram":
-        """Of no tokens yet."""
-        return cls(reads, n_features, device=device)
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""
@@ -206,15 +196,10 @@ class SumSquares(Accumulator):
 
     TENSORS = ("sum", "squares")
 
-    def __init__(self, model: str, n_neurons: int, group: int | None = None, device: Any = "cpu") -> None:
+    def __init__(self, model: str, n_neurons: int, *, group: int | None = None, device: Any = "cpu") -> None:
         super().__init__((model,), group)
         self.sum = torch.zeros(n_neurons, dtype=torch.float64, device=device)
         self.squares = torch.zeros(n_neurons, dtype=torch.float64, device=device)
-
-    @classmethod
-    def empty(cls, model: str, n_neurons: int, *, group: int | None = None, device: Any = "cpu") -> "SumSquares":
-        """Of no tokens yet."""
-        return cls(model, n_neurons, group, device)
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""
@@ -258,9 +243,10 @@ class GroupMeans(Accumulator):
         by: str,
         n_groups: int,
         n_features: int,
+        *,
         of: Literal["values", "firing"] = "values",
-        group: int | None = None,
         device: Any = "cpu",
+        group: int | None = None,
     ) -> None:
         super().__init__((reads, f"by {by}", f"of {of}"), group)
         self.by, self.of = by, of
@@ -268,20 +254,6 @@ class GroupMeans(Accumulator):
         self.sums = torch.zeros(n_groups, n_features, dtype=torch.float64, device=device)
         self.pending = torch.zeros(n_groups, n_features, device=device)
         self.touched = torch.zeros(n_groups, dtype=torch.bool, device=device)
-
-    @classmethod
-    def empty(
-        cls,
-        reads: str,
-        by: str,
-        n_groups: int,
-        n_features: int,
-        *,
-        of: Literal["values", "firing"] = "values",
-        device: Any = "cpu",
-    ) -> "GroupMeans":
-        """Of no tokens yet."""
-        return cls(reads, by, n_groups, n_features, of, device=device)
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""

@@ -87,11 +87,10 @@ def panel_recipes(
                 "rows": panel.rows,
                 "compensated": compensated,
             }
-            recipes.append(partial(CoMoments.empty, *names, **shape))
+            recipes.append(partial(CoMoments, *names, **shape))
             if config.baseline == "permutation":
                 recipes += [
-                    partial(ShuffledCoMoments.of_draw, *names, draw, config.seed, **shape)
-                    for draw in range(config.n_draws)
+                    partial(ShuffledCoMoments, *names, draw, config.seed, **shape) for draw in range(config.n_draws)
                 ]
     return recipes
 
@@ -106,15 +105,15 @@ def model_recipes(
     for group in range(groups):
         for model in models:
             name, n = model.name, model.n_neurons
-            layers = partial(LayerMoments.empty, units=model.units, group=group)
+            layers = partial(LayerMoments, units=model.units, group=group)
             needed = asked and config.baseline != "permutation" and name in rotated
-            recipes.append(partial(Extremes.empty, name, n, group=group))
-            recipes.append(partial(SumSquares.empty, name, n, group=group))
+            recipes.append(partial(Extremes, name, n, group=group))
+            recipes.append(partial(SumSquares, name, n, group=group))
             if "statistics" in config.stages or (needed and signs is None):
                 recipes.append(partial(layers, name))
             if asked and signs is not None:
-                recipes.append(partial(SumSquares.empty, name + SUMS, n, group=group))
-                recipes.append(partial(ShardEnergies.empty, name, n, signs, group=group))
+                recipes.append(partial(SumSquares, name + SUMS, n, group=group))
+                recipes.append(partial(ShardEnergies, name, n, signs, group=group))
                 if needed:
                     recipes.append(partial(layers, name + SUMS))
     return recipes

@@ -165,7 +165,7 @@ class Passes:
             return model_recipes(list(involved.values()), rotated, plain, self.study.n_groups)
         found = model_recipes(self.models, rotated, self.config, self.study.n_groups) + self._single_neurons()
         if self.sketched:
-            found += [partial(LayerMoments.empty, m.name, m.units) for m in self.models]
+            found += [partial(LayerMoments, m.name, m.units) for m in self.models]
         labelling = self.study.labelling
         return found if labelling is None else found + labelling.recipes(labelling.source().width)
 
@@ -176,11 +176,11 @@ class Passes:
         for model in self.models:
             name, n = model.name, model.n_neurons
             if "statistics" in stages or "labels" in stages:
-                found.append(partial(Moments.empty, name + PRE, n))
-                found.append(partial(Moments.empty, name + BOS, n))
+                found.append(partial(Moments, name + PRE, n))
+                found.append(partial(Moments, name + BOS, n))
             if "statistics" in stages:
-                found.append(partial(Histogram.empty, name + PRE, n))
-                found.append(partial(TopExamples.empty, name, n, k=self.config.examples, seed=self.config.seed))
+                found.append(partial(Histogram, name + PRE, n))
+                found.append(partial(TopExamples, name, n, k=self.config.examples, seed=self.config.seed))
         return found
 
     def _go(self, run: Pass, number: int) -> None:

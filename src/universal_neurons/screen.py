@@ -32,7 +32,7 @@ class Screen:
             pairs = self._pairs(left, right)
             n_left, n_right = self.models[left].n_neurons, self.models[right].n_neurons
             for group in range(self.study.n_groups):
-                found.append(partial(Candidates.empty, left, right, pairs, n_left, n_right, group=group))
+                found.append(partial(Candidates, left, right, pairs, n_left, n_right, group=group))
         return found
 
     def settle(self, candidates: Sequence[Accumulator], statistics: Sequence[Accumulator]) -> None:

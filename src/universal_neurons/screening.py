@@ -136,7 +136,7 @@ class Candidates(Accumulator):
     TENSORS = ("pairs", "cross")
 
     def __init__(
-        self, left: str, right: str, pairs: Tensor, n_left: int, n_right: int, group: int | None, device: Any
+        self, left: str, right: str, pairs: Tensor, n_left: int, n_right: int, *, group: int = 0, device: Any = "cpu"
     ) -> None:
         super().__init__((left, right), group)
         self.pairs = pairs.to(device, copy=True)  # groups do not share it
@@ -144,13 +144,6 @@ class Candidates(Accumulator):
         self.left, self.right = self.pairs // n_right, self.pairs % n_right
         self.ends = torch.cat([self.left.new_zeros(1), torch.bincount(self.left, minlength=n_left).cumsum(0)])
         self.cross = torch.zeros(len(pairs), dtype=torch.float64, device=device)
-
-    @classmethod
-    def empty(
-        cls, left: str, right: str, pairs: Tensor, n_left: int, n_right: int, *, group: int = 0, device: Any = "cpu"
-    ) -> "Candidates":
-        """Of no tokens yet."""
-        return cls(left, right, pairs, n_left, n_right, group, device)
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""

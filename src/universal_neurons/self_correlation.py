@@ -93,7 +93,7 @@ def correlation_of(
     _, stretches = text.split(config.heldout_tokens)
     same = torch.arange(final.n_neurons)
     sources = [NeuronSource(some, config.gemm_dtype) for some in (model, final)]
-    run = Pass(sources, [partial(PairedMoments.empty, model.name, final.name, same, len(stretches))])
+    run = Pass(sources, [partial(PairedMoments, model.name, final.name, same, len(stretches))])
     shards = [Shard(index, np.asarray(rows)) for index, rows in enumerate(stretches)]
     run.run(text, shards, batch_tokens=config.batch_tokens, after_batch=after_batch)
     (paired,) = run.accumulators

@@ -155,7 +155,7 @@ class ShardEnergies(Accumulator):
 
     TENSORS = ("total", "squares", "even")
 
-    def __init__(self, model: str, n_neurons: int, signs: Signs, group: int = 0, device: Any = "cpu") -> None:
+    def __init__(self, model: str, n_neurons: int, signs: Signs, *, group: int = 0, device: Any = "cpu") -> None:
         super().__init__((model,), group)
         self.signs = signs
         self.total = torch.zeros(n_neurons, dtype=torch.float64, device=device)
@@ -163,11 +163,6 @@ class ShardEnergies(Accumulator):
         self.even = torch.zeros((), dtype=torch.float64, device=device)
         self.pending = torch.zeros(n_neurons, dtype=torch.float64, device=device)
         self.positions = 0
-
-    @classmethod
-    def empty(cls, model: str, n_neurons: int, signs: Signs, *, group: int = 0, device: Any = "cpu") -> "ShardEnergies":
-        """Of no tokens yet."""
-        return cls(model, n_neurons, signs, group, device)
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""

@@ -92,10 +92,10 @@ class _Sketching:
         self.heldout = [Shard(HELDOUT + number, rows) for number, rows in enumerate(self.stretches)]
         name, n, signs = model.name, model.n_neurons, self.signs
         self.recipes: list[Recipe] = [
-            partial(Extremes.empty, name, n),
-            partial(SumSquares.empty, name, n, group=0),
-            partial(ShardEnergies.empty, name, n, signs),
-            partial(LayerMoments.empty, name, model.units),
+            partial(Extremes, name, n),
+            partial(SumSquares, name, n, group=0),
+            partial(ShardEnergies, name, n, signs),
+            partial(LayerMoments, name, model.units),
         ]
         self.starts, rows = sum_rows(self.shards, signs, tokens.context)
         self.heldout_starts, heldout_rows = sum_rows(self.heldout, signs, tokens.context)

@@ -170,7 +170,7 @@ class Stages:
     ) -> dict[str, list[HeldOut]]:
         stretches = self.study.stretches
         recipes: list[Recipe] = [
-            partial(PairedMoments.empty, c.asker, other, torch.from_numpy(index), len(stretches))
+            partial(PairedMoments, c.asker, other, torch.from_numpy(index), len(stretches))
             for c in comparisons
             for other, index in zip(c.others, c.best_index)
         ]
