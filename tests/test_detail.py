@@ -7,7 +7,8 @@ from scipy import stats
 from universal_neurons.accumulators import Batch, Block
 from universal_neurons.compare import Comparison
 from universal_neurons.correlation import Matches
-from universal_neurons.detail import HeldOut, PairedMoments, corr_interval, excess_interval, jackknife_error
+from universal_neurons.detail import HeldOut, PairedMoments, corr_interval, excess_interval
+from universal_neurons.jackknife import standard_error
 
 
 def paired(rho, neurons, stretches=20, length=200, seed=0):
@@ -36,7 +37,7 @@ def test_against_numpy():
 def test_the_jackknife_of_a_mean_is_its_standard_error():
     values = np.random.default_rng(0).standard_normal(30)
     without = np.array([[np.delete(values, n).mean()] for n in range(30)])
-    np.testing.assert_allclose(jackknife_error(without)[0], values.std(ddof=1) / 30**0.5)
+    np.testing.assert_allclose(standard_error(without)[0], values.std(ddof=1) / 30**0.5)
 
 
 def test_intervals_cover_the_truth():

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
+from universal_neurons import jackknife
 from universal_neurons.accumulators import Accumulator, Batch, first_non_finite
 from universal_neurons.compare import Comparison
 from universal_neurons.errors import MergeError
@@ -86,28 +86,21 @@ def _rho(count: float, sums: Float[np.ndarray, "5 neurons"]) -> Float[np.ndarray
         return np.where(spread > 0, np.clip((ab - a * b / count) / np.sqrt(spread), -1, 1), np.nan)
 
 
-def jackknife_error(without: Float[np.ndarray, "stretches neurons"]) -> Float[np.ndarray, " neurons"]:
-    """Standard error of an estimate from its values with one of G stretches left out."""
-    n = len(without)
-    return np.sqrt((n - 1) / n * ((without - without.mean(0)) ** 2).sum(0))
-
-
-def corr_interval(heldout: HeldOut, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def corr_interval(heldout: HeldOut, level: float = jackknife.LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """Interval of ρ (see the module)."""
     limit = 1 - 1e-12
     z = np.arctanh(np.clip(heldout.corr, -limit, limit))
-    error = jackknife_error(np.arctanh(np.clip(heldout.without, -limit, limit)))
-    reach = stats.t.ppf((1 + level) / 2, len(heldout.without) - 1) * error
+    reach = jackknife.reach(np.arctanh(np.clip(heldout.without, -limit, limit)), level)
     return np.tanh(z - reach), np.tanh(z + reach)
 
 
 def excess_interval(
-    heldout: Sequence[HeldOut], comparison: Comparison, level: float = 0.95
+    heldout: Sequence[HeldOut], comparison: Comparison, level: float = jackknife.LEVEL
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The excess on held-out rows and its interval (see the module)."""
     centre = np.mean([h.corr for h in heldout], 0) - comparison.baseline.mean(0)
-    error = jackknife_error(np.mean([h.without for h in heldout], 0))
+    error = jackknife.standard_error(np.mean([h.without for h in heldout], 0))
     draws = comparison.maxima.mean(1)
     draw_error = draws.std(0, ddof=1) / np.sqrt(len(draws))
-    reach = stats.t.ppf((1 + level) / 2, len(heldout[0].without) - 1) * np.sqrt(error**2 + draw_error**2)
+    reach = jackknife.quantile(len(heldout[0].without), level) * np.sqrt(error**2 + draw_error**2)
     return centre, centre - reach, centre + reach

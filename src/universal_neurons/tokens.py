@@ -24,13 +24,13 @@ from universal_neurons.config import StudyConfig
 from universal_neurons.corpora import Corpus
 from universal_neurons.disk import create_anew, removing
 from universal_neurons.errors import TextError, TokenRangeError
+from universal_neurons.jackknife import STRETCHES
 from universal_neurons.records import Document
 from universal_neurons.tokenizer import boundary_tokens, encode, masked_ids, tokenizer_digest
 
 __all__ = ["Shard", "TokenDataset", "boundary_tokens", "masked_ids", "pack", "tokenised", "tokenizer_digest"]
 
 SHARD_POSITIONS = 16_384
-HELDOUT_STRETCHES = 20
 HELDOUT_MOST = 1_000_000
 FEWEST_ROWS = 10
 TOKENISE_CHARACTERS = 1 << 19
@@ -112,7 +112,7 @@ class TokenDataset:
             )
         if heldout_tokens is not None:
             most = max(2, heldout_tokens // self.context)
-        stretches = min(HELDOUT_STRETCHES, most)
+        stretches = min(STRETCHES, most)
         ends = [n * (s + 1) // stretches for s in range(stretches)]
         heldout = [np.arange(end - most // stretches, end) for end in ends]
         chosen = np.setdiff1d(np.arange(n), np.concatenate(heldout))

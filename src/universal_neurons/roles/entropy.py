@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float, Int
-from scipy import stats
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from universal_neurons import jackknife
 from universal_neurons.accumulators import seed_of
 from universal_neurons.config import RoleSettings
-from universal_neurons.detail import jackknife_error
 from universal_neurons.interventions import Edit
 from universal_neurons.models import Model
 from universal_neurons.neurons import unit
@@ -30,7 +29,6 @@ from universal_neurons.weights import ProcessedWeights
 NULL_SHARE = 0.01  # of d_model: how many bottom singular directions make the null space
 LATE_SHARE = 6  # the last sixth of the layers is late
 FREQUENCY_CANDIDATES = 4
-GROUPS = 20
 CUTS: dict[str, dict[str, float]] = {  # the paper's notebooks
     "GPT2-small": {"layers": 2, "l2_penalty": 3, "vocab_kurt": 10, "kurt": 10, "vocab_var": float("inf")},
     "GPT2-medium": {"layers": 2, "l2_penalty": 1, "vocab_kurt": 8, "kurt": 10, "vocab_var": 0.001},
@@ -289,20 +287,9 @@ def _share(total: np.ndarray, rest: np.ndarray, rows: np.ndarray) -> tuple[float
     whole, left = float(total.sum(dtype=float)), float(rest.sum(dtype=float))
     if not whole > 0:
         return (float("nan"),) * 3
-    group = stretches_of(rows)
-    totals, rests = (np.bincount(group, values, GROUPS) for values in (total, rest))
+    group = jackknife.stretch_of(rows)
+    totals, rests = (np.bincount(group, values, jackknife.STRETCHES) for values in (total, rest))
     used = totals > 0
     without = 1 - (left - rests[used]) / np.maximum(whole - totals[used], 1e-300)
-    share, reach = 1 - left / whole, jackknife_reach(without)
+    share, reach = 1 - left / whole, float(jackknife.reach(without))
     return share, share - reach, share + reach
-
-
-def stretches_of(rows: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, " tokens"]:
-    """The stretch, of at most 20, that each token's row of text is in."""
-    known, place = np.unique(rows, return_inverse=True)
-    return place * GROUPS // len(known)
-
-
-def jackknife_reach(without: Float[np.ndarray, " stretches"]) -> float:
-    """Half the 95 % interval of an estimate from its values with one stretch of rows left out; NaN of one stretch."""
-    return float(stats.t.ppf(0.975, len(without) - 1) * jackknife_error(without[:, None])[0])

@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from universal_neurons import jackknife
 from universal_neurons.accumulators import seed_of
 from universal_neurons.categories import ROLES_BY_WEIGHTS
 from universal_neurons.interventions import Edit, final_residual, intervene
 from universal_neurons.models import Model
 from universal_neurons.readout import Metrics
-from universal_neurons.roles.entropy import GROUPS, jackknife_reach, stretches_of
 from universal_neurons.trials import Trial
 from universal_neurons.units import Units
 
@@ -189,10 +189,11 @@ class Costs:
 
 def _reach(values: np.ndarray, rows: np.ndarray) -> float:
     """Half the 95 % interval of a mean over tokens: a jackknife over at most 20 stretches of rows."""
-    group = stretches_of(rows)
-    sums, counts = np.bincount(group, values, GROUPS), np.bincount(group, minlength=GROUPS)
+    group = jackknife.stretch_of(rows)
+    most = jackknife.STRETCHES
+    sums, counts = np.bincount(group, values, most), np.bincount(group, minlength=most)
     used = counts > 0
     if used.sum() < 2:
         return float("nan")
     without = (sums.sum() - sums[used]) / (counts.sum() - counts[used])
-    return jackknife_reach(without)
+    return float(jackknife.reach(without))

@@ -19,12 +19,12 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata, t
+from scipy.stats import rankdata
 from torch import Tensor
 
+from universal_neurons import jackknife
 from universal_neurons.categories import ROLES_BY_WEIGHTS
 from universal_neurons.config import RoleSettings
-from universal_neurons.detail import jackknife_error
 from universal_neurons.families import TIE
 from universal_neurons.labels import Label, token_test_masks, unigram_masks
 from universal_neurons.neurons import PANEL_ELEMENTS
@@ -33,7 +33,7 @@ from universal_neurons.weights import ProcessedWeights
 
 FEWEST = 2  # tokens of a class
 PAPER_WIDTH = 1024  # of GPT2-medium
-TOP, STRETCHES, BINS, SHOWN = 10, 20, 60, 6
+TOP, BINS, SHOWN = 10, 60, 6
 EFFECTS_SCHEMA: dict[str, Any] = {
     "model": pl.String, "layer": pl.Int32, "neuron": pl.Int32, "role": pl.String, "class": pl.String,
     "class_group": pl.String, "class_sign": pl.Int8, "class_variance_reduction": pl.Float64,
@@ -244,7 +244,7 @@ def ensembles_table(
     there = next_tokens >= 0
     activations, next_tokens, row_of = activations[there], next_tokens[there], row_of[there]
     rows, place = np.unique(row_of, return_inverse=True)
-    stretch = np.where(place % 2, place * min(STRETCHES, len(rows) // 2) // max(len(rows), 1), -1)
+    stretch = np.where(place % 2, place * min(jackknife.STRETCHES, len(rows) // 2) // max(len(rows), 1), -1)
     found = [{"model": model_name} | _judge(one, activations, one.mask[next_tokens], stretch) for one in ensembles]
     return pl.DataFrame(found, schema=ENSEMBLES_SCHEMA)
 
@@ -270,9 +270,9 @@ def _judge(ensemble: Ensemble, activations: np.ndarray, inside: np.ndarray, stre
     facts["corr_best"], facts["corr_sum"] = correlations(pair, inside)
     facts["auc_best"], facts["auc_sum"] = (auc(column, inside) for column in pair.T)
     facts["gain"] = gain(stretch >= 0)
-    without = np.array([[gain(stretch != left)] for left in np.unique(stretch)])
+    without = np.array([gain(stretch != left) for left in np.unique(stretch)])
     if len(without) > 1:
-        reach = t.ppf(0.975, len(without) - 1) * jackknife_error(without)[0]
+        reach = jackknife.reach(without)
         facts["gain_low"], facts["gain_high"] = facts["gain"] - reach, facts["gain"] + reach
     alive = signals[:, np.ptp(signals, 0) > 0]
     centred, target = alive - alive.mean(0), inside - inside.mean()
