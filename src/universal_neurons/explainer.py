@@ -21,6 +21,7 @@ from universal_neurons.tables import (
     tokens_table,
 )
 from universal_neurons.units import Units
+from universal_neurons.vocabulary import token_of
 
 MOST_BY_POSITION = 50
 
@@ -74,10 +75,10 @@ class Explainer:
         if words is None or self.labelling.vocabulary.special.all():
             return None
         codes = np.flatnonzero(self.labels.word_of < self.labels.n_words - 1)
-        token_of = np.zeros(self.labels.n_words - 1, np.int64)
-        token_of[self.labels.word_of[codes]] = codes // 4
+        tokens = np.zeros(self.labels.n_words - 1, np.int64)
+        tokens[self.labels.word_of[codes]] = token_of(codes)
         return tokens_table(
-            model, self.units[model], words, token_of, self.provisional[model], len(self.labelling.vocabulary)
+            model, self.units[model], words, tokens, self.provisional[model], len(self.labelling.vocabulary)
         )
 
     def _before_judging(self, model: str) -> pl.DataFrame:

@@ -24,7 +24,7 @@ from universal_neurons.own_labels import OwnLabels
 from universal_neurons.syntax import Syntax
 from universal_neurons.token_tests import TOKEN_TESTS
 from universal_neurons.tokens import TokenDataset
-from universal_neurons.vocabulary import KINDS, Vocabulary
+from universal_neurons.vocabulary import KINDS, Vocabulary, kind_of, token_of
 
 UNIGRAM_COUNT, PAPER_TOKENS = 3000, 10_000_000  # the paper's: more than 3000 occurrences in 10 M tokens …
 UNIGRAM_VARIANTS = 4  # … and more than three variants, in a vocabulary of 50 000
@@ -121,7 +121,7 @@ def build_labels(
     for name, members in (topics or {}).items():
         token_masks.append((Label(name, "topics"), np.isin(np.arange(len(vocabulary)), members)))
     token_masks += [(Label(name, "own"), mask) for name, mask in own.tokens.items()]
-    word_masks = [(label, mask[seen // 4]) for label, mask in token_masks]
+    word_masks = [(label, mask[token_of(seen)]) for label, mask in token_masks]
     if "unigrams" in groups:
         word_masks += variant_masks(word_masks, seen, counts)
     positions = position_masks(tokens.context) if "position" in groups else []
@@ -200,7 +200,7 @@ def variant_masks(
     for label, mask in word_masks:
         if label.group != "unigrams":
             continue
-        parts = {name: mask & (seen % 4 == kind) for kind, name in KINDS.items()}
+        parts = {name: mask & (kind_of(seen) == kind) for kind, name in KINDS.items()}
         parts = {name: part for name, part in parts.items() if often[part].sum() > frequent}
         if len(parts) > 1:
             masks += [(Label(f"{label.name} ({name})", "unigrams"), part) for name, part in parts.items()]
@@ -279,7 +279,7 @@ class LabelSource:
         """Blocks and indices of the positions `keep` of the flattened rows."""
         read = rows if self.partner is None else self.partner[rows]
         ids = self.tokens.ids(read)
-        words = self.labels.word_of[4 * ids + self.labels.vocabulary.kinds(ids)]
+        words = self.labels.word_of[self.labels.vocabulary.words(ids)]
         previous = np.full(ids.shape, len(self.labels.vocabulary))
         previous[:, 1:] = ids[:, :-1]
         if self.partner is not None:

@@ -18,6 +18,7 @@ from universal_neurons.labels import LABELS, LabelSet
 from universal_neurons.models import Model
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.units import Units, unit_name
+from universal_neurons.vocabulary import kind_of
 
 PER_FAMILY = 4
 SPARE = 2  # kept in case held-out rows take some out of their family
@@ -135,7 +136,7 @@ class Details(Accumulator):
         ids = tokens.ids(known)[which, joined["position"]]
         names = [unit_name(*self.model.units.place_of(number)) for number in self.shown.neurons.tolist()]
         kinds = np.zeros(self.labels.n_words, np.int8)
-        kinds[self.labels.word_of] = np.arange(len(self.labels.word_of)) % 4
+        kinds[self.labels.word_of] = kind_of(np.arange(len(self.labels.word_of)))
         columns: dict[str, np.ndarray | Sequence[str]] = {
             "row": joined["row"].astype(np.int32),
             "position": joined["position"].astype(np.int32),

@@ -18,6 +18,7 @@ from universal_neurons.tokens import TokenDataset
 
 NO_WORD, WORD, WORD_START, INSIDE_WORD = range(4)
 KINDS = {WORD: "word", WORD_START: "word start", INSIDE_WORD: "inside word"}
+N_KINDS = 4
 ROWS_AT_ONCE = 512
 
 
@@ -61,20 +62,33 @@ class Vocabulary:
         kinds = np.where(~starts, INSIDE_WORD, np.where(goes_on, WORD_START, WORD))
         return np.where(self._wordly[ids], kinds, NO_WORD)
 
+    def words(self, ids: Int[np.ndarray, "rows context"]) -> Int[np.ndarray, "rows context"]:
+        """Each token together with where in a word it stands, as one number (see `token_of`, `kind_of`)."""
+        return N_KINDS * ids + self.kinds(ids)
+
     def counts(self, tokens: TokenDataset) -> Int[np.ndarray, "vocabulary kinds"]:
         """How often each token is counted in each place of a word."""
-        found = np.zeros(4 * len(self), np.int64)
+        found = np.zeros(N_KINDS * len(self), np.int64)
         for start in range(0, len(tokens), ROWS_AT_ONCE):
             rows = np.arange(start, min(start + ROWS_AT_ONCE, len(tokens)))
             ids = tokens.ids(rows)
-            codes = 4 * ids + self.kinds(ids)
-            found += np.bincount(codes[tokens.mask(rows)], minlength=len(found))
-        return found.reshape(-1, 4)
+            found += np.bincount(self.words(ids)[tokens.mask(rows)], minlength=len(found))
+        return found.reshape(-1, N_KINDS)
 
     def table(self, counts: Int[np.ndarray, "vocabulary kinds"]) -> pl.DataFrame:
         """A row per token: its string and how often it is counted."""
         tokens = np.arange(len(self), dtype=np.int32)
         return pl.DataFrame({"token": tokens, "string": list(self.strings), "count": counts.sum(1)})
+
+
+def token_of(words: Int[np.ndarray, " words"]) -> Int[np.ndarray, " words"]:
+    """The tokens of some words (`Vocabulary.words`)."""
+    return words // N_KINDS
+
+
+def kind_of(words: Int[np.ndarray, " words"]) -> Int[np.ndarray, " words"]:
+    """Where in a word the tokens of some words stand."""
+    return words % N_KINDS
 
 
 def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
