@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from universal_neurons.cli import main
 from universal_neurons.config import RoleSettings
 from universal_neurons.models import Model, quiet_transformers
 
@@ -82,6 +83,15 @@ def save_tiny(folder: Path, family: str = "gpt2", seed: int = 0, **changes) -> P
         tiny_network(family, seed, **changes).save_pretrained(folder)
         small_tokenizer().save_pretrained(folder)
     return folder
+
+
+def exit_code(*arguments) -> int:
+    """What the command ends with."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+    return 0
 
 
 WORDS = [

@@ -7,21 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import save_tiny, some_text
+from conftest import exit_code, save_tiny, some_text
 
-from universal_neurons.cli import StudyFlags, main
+from universal_neurons.cli import StudyFlags
 from universal_neurons.config import StudyConfig
 
 COMMANDS = ("run", "dynamics", "show", "roles", "report", "check", "estimate", "convert")
-
-
-def call(*arguments):
-    """Exit code of the command."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 def test_help_needs_no_torch():
@@ -50,38 +41,38 @@ def study(folders, text_file, tmp_path):
 
 def test_every_stage_of_two_models(study, few_roles, capsys):
     arguments, run = study
-    assert call("run", *[a for a in arguments if a not in ("--stages", "universality")], "-c", few_roles) == 0
+    assert exit_code("run", *[a for a in arguments if a not in ("--stages", "universality")], "-c", few_roles) == 0
     assert "What the neurons fire on" in capsys.readouterr().out
-    assert call("show", run, "m1/L1.7") == 0
+    assert exit_code("show", run, "m1/L1.7") == 0
     printed = capsys.readouterr().out
     for words in ("What it fires on", "Pre-activation", "Highest activations", "«", "quantiles", "--pairs all"):
         assert words in printed
-    assert call("estimate", *arguments, "--json") == 0
+    assert exit_code("estimate", *arguments, "--json") == 0
     universality = json.loads(capsys.readouterr().out)["memory_peak"]
-    assert call("estimate", *[a for a in arguments if a not in ("--stages", "universality")], "--json") == 0
+    assert exit_code("estimate", *[a for a in arguments if a not in ("--stages", "universality")], "--json") == 0
     assert json.loads(capsys.readouterr().out)["memory_peak"] > universality
-    assert call("estimate", "--models", arguments[1], "--stages", "weights") == 2
+    assert exit_code("estimate", "--models", arguments[1], "--stages", "weights") == 2
 
 
 def test_run_show_report(study, folders, capsys, tmp_path, monkeypatch):
     arguments, run = study
-    assert call("run", *arguments) == 0
+    assert exit_code("run", *arguments) == 0
     printed = capsys.readouterr().out
     assert "universal (excess > 0.5)" in printed
     assert str(run / "report.html") in printed.replace("\n", "")
-    assert call("show", run) == 0
+    assert exit_code("show", run) == 0
     assert "compared with" in capsys.readouterr().out
-    assert call("show", run, "L1.7") == 0
+    assert exit_code("show", run, "L1.7") == 0
     assert "most negative" in capsys.readouterr().out
-    assert call("show", run, "m1/L0.3") == 0
+    assert exit_code("show", run, "m1/L0.3") == 0
     assert "--pairs all" in capsys.readouterr().out
     (run / "report.html").unlink()
-    assert call("report", run) == 0
+    assert exit_code("report", run) == 0
     assert (run / "report.html").exists()
     other = tmp_path / "other"
-    assert call("run", *arguments[:-1], other, "--pairs", "all", "--seed", "3") == 0
+    assert exit_code("run", *arguments[:-1], other, "--pairs", "all", "--seed", "3") == 0
     monkeypatch.chdir(tmp_path)
-    assert call("report", run, other) == 0
+    assert exit_code("report", run, other) == 0
     page = (tmp_path / "report.html").read_text()
     assert "Side by side" in page
     assert "other: m1" in page
@@ -89,7 +80,7 @@ def test_run_show_report(study, folders, capsys, tmp_path, monkeypatch):
     for wrong in (("show", run, "L9.9"), ("show", run, "seven"), ("show", run, "m9/L0.0"), ("show", tmp_path / "none"),
                   ("show", run, ""), ("show", "x" * 300), ("report", run, "x" * 300), ("roles", "x" * 300),
                   ("report", run, "--out", "x.html")):  # fmt: skip
-        assert call(*wrong) == 2
+        assert exit_code(*wrong) == 2
         assert "wanted:" in capsys.readouterr().err
 
 
@@ -98,26 +89,26 @@ def test_a_file_of_settings_and_flags_over_it(study, tmp_path, capsys):
     settings = {"models": [str(arguments[1]), str(arguments[3])], "data": str(arguments[5]), "draws": 3, "seed": 7, "stages": ["universality"],
                 "published": {"source": "A paper", "neurons": 10, "universal": 5, "universal_per_layer": [2, 3]}}  # fmt: skip
     (tmp_path / "study.yaml").write_text(json.dumps(settings))
-    assert call("run", "-c", tmp_path / "study.yaml", "--seed", "8", "--out", run) == 0
+    assert exit_code("run", "-c", tmp_path / "study.yaml", "--seed", "8", "--out", run) == 0
     printed = capsys.readouterr().out
     assert "A paper" in printed
     assert "50.00%" in printed
     manifest = json.loads((run / "study.json").read_text())
     assert manifest["config"]["seed"] == 8
-    assert call("run", "-c", run / "study.json", "--out", tmp_path / "again") == 0
+    assert exit_code("run", "-c", run / "study.json", "--out", tmp_path / "again") == 0
     again = json.loads((tmp_path / "again" / "study.json").read_text())
     assert again["tables"] == manifest["tables"]
 
 
 def test_check(folders, tmp_path, capsys):
-    assert call("check", *folders) == 0
+    assert exit_code("check", *folders) == 0
     assert "They work together" in capsys.readouterr().out
     odd = shutil.copytree(folders[1], tmp_path / "odd")
     (odd / "model.safetensors").write_bytes(b"torn")
-    assert call("check", folders[0], odd, tmp_path / "missing") == 2
+    assert exit_code("check", folders[0], odd, tmp_path / "missing") == 2
     small = save_tiny(tmp_path / "small", vocab_size=100)
     errors = capsys.readouterr().err
-    assert call("check", folders[0], small) == 2
+    assert exit_code("check", folders[0], small) == 2
     assert "smaller than the tokenizer's" in capsys.readouterr().err
     assert "cannot be read" in errors
     assert "no such folder" in errors
@@ -125,11 +116,11 @@ def test_check(folders, tmp_path, capsys):
 
 def test_estimate(study, capsys):
     arguments, run = study
-    assert call("estimate", *arguments, "--json") == 0
+    assert exit_code("estimate", *arguments, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["seconds"] > 0
     assert found["memory_peak"] > 10_000_000
-    assert call("estimate", *arguments) == 0
+    assert exit_code("estimate", *arguments) == 0
     assert "memory" in capsys.readouterr().out
     assert not run.exists()
 
@@ -211,7 +202,7 @@ def test_bad_input(case, bad, study, folders, capsys, tmp_path, monkeypatch):
     if "--out" in given:
         arguments = arguments[:-2]
     before = sorted(tmp_path.rglob("*"))
-    assert call("run", *arguments, *given) == 2
+    assert exit_code("run", *arguments, *given) == 2
     errors = capsys.readouterr().err
     assert words in errors
     assert "Traceback" not in errors
@@ -221,9 +212,9 @@ def test_bad_input(case, bad, study, folders, capsys, tmp_path, monkeypatch):
 
 def test_a_store_of_another_study(study, capsys):
     arguments, run = study
-    assert call("run", *arguments) == 0
+    assert exit_code("run", *arguments) == 0
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    assert call("run", *arguments, "--top-k", "3") == 2
+    assert exit_code("run", *arguments, "--top-k", "3") == 2
     assert "config.top_k" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
@@ -242,10 +233,10 @@ def test_a_full_disk_fails_with_1_and_resumes(study, capsys, monkeypatch):
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    assert call("run", *arguments) == 1
+    assert exit_code("run", *arguments) == 1
     assert "DiskFullError" in capsys.readouterr().err
     monkeypatch.setattr(os, "fsync", real)
-    assert call("run", *arguments) == 0
+    assert exit_code("run", *arguments) == 0
 
 
 def test_an_interrupt_says_how_to_go_on(study, capsys, monkeypatch):
@@ -254,6 +245,6 @@ def test_an_interrupt_says_how_to_go_on(study, capsys, monkeypatch):
     arguments, _ = study
     with monkeypatch.context() as patched:
         patched.setattr(Pass, "run", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert call("run", *arguments) == 130
+        assert exit_code("run", *arguments) == 130
     assert "resumes" in capsys.readouterr().err
-    assert call("run", *arguments) == 0
+    assert exit_code("run", *arguments) == 0

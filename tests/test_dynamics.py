@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import small_tokenizer, some_text, tiny_network
-from test_cli import call
+from conftest import exit_code, small_tokenizer, some_text, tiny_network
 
 import universal_neurons as un
 from universal_neurons import checkpoints, dynamics, self_correlation, training
@@ -318,16 +317,16 @@ def test_pages_and_views(found, capsys):
     drawn = {path.name for path in (found.path / "figures").iterdir()}
     assert {f"dynamics-{n}.{k}" for n in ("universal", "emergence", "persistence", "partners", "families", "self")
             for k in ("svg", "png")} == drawn  # fmt: skip
-    assert call("show", found.path) == 0
+    assert exit_code("show", found.path) == 0
     assert "seed-a in training" in capsys.readouterr().out
-    assert call("show", found.path, "L1.9") == 0
+    assert exit_code("show", found.path, "L1.9") == 0
     shown = capsys.readouterr().out
     assert "1 of 2" in shown
     assert "universal" in shown
-    assert call("show", found.path, "seed-b/L1.9") == 0
+    assert exit_code("show", found.path, "seed-b/L1.9") == 0
     for wrong in ("L9.1", "seed-z/L0.0", "nine"):
-        assert call("show", found.path, wrong) == 2
-    assert call("show", found.path / "steps" / "20") == 0
+        assert exit_code("show", found.path, wrong) == 2
+    assert exit_code("show", found.path / "steps" / "20") == 0
     assert course_view(found, "L0.0")
     assert repr(found).count("%") > 5
 
@@ -400,18 +399,20 @@ def test_the_command_adds_new_checkpoints_and_replays(seeds, corpus, tmp_path, c
     shutil.copy(f"{seeds[0]}/tokenizer_config.json", mine[0])
     monkeypatch.setattr("universal_neurons.report.write_dynamics_report", lambda found: found.path / "report.html")
     rest = ("--data", corpus, "--draws", 3, "--stages", "universality", "--max-tokens", 1600, "--heldout-tokens", 256)
-    assert call("dynamics", *mine, *rest) == 0
+    assert exit_code("dynamics", *mine, *rest) == 0
     out = tmp_path / "runs" / "seed-x-vs-seed-y-dynamics-on-rows"
     assert str(out / "report.html") in capsys.readouterr().out.replace("\n", "")
     assert un.Dynamics(out).names == ["10", "20"]
     for target, source in zip(mine, seeds):
         shutil.copytree(f"{source}/step-40", target / "checkpoint-40")
-    assert call("dynamics", *mine, *rest) == 0
+    assert exit_code("dynamics", *mine, *rest) == 0
     told = un.Dynamics(out)
     assert told.names == ["10", "20", "40"]
     assert told.neurons.filter(pl.col("checkpoint") == "40")["self_corr"].unique().to_list() == [1.0]
     assert (
-        call("dynamics", "-c", out / "dynamics.json", "--out", "again", "--revisions", "checkpoint-10", "checkpoint-40")
+        exit_code(
+            "dynamics", "-c", out / "dynamics.json", "--out", "again", "--revisions", "checkpoint-10", "checkpoint-40"
+        )
         == 0
     )
     assert un.Dynamics("again").steps == [10, 40]
@@ -427,7 +428,7 @@ def test_the_command_adds_new_checkpoints_and_replays(seeds, corpus, tmp_path, c
         (("./nowhere", mine[0], *rest), "MissingFileError"),
         (("org/a", "org/b", *rest), "--revisions"),
     ):
-        assert call("dynamics", *wrong, "--out", "wrong") == 2
+        assert exit_code("dynamics", *wrong, "--out", "wrong") == 2
         assert words in capsys.readouterr().err
         assert not (tmp_path / "wrong").exists()
 

@@ -8,10 +8,9 @@ import shutil
 
 import polars as pl
 import pytest
-from conftest import some_text
+from conftest import exit_code, some_text
 
 from universal_neurons import Store, StudyConfig, run_study
-from universal_neurons.cli import main
 from universal_neurons.errors import (
     InputError,
     MissingFileError,
@@ -59,14 +58,6 @@ def contents(folder):
     files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
     manifest = json.loads(files.pop("study.json"))
     return files | {"study.json": {key: value for key, value in manifest.items() if key != "timings"}}
-
-
-def exit_code(*arguments):
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 def alter(path):

@@ -4,10 +4,9 @@ import json
 import shutil
 
 import pytest
-from conftest import save_tiny, some_text
+from conftest import exit_code, save_tiny, some_text
 
 from universal_neurons import Dynamics, DynamicsConfig, Store, dynamics, run_dynamics
-from universal_neurons.cli import main
 from universal_neurons.errors import MissingFileError, NonFiniteActivationsError, StoreConflictError
 
 
@@ -47,14 +46,6 @@ def contents(folder):
         manifest = json.loads(files[name])
         files[name] = {key: value for key, value in manifest.items() if key != "timings"}
     return files
-
-
-def exit_code(*arguments):
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 def test_whole_ones_are_said_to_be(finished, capsys):

@@ -13,6 +13,7 @@ from universal_neurons.models import Model, load_model, verify
 from universal_neurons.plan import find_tokenizer, load_models, require_kin, resolve, with_context
 from universal_neurons.progress import clock
 from universal_neurons.terminal import TextTable, shown
+from universal_neurons.tokenizer import vocabulary_ids
 from universal_neurons.tokens import TokenDataset
 
 SUBSET_TOKENS = 1_000_000  # how far a corpus is read to see which subsets it has
@@ -45,7 +46,7 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
         table.row(name, model.architecture.name, *row)
 
     def require_vocabularies() -> None:
-        largest = max(find_tokenizer(config, loaded).get_vocab().values())
+        largest = max(vocabulary_ids(find_tokenizer(config, loaded)).values())
         for model in loaded:
             if largest >= model.vocab_size:
                 raise TokenRangeError(

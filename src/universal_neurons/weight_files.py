@@ -135,11 +135,6 @@ def quantised_weights(source: Source, given: str) -> CheckpointError:
     )
 
 
-def model_type_of(source: Source) -> str:
-    """`model_type` as its config.json says."""
-    return str(read_config(source)["model_type"])
-
-
 def require_weights(source: Source) -> list[Path]:
     """The safetensors files of a source; a pickle-only or empty folder is a `CheckpointError`."""
     require_model_folder(source)
