@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from measure import machine, timed
 from scale import random_model, random_tokens
-from throughput import machine, timed
 
 import universal_neurons as un
 from universal_neurons.interventions import Edit, final_residual, intervene

@@ -12,18 +12,13 @@ Prints a Markdown section; benchmarks/RESULTS.md holds one.
 """
 
 import argparse
-import platform
 import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
+from measure import machine, timed
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers import __version__ as transformers_version
 
 import universal_neurons as un
 from universal_neurons.baselines import rotated_best, rotation
@@ -114,12 +109,6 @@ def numpy_way(models, tokens) -> tuple[np.ndarray, np.ndarray]:
     return best[0], best[1]
 
 
-def timed(work: Callable[[], object]) -> tuple[float, object]:
-    started = time.perf_counter()
-    result = work()
-    return time.perf_counter() - started, result
-
-
 def to_lens(name: str) -> TransformerBridge:
     """A bundled model in transformer-lens, its own weights, unprocessed."""
     folder = BUNDLED_FOLDER / name
@@ -186,17 +175,6 @@ each), {tokens.n_tokens:,} token positions ({counted:,} counted), medians of {gi
 | GEMM's share of the peak in the pass (forwards taken off) | {gemm / (middle["pass"] - middle["forwards"]):.0%} |
 | matches and baseline | {middle["answer"]:.2f} s |
 """)
-
-
-def machine() -> str:
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    memory = psutil.virtual_memory().total / 2**30
-    return (
-        f"{platform.machine()}, {model}, {torch.get_num_threads()} threads, {memory:.0f} GiB; torch {torch.__version__}, "
-        f"transformers {transformers_version}, NumPy {np.__version__}."
-    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in nine minutes: the tests marked `cuda`, the searches at full width, the training of
+# the suite of suite/roles.yaml.
+#
+#   bash benchmarks/gpu.sh --prepare [TEXT]      with a network: what a bare machine lacks goes into .gpu/, which git
+#                                                ignores; TEXT is a folder for, or with, the corpus of suite/recipe.yaml
+#   bash benchmarks/gpu.sh RESULTS [PART …]      on the GPU, without a network: tests, speed, train (all, in this order)
+#   bash benchmarks/gpu.sh --dry RESULTS [PART …]   the same at toy shapes on a CPU
+#
+# The machine brings Python ≥ 3.12, torch, transformers and the usual scientific packages; the others travel in
+# .gpu/site.tar.xz, the text in .gpu/roles.  Every part writes its results as soon as it has them and ends at its own
+# time limit, so that a run that is cut off still counts.  RESULTS gets log.md, and from the training a JSON file and
+# weights: at most eight files of 16 MiB.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+TRAVELS_MIB=60  # code, packages and text together
+CODE_MIB=18     # of it the code: what was measured of the others (34 + 8 MiB) must find room beside it
+PACKAGES="polars polars-runtime-32 pydantic pydantic-core annotated-types typing-inspection cyclopts docstring-parser
+          rich-rst docutils datasets dill multiprocess beartype"
+PLATFORMS="manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1"
+PYTHON=${PYTHON:-python3}
+
+bytes_of() { git ls-files -z --cached --others --exclude-standard -- "$@" | xargs -0 du -cb --apparent-size | tail -1 | cut -f1; }
+
+check_size() {
+    local code prepared=0
+    code=$(bytes_of .)
+    [ -d .gpu ] && prepared=$(du -sb .gpu | cut -f1)
+    echo "travels: code $((code >> 20)) MiB, packages and text $((prepared >> 20)) MiB; at most $TRAVELS_MIB MiB together"
+    if [ $((code >> 20)) -ge $CODE_MIB ] || [ $(((code + prepared) >> 20)) -ge $TRAVELS_MIB ]; then
+        echo "too large to travel: the code at most $CODE_MIB MiB, all at most $TRAVELS_MIB MiB" >&2
+        exit 1
+    fi
+}
+
+prepare() {
+    TEXT=$(realpath -m "${1:-runs/roles-text}")
+    local site options=() platform
+    site=$(mktemp -d)
+    for platform in $PLATFORMS; do options+=(--platform "${platform}_x86_64"); done
+    # shellcheck disable=SC2086
+    "$PYTHON" -m pip install -q --no-deps --no-compile --only-binary=:all: --python-version 3.12 --implementation cp \
+        "${options[@]}" -c constraints.txt --target "$site" $PACKAGES
+    find "$site" -name '*.so' -exec strip --strip-unneeded {} +
+    mkdir -p .gpu/roles
+    tar -C "$site" --sort=name --owner=0 --group=0 --mtime=@0 -cf - . | xz -6 -T0 >.gpu/site.tar.xz
+    rm -rf "$site"
+    cd suite
+    [ -f "$TEXT/corpus.jsonl.xz" ] || "$PYTHON" corpus.py recipe.yaml "$TEXT"
+    "$PYTHON" tokens.py "$TEXT/corpus.jsonl.xz" ../.gpu/roles
+    cd ..
+    check_size
+}
+
+part() { # NAME SECONDS COMMAND …: what it prints goes to RESULTS/log.md too; a part that fails stops no other
+    local name=$1 seconds=$2 began=$SECONDS status=0
+    shift 2
+    echo "== $name, at most $seconds s: $*"
+    timeout --signal=INT --kill-after=10 "$seconds" "$@" 2>&1 || status=$?
+    echo "== $name: exit status $status after $((SECONDS - began)) s"
+    [ "$status" -eq 0 ] || FAILED+=("$name")
+}
+
+run_parts() {
+    local name
+    for name in "$@"; do
+        case $name in
+        tests) part tests 90 "$PYTHON" -m pytest -m cuda -p no:cacheprovider -rfEs --durations=8 "${TESTS[@]}" "${MARKED[@]}" ;;
+        speed) part speed 150 "$PYTHON" benchmarks/scale.py gpu "${SPEED[@]}" ;;
+        train) part train 310 "$PYTHON" suite/train.py "${TRAIN[@]}" --pack "$RESULTS" ;;
+        esac
+    done
+    [ ${#FAILED[@]} -eq 0 ] || echo "== failed: ${FAILED[*]}"
+}
+
+[ "${1:-}" = --prepare ] && { prepare "${2:-}"; exit; }
+DRY=false
+[ "${1:-}" = --dry ] && DRY=true && shift
+RESULTS=${1:?the folder for the results}
+shift
+PARTS=("${@:-tests}")
+[ $# -gt 0 ] || PARTS=(tests speed train)
+for name in "${PARTS[@]}"; do
+    case $name in tests | speed | train) ;; *) echo "no part $name: wanted tests, speed or train" >&2 && exit 2 ;; esac
+done
+mkdir -p "$RESULTS"
+RESULTS=$(realpath "$RESULTS")
+SCRATCH=$(mktemp -d)
+trap 'rm -rf "$SCRATCH"' EXIT
+export PYTHONPATH="$PWD/src" PYTHONUNBUFFERED=1
+FAILED=()
+mapfile -t MARKED < <(grep -rlE 'mark\.cuda' tests --include='test_*.py')
+if $DRY; then
+    check_size
+    TESTS=(--cuda-stand-in cpu) SPEED=(--toy)
+    TRAIN=(suite/roles-dry.yaml "$SCRATCH/tokens.npy" "$SCRATCH/run" 25)
+    "$PYTHON" -c 'import numpy, sys; numpy.save(sys.argv[1], numpy.random.default_rng(0).integers(1, 300, 40_000).astype("uint16"))' "$SCRATCH/tokens.npy"
+else
+    mkdir "$SCRATCH/site"
+    tar -C "$SCRATCH/site" -xJf .gpu/site.tar.xz
+    PYTHONPATH="$SCRATCH/site:$PYTHONPATH"
+    TESTS=() SPEED=() TRAIN=(suite/roles.yaml .gpu/roles/tokens.u16.xz "$SCRATCH/run" 290)
+fi
+run_parts "${PARTS[@]}" | tee "$RESULTS/log.md"
+grep -q '^== failed' "$RESULTS/log.md" && exit 1 || exit 0

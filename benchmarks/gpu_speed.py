@@ -1,0 +1,105 @@
+"""Searches at full width on a GPU (benchmarks/scale.py gpu): every figure is printed as soon as it is there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from measure import PeakMemory, timed
+from searches import CONTEXT, Run, forwards, random_model, random_tokens, search_config
+
+from universal_neurons.estimate import memory_plan, plan_layout
+from universal_neurons.network import Model
+from universal_neurons.panels import model_pairs
+
+PAPER_TOKENS = 100_000_000
+WARM_TOKENS = 65_536
+UPPER_BLOCKS = 0.625  # of a layer's products with itself: those on and above the diagonal
+COLUMNS = (
+    "models", "search", "tokens", "forwards alone, s", "pass, s", "second pass, s", "answer, s",
+    "products at the peak / (pass − forwards)", "(forwards + products at the peak) / whole",
+    "100 M tokens, extrapolated, min", "memory estimated, GiB", "measured, GiB",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """Models of one shape, searched in some ways, each over so many tokens."""
+
+    shape: str
+    models: int
+    searches: dict[str, int]
+
+
+FULL = (
+    Case("small", 5, {"exact": 1_048_576, "screened": 1_048_576, "sketch": 1_048_576}),
+    Case("medium", 2, {"exact": 524_288, "screened": 524_288}),
+)
+TOY = (Case("toy", 3, {"exact": 16_384, "screened": 16_384, "sketch": 16_384}), Case("toy", 2, {"exact": 16_384}))
+
+
+def product_peak(device: str, dtype: torch.dtype, size: int, rounds: int = 8) -> float:
+    """FLOP/s of one large product of random numbers, the best of some rounds."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    into = torch.empty(size, size, device=device, dtype=dtype)
+    seconds = min(timed(lambda: torch.mm(left, right, out=into))[0] for _ in range(rounds))
+    return 2.0 * size**3 / seconds
+
+
+def products_per_token(models: Sequence[Model]) -> float:
+    """FLOP of an exact search's products, a token."""
+    pairs = sum(left.n_neurons * right.n_neurons for left, right in model_pairs(models, "reference"))
+    within = sum(width**2 for model in models[1:] for width in model.units.widths)
+    return 2.0 * (pairs + UPPER_BLOCKS * within)
+
+
+def speed_on_gpu(*, toy: bool = False) -> None:
+    """All cases; `toy` rehearses them on the CPU."""
+    device, size = ("cpu", 512) if toy else ("cuda", 8_192)
+    dtype = torch.float32 if toy else torch.bfloat16
+    peak = product_peak(device, dtype, size)
+    card = "the CPU, a rehearsal" if toy else torch.cuda.get_device_name()
+    print(f"""## scale: speed on a GPU
+
+`python benchmarks/scale.py gpu{" --toy" if toy else ""}`; {card}, torch {torch.__version__}.  GPT-2 shapes, random weights, random
+tokens, the first model against the others, one baseline draw.  The product of two {size} × {size} matrices in
+{str(dtype).removeprefix("torch.")} reaches {peak / 1e12:.2f} TFLOP/s here: the peak.
+
+| {" | ".join(COLUMNS)} |
+{"|---" * len(COLUMNS)}|""", flush=True)  # fmt: skip
+    for case in TOY if toy else FULL:
+        models = [random_model(case.shape, seed, device) for seed in range(case.models)]
+        for search, count in case.searches.items():
+            print("| " + " | ".join(cells(models, search, count, device, peak)) + " |", flush=True)
+
+
+def cells(models: Sequence[Model], search: str, count: int, device: str, peak: float) -> list[str]:
+    """One search, measured: a row of the table."""
+    config = search_config(search, device, context=CONTEXT)
+    assert config.batch_tokens is not None
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    layout = plan_layout(config, models)
+    name = f"{len(models)} × {models[0].n_layers} × {models[0].d_mlp}"
+    if layout.passes > 1:
+        return [name, search, f"would take {layout.passes} passes here"]
+    tokens = random_tokens(count)
+    Run(models, random_tokens(min(WARM_TOKENS, count)), config, layout.compensated).go()
+    forward, _ = timed(lambda: forwards(models, tokens, config.batch_tokens))
+    run = Run(models, tokens, config, layout.compensated)
+    with PeakMemory(device) as memory:
+        run.go()
+    first, second = run.seconds["pass"], run.seconds.get("second pass", 0.0)
+    answer = run.total - first - second
+    products = products_per_token(models) * tokens.counted / peak
+    shares = [f"{products / (first - forward):.0%}", f"{(forward + products) / run.total:.0%}"]
+    whole = (first + second) * PAPER_TOKENS / tokens.counted + answer
+    return [
+        name,
+        search,
+        f"{tokens.counted:,}",
+        *(f"{seconds:.2f}" for seconds in (forward, first, second, answer)),
+        *(shares if search == "exact" else ["", ""]),
+        f"{whole / 60:.1f}",
+        f"{memory_plan(config, models, layout).total / 2**30:.2f}",
+        f"{memory.bytes / 2**30:.2f}",
+    ]

@@ -1,0 +1,86 @@
+"""The plain way to correlate two models, and exact correlations in float64 to hold the searches against."""
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, GPT2LMHeadModel
+
+import universal_neurons as un
+from universal_neurons.baselines import rotation
+from universal_neurons.checkpoints import BUNDLED_TOKENIZER
+from universal_neurons.models import Model, quiet_transformers
+
+PLAIN_ROWS = 8
+
+
+def plain_way(lenses: Sequence[Any], tokens: un.TokenDataset, layers: int, width: int) -> Any:
+    """Activations from transformer-lens, a float32 product per pair of layers, float64 sums, everything again rotated."""
+    turned = rotation("rotation", width, 0, 0).float()
+    answers = []
+    for rotate in (False, True):
+        cross = torch.zeros(layers, layers, width, width, dtype=torch.float64)
+        sums = torch.zeros(2, layers, width, dtype=torch.float64)
+        squares = torch.zeros(2, layers, width, dtype=torch.float64)
+        counted = 0
+        for start in range(0, len(tokens), PLAIN_ROWS):
+            rows = np.arange(start, min(start + PLAIN_ROWS, len(tokens)))
+            ids, keep = torch.from_numpy(tokens.ids(rows)), torch.from_numpy(tokens.mask(rows)).flatten()
+            left, right = (_lens_layers(lens, ids, keep) for lens in lenses)
+            if rotate:
+                right = [layer @ turned.T for layer in right]
+            for side, values in enumerate((left, right)):
+                for layer, activations in enumerate(values):
+                    sums[side, layer] += activations.sum(0).double()
+                    squares[side, layer] += activations.square().sum(0).double()
+            for i, mine in enumerate(left):
+                for j, theirs in enumerate(right):
+                    cross[i, j] += (mine.T @ theirs).double()
+            counted += int(keep.sum())
+        spread = (squares - sums.square() / counted).rsqrt()
+        best = torch.full((layers, width), -torch.inf, dtype=torch.float64)
+        for i in range(layers):
+            for j in range(layers):
+                centred = cross[i, j] - torch.outer(sums[0, i], sums[1, j]) / counted
+                best[i] = torch.maximum(best[i], (centred * spread[0, i][:, None] * spread[1, j]).amax(1))
+        answers.append(best.flatten())
+    return answers
+
+
+def _lens_layers(lens: Any, ids: torch.Tensor, keep: torch.Tensor) -> list[torch.Tensor]:
+    _, cache = lens.run_with_cache(ids, names_filter=lambda n: n.endswith("mlp.hook_post"), return_type=None)
+    return [cache[f"blocks.{layer}.mlp.hook_post"].flatten(0, 1)[keep] for layer in range(lens.cfg.n_layers)]
+
+
+def to_lens(model: Model) -> Any:
+    """The same network in transformer-lens."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    with quiet_transformers(), tempfile.TemporaryDirectory() as folder:
+        model.hf.save_pretrained(folder)  # its configuration says gelu_new, as GPT-2's
+        network = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
+        tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+        return TransformerBridge.boot_transformers(folder, hf_model=network, tokenizer=tokenizer, device="cpu")
+
+
+def exact_rows(models: Sequence[Model], tokens: un.TokenDataset, layer: int) -> torch.Tensor:
+    """ρ of one layer of the first model with all neurons of the second, in float64."""
+    mine = models[0].units.columns(layer)
+    total, squares = torch.zeros(2, models[0].n_neurons).double(), torch.zeros(2, models[0].n_neurons).double()
+    cross = torch.zeros(models[0].d_mlp, models[1].n_neurons, dtype=torch.float64)
+    counted = 0
+    for start in range(0, len(tokens), PLAIN_ROWS):
+        rows = np.arange(start, min(start + PLAIN_ROWS, len(tokens)))
+        keep = torch.from_numpy(tokens.mask(rows)).flatten()
+        ids = torch.from_numpy(tokens.ids(rows))
+        values = [model.activations(ids).flatten(0, 1)[keep].double() for model in models]
+        for side, activations in enumerate(values):
+            total[side] += activations.sum(0)
+            squares[side] += activations.square().sum(0)
+        cross += values[0][:, mine].T @ values[1]
+        counted += int(keep.sum())
+    spread = (squares - total.square() / counted).rsqrt()
+    centred = cross - torch.outer(total[0, mine], total[1]) / counted
+    return centred * spread[0, mine][:, None] * spread[1]

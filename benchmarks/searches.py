@@ -1,0 +1,113 @@
+"""Searches of models of random weights, timed stage by stage: what benchmarks/scale.py measures."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from measure import timed
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import universal_neurons as un
+from universal_neurons.accumulators import SUMS
+from universal_neurons.compare import Evidence
+from universal_neurons.findings import WHOLE, Findings
+from universal_neurons.network import Model
+from universal_neurons.panels import Panel, model_pairs, model_recipes, panel_recipes, signs_of
+from universal_neurons.plan import resolve
+from universal_neurons.screen import Screen
+from universal_neurons.stream import NeuronSource, Pass, provisional_state, settle_from
+
+torch.set_grad_enabled(False)
+SHAPES = {
+    "toy": {"n_layer": 2, "n_embd": 32, "n_inner": 64, "n_head": 2},
+    "reduced": {"n_layer": 12, "n_embd": 192, "n_inner": 768, "n_head": 3},
+    "small": {"n_layer": 12, "n_embd": 768, "n_inner": 3072, "n_head": 12},
+    "medium": {"n_layer": 24, "n_embd": 1024, "n_inner": 4096, "n_head": 16},
+}
+CONTEXT = 512
+
+
+def random_model(shape: str, seed: int, device: str, layers: int | None = None) -> Model:
+    """A GPT-2 of random weights and GPT-2's vocabulary, in bfloat16 on a GPU."""
+    torch.manual_seed(seed)
+    shape_of = SHAPES[shape] | ({"n_layer": layers} if layers else {})
+    with torch.device(device):
+        network = GPT2LMHeadModel(GPT2Config(n_positions=CONTEXT, initializer_range=0.1, **shape_of))
+    network = network.to(torch.bfloat16 if device.startswith("cuda") else torch.float32).eval().requires_grad_(False)
+    name = f"{shape}-{seed}"
+    return Model(network, name, digest=name)
+
+
+def random_tokens(count: int) -> un.TokenDataset:
+    """Rows of random tokens; positions 0 are not counted."""
+    draw = np.random.default_rng(0)
+    ids = (draw.integers(1, 50_257, CONTEXT - 1) for _ in range(count // CONTEXT))
+    return un.TokenDataset.from_pieces((("", row) for row in ids), context=CONTEXT, bos=0, masked={0})
+
+
+@dataclass
+class Run:
+    """One search from beginning to end, its stages timed."""
+
+    models: Sequence[Model]
+    tokens: un.TokenDataset
+    config: un.StudyConfig
+    compensated: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def stage(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do and time a stage."""
+        seconds, result = timed(work)
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        return result
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages."""
+        return sum(self.seconds.values())
+
+    def go(self) -> Any:
+        """Pass, answer and, of a screened search, the second pass."""
+        config, models = self.config, self.models
+        names = [model.name for model in models]
+        shards = self.tokens.shards(np.arange(len(self.tokens)))
+        asked = [(names[0], other) for other in names[1:]]
+        sources = [NeuronSource(model, config.gemm_dtype) for model in models]
+        panels = [Panel(left, right, (0, left.n_neurons)) for left, right in model_pairs(models, "reference")]
+        recipes = model_recipes(models, set(names[1:]), config)
+        recipes += panel_recipes(panels, config, compensated=self.compensated)
+        run = Pass(sources, recipes, signs=signs_of(config))
+        read = partial(run.run, self.tokens, shards, batch_tokens=config.batch_tokens)
+        self.stage("pass", read)
+        findings = Findings(config)
+        study = SimpleNamespace(models=models, asked=asked, names=names, config=config, n_groups=1, subsets=[])
+        screen = Screen(study, findings)
+        evidence = Evidence(run.accumulators, [0], "" if config.search == "exact" else SUMS)
+        z = screen.z if config.search == "screened" else None
+        self.stage("answer", lambda: findings.look(WHOLE, evidence, asked, draws=1, z=z))
+        if z is not None:
+            again = [NeuronSource(model, config.gemm_dtype) for model in models]
+            settle_from(provisional_state(sources), again)
+            second = self.stage("candidates", lambda: Pass(again, screen.recipes()))
+            self.stage("second pass", partial(second.run, self.tokens, shards, batch_tokens=config.batch_tokens))
+            self.stage("candidates", lambda: screen.settle(second.accumulators, run.accumulators))
+        self.doubts = findings.doubts(asked)
+        return self.stage("answer", lambda: findings.comparison(WHOLE, names[0], names[1:]))
+
+
+def search_config(search: str, device: str, **more: Any) -> un.StudyConfig:
+    """A resolved configuration of one search."""
+    return resolve(un.StudyConfig(search=search, device=device, stages=("universality",), **more), 2)
+
+
+def forwards(models: Sequence[Model], tokens: un.TokenDataset, batch_tokens: int) -> None:
+    """The forward passes alone."""
+    rows = batch_tokens // CONTEXT
+    for start in range(0, len(tokens), rows):
+        ids = torch.from_numpy(tokens.ids(np.arange(start, min(start + rows, len(tokens)))))
+        for model in models:
+            model.forward(ids)
