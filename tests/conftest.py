@@ -14,8 +14,9 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from universal_neurons.cli import main
-from universal_neurons.config import RoleSettings
+from universal_neurons.config import RoleSettings, Settings, StudyConfig
 from universal_neurons.models import Model, quiet_transformers
+from universal_neurons.plan import decide, resolve
 
 
 def pytest_addoption(parser):
@@ -69,6 +70,13 @@ def tiny_network(family: str, seed: int = 0, **changes):
 
 def tiny_model(family: str = "gpt2", seed: int = 0, name: str | None = None, **changes) -> Model:
     return Model(tiny_network(family, seed, **changes), name or f"{family}-{seed}", tokenizer=small_tokenizer())
+
+
+def settled(**given) -> Settings:
+    """The settings that these make of a study of models that read rows of any length."""
+    reader = tiny_model()
+    reader.context = 2**20
+    return resolve(decide(StudyConfig(**given), 2), [reader])
 
 
 def small_tokenizer():

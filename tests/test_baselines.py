@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import settled, tiny_model
 from test_correlation import captured, run_pass, some_tokens
 
-from universal_neurons import StudyConfig
 from universal_neurons.baselines import excess_correlation, q_values, rotated_best, rotation
 from universal_neurons.compare import compare
 from universal_neurons.units import Units
@@ -45,7 +44,7 @@ def test_dead_neurons_have_no_baseline_and_disturb_none():
         with torch.no_grad():
             model.blocks[0].mlp.c_fc.weight[:, 2] = 0
     evidence = run_pass(models, some_tokens())
-    found = compare(evidence, "gpt2-0", ["gpt2-1"], StudyConfig(), draws=2)
+    found = compare(evidence, "gpt2-0", ["gpt2-1"], settled(), draws=2)
     assert np.isnan(found.maxima[:, :, 2]).all()
     assert np.isfinite(np.delete(found.maxima, 2, 2)).all()
     assert np.isnan(found.q_value[2])
@@ -72,7 +71,7 @@ def test_a_rotated_model_looks_like_its_own_baseline():
         ]
     for part in parts:
         part.update(Batch({"a": Block(left), "b": Block(right)}))
-    found = compare(Evidence(parts, [0]), "a", ["b"], StudyConfig(), draws=20)
+    found = compare(Evidence(parts, [0]), "a", ["b"], settled(), draws=20)
     assert found.best.mean() > 0.4
     assert abs(found.excess.mean()) < 0.02
 
@@ -130,7 +129,7 @@ def test_two_models_that_share_nothing_give_no_discoveries_beyond_nominal(seed):
         ]
     for part in parts:
         part.update(Batch({"a": Block(a), "b": Block(b)}))
-    found = compare(Evidence(parts, [0]), "a", ["b"], StudyConfig(seed=seed), draws=20)
+    found = compare(Evidence(parts, [0]), "a", ["b"], settled(seed=seed), draws=20)
     assert (found.q_value <= 0.01).mean() <= 0.01
 
 
@@ -138,7 +137,7 @@ def test_untrained_models_give_no_discoveries_beyond_nominal():
     """Random weights from two seeds: both read the same tokens, neither has learnt anything."""
     models = [tiny_model("gpt2", seed, n_embd=64, n_inner=256, n_head=4, initializer_range=0.1) for seed in (0, 1)]
     evidence = run_pass(models, some_tokens(600), batch_tokens=4000)
-    found = compare(evidence, "gpt2-0", ["gpt2-1"], StudyConfig(), draws=20)
+    found = compare(evidence, "gpt2-0", ["gpt2-1"], settled(), draws=20)
     assert (found.q_value <= 0.01).mean() <= 0.01
     assert abs(found.excess.mean()) < 0.02
 
@@ -152,8 +151,8 @@ def test_excess_is_equation_3():
 def test_permutation_baseline_is_chance():
     models = [tiny_model("gpt2", 0, "a"), tiny_model("gpt2", 0, "b")]
     evidence = run_pass(models, some_tokens(200), baseline="permutation", draws=2)
-    found = compare(evidence, "a", ["b"], StudyConfig(baseline="permutation"), draws=2)
-    back = compare(evidence, "b", ["a"], StudyConfig(baseline="permutation"), draws=2)
+    found = compare(evidence, "a", ["b"], settled(baseline="permutation"), draws=2)
+    back = compare(evidence, "b", ["a"], settled(baseline="permutation"), draws=2)
     assert found.best.min() > 0.999
     for maxima in (found.maxima, back.maxima):
         assert maxima.min() > 0

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import some_text
+from conftest import settled, some_text
 from test_correlation import some_tokens
 from test_study import contents, quiet
 
@@ -33,7 +33,6 @@ from universal_neurons.lanes import LaneJob, LaneRun
 from universal_neurons.models import load_model
 from universal_neurons.panels import cut, model_pairs, model_recipes, panel_recipes
 from universal_neurons.passes import lane_ends
-from universal_neurons.plan import resolve
 from universal_neurons.progress import Reporter
 from universal_neurons.store import StoreWriter
 from universal_neurons.stream import NeuronSource, Pass, state_of
@@ -50,7 +49,7 @@ def _small_shards(monkeypatch):
 @pytest.fixture
 def job(folders, tmp_path):
     """Three lanes of a pass over 13 shards of two models."""
-    config = resolve(StudyConfig(models=tuple(map(str, folders[:2])), cluster="auto", lanes=3))
+    config = settled(models=tuple(map(str, folders[:2])), cluster="auto", lanes=3)
     models = [load_model(str(folder)) for folder in folders[:2]]
     tokens = some_tokens(16 * SHARD // 40)
     shards = tokens.shards(tokens.split()[0])

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import yaml
+from conftest import settled
 
 from universal_neurons import plain_values
 from universal_neurons.config import StudyConfig, make_config, make_dynamics_config, read_config
@@ -128,6 +129,17 @@ def test_impossible_settings_are_named_and_never_printed_whole(settings):
 def test_a_union_says_all_that_is_possible():
     with pytest.raises(ConfigError, match=r"mask.0 cannot be this[\s\S]*'newline'; or: [\s\S]*less than"):
         make_config({"mask": [10**30]})
+
+
+@pytest.mark.parametrize("size", [64, 8])
+def test_a_group_size_is_refused_without_a_sketch_though_a_stored_study_names_one(tmp_path, size):
+    with pytest.raises(ConfigError, match="group_size without a sketch"):
+        make_config({"group_size": size})
+    assert make_config({"group_size": size, "search": "sketch"}).group_size == size
+    stored = {"complete": True, "config": settled(search="exact").stored()}
+    assert stored["config"]["group_size"] == 64
+    path = write(tmp_path, json.dumps(stored), "study.json")
+    assert make_config(read_config(path)[0]).group_size is None
 
 
 def test_an_ordinary_study_is_as_it_was(tmp_path):

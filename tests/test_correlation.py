@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import settled, tiny_model
 
-from universal_neurons import StudyConfig, TokenDataset
+from universal_neurons import TokenDataset
 from universal_neurons.comoments import CrossMoments
 from universal_neurons.compare import Evidence
 from universal_neurons.correlation import below, beside, correlation_panels, find_matches, layer_profile
@@ -23,7 +23,7 @@ def some_tokens(rows=60, seed=0, masked=(0, 7)):
 
 
 def recipes(models, pairs="all", groups=1, **settings):
-    config = StudyConfig(pairs=pairs, stages=("universality",), **settings)
+    config = settled(pairs=pairs, stages=("universality",), **settings)
     return study_recipes(models, model_pairs(models, pairs), config, groups)
 
 

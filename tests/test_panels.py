@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pytest
-from conftest import tiny_model
+from conftest import settled, tiny_model
 from test_study import quiet
 
 from universal_neurons import StudyConfig, TokenDataset, estimate
@@ -85,7 +85,7 @@ def planned(free, monkeypatch, models=5, groups=1, **settings):
     """The layout of a study of GPT-2-sized models where so many bytes are free, and what it would take."""
     shapes = [Shape(f"m{number}", 12, 3072) for number in range(models)]
     settings = {"stages": ("universality",), "batch_tokens": 2048, "device": "cpu", "gemm_dtype": "float32", "context": 512} | settings  # fmt: skip
-    config = StudyConfig(**settings)
+    config = settled(**settings)
     monkeypatch.setattr(estimate, "available_memory", lambda config: free)
 
     def needed(layout):
@@ -166,7 +166,7 @@ def study(inputs, tmp_path, monkeypatch):
 
     def run(**settings):
         name = "-".join(f"{key}={value}" for key, value in settings.items())
-        plain = {"out": str(tmp_path / name), "draws": 2, "stages": ("universality",), "group_size": 64}
+        plain = {"out": str(tmp_path / name), "draws": 2, "stages": ("universality",)}
         return quiet(StudyConfig(**plain | settings), models=models, tokens=tokens)
 
     return run

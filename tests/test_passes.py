@@ -4,7 +4,7 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import settled, tiny_model
 from test_panels import texts
 from test_study import contents
 
@@ -181,7 +181,7 @@ def require_equal(one, two):
 def test_findings_survive_a_checkpoint(tmp_path):
     """Through the store's files: pieces, proposals, certainty, subsets and points on the way."""
     torch.manual_seed(0)
-    found, again = findings_of(StudyConfig()), Findings(StudyConfig())
+    found, again = findings_of(settled()), Findings(settled())
     again.of["left over", "a", "b"] = Finding()
     with StoreWriter(tmp_path / "store") as writer:
         writer.save_checkpoint(found.state(), 3)
@@ -196,4 +196,4 @@ def test_findings_survive_a_checkpoint(tmp_path):
 
 
 def test_nothing_found_yet_is_nothing_to_keep():
-    assert Findings(StudyConfig()).state() == {}
+    assert Findings(settled()).state() == {}

@@ -57,10 +57,11 @@ def contents(store):
 def test_the_tables_are_what_numpy_computes(config, folders):
     store = quiet(config.model_copy(update={"pairs": "all"}))
     models = [tiny_model("gpt2", seed, f"m{seed}") for seed in range(3)]
-    from universal_neurons.study import Study, resolve, with_context
+    from universal_neurons.plan import decide, resolve
+    from universal_neurons.study import Study
     from universal_neurons.tokens import TokenDataset
 
-    resolved = with_context(resolve(config), models)
+    resolved = resolve(decide(config), models)
     tokens = TokenDataset.load(resolved, models[0].tokenizer, context=resolved.context)
     study = Study(resolved, models, tokens, None)
     chosen = np.sort(np.concatenate([shard.rows for shard in study.shards]))
@@ -373,7 +374,8 @@ def test_a_subset_named_twice_counts_once(config, tmp_path):
 
 
 def test_a_subset_is_what_numpy_computes_on_its_rows(config, tmp_path):
-    from universal_neurons.study import Study, resolve, with_context
+    from universal_neurons.plan import decide, resolve
+    from universal_neurons.study import Study
     from universal_neurons.tokens import TokenDataset
 
     documents = [{"text": some_text(150, seed), "subset": "ab"[seed % 2]} for seed in range(60)]
@@ -381,7 +383,7 @@ def test_a_subset_is_what_numpy_computes_on_its_rows(config, tmp_path):
     config = config.model_copy(update={"data": str(tmp_path / "c.jsonl"), "subset": ("b",)})
     store = quiet(config)
     models = [tiny_model("gpt2", seed, f"m{seed}") for seed in range(3)]
-    resolved = with_context(resolve(config), models)
+    resolved = resolve(decide(config), models)
     tokens = TokenDataset.load(resolved, models[0].tokenizer, context=resolved.context)
     rows = np.concatenate([s.rows for s in Study(resolved, models, tokens, None).shards if s.group == 0])
     part = TokenDataset(**{**vars(tokens), "rows": tokens.rows[rows], "lengths": tokens.lengths[rows]})

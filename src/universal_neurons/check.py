@@ -6,11 +6,11 @@ from rich.console import Group
 from rich.table import Table
 
 from universal_neurons.checkpoints import expand_bundled, resolve_sources
-from universal_neurons.config import StudyConfig, make_config
+from universal_neurons.config import Settings, StudyConfig, make_config
 from universal_neurons.errors import ArchitectureError, ConfigError, InputError, TokenRangeError
 from universal_neurons.estimate import Estimate, estimate
 from universal_neurons.models import Model, load_model, verify
-from universal_neurons.plan import find_tokenizer, load_models, require_kin, resolve, with_context
+from universal_neurons.plan import decide, find_tokenizer, load_models, require_kin, resolve
 from universal_neurons.progress import clock
 from universal_neurons.terminal import TextTable, shown
 from universal_neurons.tokenizer import vocabulary_ids
@@ -77,20 +77,19 @@ def _named(models: Sequence[Model]) -> list[Model]:
 
 def estimate_study(config: StudyConfig) -> Estimate:
     """Load the models of a configuration and estimate its study."""
-    config = resolve(config)
+    config = decide(config)
     if not config.reads_tokens:
         raise ConfigError("--stages weights reads no text", wanted="a study of text", fix="run it: it takes seconds")
     models = load_models(config)
     require_kin(models, config)
-    config = with_context(config, models)
-    return estimate(config, models, groups=_groups(config, models))
+    settings = resolve(config, models)
+    return estimate(settings, models, groups=_groups(settings, models))
 
 
-def _groups(config: StudyConfig, models: Sequence[Model]) -> int:
+def _groups(config: Settings, models: Sequence[Model]) -> int:
     """How many subsets are studied apart, the rest included; looks at a first stretch of the corpus."""
     if not config.subset:
         return 1
-    assert config.context is not None
     some = config.model_copy(update={"max_tokens": min(config.max_tokens, SUBSET_TOKENS)})
     tokens = TokenDataset.load(some, find_tokenizer(config, models), context=config.context)
     named = set(tokens.subset_names if config.subset == ("all",) else config.subset)

@@ -17,7 +17,7 @@ from torch import Tensor
 from universal_neurons.accumulators import SUMS, Accumulator, Extremes
 from universal_neurons.baselines import excess_correlation, q_values, rotated_best, rotation
 from universal_neurons.comoments import CoMoments, CrossMoments, LayerCovariance, LayerMoments, Rows, ShuffledCoMoments
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import Settings
 from universal_neurons.correlation import Matches, below, beside, correlation_panels, find_matches, inverse_norms
 from universal_neurons.moments import Spread, SumSquares
 from universal_neurons.screening import Candidates, PairMoments, Proposal, propose
@@ -207,7 +207,7 @@ def look(
     evidence: Evidence,
     asker: str,
     other: str,
-    config: StudyConfig,
+    config: Settings,
     *,
     draws: int | None = None,
     k: int | None = None,
@@ -219,7 +219,7 @@ def look(
     screened search too.
     """
     final = k is None
-    draws, k = draws or config.n_draws, k or config.top_k
+    draws, k = draws or config.draws, k or config.top_k
     k = max(k, CANDIDATES_SEEN) if evidence.mark else k
     left, right = evidence.norms(asker), evidence.norms(other)
     layers = None if config.baseline == "permutation" else evidence.layers(other, evidence.mark)
@@ -269,7 +269,7 @@ def compare(
     evidence: Evidence,
     asker: str,
     others: Sequence[str],
-    config: StudyConfig,
+    config: Settings,
     *,
     draws: int | None = None,
     k: int | None = None,

@@ -29,6 +29,7 @@ MOST = 10**12  # tokens or neurons: more than anybody has, and far from what ove
 MOST_ROWS = 10**6  # of a table that is kept per neuron or model
 DYNAMICS_FILE = "dynamics.json"
 NOT_OF_DYNAMICS = ("pairs", "subset", "examples", "roles", "published")  # settings of `run` alone
+DEFAULT_GROUP_SIZE = 64
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
 
 
@@ -138,7 +139,9 @@ class StudyConfig(BaseModel):
         "exact",
         description="Compute all correlations, or those that a sketch cannot rule out (certified), or estimate them.",
     )
-    group_size: int = Field(64, ge=2, le=2**20, description="Token positions added up in each sum of a sketch.")
+    group_size: int | None = Field(
+        None, ge=2, le=2**20, description="Token positions added up in each sum of a sketch; else 64."
+    )
     subset: tuple[str, ...] = Field((), description="Correlate within this subset too; repeat it, or 'all'.")
     baseline: Literal["rotation", "gaussian", "permutation"] = Field(
         "rotation",
@@ -220,13 +223,17 @@ class StudyConfig(BaseModel):
             raise ValueError("subset 'all' stands alone")
         if self.nlp not in (None, "auto") and "syntax" not in self.label_groups:
             raise ValueError("nlp without the syntax labels")
-        if self.group_size != 64 and self.search == "exact":
-            raise ValueError("group_size without a sketch (--search screened or sketch)")
         if self.baseline == "permutation" and self.search != "exact":
             raise ValueError("the permutation baseline needs --search exact")
         asked = self.labels != ("default",) or self.nlp not in (None, "auto")
         if asked and self.stages and "labels" not in self.stages:
             raise ValueError("labels or nlp without the stage labels")
+        return self
+
+    @model_validator(mode="after")
+    def _group_size_of_a_sketch(self) -> "StudyConfig":
+        if self.group_size is not None and self.search == "exact":
+            raise ValueError("group_size without a sketch (--search screened or sketch)")
         return self
 
     @field_validator("labels")
@@ -256,6 +263,24 @@ class StudyConfig(BaseModel):
     def n_draws(self) -> int:
         """Draws of the baseline, the default resolved."""
         return self.draws or DEFAULT_DRAWS[self.baseline]
+
+    def stored(self) -> dict[str, Any]:
+        """As study.json keeps it: all but where it is written and where it was spread."""
+        return self.model_dump(mode="json", exclude={"out", "cluster"})
+
+
+class Settings(StudyConfig):
+    """A study's settings with everything decided: what `plan.resolve` makes of a `StudyConfig` and its models."""
+
+    context: int
+    group_size: int
+    draws: int
+    batch_tokens: int
+    lanes: int
+
+    @model_validator(mode="after")
+    def _group_size_of_a_sketch(self) -> "Settings":
+        return self  # one is settled whatever the search
 
 
 class DynamicsConfig(StudyConfig):
@@ -304,6 +329,11 @@ def make_config(settings: dict[str, Any], source: str = "configuration") -> Stud
         raise as_config_error(error, source) from None
 
 
+def replayed(stored: dict[str, Any]) -> dict[str, Any]:
+    """What study.json keeps of a configuration, as one would give it: an exact search is given no group size."""
+    return {key: value for key, value in stored.items() if key != "group_size" or stored.get("search") != "exact"}
+
+
 def make_dynamics_config(settings: dict[str, Any], source: str = "configuration") -> DynamicsConfig:
     """A `DynamicsConfig` from plain values; every unknown key and impossible value is a `ConfigError`."""
     try:
@@ -334,6 +364,7 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], bool]:
     stored = isinstance(settings, dict) and {"complete", "config"} <= settings.keys()
     if stored:
         settings = settings["config"]
+        settings = replayed(settings) if isinstance(settings, dict) else settings
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise ConfigError(f"{path}: not a mapping of names", given=brief_repr(settings), wanted="keys of StudyConfig")
     return settings, stored

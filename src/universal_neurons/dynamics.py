@@ -30,7 +30,7 @@ from universal_neurons.emergence import (
 from universal_neurons.errors import CheckpointError
 from universal_neurons.manifest import Facts, FinishedDynamics
 from universal_neurons.models import load_tokenizer
-from universal_neurons.plan import find_tokenizer, require_same_tokenizer, resolve
+from universal_neurons.plan import decide, find_tokenizer, require_same_tokenizer
 from universal_neurons.progress import Reporter
 from universal_neurons.results import Results
 from universal_neurons.self_correlation import SelfCorrelations, self_correlations
@@ -117,10 +117,10 @@ def run_dynamics(config: DynamicsConfig, *, progress: bool = True, reporter: Rep
     for source in (source for found in sources for source in found):
         require_weights(source)
     tokenizer = _tokenizer_of(config, training)
-    settled = DynamicsConfig(**resolve(config.study(), len(training.seeds)).model_dump() | _own(config))
+    settled = DynamicsConfig(**decide(config.study(), len(training.seeds)).model_dump() | _own(config))
     out = config.out or _default_out(config, training)
     with StoreWriter(out, DYNAMICS_FILE) as writer:
-        writer.claim({"config": settled.model_dump(mode="json", exclude={"out", "cluster"})})
+        writer.claim({"config": settled.stored()})
         stores = []
         for number, checkpoint in enumerate(training.checkpoints, start=1):
             reporter.note(f"checkpoint {checkpoint.name} ({number} of {len(training.checkpoints)})")
@@ -130,7 +130,7 @@ def run_dynamics(config: DynamicsConfig, *, progress: bool = True, reporter: Rep
             stores.append(run_study(study, reporter=Reporter(quiet=reporter.quiet, console=reporter.console)))
             _require_same_shapes(training, stores)
         manifest = {
-            "config": settled.model_dump(mode="json", exclude={"out", "cluster"}),
+            "config": settled.stored(),
             "seeds": list(training.seeds),
             "tokens": stores[0].manifest["tokens"],
             "checkpoints": [_described(c, store) for c, store in zip(training.checkpoints, stores)],

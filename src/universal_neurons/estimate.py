@@ -11,7 +11,7 @@ import torch
 
 from universal_neurons.accumulators import PRE, Accumulator, Batch, Block
 from universal_neurons.comoments import TILE_ROWS, add_product
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import Settings
 from universal_neurons.correlation import PANEL_ELEMENTS
 from universal_neurons.errors import MemoryNeededError
 from universal_neurons.examples import BANDS, WINDOW, TopExamples
@@ -90,7 +90,7 @@ class Estimate:
 
 
 def memory_plan(
-    config: StudyConfig, models: Sequence[Model], layout: Layout | None = None, *, groups: int = 1
+    config: Settings, models: Sequence[Model], layout: Layout | None = None, *, groups: int = 1
 ) -> MemoryPlan:
     """The memory a resolved configuration needs besides the models."""
     weights = max(map(weight_bytes, models)) if "weights" in config.stages else 0
@@ -107,8 +107,7 @@ def memory_plan(
     wide, side = max(m.d_mlp for m in models), max(m.n_neurons for m in models)
     statistics = groups * largest * entry * (1 + shuffles)
     statistics += groups * STATE_BYTES * _within_layers(config, models)
-    lanes = 2 if (config.lanes or 1) > 1 else 1
-    assert config.batch_tokens is not None
+    lanes = 2 if config.lanes > 1 else 1
     widths = sum(m.n_neurons for m in models)
     value = 2 if native and config.gemm_dtype == "bfloat16" else 4
     blocks = config.batch_tokens * (value * widths * (BUFFERS if native else 1) + 4 * 8 * wide)
@@ -143,15 +142,15 @@ def memory_plan(
     return MemoryPlan(lanes * statistics, blocks, workspace, tables, weights, roles + weights)
 
 
-def role_bytes(config: StudyConfig, model: Model) -> int:
+def role_bytes(config: Settings, model: Model) -> int:
     """What one model's roles take: logits of the clean run and the activations beside them."""
     most = LOGITS_ON_GPU if config.device.startswith("cuda") else LOGITS_AT_ONCE
-    positions = min(config.roles.tokens, max(config.context or 0, most // model.vocab_size))
+    positions = min(config.roles.tokens, max(config.context, most // model.vocab_size))
     copies = COPIES * (2 * model.d_mlp + 4 * model.d_model)
     return 4 * positions * (LOGITS_COPIES * model.vocab_size + 2 * model.n_neurons + copies)
 
 
-def _within_layers(config: StudyConfig, models: Sequence[Model]) -> int:
+def _within_layers(config: Settings, models: Sequence[Model]) -> int:
     """Entries of the within-layer co-moments of all models."""
     rotated = models if config.pairs == "all" else models[1:]
     needed = rotated if "universality" in config.stages and not _shuffles(config) else []
@@ -161,7 +160,7 @@ def _within_layers(config: StudyConfig, models: Sequence[Model]) -> int:
     return count
 
 
-def plan_layout(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -> Layout:
+def plan_layout(config: Settings, models: Sequence[Model], *, groups: int = 1) -> Layout:
     """As few passes as fit in memory; of as many, with sums in float64 where these fit.
 
     Raises `MemoryNeededError` where not even single rows of the co-moments fit.
@@ -189,9 +188,8 @@ def weight_bytes(model: Model) -> int:
     return 2 * 8 * model.d_model * (matrices * model.n_neurons + model.vocab_size)
 
 
-def label_bytes(config: StudyConfig, models: Sequence[Model]) -> tuple[int, int]:
+def label_bytes(config: Settings, models: Sequence[Model]) -> tuple[int, int]:
     """Bytes of the labels' sums, roughly, and how many labels there are."""
-    assert config.context is not None
     total = sum(m.n_neurons for m in models)
     tokens = min(m.vocab_size for m in models) * (WORDS_PER_TOKEN + 1)
     dense = tokens * total * STATE_BYTES > SUMS_BYTES
@@ -199,22 +197,22 @@ def label_bytes(config: StudyConfig, models: Sequence[Model]) -> tuple[int, int]
     return STATE_BYTES * total * (width + 2 * config.context), DENSE_LABELS
 
 
-def _pairs(config: StudyConfig, models: Sequence[Model]) -> list[tuple[Model, Model]]:
+def _pairs(config: Settings, models: Sequence[Model]) -> list[tuple[Model, Model]]:
     return model_pairs(models, config.pairs) if "universality" in config.stages else []
 
 
-def _shuffles(config: StudyConfig) -> int:
-    return config.n_draws if config.baseline == "permutation" else 0
+def _shuffles(config: Settings) -> int:
+    return config.draws if config.baseline == "permutation" else 0
 
 
-def available_memory(config: StudyConfig) -> int:
+def available_memory(config: Settings) -> int:
     """Free bytes where the statistics live."""
     if config.device.startswith("cuda"):
         return torch.cuda.mem_get_info(torch.device(config.device))[0]
     return psutil.virtual_memory().available
 
 
-def require_memory(config: StudyConfig, models: Sequence[Model], layout: Layout, *, groups: int = 1) -> None:
+def require_memory(config: Settings, models: Sequence[Model], layout: Layout, *, groups: int = 1) -> None:
     """Raise `MemoryNeededError` where a study would not fit."""
     needed, free = memory_plan(config, models, layout, groups=groups).total, available_memory(config)
     if needed > free:
@@ -243,7 +241,7 @@ def gemm_rate(device: str, rounding: str = "float32", size: int = 1536, rounds: 
     return best
 
 
-def gemm_flops(models: Sequence[Model], config: StudyConfig) -> float:
+def gemm_flops(models: Sequence[Model], config: Settings) -> float:
     """FLOP of the passes' matrix products per token."""
     pairs = 1.0 * sum(left.n_neurons * right.n_neurons for left, right in _pairs(config, models))
     pairs *= 1 + _shuffles(config)
@@ -254,10 +252,8 @@ def gemm_flops(models: Sequence[Model], config: StudyConfig) -> float:
     return 2 * (pairs + labels + within)
 
 
-def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -> Estimate:
+def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> Estimate:
     """Time, memory and disk of a resolved configuration; runs a few batches to measure the machine."""
-    assert config.context is not None
-    assert config.batch_tokens is not None
     layout = plan_layout(config, models, groups=groups)
     tokens = config.max_tokens // config.context * config.context
     resident = _resident(config)
@@ -274,12 +270,12 @@ def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -
     askers = len(models) if config.pairs == "all" else 1
     pair_products = [a.n_neurons * b.n_neurons * b.d_mlp for a, b in pairs]
     rotated = (
-        0 if config.baseline == "permutation" else 2 * config.n_draws * sum(pair_products) * (2 if askers > 1 else 1)
+        0 if config.baseline == "permutation" else 2 * config.draws * sum(pair_products) * (2 if askers > 1 else 1)
     )
     seconds_pass = (tokens - heldout) * (per_token + again + gemm_flops(models, config) / rate)
     if config.search == "screened":
         seconds_pass += (tokens - heldout) * (per_token + _candidate_seconds(models, config))
-    seconds_compare = (rotated * (1 + 16 / config.n_draws)) / (0.5 * rate)
+    seconds_compare = (rotated * (1 + 16 / config.draws)) / (0.5 * rate)
     seconds_detail = heldout * per_token * 1.2
     seconds_labels = tokens / (SYNTAX_RATE * (os.cpu_count() or 1)) if config.nlp else 0.0
     seconds_roles = _role_seconds(models, config, forward, heldout) if "roles" in config.stages else 0.0
@@ -306,7 +302,7 @@ def estimate(config: StudyConfig, models: Sequence[Model], *, groups: int = 1) -
     )
 
 
-def _role_seconds(models: Sequence[Model], config: StudyConfig, forward: Mapping[str, float], heldout: int) -> float:
+def _role_seconds(models: Sequence[Model], config: Settings, forward: Mapping[str, float], heldout: int) -> float:
     """Seconds of the roles: looks at changed logits, and forward passes (of half the blocks) with something changed."""
     settings = config.roles
     predictions = min(settings.tokens, heldout)
@@ -323,7 +319,7 @@ def _role_seconds(models: Sequence[Model], config: StudyConfig, forward: Mapping
     return predictions * seconds
 
 
-def _candidate_seconds(models: Sequence[Model], config: StudyConfig) -> float:
+def _candidate_seconds(models: Sequence[Model], config: Settings) -> float:
     """Seconds per token of a screened search's candidates, from a few on random numbers."""
     device, positions, width = config.device, 1024, 1024
     pairs = torch.arange(width * width, device=device)[:: width // MEAN]
@@ -340,16 +336,14 @@ def _candidate_seconds(models: Sequence[Model], config: StudyConfig) -> float:
     return best / positions / len(pairs) * MEAN * asked
 
 
-def _resident(config: StudyConfig) -> int:
+def _resident(config: Settings) -> int:
     if config.device.startswith("cuda"):
         return torch.cuda.memory_allocated(torch.device(config.device))
     return psutil.Process().memory_info().rss
 
 
-def _forward_seconds(model: Model, config: StudyConfig) -> float:
+def _forward_seconds(model: Model, config: Settings) -> float:
     """Seconds per token position of a model's forward pass, its activations taken and its own statistics updated."""
-    assert config.context is not None
-    assert config.batch_tokens is not None
     rows = max(1, config.batch_tokens // config.context)
     ids = torch.arange(rows * config.context, device=model.device).view(rows, -1) % model.vocab_size
     keep = torch.arange(rows * config.context, device=model.device)

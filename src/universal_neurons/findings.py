@@ -13,7 +13,7 @@ from torch import Tensor
 
 from universal_neurons.accumulators import SUMS
 from universal_neurons.compare import Comparison, Evidence, Piece, comparison, look, together, unbiased
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import Settings
 from universal_neurons.correlation import Matches
 from universal_neurons.screening import Proposal
 from universal_neurons.sketch import Certainty
@@ -41,7 +41,7 @@ class Finding:
 class Findings:
     """Findings by what they are of, asker and other model."""
 
-    def __init__(self, config: StudyConfig) -> None:
+    def __init__(self, config: Settings) -> None:
         self.config = config
         self.of: dict[Key, Finding] = {}
 

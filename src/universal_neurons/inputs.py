@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from universal_neurons import __version__
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import Settings
 from universal_neurons.errors import ConfigError, TextError
 from universal_neurons.labelling import Labelling
 from universal_neurons.models import Model
@@ -27,7 +27,7 @@ class Study:
 
     def __init__(
         self,
-        config: StudyConfig,
+        config: Settings,
         models: Sequence[Model],
         tokens: TokenDataset | None,
         digest: str | None,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from universal_neurons.accumulators import Accumulator, Recipe
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import Settings
 from universal_neurons.errors import LabelError, TokenizerError
 from universal_neurons.families import LabelEvidence, label_recipes
 from universal_neurons.labels import LabelSet, LabelSource, build_labels, partner_rows
@@ -34,7 +34,7 @@ class Labelling:
 
     def __init__(
         self,
-        config: StudyConfig,
+        config: Settings,
         models: Sequence[Model],
         tokens: TokenDataset,
         tokenizer: Any,

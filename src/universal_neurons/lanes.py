@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from universal_neurons.accumulators import Recipe
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import Settings
 from universal_neurons.disk import disk_errors, local_path, own_folder
 from universal_neurons.errors import ClusterError, StoreConflictError
 from universal_neurons.generations import Generations, Pace
@@ -43,7 +43,7 @@ class LaneJob:
     generations, on storage that all nodes see.
     """
 
-    config: StudyConfig
+    config: Settings
     models: list[tuple[str, str, str]]
     rounding: str
     pre: bool
@@ -62,7 +62,7 @@ class LaneJob:
         cls,
         run: Pass,
         models: Sequence[Model],
-        config: StudyConfig,
+        config: Settings,
         tokens: TokenDataset,
         shards: Sequence[Shard],
         pace: Pace,
@@ -208,7 +208,6 @@ class LaneRun:
             self.run.next_shard += len(self.ledger)
             job.require_in_order(lane, self.ledger)
             restore(self.run.accumulators, state, "")
-        assert job.config.batch_tokens is not None
         left = job.shards[self.run.next_shard : self.end]
         self.reading = self.run.read(job.tokens, left, batch_tokens=job.config.batch_tokens)
 

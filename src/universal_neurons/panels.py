@@ -12,7 +12,7 @@ from typing import Any
 
 from universal_neurons.accumulators import SUMS, Extremes, Recipe
 from universal_neurons.comoments import CoMoments, LayerMoments, Rows, ShuffledCoMoments
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import Settings
 from universal_neurons.models import Model
 from universal_neurons.moments import SumSquares
 from universal_neurons.sketch import ShardEnergies, Signs
@@ -66,13 +66,13 @@ def cut(pairs: Sequence[tuple[Model, Model]], passes: int, *, by_layer: bool = F
     return [panel for panel in panels if panel]
 
 
-def signs_of(config: StudyConfig) -> Signs | None:
+def signs_of(config: Settings) -> Signs | None:
     """The signs of the study's sketch, if it has one."""
     return None if config.search == "exact" else Signs(config.group_size, config.seed)
 
 
 def panel_recipes(
-    panels: Sequence[Panel], config: StudyConfig, groups: int = 1, *, compensated: bool = False
+    panels: Sequence[Panel], config: Settings, groups: int = 1, *, compensated: bool = False
 ) -> list[Recipe]:
     """Co-moments of some panels, `groups` times over, and of every draw of the permutation baseline."""
     mark = "" if config.search == "exact" else SUMS
@@ -90,14 +90,12 @@ def panel_recipes(
             recipes.append(partial(CoMoments, *names, **shape))
             if config.baseline == "permutation":
                 recipes += [
-                    partial(ShuffledCoMoments, *names, draw, config.seed, **shape) for draw in range(config.n_draws)
+                    partial(ShuffledCoMoments, *names, draw, config.seed, **shape) for draw in range(config.draws)
                 ]
     return recipes
 
 
-def model_recipes(
-    models: Sequence[Model], rotated: Collection[str], config: StudyConfig, groups: int = 1
-) -> list[Recipe]:
+def model_recipes(models: Sequence[Model], rotated: Collection[str], config: Settings, groups: int = 1) -> list[Recipe]:
     """What the comparison needs of every model alone, `groups` times over; `rotated` names the baseline's models."""
     asked = "universality" in config.stages
     signs = signs_of(config)
@@ -120,7 +118,7 @@ def model_recipes(
 
 
 def study_recipes(
-    models: Sequence[Model], pairs: Sequence[tuple[Model, Model]], config: StudyConfig, groups: int = 1
+    models: Sequence[Model], pairs: Sequence[tuple[Model, Model]], config: Settings, groups: int = 1
 ) -> list[Recipe]:
     """All that a comparison of whole matrices needs."""
     whole = [Panel(left, right, (0, left.n_neurons)) for left, right in pairs]

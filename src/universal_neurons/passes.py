@@ -64,7 +64,7 @@ class Passes:
         self.sources = {m.name: source_of(m, self.config.gemm_dtype, pre=pre) for m in self.models}
         self.tokens = study.tokens
         self.n_shards = len(study.shards)
-        self.lanes = lane_ends(self.n_shards, self.config.lanes or 1)
+        self.lanes = lane_ends(self.n_shards, self.config.lanes)
         self.panels = study.panels
         points = snapshot_points(len(self.lanes) or self.n_shards, *self._work())
         self.sketched = any(isinstance(model, SketchedModel) for model in self.models)
@@ -196,7 +196,6 @@ class Passes:
 
         positions = [len(shard.rows) * tokens.context for shard in shards]
         with self.reporter.tokens(self._name(number), sum(positions), sum(positions[: run.next_shard])) as meter:
-            assert self.config.batch_tokens is not None
             run.run(
                 tokens,
                 shards,
@@ -254,7 +253,7 @@ class Passes:
         if seen and self.study.askers:
             evidence = Evidence(accumulators, seen, self._mark)
             tokens = evidence.count(next(iter(run.sources)))
-            draws = min(DRAWS, self.config.n_draws)
+            draws = min(DRAWS, self.config.draws)
             self.findings.look(f"{AT}{tokens}", evidence, self._asked(number), draws=draws, k=1)
 
     @property

@@ -1,4 +1,4 @@
-"""A `StudyConfig` made definite before anything is written: what `auto` means here, which stages apply, which models.
+"""A `StudyConfig` resolved before anything is written: what `auto` means here, which stages apply, which models.
 
 What cannot be studied is refused here, by name.
 """
@@ -10,7 +10,15 @@ from typing import Any
 import torch
 
 from universal_neurons.checkpoints import bundled_models, expand_bundled, folder_of, resolve_sources
-from universal_neurons.config import BUNDLED, IN_MEMORY, STAGES, StudyConfig, is_nameable
+from universal_neurons.config import (
+    BUNDLED,
+    DEFAULT_GROUP_SIZE,
+    IN_MEMORY,
+    STAGES,
+    Settings,
+    StudyConfig,
+    is_nameable,
+)
 from universal_neurons.errors import (
     ConfigError,
     ContextError,
@@ -50,19 +58,24 @@ def from_objects(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
 def identity(config: StudyConfig, models: Sequence[Model]) -> dict[str, Any]:
     """What, with the tokens, tells one study from another."""
     return {
-        "config": config.model_dump(mode="json", exclude={"out", "cluster"}),
+        "config": config.stored(),
         "models": [model.describe() for model in models],
     }
 
 
-def resolve(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
-    """The configuration with every `auto` decided, for `n_models` that are given as objects or those it names."""
+def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
+    """The configuration with all decided that does not wait for its models: those it names, or `n_models` objects.
+
+    Raises `ConfigError` for what cannot be studied here.
+    """
+    known = ["cpu"]
+    if torch.cuda.is_available():
+        known += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     device = config.device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    known = ["cpu", "cuda"[: 4 * torch.cuda.is_available()], *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        device = "cuda" if "cuda" in known else "cpu"
     if device not in known:
-        raise ConfigError(f"device {device!r} is not there", wanted="one of " + ", ".join(filter(None, known)))
+        raise ConfigError(f"device {device!r} is not there", wanted="one of " + ", ".join(known))
     kind = torch.device(device).type
     native = "bfloat16" if kind == "cuda" else "float32"
     if config.gemm_dtype == "tf32" and kind != "cuda":
@@ -87,6 +100,7 @@ def resolve(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
             "lanes": config.lanes or (CLUSTER_LANES if config.cluster else 1),
             "threads": config.threads or (1 if config.cluster else None),
             "draws": config.n_draws,
+            "group_size": config.group_size if config.search == "exact" else config.group_size or DEFAULT_GROUP_SIZE,
             "stages": tuple(stage for stage in STAGES if stage in stages),
             "nlp": _pipeline(config) if "labels" in stages else None,
         }
@@ -152,8 +166,12 @@ def require_same_tokenizer(readers: Mapping[str, Any]) -> str | None:
     return digests[first] if first else None
 
 
-def with_context(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
-    """The configuration with its context decided: 512, the paper's, or the shortest the models can read."""
+def resolve(config: StudyConfig, models: Sequence[Model]) -> Settings:
+    """The settings that a decided configuration (`decide`) and its models make.
+
+    The context is the one asked for, else 512, the paper's, or the shortest that the models can read.  Raises
+    `ContextError` where a model cannot read rows so long.
+    """
     shortest = min(models, key=lambda model: model.context)
     context = config.context or min(PAPER_CONTEXT, shortest.context)
     if context > shortest.context:
@@ -163,7 +181,8 @@ def with_context(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
             wanted=f"at most {shortest.context}",
             fix=f"--context {shortest.context}",
         )
-    return config.model_copy(update={"context": context})
+    decided = dict(config) | {"context": context, "group_size": config.group_size or DEFAULT_GROUP_SIZE}
+    return Settings.model_construct(config.model_fields_set, **decided)
 
 
 def default_out(config: StudyConfig, models: Sequence[Model]) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from universal_neurons.checkpoints import resolve_sources
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import Settings
 from universal_neurons.detail import HeldOut, PairedMoments, corr_interval
 from universal_neurons.errors import StoreConflictError
 from universal_neurons.generations import Generations
@@ -39,7 +39,7 @@ def self_correlations(
     `stores` are the checkpoints' studies.  Raises `StoreConflictError` where the text is no longer theirs.
     """
     found: dict[tuple[str, str], pl.DataFrame] = {}
-    config = stores[-1].config
+    config = stores[-1].settings
     text: TokenDataset | None = None
     for index, seed in enumerate(training.seeds):
         final: Model | None = None
@@ -62,12 +62,11 @@ def self_correlations(
     return found
 
 
-def _load(model: str, name: str, config: StudyConfig) -> Model:
+def _load(model: str, name: str, config: Settings) -> Model:
     return load_model(resolve_sources([model])[0], device=config.device, dtype=config.dtype, name=name)
 
 
-def _text(config: StudyConfig, model: Model, stores: Sequence[Store], writer: StoreWriter) -> TokenDataset:
-    assert config.context is not None
+def _text(config: Settings, model: Model, stores: Sequence[Store], writer: StoreWriter) -> TokenDataset:
     tokenizer = find_tokenizer(config, [model])
     text = TokenDataset.load(config, tokenizer, context=config.context, folder=writer.prepare())
     for store in stores:
@@ -77,7 +76,7 @@ def _text(config: StudyConfig, model: Model, stores: Sequence[Store], writer: St
     return text
 
 
-def _heldout(config: StudyConfig, text: TokenDataset) -> int:
+def _heldout(config: Settings, text: TokenDataset) -> int:
     return sum(map(len, text.split(config.heldout_tokens)[1])) * text.context
 
 
@@ -85,11 +84,10 @@ def correlation_of(
     model: Model,
     final: Model,
     text: TokenDataset,
-    config: StudyConfig,
+    config: Settings,
     after_batch: Callable[[int], None] = lambda positions: None,
 ) -> HeldOut:
     """ρ of every neuron of one model with the same neuron of another, on the held-out rows of a text."""
-    assert config.batch_tokens is not None
     _, stretches = text.split(config.heldout_tokens)
     same = torch.arange(final.n_neurons)
     sources = [NeuronSource(some, config.gemm_dtype) for some in (model, final)]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from universal_neurons.accumulators import SUMS, Accumulator, Block, Recipe
-from universal_neurons.config import TEXT_SETTINGS, StudyConfig
+from universal_neurons.config import TEXT_SETTINGS, Settings, StudyConfig
 from universal_neurons.errors import ConfigError, MissingFileError, SketchError
 from universal_neurons.manifest import SKETCH
 from universal_neurons.models import Model, load_model
@@ -176,9 +176,8 @@ def text_of_sketches(models: Sequence[Model]) -> TokenDataset:
     return models[0].file.token_rows()
 
 
-def original_tokens(config: StudyConfig, models: Sequence[Model], there: TokenDataset, folder: Path) -> TokenDataset:
+def original_tokens(config: Settings, models: Sequence[Model], there: TokenDataset, folder: Path) -> TokenDataset:
     """The text of sketches again, for a second pass.  Raises `SketchError` where it has changed."""
-    assert config.context is not None
     tokens = TokenDataset.load(config, find_tokenizer(config, models), context=config.context, folder=folder)
     if tokens.fingerprint != there.fingerprint:
         raise SketchError(

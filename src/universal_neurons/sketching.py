@@ -14,7 +14,7 @@ from universal_neurons import __version__
 from universal_neurons.accumulators import Extremes, Recipe
 from universal_neurons.checkpoints import resolve_sources
 from universal_neurons.comoments import LayerMoments
-from universal_neurons.config import TEXT_SETTINGS, StudyConfig
+from universal_neurons.config import TEXT_SETTINGS, Settings, StudyConfig
 from universal_neurons.disk import disk_errors, local_path
 from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.generations import Generations, Pace
@@ -22,7 +22,7 @@ from universal_neurons.manifest import SKETCH
 from universal_neurons.models import Model
 from universal_neurons.moments import SumSquares
 from universal_neurons.passes import CHECKPOINT_SECONDS, CHECKPOINT_SHARE
-from universal_neurons.plan import find_tokenizer, load_models, resolve, with_context
+from universal_neurons.plan import decide, find_tokenizer, load_models, resolve
 from universal_neurons.progress import Reporter
 from universal_neurons.sketch import ShardEnergies, Signs
 from universal_neurons.sketch_file import (
@@ -59,7 +59,7 @@ def make_sketch(
     require_free(out)
     if not out.parent.is_dir():
         raise StoreConflictError(f"{out}: no folder {out.parent}", wanted="a folder that is there")
-    config = resolve(config.model_copy(update={"stages": ("statistics",), "search": "exact"}))
+    config = decide(config.model_copy(update={"stages": ("statistics",), "search": "exact"}))
     with settled_torch(config.threads):
         return _sketch(config, out, reporter, checkpoint_seconds)
 
@@ -69,22 +69,21 @@ def _sketch(config: StudyConfig, out: Path, reporter: Reporter, checkpoint_secon
     (model,) = load_models(config)
     for note in model.notes:
         reporter.note(f"{model.name}: {note}")
-    config = with_context(config, [model])
-    assert config.context is not None
+    settings = resolve(config, [model])
     tokenizer = find_tokenizer(config, [model])
     with scratch_folder(out) as scratch:
         with disk_errors(out):
-            tokens = TokenDataset.load(config, tokenizer, context=config.context, folder=scratch)
+            tokens = TokenDataset.load(settings, tokenizer, context=settings.context, folder=scratch)
         tokens.require_vocabulary(model.vocab_size, model.name)
         for text in (repr(tokens), *tokens.notes):
             reporter.note(text)
-        return _Sketching(config, model, tokens, tokenizer_digest(tokenizer), out).run(reporter, checkpoint_seconds)
+        return _Sketching(settings, model, tokens, tokenizer_digest(tokenizer), out).run(reporter, checkpoint_seconds)
 
 
 class _Sketching:
     """A sketch on its way to its file."""
 
-    def __init__(self, config: StudyConfig, model: Model, tokens: TokenDataset, digest: str, out: Path) -> None:
+    def __init__(self, config: Settings, model: Model, tokens: TokenDataset, digest: str, out: Path) -> None:
         self.config, self.model, self.tokens, self.out = config, model, tokens, out
         self.signs = Signs(config.group_size, config.seed)
         chosen, self.stretches = tokens.split(config.heldout_tokens)
@@ -199,7 +198,6 @@ class _Sketching:
         after_shard: Callable[[Shard], None] = lambda shard: None,
     ) -> None:
         positions = [len(shard.rows) * self.tokens.context for shard in shards]
-        assert self.config.batch_tokens is not None
         with reporter.tokens(label, sum(positions), sum(positions[: run.next_shard])) as meter:
             run.run(
                 self.tokens,

@@ -56,7 +56,6 @@ class Stages:
         self.matches: pl.DataFrame | None = None
         self.counted = 0
         self.doubts: dict[str, float | int] = {}
-        assert self.config.batch_tokens is not None
         self.batch_tokens = self.config.batch_tokens
 
     def run(self) -> dict[str, str]:

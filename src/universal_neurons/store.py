@@ -19,7 +19,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from universal_neurons import rewriting
-from universal_neurons.config import StudyConfig, make_config
+from universal_neurons.config import Settings, StudyConfig, make_config, replayed
 from universal_neurons.disk import (
     disk_errors,
     local_path,
@@ -47,7 +47,12 @@ class Store(Results):
     @property
     def config(self) -> StudyConfig:
         """The configuration that made the study."""
-        return make_config(self.manifest["config"], str(self.path / MANIFEST))
+        return make_config(replayed(self.manifest["config"]), str(self.path / MANIFEST))
+
+    @property
+    def settings(self) -> Settings:
+        """The same of a study of text, with everything decided."""
+        return Settings(**self.manifest["config"])
 
     @property
     def models(self) -> list[str]:

@@ -6,7 +6,7 @@ Interrupted and started again, a study goes on from the last checkpoint of its p
 from collections.abc import Callable, Mapping, Sequence
 
 from universal_neurons.cluster import connected
-from universal_neurons.config import IN_MEMORY, StudyConfig
+from universal_neurons.config import IN_MEMORY, Settings, StudyConfig
 from universal_neurons.disk import full_disk
 from universal_neurons.errors import ConfigError
 from universal_neurons.estimate import plan_layout, require_memory
@@ -14,6 +14,7 @@ from universal_neurons.inputs import Study
 from universal_neurons.models import Model
 from universal_neurons.panels import Layout
 from universal_neurons.plan import (
+    decide,
     default_out,
     find_tokenizer,
     from_objects,
@@ -21,7 +22,6 @@ from universal_neurons.plan import (
     load_models,
     require_kin,
     resolve,
-    with_context,
 )
 from universal_neurons.progress import Reporter, clock
 from universal_neurons.sketched import SketchedModel, are_sketches, open_sketches, settings_of, text_of_sketches
@@ -51,19 +51,19 @@ def run_study(
     reporter = reporter or Reporter(quiet=not progress)
     if models is None and are_sketches(config.models):
         config = settings_of(config)
-    config = resolve(config, None if models is None else len(models))
+    config = decide(config, None if models is None else len(models))
     if labels and "labels" not in config.stages:
         raise ConfigError("labels are given, but not looked for", wanted="the stage labels", fix="add it to stages")
     with settled_torch(config.threads):
         with reporter.stage("models"):
-            config, loaded = _models(config, models, tokens)
-            digest = require_kin(loaded, config)
-        _say_what_is_studied(config, loaded, reporter)
-        with connected(config), StoreWriter(config.out or default_out(config, loaded)) as writer:
-            writer.claim(identity(config, loaded))
+            settings, loaded = _models(config, models, tokens)
+            digest = require_kin(loaded, settings)
+        _say_what_is_studied(settings, loaded, reporter)
+        with connected(settings), StoreWriter(settings.out or default_out(settings, loaded)) as writer:
+            writer.claim(identity(settings, loaded))
             with reporter.stage("tokens"):
-                text = _text(config, loaded, writer) if tokens is None else tokens
-                study = Study(config, loaded, text, digest, labels)
+                text = _text(settings, loaded, writer) if tokens is None else tokens
+                study = Study(settings, loaded, text, digest, labels)
             _lay_out(study, writer)
             if writer.begin(study.manifest()) and _is_whole(study, writer, reporter):
                 return Store(writer.path)
@@ -76,8 +76,8 @@ def run_study(
 
 def _models(
     config: StudyConfig, models: Sequence[Model] | None, tokens: TokenDataset | None
-) -> tuple[StudyConfig, list[Model]]:
-    """The models, and the configuration as they and the text in memory make it."""
+) -> tuple[Settings, list[Model]]:
+    """The models, and the settings that they and the text in memory make of the configuration."""
     if models is not None:
         loaded = list(models)
         config = from_objects(config, loaded)
@@ -87,22 +87,21 @@ def _models(
         loaded = load_models(config)
     if tokens is not None:
         config = config.model_copy(update={"data": IN_MEMORY, "context": tokens.context})
-    return (with_context(config, loaded) if config.reads_tokens else config), loaded
+    return resolve(config, loaded), loaded
 
 
-def _say_what_is_studied(config: StudyConfig, models: Sequence[Model], reporter: Reporter) -> None:
+def _say_what_is_studied(config: Settings, models: Sequence[Model], reporter: Reporter) -> None:
     reporter.note(f"{', '.join(m.name for m in models)}: {', '.join(config.stages)}; {config.device}, {config.dtype}")
     for note in (f"{model.name}: {note}" for model in models for note in model.notes):
         reporter.note(note)
 
 
-def _text(config: StudyConfig, models: Sequence[Model], writer: StoreWriter) -> TokenDataset | None:
+def _text(config: Settings, models: Sequence[Model], writer: StoreWriter) -> TokenDataset | None:
     """The text that the configuration names, its rows in a file; of sketches the one they are of."""
     if isinstance(models[0], SketchedModel):
         return text_of_sketches(models)
     if not config.reads_tokens:
         return None
-    assert config.context is not None
     tokenizer = find_tokenizer(config, models)
     with full_disk(writer.path):
         return TokenDataset.load(config, tokenizer, context=config.context, folder=writer.prepare())

@@ -14,7 +14,7 @@ from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.manifest import MANIFEST
 from universal_neurons.models import Model
 from universal_neurons.own_labels import read_own_labels
-from universal_neurons.plan import find_tokenizer, load_models
+from universal_neurons.plan import find_tokenizer, load_models, resolve
 from universal_neurons.progress import Reporter
 from universal_neurons.roles.one_model import ROLE_TABLES
 from universal_neurons.roles.stage import Roles, vocabulary_of
@@ -60,7 +60,7 @@ def _writer(path: Path) -> StoreWriter:
 def _study_roles(
     study: Store,
     writer: StoreWriter,
-    settings: RoleSettings | None,
+    roles: RoleSettings | None,
     models: Sequence[Model] | None,
     tokens: TokenDataset | None,
     labels: Sequence[str],
@@ -73,7 +73,7 @@ def _study_roles(
         )
     require_named_again(config.labels, labels, str(study.path))
     stages = (*(stage for stage in config.stages if stage != "roles"), "roles")
-    config = config.model_copy(update={"roles": settings or config.roles, "stages": stages})
+    config = config.model_copy(update={"roles": roles or config.roles, "stages": stages})
     if tokens is None and config.data == IN_MEMORY:
         raise ConfigError(f"{study.path}: its text was in memory", wanted="the same `tokens` again")
     loaded = list(models) if models is not None else load_models(_where_it_is(config))
@@ -83,22 +83,22 @@ def _study_roles(
             given=", ".join(map(repr, loaded)),
             wanted="the study's own models",
         )
-    tokenizer = find_tokenizer(config, loaded, required=False)
+    settings = resolve(config, loaded)
+    tokenizer = find_tokenizer(settings, loaded, required=False)
     with tempfile.TemporaryDirectory() as scratch:
         if tokens is None:
-            assert config.context is not None
             with full_disk(Path(scratch)):
-                tokens = TokenDataset.load(config, tokenizer, context=config.context, folder=Path(scratch))
+                tokens = TokenDataset.load(settings, tokenizer, context=settings.context, folder=Path(scratch))
         wanted = study.manifest["tokens"]["fingerprint"]
         if tokens.fingerprint != wanted:
             raise StoreConflictError(f"{study.path}: its text has changed", given=tokens.fingerprint, wanted=wanted)
-        _, stretches = tokens.split(config.heldout_tokens)
+        _, stretches = tokens.split(settings.heldout_tokens)
         matches = study.matches if study.askers else None
         vocabulary, heldout = vocabulary_of(tokenizer, loaded), np.concatenate(stretches)
-        own = read_own_labels(config.label_files, {}, vocabulary, tokens).tokens
-        tables = Roles(config, loaded, tokens, heldout, vocabulary, study.neurons, matches, own).run(reporter)
+        own = read_own_labels(settings.label_files, {}, vocabulary, tokens).tokens
+        tables = Roles(settings, loaded, tokens, heldout, vocabulary, study.neurons, matches, own).run(reporter)
     manifest = study.manifest | {
-        "config": config.model_dump(mode="json", exclude={"out", "cluster"}),
+        "config": settings.stored(),
         "tables": {name: digest for name, digest in study.manifest["tables"].items() if name not in ROLE_TABLES},
         "timings": study.manifest["timings"] | {"roles": round(reporter.timings.get("roles", 0.0), 3)},
     }

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import Settings
 from universal_neurons.errors import TextError
 from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
@@ -29,7 +29,7 @@ class Roles:
 
     def __init__(
         self,
-        config: StudyConfig,
+        config: Settings,
         models: Sequence[Model],
         tokens: TokenDataset,
         rows: np.ndarray,
@@ -66,7 +66,7 @@ class Roles:
                 reporter.note(f"{model.name}: no roles, {why}")
                 continue
             with reporter.stage("roles"):
-                for name, table in one.run(reporter, self.config.batch_tokens or 2048).items():
+                for name, table in one.run(reporter, self.config.batch_tokens).items():
                     parts.setdefault(name, []).append(table)
         tables = {name: pl.concat(some, how="diagonal_relaxed") for name, some in parts.items()}
         pairs = self.pairs
@@ -115,7 +115,7 @@ class Roles:
         return pl.concat(frames)
 
 
-def sample_rows(config: StudyConfig, tokens: TokenDataset, heldout: np.ndarray) -> np.ndarray:
+def sample_rows(config: Settings, tokens: TokenDataset, heldout: np.ndarray) -> np.ndarray:
     """The held-out rows that roles are tried on, evenly spread; `TextError` where no two tokens in a row count."""
     most = max(1, config.roles.tokens // tokens.context)
     spread = np.unique(np.linspace(0, len(heldout) - 1, min(most, len(heldout))).astype(int))
@@ -131,7 +131,7 @@ def sample_rows(config: StudyConfig, tokens: TokenDataset, heldout: np.ndarray) 
     return rows
 
 
-def require_roles(config: StudyConfig, models: Sequence[Model], tokens: TokenDataset, heldout: np.ndarray) -> None:
+def require_roles(config: Settings, models: Sequence[Model], tokens: TokenDataset, heldout: np.ndarray) -> None:
     """Refuse before anything is computed what could not be tried out: no text for it, or logits read in another way."""
     sample_rows(config, tokens, heldout)
     for model in models:
