@@ -25,6 +25,7 @@ def whole_file(path: Path, write) -> None:
     """A file that is there only when it is finished."""
     unfinished = path.with_name(f".{path.name}.partial")
     write(unfinished)
+    unfinished.chmod(0o644)
     os.replace(unfinished, path)
 
 

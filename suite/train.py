@@ -42,7 +42,7 @@ from tokens import read_tokens
 from torch import Tensor
 
 FIT = "fit"
-TIMED_AT_ONCE = 5  # steps, while a run is timed
+TIMED_AT_ONCE = 10  # steps, while a run is timed
 WARM = 3  # steps before
 
 
@@ -135,8 +135,8 @@ class Training:
     def compile(self) -> None:
         """Compile the forward pass and the clip; where that fails, go on without and say why."""
         eager, started = self.forward, time.perf_counter()
-        self.forward, self.clip = replace(eager, compiled=True), batched.compiled(clip)
         try:
+            self.forward, self.clip = replace(eager, compiled=True), batched.compiled(clip)
             self._try_out(WARM)
             self.compilation = f"done in {time.perf_counter() - started:.1f} s"
         except Exception as error:  # noqa: BLE001 - whatever a compiler raises
@@ -303,6 +303,7 @@ def train_part(
 ) -> bool:  # fmt: skip
     """Start or go on with one part of the seeds; returns whether it is done."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.enable_cudnn_sdp(False)  # flash attention comes next
     if recipe["training"]["processes"] > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // recipe["training"]["processes"]))
     training = Training(parts(recipe)[part], read_tokens(tokens), out, device, part)
