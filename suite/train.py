@@ -24,7 +24,7 @@ import json
 import math
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
@@ -32,6 +32,7 @@ from pathlib import Path
 
 import batched
 import numpy as np
+import speed
 import torch
 import yaml
 from pack import Pack, write_model
@@ -137,36 +138,36 @@ class Training:
         eager, started = self.forward, time.perf_counter()
         try:
             self.forward, self.clip = replace(eager, compiled=True), batched.compiled(clip)
-            self._try_out(WARM)
+            self.try_out(WARM)
             self.compilation = f"done in {time.perf_counter() - started:.1f} s"
         except Exception as error:  # noqa: BLE001 - whatever a compiler raises
             self.forward, self.clip = eager, clip
             self.compilation = f"failed: {type(error).__name__}: {error}"[:2000]
             self.optimizer.zero_grad(set_to_none=True)
-        self._forget()
+        self.forget()
         print(f"compilation: {self.compilation}", flush=True)
 
     def settle(self, seconds: float, measured: float) -> dict:
         """The number of steps that fill so many seconds, timed for some of them on throw-away weights."""
         started = time.perf_counter()
-        self._try_out(WARM)
+        self.try_out(WARM)
         timed, begun = 0, time.perf_counter()
         while time.perf_counter() - begun < measured:
-            self._try_out(TIMED_AT_ONCE)
+            self.try_out(TIMED_AT_ONCE)
             timed += TIMED_AT_ONCE
         rate = timed / (time.perf_counter() - begun)
-        self._forget()
+        self.forget()
         left = seconds - (time.perf_counter() - started)
         self.given["steps"] = steps_that_fit(rate, left)
         return {"steps": self.given["steps"], "steps_per_second": rate, "timed_steps": timed, "seconds_left": left}
 
-    def _try_out(self, steps: int) -> None:
+    def try_out(self, steps: int) -> None:
         """Some steps of no consequence, waited for."""
         for step in range(steps):
             losses = self.advance(self.rows.batch(step, self.given["rows"]), 0.0)
         losses.tolist()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Start again from the initial weights."""
         for name, initial in self._initial().items():
             self.weights[name].data.copy_(initial)
@@ -297,24 +298,35 @@ def settled(training: Training, seconds: float) -> float:
     return ends
 
 
+@dataclass(frozen=True)
+class Options:
+    """How to train: `compiles` left open compiles on a GPU, `results` is where weights are packed, `profile` a file."""
+
+    compiles: bool | None = None
+    results: Path | None = None
+    profile: Path | None = None
+
+
 def train_part(
-    recipe: dict, tokens: Path, out: Path, seconds: float, compiles: bool | None, results: Path | None, started: float,
-    part: int,
-) -> bool:  # fmt: skip
+    recipe: dict, tokens: Path, out: Path, seconds: float, options: Options, started: float, part: int
+) -> bool:
     """Start or go on with one part of the seeds; returns whether it is done."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.enable_cudnn_sdp(False)  # flash attention comes next
     if recipe["training"]["processes"] > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // recipe["training"]["processes"]))
     training = Training(parts(recipe)[part], read_tokens(tokens), out, device, part)
-    if results:
+    if options.results:
         names = [seed["name"] for seed in training.seeds]
-        training.pack = Pack(results, names, 2 * sum(t[0].numel() for t in training.weights.values()))
+        training.pack = Pack(options.results, names, 2 * sum(t[0].numel() for t in training.weights.values()))
         checkpoints = training.given["checkpoints"]
         count = checkpoints - 1 if isinstance(checkpoints, int) else len(checkpoints)
         training.pack.check(count, training.given.get("checkpoint_seeds", names))
-    if compiles or (compiles is None and device == "cuda"):
+    if options.compiles or (options.compiles is None and device == "cuda"):
         training.compile()
+    if options.profile:
+        speed.write(training, options.profile)
+        training.forget()
     ends = math.inf
     if training.given["steps"] == FIT:
         ends = settled(training, started + seconds - time.perf_counter())
@@ -326,19 +338,18 @@ def train_part(
 
 
 def train(
-    recipe: dict, tokens: Path, out: Path, seconds: float = math.inf, *, compiles: bool | None = None,
-    results: Path | None = None, age: float = 0.0,
-) -> bool:  # fmt: skip
+    recipe: dict, tokens: Path, out: Path, seconds: float = math.inf, options: Options = Options(), age: float = 0.0
+) -> bool:
     """Start or go on, `processes` parts of the seeds side by side; returns whether all are done.
 
-    `compiles` left open compiles on a GPU; `results` packs the weights there; `age` seconds of `steps: fit` are gone.
+    Of the seconds that `steps: fit` fills, `age` are gone.
     """
     out.mkdir(parents=True, exist_ok=True)
     places, processes = range(len(parts(recipe))), recipe["training"]["processes"]
-    if len(places) > 1 and (results or recipe["training"]["steps"] == FIT):
+    if len(places) > 1 and (options.results or recipe["training"]["steps"] == FIT):
         raise SystemExit("steps: fit and packed results ask for seeds that are trained together")
     started = time.perf_counter() - age
-    each = partial(train_part, recipe, tokens, out, seconds, compiles, results, started)
+    each = partial(train_part, recipe, tokens, out, seconds, options, started)
     if processes == 1 or len(places) == 1:
         done = list(map(each, places))
     else:
@@ -362,11 +373,12 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("seconds", type=float, nargs="?", default=math.inf)
     parser.add_argument("--pack", type=Path, help="a folder for results: few small files instead of models/")
+    parser.add_argument("--profile", type=Path, help="a file for what a step's time is spent on")
     parser.add_argument("--compile", choices=("auto", "always", "never"), default="auto")
     given = parser.parse_args()
-    compiles = {"auto": None, "always": True, "never": False}[given.compile]
+    options = Options({"auto": None, "always": True, "never": False}[given.compile], given.pack, given.profile)
     recipe = yaml.safe_load(given.recipe.read_text())
-    train(recipe, given.tokens, given.out, given.seconds, compiles=compiles, results=given.pack, age=process_age())
+    train(recipe, given.tokens, given.out, given.seconds, options, process_age())
 
 
 if __name__ == "__main__":

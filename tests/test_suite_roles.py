@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "suite"))
 import batched
 import pack
 import schedule
+import speed
 import tokens as token_files
 import train as recipe_of
 
@@ -53,7 +54,7 @@ def tokens_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(tokens_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("packed")
-    assert recipe_of.train(RECIPE, tokens_file, out, results=out / "results")
+    assert recipe_of.train(RECIPE, tokens_file, out, options=recipe_of.Options(results=out / "results"))
     return out
 
 
@@ -133,7 +134,7 @@ def test_a_resumed_run_holds_the_settled_schedule(tokens_file, tmp_path, monkeyp
 def test_a_late_run_ends_with_the_weights_it_has(tokens_file, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe_of, "steps_that_fit", lambda rate, seconds: 10_000_000)
     recipe = with_training(steps="fit", checkpoints=[])
-    assert recipe_of.train(recipe, tokens_file, tmp_path, 0.8, results=tmp_path / "results")
+    assert recipe_of.train(recipe, tokens_file, tmp_path, 0.8, options=recipe_of.Options(results=tmp_path / "results"))
     told = json.loads((tmp_path / "results/results.json").read_text())
     assert told["late"]
     assert not told["finished"]
@@ -188,7 +189,7 @@ def test_a_compiler_that_fails_is_named_and_done_without(packed, tokens_file, tm
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(batched, "compiled", none)
-    recipe_of.train(RECIPE, tokens_file, tmp_path, compiles=True, results=tmp_path / "results")
+    recipe_of.train(RECIPE, tokens_file, tmp_path, options=recipe_of.Options(True, tmp_path / "results"))
     told = json.loads((tmp_path / "results/results.json").read_text())
     assert told["compilation"] == "failed: RuntimeError: no compiler here"
     one, other = (load_file(folder / "results/last-0.safetensors") for folder in (packed, tmp_path))
@@ -203,6 +204,33 @@ def test_products_are_counted_as_torch_counts_them():
     with FlopCounterMode(display=False) as counter, backend:
         batched.losses(config, weights, ids).sum().backward()
     assert counter.get_total_flops() == batched.product_flops(config, 16) * 2 * 3 * 16
+
+
+def test_a_profile_says_where_time_goes_and_leaves_the_training_as_it_was(packed, tokens_file, tmp_path):
+    options = recipe_of.Options(results=tmp_path / "results", profile=tmp_path / "profile.json")
+    recipe_of.train(RECIPE, tokens_file, tmp_path, options=options)
+    told = json.loads((tmp_path / "profile.json").read_text())
+    assert sum(told["share_of_time"].values()) == pytest.approx(1)
+    assert told["share_of_time"]["products"] > 0
+    assert told["share_of_time"]["attention"] > 0
+    a_seed = told["tokens_a_seed_in_300_s"]
+    assert a_seed["100 TFLOP/s"] == pytest.approx(300 * 100e12 / 3 / told["product_flops_a_token"])
+    one, other = (load_file(folder / "results/last-0.safetensors") for folder in (packed, tmp_path))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NNT", "products"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "products"),
+        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<>", "attention"),
+        ("triton_per_fused_add_bmm_native_layer_norm_0", "rest"),
+        ("aten::baddbmm", "products"),
+    ],
+)
+def test_kernels_are_told_apart_by_their_names(kernel, kind):
+    assert speed.kind_of(kernel) == kind
 
 
 def test_checkpoints_are_log_spaced_or_shares():
