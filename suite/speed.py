@@ -54,9 +54,10 @@ def measure(training) -> dict[str, Any]:
     with profile(activities=activities) as found:
         training.try_out(steps)
     spent = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    times = {event.key: getattr(event, spent) / 1e6 / steps for event in found.key_averages()}
+    events = [event for event in found.key_averages() if not event.is_user_annotation]
     if device == "cuda":  # kernels alone: an operator's time is its kernels' once more
-        times = {e.key: times[e.key] for e in found.key_averages() if "CUDA" in str(e.device_type)}
+        events = [event for event in events if "CUDA" in str(event.device_type)]
+    times = {event.key: getattr(event, spent) / 1e6 / steps for event in events}
     longest = sorted(times, key=lambda name: -times[name])[:SHOWN]
     config, seeds = training.config, len(training.seeds)
     flops = batched.product_flops(config, config.n_positions)
@@ -81,6 +82,7 @@ def write(training, path: Path) -> None:
     except Exception as error:  # noqa: BLE001 - whatever a profiler raises
         print(f"profile: failed: {type(error).__name__}: {error}", flush=True)
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     told = ", ".join(f"{share:.0%} {kind}" for kind, share in found["share_of_time"].items())
     print(f"profile: {told}; {found['product_tflops_per_second']:.3g} TFLOP/s of products", flush=True)
