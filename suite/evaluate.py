@@ -116,7 +116,7 @@ def growth(recipe: dict, out: Path) -> list[dict[str, Any]]:
     tokens = recipe["evaluation"]["tokens"] // 2
     found = []
     for folder in sorted((out / "models" / members[0]).glob("step-*"), key=lambda path: int(path.name[5:])):
-        folders = [out / "models" / member / folder.name for member in members]
+        folders = [path for member in members if (path := out / "models" / member / folder.name).exists()]
         store = study(out, folder.name, folders, max_tokens=tokens, stages=("universality",))
         seen = facts(store, store.askers[0])
         step = int(folder.name[5:])

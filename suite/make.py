@@ -3,7 +3,8 @@
 In order: the corpus (corpus.jsonl.xz, sources.json), the held-out text, the tokenizer, the training text as token ids,
 training (for at most SECONDS, if given: the same command goes on), the evaluation (evaluation.json, studies/), the
 model card (README.md), and what `uneurons check` says of the models.  Whatever is in OUT already is not made again; a
-corpus.jsonl.xz with its sources.json may be put there from elsewhere.
+corpus.jsonl.xz with its sources.json may be put there from elsewhere, and in packed/ what `train.py --pack` wrote on
+another machine, which is taken instead of training.
 """
 
 import json
@@ -16,9 +17,10 @@ import numpy as np
 import yaml
 from card import write_card
 from evaluate import evaluate
+from pack import unpack
 from rich.console import Console
 from text import encode, train_tokenizer, training_texts, write_held_out
-from train import train
+from train import as_trained, train
 
 from universal_neurons.check import check_models
 
@@ -34,10 +36,14 @@ def make(recipe: dict, out: Path, seconds: float = math.inf) -> bool:
         write_held_out(text, heldout, recipe["evaluation"]["characters"])
     if not (tokenizer / "tokenizer.json").exists():
         train_tokenizer(training_texts(text), recipe["model"]["vocab_size"], recipe["model"]["n_positions"], tokenizer)
-    if not ids.exists():
+    if not ids.exists() and not (out / "packed/results.json").exists():
         np.save(ids, encode(training_texts(text), tokenizer))
-    if not train(recipe, ids, out, seconds):
+    if (out / "packed/results.json").exists():
+        recipe = unpack(out / "packed", out)["recipe"]
+    elif not train(recipe, ids, out, seconds):
         return False
+    else:
+        recipe = as_trained(recipe, out)
     folders = [out / "models" / seed["name"] for seed in recipe["seeds"]]
     for folder in folders:
         for file in tokenizer.iterdir():

@@ -1,22 +1,30 @@
-"""Train all seeds of a recipe at once: python suite/train.py RECIPE TOKENS OUT
+"""Train all seeds of a recipe at once: python suite/train.py RECIPE TOKENS OUT [SECONDS] [--pack RESULTS]
 
-TOKENS is a .npy of token ids (uint16), token 0 before each document.  A row is BOS and `n_positions` tokens,
-so that every position predicts one.
+TOKENS is a .npy of token ids (uint16) or what tokens.py writes, token 0 before each document.  A row is BOS and
+`n_positions` tokens, so that every position predicts one.
 Each seed has its own weights (seed `weights`) and its own order of the rows (seed `data`), whatever seeds are trained
 beside it (but for dropout, whose masks are drawn for all at once).  Every `save_every` steps the state is written
-(weights in float32, AdamW's moments in bfloat16: 8 bytes a weight) and *taken over as written*, so that an interrupted
-run ends with the same bits as one that was not; the same command goes on from there.  OUT gets `models/SEED/step-K/`
-at log-spaced steps and `models/SEED/` at the end, all ordinary Hugging Face folders, and `losses-PART.csv`.  On a CPU
-with several cores, `processes` cuts the seeds into so many parts, each with a state of its own: small products gain
-little from a second thread.
+(weights in float32, AdamW's moments in bfloat16: 8 bytes a weight) and *taken over as written*, so that on a CPU an
+interrupted run ends with the same bits as one that was not; the same command goes on from there.  OUT gets
+`models/SEED/step-K/` at the steps of `checkpoints` and `models/SEED/` at the end, all ordinary Hugging Face folders,
+and `losses-PART.csv`; with `--pack` the weights go into few small files instead (pack.py).  On a CPU with several
+cores, `processes` cuts the seeds into so many parts, each with a state of its own: small products gain little from a
+second thread.  Seeds that differ in `activation_function` alone are trained together.
+
+`steps: fit` takes as many steps as fill SECONDS, counted from the start of the process to finished files: steps are
+timed on throw-away weights, their number is settled and kept in OUT/settled.json, and a run that is late all the same
+stops in time and writes the weights it has.  On a GPU everything is compiled unless `--compile never` is said; where
+that fails the run goes on without and says why.
 """
 
+import argparse
+import csv
 import hashlib
 import json
 import math
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
@@ -24,56 +32,24 @@ from pathlib import Path
 
 import batched
 import numpy as np
+import speed
 import torch
 import yaml
+from pack import Pack, write_model
+from rows import Rows
 from safetensors.torch import load_file, save_file
+from schedule import checkpoint_steps, learning_rate, process_age, steps_that_fit
+from tokens import read_tokens
 from torch import Tensor
-from transformers import GPT2Config
 
-BOS = 0
+FIT = "fit"
+TIMED_AT_ONCE = 10  # steps, while a run is timed
+WARM = 3  # steps before
 
 
-def model_config(recipe: dict) -> GPT2Config:
+def model_config(recipe: dict):
     """The architecture as `transformers` knows it."""
-    return GPT2Config(**recipe["model"], attn_pdrop=0.0, embd_pdrop=0.0, bos_token_id=BOS, eos_token_id=BOS)
-
-
-class Rows:
-    """The rows of a corpus, `context` ids each, in each seed's own order, a permutation an epoch."""
-
-    def __init__(self, tokens: np.ndarray, context: int, data_seeds: list[int]) -> None:
-        self.tokens, self.width = tokens, context - 1
-        self.count = len(tokens) // self.width
-        self.seeds = data_seeds
-        self.orders: dict[tuple[int, int], np.ndarray] = {}
-
-    def order(self, seed: int, epoch: int) -> np.ndarray:
-        """A seed's order of the rows in one epoch."""
-        if (seed, epoch) not in self.orders:
-            self.orders = {key: value for key, value in self.orders.items() if key[1] >= epoch - 1}
-            self.orders[seed, epoch] = np.random.default_rng([seed, epoch]).permutation(self.count)
-        return self.orders[seed, epoch]
-
-    def batch(self, step: int, rows: int) -> Tensor:
-        """Ids (seeds, rows, context) of one step, from 0; rows at the end of an epoch that fill no step drop out."""
-        per_epoch = self.count // rows
-        epoch, place = divmod(step, per_epoch)
-        chosen = np.stack([self.order(seed, epoch)[place * rows : (place + 1) * rows] for seed in self.seeds])
-        text = self.tokens[chosen[..., None] * self.width + np.arange(self.width)].astype(np.int64)
-        return torch.from_numpy(np.concatenate([np.full((*chosen.shape, 1), BOS), text], 2))
-
-
-def learning_rate(step: int, given: dict) -> float:
-    """Of step 1, 2, …: a linear warm-up, then a cosine down to `final` of the peak."""
-    if step <= given["warmup"]:
-        return given["peak"] * step / given["warmup"]
-    share = (step - given["warmup"]) / max(1, given["steps"] - given["warmup"])
-    return given["peak"] * (given["final"] + (1 - given["final"]) * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-def log_spaced(steps: int, count: int) -> list[int]:
-    """So many steps from 1 to the last, evenly in the logarithm, each once."""
-    return sorted({round(steps ** (k / max(1, count - 1))) for k in range(count)})
+    return batched.model_config(recipe["model"])
 
 
 def clip(gradients: list[Tensor], most: float) -> None:
@@ -88,30 +64,47 @@ class Training:
     """A recipe under way: weights and AdamW's moments of all seeds, and the step they are at."""
 
     def __init__(self, recipe: dict, tokens: np.ndarray, out: Path, device: str, part: int = 0) -> None:
-        self.recipe, self.given, self.out, self.device, self.part = recipe, recipe["training"], out, device, part
+        self.recipe, self.given, self.out, self.device, self.part = recipe, dict(recipe["training"]), out, device, part
         self.config = model_config(recipe)
         self.seeds = recipe["seeds"]
+        self.configs = [batched.model_config(recipe["model"] | seed.get("model", {})) for seed in self.seeds]
         if tokens.max() >= self.config.vocab_size:
             raise SystemExit(
                 f"{out}: token ids up to {tokens.max()}, a vocabulary of {self.config.vocab_size}; encode again"
             )
-        self.rows = Rows(tokens, self.config.n_positions + 1, [seed["data"] for seed in self.seeds])
-        weights = batched.init(self.config, [seed["weights"] for seed in self.seeds])
-        self.weights = {name: t.to(device).requires_grad_() for name, t in weights.items()}
+        self.rows = Rows(tokens, self.config.n_positions + 1, [seed["data"] for seed in self.seeds], device)
+        self.weights = {name: t.to(device).requires_grad_() for name, t in self._initial().items()}
         matrices = [t for name, t in self.weights.items() if len(batched.shapes(self.config)[name]) > 1]
         vectors = [t for name, t in self.weights.items() if len(batched.shapes(self.config)[name]) == 1]
         groups = [{"params": matrices, "weight_decay": self.given["weight_decay"]}]
         groups += [{"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1.0, betas=tuple(self.given["betas"]), fused=True)
-        self.step = 0
-        self.identity = {section: recipe[section] for section in ("model", "training", "seeds")}
-        self.identity["tokens"] = hashlib.sha256(tokens).hexdigest()
-        self.dtype = getattr(torch, self.given["dtype"])
+        activations = [config.activation_function for config in self.configs]
+        dtype = getattr(torch, self.given["dtype"])
+        self.forward = batched.Forward.of(self.config, len(self.seeds), dtype, activations)
+        self.clip, self.compilation = clip, "not asked for"
+        self.pack: Pack | None = None
+        self.step, self.late, self.seconds = 0, False, 0.0
+        self.tokens_sha256 = hashlib.sha256(tokens).hexdigest()
+
+    def _initial(self) -> dict[str, Tensor]:
+        return batched.init(self.config, [seed["weights"] for seed in self.seeds])
+
+    @property
+    def identity(self) -> dict:
+        """What a state belongs to."""
+        told = {"model": self.recipe["model"], "training": self.given, "seeds": self.seeds}
+        return told | {"tokens": self.tokens_sha256}
 
     @property
     def state_file(self) -> Path:
         """Where the state is between runs."""
         return self.out / f"state-{self.part}.safetensors"
+
+    @property
+    def losses_file(self) -> Path:
+        """Where the losses are: step, seconds, each seed's."""
+        return self.out / f"losses-{self.part}.csv"
 
     def save(self) -> None:
         """Write the state, and take it over as written."""
@@ -140,55 +133,145 @@ class Training:
             moments = {m: state[f"{m}/{name}"].float().to(self.device) for m in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[t] = {"step": torch.tensor(float(self.step), device=self.device)} | moments
 
-    def run(self, seconds: float = math.inf) -> bool:
-        """Train on until the end, or until so many seconds have passed; returns whether it is done."""
-        given, started = self.given, time.perf_counter()
-        kept = set(log_spaced(given["steps"], given["checkpoints"])) - {given["steps"]}
-        while self.step < given["steps"]:
-            ids = self.rows.batch(self.step, given["rows"]).to(self.device)
-            self.step += 1
-            torch.manual_seed(self.step)  # of dropout, the same after an interruption
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, given)
-            losses = batched.losses(self.config, self.weights, ids, self.dtype)
-            losses.sum().backward()
-            clip([t.grad for t in self.weights.values()], given["clip"])
-            self.optimizer.step()
+    def compile(self) -> None:
+        """Compile the forward pass and the clip; where that fails, go on without and say why."""
+        eager, started = self.forward, time.perf_counter()
+        try:
+            self.forward, self.clip = replace(eager, compiled=True), batched.compiled(clip)
+            self.try_out(WARM)
+            self.compilation = f"done in {time.perf_counter() - started:.1f} s"
+        except Exception as error:  # noqa: BLE001 - whatever a compiler raises
+            self.forward, self.clip = eager, clip
+            self.compilation = f"failed: {type(error).__name__}: {error}"[:2000]
             self.optimizer.zero_grad(set_to_none=True)
+        self.forget()
+        print(f"compilation: {self.compilation}", flush=True)
+
+    def settle(self, seconds: float, measured: float) -> dict:
+        """The number of steps that fill so many seconds, timed for some of them on throw-away weights."""
+        started = time.perf_counter()
+        self.try_out(WARM)
+        timed, begun = 0, time.perf_counter()
+        while time.perf_counter() - begun < measured:
+            self.try_out(TIMED_AT_ONCE)
+            timed += TIMED_AT_ONCE
+        rate = timed / (time.perf_counter() - begun)
+        self.forget()
+        left = seconds - (time.perf_counter() - started)
+        self.given["steps"] = steps_that_fit(rate, left)
+        return {"steps": self.given["steps"], "steps_per_second": rate, "timed_steps": timed, "seconds_left": left}
+
+    def try_out(self, steps: int) -> None:
+        """Some steps of no consequence, waited for."""
+        for step in range(steps):
+            losses = self.advance(self.rows.batch(step, self.given["rows"]), 0.0)
+        losses.tolist()
+
+    def forget(self) -> None:
+        """Start again from the initial weights."""
+        for name, initial in self._initial().items():
+            self.weights[name].data.copy_(initial)
+        self.optimizer.state.clear()
+        self.step = 0
+
+    def advance(self, ids: Tensor, rate: float) -> Tensor:
+        """One step of all seeds; returns their losses, which are not waited for."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses = self.forward.losses(self.weights, ids)
+        losses.sum().backward()
+        self.clip([t.grad for t in self.weights.values()], self.given["clip"])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return losses.detach()
+
+    def run(self, seconds: float = math.inf, ends: float = math.inf) -> bool:
+        """Train on until the end; returns whether it is done.
+
+        After so many seconds it stops at the next save, to go on another time; at `ends`, on `time.perf_counter()`, it
+        is done with the weights it has.
+        """
+        given, started = self.given, time.perf_counter()
+        kept = set(checkpoint_steps(given["steps"], given["checkpoints"]))
+        if not self.step:
+            self.losses_file.unlink(missing_ok=True)
+        while self.step < given["steps"] and not self.late:
+            ids = self.rows.batch(self.step, given["rows"])
+            self.step += 1
+            if self.config.resid_pdrop:
+                torch.manual_seed(self.step)  # the same after an interruption
+            losses = self.advance(ids, learning_rate(self.step, given))
             if self.step in kept:
                 self.write(f"step-{self.step}")
-            if self.step % given["report_every"] == 0 or self.step == given["steps"]:
-                self._report(losses.detach().tolist(), time.perf_counter() - started)
-            if self.step % given["save_every"] == 0 or self.step == given["steps"]:
+            last = self.step == given["steps"]
+            if self.step % given["report_every"] == 0 or last:
+                self._report(losses.tolist(), time.perf_counter() - started)
+                self.late = not last and time.perf_counter() > ends
+            if (self.step % given["save_every"] == 0 and not self.late) or last:
                 self.save()
                 if time.perf_counter() - started > seconds:
                     return False
+                if self.pack and not last:
+                    self.write()
+        self.seconds = time.perf_counter() - started
         self.write()
         return True
 
     def _report(self, losses: list[float], seconds: float) -> None:
         line = f"{self.step},{seconds:.0f}," + ",".join(f"{loss:.4f}" for loss in losses)
         print(line, flush=True)
-        with (self.out / f"losses-{self.part}.csv").open("a") as file:
+        with self.losses_file.open("a") as file:
             file.write(line + "\n")
 
     def write(self, checkpoint: str = "") -> None:
-        """Every seed as an ordinary Hugging Face folder."""
-        for place, seed in enumerate(self.seeds):
-            folder = self.out / "models" / seed["name"] / checkpoint
-            batched.to_hugging_face(self.config, self.weights, place).save_pretrained(folder)
-            (folder / "trainer_state.json").write_text(json.dumps({"global_step": self.step}))
+        """Every seed as an ordinary Hugging Face folder, or into the pack."""
+        names = [seed["name"] for seed in self.seeds]
+        wanted = self.given.get("checkpoint_seeds", names) if checkpoint else names
+        places = {name: place for place, name in enumerate(names) if name in wanted}
+        if self.pack:
+            held = {name: t.detach().half().cpu() for name, t in self.weights.items()}
+            each = {name: {key: t[place] for key, t in held.items()} for name, place in places.items()}
+            self.pack.write(self.step, each, bool(checkpoint))
+            self.pack.tell(self.results())
+            return
+        for name, place in places.items():
+            folder = self.out / "models" / name / checkpoint
+            write_model(folder, self.configs[place], self.weights, place, self.step)
+
+    def results(self) -> dict:
+        """What is known of the run: recipe with its steps, speed, losses, what it ran on."""
+        a_step = self.given["rows"] * self.config.n_positions
+        losses = list(csv.reader(self.losses_file.open())) if self.losses_file.exists() else []
+        speed = self.step * a_step * len(self.seeds) / self.seconds if self.seconds else None
+        flops = batched.product_flops(self.config, self.config.n_positions)
+        return {
+            "recipe": self.recipe | {"training": self.given},
+            "step": self.step,
+            "finished": self.step == self.given["steps"],
+            "late": self.late,
+            "tokens_per_seed": self.step * a_step,
+            "training_seconds": self.seconds or None,
+            "process_seconds": process_age(),
+            "tokens_per_second": speed,
+            "product_tflops_per_second": speed and speed * flops / 1e12,
+            "compilation": self.compilation,
+            "device": torch.cuda.get_device_name() if self.device == "cuda" else "CPU",
+            "torch": torch.__version__,
+            "tokens_sha256": self.tokens_sha256,
+            "losses": [[int(step), float(after), *map(float, each)] for step, after, *each in losses],
+        }
 
 
 def parts(recipe: dict) -> list[dict]:
     """The recipe cut into recipes of seeds that are trained together.
 
     The seeds of the recipe's own model make `processes` parts, as even as can be; those with a `model` of their own,
-    whose settings replace the recipe's, one part for each such model.
+    whose settings replace the recipe's, one part for each such model.  Another activation alone is no other model.
     """
     by_model: dict[str, list[dict]] = {}
     for seed in recipe["seeds"]:
-        by_model.setdefault(json.dumps(seed.get("model", {})), []).append(seed)
+        other = {name: value for name, value in seed.get("model", {}).items() if name != "activation_function"}
+        by_model.setdefault(json.dumps(other), []).append(seed)
     found = []
     for other, seeds in by_model.items():
         count = 1 if json.loads(other) else min(recipe["training"]["processes"], len(seeds))
@@ -198,24 +281,76 @@ def parts(recipe: dict) -> list[dict]:
     return found
 
 
-def train_part(recipe: dict, tokens: Path, out: Path, seconds: float, part: int) -> bool:
+def settled(training: Training, seconds: float) -> float:
+    """Settle the steps of a recipe that leaves them open; returns the second of this machine's clock to end at."""
+    begun, note, given = time.perf_counter(), training.out / "settled.json", training.given
+    if not math.isfinite(seconds):
+        raise SystemExit("steps: fit needs a number of SECONDS")
+    ends = begun + seconds - given["margin"]
+    of = training.identity
+    kept = json.loads(note.read_text()) if note.exists() else {}
+    if kept.get("of") == of:
+        given["steps"] = kept["steps"]
+    else:
+        found = training.settle(ends - begun, given["measured"])
+        note.write_text(json.dumps(found | {"of": of | {"training": of["training"] | {"steps": FIT}}}))
+    print(f"{given['steps']} steps", flush=True)
+    return ends
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train: `compiles` left open compiles on a GPU, `results` is where weights are packed, `profile` a file."""
+
+    compiles: bool | None = None
+    results: Path | None = None
+    profile: Path | None = None
+
+
+def train_part(
+    recipe: dict, tokens: Path, out: Path, seconds: float, options: Options, started: float, part: int
+) -> bool:
     """Start or go on with one part of the seeds; returns whether it is done."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.enable_cudnn_sdp(False)  # flash attention comes next
     if recipe["training"]["processes"] > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // recipe["training"]["processes"]))
-    training = Training(parts(recipe)[part], np.load(tokens, mmap_mode="r"), out, device, part)
+    training = Training(parts(recipe)[part], read_tokens(tokens), out, device, part)
+    if options.results:
+        names = [seed["name"] for seed in training.seeds]
+        training.pack = Pack(options.results, names, 2 * sum(t[0].numel() for t in training.weights.values()))
+        checkpoints = training.given["checkpoints"]
+        count = checkpoints - 1 if isinstance(checkpoints, int) else len(checkpoints)
+        training.pack.check(count, training.given.get("checkpoint_seeds", names))
+    if options.compiles or (options.compiles is None and device == "cuda"):
+        training.compile()
+    if options.profile:
+        speed.write(training, options.profile)
+        training.forget()
+    ends = math.inf
+    if training.given["steps"] == FIT:
+        ends = settled(training, started + seconds - time.perf_counter())
+        seconds = math.inf
     if training.state_file.exists():
         training.restore()
         print(f"goes on after step {training.step}", flush=True)
-    return training.run(seconds)
+    return training.run(seconds, ends)
 
 
-def train(recipe: dict, tokens: Path, out: Path, seconds: float = math.inf) -> bool:
-    """Start or go on, `processes` parts of the seeds side by side; returns whether all are done."""
+def train(
+    recipe: dict, tokens: Path, out: Path, seconds: float = math.inf, options: Options = Options(), age: float = 0.0
+) -> bool:
+    """Start or go on, `processes` parts of the seeds side by side; returns whether all are done.
+
+    Of the seconds that `steps: fit` fills, `age` are gone.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    processes, each = recipe["training"]["processes"], partial(train_part, recipe, tokens, out, seconds)
-    places = range(len(parts(recipe)))
-    if processes == 1:
+    places, processes = range(len(parts(recipe))), recipe["training"]["processes"]
+    if len(places) > 1 and (options.results or recipe["training"]["steps"] == FIT):
+        raise SystemExit("steps: fit and packed results ask for seeds that are trained together")
+    started = time.perf_counter() - age
+    each = partial(train_part, recipe, tokens, out, seconds, options, started)
+    if processes == 1 or len(places) == 1:
         done = list(map(each, places))
     else:
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
@@ -223,8 +358,28 @@ def train(recipe: dict, tokens: Path, out: Path, seconds: float = math.inf) -> b
     return all(done)
 
 
+def as_trained(recipe: dict, out: Path) -> dict:
+    """A recipe with the steps that were settled for it."""
+    if recipe["training"]["steps"] != FIT:
+        return recipe
+    steps = json.loads((out / "settled.json").read_text())["steps"]
+    return recipe | {"training": recipe["training"] | {"steps": steps}}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name in ("recipe", "tokens", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("seconds", type=float, nargs="?", default=math.inf)
+    parser.add_argument("--pack", type=Path, help="a folder for results: few small files instead of models/")
+    parser.add_argument("--profile", type=Path, help="a file for what a step's time is spent on")
+    parser.add_argument("--compile", choices=("auto", "always", "never"), default="auto")
+    given = parser.parse_args()
+    options = Options({"auto": None, "always": True, "never": False}[given.compile], given.pack, given.profile)
+    recipe = yaml.safe_load(given.recipe.read_text())
+    train(recipe, given.tokens, given.out, given.seconds, options, process_age())
+
+
 if __name__ == "__main__":
-    train(
-        yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), Path(sys.argv[3]),
-        float(sys.argv[4]) if len(sys.argv) > 4 else math.inf,
-    )  # fmt: skip
+    main()

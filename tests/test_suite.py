@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "suite"))
 
 import batched
 import train as recipe_of
+from schedule import log_spaced
 
 RECIPE = {
     "model": {
@@ -154,4 +155,4 @@ def test_the_learning_rate_and_the_checkpoints():
     assert max(rates) == rates[4] == 1e-2
     assert rates[-1] == pytest.approx(1e-3)
     assert all(before > after for before, after in pairwise(rates[4:]))
-    assert recipe_of.log_spaced(10_000, 5) == [1, 10, 100, 1000, 10_000]
+    assert log_spaced(10_000, 5) == [1, 10, 100, 1000, 10_000]
