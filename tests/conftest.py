@@ -22,6 +22,21 @@ from universal_neurons.plan import decide, resolve
 def pytest_addoption(parser):
     parser.addoption("--mutations", type=int, default=2000, help="of files, by the fuzzer (tests/fuzz)")
     parser.addoption("--fuzz-seed", type=int, default=0, help="which mutations the fuzzer tries")
+    parser.addoption("--cuda-stand-in", metavar="DEVICE", help="run the tests that need CUDA on this device instead")
+
+
+def pytest_collection_modifyitems(config, items):
+    if torch.cuda.is_available() or config.getoption("--cuda-stand-in"):
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device, and no --cuda-stand-in"))
+
+
+@pytest.fixture(scope="session")
+def device(request) -> str:
+    """What the tests marked `cuda` run on."""
+    return request.config.getoption("--cuda-stand-in") or "cuda"
 
 
 VOCABULARY, CONTEXT = 1024, 64
@@ -77,6 +92,12 @@ def settled(**given) -> Settings:
     reader = tiny_model()
     reader.context = 2**20
     return resolve(decide(StudyConfig(**given), 2), [reader])
+
+
+def model_on(device: str, family: str = "gpt2", seed: int = 0, **changes) -> Model:
+    """The tiny model on a device."""
+    network = tiny_network(family, seed, **changes).to(device)
+    return Model(network, f"{family}-{seed}", tokenizer=small_tokenizer())
 
 
 def small_tokenizer():

@@ -138,7 +138,7 @@ def test_tiles_that_are_folded_as_soon_as_they_are_multiplied(monkeypatch, rows,
     monkeypatch.setattr(comoments, "TILE_ROWS", 4)
     moments = make(rows, compensated)
     moments.at_once = True
-    moments.pending = torch.full((4, N_RIGHT), torch.nan)
+    moments.pending = torch.zeros(0, N_RIGHT)
     feed(moments)
     assert moments.count == TOKENS
     expected = centred_by_numpy()[slice(*(rows or (0, N_LEFT)))]

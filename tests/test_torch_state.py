@@ -78,8 +78,9 @@ def test_threads_are_put_back_also_where_something_fails(number, within):
         lambda: torch.autocast("cpu", dtype=torch.bfloat16),
         lambda: torch.device("meta"),
         lambda: float64_by_default(),
+        lambda: rounded_products(),
     ],
-    ids=["autocast", "another device", "float64"],
+    ids=["autocast", "another device", "float64", "rounded products"],
 )
 def test_a_callers_defaults_change_nothing(setting, folders, text_file, tmp_path):
     """The same study under other settings of the process gives the same bytes, and leaves the settings alone."""
@@ -107,5 +108,28 @@ def float64_by_default():
         torch.set_default_dtype(torch.float32)
 
 
+@contextlib.contextmanager
+def rounded_products():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def settings_now():
-    return torch.get_default_dtype(), torch.get_default_device(), torch.is_autocast_enabled("cpu")
+    products = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    return torch.get_default_dtype(), torch.get_default_device(), torch.is_autocast_enabled("cpu"), products
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_are_of_float32_and_afterwards_as_before(precision):
+    torch.set_float32_matmul_precision(precision)
+    try:
+        before = settings_now()
+        with settled_torch():
+            assert set(settings_now()[-1]) == {"ieee"}
+        assert settings_now() == before
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")

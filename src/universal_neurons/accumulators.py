@@ -14,7 +14,7 @@ Any split of the tokens and any merge order gives the same answer within roundin
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -59,6 +59,12 @@ class Block:
     _sums: Tensor | None = field(default=None, repr=False)
     _transposed: Tensor | None = field(default=None, repr=False)
     _copy: Tensor | None = field(default=None, repr=False)
+
+    def own(self) -> Iterator[Tensor]:
+        """The tensors that were made for it alone."""
+        yield self.values
+        if self._sums is not None:
+            yield self._sums
 
     def kept(self) -> Float[Tensor, "tokens features"]:
         """A copy that outlives the batch, the same one for everybody."""

@@ -56,12 +56,20 @@ def add_product(
     if left.dtype == torch.float32:
         with product_precision(rounding, left.device):
             torch.addmm(into, left.T, right, beta=0.0 if fresh else 1.0, out=into)
-        return
-    product = torch.mm(left.T, right, out_dtype=torch.float32)
-    if fresh:
-        into.copy_(product)
+    elif fresh:
+        into.copy_(product_of(left, right, rounding))
     else:
-        into.add_(product)
+        into.add_(product_of(left, right, rounding))
+
+
+def product_of(
+    left: Float[Tensor, "tokens left"], right: Float[Tensor, "tokens right"], rounding: str = "float32"
+) -> Float[Tensor, "left right"]:
+    """leftᵀ right in float32 (see `add_product`)."""
+    if left.dtype != torch.float32:
+        return torch.mm(left.T, right, out_dtype=torch.float32)
+    with product_precision(rounding, left.device):
+        return left.T @ right
 
 
 def add_compensated(
@@ -134,9 +142,7 @@ class CoMoments(Accumulator):
         self.cross = torch.zeros(height, n_right, dtype=kind, device=device)
         self.rest = torch.zeros(*(self.cross.shape if compensated else (0, 0)), dtype=torch.bfloat16, device=device)
         self.at_once = self.cross.is_cuda  # a batch is a shard there: folded as soon as it is multiplied
-        self.pending = torch.zeros(
-            min(TILE_ROWS, height) if self.at_once else height, n_right, dtype=torch.float32, device=device
-        )
+        self.pending = torch.zeros(0 if self.at_once else height, n_right, dtype=torch.float32, device=device)
         self.fresh = True
 
     @property
@@ -160,9 +166,7 @@ class CoMoments(Accumulator):
         for start in range(0, len(self.cross), TILE_ROWS):
             tile = slice(start, min(start + TILE_ROWS, len(self.cross)))
             some = left.values[:, self.rows[0] + tile.start : self.rows[0] + tile.stop]
-            product = self.pending[: tile.stop - tile.start]
-            add_product(product, some, right.values, True, left.rounding)
-            self._take(tile, product)
+            self._take(tile, product_of(some, right.values, left.rounding))
 
     def _take(self, rows: slice, product: Tensor) -> None:
         if self.cross.dtype == torch.float64:

@@ -110,7 +110,8 @@ def memory_plan(
     lanes = 2 if config.lanes > 1 else 1
     widths = sum(m.n_neurons for m in models)
     value = 2 if native and config.gemm_dtype == "bfloat16" else 4
-    blocks = config.batch_tokens * (value * widths * (BUFFERS if native else 1) + 4 * 8 * wide)
+    turns = BUFFERS if native else 1
+    blocks = config.batch_tokens * (value * widths * turns + 4 * 8 * wide)
     blocks += 4 * min(tallest, TILE_ROWS) * side * native
     if shuffles:
         blocks += value * SHARD_POSITIONS * (widths + 3 * side)
@@ -125,7 +126,7 @@ def memory_plan(
     total = sum(m.n_neurons for m in models)
     labels = 0
     if "labels" in config.stages or "statistics" in config.stages:
-        blocks += config.batch_tokens * 4 * widths
+        blocks += config.batch_tokens * 4 * widths * turns
     if "statistics" in config.stages:
         windows = len(BANDS) * config.examples * (WINDOW + 3) * 4
         statistics += total * (4 * FLOAT_BINS + windows)
@@ -206,9 +207,11 @@ def _shuffles(config: Settings) -> int:
 
 
 def available_memory(config: Settings) -> int:
-    """Free bytes where the statistics live."""
+    """Free bytes where the statistics live; on a GPU with those that torch keeps for whoever asks next."""
     if config.device.startswith("cuda"):
-        return torch.cuda.mem_get_info(torch.device(config.device))[0]
+        device = torch.device(config.device)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return psutil.virtual_memory().available
 
 

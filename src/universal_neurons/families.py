@@ -94,14 +94,14 @@ class LabelEvidence:
         result = found.result()
         return Spread(result.count, result.sum.cpu(), result.squares.cpu())
 
-    def grouped(self, model: str, by: str, of: str = "values") -> GroupedSums | None:
-        """Sums by word, previous token or position; None where they were not kept."""
+    def grouped(self, model: str, by: str, of: str = "values", neurons: slice = slice(None)) -> GroupedSums | None:
+        """Sums by word, previous token or position, of some neurons; None where they were not kept."""
         found = self.by_key.get((GroupMeans, (model, f"by {by}{self.mark}", f"of {of}")))
         assert found is None or isinstance(found, GroupMeans)
         if found is None:
             return None
         result = found.result()
-        return GroupedSums(result.counts.cpu(), result.sums.cpu())
+        return GroupedSums(result.counts.cpu(), result.sums[:, neurons].cpu())
 
     def sums(
         self, model: str, neurons: slice = slice(None)
@@ -115,10 +115,10 @@ class LabelEvidence:
             moments = columns.result()
             block_counts, block = moments.left_sum.cpu(), moments.cross[:, neurons].cpu()
         for name, table in zip(("word", "previous", "position"), self.tables):
-            grouped = self.grouped(model, name)
+            grouped = self.grouped(model, name, neurons=neurons)
             if grouped is not None:
                 counts.append(torch.sparse.mm(table, grouped.counts.double()[:, None])[:, 0])
-                sums.append(torch.sparse.mm(table, grouped.sums[:, neurons]))
+                sums.append(torch.sparse.mm(table, grouped.sums))
             elif len(table):
                 counts.append(block_counts[: len(table)])
                 sums.append(block[: len(table)])
@@ -140,10 +140,9 @@ class LabelEvidence:
         total = spread.centred[neurons]
         counts, sums = self.sums(model, neurons)
         rows = [variance_reduction(counts, sums, spread.count, spread.sum[neurons], total)]
-        positions = self.grouped(model, "position")
+        positions = self.grouped(model, "position", neurons=neurons)
         if positions is not None:
-            groups = GroupedSums(positions.counts, positions.sums[:, neurons])
-            rows.append(adjusted_eta_squared(groups, total)[None])
+            rows.append(adjusted_eta_squared(positions, total)[None])
         return torch.cat(rows)
 
     def best(self, model: str, k: int = 5) -> Scores:

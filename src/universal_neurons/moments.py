@@ -282,11 +282,14 @@ class GroupMeans(Accumulator):
 @contextlib.contextmanager
 def deterministic(needed: bool) -> Iterator[None]:
     """While open, additions by index keep their order (on a GPU they do not by themselves)."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before, only_warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     if needed:
         torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
         if needed:
-            torch.use_deterministic_algorithms(before)
+            torch.use_deterministic_algorithms(before, warn_only=only_warns)

@@ -1,5 +1,6 @@
 """On a GPU, the next batch is made on a stream of its own while the last one is added up."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -8,25 +9,26 @@ from torch import Tensor
 
 from universal_neurons.accumulators import Batch
 
-BUFFERS = 2  # that a source fills in turn there
+BUFFERS = 3  # that a source fills in turn there: one is filled, one is full, one is read
 Step = TypeVar("Step")
 
 
 def ahead(steps: Iterator[tuple[Step, Batch | None]], device: torch.device) -> Iterator[tuple[Step, Batch | None]]:
     """The same steps; on a GPU each is made, host and device, before the one before it is handed over.
 
-    A source's buffer is filled again only when the step that read it last is done: two steps later.
+    While step n is handed over, n + 1 is made and the device may still be reading n − 1.  So a source's buffer is
+    filled again for step n + `BUFFERS`, when the device is done with step n.
     """
     if device.type != "cuda":
         yield from steps
         return
     making, using = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     making.wait_stream(using)
-    done: list[torch.cuda.Event] = []
+    done: deque[torch.cuda.Event] = deque(maxlen=BUFFERS - 1)
 
     def made() -> tuple[tuple[Step, Batch | None] | None, torch.cuda.Event]:
-        if len(done) >= BUFFERS:
-            making.wait_event(done[-BUFFERS])
+        if len(done) == done.maxlen:
+            making.wait_event(done[0])
         with torch.cuda.stream(making):
             step = next(steps, None)
             for tensor in _tensors(step[1] if step else None):
@@ -45,5 +47,6 @@ def ahead(steps: Iterator[tuple[Step, Batch | None]], device: torch.device) -> I
 
 def _tensors(batch: Batch | None) -> Iterator[Tensor]:
     if batch is not None:
-        yield from (block.values for block in batch.blocks.values())
+        for block in batch.blocks.values():
+            yield from block.own()
         yield from batch.index.values()

@@ -83,7 +83,7 @@ class NeuronSource:
     ) -> dict[str, Block]:
         """The blocks of one batch: positions `keep` of the flattened rows.
 
-        They are valid until the next call, on a GPU until the one after it.
+        They are valid until the next call, on a GPU for `BUFFERS` calls.
         """
         known, name = self.provisional, self.model.name
         assert known is not None, "look at some rows first"
