@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 STEPS = {"cuda": 20, "cpu": 3}
 PRODUCTS = ("gemm", "nvjet", "cutlass", "xmma", "cublas", "bmm", "addmm", "::mm", "matmul", "_mm_")
 ATTENTION = ("flash", "fmha", "scaled_dot_product", "mem_eff", "cudnn_generated")
+SPANS = ("##", "Optimizer.", "Torch-Compiled", "ProfilerStep", "CompiledFunction")  # stretches, not kernels
 AT, SECONDS = (20, 100), 300  # TFLOP/s and seconds that tokens are reckoned for
 SHOWN = 25
 
@@ -56,7 +57,7 @@ def measure(training) -> dict[str, Any]:
     spent = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     events = [event for event in found.key_averages() if not event.is_user_annotation]
     if device == "cuda":  # kernels alone: an operator's time is its kernels' once more
-        events = [event for event in events if "CUDA" in str(event.device_type)]
+        events = [e for e in events if "CUDA" in str(e.device_type) and not e.key.startswith(SPANS)]
     times = {event.key: getattr(event, spent) / 1e6 / steps for event in events}
     longest = sorted(times, key=lambda name: -times[name])[:SHOWN]
     config, seeds = training.config, len(training.seeds)
