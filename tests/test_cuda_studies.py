@@ -220,7 +220,7 @@ def test_memory_is_as_planned(device, tmp_path, record_property):
         torch.cuda.reset_peak_memory_stats(place)
         before = torch.cuda.memory_allocated(place)
     store = run_study(config, models=models, tokens=some_tokens(200), progress=False)
-    plan = memory_plan(store.config, models, Layout(**store.manifest["layout"])).total
+    plan = memory_plan(store.settings, models, Layout(**store.manifest["layout"])).total
     if native:
         peak = torch.cuda.max_memory_allocated(place) - before
         print(f"\nmemory: {peak / 2**20:.0f} MiB at the peak, {plan / 2**20:.0f} MiB planned")
