@@ -14,14 +14,12 @@ from test_study import contents
 
 from universal_neurons import StudyConfig, run_study
 from universal_neurons.check import estimate_study
-from universal_neurons.compare import Evidence, groups_of
 from universal_neurons.correlation import correlation_panels
 from universal_neurons.estimate import memory_plan
 from universal_neurons.interventions import Edit, intervene
 from universal_neurons.models import Model
 from universal_neurons.panels import Layout
 from universal_neurons.sketch_file import SketchFile
-from universal_neurons.stream import Pass
 
 pytestmark = pytest.mark.cuda
 
@@ -147,8 +145,7 @@ def test_how_far_rho_moves_with_the_precision(device, exact, precision, record_p
     models = [model_on(device, seed=seed) for seed in (0, 1)]
     if precision == "a bfloat16 model":
         models = [Model(model.hf.bfloat16(), model.name) for model in models]
-    done: Pass = run_pass(models, tokens, dtype=precision.split()[-2] if " " in precision else precision)
-    evidence = Evidence(done.accumulators, groups_of(done.accumulators))
+    evidence = run_pass(models, tokens, dtype=precision.split()[-2] if " " in precision else precision)
     names = [model.name for model in models]
     panels = correlation_panels(evidence.cross(*names), *(evidence.norms(name) for name in names))
     moved = np.abs(torch.cat([panel.cpu() for _, panel in panels]).numpy() - expected)
