@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from measure import machine
-from searches import search_config
+from searches import settings_of
 
 import universal_neurons as un
 from universal_neurons.accumulators import SUMS, Batch, Block
 from universal_neurons.comoments import CoMoments
 from universal_neurons.compare import Evidence, look
+from universal_neurons.config import Settings
 from universal_neurons.findings import WHOLE, Findings
 from universal_neurons.panels import signs_of, study_recipes
 from universal_neurons.screen import Screen
@@ -23,7 +24,7 @@ from universal_neurons.stream import NeuronSource, Pass
 def accuracy(seeds: int, count: int) -> None:
     """The bundled suite: seed-1 against the four others, many seeds of signs."""
     models = [un.load_model(f"bundled/seed-{seed}") for seed in range(1, 6)]
-    config = search_config("screened", "cpu", max_tokens=count)
+    config = settings_of(models, "screened", max_tokens=count)
     tokens = un.TokenDataset.load(config, models[0].tokenizer, context=models[0].context)
     shards = tokens.shards(np.arange(len(tokens)))
     kept: list[tuple[dict[str, torch.Tensor], np.ndarray]] = []
@@ -46,7 +47,7 @@ def accuracy(seeds: int, count: int) -> None:
     pairs = [(models[0], other) for other in models[1:]]
     rows = []
     for seed in range(seeds):
-        config = search_config("screened", "cpu", max_tokens=count, seed=seed)
+        config = settings_of(models, "screened", max_tokens=count, seed=seed)
         rows.append(_one_seed(config, models, pairs, asked, kept, shards, tokens.context, sources, exact, best, index))
     total = {key: sum(row[key] for row in rows) for key in rows[0]}
     worst = {key: max(row[key] for row in rows) for key in rows[0]}
@@ -98,7 +99,7 @@ def _feed(accumulators: Iterable[Any], batch: Batch) -> None:
 
 
 def _one_seed(
-    config: un.StudyConfig, models: Any, pairs: Any, asked: Any, kept: Kept, shards: Any, context: int, sources: Any,
+    config: Settings, models: Any, pairs: Any, asked: Any, kept: Kept, shards: Any, context: int, sources: Any,
     exact: Sequence[torch.Tensor], best: torch.Tensor, index: torch.Tensor,
 ) -> dict[str, float]:  # fmt: skip
     """One seed of signs, from activations that are at hand; dead neurons have no sketched ρ and count in no mean."""
@@ -166,7 +167,7 @@ _BASELINE: dict[str, torch.Tensor] = {}
 def _true_baseline(models: Any, kept: Kept, asked: Any) -> torch.Tensor:
     """The exact baseline of the same two draws, averaged over models and draws."""
     if "there" not in _BASELINE:
-        config = search_config("exact", "cpu")
+        config = settings_of(models, "exact")
         pairs = [(models[0], other) for other in models[1:]]
         accumulators = [recipe(device="cpu") for recipe in study_recipes(models, pairs, config)]
         for number, (blocks, _) in enumerate(kept):

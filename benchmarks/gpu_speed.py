@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from measure import PeakMemory, timed
-from searches import CONTEXT, Run, forwards, random_model, random_tokens, search_config
+from searches import CONTEXT, Run, forwards, random_model, random_tokens, settings_of
 
 from universal_neurons.estimate import memory_plan, plan_layout
 from universal_neurons.network import Model
@@ -74,8 +74,7 @@ tokens, the first model against the others, one baseline draw.  The product of t
 
 def cells(models: Sequence[Model], search: str, count: int, device: str, peak: float) -> list[str]:
     """One search, measured: a row of the table."""
-    config = search_config(search, device, context=CONTEXT)
-    assert config.batch_tokens is not None
+    config = settings_of(models, search, context=CONTEXT)
     if device == "cuda":
         torch.cuda.empty_cache()
     layout = plan_layout(config, models)

@@ -21,7 +21,7 @@ import torch
 from universal_neurons import StudyConfig, TokenDataset, run_study
 from universal_neurons.labelling import Labelling
 from universal_neurons.labels import LABELS
-from universal_neurons.plan import find_tokenizer, load_models, resolve, with_context
+from universal_neurons.plan import decide, find_tokenizer, load_models, resolve
 from universal_neurons.progress import Reporter
 from universal_neurons.stream import NeuronSource, Pass
 
@@ -32,9 +32,9 @@ WITHOUT = ("weights", "statistics", "universality")
 
 def prepared(tokens: int, models: tuple[str, ...]):
     """Models, packed tokens and labels of a configuration; the annotation is in the cache afterwards."""
-    config = resolve(StudyConfig(models=models, max_tokens=tokens))
+    config = decide(StudyConfig(models=models, max_tokens=tokens))
     loaded = load_models(config)
-    config = with_context(config, loaded)
+    config = resolve(config, loaded)
     tokenizer = find_tokenizer(config, loaded)
     packed = TokenDataset.load(config, tokenizer, context=config.context)
     labelling = Labelling(config, loaded, packed, tokenizer, {})

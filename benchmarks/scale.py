@@ -23,7 +23,7 @@ import numpy as np
 from accuracy import accuracy
 from gpu_speed import speed_on_gpu
 from measure import PeakMemory, machine, slope, timed
-from searches import CONTEXT, SHAPES, Run, forwards, random_model, random_tokens, search_config
+from searches import CONTEXT, SHAPES, Run, forwards, random_model, random_tokens, settings_of
 
 from universal_neurons.estimate import gemm_rate, memory_plan
 from universal_neurons.network import Model
@@ -40,9 +40,9 @@ def speed_on_cpu(shape: str, count: int, given: Sequence[str]) -> None:
     peak = gemm_rate("cpu", size=3072)
     forward, _ = timed(lambda: forwards(models, tokens, 2048))
     runs, peaks, estimates, answers = {}, {}, {}, {}
-    Run(models, random_tokens(4096), search_config("exact", "cpu", context=CONTEXT)).go()
+    Run(models, random_tokens(4096), settings_of(models, "exact", context=CONTEXT)).go()
     for search in given:
-        config = search_config(search, "cpu", context=CONTEXT)
+        config = settings_of(models, search, context=CONTEXT)
         runs[search] = Run(models, tokens, config)
         with PeakMemory("cpu") as peak_memory:
             answers[search] = runs[search].go()
@@ -115,7 +115,7 @@ def _doubts(runs: dict[str, Run]) -> str:
 
 
 def _exact_seconds(models: Sequence[Model], count: int) -> float:
-    run = Run(models, random_tokens(count), search_config("exact", "cpu", context=CONTEXT))
+    run = Run(models, random_tokens(count), settings_of(models, "exact", context=CONTEXT))
     run.go()
     return run.seconds["pass"]
 

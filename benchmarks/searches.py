@@ -14,10 +14,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import universal_neurons as un
 from universal_neurons.accumulators import SUMS
 from universal_neurons.compare import Evidence
+from universal_neurons.config import Settings
 from universal_neurons.findings import WHOLE, Findings
 from universal_neurons.network import Model
 from universal_neurons.panels import Panel, model_pairs, model_recipes, panel_recipes, signs_of
-from universal_neurons.plan import resolve
+from universal_neurons.plan import decide, resolve
 from universal_neurons.screen import Screen
 from universal_neurons.stream import NeuronSource, Pass, provisional_state, settle_from
 
@@ -55,7 +56,7 @@ class Run:
 
     models: Sequence[Model]
     tokens: un.TokenDataset
-    config: un.StudyConfig
+    config: Settings
     compensated: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -99,9 +100,11 @@ class Run:
         return self.stage("answer", lambda: findings.comparison(WHOLE, names[0], names[1:]))
 
 
-def search_config(search: str, device: str, **more: Any) -> un.StudyConfig:
-    """A resolved configuration of one search."""
-    return resolve(un.StudyConfig(search=search, device=device, stages=("universality",), **more), 2)
+def settings_of(models: Sequence[Model], search: str, **more: Any) -> Settings:
+    """The settings of one search of these models."""
+    device = str(models[0].device)
+    given = un.StudyConfig(search=search, device=device, stages=("universality",), **more)
+    return resolve(decide(given, len(models)), models)
 
 
 def forwards(models: Sequence[Model], tokens: un.TokenDataset, batch_tokens: int) -> None:

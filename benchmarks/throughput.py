@@ -17,6 +17,7 @@ import statistics
 import numpy as np
 import torch
 from measure import machine, timed
+from searches import settings_of
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -29,14 +30,13 @@ from universal_neurons.estimate import gemm_flops, gemm_rate
 from universal_neurons.models import quiet_transformers
 from universal_neurons.panels import model_pairs, study_recipes
 from universal_neurons.stream import NeuronSource, Pass
-from universal_neurons.study import resolve
 
 torch.set_grad_enabled(False)
 BATCH = 2048
 
 
 def our_pass(models, tokens) -> Pass:
-    recipes = study_recipes(models, model_pairs(models, "reference"), resolve(un.StudyConfig(stages=("universality",))))
+    recipes = study_recipes(models, model_pairs(models, "reference"), settings_of(models, "exact"))
     run = Pass([NeuronSource(m) for m in models], recipes)
     run.run(tokens, tokens.shards(np.arange(len(tokens))), batch_tokens=BATCH)
     return run
@@ -124,7 +124,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     given = options.parse_args()
     models = [un.load_model(f"bundled/seed-{seed}") for seed in (1, 2)]
-    config = resolve(un.StudyConfig(max_tokens=given.tokens))
+    config = settings_of(models, "exact", max_tokens=given.tokens)
     tokens = un.TokenDataset.load(config, models[0].tokenizer, context=models[0].context)
     lenses = [to_lens(model.name) for model in models]
     counted = int(tokens.mask(np.arange(len(tokens))).sum())
