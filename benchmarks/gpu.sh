@@ -66,9 +66,9 @@ run_parts() {
     local name
     for name in "$@"; do
         case $name in
-        tests) part tests 90 "$PYTHON" -m pytest -m cuda -p no:cacheprovider -rfEs --durations=8 "${TESTS[@]}" "${MARKED[@]}" ;;
-        speed) part speed 150 "$PYTHON" benchmarks/scale.py gpu "${SPEED[@]}" ;;
-        train) part train 310 "$PYTHON" suite/train.py "${TRAIN[@]}" --pack "$RESULTS" ;;
+        tests) part tests 110 "$PYTHON" -m pytest -m cuda -p no:cacheprovider -rfEs --durations=8 "${TESTS[@]}" "${MARKED[@]}" ;;
+        speed) part speed 110 "$PYTHON" benchmarks/scale.py gpu "${SPEED[@]}" ;;
+        train) part train "$((TRAINING + 20))" "$PYTHON" suite/train.py "${TRAIN[@]}" --pack "$RESULTS" --profile "$SCRATCH/profile.json" ;;
         esac
     done
     [ ${#FAILED[@]} -eq 0 ] || echo "== failed: ${FAILED[*]}"
@@ -88,19 +88,21 @@ mkdir -p "$RESULTS"
 RESULTS=$(realpath "$RESULTS")
 SCRATCH=$(mktemp -d)
 trap 'rm -rf "$SCRATCH"' EXIT
-export PYTHONPATH="$PWD/src" PYTHONUNBUFFERED=1
+export PYTHONPATH="$PWD/src" PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$SCRATCH/inductor}
 FAILED=()
 mapfile -t MARKED < <(grep -rlE 'mark\.cuda' tests --include='test_*.py')
 if $DRY; then
     check_size
     TESTS=(--cuda-stand-in cpu) SPEED=(--toy)
-    TRAIN=(suite/roles-dry.yaml "$SCRATCH/tokens.npy" "$SCRATCH/run" 25)
+    TRAINING=38
+    TRAIN=(suite/roles-dry.yaml "$SCRATCH/tokens.npy" "$SCRATCH/run" "$TRAINING" --compile always)
     "$PYTHON" -c 'import numpy, sys; numpy.save(sys.argv[1], numpy.random.default_rng(0).integers(1, 300, 40_000).astype("uint16"))' "$SCRATCH/tokens.npy"
 else
     mkdir "$SCRATCH/site"
     tar -C "$SCRATCH/site" -xJf .gpu/site.tar.xz
     PYTHONPATH="$SCRATCH/site:$PYTHONPATH"
-    TESTS=() SPEED=() TRAIN=(suite/roles.yaml .gpu/roles/tokens.u16.xz "$SCRATCH/run" 290)
+    TESTS=() SPEED=() TRAINING=${TRAINING:-290}
+    TRAIN=(suite/roles.yaml .gpu/roles/tokens.u16.xz "$SCRATCH/run" "$TRAINING")
 fi
 run_parts "${PARTS[@]}" | tee "$RESULTS/log.md"
 grep -q '^== failed' "$RESULTS/log.md" && exit 1 || exit 0

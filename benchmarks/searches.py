@@ -1,5 +1,6 @@
 """Searches of models of random weights, timed stage by stage: what benchmarks/scale.py measures."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,6 +65,7 @@ class Run:
         """Do and time a stage."""
         seconds, result = timed(work)
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        print(f"{self.config.search}, {name}: {seconds:.2f} s", file=sys.stderr, flush=True)
         return result
 
     @property
