@@ -5,7 +5,8 @@
 #   bash benchmarks/gpu.sh --prepare [TEXT]      with a network: what a bare machine lacks goes into .gpu/, which git
 #                                                ignores; TEXT is a folder for, or with, the corpus of suite/recipe.yaml
 #   bash benchmarks/gpu.sh RESULTS [PART …]      on the GPU, without a network: tests, speed, train (all, in this order)
-#   bash benchmarks/gpu.sh --dry RESULTS [PART …]   the same at toy shapes on a CPU
+#   bash benchmarks/gpu.sh --dry RESULTS [PART …]   the same at toy shapes on a CPU; COMPILE=always TRAINING=40 rehearses
+#                                                torch.compile too
 #
 # The machine brings Python ≥ 3.12, torch, transformers and the usual scientific packages; the others travel in
 # .gpu/site.tar.xz, the text in .gpu/roles.  Every part writes its results as soon as it has them and ends at its own
@@ -49,6 +50,7 @@ prepare() {
     cd suite
     [ -f "$TEXT/corpus.jsonl.xz" ] || "$PYTHON" corpus.py recipe.yaml "$TEXT"
     "$PYTHON" tokens.py "$TEXT/corpus.jsonl.xz" ../.gpu/roles
+    mv ../.gpu/roles/heldout.jsonl.xz "$TEXT"
     cd ..
     check_size
 }
@@ -66,7 +68,7 @@ run_parts() {
     local name
     for name in "$@"; do
         case $name in
-        tests) part tests 110 "$PYTHON" -m pytest -m cuda -p no:cacheprovider -rfEs --durations=8 "${TESTS[@]}" "${MARKED[@]}" ;;
+        tests) part tests 110 "$PYTHON" -m pytest -m cuda -p no:cacheprovider -rfEsP --durations=8 "${TESTS[@]}" "${MARKED[@]}" ;;
         speed) part speed 110 "$PYTHON" benchmarks/scale.py gpu "${SPEED[@]}" ;;
         train) part train "$((TRAINING + 20))" "$PYTHON" suite/train.py "${TRAIN[@]}" --pack "$RESULTS" --profile "$SCRATCH/profile.json" ;;
         esac
@@ -94,8 +96,8 @@ mapfile -t MARKED < <(grep -rlE 'mark\.cuda' tests --include='test_*.py')
 if $DRY; then
     check_size
     TESTS=(--cuda-stand-in cpu) SPEED=(--toy)
-    TRAINING=38
-    TRAIN=(suite/roles-dry.yaml "$SCRATCH/tokens.npy" "$SCRATCH/run" "$TRAINING" --compile always)
+    TRAINING=${TRAINING:-15}
+    TRAIN=(suite/roles-dry.yaml "$SCRATCH/tokens.npy" "$SCRATCH/run" "$TRAINING" --compile "${COMPILE:-never}")
     "$PYTHON" -c 'import numpy, sys; numpy.save(sys.argv[1], numpy.random.default_rng(0).integers(1, 300, 40_000).astype("uint16"))' "$SCRATCH/tokens.npy"
 else
     mkdir "$SCRATCH/site"
