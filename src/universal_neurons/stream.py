@@ -22,9 +22,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.accumulators import BOS, PRE, Accumulator, Batch, Block, Recipe
+from universal_neurons.accumulators import Accumulator, Batch, Block, Recipe
 from universal_neurons.errors import NonFiniteActivationsError
 from universal_neurons.examples import QUANTILES
+from universal_neurons.keys import BY_POSITION, BY_ROW, Key, What
 from universal_neurons.models import Model
 from universal_neurons.overlap import BUFFERS, ahead
 from universal_neurons.sketch import ShardSketch, SignedSums, Signs, round_to
@@ -37,7 +38,7 @@ LOOK_POSITIONS = 4096
 class Annotations(Protocol):
     """A source that needs no model: what is known of the tokens themselves (labels)."""
 
-    def batch(self, rows: np.ndarray, keep: np.ndarray) -> tuple[dict[str, Block], dict[str, Tensor]]:
+    def batch(self, rows: np.ndarray, keep: np.ndarray) -> tuple[dict[Key, Block], dict[Key, Tensor]]:
         """Blocks and indices of the positions `keep` of the flattened rows."""
         ...
 
@@ -69,7 +70,7 @@ class NeuronSource:
         native = model.device.type == "cuda" and rounding == "bfloat16"
         self.storage = torch.bfloat16 if native else torch.float32
         self.provisional: Provisional | None = None
-        self._basis = {"": "", PRE: ""}
+        self._basis = {What.ACTIVATION: "", What.PRE: ""}
         turns = BUFFERS if model.device.type == "cuda" else 1
         self.buffers = [torch.empty(0, model.n_neurons, dtype=self.storage, device=model.device)] * turns
         self.pre_buffers = [torch.empty(0, model.n_neurons, device=model.device)] * turns
@@ -80,7 +81,7 @@ class NeuronSource:
         ids: Int[Tensor, "rows context"],
         attention: Int[Tensor, "rows context"] | None,
         keep: Int[Tensor, " tokens"],
-    ) -> dict[str, Block]:
+    ) -> dict[Key, Block]:
         """The blocks of one batch: positions `keep` of the flattened rows.
 
         They are valid until the next call, on a GPU for `BUFFERS` calls.
@@ -98,7 +99,7 @@ class NeuronSource:
             else:
                 values[:, columns] = round_to(kept.float() - known.mean[columns], self.rounding).to(self.storage)
 
-        blocks = {name: Block(values, self._basis[""], known.mean, known.bounds, self.rounding)}
+        blocks = {Key(name): Block(values, self._basis[What.ACTIVATION], known.mean, known.bounds, self.rounding)}
         if not self.pre:
             with self.model.capturing(take):
                 self.model.forward(ids, attention)
@@ -113,23 +114,23 @@ class NeuronSource:
 
         with self.model.capturing(take), self.model.capturing(take_pre, pre_activations=True):
             self.model.forward(ids, attention)
-        blocks[name + PRE] = Block(raw, self._basis[PRE], mean=known.pre_mean)
-        blocks[name + BOS] = Block(first)
+        blocks[Key(name, What.PRE)] = Block(raw, self._basis[What.PRE], mean=known.pre_mean)
+        blocks[Key(name, What.FIRST)] = Block(first)
         return blocks
 
-    def ready(self, shard: Shard) -> dict[str, Block] | None:
+    def ready(self, shard: Shard) -> dict[Key, Block] | None:
         """A shard's blocks where they are at hand without the model's forward pass."""
         return None
 
     @property
     def basis(self) -> str:
         """Tells its provisional means from others."""
-        return self._basis[""]
+        return self._basis[What.ACTIVATION]
 
     def settle(self, provisional: Provisional) -> None:
         """Shift by these provisional means from now on."""
         self.provisional = provisional.to(self.model.device)
-        for block, mean in (("", provisional.mean), (PRE, provisional.pre_mean)):
+        for block, mean in ((What.ACTIVATION, provisional.mean), (What.PRE, provisional.pre_mean)):
             self._basis[block] = hashlib.sha256(mean.cpu().numpy().tobytes()).hexdigest()
 
     def look(
@@ -294,15 +295,15 @@ class Pass:
             ids, attention, keep = _inputs(tokens, rows)
             if not len(keep):
                 continue
-            blocks: dict[str, Block] = {}
+            blocks: dict[Key, Block] = {}
             for source in self.sources.values():
                 blocks |= source.blocks(*_on(source.model, ids, attention, keep))
             flat = keep.numpy()
             if sketch is not None:
                 sketch.add(blocks, start * tokens.context + flat)
             index = {
-                "row": torch.from_numpy(rows[flat // tokens.context].astype(np.int64)),
-                "position": torch.from_numpy(flat % tokens.context),
+                BY_ROW: torch.from_numpy(rows[flat // tokens.context].astype(np.int64)),
+                BY_POSITION: torch.from_numpy(flat % tokens.context),
             }
             for annotation in self.annotations:
                 more, sorted_by = annotation.batch(rows, flat)
