@@ -24,7 +24,6 @@ from universal_neurons.keys import Key, What
 from universal_neurons.moments import Histogram, Moments
 from universal_neurons.neurons import activation_statistics, duplicates, weight_statistics
 from universal_neurons.passes import Passes
-from universal_neurons.plan import find_tokenizer
 from universal_neurons.progress import Reporter
 from universal_neurons.roles.stage import Roles, vocabulary_of
 from universal_neurons.sketched import SketchedModel
@@ -41,6 +40,7 @@ from universal_neurons.tables import (
     subsets_table,
     universality_columns,
 )
+from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.tokens import Shard
 from universal_neurons.weights import processed_weights
 
