@@ -17,10 +17,11 @@ from universal_neurons.compare import Evidence, look
 from universal_neurons.config import Settings
 from universal_neurons.findings import WHOLE, Findings
 from universal_neurons.keys import Key, What
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.panels import signs_of, study_recipes
 from universal_neurons.screen import Screen
 from universal_neurons.statistics import Statistics
-from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.stream import Pass
 
 
 def accuracy(seeds: int, count: int) -> None:

@@ -17,11 +17,12 @@ from universal_neurons.compare import Evidence
 from universal_neurons.config import Settings
 from universal_neurons.findings import WHOLE, Findings
 from universal_neurons.network import Model
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.panels import Panel, blocks_of, model_pairs, model_recipes, panel_recipes, signs_of
 from universal_neurons.plan import decide, resolve
 from universal_neurons.screen import Screen
 from universal_neurons.statistics import Statistics
-from universal_neurons.stream import NeuronSource, Pass, provisional_state, settle_from
+from universal_neurons.stream import Pass, provisional_state, settle_from
 
 torch.set_grad_enabled(False)
 SHAPES = {

@@ -9,9 +9,10 @@ from universal_neurons import TokenDataset
 from universal_neurons.comoments import CrossMoments
 from universal_neurons.compare import Evidence
 from universal_neurons.correlation import below, beside, correlation_panels, find_matches, layer_profile
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.panels import model_pairs, study_recipes
 from universal_neurons.statistics import Statistics
-from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.stream import Pass
 from universal_neurons.units import Units
 
 CONTEXT = 40

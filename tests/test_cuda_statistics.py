@@ -19,11 +19,12 @@ from universal_neurons.detail import PairedMoments
 from universal_neurons.examples import BEFORE, TopExamples
 from universal_neurons.keys import BY_POSITION, BY_ROW, BY_WORD, Key, What, key_of
 from universal_neurons.moments import GroupMeans, Histogram, Moments, SumSquares
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.screening import Candidates
 from universal_neurons.shown import Details
 from universal_neurons.sketch import ShardEnergies, Signs
 from universal_neurons.sketch_file import FileInParts, KeptSums
-from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.stream import Pass
 from universal_neurons.tokens import Shard
 
 pytestmark = pytest.mark.cuda

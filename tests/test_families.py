@@ -23,8 +23,9 @@ from universal_neurons.families import (
 from universal_neurons.keys import BY_POSITION, BY_PREVIOUS, BY_WORD, LABELS, Key, What
 from universal_neurons.labels import Label, LabelSet, LabelSource, partner_rows
 from universal_neurons.moments import GroupedSums, GroupMeans, SumSquares
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.statistics import Statistics
-from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.stream import Pass
 from universal_neurons.vocabulary import Vocabulary
 
 

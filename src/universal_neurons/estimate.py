@@ -21,13 +21,12 @@ from universal_neurons.keys import BY_POSITION, BY_ROW, Key, What
 from universal_neurons.labelling import SUMS_BYTES
 from universal_neurons.models import Model
 from universal_neurons.moments import FLOAT_BINS, GroupMeans, Histogram, Moments, SumSquares
-from universal_neurons.overlap import BUFFERS
+from universal_neurons.neuron_source import BUFFERS, NeuronSource
 from universal_neurons.panels import Layout, cut, model_pairs, signs_of
 from universal_neurons.readout import look_seconds
 from universal_neurons.roles.entropy import FREQUENCY_CANDIDATES
 from universal_neurons.roles.functional import DRAWS
 from universal_neurons.screening import MEAN, Candidates
-from universal_neurons.stream import NeuronSource
 from universal_neurons.tokens import HELDOUT_MOST, SHARD_POSITIONS
 from universal_neurons.trials import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU
 

@@ -12,9 +12,9 @@ from universal_neurons.inputs import Study
 from universal_neurons.keys import BY_POSITION, BY_WORD, Key, What
 from universal_neurons.labelling import Labelling
 from universal_neurons.moments import GroupedSums
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.shown import Details, choose_shown
 from universal_neurons.statistics import Statistics
-from universal_neurons.stream import NeuronSource
 from universal_neurons.tables import (
     family_columns,
     labels_table,

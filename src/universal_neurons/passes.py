@@ -24,22 +24,14 @@ from universal_neurons.inputs import Study
 from universal_neurons.keys import Key, What
 from universal_neurons.lanes import LaneJob
 from universal_neurons.moments import Histogram, Moments
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.panels import blocks_of, model_recipes, panel_recipes, signs_of
 from universal_neurons.progress import Reporter
 from universal_neurons.screen import Screen
 from universal_neurons.sketched import SketchedModel, filled, original_tokens, source_of
 from universal_neurons.statistics import Statistics
 from universal_neurons.store import StoreWriter
-from universal_neurons.stream import (
-    Annotations,
-    NeuronSource,
-    Pass,
-    provisional_state,
-    restore,
-    settle_from,
-    state_of,
-    under,
-)
+from universal_neurons.stream import Annotations, Pass, provisional_state, restore, settle_from, state_of, under
 from universal_neurons.tokens import Shard
 
 CHECKPOINT_SHARE = 0.02

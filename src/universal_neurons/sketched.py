@@ -13,9 +13,9 @@ from universal_neurons.errors import ConfigError, MissingFileError, SketchError
 from universal_neurons.keys import Key, What
 from universal_neurons.manifest import SKETCH
 from universal_neurons.models import Model, load_model
+from universal_neurons.neuron_source import NeuronSource, Provisional
 from universal_neurons.sketch import sums_block
 from universal_neurons.sketch_file import STATISTICS, SketchFile, require_one_text, sum_rows
-from universal_neurons.stream import NeuronSource, Provisional
 from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.tokens import Shard, TokenDataset
 from universal_neurons.units import Units

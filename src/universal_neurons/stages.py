@@ -22,6 +22,7 @@ from universal_neurons.findings import Scope
 from universal_neurons.inputs import Study
 from universal_neurons.keys import Key, What
 from universal_neurons.moments import Histogram, Moments
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.neurons import activation_statistics, duplicates, weight_statistics
 from universal_neurons.passes import Passes
 from universal_neurons.progress import Reporter
@@ -29,7 +30,7 @@ from universal_neurons.roles.stage import Roles, vocabulary_of
 from universal_neurons.sketched import SketchedModel
 from universal_neurons.statistics import Statistics
 from universal_neurons.store import StoreWriter
-from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.stream import Pass
 from universal_neurons.tables import (
     correlations_table,
     examples_table,
