@@ -13,7 +13,7 @@ from searches import settings_of
 import universal_neurons as un
 from universal_neurons.accumulators import Batch, Block
 from universal_neurons.comoments import CoMoments
-from universal_neurons.compare import Evidence, look
+from universal_neurons.compare import Evidence, pieces_of
 from universal_neurons.config import Settings
 from universal_neurons.findings import WHOLE, Findings
 from universal_neurons.keys import Key, What
@@ -33,7 +33,7 @@ def accuracy(seeds: int, count: int) -> None:
     kept: list[tuple[dict[str, torch.Tensor], np.ndarray]] = []
     sources = [NeuronSource(model) for model in models]
     run = Pass(sources, [])
-    run.look(tokens, shards)
+    run.settle_means(tokens, shards)
     for shard in shards:
         parts = [
             (b.index, {n: block.values.clone() for n, block in b.blocks.items()})
@@ -116,15 +116,15 @@ def _one_seed(
         batch = {name: Block(values) for name, values in blocks.items()}
         for source in sources:
             source.sums.start(len(n))
-            source.sums.add(blocks[source.model.name], group[places], sign[places])
-            batch[Key(source.model.name, What.SUMS)] = source.sums.finish("", n, "float32")
+            source.sums.add(blocks[source.name], group[places], sign[places])
+            batch[Key(source.name, What.SUMS)] = source.sums.finish("", n, "float32")
         _feed(accumulators, Batch(batch, shard=shard.index))
     findings = Findings(config)
     names = [model.name for model in models]
     study = SimpleNamespace(models=models, asked=asked, names=names, config=config, n_groups=1, subsets=[])
     screen = Screen(study, findings)
     evidence = Evidence(Statistics(accumulators), [0], What.SUMS)
-    findings.look(WHOLE, evidence, asked, draws=2, z=screen.z)
+    findings.take_in(WHOLE, evidence, asked, draws=2, z=screen.z)
     sketched = [findings.of[(WHOLE, *pair)] for pair in asked]
     raw = torch.stack([finding.pieces[0].matches.corr[:, 0] for finding in sketched])
     corrected = torch.stack([finding.whole(1).matches.corr[:, 0] for finding in sketched])
@@ -176,6 +176,6 @@ def _true_baseline(models: Any, kept: Kept, asked: Any) -> torch.Tensor:
         for number, (blocks, _) in enumerate(kept):
             _feed(accumulators, Batch({Key(name): Block(values) for name, values in blocks.items()}, shard=number))
         evidence = Evidence(Statistics(accumulators), [0])
-        maxima = [look(evidence, *pair, config, draws=2)[0].maxima for pair in asked]
+        maxima = [pieces_of(evidence, *pair, config, draws=2)[0].maxima for pair in asked]
         _BASELINE["there"] = torch.stack(maxima).mean((0, 1))
     return _BASELINE["there"]

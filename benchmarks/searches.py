@@ -92,7 +92,7 @@ class Run:
         screen = Screen(study, findings)
         evidence = Evidence(Statistics(run.accumulators), [0], blocks_of(config))
         z = screen.z if config.search == "screened" else None
-        self.stage("answer", lambda: findings.look(WHOLE, evidence, asked, draws=1, z=z))
+        self.stage("answer", lambda: findings.take_in(WHOLE, evidence, asked, draws=1, z=z))
         if z is not None:
             again = [NeuronSource(model, config.gemm_dtype) for model in models]
             settle_from(provisional_state(sources), again)

@@ -57,7 +57,7 @@ def job(folders, tmp_path):
     (panels,) = cut(model_pairs(models, "reference"), 1)
     recipes = panel_recipes(panels, config) + model_recipes(models, {"m1"}, config)
     run = Pass([NeuronSource(model) for model in models], recipes, lanes=lane_ends(len(shards), 3))
-    run.look(tokens, shards)
+    run.settle_means(tokens, shards)
     job = LaneJob.of(run, models, config, tokens, shards, Pace(0.0, 10.0, 0.02), tmp_path / "lanes")
     job.prepare()
     return job

@@ -233,8 +233,8 @@ def begun(model, text_file, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("universal_neurons.tokens.SHARD_POSITIONS", 256)
         patched.setattr(Generations, "save", stop)
-        patched.setattr("universal_neurons.sketching.CHECKPOINT_SECONDS", 0.0)
-        patched.setattr("universal_neurons.sketching.CHECKPOINT_SHARE", 1e9)
+        patched.setattr("universal_neurons.sketching.SNAPSHOT_SECONDS", 0.0)
+        patched.setattr("universal_neurons.sketching.SNAPSHOT_SHARE", 1e9)
         with pytest.raises(KeyboardInterrupt):
             sketch_of(model, text_file, folder / "m.safetensors", **SMALL)
     assert saved == [1, 2, 3]

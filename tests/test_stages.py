@@ -7,7 +7,7 @@ from conftest import FEW_ROLES, tiny_model
 from test_correlation import captured, some_tokens
 from test_study import contents, quiet
 
-import universal_neurons.passes as passes
+import universal_neurons.readers as readers
 from universal_neurons import StudyConfig
 from universal_neurons.errors import ConfigError, LabelError, MissingExtraError, MissingFileError, NothingToCompareError
 from universal_neurons.figures.families import Details
@@ -252,7 +252,7 @@ def test_settings_of_universality_are_refused_without_it(tmp_path, setting):
 def test_figures_are_redrawn_without_a_model(whole, monkeypatch):
     store, _, _ = whole
     before = study_figures(store)
-    monkeypatch.setattr(passes, "NeuronSource", None)
+    monkeypatch.setattr(readers, "NeuronSource", None)
     again = study_figures(Store(store.path))
     assert again.keys() == before.keys()
     assert {"teaser", "more-families", "percentiles"} <= again.keys()

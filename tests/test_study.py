@@ -58,12 +58,13 @@ def test_the_tables_are_what_numpy_computes(config, folders):
     store = quiet(config.model_copy(update={"pairs": "all"}))
     models = [tiny_model("gpt2", seed, f"m{seed}") for seed in range(3)]
     from universal_neurons.plan import decide, resolve
+    from universal_neurons.readers import Networks
     from universal_neurons.study import Study
     from universal_neurons.tokens import TokenDataset
 
     resolved = resolve(decide(config), models)
     tokens = TokenDataset.load(resolved, models[0].tokenizer, context=resolved.context)
-    study = Study(resolved, models, tokens, None)
+    study = Study(resolved, models, Networks(models), tokens, None)
     chosen = np.sort(np.concatenate([shard.rows for shard in study.shards]))
     subset = TokenDataset(**{**vars(tokens), "rows": tokens.rows[chosen], "lengths": tokens.lengths[chosen]})
     held = np.concatenate(study.stretches)
@@ -375,6 +376,7 @@ def test_a_subset_named_twice_counts_once(config, tmp_path):
 
 def test_a_subset_is_what_numpy_computes_on_its_rows(config, tmp_path):
     from universal_neurons.plan import decide, resolve
+    from universal_neurons.readers import Networks
     from universal_neurons.study import Study
     from universal_neurons.tokens import TokenDataset
 
@@ -385,7 +387,9 @@ def test_a_subset_is_what_numpy_computes_on_its_rows(config, tmp_path):
     models = [tiny_model("gpt2", seed, f"m{seed}") for seed in range(3)]
     resolved = resolve(decide(config), models)
     tokens = TokenDataset.load(resolved, models[0].tokenizer, context=resolved.context)
-    rows = np.concatenate([s.rows for s in Study(resolved, models, tokens, None).shards if s.group == 0])
+    rows = np.concatenate(
+        [s.rows for s in Study(resolved, models, Networks(models), tokens, None).shards if s.group == 0]
+    )
     part = TokenDataset(**{**vars(tokens), "rows": tokens.rows[rows], "lengths": tokens.lengths[rows]})
     assert {tokens.subset_names[n] for n in tokens.subsets[rows]} == {"b"}
     a, *others = (captured(model, part) for model in models)

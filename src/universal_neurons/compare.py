@@ -192,7 +192,7 @@ class Evidence:
         return panels
 
 
-def look(
+def pieces_of(
     evidence: Evidence,
     asker: str,
     other: str,
@@ -264,7 +264,7 @@ def compare(
     k: int | None = None,
 ) -> Comparison:
     """Matches of the asker's neurons in every other model and `draws` baseline maxima, of whole matrices."""
-    pieces = [together(look(evidence, asker, other, config, draws=draws, k=k)) for other in others]
+    pieces = [together(pieces_of(evidence, asker, other, config, draws=draws, k=k)) for other in others]
     if evidence.sketched:
         certainties = [evidence.certainty(asker, other) for other in others]
         pieces = [unbiased(piece, c, k or config.top_k) for piece, c in zip(pieces, certainties)]

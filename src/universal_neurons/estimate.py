@@ -21,6 +21,7 @@ from universal_neurons.keys import BY_POSITION, BY_ROW, Key, What
 from universal_neurons.labelling import SUMS_BYTES
 from universal_neurons.models import Model
 from universal_neurons.moments import FLOAT_BINS, GroupMeans, Histogram, Moments, SumSquares
+from universal_neurons.network import Described
 from universal_neurons.neuron_source import BUFFERS, NeuronSource
 from universal_neurons.panels import Layout, cut, model_pairs, signs_of
 from universal_neurons.readout import look_seconds
@@ -90,7 +91,7 @@ class Estimate:
 
 
 def memory_plan(
-    config: Settings, models: Sequence[Model], layout: Layout | None = None, *, groups: int = 1
+    config: Settings, models: Sequence[Described], layout: Layout | None = None, *, groups: int = 1
 ) -> MemoryPlan:
     """The memory a resolved configuration needs besides the models."""
     weights = max(map(weight_bytes, models)) if "weights" in config.stages else 0
@@ -143,7 +144,7 @@ def memory_plan(
     return MemoryPlan(lanes * statistics, blocks, workspace, tables, weights, roles + weights)
 
 
-def role_bytes(config: Settings, model: Model) -> int:
+def role_bytes(config: Settings, model: Described) -> int:
     """What one model's roles take: logits of the clean run and the activations beside them."""
     most = LOGITS_ON_GPU if config.device.startswith("cuda") else LOGITS_AT_ONCE
     positions = min(config.roles.tokens, max(config.context, most // model.vocab_size))
@@ -151,7 +152,7 @@ def role_bytes(config: Settings, model: Model) -> int:
     return 4 * positions * (LOGITS_COPIES * model.vocab_size + 2 * model.n_neurons + copies)
 
 
-def _within_layers(config: Settings, models: Sequence[Model]) -> int:
+def _within_layers(config: Settings, models: Sequence[Described]) -> int:
     """Entries of the within-layer co-moments of all models."""
     rotated = models if config.pairs == "all" else models[1:]
     needed = rotated if "universality" in config.stages and not _shuffles(config) else []
@@ -161,7 +162,7 @@ def _within_layers(config: Settings, models: Sequence[Model]) -> int:
     return count
 
 
-def plan_layout(config: Settings, models: Sequence[Model], *, groups: int = 1) -> Layout:
+def plan_layout(config: Settings, models: Sequence[Described], *, groups: int = 1) -> Layout:
     """As few passes as fit in memory; of as many, with sums in float64 where these fit.
 
     Raises `MemoryNeededError` where not even single rows of the co-moments fit.
@@ -183,13 +184,13 @@ def plan_layout(config: Settings, models: Sequence[Model], *, groups: int = 1) -
     return Layout(passes, compensated) if passes <= most else Layout(most, kinds[-1])
 
 
-def weight_bytes(model: Model) -> int:
+def weight_bytes(model: Described) -> int:
     """Bytes of a model's processed weights in float64, twice while they are put together."""
-    matrices = 3 if model.architecture.gated else 2
+    matrices = 3 if model.gated else 2
     return 2 * 8 * model.d_model * (matrices * model.n_neurons + model.vocab_size)
 
 
-def label_bytes(config: Settings, models: Sequence[Model]) -> tuple[int, int]:
+def label_bytes(config: Settings, models: Sequence[Described]) -> tuple[int, int]:
     """Bytes of the labels' sums, roughly, and how many labels there are."""
     total = sum(m.n_neurons for m in models)
     tokens = min(m.vocab_size for m in models) * (WORDS_PER_TOKEN + 1)
@@ -198,7 +199,7 @@ def label_bytes(config: Settings, models: Sequence[Model]) -> tuple[int, int]:
     return STATE_BYTES * total * (width + 2 * config.context), DENSE_LABELS
 
 
-def _pairs(config: Settings, models: Sequence[Model]) -> list[tuple[Model, Model]]:
+def _pairs(config: Settings, models: Sequence[Described]) -> list[tuple[Described, Described]]:
     return model_pairs(models, config.pairs) if "universality" in config.stages else []
 
 
@@ -215,7 +216,7 @@ def available_memory(config: Settings) -> int:
     return psutil.virtual_memory().available
 
 
-def require_memory(config: Settings, models: Sequence[Model], layout: Layout, *, groups: int = 1) -> None:
+def require_memory(config: Settings, models: Sequence[Described], layout: Layout, *, groups: int = 1) -> None:
     """Raise `MemoryNeededError` where a study would not fit."""
     needed, free = memory_plan(config, models, layout, groups=groups).total, available_memory(config)
     if needed > free:
@@ -348,14 +349,14 @@ def _resident(config: Settings) -> int:
 def _forward_seconds(model: Model, config: Settings) -> float:
     """Seconds per token position of a model's forward pass, its activations taken and its own statistics updated."""
     rows = max(1, config.batch_tokens // config.context)
-    ids = torch.arange(rows * config.context, device=model.device).view(rows, -1) % model.vocab_size
-    keep = torch.arange(rows * config.context, device=model.device)
-    attention = None if model.architecture.causal else torch.ones_like(ids)
+    ids = torch.arange(rows * config.context).view(rows, -1) % model.vocab_size
+    keep = torch.arange(rows * config.context)
+    attention = torch.ones_like(ids)
     pre = "statistics" in config.stages or "labels" in config.stages
     source = NeuronSource(model, config.gemm_dtype, pre=pre)
-    source.settle(source.look(ids, attention, keep))
+    source.settle(source.provisional_of(ids, attention, keep))
     name, n, device = model.name, model.n_neurons, model.device
-    index = {BY_ROW: keep // config.context, BY_POSITION: keep % config.context}
+    index = {BY_ROW: (keep // config.context).to(device), BY_POSITION: (keep % config.context).to(device)}
     statistics: list[Accumulator] = [SumSquares(name, n, device=device)]
     if "statistics" in config.stages:
         statistics += [

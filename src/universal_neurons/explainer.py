@@ -12,8 +12,8 @@ from universal_neurons.inputs import Study
 from universal_neurons.keys import BY_POSITION, BY_WORD, Key, What
 from universal_neurons.labelling import Labelling
 from universal_neurons.moments import GroupedSums
-from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.shown import Details, choose_shown
+from universal_neurons.sources import Source
 from universal_neurons.statistics import Statistics
 from universal_neurons.tables import (
     family_columns,
@@ -42,7 +42,7 @@ class Explainer:
         columns: Mapping[str, Mapping[str, Any]],
         labelling: Labelling,
         statistics: Statistics,
-        sources: Iterable[NeuronSource],
+        sources: Iterable[Source],
     ) -> None:
         assert labelling.labels is not None
         self.study, self.units, self.columns = study, units, columns
@@ -55,7 +55,7 @@ class Explainer:
         self.families: dict[str, Families] = {}
         words = []
         for source in sources:
-            name = source.model.name
+            name = source.name
             assert source.provisional is not None
             self.provisional[name] = source.provisional.mean.double().cpu().numpy()
             self.best[name] = evidence.best(name)
@@ -115,7 +115,7 @@ class Explainer:
         if len(self.shown.neurons):
             study, dense = self.study, self.labelling.dense
             positions = sum(map(len, study.stretches)) * study.tokens.context
-            self.details = Details(study.models[0], self.shown, self.labels, dense=dense, positions=positions)
+            self.details = Details(study.reader.networks[0], self.shown, self.labels, dense=dense, positions=positions)
         details = self.details
         kept: list[Recipe] = [] if details is None else [lambda device: details]
         return [*self.labelling.recipes(width, null=True), *kept]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from universal_neurons.compare import Comparison, Evidence, Piece, comparison, look, together, unbiased
+from universal_neurons.compare import Comparison, Evidence, Piece, comparison, pieces_of, together, unbiased
 from universal_neurons.config import Settings
 from universal_neurons.correlation import Matches
 from universal_neurons.screening import Proposal
@@ -53,7 +53,7 @@ class Findings:
         self.config = config
         self.of: dict[Place, Finding] = {}
 
-    def look(
+    def take_in(
         self,
         scope: Scope,
         evidence: Evidence,
@@ -66,7 +66,7 @@ class Findings:
         """Add what a pass's panels say of some (asker, other) pairs."""
         for asker, other in pairs:
             finding = self.of.setdefault((scope, asker, other), Finding())
-            finding.pieces += look(evidence, asker, other, self.config, draws=draws, k=k, z=z)
+            finding.pieces += pieces_of(evidence, asker, other, self.config, draws=draws, k=k, z=z)
             if evidence.sketched and finding.certainty is None:
                 certainty = evidence.certainty(asker, other)
                 finding.certainty = Certainty(*(part.cpu() for part in vars(certainty).values()))

@@ -13,12 +13,13 @@ from universal_neurons import __version__
 from universal_neurons.config import Settings
 from universal_neurons.errors import ConfigError, TextError
 from universal_neurons.labelling import Labelling
-from universal_neurons.models import Model
+from universal_neurons.network import Described
 from universal_neurons.panels import Layout, Panel, cut, model_pairs
 from universal_neurons.plan import identity
+from universal_neurons.readers import Reader
 from universal_neurons.roles.stage import require_roles
 from universal_neurons.tokenizer import find_tokenizer
-from universal_neurons.tokens import TokenDataset
+from universal_neurons.tokens import Shard, TokenDataset
 
 FINGERPRINTED = ("torch", "transformers", "tokenizers", "polars", "numpy", "scipy", "scikit-learn")
 
@@ -29,18 +30,23 @@ class Study:
     def __init__(
         self,
         config: Settings,
-        models: Sequence[Model],
+        models: Sequence[Described],
+        reader: Reader,
         tokens: TokenDataset | None,
         digest: str | None,
         functions: Mapping[str, Callable[[str], bool]] | None = None,
     ) -> None:
-        self.config, self.models, self.text, self.tokenizer_digest = config, models, tokens, digest
+        self.config, self.models, self.reader = config, models, reader
+        self.text, self.tokenizer_digest = tokens, digest
         self.names = [model.name for model in models]
         asked = self.names if config.pairs == "all" else self.names[:1]
         self.askers = asked if "universality" in config.stages else []
         self.asked = [(asker, other) for asker in self.askers for other in self.names if other != asker]
         self.lay_out(Layout())
         self.notes: list[str] = []
+        self.shards: list[Shard] = []
+        self.stretches: list[np.ndarray] = []
+        self.subsets: list[str] = []
         self.n_groups = 1
         self.labelling: Labelling | None = None
         if tokens is None:
@@ -56,10 +62,10 @@ class Study:
         self.shards = tokens.shards(chosen, self.subsets)
         assert all(shard.group < self.n_groups for shard in self.shards)
         if "roles" in config.stages:
-            require_roles(config, models, tokens, np.concatenate(self.stretches))
+            require_roles(config, reader.networks, tokens, np.concatenate(self.stretches))
         if "labels" in config.stages:
             tokenizer = find_tokenizer(config, models, required=False)
-            self.labelling = Labelling(config, models, tokens, tokenizer, functions or {})
+            self.labelling = Labelling(config, reader.networks, tokens, tokenizer, functions or {})
             self.notes += self.labelling.notes
 
     def lay_out(self, layout: Layout) -> None:

@@ -79,7 +79,7 @@ class LaneJob:
         sources = list(run.sources.values())
         job = cls(
             config=config,
-            models=[(s.model.name, places[s.model.name], s.model.digest) for s in sources],
+            models=[(m.name, places[m.name], m.digest) for m in models if m.name in run.sources],
             rounding=sources[0].rounding,
             pre=sources[0].pre,
             provisional={name: tensor.cpu() for name, tensor in provisional_state(sources).items()},

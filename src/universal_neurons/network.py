@@ -25,7 +25,48 @@ HEADLESS = "no unembedding: no logits, no roles, no vocab_* columns"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Model:
+class Described:
+    """A model as far as a study must know it before it reads text: its name, units, sizes and digest.
+
+    Itself, or as a sketch of it tells them.
+    """
+
+    units: Units
+    d_model: int
+    vocab_size: int
+    context: int
+    digest: str
+    gated = False
+
+    def __init__(self, name: str, *, tokenizer: Any = None, notes: Sequence[str] = ()) -> None:
+        self.name, self.tokenizer, self.notes = name, tokenizer, tuple(notes)
+
+    @property
+    def n_neurons(self) -> int:
+        """Neurons over all layers."""
+        return len(self.units)
+
+    @property
+    def n_layers(self) -> int:
+        """Its layers."""
+        return self.units.layers
+
+    @property
+    def d_mlp(self) -> int:
+        """Neurons of every layer, of a model whose layers are of one width."""
+        return self.units.width
+
+    @property
+    def device(self) -> torch.device:
+        """Where its blocks are."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest keeps."""
+        raise NotImplementedError
+
+
+class Model(Described):
     """A language model with named neurons.
 
     `hf` is the Hugging Face model, `architecture` its row of the table, `tokenizer` its tokenizer or None,
@@ -33,8 +74,6 @@ class Model:
     numbered layer by layer.  The Hugging Face model stays as it is: forward passes evaluate it (no dropout) and keep
     no gradients, then it trains on if it did.  One without an unembedding has neurons, but no logits.
     """
-
-    notes: tuple[str, ...] = ()
 
     def __init__(
         self, hf: Any, name: str, *, tokenizer: Any = None, digest: str | None = None, notes: Sequence[str] = ()
@@ -49,9 +88,8 @@ class Model:
                 wanted="a loaded model with a config",
                 fix="un.load_model(...) loads one by its folder or hub id",
             )
+        super().__init__(name, tokenizer=tokenizer, notes=notes)
         self.hf = hf
-        self.name = name
-        self.tokenizer = tokenizer
         self.architecture: Architecture = architecture_of(model_type, name)
         blocks = module_at(hf, self.architecture.blocks)
         if not blocks:
@@ -62,13 +100,14 @@ class Model:
                 fix="load it with AutoModelForCausalLM (encoders: AutoModelForMaskedLM)",
             )
         self.has_unembedding = module_at(hf, self.architecture.unembedding) is not None
-        self.notes = (*notes, *([] if self.has_unembedding else [HEADLESS]))
+        self.notes += () if self.has_unembedding else (HEADLESS,)
+        self.gated = self.architecture.gated
         self.blocks: list[nn.Module] = list(blocks)
         self._require_plain_weights()
-        self.d_model: int = hf.config.hidden_size
+        self.d_model = hf.config.hidden_size
         self.units = Units.equal(len(self.blocks), matrix_of(self.part(0, "w_in")).shape[0])
         self.vocab_size = len(self.embedding)
-        self.context: int = hf.config.max_position_embeddings
+        self.context = hf.config.max_position_embeddings
         if self.context < 1:
             raise ArchitectureError(
                 f"{name}: it reads no text", given=f"a context of {self.context}", wanted="1 or more"
@@ -87,21 +126,6 @@ class Model:
                     wanted="floating-point numbers in memory",
                     fix="load the model that was quantised",
                 )
-
-    @property
-    def n_neurons(self) -> int:
-        """Neurons over all layers."""
-        return len(self.units)
-
-    @property
-    def n_layers(self) -> int:
-        """Its layers."""
-        return self.units.layers
-
-    @property
-    def d_mlp(self) -> int:
-        """Neurons of every layer, of a model whose layers are of one width."""
-        return self.units.width
 
     @property
     def device(self) -> torch.device:

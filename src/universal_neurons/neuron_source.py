@@ -1,7 +1,6 @@
 """A model as a source of blocks: its neurons at the counted positions, shifted by provisional means and rounded."""
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,22 +12,10 @@ from universal_neurons.examples import QUANTILES
 from universal_neurons.keys import Key, What
 from universal_neurons.models import Model
 from universal_neurons.sketch import SignedSums, round_to
+from universal_neurons.sources import Provisional
 from universal_neurons.tokens import Shard
 
 BUFFERS = 3  # that a source fills in turn on a GPU: one is filled, one is full, one is read
-
-
-@dataclass
-class Provisional:
-    """What a first look at evenly spread rows says of a model's neurons: means, and quantiles of the shifted values."""
-
-    mean: Float[Tensor, " neurons"]
-    pre_mean: Float[Tensor, " neurons"]
-    bounds: Float[Tensor, "quantiles neurons"]
-
-    def to(self, device: torch.device) -> "Provisional":
-        """The same on a device."""
-        return Provisional(self.mean.to(device), self.pre_mean.to(device), self.bounds.to(device))
 
 
 class NeuronSource:
@@ -40,6 +27,7 @@ class NeuronSource:
 
     def __init__(self, model: Model, rounding: str = "float32", *, pre: bool = False) -> None:
         self.model = model
+        self.name, self.units, self.device = model.name, model.units, model.device
         self.rounding = rounding
         self.pre = pre
         native = model.device.type == "cuda" and rounding == "bfloat16"
@@ -54,17 +42,18 @@ class NeuronSource:
     def blocks(
         self,
         ids: Int[Tensor, "rows context"],
-        attention: Int[Tensor, "rows context"] | None,
+        attention: Int[Tensor, "rows context"],
         keep: Int[Tensor, " tokens"],
     ) -> dict[Key, Block]:
         """The blocks of one batch: positions `keep` of the flattened rows.
 
         They are valid until the next call, on a GPU for `BUFFERS` calls.
         """
-        known, name = self.provisional, self.model.name
+        known, name = self.provisional, self.name
+        ids, attends, keep = self._on_device(ids, attention, keep)
         assert known is not None, "look at some rows first"
         values = _next_of(self.buffers, len(keep))
-        units = self.model.units
+        units = self.units
 
         def take(layer: int, activation: Tensor) -> None:
             columns = units.columns(layer)
@@ -77,7 +66,7 @@ class NeuronSource:
         blocks = {Key(name): Block(values, self._basis[What.ACTIVATION], known.mean, known.bounds, self.rounding)}
         if not self.pre:
             with self.model.capturing(take):
-                self.model.forward(ids, attention)
+                self.model.forward(ids, attends)
             return blocks
         raw = _next_of(self.pre_buffers, len(keep))
         first = raw.new_empty(len(ids), raw.shape[1])
@@ -88,10 +77,19 @@ class NeuronSource:
             first[:, columns] = pre[:: ids.shape[1]]
 
         with self.model.capturing(take), self.model.capturing(take_pre, pre_activations=True):
-            self.model.forward(ids, attention)
+            self.model.forward(ids, attends)
         blocks[Key(name, What.PRE)] = Block(raw, self._basis[What.PRE], mean=known.pre_mean)
         blocks[Key(name, What.FIRST)] = Block(first)
         return blocks
+
+    def _on_device(self, ids: Tensor, attention: Tensor, keep: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The inputs where the model is; only encoders need the attention."""
+        attends = None if self.model.architecture.causal else attention.to(self.device)
+        return ids.to(self.device), attends, keep.to(self.device)
+
+    def signed_sums(self) -> SignedSums:
+        """What collects the signed sums of a shard."""
+        return self.sums
 
     def ready(self, shard: Shard) -> dict[Key, Block] | None:
         """A shard's blocks where they are at hand without the model's forward pass."""
@@ -106,12 +104,13 @@ class NeuronSource:
         """Shift by these provisional means from now on."""
         self.provisional = provisional.to(self.model.device)
         for block, mean in ((What.ACTIVATION, provisional.mean), (What.PRE, provisional.pre_mean)):
-            self._basis[block] = hashlib.sha256(mean.cpu().numpy().tobytes()).hexdigest()
+            self._basis[block] = basis_of(mean)
 
-    def look(
-        self, ids: Int[Tensor, "rows context"], attention: Tensor | None, keep: Int[Tensor, " tokens"]
+    def provisional_of(
+        self, ids: Int[Tensor, "rows context"], attention: Int[Tensor, "rows context"], keep: Int[Tensor, " tokens"]
     ) -> Provisional:
         """Provisional means and quantiles from some rows."""
+        ids, attends, keep = self._on_device(ids, attention, keep)
         layers = self.model.n_layers
         means, pre_means, bounds = ([torch.empty(0)] * layers for _ in range(3))
         ranks = [min(int(q * len(keep)), len(keep) - 1) for q in QUANTILES]
@@ -126,7 +125,7 @@ class NeuronSource:
             pre_means[layer] = pre.index_select(0, keep).float().mean(0)
 
         with self.model.capturing(take), self.model.capturing(take_pre, pre_activations=True):
-            self.model.forward(ids, attention)
+            self.model.forward(ids, attends)
         nothing = torch.zeros(len(QUANTILES), self.model.n_neurons, device=self.model.device)
         return Provisional(torch.cat(means), torch.cat(pre_means), torch.cat(bounds, 1) if self.pre else nothing)
 
@@ -145,3 +144,8 @@ def _ranked(values: Float[Tensor, "tokens neurons"], ranks: list[int]) -> Float[
     if values.is_cuda:
         return values.sort(0).values[ranks]
     return torch.from_numpy(np.sort(values.T.contiguous().numpy(), axis=1)[:, ranks].T.copy())
+
+
+def basis_of(mean: Float[Tensor, " neurons"]) -> str:
+    """What tells a block that is shifted by these means from others."""
+    return hashlib.sha256(mean.cpu().numpy().tobytes()).hexdigest()

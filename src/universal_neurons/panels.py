@@ -14,8 +14,8 @@ from universal_neurons.accumulators import Extremes, Recipe
 from universal_neurons.comoments import CoMoments, LayerMoments, Rows, ShuffledCoMoments
 from universal_neurons.config import Settings
 from universal_neurons.keys import Key, What
-from universal_neurons.models import Model
 from universal_neurons.moments import SumSquares
+from universal_neurons.network import Described
 from universal_neurons.sketch import ShardEnergies, Signs
 
 
@@ -31,8 +31,8 @@ class Layout:
 class Panel:
     """Some rows of the co-moment matrix of two models."""
 
-    left: Model
-    right: Model
+    left: Described
+    right: Described
     rows: Rows
 
     @property
@@ -41,14 +41,14 @@ class Panel:
         return (self.rows[1] - self.rows[0]) * self.right.n_neurons
 
 
-def model_pairs(models: Sequence[Model], pairs: str) -> list[tuple[Model, Model]]:
+def model_pairs(models: Sequence[Described], pairs: str) -> list[tuple[Described, Described]]:
     """The unordered pairs whose co-moments are needed: the reference with each other model, or every two."""
     if pairs == "reference":
         return [(models[0], other) for other in models[1:]]
     return [(left, right) for i, left in enumerate(models) for right in models[i + 1 :]]
 
 
-def cut(pairs: Sequence[tuple[Model, Model]], passes: int, *, by_layer: bool = False) -> list[list[Panel]]:
+def cut(pairs: Sequence[tuple[Described, Described]], passes: int, *, by_layer: bool = False) -> list[list[Panel]]:
     """The panels of every pass, each about equally many entries; fewer passes where rows cannot be cut so fine."""
     total = sum(left.n_neurons * right.n_neurons for left, right in pairs)
     panels: list[list[Panel]] = [[] for _ in range(passes)]
@@ -101,7 +101,9 @@ def panel_recipes(
     return recipes
 
 
-def model_recipes(models: Sequence[Model], rotated: Collection[str], config: Settings, groups: int = 1) -> list[Recipe]:
+def model_recipes(
+    models: Sequence[Described], rotated: Collection[str], config: Settings, groups: int = 1
+) -> list[Recipe]:
     """What the comparison needs of every model alone, `groups` times over; `rotated` names the baseline's models."""
     asked = "universality" in config.stages
     signs = signs_of(config)
@@ -124,7 +126,7 @@ def model_recipes(models: Sequence[Model], rotated: Collection[str], config: Set
 
 
 def study_recipes(
-    models: Sequence[Model], pairs: Sequence[tuple[Model, Model]], config: Settings, groups: int = 1
+    models: Sequence[Described], pairs: Sequence[tuple[Described, Described]], config: Settings, groups: int = 1
 ) -> list[Recipe]:
     """All that a comparison of whole matrices needs."""
     whole = [Panel(left, right, (0, left.n_neurons)) for left, right in pairs]

@@ -27,6 +27,7 @@ from universal_neurons.errors import (
     TokenizerError,
 )
 from universal_neurons.models import DTYPES, Model, load_model, verify
+from universal_neurons.network import Described
 from universal_neurons.syntax import find_pipeline
 from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.tokens import tokenizer_digest
@@ -55,7 +56,7 @@ def from_objects(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
     return config.model_copy(update={"models": names, "device": devices.pop(), "dtype": dtypes.pop()})
 
 
-def identity(config: StudyConfig, models: Sequence[Model]) -> dict[str, Any]:
+def identity(config: StudyConfig, models: Sequence[Described]) -> dict[str, Any]:
     """What, with the tokens, tells one study from another."""
     return {
         "config": config.stored(),
@@ -131,7 +132,7 @@ def load_models(config: StudyConfig) -> list[Model]:
     return [load_model(source, device=config.device, dtype=config.dtype) for source in sources]
 
 
-def require_kin(models: Sequence[Model], config: StudyConfig) -> str | None:
+def require_kin(models: Sequence[Described], config: StudyConfig) -> str | None:
     """Check that models can be studied together; returns the digest of the tokenizer they share, if any has one."""
     if len(models) < 2 and "universality" in config.stages:
         raise NothingToCompareError(
@@ -166,7 +167,7 @@ def require_same_tokenizer(readers: Mapping[str, Any]) -> str | None:
     return digests[first] if first else None
 
 
-def resolve(config: StudyConfig, models: Sequence[Model]) -> Settings:
+def resolve(config: StudyConfig, models: Sequence[Described]) -> Settings:
     """The settings that a decided configuration (`decide`) and its models make.
 
     The context is the one asked for, else 512, the paper's, or the shortest that the models can read.  Raises
@@ -185,7 +186,7 @@ def resolve(config: StudyConfig, models: Sequence[Model]) -> Settings:
     return Settings.model_construct(config.model_fields_set, **decided)
 
 
-def default_out(config: StudyConfig, models: Sequence[Model]) -> str:
+def default_out(config: StudyConfig, models: Sequence[Described]) -> str:
     """runs/NAME: `bundled`, or the models' names and the corpus's."""
     if list(config.models) == bundled_models():
         name = BUNDLED

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from universal_neurons.accumulators import Accumulator, Block, Recipe
 from universal_neurons.config import TEXT_SETTINGS, Settings, StudyConfig
@@ -13,9 +14,11 @@ from universal_neurons.errors import ConfigError, MissingFileError, SketchError
 from universal_neurons.keys import Key, What
 from universal_neurons.manifest import SKETCH
 from universal_neurons.models import Model, load_model
-from universal_neurons.neuron_source import NeuronSource, Provisional
-from universal_neurons.sketch import sums_block
+from universal_neurons.network import Described
+from universal_neurons.neuron_source import NeuronSource, basis_of
+from universal_neurons.sketch import SignedSums, sums_block
 from universal_neurons.sketch_file import STATISTICS, SketchFile, require_one_text, sum_rows
+from universal_neurons.sources import Provisional, Source
 from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.tokens import Shard, TokenDataset
 from universal_neurons.units import Units
@@ -36,16 +39,15 @@ def are_sketches(models: Sequence[str]) -> bool:
     return any(files)
 
 
-class SketchedModel(Model):
+class SketchedModel(Described):
     """A model as its sketch describes it: a name and shapes, no weights."""
 
     def __init__(self, path: str, device: str) -> None:
         self.file = SketchFile(path)
         about = self.file.about["model"]
-        self.name = about["name"]
+        super().__init__(about["name"])
         self.units, self.d_model = Units.equal(about["layers"], about["d_mlp"]), about["d_model"]
         self.vocab_size, self.context, self.digest = about["vocabulary"], about["context"], about["sha256"]
-        self.tokenizer = None
         self._device = torch.device(device)
 
     @property
@@ -82,50 +84,98 @@ class SketchedModel(Model):
         return f"SketchedModel({self.name!r}, {self.n_layers} x {self.d_mlp} neurons, {str(self.file.path)!r})"
 
 
-class SketchSource(NeuronSource):
+class SketchSource:
     """A sketch as a source: of every shard its signed sums, of held-out stretches centred ones."""
 
+    rounding = "bfloat16"
+    pre = False
+
     def __init__(self, model: SketchedModel) -> None:
-        self.model: SketchedModel = model
+        self.name, self.units, self.device = model.name, model.units, model.device
         self.file = model.file
-        self.rounding = "bfloat16"
-        self.pre = False
         self.storage = torch.bfloat16 if model.device.type == "cuda" else torch.float32
-        self._basis: dict[What, str] = {}
         mean = self.file.get("mean")
+        self.provisional: Provisional | None = None
         self.settle(Provisional(mean, torch.zeros_like(mean), torch.zeros(0, len(mean))))
         moments = self.file.state("moments")
         self.shift = (moments["sum"] / moments["count"]).to(model.device)
+        self.places = self._places()
+
+    def _places(self) -> dict[int, tuple[str, int, int]]:
+        """By a shard's first row, which of the file's tensors holds its sums, from which row to which."""
         tokens = self.file.token_rows()
         chosen, stretches = tokens.split(self.file.about["heldout_tokens"])
         heldout = [Shard(number, rows) for number, rows in enumerate(stretches)]
-        self.places: dict[int, tuple[str, int, int]] = {}
+        places = {}
         for name, shards in (("sums", tokens.shards(chosen)), ("heldout", heldout)):
             starts, end = sum_rows(shards, self.file.signs, tokens.context)
             stops = [*list(starts.values())[1:], end]
             for shard, start, stop in zip(shards, starts.values(), stops):
-                self.places[int(shard.rows[0])] = name, start, stop
+                places[int(shard.rows[0])] = name, start, stop
+        return places
+
+    @property
+    def basis(self) -> str:
+        """Tells its provisional means from others."""
+        return self._basis
+
+    def signed_sums(self) -> SignedSums:
+        """None are collected: they are in the file."""
+        raise AssertionError("a sketch's sums are at hand")
+
+    def settle(self, provisional: Provisional) -> None:
+        """The means that its file was made with."""
+        self.provisional = provisional.to(self.device)
+        self._basis = basis_of(provisional.mean)
 
     def ready(self, shard: Shard) -> dict[Key, Block]:
         """The shard's sums."""
         name, start, stop = self.places[int(shard.rows[0])]
-        values = self.file.rows(name, start, stop).to(self.model.device, self.storage)
+        values = self.file.rows(name, start, stop).to(self.device, self.storage)
         if name == "sums":
             n = self.file.rows("n", start, stop).double().numpy()
-            return {Key(self.model.name, What.SUMS): sums_block(values, n, self.basis, self.rounding)}
+            return {Key(self.name, What.SUMS): sums_block(values, n, self.basis, self.rounding)}
         signs = self.file.rows("heldout_n", start, stop).to(values.device)
-        return {Key(self.model.name): Block((values.double() - signs[:, None] * self.shift).float(), self.basis)}
+        return {Key(self.name): Block((values.double() - signs[:, None] * self.shift).float(), self.basis)}
+
+    def blocks(self, ids: Tensor, attention: Tensor, keep: Tensor) -> dict[Key, Block]:
+        """No batch is ever read."""
+        raise AssertionError("a sketch has no tokens to read")
+
+    def provisional_of(self, ids: Tensor, attention: Tensor, keep: Tensor) -> Provisional:
+        """No batch is ever read."""
+        raise AssertionError("a sketch has its provisional means")
 
 
-def source_of(model: Model, rounding: str, *, pre: bool = False) -> NeuronSource:
-    """A model, or its sketch, as a source."""
-    return SketchSource(model) if isinstance(model, SketchedModel) else NeuronSource(model, rounding, pre=pre)
+class Sketches:
+    """The reader of a study of sketches; a second pass reads the models and the text again."""
 
+    complete = True
+    networks: list[Model]
 
-def filled(recipes: Sequence[Recipe], models: Sequence[Model]) -> list[Recipe]:
-    """Recipes whose statistics of sketched models come from their files, as these hold them of all tokens."""
-    files = {model.name: model.file for model in models if isinstance(model, SketchedModel)}
-    return [partial(_filled, recipe, files) for recipe in recipes] if files else list(recipes)
+    def __init__(self, models: Sequence[SketchedModel]) -> None:
+        self.models = {model.name: model for model in models}
+        self.networks = []
+
+    def source(self, model: Described, rounding: str, *, pre: bool = False) -> Source:
+        """Its sketch; the file decides the rounding."""
+        return SketchSource(self.models[model.name])
+
+    def text(self, settings: Settings, folder: Path) -> TokenDataset:
+        """The rows that the models read, without their tokens."""
+        return next(iter(self.models.values())).file.token_rows()
+
+    def recipes(self, recipes: Sequence[Recipe]) -> list[Recipe]:
+        """Statistics of single models come from their files, as these hold them of all tokens."""
+        files = {name: model.file for name, model in self.models.items()}
+        return [partial(_filled, recipe, files) for recipe in recipes]
+
+    def again(self, settings: Settings, tokens: TokenDataset, folder: Path) -> tuple[list[Source], TokenDataset]:
+        """The models and the text from where they were.  Raises `SketchError` where either has changed."""
+        first = next(iter(self.models.values()))
+        networks = [model.original() for model in self.models.values()]
+        text = original_tokens(settings, networks, tokens, folder)
+        return [NeuronSource(model, first.file.about["rounding"]) for model in networks], text
 
 
 def _filled(recipe: Recipe, files: dict[str, SketchFile], device: Any) -> Accumulator:
@@ -155,7 +205,7 @@ def settings_of(config: StudyConfig) -> StudyConfig:
     return config.model_copy(update={"stages": ("universality",), "search": search})
 
 
-def open_sketches(config: StudyConfig) -> tuple[StudyConfig, list[Model]]:
+def open_sketches(config: StudyConfig) -> tuple[StudyConfig, list[SketchedModel]]:
     """The sketched models of a resolved configuration, and the configuration as their files complete it.
 
     Raises `SketchError` where they do not belong together.
@@ -169,13 +219,7 @@ def open_sketches(config: StudyConfig) -> tuple[StudyConfig, list[Model]]:
     about = models[0].file.about
     text = about["text"] | {"context": about["tokens"]["context"], "group_size": about["signs"]["group_size"]}
     text |= {"mask": tuple(text["mask"]), "gemm_dtype": "bfloat16", "dtype": about["dtype"]}
-    return config.model_copy(update=text), [*models]
-
-
-def text_of_sketches(models: Sequence[Model]) -> TokenDataset:
-    """The rows that sketched models read, without their tokens."""
-    assert isinstance(models[0], SketchedModel)
-    return models[0].file.token_rows()
+    return config.model_copy(update=text), models
 
 
 def original_tokens(config: Settings, models: Sequence[Model], there: TokenDataset, folder: Path) -> TokenDataset:

@@ -22,7 +22,7 @@ from universal_neurons.manifest import SKETCH
 from universal_neurons.models import Model
 from universal_neurons.moments import SumSquares
 from universal_neurons.neuron_source import NeuronSource
-from universal_neurons.passes import CHECKPOINT_SECONDS, CHECKPOINT_SHARE
+from universal_neurons.passes import SNAPSHOT_SECONDS, SNAPSHOT_SHARE
 from universal_neurons.plan import decide, load_models, resolve
 from universal_neurons.progress import Reporter
 from universal_neurons.sketch import ShardEnergies, Signs
@@ -150,7 +150,7 @@ class _Sketching:
             settle_from(saved[0], [source])
             reporter.note(f"resumed after shard {run.next_shard} of {len(self.shards)}")
             self._mend(kept, source, self.shards[: run.next_shard], reporter)
-        pace = Pace(checkpoint_seconds, CHECKPOINT_SECONDS, CHECKPOINT_SHARE)
+        pace = Pace(checkpoint_seconds, SNAPSHOT_SECONDS, SNAPSHOT_SHARE)
 
         def after_shard(shard: Shard) -> None:
             if pace.due or run.next_shard == len(self.shards):

@@ -18,16 +18,16 @@ from universal_neurons.convergence import convergence_table
 from universal_neurons.detail import HeldOut, PairedMoments
 from universal_neurons.examples import TopExamples
 from universal_neurons.explainer import Explainer
-from universal_neurons.findings import Scope
+from universal_neurons.findings import WHOLE, Scope
 from universal_neurons.inputs import Study
 from universal_neurons.keys import Key, What
 from universal_neurons.moments import Histogram, Moments
-from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.neurons import activation_statistics, duplicates, weight_statistics
+from universal_neurons.outcome import Outcome
 from universal_neurons.passes import Passes
 from universal_neurons.progress import Reporter
 from universal_neurons.roles.stage import Roles, vocabulary_of
-from universal_neurons.sketched import SketchedModel
+from universal_neurons.sources import Source
 from universal_neurons.statistics import Statistics
 from universal_neurons.store import StoreWriter
 from universal_neurons.stream import Pass
@@ -65,7 +65,7 @@ class Stages:
         """Everything that was asked for, written; returns the tables' hashes."""
         if "weights" in self.config.stages:
             with self.reporter.stage("weights"):
-                for model in self.models:
+                for model in self.study.reader.networks:
                     self.columns[model.name] |= weight_statistics(processed_weights(model))
         if self.config.reads_tokens:
             self._read()
@@ -79,10 +79,11 @@ class Stages:
     def _roles(self, neurons: pl.DataFrame) -> pl.DataFrame:
         """The tables of the roles written; returns the neuron table with its further columns."""
         study = self.study
-        tokenizer = find_tokenizer(self.config, self.models, required=False)
-        vocabulary, heldout = vocabulary_of(tokenizer, self.models), np.concatenate(study.stretches)
+        networks = study.reader.networks
+        tokenizer = find_tokenizer(self.config, networks, required=False)
+        vocabulary, heldout = vocabulary_of(tokenizer, networks), np.concatenate(study.stretches)
         own = study.labelling.own.tokens if study.labelling is not None else {}
-        roles = Roles(self.config, self.models, study.tokens, heldout, vocabulary, neurons, self.matches, own)
+        roles = Roles(self.config, networks, study.tokens, heldout, vocabulary, neurons, self.matches, own)
         tables = roles.run(self.reporter)
         neurons = tables.pop("neurons")
         for name, table in tables.items():
@@ -92,6 +93,9 @@ class Stages:
     def write(self, name: str, table: pl.DataFrame) -> None:
         """Write a table and keep its hash."""
         self.hashes[name] = self.writer.write_table(name, table)
+
+    def _comparison(self, outcome: Outcome, asker: str, scope: Scope = WHOLE) -> Comparison:
+        return outcome.findings.comparison(scope, asker, [name for name in self.names if name != asker])
 
     def _asked(self, stage: str) -> bool:
         return stage in self.config.stages
@@ -105,28 +109,29 @@ class Stages:
         with self.reporter.stage("pass"):
             passes = Passes(self.study, self.writer, self.reporter, self.checkpoint_seconds)
             passes.run()
-        statistics = Statistics(passes.accumulators)
-        everything = Evidence(statistics, groups_of(passes.accumulators))
+        outcome = passes.outcome
+        statistics = Statistics(outcome.accumulators)
+        everything = Evidence(statistics, groups_of(outcome.accumulators))
         self.counted = everything.count(self.names[0])
         with self.reporter.stage("statistics"):
             self._statistics(statistics, everything)
         with self.reporter.stage("compare"):
-            self.doubts = passes.findings.doubts(self.study.asked)
-            comparisons = [passes.comparison(asker) for asker in self.study.askers]
+            self.doubts = outcome.findings.doubts(self.study.asked)
+            comparisons = [self._comparison(outcome, asker) for asker in self.study.askers]
             for found in comparisons:
                 self.columns[found.asker] |= excess_columns(found, self.config.threshold)
             subsets = self.study.subsets if self.study.askers else []
-            by_subset = {name: passes.comparison(self.names[0], Scope(subset=name)) for name in subsets}
+            by_subset = {name: self._comparison(outcome, self.names[0], Scope(subset=name)) for name in subsets}
         explainer = None
         if labelling is not None:
             with self.reporter.stage("labels"):
                 explainer = Explainer(
-                    self.study, self.units, self.columns, labelling, statistics, passes.sources.values()
+                    self.study, self.units, self.columns, labelling, statistics, outcome.sources.values()
                 )
-        passes.accumulators.clear()
+        outcome.accumulators.clear()
         del everything, statistics
         with self.reporter.stage("detail"):
-            heldout = self._detail(list(passes.sources.values()), comparisons, explainer)
+            heldout = self._detail(list(outcome.sources.values()), comparisons, explainer)
         with self.reporter.stage("tables"):
             if explainer is not None:
                 for name, table in explainer.tables().items():
@@ -138,7 +143,7 @@ class Stages:
                 self.write("matches", self.matches)
                 self.write("layers", layers_table(self.units, comparisons))
                 self.write("correlations", correlations_table(comparisons))
-                table = convergence_table(passes.findings, self.study.askers, self.names, self.config.threshold)
+                table = convergence_table(outcome.findings, self.study.askers, self.names, self.config.threshold)
                 self.write("convergence", table)
             if by_subset:
                 self.write("subsets", subsets_table(self.units, by_subset, self.config.threshold))
@@ -154,7 +159,7 @@ class Stages:
             if self._asked("statistics") or self._asked("labels"):
                 moments, first = (statistics.get(Moments, key) for key in (pre, Key(name, What.FIRST)))
                 self.columns[name] |= activation_statistics(moments.result(), first.result())
-            if self._asked("statistics") or isinstance(self.models[0], SketchedModel):
+            if self._asked("statistics") or self.study.reader.complete:
                 self.columns[name] |= duplicates(everything.layers(name), ~dead)
             if not self._asked("statistics"):
                 continue
@@ -166,7 +171,7 @@ class Stages:
             self.write("examples", pl.concat(examples))
 
     def _detail(
-        self, sources: list[NeuronSource], comparisons: Sequence[Comparison], explainer: Explainer | None
+        self, sources: list[Source], comparisons: Sequence[Comparison], explainer: Explainer | None
     ) -> dict[str, list[HeldOut]]:
         stretches = self.study.stretches
         recipes: list[Recipe] = [

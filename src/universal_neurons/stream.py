@@ -22,13 +22,12 @@ from torch import Tensor
 from universal_neurons.accumulators import Accumulator, Batch, Block, Recipe
 from universal_neurons.errors import NonFiniteActivationsError
 from universal_neurons.keys import BY_POSITION, BY_ROW, Key
-from universal_neurons.models import Model
-from universal_neurons.neuron_source import NeuronSource, Provisional
 from universal_neurons.overlap import ahead
 from universal_neurons.sketch import ShardSketch, Signs
+from universal_neurons.sources import Provisional, Source
 from universal_neurons.tokens import Shard, TokenDataset
 
-LOOK_POSITIONS = 4096
+SETTLING_POSITIONS = 4096
 
 
 @runtime_checkable
@@ -43,21 +42,21 @@ class Annotations(Protocol):
 class Pass:
     """A pass under way: its sources, its statistics (made by recipes) and the number of the next shard.
 
-    `signs` adds a sketch: blocks `model@sums`.  `lanes` are the numbers of shards at which lanes end; then `total`
+    `signs` adds a sketch: blocks of signed sums.  `lanes` are the numbers of shards at which lanes end; then `total`
     holds the lanes that are done.
     """
 
     def __init__(
         self,
-        sources: Sequence[NeuronSource],
+        sources: Sequence[Source],
         recipes: Sequence[Recipe],
         annotations: Sequence[Annotations] = (),
         *,
         signs: Signs | None = None,
         lanes: Sequence[int] = (),
     ) -> None:
-        self.sources = {source.model.name: source for source in sources}
-        self.device = next(iter(self.sources.values())).model.device
+        self.sources = {source.name: source for source in sources}
+        self.device = next(iter(self.sources.values())).device
         self.recipes = list(recipes)
         self.accumulators = self.fresh()
         self.total: list[Accumulator] | None = None
@@ -84,7 +83,7 @@ class Pass:
         `after_batch` is told how many positions a batch had, `after_shard` which shard was folded.  Raises
         `NonFiniteActivationsError` naming model, layer and shard.
         """
-        self.look(tokens, shards)
+        self.settle_means(tokens, shards)
         for shard in self.read(tokens, shards[self.next_shard :], batch_tokens=batch_tokens, after_batch=after_batch):
             if self.next_shard in self.lanes:
                 self.close_lane()
@@ -128,20 +127,27 @@ class Pass:
                 whole.merge(lane)
         self.accumulators = self.total if self.next_shard == self.lanes[-1] else self.fresh()
 
-    def look(self, tokens: TokenDataset, shards: Sequence[Shard]) -> None:
+    def take_over(self, lane: dict[str, Tensor], end: int) -> None:
+        """Take over the state of the lane that ends with a shard, and close it."""
+        restore(self.accumulators, lane, "")
+        self.next_shard = end
+        if self.lanes:
+            self.close_lane()
+
+    def settle_means(self, tokens: TokenDataset, shards: Sequence[Shard]) -> None:
         """Settle the provisional means on rows that are spread evenly over the shards, unless they are settled."""
         if any(source.provisional is None for source in self.sources.values()):
-            self._look(tokens, np.concatenate([shard.rows for shard in shards]))
+            self._settle_means(tokens, np.concatenate([shard.rows for shard in shards]))
 
-    def _look(self, tokens: TokenDataset, rows: np.ndarray) -> None:
+    def _settle_means(self, tokens: TokenDataset, rows: np.ndarray) -> None:
         """Settle the provisional means on rows that are spread evenly over all."""
-        most = max(1, LOOK_POSITIONS // tokens.context)
+        most = max(1, SETTLING_POSITIONS // tokens.context)
         spread = rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
         ids, attention, keep = _inputs(tokens, spread)
-        if not len(keep):  # next to nothing is counted: look at all there is
+        if not len(keep):  # next to nothing is counted: take all there is
             ids, attention, keep = _inputs(tokens, rows)
         for source in self.sources.values() if len(keep) else ():
-            source.settle(source.look(*_on(source.model, ids, attention, keep)))
+            source.settle(source.provisional_of(ids, attention, keep))
 
     def batches(self, tokens: TokenDataset, shard: Shard, batch_tokens: int) -> Iterable[tuple[int, Batch]]:
         """A shard's batches with the positions each one read; every model runs once on each.
@@ -149,14 +155,14 @@ class Pass:
         With a sketch the last one holds the shard's signed sums, and read none.
         """
         ready = [source.ready(shard) for source in self.sources.values()]
-        there = {name: block for blocks in ready if blocks is not None for name, block in blocks.items()}
-        if there:
-            yield len(shard.rows) * tokens.context, Batch(there, shard.group, shard.index)
+        at_hand = {key: block for blocks in ready if blocks is not None for key, block in blocks.items()}
+        if at_hand:
+            yield len(shard.rows) * tokens.context, Batch(at_hand, shard.group, shard.index)
             return
         per_batch = max(1, batch_tokens // tokens.context)
         sketch = None
         if self.signs is not None:
-            sums = {name: source.sums for name, source in self.sources.items()}
+            sums = {name: source.signed_sums() for name, source in self.sources.items()}
             sketch = ShardSketch(self.signs, sums, shard.index, len(shard.rows) * tokens.context)
         for start in range(0, len(shard.rows), per_batch):
             rows = shard.rows[start : start + per_batch]
@@ -165,7 +171,7 @@ class Pass:
                 continue
             blocks: dict[Key, Block] = {}
             for source in self.sources.values():
-                blocks |= source.blocks(*_on(source.model, ids, attention, keep))
+                blocks |= source.blocks(ids, attention, keep)
             flat = keep.numpy()
             if sketch is not None:
                 sketch.add(blocks, start * tokens.context + flat)
@@ -190,7 +196,7 @@ class Pass:
             accumulator.fold()
             bad = accumulator.non_finite()
             if bad is not None:
-                layer = self.sources[bad[0]].model.units.layer_of(bad[1])
+                layer = self.sources[bad[0]].units.layer_of(bad[1])
                 raise NonFiniteActivationsError(
                     f"model {bad[0]}, layer {layer}, shard {shard.index}: NaN or infinite activations",
                     wanted="finite activations",
@@ -215,16 +221,16 @@ class Pass:
         self.next_shard = next_shard
 
 
-def provisional_state(sources: Iterable[NeuronSource]) -> dict[str, Tensor]:
+def provisional_state(sources: Iterable[Source]) -> dict[str, Tensor]:
     """The provisional means of sources that have settled them, as plain tensors."""
-    settled = [(s.model.name, s.provisional) for s in sources if s.provisional is not None]
+    settled = [(s.name, s.provisional) for s in sources if s.provisional is not None]
     return {f"provisional/{name}/{part}": t for name, known in settled for part, t in vars(known).items()}
 
 
-def settle_from(state: dict[str, Tensor], sources: Iterable[NeuronSource]) -> None:
+def settle_from(state: dict[str, Tensor], sources: Iterable[Source]) -> None:
     """Let sources shift by the provisional means in a state, where it has them."""
     for source in sources:
-        parts = under(state, f"provisional/{source.model.name}/")
+        parts = under(state, f"provisional/{source.name}/")
         if parts:
             source.settle(Provisional(**parts))
 
@@ -251,9 +257,3 @@ def _inputs(tokens: TokenDataset, rows: np.ndarray) -> tuple[Tensor, Tensor, Ten
     attention = torch.arange(tokens.context)[None] < torch.from_numpy(tokens.lengths[rows]).long()[:, None]
     keep = torch.from_numpy(np.flatnonzero(tokens.mask(rows)))
     return ids, attention.long(), keep
-
-
-def _on(model: Model, ids: Tensor, attention: Tensor, keep: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The inputs where the model is; only encoders need the attention mask."""
-    mask = None if model.architecture.causal else attention.to(model.device)
-    return ids.to(model.device), mask, keep.to(model.device)

@@ -12,13 +12,14 @@ from universal_neurons.errors import ConfigError
 from universal_neurons.estimate import plan_layout, require_memory
 from universal_neurons.inputs import Study
 from universal_neurons.models import Model
+from universal_neurons.network import Described
 from universal_neurons.panels import Layout
 from universal_neurons.plan import decide, default_out, from_objects, identity, load_models, require_kin, resolve
 from universal_neurons.progress import Reporter, clock
-from universal_neurons.sketched import SketchedModel, are_sketches, open_sketches, settings_of, text_of_sketches
+from universal_neurons.readers import Networks, Reader
+from universal_neurons.sketched import Sketches, are_sketches, open_sketches, settings_of
 from universal_neurons.stages import Stages
 from universal_neurons.store import Store, StoreWriter
-from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.torch_state import settled_torch
 
@@ -48,14 +49,14 @@ def run_study(
         raise ConfigError("labels are given, but not looked for", wanted="the stage labels", fix="add it to stages")
     with settled_torch(config.threads):
         with reporter.stage("models"):
-            settings, loaded = _models(config, models, tokens)
+            settings, loaded, reader = _models(config, models, tokens)
             digest = require_kin(loaded, settings)
         _say_what_is_studied(settings, loaded, reporter)
         with connected(settings), StoreWriter(settings.out or default_out(settings, loaded)) as writer:
             writer.claim(identity(settings, loaded))
             with reporter.stage("tokens"):
-                text = _text(settings, loaded, writer) if tokens is None else tokens
-                study = Study(settings, loaded, text, digest, labels)
+                text = _text(settings, reader, writer) if tokens is None else tokens
+                study = Study(settings, loaded, reader, text, digest, labels)
             _lay_out(study, writer)
             if writer.begin(study.manifest()) and _is_whole(study, writer, reporter):
                 return Store(writer.path)
@@ -68,35 +69,34 @@ def run_study(
 
 def _models(
     config: StudyConfig, models: Sequence[Model] | None, tokens: TokenDataset | None
-) -> tuple[Settings, list[Model]]:
-    """The models, and the settings that they and the text in memory make of the configuration."""
+) -> tuple[Settings, Sequence[Described], Reader]:
+    """The settings that models, and text in memory, make of a configuration; the models, and how they are read."""
+    described: Sequence[Described]
+    reader: Reader
     if models is not None:
-        loaded = list(models)
-        config = from_objects(config, loaded)
+        config, reader = from_objects(config, models), Networks(models)
+        described = reader.networks
     elif are_sketches(config.models):
-        config, loaded = open_sketches(config)
+        config, described = open_sketches(config)
+        reader = Sketches(described)
     else:
-        loaded = load_models(config)
+        reader = Networks(load_models(config))
+        described = reader.networks
     if tokens is not None:
         config = config.model_copy(update={"data": IN_MEMORY, "context": tokens.context})
-    return resolve(config, loaded), loaded
+    return resolve(config, described), described, reader
 
 
-def _say_what_is_studied(config: Settings, models: Sequence[Model], reporter: Reporter) -> None:
+def _say_what_is_studied(config: Settings, models: Sequence[Described], reporter: Reporter) -> None:
     reporter.note(f"{', '.join(m.name for m in models)}: {', '.join(config.stages)}; {config.device}, {config.dtype}")
     for note in (f"{model.name}: {note}" for model in models for note in model.notes):
         reporter.note(note)
 
 
-def _text(config: Settings, models: Sequence[Model], writer: StoreWriter) -> TokenDataset | None:
-    """The text that the configuration names, its rows in a file; of sketches the one they are of."""
-    if isinstance(models[0], SketchedModel):
-        return text_of_sketches(models)
-    if not config.reads_tokens:
-        return None
-    tokenizer = find_tokenizer(config, models)
+def _text(settings: Settings, reader: Reader, writer: StoreWriter) -> TokenDataset | None:
+    """The text that the configuration names; of sketches the one they are of."""
     with full_disk(writer.path):
-        return TokenDataset.load(config, tokenizer, context=config.context, folder=writer.prepare())
+        return reader.text(settings, writer.prepare())
 
 
 def _lay_out(study: Study, writer: StoreWriter) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from universal_neurons.checkpoints import BUNDLED_FOLDER, BUNDLED_TOKENIZER, folder_of, require_ordinary_files
 from universal_neurons.config import MaskRule, StudyConfig
 from universal_neurons.errors import CheckpointError, TokenizerError, UniversalNeuronsError
-from universal_neurons.network import Model, quiet_transformers
+from universal_neurons.network import Described, quiet_transformers
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 SPECIAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id", "unk_token_id")
@@ -48,7 +48,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     return tokenizer
 
 
-def find_tokenizer(config: StudyConfig, models: Sequence[Model], *, required: bool = True) -> Any:
+def find_tokenizer(config: StudyConfig, models: Sequence[Described], *, required: bool = True) -> Any:
     """The tokenizer that is asked for, or the first that a model has (None, where there is none and none is needed)."""
     if config.tokenizer is not None:
         found = load_tokenizer(folder_of(config.tokenizer))
