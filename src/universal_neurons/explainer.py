@@ -44,7 +44,6 @@ class Explainer:
         statistics: Statistics,
         sources: Iterable[Source],
     ) -> None:
-        assert labelling.labels is not None
         self.study, self.units, self.columns = study, units, columns
         self.labelling, self.labels = labelling, labelling.labels
         evidence = labelling.evidence(statistics)

@@ -57,8 +57,14 @@ class Labelling:
         if "syntax" in self.groups and config.nlp is None:
             self.notes.append("no syntax labels: no spaCy pipeline (pip install 'universal-neurons[nlp]')")
         self.own: OwnLabels = read_own_labels(config.label_files, functions, self.vocabulary, tokens)
-        self.labels: LabelSet | None = None
+        self._labels: LabelSet | None = None
         self.dense = False
+
+    @property
+    def labels(self) -> LabelSet:
+        """All labels, once they are built."""
+        assert self._labels is not None, "labels that nobody has built"
+        return self._labels
 
     def describe(self) -> dict[str, Any]:
         """What the manifest keeps: which labels of one's own there are, and what they say."""
@@ -82,10 +88,10 @@ class Labelling:
                     after_rows=lambda rows: meter(rows * self.tokens.context),
                 )
         embedding = self.models[0].embedding[: len(self.vocabulary)]
-        self.labels = build_labels(
+        self._labels = build_labels(
             self.groups, self.tokens, self.vocabulary, embedding=embedding, syntax=syntax, topics=topics, own=self.own
         )
-        if not self.labels.all:
+        if not self._labels.all:
             raise LabelError(
                 "no label of these groups exists in this text",
                 given=", ".join(self.config.labels),
@@ -98,12 +104,10 @@ class Labelling:
 
     def fingerprint(self) -> torch.Tensor:
         """What all labels say, as bytes."""
-        assert self.labels is not None
         return torch.frombuffer(bytearray.fromhex(self.labels.digest()), dtype=torch.uint8)
 
     def source(self, heldout: np.ndarray | None = None) -> LabelSource:
         """The labels as a source; with held-out rows, those of the null."""
-        assert self.labels is not None
         seed = self.config.seed
         native = self.models[0].device.type == "cuda"
         return LabelSource(
@@ -118,10 +122,8 @@ class Labelling:
 
     def recipes(self, width: int, *, null: bool = False) -> list[Recipe]:
         """Sums of all labels with all neurons."""
-        assert self.labels is not None
         return label_recipes(self.labels, self.models, dense=self.dense, width=width, null=null)
 
     def evidence(self, statistics: Statistics, *, null: bool = False) -> LabelEvidence:
         """What the statistics of a pass say of the labels, or of the null's."""
-        assert self.labels is not None
         return LabelEvidence(self.labels, statistics, dense=self.dense, null=null)

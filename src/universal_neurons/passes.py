@@ -43,9 +43,9 @@ class Passes:
         self.checkpoint_seconds = checkpoint_seconds
         self.outcome = Outcome(study)
         screen = Screen(study, self.outcome.findings) if study.config.search == "screened" and study.askers else None
-        self.each: list[PanelPass | CandidatesPass] = [
-            PanelPass(study, self.outcome, screen, number) for number in range(len(study.panels))
-        ]
+        panels = [PanelPass(study, self.outcome, screen, number) for number in range(len(study.panels))]
+        self.first = panels[0]
+        self.each: list[PanelPass | CandidatesPass] = [*panels]
         if screen is not None:
             self.each.append(CandidatesPass(study, self.outcome, screen, writer.prepare()))
         self.shards = study.shards
@@ -94,9 +94,7 @@ class Passes:
         if self.outcome.of_other_labels(state):
             self.reporter.note("the labels are not those of the snapshot: the pass starts again")
             return {}, 0
-        first = self.each[0]
-        assert isinstance(first, PanelPass)
-        self.outcome.restore(state, first.other_recipes() if step > len(self.shards) else [])
+        self.outcome.restore(state, self.first.other_recipes() if step > len(self.shards) else [])
         return state, step
 
     def _go(self, one: PanelPass | CandidatesPass, run: Pass, begun: int) -> None:

@@ -22,6 +22,7 @@ from universal_neurons.generations import Generations
 from universal_neurons.models import Model, load_model
 from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.progress import Reporter
+from universal_neurons.statistics import Statistics
 from universal_neurons.store import Store, StoreWriter
 from universal_neurons.stream import Pass
 from universal_neurons.tokenizer import find_tokenizer
@@ -95,9 +96,7 @@ def correlation_of(
     run = Pass(sources, [partial(PairedMoments, model.name, final.name, same, len(stretches))])
     shards = [Shard(index, np.asarray(rows)) for index, rows in enumerate(stretches)]
     run.run(text, shards, batch_tokens=config.batch_tokens, after_batch=after_batch)
-    (paired,) = run.accumulators
-    assert isinstance(paired, PairedMoments)
-    return paired.result()
+    return Statistics(run.accumulators).get(PairedMoments, model.name, final.name).result()
 
 
 def _columns(corr: HeldOut, low: np.ndarray, high: np.ndarray) -> dict[str, Tensor]:
