@@ -10,7 +10,7 @@ import torch
 from measure import PeakMemory, timed
 from searches import CONTEXT, Run, forwards, random_model, random_tokens, settings_of
 
-from universal_neurons.estimate import memory_plan, plan_layout
+from universal_neurons.memory import memory_plan, plan_layout
 from universal_neurons.network import Model
 from universal_neurons.panels import model_pairs
 

@@ -25,7 +25,8 @@ from gpu_speed import speed_on_gpu
 from measure import PeakMemory, machine, slope, timed
 from searches import CONTEXT, SHAPES, Run, forwards, random_model, random_tokens, settings_of
 
-from universal_neurons.estimate import gemm_rate, memory_plan
+from universal_neurons.estimate import gemm_rate
+from universal_neurons.memory import memory_plan
 from universal_neurons.network import Model
 
 

@@ -15,8 +15,8 @@ from test_study import contents
 from universal_neurons import StudyConfig, run_study
 from universal_neurons.check import estimate_study
 from universal_neurons.correlation import correlation_panels
-from universal_neurons.estimate import memory_plan
 from universal_neurons.interventions import Edit, intervene
+from universal_neurons.memory import memory_plan
 from universal_neurons.models import Model
 from universal_neurons.panels import Layout
 from universal_neurons.sketch_file import SketchFile

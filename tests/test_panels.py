@@ -8,9 +8,9 @@ import pytest
 from conftest import settled, tiny_model
 from test_study import quiet
 
-from universal_neurons import StudyConfig, TokenDataset, estimate
+from universal_neurons import StudyConfig, TokenDataset, memory
 from universal_neurons.errors import MemoryNeededError
-from universal_neurons.models import Model
+from universal_neurons.network import Described
 from universal_neurons.panels import Layout, cut, model_pairs
 from universal_neurons.passes import lane_ends
 from universal_neurons.units import Units
@@ -18,11 +18,12 @@ from universal_neurons.units import Units
 CONTEXT = 40
 
 
-class Shape(Model):
+class Shape(Described):
     """A model of which nothing but its shape is asked."""
 
     def __init__(self, name, n_layers=2, d_mlp=24):
-        self.name, self.units = name, Units.equal(n_layers, d_mlp)
+        super().__init__(name)
+        self.units = Units.equal(n_layers, d_mlp)
         self.d_model, self.vocab_size, self.context = d_mlp // 4, 50_257, 512
 
 
@@ -86,12 +87,12 @@ def planned(free, monkeypatch, models=5, groups=1, **settings):
     shapes = [Shape(f"m{number}", 12, 3072) for number in range(models)]
     settings = {"stages": ("universality",), "batch_tokens": 2048, "device": "cpu", "gemm_dtype": "float32", "context": 512} | settings  # fmt: skip
     config = settled(**settings)
-    monkeypatch.setattr(estimate, "available_memory", lambda config: free)
+    monkeypatch.setattr(memory, "available_memory", lambda config: free)
 
     def needed(layout):
-        return estimate.memory_plan(config, shapes, layout, groups=groups).total
+        return memory.memory_plan(config, shapes, layout, groups=groups).total
 
-    return estimate.plan_layout(config, shapes, groups=groups), needed, config, shapes
+    return memory.plan_layout(config, shapes, groups=groups), needed, config, shapes
 
 
 @pytest.mark.parametrize("settings", [{}, {"pairs": "all"}, {"search": "screened"}, {"pairs": "all", "lanes": 3}])
@@ -105,7 +106,7 @@ def test_as_few_passes_as_fit_and_compensated_sums_before_a_further_pass(monkeyp
         layout, *_ = planned(free, monkeypatch, groups=groups, **settings)
         found[free] = layout
         assert needed(layout) <= free
-        estimate.require_memory(config, shapes, layout, groups=groups)
+        memory.require_memory(config, shapes, layout, groups=groups)
         order = [Layout(passes, sums) for passes in range(1, layout.passes + 1) for sums in (False, True)]
         assert all(needed(other) > free for other in order[: order.index(layout)])
     assert found[whole] == Layout(1, False)
@@ -125,12 +126,12 @@ def test_what_was_asked_for_is_not_planned(monkeypatch):
 
 
 def test_a_study_that_does_not_fit_in_single_rows_is_refused(monkeypatch):
-    monkeypatch.setattr(estimate, "MOST_PASSES", 12)
+    monkeypatch.setattr(memory, "MOST_PASSES", 12)
     layout, needed, config, shapes = planned(1 << 20, monkeypatch)
     assert layout == Layout(12, True)
     assert needed(layout) > 1 << 20
     with pytest.raises(MemoryNeededError, match="passes"):
-        estimate.require_memory(config, shapes, layout)
+        memory.require_memory(config, shapes, layout)
 
 
 def test_a_study_that_cannot_fit_is_refused_without_planning_every_number_of_passes(monkeypatch):
@@ -139,9 +140,9 @@ def test_a_study_that_cannot_fit_is_refused_without_planning_every_number_of_pas
 
     def never(config, models, layout=None, *, groups=1):
         plans.append(layout)
-        return estimate.MemoryPlan(1 << 62, 0, 0, 0)
+        return memory.MemoryPlan(1 << 62, 0, 0, 0)
 
-    monkeypatch.setattr(estimate, "memory_plan", never)
+    monkeypatch.setattr(memory, "memory_plan", never)
     planned(1 << 20, monkeypatch)
     assert len(plans) <= 100
 
@@ -242,9 +243,9 @@ def test_memory_decides_the_panels_of_a_study(study, monkeypatch):
 
     def scarce(config, models, layout=None, *, groups=1):
         layout = layout or Layout()
-        return estimate.MemoryPlan(0, 100 if layout.passes > 2 and layout.compensated else 1 << 62, 0, 0)
+        return memory.MemoryPlan(0, 100 if layout.passes > 2 and layout.compensated else 1 << 62, 0, 0)
 
-    monkeypatch.setattr(estimate, "memory_plan", scarce)
+    monkeypatch.setattr(memory, "memory_plan", scarce)
     store = study(draws=3)
     assert store.manifest["layout"] == {"passes": 3, "compensated": True}
     np.testing.assert_allclose(store.neurons["mean_corr"][:48], whole.neurons["mean_corr"][:48], atol=1e-6)

@@ -293,7 +293,7 @@ def test_a_full_disk_is_named_and_the_study_resumes(config, long_text, tmp_path,
 
 
 def test_too_little_memory_is_said_before_the_pass(config, monkeypatch):
-    monkeypatch.setattr("universal_neurons.estimate.available_memory", lambda config: 1 << 20)
+    monkeypatch.setattr("universal_neurons.memory.available_memory", lambda config: 1 << 20)
     with pytest.raises(MemoryNeededError, match="GiB"):
         quiet(config)
 
@@ -420,7 +420,7 @@ def test_a_study_killed_while_it_tokenises_can_be_resumed(config, tmp_path, monk
 
 
 def test_too_little_memory_leaves_nothing_behind(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("universal_neurons.estimate.available_memory", lambda config: 1 << 20)
+    monkeypatch.setattr("universal_neurons.memory.available_memory", lambda config: 1 << 20)
     deep = config.model_copy(update={"out": str(tmp_path / "a" / "b" / "run")})
     with pytest.raises(MemoryNeededError):
         quiet(deep)

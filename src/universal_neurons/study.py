@@ -9,8 +9,8 @@ from universal_neurons.cluster import connected
 from universal_neurons.config import IN_MEMORY, Settings, StudyConfig
 from universal_neurons.disk import full_disk
 from universal_neurons.errors import ConfigError
-from universal_neurons.estimate import plan_layout, require_memory
 from universal_neurons.inputs import Study
+from universal_neurons.memory import plan_layout, require_memory
 from universal_neurons.models import Model
 from universal_neurons.network import Described
 from universal_neurons.panels import Layout
