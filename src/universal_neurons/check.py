@@ -90,21 +90,21 @@ def _groups(config: Settings, models: Sequence[Model]) -> int:
     """How many subsets are studied apart, the rest included; looks at a first stretch of the corpus."""
     if not config.subset:
         return 1
-    some = config.model_copy(update={"max_tokens": min(config.max_tokens, SUBSET_TOKENS)})
-    tokens = TokenDataset.load(some, find_tokenizer(config, models), context=config.context)
+    stretch = config.model_copy(update={"max_tokens": min(config.max_tokens, SUBSET_TOKENS)})
+    tokens = TokenDataset.load(stretch, find_tokenizer(config, models), context=config.context)
     named = set(tokens.subset_names if config.subset == ("all",) else config.subset)
     return len(named) + bool(set(tokens.subset_names) - named)
 
 
-def estimate_view(found: Estimate) -> Table:
+def estimate_view(estimate: Estimate) -> Table:
     """An estimate as a table."""
-    table = TextTable("", "", title=f"{found.tokens:,} tokens on {found.device}", show_header=False)
-    table.row("time", clock(found.seconds))
+    table = TextTable("", "", title=f"{estimate.tokens:,} tokens on {estimate.device}", show_header=False)
+    table.row("time", clock(estimate.seconds))
     for name in ("labels", "pass", "compare", "detail", "roles"):
-        table.row(f"  {name}", clock(getattr(found, f"seconds_{name}")))
-    table.row("memory", f"{_size(found.memory_peak)} at the peak, {_size(found.memory_available)} free")
-    table.row("plan", f"{found.passes} pass{'es' if found.passes > 1 else ''}, sums in {found.sums}")
-    table.row("disk", f"{_size(found.disk_peak)} at the peak, {_size(found.disk_final)} at the end")
+        table.row(f"  {name}", clock(getattr(estimate, f"seconds_{name}")))
+    table.row("memory", f"{_size(estimate.memory_peak)} at the peak, {_size(estimate.memory_available)} free")
+    table.row("plan", f"{estimate.passes} pass{'es' if estimate.passes > 1 else ''}, sums in {estimate.sums}")
+    table.row("disk", f"{_size(estimate.disk_peak)} at the peak, {_size(estimate.disk_final)} at the end")
     return table
 
 

@@ -32,11 +32,11 @@ def convergence_table(
     rows = []
     for asker in askers:
         others = [model for model in models if model != asker]
-        found = [findings.comparison(f"{AT}{tokens}", asker, others, k=1) for tokens in points]
-        for tokens, at in zip(points, found):
+        comparisons = [findings.comparison(f"{AT}{tokens}", asker, others, k=1) for tokens in points]
+        for tokens, at in zip(points, comparisons):
             best, excess = at.best.astype(np.float32), at.excess.astype(np.float32)
             alive = np.isfinite(excess)
-            same = (at.best_index == found[-1].best_index).mean(0)
+            same = (at.best_index == comparisons[-1].best_index).mean(0)
             rows.append(
                 {
                     "asker": asker,

@@ -302,10 +302,10 @@ def _rows_at_once(table: Any, number: int, columns: Sequence[str], where: str) -
     return LIST_ROWS if lists else max(1, min(ROWS, TABLE_BYTES // (size // count + 1)))
 
 
-def _too_large(what: str, given: int, most: int) -> TextError:
+def _too_large(what: str, mean_bytes: int, most: int) -> TextError:
     return TextError(
         what,
-        given=f"{given:,} bytes in a row on the average",
+        given=f"{mean_bytes:,} bytes in a row on the average",
         wanted=f"at most {most:,}, or row groups of at most {GROUP_BYTES:,}",
         fix="cut the documents into several, or write smaller row groups",
     )

@@ -135,11 +135,11 @@ def run_dynamics(config: DynamicsConfig, *, progress: bool = True, reporter: Rep
             "tokens": stores[0].manifest["tokens"],
             "checkpoints": [_described(c, store) for c, store in zip(training.checkpoints, stores)],
         }
-        there = writer.require_same(manifest)
-        if there is not None and there["complete"]:
+        earlier = writer.require_same(manifest)
+        if earlier is not None and earlier["complete"]:
             complete = Dynamics(writer.path)
             missing = complete.missing_files()
-            if not missing and there["checkpoints"] == manifest["checkpoints"]:
+            if not missing and earlier["checkpoints"] == manifest["checkpoints"]:
                 reporter.note(f"{writer.path} is complete already")
                 return complete
         writer.write_manifest({"complete": False} | manifest)
@@ -166,9 +166,9 @@ def _tokenizer_of(config: DynamicsConfig, training: Training) -> str | None:
     if named is not None:
         readers[f"--tokenizer {named}"] = find_tokenizer(config, [])
     for name, folder in zip(training.seeds, training.folders):
-        found = None if folder is None else load_tokenizer(folder)
-        if found is not None:
-            readers[name] = found
+        tokenizer = None if folder is None else load_tokenizer(folder)
+        if tokenizer is not None:
+            readers[name] = tokenizer
             named = named or str(folder)
     require_same_tokenizer(readers)
     return named
@@ -201,16 +201,16 @@ def _described(checkpoint: Checkpoint, store: Store) -> dict[str, Any]:
     return checkpoint.describe() | {"sha256": weights, "tables": store.manifest["tables"]}
 
 
-def _tables(training: Training, stores: Sequence[Store], own: SelfCorrelations) -> dict[str, pl.DataFrame]:
+def _tables(training: Training, stores: Sequence[Store], selves: SelfCorrelations) -> dict[str, pl.DataFrame]:
     """All tables, by name."""
     reference, *others = training.seeds
     config = stores[-1].config
     snapshots = [_snapshot(training, c, store) for c, store in zip(training.checkpoints, stores)]
-    told = history(snapshots, reference, others)
+    course = history(snapshots, reference, others)
     tables = {
-        "checkpoints": checkpoints_table(snapshots, told, reference, config.threshold),
-        "neurons": neurons_table(snapshots, told, reference, own),
-        "emergence": emergence_table(snapshots, told, reference),
+        "checkpoints": checkpoints_table(snapshots, course, reference, config.threshold),
+        "neurons": neurons_table(snapshots, course, reference, selves),
+        "emergence": emergence_table(snapshots, course, reference),
     }
     if "labels" in config.stages:
         tables["families"] = families_table(snapshots)

@@ -204,8 +204,8 @@ def _step(folder: Path) -> int:
 
 def _sealed(note: dict[str, Any]) -> bytes:
     """A manifest with the SHA-256 of all else that it says."""
-    said = {key: value for key, value in note.items() if key != "seal"}
-    return json.dumps(said | {"seal": hashlib.sha256(json.dumps(said).encode()).hexdigest()}).encode()
+    content = {key: value for key, value in note.items() if key != "seal"}
+    return json.dumps(content | {"seal": hashlib.sha256(json.dumps(content).encode()).hexdigest()}).encode()
 
 
 def _regular_bytes(path: Path) -> int:

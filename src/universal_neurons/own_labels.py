@@ -60,11 +60,11 @@ def read_own_labels(
     tokens: TokenDataset,
 ) -> OwnLabels:
     """All labels of the files and functions.  Raises `LabelError` and `MissingFileError`."""
-    own = OwnLabels()
+    labels = OwnLabels()
     for name, function in functions.items():
         with Contained():
             mask = _mask(name, function, vocabulary)
-        own.add(name, mask=mask)
+        labels.add(name, mask=mask)
     for source in sources:
         place, _, wanted = source.partition(".py:")
         path = local_path(place + ".py" if wanted else source)
@@ -75,14 +75,14 @@ def read_own_labels(
             raise MissingFileError(f"--labels {source}: no such file, and no group of labels", wanted="see --help")
         if suffix == ".py":
             for name, mask in _python_masks(path, wanted, vocabulary).items():
-                own.add(name, mask=mask)
+                labels.add(name, mask=mask)
         elif suffix == ".parquet":
             for name, spans in _spans(path, tokens).items():
-                own.add(name, spans=spans)
+                labels.add(name, spans=spans)
         else:
             for name, members in _sets(path).items():
-                own.add(name, mask=_members(path, name, members, vocabulary))
-    return own
+                labels.add(name, mask=_members(path, name, members, vocabulary))
+    return labels
 
 
 def _is_file(path: Path) -> bool:
@@ -221,5 +221,7 @@ def _span_table(path: Path) -> pl.DataFrame:
     return table.select(SPAN_COLUMNS)
 
 
-def _not_spans(path: Path, given: list[str]) -> LabelError:
-    return LabelError(f"{path}: not spans of tokens", given=", ".join(given), wanted="integers row, start, end; label")
+def _not_spans(path: Path, columns: list[str]) -> LabelError:
+    return LabelError(
+        f"{path}: not spans of tokens", given=", ".join(columns), wanted="integers row, start, end; label"
+    )

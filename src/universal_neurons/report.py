@@ -119,25 +119,25 @@ DYNAMICS_SECTIONS = {
 }
 
 
-def write_dynamics_report(found: Dynamics) -> Path:
+def write_dynamics_report(dynamics: Dynamics) -> Path:
     """Draw the figures and the report of training dynamics into their folder; returns the report."""
-    names = [name for name in ("checkpoints", "neurons", "emergence", "families") if found.has(name)]
-    axis = figures.StepAxis.of(found.names, found.steps)
-    drawn = figures.dynamics_figures({name: found.table(name) for name in names}, axis, found.config.threshold)
-    pictures, told = _write_figures(found, drawn), sentences(found)
+    names = [name for name in ("checkpoints", "neurons", "emergence", "families") if dynamics.has(name)]
+    axis = figures.StepAxis.of(dynamics.names, dynamics.steps)
+    drawn = figures.dynamics_figures({name: dynamics.table(name) for name in names}, axis, dynamics.config.threshold)
+    pictures, by_figure = _write_figures(dynamics, drawn), sentences(dynamics)
     page = PAGES.get_template("dynamics.html").render(
-        name=found.path.resolve().name,
-        seeds=found.seeds,
-        names=found.names,
+        name=dynamics.path.resolve().name,
+        seeds=dynamics.seeds,
+        names=dynamics.names,
         headings=HEADINGS,
-        rows=dynamics_rows(found),
-        sections=[(title, pictures[n], told[n]) for n, title in DYNAMICS_SECTIONS.items() if n in pictures],
-        tokens=found.manifest["tokens"],
-        checkpoints=found.manifest["checkpoints"],
-        config={key: value for key, value in found.manifest["config"].items() if value not in (None, [])},
-        environment=found.manifest["environment"],
+        rows=dynamics_rows(dynamics),
+        sections=[(title, pictures[n], by_figure[n]) for n, title in DYNAMICS_SECTIONS.items() if n in pictures],
+        tokens=dynamics.manifest["tokens"],
+        checkpoints=dynamics.manifest["checkpoints"],
+        config={key: value for key, value in dynamics.manifest["config"].items() if value not in (None, [])},
+        environment=dynamics.manifest["environment"],
     )
-    return found.write_page("report.html", page.encode())
+    return dynamics.write_page("report.html", page.encode())
 
 
 def write_joint_report(stores: Sequence[Store], target: Path) -> Path:
@@ -151,8 +151,8 @@ def write_joint_report(stores: Sequence[Store], target: Path) -> Path:
     densities = _embedded(figures.render(figures.densities(tables), "svg")) if tables else None
     compared = [dict(fact_lines(facts(store, asker))) | {"": f"{name}: {asker}"}
                 for store, name in zip(stores, names) for asker in store.askers]  # fmt: skip
-    labels = ["", *dict.fromkeys(label for found in compared for label in found if label)]
-    rows = [[label, *(found.get(label, "–") for found in compared)] for label in labels if compared]
+    labels = ["", *dict.fromkeys(label for values in compared for label in values if label)]
+    rows = [[label, *(values.get(label, "–") for values in compared)] for label in labels if compared]
     page = PAGES.get_template("report.html").render(studies=sections, beside=True, densities=densities, rows=rows)
     with disk_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def summary_html(store: Store) -> str:
 
 def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
     manifest = store.manifest
-    theirs = store.config.published
+    publication = store.config.published
     return {
         "name": store.path.resolve().name,
         "asked": [_asked(store, asker, pictures) for asker in store.askers],
@@ -190,7 +190,7 @@ def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
         "property_pictures": [item for item in pictures.items() if item[0].startswith(PROPERTY_FIGURES)],
         "subsets": pictures.get("subsets"),
         "published": published_rows(store),
-        "published_source": theirs.source if theirs else "",
+        "published_source": publication.source if publication else "",
         "models": manifest["models"],
         "tokens": manifest["tokens"],
         "environment": manifest["environment"],

@@ -148,7 +148,7 @@ class Results:
             raise self._changed(name, StoreConflictError, "cannot be read", str(error)[:200]) from None
 
     def _changed(
-        self, name: str, kind: type[MissingFileError | StoreConflictError], what: str, given: object
+        self, name: str, kind: type[MissingFileError | StoreConflictError], what: str, problem: object
     ) -> MissingFileError | StoreConflictError:
         """Why a file is not what the manifest says: the study was rewritten since it was opened, or the file alone."""
         now = read_manifest(self.path / self.FILE)
@@ -162,7 +162,7 @@ class Results:
             )
         return kind(
             f"{self.path / file_of(name)}: {what}",
-            given=given,
+            given=problem,
             wanted=f"the file whose SHA-256 stands in {self.FILE}: {self.manifest['tables'][name]}",
             fix=f"remove it, if it is there, and run the same command again ({self.COMMAND}): it is made anew",
         )

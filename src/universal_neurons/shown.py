@@ -124,9 +124,9 @@ class Details(Accumulator):
                 label -= size
             else:
                 offset = (sizes[0] + sizes[1]) * self.dense
-                there = block is not None and label < len(self.labels.column_labels)
+                held = block is not None and label < len(self.labels.column_labels)
                 nothing = torch.zeros(len(kept), dtype=torch.bool)
-                columns.append(block.values[kept, offset + label].bool().cpu() if block and there else nothing)
+                columns.append(block.values[kept, offset + label].bool().cpu() if block and held else nothing)
         return torch.stack(columns, 1)
 
     def table(self, tokens: TokenDataset) -> pl.DataFrame:

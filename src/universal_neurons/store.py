@@ -205,12 +205,12 @@ class StoreWriter:
 
     def _tidy(self) -> None:
         """Bring to its end what a killed writer began to rewrite, and sweep what it left half written."""
-        there = read_manifest(self.manifest)
+        earlier = read_manifest(self.manifest)
         sweep_partials(self.path)
-        if there is not None and REWRITING in there:
-            self.finish(rewriting.put_in_place(self.path, there, self.manifest))
+        if earlier is not None and REWRITING in earlier:
+            self.finish(rewriting.put_in_place(self.path, earlier, self.manifest))
         rewriting.sweep(self.path)
-        for name in (WORK, FIGURES) if there is None else ():
+        for name in (WORK, FIGURES) if earlier is None else ():
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def _release(self) -> None:
@@ -221,21 +221,21 @@ class StoreWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            there = read_manifest(self.manifest)
-            refused = self._mine and kind is not None and issubclass(kind, InputError) and self._is_free(there)
-            if there is None or there["complete"] or refused:
+            earlier = read_manifest(self.manifest)
+            refused = self._mine and kind is not None and issubclass(kind, InputError) and self._is_free(earlier)
+            if earlier is None or earlier["complete"] or refused:
                 shutil.rmtree(self.work, ignore_errors=True)
             if refused:
                 self.manifest.unlink(missing_ok=True)
         finally:
             self._release()
-        for folder in self._created if there is None or refused else ():
+        for folder in self._created if earlier is None or refused else ():
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
 
-    def _is_free(self, there: dict[str, Any] | None) -> bool:
+    def _is_free(self, earlier: dict[str, Any] | None) -> bool:
         """Whether the folder is nobody's: no study began here, or nothing was found yet."""
-        return there is None or (not there["complete"] and not holds_results(self.path))
+        return earlier is None or (not earlier["complete"] and not holds_results(self.path))
 
     @property
     def work(self) -> Path:
@@ -255,41 +255,41 @@ class StoreWriter:
 
     def under_way(self, key: str) -> Any:
         """What the manifest of an unfinished study says under a key, or None."""
-        there = read_manifest(self.manifest)
-        return there.get(key) if there is not None and not there["complete"] else None
+        earlier = read_manifest(self.manifest)
+        return earlier.get(key) if earlier is not None and not earlier["complete"] else None
 
     def begin(self, manifest: dict[str, Any]) -> bool:
         """Start or go on with a study; returns whether it is complete already.
 
         `config`, `models`, `labels` and `tokens` of the manifest are the study's identity.
         """
-        there = self.require_same(manifest)
-        if there is None or "tokens" not in there:
+        earlier = self.require_same(manifest)
+        if earlier is None or "tokens" not in earlier:
             self.write_manifest({"complete": False} | manifest)
-        return bool(there and there["complete"])
+        return bool(earlier and earlier["complete"])
 
     def require_same(self, manifest: dict[str, Any]) -> dict[str, Any] | None:
         """The manifest that is there, if any; None too where another study found nothing yet.
 
         Raises `StoreConflictError` where it is another study's.
         """
-        there = read_manifest(self.manifest)
-        if there is None:
+        earlier = read_manifest(self.manifest)
+        if earlier is None:
             return None
         for key in ("config", "models", "labels", "tokens"):
-            if key not in manifest or key not in there:
+            if key not in manifest or key not in earlier:
                 continue
-            here = json.loads(json.dumps(manifest[key]))
-            if there[key] != here:
-                if self._is_free(there):
+            current = json.loads(json.dumps(manifest[key]))
+            if earlier[key] != current:
+                if self._is_free(earlier):
                     return None
                 raise StoreConflictError(
                     f"{self.path}: holds another study",
-                    given=difference(there[key], here, key),
+                    given=difference(earlier[key], current, key),
                     wanted="the same configuration, models and tokens",
                     fix="name another --out, or remove the folder",
                 )
-        return there
+        return earlier
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Replace the manifest."""
@@ -333,8 +333,8 @@ class StoreWriter:
     @cached_property
     def _generations(self) -> Generations:
         """The checkpoints of this study, and of no other."""
-        there = read_manifest(self.manifest) or {}
-        study = {key: there.get(key) for key in ("config", "models", "labels", "tokens", "layout")}
+        earlier = read_manifest(self.manifest) or {}
+        study = {key: earlier.get(key) for key in ("config", "models", "labels", "tokens", "layout")}
         return Generations(self.work, of=json.dumps(study, sort_keys=True))
 
     def finish(self, manifest: dict[str, Any]) -> Store:

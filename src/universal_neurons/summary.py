@@ -156,45 +156,58 @@ def short(value: float | None) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
 
 
-def fact_lines(found: Facts) -> list[tuple[str, str]]:
+def fact_lines(asker_facts: Facts) -> list[tuple[str, str]]:
     """The facts as label and value."""
-    per_layer = " ".join(map(str, found.universal_per_layer))
-    gap = f"{found.gap_all:.3f}" + ("" if found.gap_universal is None else f"; universal {found.gap_universal:.3f}")
+    per_layer = " ".join(map(str, asker_facts.universal_per_layer))
+    gap = f"{asker_facts.gap_all:.3f}" + (
+        "" if asker_facts.gap_universal is None else f"; universal {asker_facts.gap_universal:.3f}"
+    )
     return [
-        ("compared with", ", ".join(found.others)),
-        ("neurons", f"{found.neurons:,}" + (f", {found.dead} dead" if found.dead else "")),
-        ("tokens counted", f"{found.tokens:,}"),
-        (f"universal (excess > {found.threshold:g})", f"{found.universal} = {found.share:.2%}; per layer {per_layer}"),
+        ("compared with", ", ".join(asker_facts.others)),
+        ("neurons", f"{asker_facts.neurons:,}" + (f", {asker_facts.dead} dead" if asker_facts.dead else "")),
+        ("tokens counted", f"{asker_facts.tokens:,}"),
+        (
+            f"universal (excess > {asker_facts.threshold:g})",
+            f"{asker_facts.universal} = {asker_facts.share:.2%}; per layer {per_layer}",
+        ),
         (
             "on held-out rows",
-            f"{found.universal_heldout}; surely {found.universal_surely}, possibly {found.universal_possibly} (95 %)",
+            f"{asker_facts.universal_heldout}; surely {asker_facts.universal_surely}, "
+            f"possibly {asker_facts.universal_possibly} (95 %)",
         ),
         (
             "excess correlation",
-            f"median {found.excess_median:.3f}, p99 {found.excess_p99:.3f}, max {found.excess_max:.3f}",
+            f"median {asker_facts.excess_median:.3f}, p99 {asker_facts.excess_p99:.3f}, "
+            f"max {asker_facts.excess_max:.3f}",
         ),
-        ("beyond a random basis", f"{found.discoveries} neurons at q ≤ .05 (the basis is privileged, not universal)"),
+        (
+            "beyond a random basis",
+            f"{asker_facts.discoveries} neurons at q ≤ .05 (the basis is privileged, not universal)",
+        ),
         ("max − min over models", gap),
-        ("mutual best matches", f"{found.mutual:.1%}"),
-        ("search", found.certainty),
-        ("ρ lost on held-out rows", f"{found.optimism:.3f}"),
+        ("mutual best matches", f"{asker_facts.mutual:.1%}"),
+        ("search", asker_facts.certainty),
+        ("ρ lost on held-out rows", f"{asker_facts.optimism:.3f}"),
     ]
 
 
 def published_rows(store: Store) -> list[tuple[str, str, str]]:
     """Ours beside a publication's: what, ours, theirs."""
-    theirs = store.config.published
-    if theirs is None:
+    published = store.config.published
+    if published is None:
         return []
     ours = facts(store, store.models[0])
-    share = f"{theirs.universal:,} = {theirs.universal / theirs.neurons:.2%}"
+    share = f"{published.universal:,} = {published.universal / published.neurons:.2%}"
     rows = [
-        ("neurons", f"{ours.neurons:,}", f"{theirs.neurons:,}"),
+        ("neurons", f"{ours.neurons:,}", f"{published.neurons:,}"),
         ("universal", f"{ours.universal:,} = {ours.share:.2%}", share),
     ]
-    if theirs.universal_per_layer:
-        per_layer = zip(ours.universal_per_layer, theirs.universal_per_layer)
-        rows += [(f"universal in layer {n}", str(mine), str(its)) for n, (mine, its) in enumerate(per_layer)]
+    if published.universal_per_layer:
+        per_layer = zip(ours.universal_per_layer, published.universal_per_layer)
+        rows += [
+            (f"universal in layer {n}", str(our_count), str(their_count))
+            for n, (our_count, their_count) in enumerate(per_layer)
+        ]
     return rows
 
 
@@ -245,10 +258,10 @@ def family_rows(store: Store) -> list[tuple[str, list[int], str]]:
     neurons = store.neurons
     rows = []
     for family in FAMILIES:
-        there = neurons.filter(pl.col("family") == family)
-        counts = [len(there.filter(pl.col("model") == name)) for name in store.models]
+        members = neurons.filter(pl.col("family") == family)
+        counts = [len(members.filter(pl.col("model") == name)) for name in store.models]
         best = ""
-        ranked, _ = ranking(there.filter(pl.col("model") == store.models[0]))
+        ranked, _ = ranking(members.filter(pl.col("model") == store.models[0]))
         if family != UNEXPLAINED and len(ranked):
             first = ranked.row(0, named=True)
             best = unit_name(first["layer"], first["neuron"]) + ("" if family == "bos" else f" {fires_on(first)}")

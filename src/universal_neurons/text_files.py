@@ -72,8 +72,8 @@ class Opened:
     Raises `MissingFileError` and `TextError`.
     """
 
-    def __init__(self, given: str | Path) -> None:
-        self.path = local_path(given)
+    def __init__(self, path: str | Path) -> None:
+        self.path = local_path(path)
         self.file = _open(self.path)
         try:
             self.head, self.stream, self.compression = self._decompressed(self.file)
@@ -195,16 +195,16 @@ class Characters:
     def first_line(self, limit: int) -> str:
         """What begins with the first character that is no space, up to the line's end or the limit; it stays unread."""
         while len(self._ahead) < limit and not (self._ahead.endswith("\n") and self._ahead.strip()):
-            more = self._read(limit - len(self._ahead))
-            if not more:
+            piece = self._read(limit - len(self._ahead))
+            if not piece:
                 break
-            self._ahead += more
+            self._ahead += piece
         return self._ahead.lstrip()
 
     def head(self, size: int, longest: int) -> str:
         """The first characters, with the whole of a last line that may be an object; they stay unread."""
-        while len(self._ahead) < size and (more := self._read(size - len(self._ahead))):
-            self._ahead += more
+        while len(self._ahead) < size and (piece := self._read(size - len(self._ahead))):
+            self._ahead += piece
         if self._ahead[self._ahead.rfind("\n") + 1 :].lstrip().startswith("{"):
             self._ahead += self._read(longest)
         return self._ahead

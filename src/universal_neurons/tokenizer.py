@@ -129,8 +129,8 @@ def vocabulary_ids(tokenizer: Any) -> dict[str, int]:
         vocabulary = {str(token): number for token, number in tokenizer.get_vocab().items()}
     odd = next((token for token, number in vocabulary.items() if not _is_id(number)), None)
     if odd is not None or not vocabulary:
-        given = f"{odd[:50]!r}: {str(vocabulary[odd])[:50]}" if odd is not None else "an empty vocabulary"
-        raise TokenizerError("its tokenizer's vocabulary is not one", given=given, wanted="a number for every token")
+        entry = f"{odd[:50]!r}: {str(vocabulary[odd])[:50]}" if odd is not None else "an empty vocabulary"
+        raise TokenizerError("its tokenizer's vocabulary is not one", given=entry, wanted="a number for every token")
     return vocabulary
 
 

@@ -143,8 +143,8 @@ class TokenDataset:
         group_of = numbers[self.subsets[rows]]
         cuts = []
         for group in range(len(groups) + 1):
-            mine = rows[group_of == group]
-            cuts += [(mine[start : start + per_shard], group) for start in range(0, len(mine), per_shard)]
+            members = rows[group_of == group]
+            cuts += [(members[start : start + per_shard], group) for start in range(0, len(members), per_shard)]
         cuts.sort(key=lambda cut: cut[0][0])
         return [Shard(index, part, group) for index, (part, group) in enumerate(cuts)]
 

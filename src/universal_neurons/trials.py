@@ -101,13 +101,13 @@ class Trial:
             return self.readout.of_last_layer(directions, change[:, :, self.kept], self.clean, frozen=frozen)
         scale = self.clean.metrics.scale if frozen else None
         flat = change.flatten(0, 1)
-        found = []
+        parts = []
         for start in range(0, len(flat), COPIES):
-            some = torch.arange(start, min(start + COPIES, len(flat)), device=flat.device)
-            added = flat[some][:, :, None] * directions[some // len(edits)][:, None]
-            found.append(self.readout.of_residual(self.after(layer, added), self.clean, scale))
+            copies = torch.arange(start, min(start + COPIES, len(flat)), device=flat.device)
+            added = flat[copies][:, :, None] * directions[copies // len(edits)][:, None]
+            parts.append(self.readout.of_residual(self.after(layer, added), self.clean, scale))
         shape = (len(neurons), len(edits), -1)
-        return Metrics(*(torch.cat([vars(part)[name] for part in found]).view(shape) for name in vars(found[0])))
+        return Metrics(*(torch.cat([vars(part)[name] for part in parts]).view(shape) for name in vars(parts[0])))
 
 
 def trials(model: Model, readout: Readout, tokens: TokenDataset, rows: np.ndarray, first: int = 0) -> Iterator[Trial]:

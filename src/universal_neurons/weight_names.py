@@ -132,17 +132,17 @@ def _refusal(
             "metadata={'format': 'pt'})",
         )
     parts = {"missing": fit.missing, "of other shapes": fit.misshapen, "not taken by the model": units}
-    given = "; ".join(f"{what}: {_some(names)}" for what, names in parts.items() if names)
+    misfits = "; ".join(f"{what}: {_some(names)}" for what, names in parts.items() if names)
     if not (fit.missing or fit.misshapen):
         return CheckpointError(
             f"{source.given}: config.json denies weights that the file has",
-            given=given,
+            given=misfits,
             wanted="a model that takes every weight that its units read or write",
             fix="mend config.json (a bias, the number of layers), or save the model again with save_pretrained",
         )
     return CheckpointError(
         f"{source.given}: its weights are incomplete" if fit.missing else f"{source.given}: its weights do not fit",
-        given=given,
+        given=misfits,
         wanted="every weight of the model that config.json describes",
         fix="copy or download config.json and the weights again",
     )
@@ -171,5 +171,5 @@ def _wrapper(tensors: Iterable[str], network: Any, missing: Iterable[str]) -> st
 def _some(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
     every = sorted(names)
-    more = f" and {len(every) - 4} more" if len(every) > 4 else ""
-    return ", ".join(every[:4])[: 2 * SHOWN] + more
+    rest = f" and {len(every) - 4} more" if len(every) > 4 else ""
+    return ", ".join(every[:4])[: 2 * SHOWN] + rest

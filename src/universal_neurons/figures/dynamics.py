@@ -115,12 +115,12 @@ def universal_set(checkpoints: pl.DataFrame, axis: StepAxis, threshold: float) -
     return figure
 
 
-def emergence(found: pl.DataFrame, checkpoints: pl.DataFrame, axis: StepAxis) -> Figure:
+def emergence(table: pl.DataFrame, checkpoints: pl.DataFrame, axis: StepAxis) -> Figure:
     """(a) How many neurons have been universal, are, and are for good; (b) when those of each layer became so."""
     with mpl.rc_context(STYLE):
         figure, a, b = _pair()
         counts = {
-            column: np.array([(found[column] == name).sum() for name in axis.names])
+            column: np.array([(table[column] == name).sum() for name in axis.names])
             for column in ("first", "emergence")
         }
         a.plot(axis.x, counts["first"].cumsum(), "o-", color=REST, markersize=3, label="have been universal")
@@ -130,11 +130,11 @@ def emergence(found: pl.DataFrame, checkpoints: pl.DataFrame, axis: StepAxis) ->
         _count(a)
         a.legend(fontsize=8, loc="upper left")
         axis.draw(a)
-        layers = sorted(found["layer"].unique())
+        layers = sorted(table["layer"].unique())
         bottom = np.zeros(len(axis.names))
         for layer, (colour, label) in zip(layers, _layers(len(layers))):
-            mine = found.filter(pl.col("layer") == layer)["emergence"]
-            height = np.array([(mine == name).sum() for name in axis.names])
+            emerged = table.filter(pl.col("layer") == layer)["emergence"]
+            height = np.array([(emerged == name).sum() for name in axis.names])
             b.bar(np.arange(len(axis.names)), height, bottom=bottom, color=colour, label=label)
             bottom += height
         _by_checkpoint(b, axis)
@@ -210,7 +210,7 @@ def partners(checkpoints: pl.DataFrame, axis: StepAxis) -> Figure:
 
 def families_over_time(families: pl.DataFrame, reference: str, axis: StepAxis) -> Figure:
     """Families of (a) all neurons of the reference and (b) its universal ones, at every checkpoint."""
-    mine = families.filter(pl.col("model") == reference)
+    counts = families.filter(pl.col("model") == reference)
     with mpl.rc_context(STYLE):
         figure, a, b = _pair()
         places = np.arange(len(axis.names))
@@ -220,7 +220,7 @@ def families_over_time(families: pl.DataFrame, reference: str, axis: StepAxis) -
         ):
             bottom = np.zeros(len(axis.names))
             for family, colour in FAMILY_COLOURS.items():
-                by_name = dict(mine.filter(pl.col("family") == family).select("checkpoint", column).iter_rows())
+                by_name = dict(counts.filter(pl.col("family") == family).select("checkpoint", column).iter_rows())
                 height = np.array([by_name[name] for name in axis.names])
                 axes.bar(places, height, bottom=bottom, color=colour, label=family.replace("_", " "))
                 bottom += height
@@ -237,10 +237,10 @@ def self_correlation(neurons: pl.DataFrame, reference: str, axis: StepAxis) -> F
     alive = neurons.filter(pl.col("self_corr").is_finite())
     with mpl.rc_context(STYLE):
         figure, a, b = _pair()
-        mine = alive.filter(pl.col("model") == reference)
-        layers = sorted(mine["layer"].unique())
+        reference_neurons = alive.filter(pl.col("model") == reference)
+        layers = sorted(reference_neurons["layer"].unique())
         for layer, (colour, label) in zip(layers, _layers(len(layers))):
-            low, median, high = _quantiles(mine.filter(pl.col("layer") == layer), axis, (0.25, 0.5, 0.75))
+            low, median, high = _quantiles(reference_neurons.filter(pl.col("layer") == layer), axis, (0.25, 0.5, 0.75))
             if len(layers) <= MOST_BANDS:
                 a.fill_between(axis.x, low, high, color=colour, alpha=0.12, linewidth=0)
             a.plot(axis.x, median, "o-", color=colour, markersize=3, label=label)

@@ -52,8 +52,8 @@ def fixed_values(
         verdicts = [
             f"{name}: {row['mediated']:.0%} through the norm" for name, row in zip(names, tried.iter_rows(named=True))
         ]
-        found = (tried["role"] == "entropy").fill_null(False).any()
-        kind = "Entropy neurons" if found else "No entropy neuron; the nearest candidates"
+        confirmed = (tried["role"] == "entropy").fill_null(False).any()
+        kind = "Entropy neurons" if confirmed else "No entropy neuron; the nearest candidates"
         figure.suptitle(f"{kind} of {lettering(tried['model'][0])}: {', '.join(verdicts)}", fontsize=10)
     return figure
 

@@ -47,9 +47,9 @@ def effects_examples(histograms: pl.DataFrame, title: str, per_role: int = 1) ->
             first = panel.row(0, named=True)
             _split(axes, panel, "logit effect", first["class"], "other tokens")
             score = first["class_variance_reduction"]
-            told = "" if score is None else f" ({score:.2f})"
+            reduction = "" if score is None else f" ({score:.2f})"
             near = "nearest to " if first["nearest"] else ""
-            axes.set_title(f"{_name(first)}: {near}{first['role']}\n{_class(first)}{told}", fontsize=8)
+            axes.set_title(f"{_name(first)}: {near}{first['role']}\n{_class(first)}{reduction}", fontsize=8)
         for axes in grid.ravel()[len(panels) :]:
             axes.set_axis_off()
         for axes in grid[:, 0]:
@@ -149,8 +149,8 @@ def ensembles_figure(ensembles: pl.DataFrame, title: str) -> Figure | None:
 
 def _panels(histograms: pl.DataFrame, role: str, kind: str) -> list[pl.DataFrame]:
     """The histograms of each neuron of a role, in their order."""
-    some = histograms.filter((pl.col("role") == role) & (pl.col("kind") == kind))
-    return some.partition_by("model", "layer", "neuron", "class", maintain_order=True)
+    rows = histograms.filter((pl.col("role") == role) & (pl.col("kind") == kind))
+    return rows.partition_by("model", "layer", "neuron", "class", maintain_order=True)
 
 
 def _split(axes: Axes, panel: pl.DataFrame, what: str, inside: str, outside: str, *, legend: bool = True) -> None:
@@ -183,8 +183,8 @@ def _class(row: Mapping[str, Any]) -> str:
 
 def _lacking(histograms: pl.DataFrame) -> str:
     """Roles that no neuron has."""
-    there = histograms.filter(~pl.col("nearest").fill_null(False))["role"].to_list()
-    missing = [role for role in ROLES_BY_WEIGHTS if role not in there]
+    roles = histograms.filter(~pl.col("nearest").fill_null(False))["role"].to_list()
+    missing = [role for role in ROLES_BY_WEIGHTS if role not in roles]
     near = ": the nearest are shown" if histograms["nearest"].any() else ""
     return f"\nno {' or '.join(missing)} neuron{near}" if missing else ""
 
@@ -207,10 +207,10 @@ def _late_skew(axes: Axes, neurons: pl.DataFrame, threshold: float) -> None:
     n_layers, models = int(neurons["layer"].max()) + 1, neurons["model"].n_unique()  # type: ignore[arg-type]
     layers = range(n_layers - max(1, n_layers // LATE), n_layers)
     late = neurons.filter(pl.col("layer").is_in(list(layers)))
-    chosen, told = late.filter(pl.col("vocab_kurt") > threshold), f"kurtosis > {threshold:g}"
+    chosen, choice = late.filter(pl.col("vocab_kurt") > threshold), f"kurtosis > {threshold:g}"
     if chosen.is_empty():
         chosen = late.sort("vocab_kurt", descending=True).head(max(FEWEST, round(NEAREST_SHARE * len(late))))
-        told = f"none has {told}: the {len(chosen)} highest"
+        choice = f"none has {choice}: the {len(chosen)} highest"
     bound = float(np.abs(chosen["vocab_skew"].to_numpy()).max()) * 1.4 + 1e-9
     grid = np.linspace(-bound, bound, 400)
     counts = []
@@ -224,5 +224,5 @@ def _late_skew(axes: Axes, neurons: pl.DataFrame, threshold: float) -> None:
     axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
     axes.set(xlabel="skew", ylabel="density", ylim=(0, None))
     what = "neurons a model" if models > 1 else "neurons"
-    axes.set_title(fill(f"(c) skew, {told}: {' / '.join(counts)} {what}", 48), fontsize=9)
+    axes.set_title(fill(f"(c) skew, {choice}: {' / '.join(counts)} {what}", 48), fontsize=9)
     axes.legend(fontsize=7)

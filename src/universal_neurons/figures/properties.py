@@ -40,7 +40,7 @@ LETTERS = 4  # nested boxes of a letter-value plot: 50, 75, 87.5, 93.75 %
 
 def percentiles(models: Mapping[str, pl.DataFrame]) -> Figure | None:
     """Fig 3: percentiles within their own layer of the neurons singled out, a letter-value plot each."""
-    chosen = {name: (table, found) for name, table in models.items() if (found := highlighted(table)) is not None}
+    chosen = {name: (table, picked) for name, table in models.items() if (picked := highlighted(table)) is not None}
     metrics = [m for m in RANKED if all(t[f"{m}_percentile"].is_not_null().any() for t in models.values())]
     if not chosen or not metrics:
         return None
@@ -165,8 +165,8 @@ def by_layer(neurons: pl.DataFrame, title: str) -> Figure | None:
 
 def _groups(neurons: pl.DataFrame) -> dict[str, tuple[pl.DataFrame, str]]:
     """The rest and the neurons singled out, with their colours; all in one where universality was not asked about."""
-    found = highlighted(neurons)
-    if found is None:
+    picked = highlighted(neurons)
+    if picked is None:
         return {"all neurons": (neurons, SECOND)}
-    mask, name = found
+    mask, name = picked
     return {"other": (neurons.filter(~mask), REST), name: (neurons.filter(mask), ACCENT)}

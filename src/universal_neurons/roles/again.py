@@ -95,8 +95,8 @@ def _study_roles(
         _, stretches = tokens.split(settings.heldout_tokens)
         matches = study.matches if study.askers else None
         vocabulary, heldout = vocabulary_of(tokenizer, loaded), np.concatenate(stretches)
-        own = read_own_labels(settings.label_files, {}, vocabulary, tokens).tokens
-        tables = Roles(settings, loaded, tokens, heldout, vocabulary, study.neurons, matches, own).run(reporter)
+        token_sets = read_own_labels(settings.label_files, {}, vocabulary, tokens).tokens
+        tables = Roles(settings, loaded, tokens, heldout, vocabulary, study.neurons, matches, token_sets).run(reporter)
     manifest = study.manifest | {
         "config": settings.stored(),
         "tables": {name: digest for name, digest in study.manifest["tables"].items() if name not in ROLE_TABLES},
@@ -107,8 +107,8 @@ def _study_roles(
 
 def _where_it_is(config: StudyConfig) -> StudyConfig:
     """The configuration on this machine: a study made on a GPU that is not here goes on the CPU."""
-    there = not config.device.startswith("cuda") or torch.cuda.is_available()
-    return config if there else config.model_copy(update={"device": "cpu", "dtype": "float32"})
+    available = not config.device.startswith("cuda") or torch.cuda.is_available()
+    return config if available else config.model_copy(update={"device": "cpu", "dtype": "float32"})
 
 
 def _weights(described: dict[str, Any]) -> tuple[str, str]:

@@ -173,10 +173,10 @@ class EntropyTrial:
     def _sweep(self, trial: Trial, layer: int, numbers: list[int], edits: list[Edit]) -> None:
         if not numbers:
             return
-        found = trial.try_out(layer, self.model.units.within_layers(numbers), edits)
+        metrics = trial.try_out(layer, self.model.units.within_layers(numbers), edits)
         for place, number in enumerate(numbers):
             for which, edit in enumerate(edits):
-                part = Metrics(*(values[place, which] for values in vars(found).values()))
+                part = Metrics(*(values[place, which] for values in vars(metrics).values()))
                 self._sum((number, edit.kind, None if edit.value is None else float(edit.value)), part)
 
     def _sum(self, key: tuple[int | None, str, float | None], metrics: Metrics) -> None:
@@ -194,39 +194,39 @@ class EntropyTrial:
     @torch.inference_mode()
     def _ablate(self, trial: Trial, layer: int, numbers: list[int]) -> None:
         """Mean ablation: total, direct, and without what goes along token frequency."""
-        own = self.model.units.within_layers(numbers)
+        within = self.model.units.within_layers(numbers)
         edit = Edit("mean", self.means[numbers])
         clean = trial.clean.metrics
-        total = trial.try_out(layer, own, [edit])
-        direct = trial.try_out(layer, own, [edit], frozen=True)
-        change, directions = trial.changes(layer, own, edit), trial.written(layer, own)
+        total = trial.try_out(layer, within, [edit])
+        direct = trial.try_out(layer, within, [edit], frozen=True)
+        change, directions = trial.changes(layer, within, edit), trial.written(layer, within)
         for place, number in enumerate(numbers):
-            found = self.effects[number]
-            found.total.append((total.loss[place, 0] - clean.loss).cpu())
-            found.direct.append((direct.loss[place, 0] - clean.loss).cpu())
-            found.rows.append(trial.row_of)
+            effect = self.effects[number]
+            effect.total.append((total.loss[place, 0] - clean.loss).cpu())
+            effect.direct.append((direct.loss[place, 0] - clean.loss).cpu())
+            effect.rows.append(trial.row_of)
             if self.kinds[number] == "control":
                 continue
             residual = trial.after(layer, change[place, None, :, None] * directions[place])[0]
             restored, unigram = self._restored(trial, residual)
-            found.restored.append((restored - clean.loss).cpu())
-            found.unigram.append(unigram.cpu())
+            effect.restored.append((restored - clean.loss).cpu())
+            effect.unigram.append(unigram.cpu())
 
     def _restored(self, trial: Trial, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The loss with the logits' part along token frequency as in the clean run, and the change of KL to unigram."""
         losses, changes = [], []
         readout, clean = trial.readout, trial.clean
         for start in range(0, len(residual), readout.rows):
-            some = slice(start, start + readout.rows)
-            logits = readout.logits(residual[some])
-            before = clean.raw[some] / clean.metrics.scale[some, None] + readout.constant
+            piece = slice(start, start + readout.rows)
+            logits = readout.logits(residual[piece])
+            before = clean.raw[piece] / clean.metrics.scale[piece, None] + readout.constant
             log_p, log_before = logits.log_softmax(1), before.log_softmax(1)
             changes.append(
                 (log_p.exp() * (log_p - self.log_frequency)).sum(1)
                 - (log_before.exp() * (log_before - self.log_frequency)).sum(1)
             )
             logits += ((before - logits) @ self.direction)[:, None] * self.direction
-            losses.append(-logits.log_softmax(1).gather(1, clean.targets[some, None])[:, 0])
+            losses.append(-logits.log_softmax(1).gather(1, clean.targets[piece, None])[:, 0])
         return torch.cat(losses), torch.cat(changes)
 
     def interventions(self) -> pl.DataFrame:
@@ -250,21 +250,21 @@ class EntropyTrial:
         frequency = _frequency_cosines(flat[tried], weights, self.direction)
         for (number, kind), cosines, along in zip(self.kinds.items(), unit(flat[tried]) @ unit(flat).T, frequency):
             layer, neuron = self.model.units.place_of(number)
-            found = self.effects[number]
-            total, direct = torch.cat(found.total).abs().numpy(), torch.cat(found.direct).abs().numpy()
-            share = _share(total, direct, torch.cat(found.rows).numpy())
+            effect = self.effects[number]
+            total, direct = torch.cat(effect.total).abs().numpy(), torch.cat(effect.direct).abs().numpy()
+            share = _share(total, direct, torch.cat(effect.rows).numpy())
             partner = int(cosines.nan_to_num(nan=1.0).argmin())
             row = {"model": self.model.name, "layer": layer, "neuron": neuron, "kind": kind}
             row |= {name: neurons[name][number] for name in ("l2_penalty", "vocab_var")}
             row |= {"null_fraction": float(fraction[number]), "tokens": self.tokens}
-            row |= {"loss_change": float(torch.cat(found.total).double().mean())}
+            row |= {"loss_change": float(torch.cat(effect.total).double().mean())}
             row |= {"total_effect": float(total.mean(dtype=float)), "direct_effect": float(direct.mean(dtype=float))}
             row |= dict(zip(("mediated", "mediated_low", "mediated_high"), share))
             row["frequency_cos"] = float(along)
-            if found.restored:
-                restored = torch.cat(found.restored).abs().numpy()
-                row["frequency_share"] = _share(total, restored, torch.cat(found.rows).numpy())[0]
-                row["unigram_change"] = float(torch.cat(found.unigram).double().mean())
+            if effect.restored:
+                restored = torch.cat(effect.restored).abs().numpy()
+                row["frequency_share"] = _share(total, restored, torch.cat(effect.rows).numpy())[0]
+                row["unigram_change"] = float(torch.cat(effect.unigram).double().mean())
             row |= dict(zip(("antipode_layer", "antipode_neuron"), self.model.units.place_of(partner)))
             rows.append(row | {"antipode_cos": float(cosines[partner]), "role": self._role(kind, row)})
         integers = dict.fromkeys(("layer", "neuron", "antipode_layer", "antipode_neuron"), pl.Int32)

@@ -66,8 +66,8 @@ class LossChanges:
         """Ablate them on a batch of rows."""
         units = self.model.units
         for layer, numbers in units.by_layer(self.numbers).items():
-            found = trial.try_out(layer, units.within_layers(numbers), [Edit("mean", self.means[numbers])])
-            for number, loss in zip(numbers, found.loss[:, 0]):
+            metrics = trial.try_out(layer, units.within_layers(numbers), [Edit("mean", self.means[numbers])])
+            for number, loss in zip(numbers, metrics.loss[:, 0]):
                 self.parts[number].append((loss - trial.clean.metrics.loss).cpu())
 
     def of(self, number: int) -> Float[np.ndarray, " tokens"]:
@@ -100,10 +100,10 @@ def functional_table(
             if number is not None:
                 row[f"effect_corr{kind}"] = _corr(effects[asker.name][flat], effects[name][number])
                 row[f"loss_corr{kind}"] = _corr(changes[asker.name].of(flat), changes[name].of(number))
-        mine = roles[asker.name][flat]
-        row |= {"roles": list(mine), "match_roles": list(roles[name][match])}
+        asker_roles = roles[asker.name][flat]
+        row |= {"roles": list(asker_roles), "match_roles": list(roles[name][match])}
         for kind, number in compared.items():
-            row[f"same_roles{kind}"] = None if number is None else _same(mine, roles[name][number])
+            row[f"same_roles{kind}"] = None if number is None else _same(asker_roles, roles[name][number])
         rows.append(row)
     kinds: dict[str, Any] = dict.fromkeys(("layer", "neuron", "match_layer", "match_neuron"), pl.Int32)
     kinds |= dict.fromkeys(("roles", "match_roles"), pl.List(pl.String))
@@ -114,8 +114,8 @@ def functional_table(
 def _same(one: Iterable[str], other: Iterable[str]) -> bool | None:
     """Whether two neurons have the same role by their weights, which say of every neuron what it does (the other roles
     are tried out on candidates alone); None where neither has one."""
-    mine, theirs = set(one) & set(ROLES_BY_WEIGHTS), set(other) & set(ROLES_BY_WEIGHTS)
-    return mine == theirs if mine | theirs else None
+    roles, other_roles = set(one) & set(ROLES_BY_WEIGHTS), set(other) & set(ROLES_BY_WEIGHTS)
+    return roles == other_roles if roles | other_roles else None
 
 
 def _corr(one: np.ndarray, other: np.ndarray) -> float:
@@ -148,23 +148,23 @@ class Costs:
         self.rows: list[Tensor] = []
 
     def _random(self, chosen: Sequence[int], seed: int, draw: int) -> list[int]:
-        found: list[int] = []
+        drawn: list[int] = []
         generator = np.random.default_rng(seed_of("costs", seed, draw))
         for layer, numbers in self.model.units.by_layer(chosen).items():
             columns = self.model.units.columns(layer)
             alive = columns.start + np.flatnonzero(~self.dead[columns])
             others = np.setdiff1d(alive, numbers)
-            found += generator.choice(others, min(len(numbers), len(others)), replace=False).tolist()
-        return sorted(found)
+            drawn += generator.choice(others, min(len(numbers), len(others)), replace=False).tolist()
+        return sorted(drawn)
 
     @torch.inference_mode()
     def add(self, trial: Trial) -> None:
         """Ablate every set on a batch of rows."""
         self.rows.append(trial.row_of)
         for numbers, losses, divergences in zip(self.sets, self.losses, self.divergences):
-            found = self._without(trial, numbers)
-            losses.append((found.loss[0] - trial.clean.metrics.loss).cpu())
-            divergences.append(found.divergence[0].cpu())
+            metrics = self._without(trial, numbers)
+            losses.append((metrics.loss[0] - trial.clean.metrics.loss).cpu())
+            divergences.append(metrics.divergence[0].cpu())
 
     def _without(self, trial: Trial, numbers: list[int]) -> Metrics:
         with intervene(self.model, numbers, Edit("mean", self.means[numbers])), final_residual(self.model) as seen:

@@ -69,13 +69,13 @@ class Sample:
     @cached_property
     def counts(self) -> np.ndarray:
         """How often each token stands in the whole text, position 0 and padding left out, whatever is masked."""
-        found = np.zeros(len(self.vocabulary), np.int64)
+        counts = np.zeros(len(self.vocabulary), np.int64)
         for start in range(0, len(self.tokens), 512):
             rows = np.arange(start, min(start + 512, len(self.tokens)))
             real = np.arange(self.tokens.context)[None] < self.tokens.lengths[rows][:, None]
             real[:, 0] = False
-            found += np.bincount(self.tokens.ids(rows)[real], minlength=len(found))[: len(found)]
-        return found
+            counts += np.bincount(self.tokens.ids(rows)[real], minlength=len(counts))[: len(counts)]
+        return counts
 
     @property
     def positions(self) -> int:
@@ -203,15 +203,15 @@ class OneModel:
         total = torch.zeros(model.n_neurons, dtype=torch.float64, device=model.device)
         counted, step = 0, max(1, batch_tokens // tokens.context)
         for start in range(0, len(rows), step):
-            some = rows[start : start + step]
-            keep = torch.from_numpy(np.flatnonzero(tokens.mask(some))).to(model.device)
+            batch = rows[start : start + step]
+            keep = torch.from_numpy(np.flatnonzero(tokens.mask(batch))).to(model.device)
             counted += len(keep)
 
             def take(layer: int, activation: Tensor, keep: Tensor = keep) -> None:
                 total[model.units.columns(layer)] += activation[keep].float().sum(0)
 
             with model.capturing(take):
-                model.forward(torch.from_numpy(tokens.ids(some)))
+                model.forward(torch.from_numpy(tokens.ids(batch)))
         return (total / max(counted, 1)).float()
 
     def _attention(self, weights: ProcessedWeights) -> None:
@@ -224,10 +224,10 @@ class OneModel:
         norms = value_norms(self.model, ids.to(self.model.device), counted)
         self.tables["heads"] = heads_table(scores, norms)
         self.tables["head_scores"] = scores_histogram(scores)
-        found = attention_table(
+        pair_tables = attention_table(
             self.model, ids.to(self.model.device), self.settings, scores, counted=counted, seed=self.seed
         )
-        self.tables["attention"], self.tables["attention_samples"] = found
+        self.tables["attention"], self.tables["attention_samples"] = pair_tables
 
     def _name_roles(self) -> None:
         for name in ("effects", "ablations", "attention"):
@@ -235,5 +235,5 @@ class OneModel:
                 continue
             named = self.tables[name].filter(pl.col("role").is_not_null())
             for layer, neuron, role in named.select("layer", "neuron", "role").iter_rows():
-                own = self.roles[self.model.units.number_of(layer, neuron)]
-                own[:] = sorted({*own, role}, key=ROLES.index)
+                roles = self.roles[self.model.units.number_of(layer, neuron)]
+                roles[:] = sorted({*roles, role}, key=ROLES.index)

@@ -15,8 +15,8 @@ def role_rows(store: Store) -> list[tuple[str, list[int], str]]:
     neurons = store.neurons.filter(pl.col("roles").is_not_null())
     rows = []
     for role in ROLES:
-        there = neurons.filter(pl.col("roles").list.contains(role))
-        counts = [len(there.filter(pl.col("model") == name)) for name in store.models]
+        holders = neurons.filter(pl.col("roles").list.contains(role))
+        counts = [len(holders.filter(pl.col("model") == name)) for name in store.models]
         best = _best(store, store.models[0], role)
         text = "" if best is None else _said(best, role)
         rows.append((role.replace("_", " "), counts, text if counts[0] or not text else f"none; nearest {text}"))

@@ -117,29 +117,29 @@ def effects_table(
     which, best, alive, *extremes = (torch.cat(part).cpu().numpy() for part in zip(*parts))
     extremes[::2] = [tokens[found] for found in extremes[::2]]
     known = np.isfinite(best)
-    chosen = [names[place] if there else None for place, there in zip(which.tolist(), known.tolist())]
+    chosen = [names[place] if is_known else None for place, is_known in zip(which.tolist(), known.tolist())]
     columns: Sequence[Any] = (
         [model_name] * len(best), *weights.units.table_columns().values(), roles,
         [label and label.name for label in chosen], [label and label.group for label in chosen],
-        [int(sign) if there else None for sign, there in zip(np.sign(best), known)], best.astype(np.float64) ** 2,
-        *([row if there else None for row, there in zip(found.tolist(), alive)] for found in extremes),
+        [int(sign) if is_known else None for sign, is_known in zip(np.sign(best), known)], best.astype(np.float64) ** 2,
+        *([row if is_known else None for row, is_known in zip(found.tolist(), alive)] for found in extremes),
     )  # fmt: skip
     return pl.DataFrame(dict(zip(EFFECTS_SCHEMA, columns)), schema_overrides=EFFECTS_SCHEMA)
 
 
 def _unit_labels(labels: ClassLabels, tokens: np.ndarray) -> tuple[list[Label | None], np.ndarray]:
     """Labels that differ and hold for some of the tokens, centred, of length 1; one of NaN where there is none."""
-    found: dict[bytes, tuple[Label, np.ndarray]] = {}
+    distinct: dict[bytes, tuple[Label, np.ndarray]] = {}
     for label, mask in labels:
         inside = mask[tokens]
         if FEWEST <= inside.sum() < len(tokens):
-            found.setdefault(np.packbits(inside).tobytes(), (label, inside))
-    if not found:
+            distinct.setdefault(np.packbits(inside).tobytes(), (label, inside))
+    if not distinct:
         return [None], np.full((1, len(tokens)), np.nan, np.float32)
-    table = np.empty((len(found), len(tokens)), np.float32)
-    for row, (_, inside) in enumerate(found.values()):
+    table = np.empty((len(distinct), len(tokens)), np.float32)
+    for row, (_, inside) in enumerate(distinct.values()):
         table[row] = (inside - inside.mean()) / (np.sqrt(len(tokens)) * inside.std())
-    return [label for label, _ in found.values()], table
+    return [label for label, _ in distinct.values()], table
 
 
 def with_nearest(effects: pl.DataFrame, stats: pl.DataFrame, fewest: int = 1) -> pl.DataFrame:
@@ -217,7 +217,7 @@ def ensembles_of(
     total, rows = unembedding.sum(0), groups.filter(pl.col("number") >= 2).to_dicts()
     flats = [weights.units.number_of(np.array(row["layers"]), np.array(row["neurons"])) for row in rows]
     every = np.unique(np.concatenate([np.zeros(0, np.int64), *flats]))
-    found = []
+    ensembles = []
     for row, flat in zip(rows, flats):
         mask = masks[row["class_group"], row["class"]]
         inside = torch.from_numpy(mask[tokens])
@@ -225,8 +225,8 @@ def ensembles_of(
         elsewhere = (total - within) / (~inside).sum()
         effects = w_out[flat] @ (within / inside.sum() - elsewhere)
         places = (*weights.units.place_of(flat), np.searchsorted(every, flat))
-        found.append(Ensemble(row["role"], row["class"], *places, effects.numpy(), mask, row["nearest"]))
-    return every, found
+        ensembles.append(Ensemble(row["role"], row["class"], *places, effects.numpy(), mask, row["nearest"]))
+    return every, ensembles
 
 
 def ensembles_table(
@@ -241,12 +241,14 @@ def ensembles_table(
     the direction that it has on the rows that choose, with the 95 % interval of a jackknife over at most 20
     stretches of rows.  Null where a half of the rows has no token of the class, or no other.
     """
-    there = next_tokens >= 0
-    activations, next_tokens, row_of = activations[there], next_tokens[there], row_of[there]
+    has_next = next_tokens >= 0
+    activations, next_tokens, row_of = activations[has_next], next_tokens[has_next], row_of[has_next]
     rows, place = np.unique(row_of, return_inverse=True)
     stretch = np.where(place % 2, place * min(jackknife.STRETCHES, len(rows) // 2) // max(len(rows), 1), -1)
-    found = [{"model": model_name} | _judge(one, activations, one.mask[next_tokens], stretch) for one in ensembles]
-    return pl.DataFrame(found, schema=ENSEMBLES_SCHEMA)
+    rows_of_table = [
+        {"model": model_name} | _judge(one, activations, one.mask[next_tokens], stretch) for one in ensembles
+    ]
+    return pl.DataFrame(rows_of_table, schema=ENSEMBLES_SCHEMA)
 
 
 def _judge(ensemble: Ensemble, activations: np.ndarray, inside: np.ndarray, stretch: np.ndarray) -> dict[str, Any]:
@@ -307,11 +309,13 @@ def effect_histograms(
 ) -> pl.DataFrame:
     """Logit effects of some neurons of one model (rows of `role_examples`), inside and outside their class (Fig 5)."""
     tokens, masks = used_tokens(weights, vocabulary), {(label.group, label.name): mask for label, mask in labels}
-    unembedding, found = weights.w_u.cpu()[tokens], []
+    unembedding, histograms = weights.w_u.cpu()[tokens], []
     for row in chosen.to_dicts():
         effects = (unembedding @ weights.w_out[row["layer"], row["neuron"]].cpu()).numpy()
-        found.append(_histogram(row | {"kind": "effect"}, effects, masks[row["class_group"], row["class"]][tokens]))
-    return pl.concat([pl.DataFrame(schema=HISTOGRAMS_SCHEMA), *found])
+        histograms.append(
+            _histogram(row | {"kind": "effect"}, effects, masks[row["class_group"], row["class"]][tokens])
+        )
+    return pl.concat([pl.DataFrame(schema=HISTOGRAMS_SCHEMA), *histograms])
 
 
 def ensemble_histograms(
@@ -319,16 +323,16 @@ def ensemble_histograms(
     activations: Float[np.ndarray, "positions columns"], next_tokens: Int[np.ndarray, " positions"],
 ) -> pl.DataFrame:  # fmt: skip
     """Of six neurons of each ensemble the logit effects by token, the activations by true next token (Fig 24)."""
-    tokens, there, found = used_tokens(weights, vocabulary), next_tokens >= 0, []
+    tokens, has_next, histograms = used_tokens(weights, vocabulary), next_tokens >= 0, []
     unembedding = weights.w_u.cpu()[tokens]
     for one in ensembles:
         for layer, neuron, column, effect in list(zip(one.layers, one.neurons, one.columns, one.effects))[:SHOWN]:
             row: dict[str, Any] = {"model": model_name, "layer": int(layer), "neuron": int(neuron), "role": one.role}
             row |= {"nearest": one.nearest, "class": one.name, "class_sign": int(np.sign(effect))}
             effects = (unembedding @ weights.w_out[int(layer), int(neuron)].cpu()).numpy()
-            parts = ("effect", effects, tokens), ("activation", activations[there, column], next_tokens[there])
-            found += [_histogram(row | {"kind": kind}, values, one.mask[ids]) for kind, values, ids in parts]
-    return pl.concat([pl.DataFrame(schema=HISTOGRAMS_SCHEMA), *found])
+            parts = ("effect", effects, tokens), ("activation", activations[has_next, column], next_tokens[has_next])
+            histograms += [_histogram(row | {"kind": kind}, values, one.mask[ids]) for kind, values, ids in parts]
+    return pl.concat([pl.DataFrame(schema=HISTOGRAMS_SCHEMA), *histograms])
 
 
 def _histogram(row: Mapping[str, Any], values: np.ndarray, inside: np.ndarray) -> pl.DataFrame:

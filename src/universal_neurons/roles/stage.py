@@ -44,8 +44,8 @@ class Roles:
         self.chosen, self.what = self._chosen() if matches is not None else ([], "")
         self.pairs: pl.DataFrame | None = None
         if matches is not None:
-            some = self.chosen[: config.roles.ablated]
-            self.pairs = counterparts(matches, self.models[0].name, some, {m.name: m.units for m in self.models})
+            tried = self.chosen[: config.roles.ablated]
+            self.pairs = counterparts(matches, self.models[0].name, tried, {m.name: m.units for m in self.models})
 
     def _of(self, model: Model) -> pl.DataFrame:
         return self.neurons.filter(pl.col("model") == model.name).sort("layer", "neuron")
@@ -58,9 +58,9 @@ class Roles:
     def run(self, reporter: Reporter) -> dict[str, pl.DataFrame]:
         """All tables, by name; `neurons` among them, with the columns `roles` and `null_fraction`."""
         parts: dict[str, list[pl.DataFrame]] = {}
-        found = {}
+        by_model = {}
         for model in self.models:
-            found[model.name] = one = self._one(model)
+            by_model[model.name] = one = self._one(model)
             if not has_roles(model):
                 why = "its norms follow the residual sum" if model.has_unembedding else "it has no unembedding"
                 reporter.note(f"{model.name}: no roles, {why}")
@@ -68,20 +68,20 @@ class Roles:
             with reporter.stage("roles"):
                 for name, table in one.run(reporter, self.config.batch_tokens).items():
                     parts.setdefault(name, []).append(table)
-        tables = {name: pl.concat(some, how="diagonal_relaxed") for name, some in parts.items()}
+        tables = {name: pl.concat(frames, how="diagonal_relaxed") for name, frames in parts.items()}
         pairs = self.pairs
-        if pairs is not None and len(pairs) and all(one.effects for one in found.values()):
+        if pairs is not None and len(pairs) and all(one.effects for one in by_model.values()):
             tables["functional"] = functional_table(
                 self.models,
                 pairs,
-                {name: one.changes for name, one in found.items()},
-                {name: one.effects for name, one in found.items()},
-                {name: one.roles for name, one in found.items()},
+                {name: one.changes for name, one in by_model.items()},
+                {name: one.effects for name, one in by_model.items()},
+                {name: one.roles for name, one in by_model.items()},
                 self.config.seed,
             )
         if "labels" not in self.config.stages and any(self.sample.vocabulary.strings):
             tables["vocabulary"] = self.sample.vocabulary.table(self.sample.counts[:, None])
-        tables["neurons"] = self._columns(found)
+        tables["neurons"] = self._columns(by_model)
         return tables
 
     def _one(self, model: Model) -> OneModel:
@@ -105,11 +105,11 @@ class Roles:
             what=self.what,
         )
 
-    def _columns(self, found: Mapping[str, OneModel]) -> pl.DataFrame:
+    def _columns(self, by_model: Mapping[str, OneModel]) -> pl.DataFrame:
         """The neuron table with the columns of this stage."""
         frames = []
         for model in self.models:
-            one = found[model.name]
+            one = by_model[model.name]
             roles = pl.Series(one.roles, dtype=pl.List(pl.String))
             frames.append(self._of(model).with_columns(null_fraction=pl.Series(one.null_fraction), roles=roles))
         return pl.concat(frames)
