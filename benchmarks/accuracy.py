@@ -135,7 +135,7 @@ def _one_seed(
     screen.settle(candidates, accumulators)
     matches = [findings.of[(WHOLE, *pair)].pieces[0].matches for pair in asked]
     corr = torch.stack([m.corr[:, 0] for m in matches])
-    found = torch.stack([m.index[:, 0] for m in matches]) == index
+    agree = torch.stack([m.index[:, 0] for m in matches]) == index
     certified = torch.stack([m.certified for m in matches])
     high = best >= 0.3
     return {
@@ -146,12 +146,12 @@ def _one_seed(
         "raw": float((raw - best).nanmean()),
         "corrected": float((corrected - best).nanmean()),
         "baseline": float((baseline - true_baseline).nanmean()),
-        "found": int(found.sum()),
-        "found_high": int(found[high].sum()),
-        "error": float((corr - best)[found].abs().max()),
+        "found": int(agree.sum()),
+        "found_high": int(agree[high].sum()),
+        "error": float((corr - best)[agree].abs().max()),
         "certified": int(certified.sum()),
         "certified_high": int(certified[high].sum()),
-        "right": int((certified & found).sum()),
+        "right": int((certified & agree).sum()),
         "candidates": sum(len(c.pairs) for c in candidates),
     }
 

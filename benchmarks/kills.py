@@ -186,10 +186,10 @@ def study(case: str, models: list[str], data: str, out: Path) -> Callable[[mmap.
 
 def contents(out: Path) -> dict[str, bytes]:
     """Every file of a study; of study.json all but the timings."""
-    found = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
-    manifest = json.loads(found.pop("study.json"))
+    files = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    manifest = json.loads(files.pop("study.json"))
     del manifest["timings"]
-    return found | {"study.json": json.dumps(manifest).encode()}
+    return files | {"study.json": json.dumps(manifest).encode()}
 
 
 def one_study(
@@ -231,8 +231,8 @@ def run(kills: int, seed: int, folder: Path) -> Tally:
         case = list(CASES)[tally.studies.total() % len(CASES)]
         out = folder / f"study-{tally.studies.total()}"
         one_study(case, models, data, out, lengths[case], draw, tally)
-        found = contents(out)
-        unlike = sorted(n for n in found.keys() | wanted[case].keys() if found.get(n) != wanted[case].get(n))
+        files = contents(out)
+        unlike = sorted(n for n in files.keys() | wanted[case].keys() if files.get(n) != wanted[case].get(n))
         if unlike:
             tally.different.append(f"{case}: {', '.join(unlike)}")
         shutil.rmtree(out)
@@ -265,11 +265,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--kills", type=int, default=200)
     options.add_argument("--seed", type=int, default=0)
-    given = options.parse_args()
+    arguments = options.parse_args()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        tally = run(given.kills, given.seed, Path(folder))
-    command = f"python benchmarks/kills.py --kills {given.kills} --seed {given.seed}"
+        tally = run(arguments.kills, arguments.seed, Path(folder))
+    command = f"python benchmarks/kills.py --kills {arguments.kills} --seed {arguments.seed}"
     print(section(tally, command, time.perf_counter() - started))
     raise SystemExit(bool(tally.different))
 

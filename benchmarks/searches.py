@@ -102,11 +102,11 @@ class Run:
         return self.stage("answer", lambda: findings.comparison(WHOLE, names[0], names[1:]))
 
 
-def settings_of(models: Sequence[Model], search: str, **more: Any) -> Settings:
+def settings_of(models: Sequence[Model], search: str, **settings: Any) -> Settings:
     """The settings of one search of these models."""
     device = str(models[0].device)
-    given = un.StudyConfig(search=search, device=device, stages=("universality",), **more)
-    return resolve(decide(given, len(models)), models)
+    study = un.StudyConfig(search=search, device=device, stages=("universality",), **settings)
+    return resolve(decide(study, len(models)), models)
 
 
 def forwards(models: Sequence[Model], tokens: un.TokenDataset, batch_tokens: int) -> None:

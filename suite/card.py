@@ -95,7 +95,7 @@ Nats per token.
 
 def _universality(measured: dict[str, Any]) -> str:
     head = ["model", "universal", "on held-out rows", "per layer", "dead", "median excess", "p99"]
-    sets = [f"**{name}**\n\n{table(head, _counts(found))}\n" for name, found in measured["sets"].items()]
+    sets = [f"**{name}**\n\n{table(head, _counts(models))}\n" for name, models in measured["sets"].items()]
     suite = next(iter(measured["sets"].values()))
     return f"""## Universal neurons
 
@@ -110,7 +110,7 @@ Families in the first set, universal / all:
 """
 
 
-def _counts(found: dict[str, Any]) -> list[list[Any]]:
+def _counts(models: dict[str, Any]) -> list[list[Any]]:
     return [
         [
             name,
@@ -121,12 +121,12 @@ def _counts(found: dict[str, Any]) -> list[list[Any]]:
             f"{one['excess_median']:.3f}",
             f"{one['excess_p99']:.3f}",
         ]
-        for name, one in found.items()
+        for name, one in models.items()
     ]
 
 
-def _families(found: dict[str, Any]) -> list[list[str]]:
-    counts = [one["families"] for one in found.values()]
+def _families(models: dict[str, Any]) -> list[list[str]]:
+    counts = [one["families"] for one in models.values()]
     names = sorted({family for one in counts for family in one["all"]})
     return [
         [name.replace("_", " "), *(f"{one['universal'].get(name, 0)} / {one['all'].get(name, 0)}" for one in counts)]

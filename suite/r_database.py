@@ -59,13 +59,13 @@ class Serialisation:
             raise SystemExit(f"an R object of kind {kind}: only vectors and lists are read; name another package")
 
     def _pairs(self, flags: int) -> dict:
-        found = {}
+        pairs = {}
         while flags & 0xFF != NIL:
             self._refuse_unless(flags & 0x600 == 0x400, PAIRS)
             tag = self.read()
-            found[tag] = self.read()
+            pairs[tag] = self.read()
             flags = self._integer()
-        return found
+        return pairs
 
     def _vector(self, kind: int, attributes: bool) -> Any:
         self._refuse_unless(kind in (*NUMBERS, STRINGS, LIST), kind)

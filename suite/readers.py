@@ -30,10 +30,10 @@ Texts = Iterator[str]
 def files_of(folder: Path, source: dict) -> list[Path]:
     """The files that a source's `glob` matches, sorted; raises SystemExit if none does."""
     patterns = source["glob"] if isinstance(source["glob"], list) else [source["glob"]]
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file() and not path.is_symlink()}
-    if not found:
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file() and not path.is_symlink()}
+    if not files:
         raise SystemExit(f"package {source['package']}: no file matches {source['glob']!r}; correct `glob`")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def decoded(path: Path) -> str | None:
