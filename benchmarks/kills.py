@@ -3,7 +3,7 @@
     python benchmarks/kills.py [--kills N] [--seed S]
 
 Small studies of tiny models (exact, in panels, screened, in lanes, all stages) run in child processes, with a
-checkpoint after every shard.  Each is killed (SIGKILL) after a random part of the time it takes, resumed, sometimes
+snapshot after every shard.  Each is killed (SIGKILL) after a random part of the time it takes, resumed, sometimes
 killed again, and in the end compared, byte for byte, with one that nobody disturbed.
 
 The package is imported once and children are forked: nothing here runs a study in the parent, whose threads a fork
@@ -245,7 +245,7 @@ def section(tally: Tally, command: str, seconds: float) -> str:
     lines = [
         "## kills",
         "",
-        f"`{command}`; tiny models, a checkpoint after every shard of {SHARD_POSITIONS:,} positions; {seconds:.0f} s.",
+        f"`{command}`; tiny models, a snapshot after every shard of {SHARD_POSITIONS:,} positions; {seconds:.0f} s.",
         "",
         f"{tally.kills.total()} kills of {tally.studies.total()} studies; {tally.survived} children ended before their kill.",
         f"Identical to an undisturbed study: {tally.studies.total() - len(tally.different)} of {tally.studies.total()}.",

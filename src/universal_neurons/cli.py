@@ -306,7 +306,7 @@ def estimate(
 
 @app.command
 def convert(source: str, folder: Path, /) -> None:
-    """Turn a pickle-only checkpoint into a safetensors folder.
+    """Turn a pickle-only model into a safetensors folder.
 
     Parameters
     ----------
@@ -315,11 +315,11 @@ def convert(source: str, folder: Path, /) -> None:
     folder
         The new folder.
     """
-    from universal_neurons.convert import convert as convert_checkpoint
+    from universal_neurons.convert import convert as convert_model
     from universal_neurons.progress import Reporter
 
     target = local_path(folder)
-    say(output(), convert_checkpoint(source, target, note=lambda text: Reporter().note(text)).resolve())
+    say(output(), convert_model(source, target, note=lambda text: Reporter().note(text)).resolve())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

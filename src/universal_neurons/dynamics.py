@@ -20,7 +20,7 @@ import polars as pl
 from universal_neurons.checkpoints import resolve_sources
 from universal_neurons.config import BUNDLED, DYNAMICS_FILE, DynamicsConfig, StudyConfig, make_dynamics_config
 from universal_neurons.emergence import (
-    Snapshot,
+    CheckpointStudy,
     checkpoints_table,
     emergence_table,
     families_table,
@@ -205,22 +205,22 @@ def _tables(training: Training, stores: Sequence[Store], selves: SelfCorrelation
     """All tables, by name."""
     reference, *others = training.seeds
     config = stores[-1].config
-    snapshots = [_snapshot(training, c, store) for c, store in zip(training.checkpoints, stores)]
-    course = history(snapshots, reference, others)
+    studies = [_study_of(training, c, store) for c, store in zip(training.checkpoints, stores)]
+    course = history(studies, reference, others)
     tables = {
-        "checkpoints": checkpoints_table(snapshots, course, reference, config.threshold),
-        "neurons": neurons_table(snapshots, course, reference, selves),
-        "emergence": emergence_table(snapshots, course, reference),
+        "checkpoints": checkpoints_table(studies, course, reference, config.threshold),
+        "neurons": neurons_table(studies, course, reference, selves),
+        "emergence": emergence_table(studies, course, reference),
     }
     if "labels" in config.stages:
-        tables["families"] = families_table(snapshots)
+        tables["families"] = families_table(studies)
     return tables
 
 
-def _snapshot(training: Training, checkpoint: Checkpoint, store: Store) -> Snapshot:
+def _study_of(training: Training, checkpoint: Checkpoint, store: Store) -> CheckpointStudy:
     """A study's rows, by the names of the seeds in place of its models'."""
     seeds = dict(zip(store.models, training.seeds))
     neurons = store.neurons.with_columns(pl.col("model").replace_strict(seeds))
     matches = store.matches.filter(pl.col("rank") == 1).with_columns(pl.col("model").replace_strict(seeds))
     units = {seeds[model]: of_model for model, of_model in store.units.items()}
-    return Snapshot(checkpoint, neurons, matches, units)
+    return CheckpointStudy(checkpoint, neurons, matches, units)

@@ -29,7 +29,7 @@ NEVER = -1
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class CheckpointStudy:
     """What one checkpoint's study says: rows of `neurons`, and of `matches` of rank 1, and the seeds' units; all by the
     names of the seeds."""
 
@@ -54,16 +54,16 @@ class History:
     partners: Int[np.ndarray, "checkpoints others neurons"]
 
 
-def history(snapshots: Sequence[Snapshot], reference: str, others: Sequence[str]) -> History:
+def history(studies: Sequence[CheckpointStudy], reference: str, others: Sequence[str]) -> History:
     """The history that the studies tell."""
     universal, partners = [], []
-    for snapshot in snapshots:
-        neurons = snapshot.of(reference).select("layer", "neuron", "is_universal")
+    for study in studies:
+        neurons = study.of(reference).select("layer", "neuron", "is_universal")
         universal.append(neurons["is_universal"].fill_null(False).to_numpy())
         numbers = []
         for other in others:
-            matches = snapshot.matches.filter(pl.col("model") == other)
-            number = snapshot.units[other].number_column("match_")
+            matches = study.matches.filter(pl.col("model") == other)
+            number = study.units[other].number_column("match_")
             matches = matches.select("layer", "neuron", number.alias("partner"))
             both = neurons.join(matches, on=["layer", "neuron"], how="left", maintain_order="left")
             numbers.append(both["partner"].fill_null(-1).to_numpy())
@@ -109,12 +109,14 @@ class Kept:
         return int(self.same[:, columns].sum()) / matched if matched else math.nan
 
 
-def checkpoints_table(snapshots: Sequence[Snapshot], course: History, reference: str, threshold: float) -> pl.DataFrame:
+def checkpoints_table(
+    studies: Sequence[CheckpointStudy], course: History, reference: str, threshold: float
+) -> pl.DataFrame:
     """A row per checkpoint, of the reference's neurons."""
     persisted = [None, *persistence(course.universal).tolist()]
     rows = []
-    for t, snapshot in enumerate(snapshots):
-        neurons = snapshot.of(reference)
+    for t, study in enumerate(studies):
+        neurons = study.of(reference)
         excess = neurons["excess_corr"].fill_nan(None)
         before = course.universal[t - 1] if t else None
         earlier = None if before is None else Kept.of(course.partners[t - 1], course.partners[t])
@@ -122,8 +124,8 @@ def checkpoints_table(snapshots: Sequence[Snapshot], course: History, reference:
         now = course.universal[t]
         rows.append(
             {
-                "checkpoint": snapshot.checkpoint.name,
-                "step": snapshot.checkpoint.step,
+                "checkpoint": study.checkpoint.name,
+                "step": study.checkpoint.step,
                 "asker": reference,
                 "neurons": len(neurons),
                 "dead": int(neurons["dead"].sum()),
@@ -162,29 +164,29 @@ COPIED = (
 
 
 def neurons_table(
-    snapshots: Sequence[Snapshot],
+    studies: Sequence[CheckpointStudy],
     course: History,
     reference: str,
     self_corr: SelfCorrelations,
 ) -> pl.DataFrame:
     """A row per checkpoint and neuron of every seed; `self_corr` holds further columns."""
     frames = []
-    for t, snapshot in enumerate(snapshots):
+    for t, study in enumerate(studies):
         kept = [
             None if t == 0 else Kept.of(course.partners[t - 1], course.partners[t]).same.sum(0),
             Kept.of(course.partners[t], course.partners[-1]).same.sum(0),
         ]
-        for seed in snapshot.neurons["model"].unique(maintain_order=True):
-            table = snapshot.of(seed).select(COPIED)
+        for seed in study.neurons["model"].unique(maintain_order=True):
+            table = study.of(seed).select(COPIED)
             kept_columns = {
                 name: pl.Series(name, [None] * len(table) if seed != reference or same is None else same, pl.Int32)
                 for name, same in zip(("same_match", "final_match"), kept)
             }
-            self_columns = self_corr[snapshot.checkpoint.name, seed]
+            self_columns = self_corr[study.checkpoint.name, seed]
             frames.append(
                 table.select(
-                    pl.lit(snapshot.checkpoint.name).alias("checkpoint"),
-                    pl.lit(snapshot.checkpoint.step, pl.Int64).alias("step"),
+                    pl.lit(study.checkpoint.name).alias("checkpoint"),
+                    pl.lit(study.checkpoint.step, pl.Int64).alias("step"),
                     pl.all(),
                 )
                 .with_columns(**kept_columns)
@@ -193,21 +195,21 @@ def neurons_table(
     return pl.concat(frames)
 
 
-def families_table(snapshots: Sequence[Snapshot]) -> pl.DataFrame:
+def families_table(studies: Sequence[CheckpointStudy]) -> pl.DataFrame:
     """A row per checkpoint, seed and family: its neurons, the universal ones, and those that were of it before."""
     rows = []
     before: dict[str, pl.Series] = {}
-    for snapshot in snapshots:
-        for seed in snapshot.neurons["model"].unique(maintain_order=True):
-            neurons = snapshot.of(seed)
+    for study in studies:
+        for seed in study.neurons["model"].unique(maintain_order=True):
+            neurons = study.of(seed)
             family, universal = neurons["family"], neurons["is_universal"]
             for name in FAMILIES:
                 members = family == name
                 known = before.get(seed)
                 rows.append(
                     (
-                        snapshot.checkpoint.name,
-                        snapshot.checkpoint.step,
+                        study.checkpoint.name,
+                        study.checkpoint.step,
                         seed,
                         name,
                         int(members.sum()),
@@ -223,10 +225,10 @@ def families_table(snapshots: Sequence[Snapshot]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def emergence_table(snapshots: Sequence[Snapshot], course: History, reference: str) -> pl.DataFrame:
+def emergence_table(studies: Sequence[CheckpointStudy], course: History, reference: str) -> pl.DataFrame:
     """A row per neuron of the reference: when it is first universal, when for good, at how many checkpoints."""
-    places = snapshots[0].of(reference).select("model", "layer", "neuron")
-    known = [snapshot.checkpoint for snapshot in snapshots]
+    places = studies[0].of(reference).select("model", "layer", "neuron")
+    known = [study.checkpoint for study in studies]
     columns = []
     for name, at in (("first", first_universal(course.universal)), ("emergence", emergence(course.universal))):
         columns.append(pl.Series(name, [None if t == NEVER else known[t].name for t in at], pl.String))

@@ -1,4 +1,4 @@
-"""Checkpoints: generations of plain tensors, each a folder of its own whose manifest is written last.
+"""Snapshots of work under way: generations of plain tensors, each a folder of its own whose manifest is written last.
 
 The manifest holds the SHA-256 of every file and of itself, the version that wrote it and what the tensors are of.  A
 generation that is not byte for byte what this version wrote of the same thing is as good as none: the one before it is
@@ -37,7 +37,7 @@ class UnusableError(Exception):
 
 
 class Generations:
-    """The checkpoints in a folder, numbered by step; the last two whole ones are kept.
+    """The snapshots in a folder, numbered by step; the last two whole ones are kept.
 
     `of` is what they are of: those of anything else are not used.  What dead writers left half written is removed: at
     once, or, in a `shared` folder, where another process may still be writing the same steps, when it has not been
@@ -163,7 +163,7 @@ class Generations:
 
 @dataclass
 class Pace:
-    """When a checkpoint is due: every `seconds`, or (None) so that writing takes a `share` of the time.
+    """When a snapshot is due: every `seconds`, or (None) so that writing takes a `share` of the time.
 
     Then at most every `least` seconds.
     """
@@ -188,7 +188,7 @@ class Pace:
         return time.perf_counter() - self.last >= self.interval
 
     def written(self, took: float) -> None:
-        """A checkpoint was written and took so many seconds."""
+        """A snapshot was written and took so many seconds."""
         if self.seconds is None:
             self.interval = max(self.least, took / self.share)
         self.start()

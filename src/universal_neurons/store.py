@@ -1,7 +1,7 @@
 """The store: the folder of one study, and the only place that reads or writes it.
 
 A file is written under a temporary name, synced and renamed; study.json, the manifest, says `complete` only when all
-else is in place.  Until then the folder is resumable: it holds the study's identity and the last two checkpoints of
+else is in place.  Until then the folder is resumable: it holds the study's identity and the last two snapshots of
 the pass (`generations`).  A folder in which nothing was found yet is free for another study.
 """
 
@@ -239,7 +239,7 @@ class StoreWriter:
 
     @property
     def work(self) -> Path:
-        """Scratch files of a study under way: token rows and checkpoints."""
+        """Scratch files of a study under way: token rows and snapshots."""
         return self.path / WORK
 
     def prepare(self) -> Path:
@@ -322,7 +322,7 @@ class StoreWriter:
         return hashlib.sha256(content).hexdigest()
 
     def save_checkpoint(self, tensors: dict[str, Tensor], shard: int) -> None:
-        """Write a generation of the pass's state; the last two are kept."""
+        """Write a snapshot of the pass, a generation; the last two are kept."""
         self.prepare()
         self._generations.save(tensors, shard)
 
@@ -332,7 +332,7 @@ class StoreWriter:
 
     @cached_property
     def _generations(self) -> Generations:
-        """The checkpoints of this study, and of no other."""
+        """The snapshots of this study, and of no other."""
         earlier = read_manifest(self.manifest) or {}
         study = {key: earlier.get(key) for key in ("config", "models", "labels", "tokens", "layout")}
         return Generations(self.work, of=json.dumps(study, sort_keys=True))

@@ -161,9 +161,7 @@ def pickled_files(source: Source) -> list[Path]:
     """The pickled weights of a source; none is a `CheckpointError`."""
     files = _files(source, "pytorch_model.bin")
     if not files:
-        raise CheckpointError(
-            f"{source.given}: no pytorch_model.bin", wanted="a pickled checkpoint", fix="use it as it is"
-        )
+        raise CheckpointError(f"{source.given}: no pytorch_model.bin", wanted="a pickled model", fix="use it as it is")
     return files
 
 
