@@ -194,8 +194,8 @@ def partners(checkpoints: pl.DataFrame, axis: StepAxis) -> Figure:
     """Best matches that are the same neuron (a) as a checkpoint before, (b) as at the last."""
     with mpl.rc_context(STYLE):
         figure, a, b = _pair()
-        panels = ((a, "same_match", "(a) … as at the checkpoint before"), (b, "final_match", "(b) … as at the last"))
-        for axes, column, title in panels:
+        drawn = ((a, "same_match", "(a) … as at the checkpoint before"), (b, "final_match", "(b) … as at the last"))
+        for axes, column, title in drawn:
             axes.plot(axis.x, _percent(checkpoints[column]), "o-", color=REST, markersize=4, label="all neurons")
             universal = _percent(checkpoints[f"{column}_universal"])
             axes.plot(axis.x, universal, "o-", color=ACCENT, markersize=4, label="universal at the earlier one")

@@ -1,6 +1,6 @@
 """Figures 1, 4, 15–21: neurons of each family at work, from the activations that the detail pass kept.
 
-Every panel is one neuron: the density of its activation where its label holds and where it does not (log scale), or
+Every axes is one neuron: the density of its activation where its label holds and where it does not (log scale), or
 its mean and standard deviation by position.  Neurons are the best of each family (`shown.ranking`).
 """
 
@@ -20,7 +20,7 @@ from universal_neurons.units import name_column, unit_name
 from universal_neurons.vocabulary import INSIDE_WORD, WORD, WORD_START
 
 BINS = 60
-LONGEST = 52  # characters of a panel's title
+LONGEST = 52  # characters of the title of one axes
 LONGEST_TOKEN = 32  # characters of a token or label on an axis
 HEAT_TOKENS = 8  # of each context neuron
 FEWEST = 5  # occurrences of a token in the heat map

@@ -111,11 +111,11 @@ def functional(table: pl.DataFrame, what: str) -> Figure | None:
     """Functional universality: how alike matched neurons act, by how alike they fire; random partners beside them."""
     if table.is_empty():
         return None
-    panels = {"effect_corr": "ρ of logit effects over the vocabulary", "loss_corr": "ρ of loss changes over tokens"}
+    labels = {"effect_corr": "ρ of logit effects over the vocabulary", "loss_corr": "ρ of loss changes over tokens"}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 3.8), layout="constrained")
         grid = figure.subplots(1, 2)
-        for axes, (column, label) in zip(grid, panels.items()):
+        for axes, (column, label) in zip(grid, labels.items()):
             for suffix, colour, name in (("_random", REST, "a random neuron of its layer"), ("", ACCENT, "the match")):
                 finite = table.filter(pl.col(f"{column}{suffix}").is_finite())
                 values = finite[f"{column}{suffix}"].to_numpy()
@@ -136,10 +136,10 @@ def costs(table: pl.DataFrame) -> Figure | None:
     chosen, random = table.filter(pl.col("set") != "random"), table.filter(pl.col("set") == "random")
     if chosen.is_empty():
         return None
-    panels = {"loss_change": "change of the loss, nats", "divergence": "KL to the clean run, nats"}
+    labels = {"loss_change": "change of the loss, nats", "divergence": "KL to the clean run, nats"}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 3.2), layout="constrained")
-        for axes, (column, label) in zip(figure.subplots(1, 2), panels.items()):
+        for axes, (column, label) in zip(figure.subplots(1, 2), labels.items()):
             for place, rows, colour in ((0, random, REST), (1, chosen, ACCENT)):
                 middle = rows[column].to_numpy()
                 reach = np.stack(

@@ -19,7 +19,7 @@ from universal_neurons.categories import ROLES_BY_WEIGHTS
 from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, in_legend, lettering, log_counts
 from universal_neurons.units import unit_name
 
-COLUMNS = 6  # of panels on a page
+COLUMNS = 6  # of axes on a page
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 NEAREST_SHARE = 0.01  # of the last third's neurons, where none is above the threshold
 LATE = 3  # the last third of the layers
@@ -35,22 +35,22 @@ def effects_examples(histograms: pl.DataFrame, title: str, per_role: int = 1) ->
 
     `histograms` as of `effect_histograms`, its neurons in the order of preference.  None where there is no neuron.
     """
-    panels = [panel for role in ROLES_BY_WEIGHTS for panel in _panels(histograms, role, "effect")[:per_role]]
-    if not panels:
+    tables = [table for role in ROLES_BY_WEIGHTS for table in _by_neuron(histograms, role, "effect")[:per_role]]
+    if not tables:
         return None
-    across = min(len(panels), COLUMNS) if per_role > 1 else len(panels)
-    down = -(-len(panels) // across)
+    across = min(len(tables), COLUMNS) if per_role > 1 else len(tables)
+    down = -(-len(tables) // across)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(3.0 * across, 6), 2.4 * down + 0.7), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False)
-        for axes, panel in zip(grid.ravel(), panels):
-            first = panel.row(0, named=True)
-            _split(axes, panel, "logit effect", first["class"], "other tokens")
+        for axes, table in zip(grid.ravel(), tables):
+            first = table.row(0, named=True)
+            _split(axes, table, "logit effect", first["class"], "other tokens")
             score = first["class_variance_reduction"]
             reduction = "" if score is None else f" ({score:.2f})"
             near = "nearest to " if first["nearest"] else ""
             axes.set_title(f"{_name(first)}: {near}{first['role']}\n{_class(first)}{reduction}", fontsize=8)
-        for axes in grid.ravel()[len(panels) :]:
+        for axes in grid.ravel()[len(tables) :]:
             axes.set_axis_off()
         for axes in grid[:, 0]:
             axes.set_ylabel("density")
@@ -96,7 +96,7 @@ def same_class_figure(histograms: pl.DataFrame, title: str) -> Figure | None:
         return None
     role, name = histograms.row(0, named=True)["role"], histograms.row(0, named=True)["class"]
     one = histograms.filter((pl.col("role") == role) & (pl.col("class") == name))
-    effects, activations = (_panels(one, role, kind) for kind in ("effect", "activation"))
+    effects, activations = (_by_neuron(one, role, kind) for kind in ("effect", "activation"))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(2.7 * len(effects), 6), 5.2), layout="constrained")
         grid = figure.subplots(2, len(effects), squeeze=False)
@@ -147,16 +147,16 @@ def ensembles_figure(ensembles: pl.DataFrame, title: str) -> Figure | None:
     return figure
 
 
-def _panels(histograms: pl.DataFrame, role: str, kind: str) -> list[pl.DataFrame]:
+def _by_neuron(histograms: pl.DataFrame, role: str, kind: str) -> list[pl.DataFrame]:
     """The histograms of each neuron of a role, in their order."""
     rows = histograms.filter((pl.col("role") == role) & (pl.col("kind") == kind))
     return rows.partition_by("model", "layer", "neuron", "class", maintain_order=True)
 
 
-def _split(axes: Axes, panel: pl.DataFrame, what: str, inside: str, outside: str, *, legend: bool = True) -> None:
+def _split(axes: Axes, table: pl.DataFrame, what: str, inside: str, outside: str, *, legend: bool = True) -> None:
     """The densities of one neuron's values inside and outside its class."""
     for side, label, colour in ((True, inside, ACCENT), (False, outside, REST)):
-        rows = panel.filter(pl.col("in_class") == side).sort("low")
+        rows = table.filter(pl.col("in_class") == side).sort("low")
         counts, low, high = (rows[name].to_numpy() for name in ("count", "low", "high"))
         if counts.sum():
             wide = WIDE if counts.sum() < SPARSE and len(counts) % WIDE == 0 else 1

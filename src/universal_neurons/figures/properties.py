@@ -104,12 +104,12 @@ def sparsity_against_cosine(neurons: pl.DataFrame, title: str) -> Figure | None:
 
 def nearest(neurons: pl.DataFrame, title: str) -> Figure | None:
     """Fig 10: the highest and lowest cosine with another neuron of the model, and the highest ρ in its layer."""
-    panels = {
+    columns = {
         "w_in": ("in_cos_max", "in_cos_min", "cosine of w_in with another neuron's"),
         "w_out": ("out_cos_max", "out_cos_min", "cosine of w_out with another neuron's"),
         "activation": ("layer_corr_max", None, "highest ρ with a neuron of its layer"),
     }
-    drawn = {name: panel for name, panel in panels.items() if neurons[panel[0]].is_not_null().any()}
+    drawn = {name: entry for name, entry in columns.items() if neurons[entry[0]].is_not_null().any()}
     if not drawn:
         return None
     groups = _groups(neurons)
