@@ -35,7 +35,7 @@ def seconds_of(work: Callable[[], object], rounds: int) -> float:
     return min(timed(work)[0] for _ in range(rounds))
 
 
-def look(logits: torch.Tensor, targets: torch.Tensor) -> None:
+def read_plainly(logits: torch.Tensor, targets: torch.Tensor) -> None:
     """Log-softmax, entropy and rank, written plainly."""
     log_p = logits.log_softmax(1)
     (log_p.exp() * log_p).sum(1)
@@ -54,17 +54,17 @@ def bench(name: str, model: Model, tokens: un.TokenDataset, count: int, rounds: 
 
     def in_stretches() -> None:
         for start in range(0, len(logits), step):
-            look(logits[start : start + step], targets[start : start + step])
+            read_plainly(logits[start : start + step], targets[start : start + step])
 
     def forward(neuron: int, value: float) -> None:
         hooked = intervene(model, [model.units.number_of(layer, neuron)], Edit("fix", value))
         with hooked, final_residual(model) as seen:
             model.forward(trial.ids)
-        look(readout.logits(seen[0].reshape(-1, model.d_model)[trial.kept]), targets)
+        read_plainly(readout.logits(seen[0].reshape(-1, model.d_model)[trial.kept]), targets)
 
     trial.try_out(layer, neurons[:1], edits[:2])
     sweep = seconds_of(lambda: trial.try_out(layer, neurons, edits), rounds)
-    whole = seconds_of(lambda: look(logits, targets), rounds) * times
+    whole = seconds_of(lambda: read_plainly(logits, targets), rounds) * times
     stretches = seconds_of(in_stretches, rounds) * times
     forwards = seconds_of(lambda: [forward(n, 1.0) for n in range(FORWARDS)], rounds) / FORWARDS * times
     metrics = trial.try_out(layer, neurons[:2], edits)

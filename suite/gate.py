@@ -66,7 +66,7 @@ def on_weights(weights: ProcessedWeights) -> dict[str, Any]:
     }
 
 
-def look_at(folder: str, rows: np.ndarray) -> dict[str, Any]:
+def measured_model(folder: str, rows: np.ndarray) -> dict[str, Any]:
     """One model: everything measured, and the gates it passes."""
     model = load_model(folder)
     loss, attention = on_text(model.hf, rows)
@@ -83,7 +83,7 @@ def gate(folders: list[str], heldout: Path, tokenizer: Path, most: int = TOKENS)
     """Every model by its folder; all have the first one's context."""
     context = load_model(folders[0]).hf.config.n_positions
     rows = held_out_rows(heldout, tokenizer, context, most)
-    return {folder: look_at(folder, rows) for folder in folders}
+    return {folder: measured_model(folder, rows) for folder in folders}
 
 
 def table(models: dict[str, dict[str, Any]]) -> Table:

@@ -96,15 +96,15 @@ def _groups(config: Settings, models: Sequence[Model]) -> int:
     return len(named) + bool(set(tokens.subset_names) - named)
 
 
-def estimate_view(estimate: Estimate) -> Table:
+def estimate_view(needs: Estimate) -> Table:
     """An estimate as a table."""
-    table = TextTable("", "", title=f"{estimate.tokens:,} tokens on {estimate.device}", show_header=False)
-    table.row("time", clock(estimate.seconds))
+    table = TextTable("", "", title=f"{needs.tokens:,} tokens on {needs.device}", show_header=False)
+    table.row("time", clock(needs.seconds))
     for name in ("labels", "pass", "compare", "detail", "roles"):
-        table.row(f"  {name}", clock(getattr(estimate, f"seconds_{name}")))
-    table.row("memory", f"{_size(estimate.memory_peak)} at the peak, {_size(estimate.memory_available)} free")
-    table.row("plan", f"{estimate.passes} pass{'es' if estimate.passes > 1 else ''}, sums in {estimate.sums}")
-    table.row("disk", f"{_size(estimate.disk_peak)} at the peak, {_size(estimate.disk_final)} at the end")
+        table.row(f"  {name}", clock(getattr(needs, f"seconds_{name}")))
+    table.row("memory", f"{_size(needs.memory_peak)} at the peak, {_size(needs.memory_available)} free")
+    table.row("plan", f"{needs.passes} pass{'es' if needs.passes > 1 else ''}, sums in {needs.sums}")
+    table.row("disk", f"{_size(needs.disk_peak)} at the peak, {_size(needs.disk_final)} at the end")
     return table
 
 

@@ -9,18 +9,18 @@ import polars as pl
 from universal_neurons.findings import Findings
 
 MOST_POINTS = 12
-LOOKS_SHARE, LOOKS_LEAST = 0.05, 1e12  # of the pass's FLOP, and FLOP that nobody waits for
+READINGS_SHARE, READINGS_LEAST = 0.05, 1e12  # of the pass's FLOP, and FLOP that nobody waits for
 DRAWS = 2  # baseline draws at every point, the last included, so that points are comparable
 AT = "at "
 
 
-def snapshot_points(shards: int, work: float = 0.0, look: float = 1.0) -> list[int]:
-    """After how many shards (or lanes) to look: log-spaced, the last included.
+def snapshot_points(shards: int, work: float = 0.0, reading: float = 1.0) -> list[int]:
+    """After how many shards (or lanes) to read the answer: log-spaced, the last included.
 
-    Of a pass of `work` FLOP, looks of `look` each may take a twentieth, or a few seconds.
+    Of a pass of `work` FLOP, readings of `reading` each may take a twentieth, or a few seconds.
     """
     points = min(MOST_POINTS, 1 + round(2 * np.log2(shards))) if shards > 1 else 1
-    points = max(1, min(points, int((LOOKS_SHARE * work + LOOKS_LEAST) / look)))
+    points = max(1, min(points, int((READINGS_SHARE * work + READINGS_LEAST) / reading)))
     return sorted({round(point) for point in np.geomspace(1, shards, points)})
 
 

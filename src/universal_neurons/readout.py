@@ -17,7 +17,7 @@ from universal_neurons.errors import ArchitectureError
 from universal_neurons.interventions import FinalNorm, final_residual
 from universal_neurons.models import Model, matrix_of
 
-CACHED = 1 << 18  # logits looked at together on a CPU
+CACHED = 1 << 18  # logits read together on a CPU
 AT_ONCE = 1 << 27  # and on a GPU
 MULTIPLIED = 256  # positions multiplied with the unembedding together, which is read once for them
 TOLERANCE = 1e-3
@@ -124,8 +124,8 @@ class Readout:
                 logits = self.logits(variant[at_once], scales)
                 mean = _dot(clean.probabilities[at_once], logits)
                 pieces = zip(logits.split(self.step), clean.targets[at_once].split(self.step))
-                looks = [torch.cat(part) for part in zip(*(_look(*piece) for piece in pieces))]
-                loss, entropy, rank, normaliser = looks
+                columns = [torch.cat(part) for part in zip(*(_measure(*piece) for piece in pieces))]
+                loss, entropy, rank, normaliser = columns
                 parts.append((loss, entropy, rank, scales, normaliser - mean - clean.metrics.entropy[at_once]))
             by_variant.append([torch.cat(part) for part in zip(*parts)])
         return Metrics(*(torch.stack(part) for part in zip(*by_variant)))
@@ -162,7 +162,7 @@ class Readout:
                     at = (neuron, value, piece)
                     logits = torch.addcmul(clean.raw[piece], values[value, piece, None], effect[neuron])
                     torch.addcdiv(self.constant, logits, scales[value, piece, None], out=logits)
-                    loss[at], entropy[at], rank[at], divergence[at] = _look(logits, clean.targets[piece])
+                    loss[at], entropy[at], rank[at], divergence[at] = _measure(logits, clean.targets[piece])
             divergence[neuron] -= mean + clean.metrics.entropy
         return Metrics(loss, entropy, rank, scale, divergence)
 
@@ -175,7 +175,7 @@ def look_seconds(device: torch.device, vocabulary: int) -> float:
     for _ in range(4):
         started = time.perf_counter()
         changed = torch.addcmul(logits, logits[:, :1], logits[0])
-        _look(torch.addcdiv(logits[0], changed, logits[:, 1:2], out=changed), targets)
+        _measure(torch.addcdiv(logits[0], changed, logits[:, 1:2], out=changed), targets)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)
@@ -190,7 +190,7 @@ def _dot(left: Float[Tensor, "tokens n"], right: Float[Tensor, "tokens n"]) -> F
     return torch.linalg.vecdot(left, right)
 
 
-def _look(
+def _measure(
     logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, entropy, rank, and log of the sum of exponentials; the logits are written over."""

@@ -236,8 +236,8 @@ def attention_table(
         return pair["layer"], pair["head_layer"], pair["head"]
 
     by_pair: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
-    for (layer, head_layer, head), group in groupby(sorted(chosen, key=path), key=path):
-        neurons = [pair["neuron"] for pair in group]
+    for (layer, head_layer, head), pairs_of_path in groupby(sorted(chosen, key=path), key=path):
+        neurons = [pair["neuron"] for pair in pairs_of_path]
         effects = path_effects(model, ids, layer, torch.tensor(neurons), head_layer, head)
         for place, neuron in enumerate(neurons):
             columns = {name: effect[place].cpu()[keep].numpy() for name, effect in effects.items()}

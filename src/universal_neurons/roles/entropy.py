@@ -287,8 +287,8 @@ def _share(total: np.ndarray, rest: np.ndarray, rows: np.ndarray) -> tuple[float
     whole, left = float(total.sum(dtype=float)), float(rest.sum(dtype=float))
     if not whole > 0:
         return (float("nan"),) * 3
-    group = jackknife.stretch_of(rows)
-    totals, rests = (np.bincount(group, values, jackknife.STRETCHES) for values in (total, rest))
+    stretch = jackknife.stretch_of(rows)
+    totals, rests = (np.bincount(stretch, values, jackknife.STRETCHES) for values in (total, rest))
     used = totals > 0
     without = 1 - (left - rests[used]) / np.maximum(whole - totals[used], 1e-300)
     share, reach = 1 - left / whole, float(jackknife.reach(without))

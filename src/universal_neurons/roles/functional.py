@@ -189,9 +189,9 @@ class Costs:
 
 def _reach(values: np.ndarray, rows: np.ndarray) -> float:
     """Half the 95 % interval of a mean over tokens: a jackknife over at most 20 stretches of rows."""
-    group = jackknife.stretch_of(rows)
+    stretch = jackknife.stretch_of(rows)
     most = jackknife.STRETCHES
-    sums, counts = np.bincount(group, values, most), np.bincount(group, minlength=most)
+    sums, counts = np.bincount(stretch, values, most), np.bincount(stretch, minlength=most)
     used = counts > 0
     if used.sum() < 2:
         return float("nan")
