@@ -79,7 +79,10 @@ Kept = Sequence[tuple[dict[str, torch.Tensor], np.ndarray]]
 
 
 def _exact_rho(kept: Kept, left: str, right: str) -> torch.Tensor:
-    cross, sums, squares, count = 0.0, [0.0, 0.0], [0.0, 0.0], 0
+    cross = 0.0
+    sums = [0.0, 0.0]
+    squares = [0.0, 0.0]
+    count = 0
     for blocks, _ in kept:
         values = [blocks[name].double() for name in (left, right)]
         cross = cross + values[0].T @ values[1]

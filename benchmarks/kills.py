@@ -226,7 +226,8 @@ def run(kills: int, seed: int, folder: Path) -> Tally:
             if contents(folder / "whole") != wanted[case]:
                 raise RuntimeError(f"{case}: two undisturbed studies differ")
             shutil.rmtree(folder / "whole")
-    tally, draw = Tally(), random.Random(seed)
+    tally = Tally()
+    draw = random.Random(seed)
     while tally.kills.total() < kills:
         case = list(CASES)[tally.studies.total() % len(CASES)]
         out = folder / f"study-{tally.studies.total()}"

@@ -103,7 +103,8 @@ def groupby() -> None:
     pandas_reductions = []
     for label in chosen:
         groups = frame.groupby(holds[:, label])
-        inside, share = groups.var(ddof=0), groups.size() / len(frame)
+        inside = groups.var(ddof=0)
+        share = groups.size() / len(frame)
         pandas_reductions.append(1 - (inside.mul(share, axis=0).sum() / total).to_numpy())
     pandas_seconds = time.perf_counter() - started
     for label, theirs_one in zip(chosen, pandas_reductions):

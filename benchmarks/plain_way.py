@@ -27,7 +27,8 @@ def plain_way(lenses: Sequence[Any], tokens: un.TokenDataset, layers: int, width
         counted = 0
         for start in range(0, len(tokens), PLAIN_ROWS):
             rows = np.arange(start, min(start + PLAIN_ROWS, len(tokens)))
-            ids, keep = torch.from_numpy(tokens.ids(rows)), torch.from_numpy(tokens.mask(rows)).flatten()
+            ids = torch.from_numpy(tokens.ids(rows))
+            keep = torch.from_numpy(tokens.mask(rows)).flatten()
             left, right = (_lens_layers(lens, ids, keep) for lens in lenses)
             if rotate:
                 right = [layer @ turned.T for layer in right]

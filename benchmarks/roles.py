@@ -47,10 +47,13 @@ def bench(name: str, model: Model, tokens: un.TokenDataset, count: int, rounds: 
     rows = np.arange(max(1, count // tokens.context))
     readout = Readout(model)
     trial = Trial(model, readout, tokens, rows)
-    layer, neurons = model.n_layers - 1, list(range(NEURONS))
+    layer = model.n_layers - 1
+    neurons = list(range(NEURONS))
     edits = [Edit("fix", value) for value in VALUES]
-    logits, targets = readout.logits(trial.final[trial.kept]), trial.clean.targets
-    step, times = readout.step, len(VALUES) * NEURONS
+    logits = readout.logits(trial.final[trial.kept])
+    targets = trial.clean.targets
+    step = readout.step
+    times = len(VALUES) * NEURONS
 
     def in_stretches() -> None:
         for start in range(0, len(logits), step):

@@ -75,7 +75,8 @@ class Run:
 
     def go(self) -> Any:
         """Pass, answer and, of a screened search, the second pass."""
-        config, models = self.config, self.models
+        config = self.config
+        models = self.models
         names = [model.name for model in models]
         shards = self.tokens.shards(np.arange(len(self.tokens)))
         asked = [(names[0], other) for other in names[1:]]

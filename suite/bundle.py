@@ -35,7 +35,8 @@ def halve(source: Path, target: Path) -> None:
 
 def bundle(recipe: dict, out: Path, target: Path = TARGET) -> None:
     """Replace the suite in `target` by the one in `out`."""
-    final, target = target, target.with_name(f"{target.name}.partial")
+    final = target
+    target = target.with_name(f"{target.name}.partial")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for seed in recipe["seeds"]:

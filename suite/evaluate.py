@@ -81,7 +81,8 @@ def evaluate(recipe: dict, out: Path) -> dict[str, Any]:
 
     The first of the recipe's `sets` is the suite: its families and growth are looked at too.
     """
-    settings, context = recipe["evaluation"], recipe["model"]["n_positions"]
+    settings = recipe["evaluation"]
+    context = recipe["model"]["n_positions"]
     texts = texts_by_subset(out / "heldout.jsonl.xz", out / "tokenizer", context, settings["tokens_per_subset"])
     names = [seed["name"] for seed in recipe["seeds"]]
     results: dict[str, Any] = {"losses": {name: losses(out / "models" / name, texts, context) for name in names}}

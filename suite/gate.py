@@ -43,7 +43,8 @@ def held_out_rows(heldout: Path, tokenizer: Path, context: int, most: int) -> np
 def on_text(network: Any, rows: np.ndarray) -> tuple[float, torch.Tensor]:
     """Mean next-token loss, and mean attention to BOS from later positions (layers, heads)."""
     network.set_attn_implementation("eager")
-    loss, attention = 0.0, torch.zeros(network.config.n_layer, network.config.n_head, dtype=torch.float64)
+    loss = 0.0
+    attention = torch.zeros(network.config.n_layer, network.config.n_head, dtype=torch.float64)
     for part in torch.from_numpy(rows).split(ROWS_AT_ONCE):
         output = network(part, output_attentions=True)
         loss += float(nnf.cross_entropy(output.logits[:, :-1].flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))

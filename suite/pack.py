@@ -33,7 +33,8 @@ class Pack:
     """The files of a run under way; `names` are its seeds, `bytes_a_seed` what one takes in float16."""
 
     def __init__(self, folder: Path, names: list[str], bytes_a_seed: int) -> None:
-        self.folder, self.names = folder, names
+        self.folder = folder
+        self.names = names
         self.at_once = (MOST_BYTES - 2**17) // bytes_a_seed
         if self.at_once < 1:
             raise SystemExit(f"{folder}: a seed of {bytes_a_seed / 2**20:.1f} MiB does not fit a file")

@@ -24,7 +24,9 @@ class Serialisation:
     def __init__(self, content: bytes) -> None:
         if content[:2] != b"X\n":
             raise SystemExit("an R object in another serialisation than binary; store it with R's defaults")
-        self.content, self.place, self.seen = content, 2, []
+        self.content = content
+        self.place = 2
+        self.seen = []
         version, _, _ = (self._integer() for _ in range(3))
         if version >= 3:
             self._bytes(self._integer())  # the native encoding
@@ -39,7 +41,8 @@ class Serialisation:
     def read(self) -> Any:
         """The object: lists of values, dictionaries for named lists, None for what is missing."""
         flags = self._integer()
-        kind, attributes = flags & 0xFF, flags & 0x200
+        kind = flags & 0xFF
+        attributes = flags & 0x200
         if kind == NIL:
             return None
         if kind == REFERENCE:

@@ -15,7 +15,8 @@ STEPS = {"cuda": 20, "cpu": 3}
 PRODUCTS = ("gemm", "nvjet", "cutlass", "xmma", "cublas", "bmm", "addmm", "::mm", "matmul", "_mm_")
 ATTENTION = ("flash", "fmha", "scaled_dot_product", "mem_eff", "cudnn_generated")
 SPANS = ("##", "Optimizer.", "Torch-Compiled", "ProfilerStep", "CompiledFunction")  # stretches, not kernels
-AT, SECONDS = (20, 100), 300  # TFLOP/s and seconds that tokens are reckoned for
+AT = (20, 100)  # TFLOP/s that tokens are reckoned for
+SECONDS = 300  # that they are reckoned for
 SHOWN = 25
 
 
@@ -60,7 +61,8 @@ def measure(training) -> dict[str, Any]:
         events = [e for e in events if "CUDA" in str(e.device_type) and not e.key.startswith(SPANS)]
     times = {event.key: getattr(event, spent) / 1e6 / steps for event in events}
     longest = sorted(times, key=lambda name: -times[name])[:SHOWN]
-    config, seeds = training.config, len(training.seeds)
+    config = training.config
+    seeds = len(training.seeds)
     flops = batched.product_flops(config, config.n_positions)
     a_step = training.settings["rows"] * config.n_positions
     return {

@@ -41,7 +41,8 @@ def pack_tokens(corpus: Path, tokenizer: Path, most: int) -> bytes:
     if len(pieces) != len(ordered):
         raise SystemExit(f"{corpus}: a text holds the token that stands before each document")
     ends = np.cumsum([len(piece) for piece in pieces])
-    count, best = min(int(ends[-1]), most * 2), b""
+    count = min(int(ends[-1]), most * 2)
+    best = b""
     for _ in range(TRIES):
         taken = max(1, int(np.searchsorted(ends, count, "right")))
         chosen = sorted(range(taken), key=lambda number: ordered[number]["place"])

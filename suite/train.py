@@ -64,13 +64,11 @@ class Training:
     """A recipe under way: weights and AdamW's moments of all seeds, and the step they are at."""
 
     def __init__(self, recipe: dict, tokens: np.ndarray, out: Path, device: str, part: int = 0) -> None:
-        self.recipe, self.settings, self.out, self.device, self.part = (
-            recipe,
-            dict(recipe["training"]),
-            out,
-            device,
-            part,
-        )
+        self.recipe = recipe
+        self.settings = dict(recipe["training"])
+        self.out = out
+        self.device = device
+        self.part = part
         self.config = model_config(recipe)
         self.seeds = recipe["seeds"]
         self.configs = [batched.model_config(recipe["model"] | seed.get("model", {})) for seed in self.seeds]
@@ -88,9 +86,11 @@ class Training:
         activations = [config.activation_function for config in self.configs]
         dtype = getattr(torch, self.settings["dtype"])
         self.forward = batched.Forward.of(self.config, len(self.seeds), dtype, activations)
-        self.clip, self.compilation = clip, "not asked for"
+        self.clip = clip
+        self.compilation = "not asked for"
         self.pack: Pack | None = None
-        self.step, self.late, self.seconds = 0, False, 0.0
+        self.step, self.seconds = 0, 0.0
+        self.late = False
         self.tokens_sha256 = hashlib.sha256(tokens).hexdigest()
 
     def _initial(self) -> dict[str, Tensor]:
@@ -141,7 +141,8 @@ class Training:
 
     def compile(self) -> None:
         """Compile the forward pass and the clip; where that fails, go on without and say why."""
-        eager, started = self.forward, time.perf_counter()
+        eager = self.forward
+        started = time.perf_counter()
         try:
             self.forward, self.clip = replace(eager, compiled=True), batched.compiled(clip)
             self.try_out(WARM)
@@ -157,7 +158,8 @@ class Training:
         """The number of steps that fill so many seconds, timed for some of them on throw-away weights."""
         started = time.perf_counter()
         self.try_out(WARM)
-        timed, begun = 0, time.perf_counter()
+        timed = 0
+        begun = time.perf_counter()
         while time.perf_counter() - begun < measured:
             self.try_out(TIMED_AT_ONCE)
             timed += TIMED_AT_ONCE
@@ -197,7 +199,8 @@ class Training:
         After so many seconds it stops at the next save, to go on another time; at `ends`, on `time.perf_counter()`, it
         is done with the weights it has.
         """
-        settings, started = self.settings, time.perf_counter()
+        settings = self.settings
+        started = time.perf_counter()
         kept = set(checkpoint_steps(settings["steps"], settings["checkpoints"]))
         if not self.step:
             self.losses_file.unlink(missing_ok=True)
@@ -289,7 +292,9 @@ def parts(recipe: dict) -> list[dict]:
 
 def settled(training: Training, seconds: float) -> float:
     """Settle the steps of a recipe that leaves them open; returns the second of this machine's clock to end at."""
-    begun, note, settings = time.perf_counter(), training.out / "settled.json", training.settings
+    begun = time.perf_counter()
+    note = training.out / "settled.json"
+    settings = training.settings
     if not math.isfinite(seconds):
         raise SystemExit("steps: fit needs a number of SECONDS")
     ends = begun + seconds - settings["margin"]
@@ -351,7 +356,8 @@ def train(
     Of the seconds that `steps: fit` fills, `age` are gone.
     """
     out.mkdir(parents=True, exist_ok=True)
-    places, processes = range(len(parts(recipe))), recipe["training"]["processes"]
+    places = range(len(parts(recipe)))
+    processes = recipe["training"]["processes"]
     if len(places) > 1 and (options.results or recipe["training"]["steps"] == FIT):
         raise SystemExit("steps: fit and packed results ask for seeds that are trained together")
     started = time.perf_counter() - age

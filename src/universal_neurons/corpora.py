@@ -49,7 +49,8 @@ class Corpus:
     """
 
     def __init__(self, config: StudyConfig) -> None:
-        self.config, self.columns = config, Columns(config)
+        self.config = config
+        self.columns = Columns(config)
         self.notes: list[str] = []
 
     def __iter__(self) -> Iterator[Document]:
@@ -291,7 +292,8 @@ def _as_lines(line: str, opened: Opened) -> str | None:
 def _rows_at_once(table: Any, number: int, columns: Sequence[str], where: str) -> int:
     """How many rows of a row group of a parquet file are read at a time.  Raises `TextError` for too large ones."""
     group = table.metadata.row_group(number)
-    size, count = group.total_byte_size, max(1, group.num_rows)
+    size = group.total_byte_size
+    count = max(1, group.num_rows)
     if size > GROUP_BYTES and size > count * ROW_BYTES:  # pyarrow aborts here where the sizes are damaged: not before
         chunks = [group.column(index) for index in range(group.num_columns)]
         paths = [(chunk.path_in_schema, chunk.total_uncompressed_size) for chunk in chunks]
@@ -313,7 +315,8 @@ def _too_large(what: str, mean_bytes: int, most: int) -> TextError:
 
 def _record_batches(rows: Any) -> Iterator[Any]:
     """Arrow's batches of a `datasets` data set, of a bounded size."""
-    start, size = 0, ROWS
+    start = 0
+    size = ROWS
     while start < len(rows):
         table = rows[start : start + size]
         if table.nbytes > TABLE_BYTES and size > 1:

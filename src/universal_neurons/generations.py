@@ -29,7 +29,8 @@ KEPT = 2
 PART_BYTES = 1 << 25
 ABANDONED_SECONDS = 3600.0
 FORMAT = f"universal-neurons generation 2, {__version__}"
-MANIFEST, MOST_MANIFEST_BYTES = "manifest.json", 1 << 26
+MANIFEST = "manifest.json"
+MOST_MANIFEST_BYTES = 1 << 26
 
 
 class UnusableError(Exception):
@@ -45,7 +46,8 @@ class Generations:
     """
 
     def __init__(self, folder: Path, *, of: str = "", shared: bool = False) -> None:
-        self.folder, self.shared = folder, shared
+        self.folder = folder
+        self.shared = shared
         self.of = hashlib.sha256(of.encode()).hexdigest()
         self._whole: set[Path] = set()  # those that this process wrote or checked
 

@@ -57,7 +57,8 @@ class Edit:
 
 def flat_numbers(model: Model, neurons: Sequence[int] | Sequence[str] | Tensor) -> list[int]:
     """Neurons as numbers; names are `L3.17`.  Raises `ConfigError` where there is none such."""
-    numbers, units = [], model.units
+    numbers = []
+    units = model.units
     for neuron in neurons.tolist() if isinstance(neurons, Tensor) else neurons:
         place = _named(neuron) if isinstance(neuron, str) else None
         if not (units.has(*place) if place else 0 <= int(neuron) < len(units)):
@@ -98,7 +99,8 @@ def intervene(
     place = {number: place for place, number in enumerate(numbers)}
 
     def edited(layer: int, in_layer: list[int]) -> Any:
-        columns, width = torch.tensor(model.units.within_layers(in_layer)), model.units.widths[layer]
+        columns = torch.tensor(model.units.within_layers(in_layer))
+        width = model.units.widths[layer]
         places = [place[number] for number in in_layer]
         layer_edit = Edit(edit.kind, values[places]) if values is not None and values.dim() else edit
 

@@ -266,9 +266,14 @@ class LabelSource:
         self, labels: LabelSet, tokens: TokenDataset, *, dense: bool, partner: np.ndarray | None = None, seed: int = 0,
         device: Any = "cpu", dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
-        self.labels, self.tokens, self.dense, self.partner, self.seed = labels, tokens, dense, partner, seed
+        self.labels = labels
+        self.tokens = tokens
+        self.dense = dense
+        self.partner = partner
+        self.seed = seed
         self.mark = "~" if partner is not None else ""
-        self.device, self.dtype = device, dtype
+        self.device = device
+        self.dtype = dtype
         tables = (labels.word_table, labels.previous_table) if dense else ()
         self.tables = [torch.from_numpy(table.T.copy()).to(device) for table in tables]
 

@@ -207,7 +207,8 @@ def _span_table(path: Path) -> pl.DataFrame:
     with contextlib.ExitStack() as files:
         with readable():
             parquet = pq.ParquetFile(files.enter_context(path.open("rb")))
-            columns, count = parquet.schema_arrow.names, parquet.metadata.num_rows
+            columns = parquet.schema_arrow.names
+            count = parquet.metadata.num_rows
         if not set(SPAN_COLUMNS) <= set(columns):
             raise _not_spans(path, columns)
         if count > MOST_SPANS:

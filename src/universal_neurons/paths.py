@@ -41,7 +41,8 @@ class _Path:
 
     def take_activation(self, _m: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert args[0].shape[-1] == self.d_mlp, (args[0].shape, self.d_mlp)
-        self.activation, self.edits = args[0], 0
+        self.activation = args[0]
+        self.edits = 0
 
     def take_residual(self, _m: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.residual = args[0]
@@ -161,12 +162,15 @@ class _Head:
     """One head that is watched: its attention to one position and the size of its output."""
 
     def __init__(self, heads: Heads, head: int, bos: int) -> None:
-        self.heads, self.head, self.bos = heads, head, bos
+        self.heads = heads
+        self.head = head
+        self.bos = bos
         self.w_o = heads.w_o[head].float()
 
     def watch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Attention to `bos` and ‖W_O z‖, (rows, context) each, of one call of the block's attention."""
-        heads, taken = self.heads, []
+        heads = self.heads
+        taken = []
         with hooked(partial(heads.out.register_forward_pre_hook, lambda _m, args: taken.append(args[0]))):
             _, pattern, *_ = heads.module(*args, **kwargs)
         (z,) = taken

@@ -48,7 +48,10 @@ class TokenMeter:
     """Counts token positions and shows how fast they pass."""
 
     def __init__(self, reporter: Reporter, label: str, total: int, done: int) -> None:
-        self.reporter, self.label, self.total, self.done = reporter, label, total, done
+        self.reporter = reporter
+        self.label = label
+        self.total = total
+        self.done = done
         self.started = self.shown = time.perf_counter()
         self.at_start = done
         self.bar: Progress | None = None

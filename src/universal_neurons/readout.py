@@ -170,7 +170,8 @@ class Readout:
 def look_seconds(device: torch.device, vocabulary: int) -> float:
     """Seconds that one prediction's changed logits take, measured on random ones."""
     step = _step(device, vocabulary)
-    logits, targets = torch.randn(step, vocabulary, device=device), torch.zeros(step, dtype=torch.long, device=device)
+    logits = torch.randn(step, vocabulary, device=device)
+    targets = torch.zeros(step, dtype=torch.long, device=device)
     best = float("inf")
     for _ in range(4):
         started = time.perf_counter()

@@ -124,7 +124,8 @@ def write_dynamics_report(dynamics: Dynamics) -> Path:
     names = [name for name in ("checkpoints", "neurons", "emergence", "families") if dynamics.has(name)]
     axis = figures.StepAxis.of(dynamics.names, dynamics.steps)
     drawn = figures.dynamics_figures({name: dynamics.table(name) for name in names}, axis, dynamics.config.threshold)
-    pictures, by_figure = _write_figures(dynamics, drawn), sentences(dynamics)
+    pictures = _write_figures(dynamics, drawn)
+    by_figure = sentences(dynamics)
     page = PAGES.get_template("dynamics.html").render(
         name=dynamics.path.resolve().name,
         seeds=dynamics.seeds,

@@ -96,7 +96,8 @@ class Results:
         except OSError as error:
             raise self._changed(name, StoreConflictError, "cannot be read", error.strerror) from None
         if self.verify and name not in self._verified:
-            digest, wanted = hashlib.file_digest(stream, "sha256").hexdigest(), self.manifest["tables"][name]
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            wanted = self.manifest["tables"][name]
             if digest != wanted:
                 stream.close()
                 raise self._changed(name, StoreConflictError, "is not the file that was written", f"SHA-256 {digest}")

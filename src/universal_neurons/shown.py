@@ -84,7 +84,10 @@ class Details(Accumulator):
 
     def __init__(self, model: Model, shown: Shown, labels: LabelSet, *, dense: bool, positions: int) -> None:
         super().__init__((model.name,), None)
-        self.model, self.shown, self.labels, self.dense = model, shown, labels, dense
+        self.model = model
+        self.shown = shown
+        self.labels = labels
+        self.dense = dense
         self.share = MOST_TOKENS / max(positions, 1)
         self.parts: list[dict[str, Tensor]] = []
 

@@ -54,7 +54,10 @@ class Compression:
     """A way to compress: its first bytes, its suffixes, how it is read here and by a command."""
 
     def __init__(self, magic: bytes, suffixes: tuple[str, ...], reader: Callable[[Any], Any], command: str):
-        self.magic, self.suffixes, self.reader, self.command = magic, suffixes, reader, command
+        self.magic = magic
+        self.suffixes = suffixes
+        self.reader = reader
+        self.command = command
 
 
 COMPRESSIONS = (
@@ -188,7 +191,8 @@ class Characters:
     """A file's characters, in lines of a bounded length; the first line can be looked at before it is read."""
 
     def __init__(self, opened: Opened, encoding: str) -> None:
-        self.opened, self.encoding = opened, encoding
+        self.opened = opened
+        self.encoding = encoding
         self._stream = io.TextIOWrapper(io.BufferedReader(opened.stream), encoding=encoding)
         self._ahead = ""
 
@@ -227,7 +231,9 @@ class Characters:
 
         A line longer than that is cut at a space, or anywhere where there is none: such a piece comes with False.
         """
-        kept, size, ended = list[str](), 0, True
+        kept: list[str] = []
+        size = 0
+        ended = True
         while line := self.line(length):
             kept.append(line)
             size += len(line)
@@ -237,7 +243,8 @@ class Characters:
             ended = line[-1] == "\n" or len(line) < length
             cut = len(piece) if ended else cut_at(piece, length)
             yield self._text(piece[:cut]), ended
-            kept, size = [piece[cut:]], len(piece) - cut
+            kept = [piece[cut:]]
+            size = len(piece) - cut
         if size or not ended:
             yield self._text("".join(kept)), True
 
@@ -316,7 +323,8 @@ def _binary(head: bytes) -> bool:
 
 
 def _read(stream: Any, n_bytes: int) -> bytes:
-    parts, missing = [], n_bytes
+    parts = []
+    missing = n_bytes
     while missing and (part := stream.read(missing)):
         parts.append(part)
         missing -= len(part)

@@ -208,7 +208,8 @@ def boundary_tokens(tokenizer: Any, name: str) -> tuple[int, int]:
 
 def masked_ids(rules: Sequence[MaskRule], tokenizer: Any, bos: int, eos: int) -> tuple[set[int], list[str]]:
     """The token ids that the rules leave out, and notes on rules that name no token."""
-    ids, notes = set(), []
+    ids = set()
+    notes = []
     for rule in rules:
         if rule == "newline":
             newlines = newline_tokens(tokenizer)

@@ -294,7 +294,8 @@ def tokenised(documents: Iterable[Document], tokenizer: Any, min_characters: int
             ids = _without_padding(np.array(document.content, np.int64), tokenizer)
             yield Tokenised(document.subset, ids, joined=False)
             continue
-        whole, goes_on = document.ends and not goes_on, not document.ends
+        whole = document.ends and not goes_on
+        goes_on = not document.ends
         if whole and len(document.content) <= min_characters:
             continue
         batch.append(document)

@@ -31,7 +31,9 @@ class Trial:
 
     @torch.inference_mode()
     def __init__(self, model: Model, readout: Readout, tokens: TokenDataset, rows: np.ndarray, first: int = 0) -> None:
-        self.model, self.readout, self.rows = model, readout, rows
+        self.model = model
+        self.readout = readout
+        self.rows = rows
         ids = self.ids = torch.from_numpy(tokens.ids(rows)).to(model.device)
         counted = tokens.mask(rows)
         both = np.zeros_like(counted)
@@ -67,7 +69,8 @@ class Trial:
         """What the final norm reads at the kept positions when the residual stream after a block is added to."""
         if layer == self.model.n_layers - 1:
             return self.final[self.kept] + added[:, self.kept]
-        copies, rows = len(added), self.shape[0]
+        copies = len(added)
+        rows = self.shape[0]
         args, kwargs = self.calls[layer + 1]
         hidden = args[0] if args else kwargs["hidden_states"]
         hidden = hidden.repeat(copies, 1, 1) + added.to(hidden.dtype).reshape(-1, *self.shape[1:], hidden.shape[-1])

@@ -84,7 +84,8 @@ def verify(model: Model) -> float:
     for layer, call in enumerate(calls):
         block = model.blocks[layer]
         if model.dtype != torch.float32:
-            block, call = copy.deepcopy(block).float(), _in_float32(call)
+            block = copy.deepcopy(block).float()
+            call = _in_float32(call)
         with model.evaluating(block):
             after, activation = _residual_after(row, block, call, silenced=False)
             without, _ = _residual_after(row, block, call, silenced=True)

@@ -142,7 +142,8 @@ def require_weights(source: Source) -> list[Path]:
     if files:
         return files
     _refuse_adapter(source)
-    folder, fix = source.folder, f"uneurons convert {source.given} NEW_FOLDER, then use NEW_FOLDER"
+    folder = source.folder
+    fix = f"uneurons convert {source.given} NEW_FOLDER, then use NEW_FOLDER"
     if _files(source, "pytorch_model.bin"):
         raise CheckpointError(f"{source.given}: only pickled weights", wanted="safetensors", fix=fix)
     others = sorted(
@@ -167,7 +168,8 @@ def pickled_files(source: Source) -> list[Path]:
 
 def _files(source: Source, whole: str) -> list[Path]:
     """The file of this name, or those that its index names; none where neither is there."""
-    folder, index = source.folder, source.folder / f"{whole}.index.json"
+    folder = source.folder
+    index = source.folder / f"{whole}.index.json"
     if (folder / whole).is_file():
         return [folder / whole]
     if not index.is_file():

@@ -150,7 +150,8 @@ def _refusal(
 
 def _wrapper(tensors: Iterable[str], network: Any, missing: Iterable[str]) -> str:
     """What the stored names carry besides the model's own: a wrapper's part, or a prefix; empty where nothing."""
-    names, base = list(tensors), f"{network.base_model_prefix}."
+    names = list(tensors)
+    base = f"{network.base_model_prefix}."
     lacking = set(missing)
     for part in WRAPPERS:
         if any(_name_in(lacking, name.replace(part, ""), base) for name in names if part in name):

@@ -204,10 +204,12 @@ def _percentiles(axes: Axes, neurons: pl.DataFrame, metric: str) -> None:
 
 def _late_skew(axes: Axes, neurons: pl.DataFrame, threshold: float) -> None:
     """The density of the skew in each of the last layers, of neurons whose kurtosis is above the threshold."""
-    n_layers, models = int(neurons["layer"].max()) + 1, neurons["model"].n_unique()  # type: ignore[arg-type]
+    n_layers = int(neurons["layer"].max()) + 1  # type: ignore[arg-type]
+    models = neurons["model"].n_unique()
     layers = range(n_layers - max(1, n_layers // LATE), n_layers)
     late = neurons.filter(pl.col("layer").is_in(list(layers)))
-    chosen, choice = late.filter(pl.col("vocab_kurt") > threshold), f"kurtosis > {threshold:g}"
+    chosen = late.filter(pl.col("vocab_kurt") > threshold)
+    choice = f"kurtosis > {threshold:g}"
     if chosen.is_empty():
         chosen = late.sort("vocab_kurt", descending=True).head(max(FEWEST, round(NEAREST_SHARE * len(late))))
         choice = f"none has {choice}: the {len(chosen)} highest"

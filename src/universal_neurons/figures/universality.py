@@ -36,12 +36,11 @@ def universality(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, thresh
             title=f"(a) {lettering(asker)}: {len(alive):,} neurons",
         )
         a.legend(fontsize=8)
-        marked, name = alive["is_universal"].to_numpy(), "universal"
+        marked = alive["is_universal"].to_numpy()
+        name = "universal"
         if len(alive) and not marked.any():
-            marked, name = (
-                (alive["excess_corr"] >= alive["excess_corr"].quantile(0.99)).to_numpy(),
-                "top 1 % (none universal)",
-            )
+            marked = (alive["excess_corr"] >= alive["excess_corr"].quantile(0.99)).to_numpy()
+            name = "top 1 % (none universal)"
         for chosen, colour, label in ((~marked, "#9db4c0", "other"), (marked, "#c8553d", name)):
             points = alive.filter(chosen)
             b.scatter(

@@ -94,7 +94,8 @@ def _study_roles(
             raise StoreConflictError(f"{study.path}: its text has changed", given=tokens.fingerprint, wanted=wanted)
         _, stretches = tokens.split(settings.heldout_tokens)
         matches = study.matches if study.askers else None
-        vocabulary, heldout = vocabulary_of(tokenizer, loaded), np.concatenate(stretches)
+        vocabulary = vocabulary_of(tokenizer, loaded)
+        heldout = np.concatenate(stretches)
         token_sets = read_own_labels(settings.label_files, {}, vocabulary, tokens).tokens
         tables = Roles(settings, loaded, tokens, heldout, vocabulary, study.neurons, matches, token_sets).run(reporter)
     manifest = study.manifest | {

@@ -143,8 +143,12 @@ class EntropyTrial:
         log_frequency: Float[Tensor, " vocabulary"],
     ) -> None:
         """`kinds` says of each flat neuron what it is tried as; `means` are all neurons' mean activations."""
-        self.model, self.kinds, self.means, self.settings = model, kinds, means, settings
-        self.direction, self.log_frequency = direction.to(model.device), log_frequency.to(model.device)
+        self.model = model
+        self.kinds = kinds
+        self.means = means
+        self.settings = settings
+        self.direction = direction.to(model.device)
+        self.log_frequency = log_frequency.to(model.device)
         self.sums: dict[tuple[int | None, str, float | None], np.ndarray] = {}
         self.tokens = 0
         self.effects = {number: Effects([], [], [], [], []) for number in kinds}
@@ -199,7 +203,8 @@ class EntropyTrial:
         clean = trial.clean.metrics
         total = trial.try_out(layer, within, [edit])
         direct = trial.try_out(layer, within, [edit], frozen=True)
-        change, directions = trial.changes(layer, within, edit), trial.written(layer, within)
+        change = trial.changes(layer, within, edit)
+        directions = trial.written(layer, within)
         for place, number in enumerate(numbers):
             effect = self.effects[number]
             effect.total.append((total.loss[place, 0] - clean.loss).cpu())
@@ -215,7 +220,8 @@ class EntropyTrial:
     def _restored(self, trial: Trial, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The loss with the logits' part along token frequency as in the clean run, and the change of KL to unigram."""
         losses, changes = [], []
-        readout, clean = trial.readout, trial.clean
+        readout = trial.readout
+        clean = trial.clean
         for start in range(0, len(residual), readout.rows):
             piece = slice(start, start + readout.rows)
             logits = readout.logits(residual[piece])
@@ -246,7 +252,8 @@ class EntropyTrial:
     def ablations(self, neurons: pl.DataFrame, weights: ProcessedWeights, fraction: np.ndarray) -> pl.DataFrame:
         """A row per neuron that was tried: effects of its mean ablation, what carries them, and its role."""
         rows: list[dict[str, Any]] = []
-        flat, tried = weights.w_out.flatten(0, 1), list(self.kinds)
+        flat = weights.w_out.flatten(0, 1)
+        tried = list(self.kinds)
         frequency = _frequency_cosines(flat[tried], weights, self.direction)
         for (number, kind), cosines, along in zip(self.kinds.items(), unit(flat[tried]) @ unit(flat).T, frequency):
             layer, neuron = self.model.units.place_of(number)

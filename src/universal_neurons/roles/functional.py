@@ -54,7 +54,9 @@ class LossChanges:
     """Per token, by how much the loss changes when each of some neurons is mean-ablated, one at a time."""
 
     def __init__(self, model: Model, numbers: Sequence[int], means: Float[Tensor, " neurons"]) -> None:
-        self.model, self.numbers, self.means = model, sorted(set(numbers)), means
+        self.model = model
+        self.numbers = sorted(set(numbers))
+        self.means = means
         self.parts: dict[int, list[Tensor]] = {number: [] for number in self.numbers}
 
     @property
@@ -88,7 +90,8 @@ def functional_table(
     `pairs` are those of `counterparts`; `effects` the logit effects of all neurons concerned, by model and flat number;
     `roles` those of all neurons.
     """
-    asker, units = models[0], {model.name: model.units for model in models}
+    asker = models[0]
+    units = {model.name: model.units for model in models}
     rows: list[dict[str, Any]] = []
     for flat, name, match, corr in pairs.iter_rows():
         (layer, neuron), (match_layer, match_neuron) = asker.units.place_of(flat), units[name].place_of(match)
@@ -140,7 +143,10 @@ class Costs:
         dead: Bool[np.ndarray, " neurons"],
         seed: int,
     ) -> None:
-        self.model, self.means, self.dead, self.first = model, means, dead, model.n_layers - 1
+        self.model = model
+        self.means = means
+        self.dead = dead
+        self.first = model.n_layers - 1
         drawn = [self._random(chosen, seed, draw) for draw in range(DRAWS)]
         self.sets = [sorted(chosen), *(numbers for numbers in drawn if numbers)]
         self.losses: list[list[Tensor]] = [[] for _ in self.sets]

@@ -87,7 +87,8 @@ class Together:
     """Activations of some (flat) neurons at every kept position, with the next token and the row."""
 
     def __init__(self, model: Model, numbers: Sequence[int]) -> None:
-        self.numbers, self.units = list(numbers), model.units
+        self.numbers = list(numbers)
+        self.units = model.units
         self.first = self.units.layer_of(min(self.numbers, default=0))
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -123,8 +124,14 @@ class OneModel:
         chosen: Sequence[int] | None = None,
         what: str = "",
     ) -> None:
-        self.model, self.own, self.sample, self.settings, self.seed = model, own, sample, settings, seed
-        self.concerned, self.chosen, self.what = concerned, chosen, what
+        self.model = model
+        self.own = own
+        self.sample = sample
+        self.settings = settings
+        self.seed = seed
+        self.concerned = concerned
+        self.chosen = chosen
+        self.what = what
         self.tables: dict[str, pl.DataFrame] = {}
         self.null_fraction = np.full(model.n_neurons, np.nan)
         self.roles: list[list[str]] = [[] for _ in range(model.n_neurons)]
@@ -182,7 +189,8 @@ class OneModel:
         return kinds | dict.fromkeys(controls(self.own, self.settings, self.seed, list(kinds)), "control")
 
     def _frequency(self, weights: ProcessedWeights) -> tuple[Tensor, Tensor]:
-        counts, size = self.sample.counts, len(weights.w_u)
+        counts = self.sample.counts
+        size = len(weights.w_u)
         return frequency_direction(np.pad(counts, (0, max(0, size - len(counts))))[:size])
 
     def _read(self, takers: Sequence[EntropyTrial | LossChanges | Together | Costs | None], reporter: Reporter) -> None:
@@ -199,9 +207,12 @@ class OneModel:
     @torch.inference_mode()
     def _means(self, batch_tokens: int) -> Float[Tensor, " neurons"]:
         """Mean activations over the counted positions of the sample."""
-        model, tokens, rows = self.model, self.sample.tokens, self.sample.rows
+        model = self.model
+        tokens = self.sample.tokens
+        rows = self.sample.rows
         total = torch.zeros(model.n_neurons, dtype=torch.float64, device=model.device)
-        counted, step = 0, max(1, batch_tokens // tokens.context)
+        counted = 0
+        step = max(1, batch_tokens // tokens.context)
         for start in range(0, len(rows), step):
             batch = rows[start : start + step]
             keep = torch.from_numpy(np.flatnonzero(tokens.mask(batch))).to(model.device)

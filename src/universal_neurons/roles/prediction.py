@@ -149,7 +149,8 @@ def with_nearest(effects: pl.DataFrame, stats: pl.DataFrame, fewest: int = 1) ->
     of neurons with a class and no role.  `is_universal` comes along from `stats` if it is there.
     """
     var, skew, kurt = (stats[f"vocab_{name}"].to_numpy() for name in ("var", "skew", "kurt"))
-    roles, nearest = np.array(effects["role"].fill_null("").to_list(), object), np.zeros(len(effects), bool)
+    roles = np.array(effects["role"].fill_null("").to_list(), object)
+    nearest = np.zeros(len(effects), bool)
     classed = effects["class"].is_not_null().to_numpy()
     for role, score in zip(ROLES_BY_WEIGHTS, (np.where(skew > 0, kurt, np.nan), np.where(skew < 0, kurt, np.nan), var)):
         free = np.flatnonzero(np.isfinite(score) & classed & (roles == ""))
@@ -212,9 +213,12 @@ def ensembles_of(
 
     Activations of these neurons, in this order, are what `ensembles_table` wants.
     """
-    tokens, masks = used_tokens(weights, vocabulary), {(label.group, label.name): mask for label, mask in labels}
-    unembedding, w_out = weights.w_u.cpu()[tokens], weights.w_out.flatten(0, 1).cpu()
-    total, rows = unembedding.sum(0), groups.filter(pl.col("number") >= 2).to_dicts()
+    tokens = used_tokens(weights, vocabulary)
+    masks = {(label.group, label.name): mask for label, mask in labels}
+    unembedding = weights.w_u.cpu()[tokens]
+    w_out = weights.w_out.flatten(0, 1).cpu()
+    total = unembedding.sum(0)
+    rows = groups.filter(pl.col("number") >= 2).to_dicts()
     flats = [weights.units.number_of(np.array(row["layers"]), np.array(row["neurons"])) for row in rows]
     every = np.unique(np.concatenate([np.zeros(0, np.int64), *flats]))
     ensembles = []
@@ -253,7 +257,8 @@ def ensembles_table(
 
 def _judge(ensemble: Ensemble, activations: np.ndarray, inside: np.ndarray, stretch: np.ndarray) -> dict[str, Any]:
     """Choose the best neuron on the rows of no stretch, compare it with the sum on the others."""
-    signals, chooses = activations[:, ensemble.columns].astype(np.float64) * ensemble.effects, stretch < 0
+    signals = activations[:, ensemble.columns].astype(np.float64) * ensemble.effects
+    chooses = stretch < 0
     both = np.column_stack([signals, signals.sum(1)])
     chosen = correlations(both[chooses], inside[chooses])
     signals, both, inside, stretch = (part[~chooses] for part in (signals, both, inside, stretch))
@@ -262,7 +267,8 @@ def _judge(ensemble: Ensemble, activations: np.ndarray, inside: np.ndarray, stre
     if not np.isfinite(chosen[:-1]).any() or inside.all() or not inside.any():
         return facts
     best = int(np.nanargmax(np.abs(chosen[:-1])))
-    pair, way = both[:, [best, -1]], np.sign(chosen[[best, -1]])
+    pair = both[:, [best, -1]]
+    way = np.sign(chosen[[best, -1]])
 
     def gain(where: np.ndarray) -> float:
         alone, together = way * correlations(pair[where], inside[where])
@@ -277,7 +283,8 @@ def _judge(ensemble: Ensemble, activations: np.ndarray, inside: np.ndarray, stre
         reach = jackknife.reach(without)
         facts["gain_low"], facts["gain_high"] = facts["gain"] - reach, facts["gain"] + reach
     alive = signals[:, np.ptp(signals, 0) > 0]
-    centred, target = alive - alive.mean(0), inside - inside.mean()
+    centred = alive - alive.mean(0)
+    target = inside - inside.mean()
     facts["error_corr"] = _mean_pairwise(target[:, None] - centred * (target @ centred / np.square(centred).sum(0)))
     middle = np.where(inside[:, None], alive[inside].mean(0), alive[~inside].mean(0))
     facts["activation_corr"] = _mean_pairwise(alive - middle)
@@ -288,7 +295,8 @@ def correlations(values: Float[np.ndarray, "n k"], inside: Bool[np.ndarray, " n"
     """ρ of each column with an indicator; NaN where either never changes."""
     if not inside.any() or inside.all():
         return np.full(values.shape[1], np.nan)
-    target, centred = inside - inside.mean(), values - values.mean(0)
+    target = inside - inside.mean()
+    centred = values - values.mean(0)
     scale = np.where(np.ptp(values, 0) > 0, np.linalg.norm(centred, axis=0) * np.linalg.norm(target), np.nan)
     return np.clip(target @ centred / scale, -1, 1)
 
@@ -308,8 +316,10 @@ def effect_histograms(
     chosen: pl.DataFrame, weights: ProcessedWeights, vocabulary: Vocabulary, labels: ClassLabels
 ) -> pl.DataFrame:
     """Logit effects of some neurons of one model (rows of `role_examples`), inside and outside their class (Fig 5)."""
-    tokens, masks = used_tokens(weights, vocabulary), {(label.group, label.name): mask for label, mask in labels}
-    unembedding, histograms = weights.w_u.cpu()[tokens], []
+    tokens = used_tokens(weights, vocabulary)
+    masks = {(label.group, label.name): mask for label, mask in labels}
+    unembedding = weights.w_u.cpu()[tokens]
+    histograms = []
     for row in chosen.to_dicts():
         effects = (unembedding @ weights.w_out[row["layer"], row["neuron"]].cpu()).numpy()
         histograms.append(
@@ -323,7 +333,9 @@ def ensemble_histograms(
     activations: Float[np.ndarray, "positions columns"], next_tokens: Int[np.ndarray, " positions"],
 ) -> pl.DataFrame:  # fmt: skip
     """Of six neurons of each ensemble the logit effects by token, the activations by true next token (Fig 24)."""
-    tokens, has_next, histograms = used_tokens(weights, vocabulary), next_tokens >= 0, []
+    tokens = used_tokens(weights, vocabulary)
+    has_next = next_tokens >= 0
+    histograms = []
     unembedding = weights.w_u.cpu()[tokens]
     for one in ensembles:
         for layer, neuron, column, effect in list(zip(one.layers, one.neurons, one.columns, one.effects))[:SHOWN]:

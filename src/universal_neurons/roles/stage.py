@@ -38,7 +38,9 @@ class Roles:
         matches: pl.DataFrame | None,
         own: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self.config, self.models, self.neurons = config, list(models), neurons
+        self.config = config
+        self.models = list(models)
+        self.neurons = neurons
         embedding = self.models[0].embedding
         self.sample = Sample(tokens, sample_rows(config, tokens, rows), vocabulary, embedding, own or {})
         self.chosen, self.what = self._chosen() if matches is not None else ([], "")
@@ -85,7 +87,8 @@ class Roles:
         return tables
 
     def _one(self, model: Model) -> OneModel:
-        seed, first = self.config.seed, model is self.models[0]
+        seed = self.config.seed
+        first = model is self.models[0]
         exact = in_float32(model)
         concerned: set[int] = set()
         if self.pairs is not None and first:
