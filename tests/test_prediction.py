@@ -20,20 +20,22 @@ from universal_neurons.figures.prediction import (
 from universal_neurons.labels import Label
 from universal_neurons.own_labels import OwnLabels
 from universal_neurons.roles import prediction
-from universal_neurons.roles.prediction import (
-    EFFECTS_SCHEMA,
+from universal_neurons.roles.ensembles import (
     ENSEMBLES_SCHEMA,
     Ensemble,
     auc,
-    class_labels,
-    effect_histograms,
-    effects_table,
     ensemble_histograms,
     ensembles_of,
     ensembles_table,
+    same_class,
+)
+from universal_neurons.roles.prediction import (
+    EFFECTS_SCHEMA,
+    class_labels,
+    effect_histograms,
+    effects_table,
     role_examples,
     roles_of,
-    same_class,
     used_tokens,
     with_nearest,
 )

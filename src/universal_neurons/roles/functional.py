@@ -36,9 +36,7 @@ def counterparts(matches: pl.DataFrame, asker: str, chosen: Sequence[int], units
         match=pl.coalesce(pl.when(model=name).then(of.number_column("match_")) for name, of in units.items()),
     )
     wanted = pl.DataFrame({"flat": list(chosen)}, schema={"flat": pl.Int64})
-    return wanted.join(rows, on="flat").select(
-        "flat", "model", "match", "corr"
-    ).sort("flat", "model")  # fmt: skip
+    return wanted.join(rows, on="flat").select("flat", "model", "match", "corr").sort("flat", "model")
 
 
 def random_partner(match: int, units: Units, seed: int, model: str) -> int | None:

@@ -16,6 +16,7 @@ from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
 from universal_neurons.readout import Readout
 from universal_neurons.roles.attention import attention_table, bos_scores, heads_table, scores_histogram, value_norms
+from universal_neurons.roles.ensembles import ensemble_histograms, ensembles_of, ensembles_table, same_class
 from universal_neurons.roles.entropy import (
     FREQUENCY_CANDIDATES,
     EntropyTrial,
@@ -31,11 +32,7 @@ from universal_neurons.roles.prediction import (
     class_labels,
     effect_histograms,
     effects_table,
-    ensemble_histograms,
-    ensembles_of,
-    ensembles_table,
     role_examples,
-    same_class,
     with_nearest,
 )
 from universal_neurons.tokens import TokenDataset

@@ -27,10 +27,8 @@ def _best(store: Store, model: str, role: str) -> dict[str, Any] | None:
     """What the tables say of the model's neuron that has a role most, whether or not enough."""
     of_model = pl.col("model") == model
     if role in ("prediction", "suppression", "partition"):
-        table = store.table("effects").filter(of_model).join(
-            store.neurons.select("model", "layer", "neuron", "vocab_kurt", "vocab_skew", "vocab_var"),
-            on=("model", "layer", "neuron"),
-        )  # fmt: skip
+        moments = store.neurons.select("model", "layer", "neuron", "vocab_kurt", "vocab_skew", "vocab_var")
+        table = store.table("effects").filter(of_model).join(moments, on=("model", "layer", "neuron"))
         side = {"prediction": pl.col("vocab_skew") > 0, "suppression": pl.col("vocab_skew") < 0}
         table = table.filter(side.get(role, pl.lit(True)))
         by = pl.col("vocab_var" if role == "partition" else "vocab_kurt")
