@@ -102,9 +102,18 @@ def _feed(accumulators: Iterable[Any], batch: Batch) -> None:
 
 
 def _one_seed(
-    config: Settings, models: Any, pairs: Any, asked: Any, kept: Kept, shards: Any, context: int, sources: Any,
-    exact: Sequence[torch.Tensor], best: torch.Tensor, index: torch.Tensor,
-) -> dict[str, float]:  # fmt: skip
+    config: Settings,
+    models: Any,
+    pairs: Any,
+    asked: Any,
+    kept: Kept,
+    shards: Any,
+    context: int,
+    sources: Any,
+    exact: Sequence[torch.Tensor],
+    best: torch.Tensor,
+    index: torch.Tensor,
+) -> dict[str, float]:
     """One seed of signs, from activations that are at hand; dead neurons have no sketched ρ and count in no mean."""
     signs = signs_of(config)
     assert signs is not None

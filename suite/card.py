@@ -68,11 +68,14 @@ on the training text; `<|endoftext|>` (id 0) is BOS, EOS and padding.
 def _text(sources: list[dict[str, Any]]) -> str:
     rows = [
         [
-            source["subset"], f"{source['registry']} `{source['package']}` {source['version']}", source["licence"],
-            f"{source['documents']:,}", f"{source['characters'] / 1e6:.1f}",
+            source["subset"],
+            f"{source['registry']} `{source['package']}` {source['version']}",
+            source["licence"],
+            f"{source['documents']:,}",
+            f"{source['characters'] / 1e6:.1f}",
         ]
         for source in sources
-    ]  # fmt: skip
+    ]
     return f"""## Text
 
 A document is held out (5 %) where the SHA-1 of its text, as an integer, is divisible by 20.
@@ -136,10 +139,16 @@ def _families(models: dict[str, Any]) -> list[list[str]]:
 
 def _growth(growth: list[dict[str, Any]]) -> str:
     rows = [
-        [f"{g['step']:,}", f"{g['tokens'] / 1e6:.2f}", f"{g['universal']} [{g['surely']}, {g['possibly']}]",
-         f"{g['universal'] / g['neurons']:.1%}", f"{g['excess_median']:.3f}", f"{g['excess_p99']:.3f}"]
-        for g in growth
-    ]  # fmt: skip
+        [
+            f"{row['step']:,}",
+            f"{row['tokens'] / 1e6:.2f}",
+            f"{row['universal']} [{row['surely']}, {row['possibly']}]",
+            f"{row['universal'] / row['neurons']:.1%}",
+            f"{row['excess_median']:.3f}",
+            f"{row['excess_p99']:.3f}",
+        ]
+        for row in growth
+    ]
     return f"""## How universality grew
 
 The first model against the others of the first set, at their checkpoints.

@@ -95,9 +95,15 @@ def table(models: dict[str, dict[str, Any]]) -> Table:
         fails = ", ".join(name for name, passed in one["gates"].items() if not passed)
         tail = " ".join(f"{value:.2f}" for value in (one["tail"][0], one["tail"][-2], one["tail"][-1]))
         shown.add_row(
-            Path(folder).name, f"{one['loss']:.3f}", f"{one['attention_to_bos']:.2f}", tail, *counts,
-            f"{one['highest_kurtosis']:.1f}", f"{one['kurtosis_of_unembeddings']:.1f}", fails or "passes",
-        )  # fmt: skip
+            Path(folder).name,
+            f"{one['loss']:.3f}",
+            f"{one['attention_to_bos']:.2f}",
+            tail,
+            *counts,
+            f"{one['highest_kurtosis']:.1f}",
+            f"{one['kurtosis_of_unembeddings']:.1f}",
+            fails or "passes",
+        )
     return shown
 
 

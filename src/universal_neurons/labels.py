@@ -263,9 +263,16 @@ class LabelSource:
     """
 
     def __init__(
-        self, labels: LabelSet, tokens: TokenDataset, *, dense: bool, partner: np.ndarray | None = None, seed: int = 0,
-        device: Any = "cpu", dtype: torch.dtype = torch.float32,
-    ) -> None:  # fmt: skip
+        self,
+        labels: LabelSet,
+        tokens: TokenDataset,
+        *,
+        dense: bool,
+        partner: np.ndarray | None = None,
+        seed: int = 0,
+        device: Any = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.labels = labels
         self.tokens = tokens
         self.dense = dense

@@ -149,11 +149,14 @@ def _functions(path: Path, wanted: str) -> dict[str, Callable[[str], bool]]:
     return functions
 
 
+def _are_strings(members: object) -> bool:
+    return isinstance(members, list) and all(isinstance(member, str) for member in members)
+
+
 def _sets(path: Path) -> dict[str, list[str]]:
     wanted = "names and lists of strings"
     sets = read_values(path, most_bytes=SETS_BYTES, refused=LabelError, wanted=wanted)
-    good = isinstance(sets, dict) and all(isinstance(v, list) and all(isinstance(s, str) for s in v)
-                                          for v in sets.values())  # fmt: skip
+    good = isinstance(sets, dict) and all(map(_are_strings, sets.values()))
     if not good or not sets or any(isinstance(name, bool) or not isinstance(name, str | int) for name in sets):
         raise LabelError(f"{path}: not {wanted}", given=brief_repr(sets), wanted=wanted, fix="quote numbers and yes/no")
     return {str(name): members for name, members in sets.items()}

@@ -42,9 +42,13 @@ def _on_page(value: Any) -> Any:
 
 
 PAGES = Environment(
-    loader=PackageLoader("universal_neurons"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-    lstrip_blocks=True, finalize=_on_page,
-)  # fmt: skip
+    loader=PackageLoader("universal_neurons"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=_on_page,
+)
 
 
 def study_figures(store: Store) -> dict[str, Figure]:
@@ -144,16 +148,17 @@ def write_dynamics_report(dynamics: Dynamics) -> Path:
 def write_joint_report(stores: Sequence[Store], target: Path) -> Path:
     """One page with several studies side by side, their densities in one figure."""
     names = study_names(stores)
-    sections = []
+    sections: list[dict[str, Any]] = []
+    tables: dict[str, pl.DataFrame] = {}
+    compared: list[dict[str, str]] = []
     for store, name in zip(stores, names):
         pictures = {key: _embedded(figures.render(figure, "svg")) for key, figure in study_figures(store).items()}
         sections.append(_section(store, pictures) | {"name": name})
-    tables = {k: t for store, name in zip(stores, names) for k, t in _by_asker(store, f"{name}: ").items()}
+        tables |= _by_asker(store, f"{name}: ")
+        compared += [{"": f"{name}: {asker}"} | dict(fact_lines(facts(store, asker))) for asker in store.askers]
     densities = _embedded(figures.render(figures.densities(tables), "svg")) if tables else None
-    compared = [dict(fact_lines(facts(store, asker))) | {"": f"{name}: {asker}"}
-                for store, name in zip(stores, names) for asker in store.askers]  # fmt: skip
-    labels = ["", *dict.fromkeys(label for values in compared for label in values if label)]
-    rows = [[label, *(values.get(label, "–") for values in compared)] for label in labels if compared]
+    labels = dict.fromkeys(label for values in compared for label in values)
+    rows = [[label, *(values.get(label, "–") for values in compared)] for label in labels]
     page = PAGES.get_template("report.html").render(studies=sections, beside=True, densities=densities, rows=rows)
     with disk_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -52,10 +52,9 @@ def same_label(neurons: pl.DataFrame, family: str = "unigram") -> pl.DataFrame:
     of_family = neurons.filter(pl.col("family") == family)
     if of_family.is_empty():
         return of_family
-    counts = of_family.group_by("label").agg(pl.len(), pl.col("variance_reduction").sum()).sort(
-        "len", "variance_reduction", "label", descending=True
-    )  # fmt: skip
-    return of_family.filter(pl.col("label") == counts["label"][0]).sort("variance_reduction", descending=True)
+    counts = of_family.group_by("label").agg(pl.len(), pl.col("variance_reduction").sum())
+    commonest = counts.sort("len", "variance_reduction", "label", descending=True)["label"][0]
+    return of_family.filter(pl.col("label") == commonest).sort("variance_reduction", descending=True)
 
 
 def choose_shown(neurons: pl.DataFrame, label_of: np.ndarray, units: Units) -> Shown:

@@ -220,9 +220,11 @@ def trainer_step(folder: Path) -> int | None:
         return step
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise StepError(
-            f"{path}: does not say the step", given=repr(error), wanted="an object with global_step",
+            f"{path}: does not say the step",
+            given=repr(error),
+            wanted="an object with global_step",
             fix="mend or remove it, or give --final-step",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _name(run: _Run, step: int | None) -> str:

@@ -21,9 +21,11 @@ def require_finite(model: Model) -> None:
     unloaded = next((name for name, tensor in tensors if tensor.is_meta), None)
     if unloaded is not None:
         raise CheckpointError(
-            f"{model.name}: its weights are not in memory", given=f"{unloaded} on the meta device",
-            wanted="a model that is loaded as a whole", fix="load it without device_map or offloading",
-        )  # fmt: skip
+            f"{model.name}: its weights are not in memory",
+            given=f"{unloaded} on the meta device",
+            wanted="a model that is loaded as a whole",
+            fix="load it without device_map or offloading",
+        )
     broken = [name for name, tensor in tensors if not _is_finite(tensor.detach())]
     if broken:
         raise CheckpointError(

@@ -146,10 +146,8 @@ def require_weights(source: Source) -> list[Path]:
     fix = f"uneurons convert {source.given} NEW_FOLDER, then use NEW_FOLDER"
     if _files(source, "pytorch_model.bin"):
         raise CheckpointError(f"{source.given}: only pickled weights", wanted="safetensors", fix=fix)
-    others = sorted(
-        path.name for kind in ("safetensors", "bin", "pt", "pth", "gguf", "h5", "msgpack", "onnx")
-        for path in folder.glob(f"*.{kind}")
-    )  # fmt: skip
+    kinds = ("safetensors", "bin", "pt", "pth", "gguf", "h5", "msgpack", "onnx")
+    others = sorted(path.name for kind in kinds for path in folder.glob(f"*.{kind}"))
     raise CheckpointError(
         f"{source.given}: no safetensors weights under the names that belong to a model folder",
         given=", ".join(others)[:SHOWN] or "no weights",

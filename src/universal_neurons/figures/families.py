@@ -154,10 +154,8 @@ def _heat_map(axes: Axes, kept: Details) -> None:
     """Fig 4c: context neurons × tokens with the highest mean activation, each neuron scaled to its own highest."""
     shown, _ = kept.of_family("context")
     names = neuron_names(shown)
-    means = (
-        kept.details.group_by("token").agg(pl.len().alias("count"), *(pl.col(name).mean() for name in names))
-        .filter(pl.col("count") >= FEWEST).sort("token")
-    )  # fmt: skip
+    means = kept.details.group_by("token").agg(pl.len().alias("count"), *(pl.col(name).mean() for name in names))
+    means = means.filter(pl.col("count") >= FEWEST).sort("token")
     if not names or means.is_empty():
         _nothing(axes, "no context neuron")
         return
@@ -218,9 +216,8 @@ def _splits(kept: Details, name: str, label: str, family: str) -> list[tuple[str
 def _by_position(axes: Axes, kept: Details, row: Mapping[str, Any], *, pre: bool = False) -> None:
     name = unit_name(row["layer"], row["neuron"])
     column = f"{name} pre" if pre and f"{name} pre" in kept.details.columns else name
-    rows = kept.details.group_by("position").agg(
-        pl.col(column).mean().alias("mean"), pl.col(column).std(ddof=0).alias("sd")
-    ).sort("position")  # fmt: skip
+    activation = pl.col(column)
+    rows = kept.details.group_by("position").agg(mean=activation.mean(), sd=activation.std(ddof=0)).sort("position")
     x, mean, sd = (rows[part].to_numpy() for part in ("position", "mean", "sd"))
     axes.fill_between(x, mean - sd, mean + sd, color=REST, alpha=0.5, linewidth=0)
     axes.plot(x, mean, color=ACCENT, linewidth=1)

@@ -193,9 +193,8 @@ def _percentiles(axes: Axes, neurons: pl.DataFrame, metric: str) -> None:
     colours = mpl.colormaps["viridis"](np.linspace(0.9, 0, len(PERCENTILES)))
     for percent, colour in zip(PERCENTILES, colours):
         by_model = neurons.group_by("model", "layer").agg(pl.col(metric).quantile(percent / 100, "linear"))
-        rows = by_model.group_by("layer").agg(
-            pl.col(metric).mean().alias("mean"), pl.col(metric).min().alias("low"), pl.col(metric).max().alias("high")
-        ).sort("layer")  # fmt: skip
+        value = pl.col(metric)
+        rows = by_model.group_by("layer").agg(mean=value.mean(), low=value.min(), high=value.max()).sort("layer")
         axes.fill_between(rows["layer"], rows["low"], rows["high"], color=colour, alpha=0.25, linewidth=0)
         axes.plot(rows["layer"], rows["mean"], "o-", color=colour, markersize=2.5, linewidth=1, label=f"{percent} %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -145,11 +145,12 @@ def by_layer(neurons: pl.DataFrame, title: str) -> Figure | None:
         for axes, metric in zip(grid, metrics):
             for place, (name, (table, colour)) in enumerate(groups.items()):
                 finite = table.filter(pl.col(metric).is_finite())
-                rows = finite.group_by("layer").agg(
-                    pl.col(metric).median().alias("median"),
-                    pl.col(metric).quantile(0.25, "linear").alias("low"),
-                    pl.col(metric).quantile(0.75, "linear").alias("high"),
-                ).sort("layer")  # fmt: skip
+                quartiles = finite.group_by("layer").agg(
+                    median=pl.col(metric).median(),
+                    low=pl.col(metric).quantile(0.25, "linear"),
+                    high=pl.col(metric).quantile(0.75, "linear"),
+                )
+                rows = quartiles.sort("layer")
                 x = rows["layer"].to_numpy() + 0.12 * place
                 middle = rows["median"].to_numpy()
                 reach = np.stack([middle - rows["low"].to_numpy(), rows["high"].to_numpy() - middle])
