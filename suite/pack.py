@@ -82,8 +82,9 @@ def unpack(results: Path, out: Path, tokenizer: Path | None = None) -> dict:
         for folder, weights in folders.items():
             config = batched.model_config(model_of[folder.split("/")[0]])
             write_model(out / "models" / folder, config, weights, 0, step)
-            for part in tokenizer.iterdir() if tokenizer and "/" not in folder else ():
-                (out / "models" / folder / part.name).write_bytes(part.read_bytes())
+            if tokenizer and "/" not in folder:
+                for part in tokenizer.iterdir():
+                    (out / "models" / folder / part.name).write_bytes(part.read_bytes())
     return packed
 
 

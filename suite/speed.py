@@ -52,7 +52,7 @@ def measure(training) -> dict[str, Any]:
     started = time.perf_counter()
     training.try_out(steps)
     seconds = (time.perf_counter() - started) / steps
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     with profile(activities=activities) as profiled:
         training.try_out(steps)
     spent = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"

@@ -1,5 +1,6 @@
 """Before a study: would these models work together, and what would it take?"""
 
+import copy
 from collections.abc import Sequence
 
 from rich.console import Group
@@ -45,20 +46,10 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
         )
         table.row(name, model.architecture.name, *row)
 
-    def require_vocabularies() -> None:
-        largest = max(vocabulary_ids(find_tokenizer(config, loaded)).values())
-        for model in loaded:
-            if largest >= model.vocab_size:
-                raise TokenRangeError(
-                    f"{model.name}: its vocabulary is smaller than the tokenizer's",
-                    given=f"{model.vocab_size} ids",
-                    wanted=f"more than {largest}",
-                )
-
-    for requirement in (require_vocabularies, lambda: require_kin(_named(loaded), config)):
+    for requirement in (_require_vocabularies, _require_kin):
         try:
             if len(loaded) > 1 or not problems:
-                requirement()
+                requirement(loaded, config)
         except InputError as error:
             problems.append(error)
     if len(problems) == 1:
@@ -69,10 +60,23 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
     return Group(table, *notes, shown(f"They work together: {len(loaded)} models, one tokenizer."))
 
 
-def _named(models: Sequence[Model]) -> list[Model]:
-    for number, model in enumerate(models, start=1):
+def _require_vocabularies(models: Sequence[Model], config: StudyConfig) -> None:
+    largest = max(vocabulary_ids(find_tokenizer(config, models)).values())
+    for model in models:
+        if largest >= model.vocab_size:
+            raise TokenRangeError(
+                f"{model.name}: its vocabulary is smaller than the tokenizer's",
+                given=f"{model.vocab_size} ids",
+                wanted=f"more than {largest}",
+            )
+
+
+def _require_kin(models: Sequence[Model], config: StudyConfig) -> None:
+    """`require_kin` of models that are called by their place too: folders of one name may be compared."""
+    numbered = [copy.copy(model) for model in models]
+    for number, model in enumerate(numbered, start=1):
         model.name = f"{model.name} ({number})"
-    return list(models)
+    require_kin(numbered, config)
 
 
 def estimate_study(config: StudyConfig) -> Estimate:

@@ -289,6 +289,11 @@ def _as_lines(line: str, opened: Opened) -> str | None:
     return f"jq -c '{filters[kind]}' {opened.quoted} > corpus.jsonl" if kind in filters else None
 
 
+def _is_within(path: str, columns: Sequence[str]) -> bool:
+    """Whether a dotted path is one of some columns, or a part of one."""
+    return any(path == name or path.startswith(f"{name}.") for name in columns)
+
+
 def _rows_at_once(table: Any, number: int, columns: Sequence[str], where: str) -> int:
     """How many rows of a row group of a parquet file are read at a time.  Raises `TextError` for too large ones."""
     group = table.metadata.row_group(number)
@@ -297,7 +302,7 @@ def _rows_at_once(table: Any, number: int, columns: Sequence[str], where: str) -
     if size > GROUP_BYTES and size > count * ROW_BYTES:  # pyarrow aborts here where the sizes are damaged: not before
         chunks = [group.column(index) for index in range(group.num_columns)]
         paths = [(chunk.path_in_schema, chunk.total_uncompressed_size) for chunk in chunks]
-        size = sum(part for path, part in paths if any(path == name or path.startswith(f"{name}.") for name in columns))
+        size = sum(n_bytes for path, n_bytes in paths if _is_within(path, columns))
     if size > GROUP_BYTES and size > count * ROW_BYTES:
         raise _too_large(f"{where}: its rows are too large", size // count, ROW_BYTES)
     lists = any(hasattr(table.schema_arrow.field(name).type, "value_field") for name in columns)

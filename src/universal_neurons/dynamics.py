@@ -12,6 +12,7 @@ OUT/dynamics.json comes last.  Interrupted, the same command goes on; where a se
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -114,7 +115,7 @@ def run_dynamics(config: DynamicsConfig, *, progress: bool = True, reporter: Rep
     for note in training.notes:
         reporter.note(note)
     sources = [resolve_sources(checkpoint.models) for checkpoint in training.checkpoints]
-    for source in (source for found in sources for source in found):
+    for source in chain.from_iterable(sources):
         require_weights(source)
     tokenizer = _tokenizer_of(config, training)
     settled = DynamicsConfig(**decide(config.study(), len(training.seeds)).model_dump() | _own(config))
@@ -186,13 +187,19 @@ def _default_out(config: DynamicsConfig, training: Training) -> str:
 def _require_same_shapes(training: Training, stores: Sequence[Store]) -> None:
     """A neuron must be there at every checkpoint of its seed: the latest study's models are like the first's."""
     for index, seed in enumerate(training.seeds):
-        first, *_, last = [[s.manifest["models"][index][k] for k in SHAPE] for s in (stores[0], *stores)]
+        first = _shape(stores[0], index)
+        last = _shape(stores[-1], index)
         if first != last:
             raise CheckpointError(
                 f"{seed}: checkpoint {training.checkpoints[len(stores) - 1].name} is another kind of model",
                 given="{}, {} layers of {} neurons".format(*last),
                 wanted="{}, {} layers of {} neurons, as at the first".format(*first),
             )
+
+
+def _shape(store: Store, index: int) -> list[Any]:
+    facts = store.manifest["models"][index]
+    return [facts[key] for key in SHAPE]
 
 
 def _described(checkpoint: Checkpoint, store: Store) -> dict[str, Any]:

@@ -59,7 +59,8 @@ def flat_numbers(model: Model, neurons: Sequence[int] | Sequence[str] | Tensor) 
     """Neurons as numbers; names are `L3.17`.  Raises `ConfigError` where there is none such."""
     numbers = []
     units = model.units
-    for neuron in neurons.tolist() if isinstance(neurons, Tensor) else neurons:
+    listed = neurons.tolist() if isinstance(neurons, Tensor) else neurons
+    for neuron in listed:
         place = _named(neuron) if isinstance(neuron, str) else None
         if not (units.has(*place) if place else 0 <= int(neuron) < len(units)):
             wanted = f"layer < {model.n_layers} and neuron < {model.d_mlp}"

@@ -1,6 +1,7 @@
 """One neuron in the terminal: its numbers, matches, best labels, histogram and examples (`uneurons show RUN L2.17`)."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def _numbers(title: str, row: dict[str, Any]) -> Table:
     ]
     height = -(-len(cells) // 2)
     for line in range(height):
-        table.row(*(part for cell in cells[line::height] for part in cell))
+        table.row(*chain.from_iterable(cells[line::height]))
     return table
 
 

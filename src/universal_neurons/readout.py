@@ -124,8 +124,8 @@ class Readout:
                 logits = self.logits(variant[at_once], scales)
                 mean = _dot(clean.probabilities[at_once], logits)
                 pieces = zip(logits.split(self.step), clean.targets[at_once].split(self.step))
-                columns = [torch.cat(part) for part in zip(*(_measure(*piece) for piece in pieces))]
-                loss, entropy, rank, normaliser = columns
+                measured = [_measure(*piece) for piece in pieces]
+                loss, entropy, rank, normaliser = (torch.cat(part) for part in zip(*measured))
                 parts.append((loss, entropy, rank, scales, normaliser - mean - clean.metrics.entropy[at_once]))
             by_variant.append([torch.cat(part) for part in zip(*parts)])
         return Metrics(*(torch.stack(part) for part in zip(*by_variant)))

@@ -125,10 +125,11 @@ class Details(Accumulator):
                     break
                 label -= size
             else:
-                offset = (sizes[0] + sizes[1]) * self.dense
-                held = block is not None and label < len(self.labels.column_labels)
-                nothing = torch.zeros(len(kept), dtype=torch.bool)
-                columns.append(block.values[kept, offset + label].bool().cpu() if block and held else nothing)
+                if block is None or label >= len(self.labels.column_labels):
+                    columns.append(torch.zeros(len(kept), dtype=torch.bool))
+                else:
+                    offset = sizes[0] + sizes[1] if self.dense else 0
+                    columns.append(block.values[kept, offset + label].bool().cpu())
         return torch.stack(columns, 1)
 
     def table(self, tokens: TokenDataset) -> pl.DataFrame:

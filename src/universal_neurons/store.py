@@ -210,8 +210,9 @@ class StoreWriter:
         if earlier is not None and REWRITING in earlier:
             self.finish(rewriting.put_in_place(self.path, earlier, self.manifest))
         rewriting.sweep(self.path)
-        for name in (WORK, FIGURES) if earlier is None else ():
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        if earlier is None:
+            shutil.rmtree(self.path / WORK, ignore_errors=True)
+            shutil.rmtree(self.path / FIGURES, ignore_errors=True)
 
     def _release(self) -> None:
         assert self._lock is not None
@@ -222,14 +223,20 @@ class StoreWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             earlier = read_manifest(self.manifest)
-            refused = self._mine and kind is not None and issubclass(kind, InputError) and self._is_free(earlier)
+            not_as_asked = kind is not None and issubclass(kind, InputError)
+            refused = not_as_asked and self._mine and self._is_free(earlier)
             if earlier is None or earlier["complete"] or refused:
                 shutil.rmtree(self.work, ignore_errors=True)
             if refused:
                 self.manifest.unlink(missing_ok=True)
         finally:
             self._release()
-        for folder in self._created if earlier is None or refused else ():
+        if earlier is None or refused:
+            self._remove_created()
+
+    def _remove_created(self) -> None:
+        """Remove the folders that this writer made, where they are still empty."""
+        for folder in self._created:
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
 

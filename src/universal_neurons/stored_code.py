@@ -14,8 +14,8 @@ from universal_neurons.errors import ConfigError
 
 def require_named_again(stored: object, named: Sequence[str], source: str) -> None:
     """Raise `ConfigError` where a stored configuration's `labels` include a Python file that is not `named` again."""
-    labels = [stored] if isinstance(stored, str) else stored if isinstance(stored, list | tuple) else []
-    labels = [label for label in labels if isinstance(label, str)]  # what else there is the configuration refuses
+    listed = stored if isinstance(stored, list | tuple) else [stored]
+    labels = [label for label in listed if isinstance(label, str)]  # what else there is the configuration refuses
     allowed = {_script(label) for label in named}
     unnamed = [label for label in labels if _script(label) and _script(label) not in allowed]
     if unnamed:

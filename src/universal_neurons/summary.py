@@ -140,7 +140,8 @@ def fires_on(row: dict[str, Any]) -> str:
 
 def label_of(row: dict[str, Any]) -> str:
     """A neuron's label; `not` where the neuron is silent rather than active when it holds."""
-    return ("not " if (row["label_sign"] or 1) < 0 else "") + (legible(row["label"] or "") or "–")
+    label = legible(row["label"] or "") or "–"
+    return f"not {label}" if row["label_sign"] == -1 else label
 
 
 def finite(value: float | None) -> bool:

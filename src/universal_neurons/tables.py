@@ -182,9 +182,9 @@ def _full_name(label: Label) -> str:
 def labels_table(units: Mapping[str, Units], labels: LabelSet, families: Mapping[str, Families]) -> pl.DataFrame:
     """A row per neuron and rank: the labels with the highest variance reduction."""
     everything = [*labels.all, POSITION]
-    names, groups, previous = (
-        np.array([getattr(label, part) for label in everything]) for part in ("name", "group", "previous")
-    )
+    names = np.array([label.name for label in everything])
+    groups = np.array([label.group for label in everything])
+    previous = np.array([label.previous for label in everything])
     frames = []
     for model, units_of_model in units.items():
         best = families[model].best

@@ -200,7 +200,8 @@ def boundary_tokens(tokenizer: Any, name: str) -> tuple[int, int]:
     ids = special_ids(tokenizer)
     bos = [ids["bos_token_id"], ids["cls_token_id"], ids["eos_token_id"]]
     eos = [ids["eos_token_id"], ids["sep_token_id"], ids["bos_token_id"]]
-    first, last = (next((token for token in tokens if token is not None), None) for tokens in (bos, eos))
+    first = next((token for token in bos if token is not None), None)
+    last = next((token for token in eos if token is not None), None)
     if first is None or last is None:
         raise TokenizerError(f"{name}: its tokenizer names no BOS, EOS, CLS or SEP token", wanted="one of them")
     return first, last

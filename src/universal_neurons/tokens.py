@@ -144,9 +144,11 @@ class TokenDataset:
         cuts = []
         for group in range(len(groups) + 1):
             members = rows[group_of == group]
-            cuts += [(members[start : start + per_shard], group) for start in range(0, len(members), per_shard)]
-        cuts.sort(key=lambda cut: cut[0][0])
-        return [Shard(index, part, group) for index, (part, group) in enumerate(cuts)]
+            for start in range(0, len(members), per_shard):
+                part = members[start : start + per_shard]
+                cuts.append((part[0], part, group))
+        cuts.sort(key=lambda cut: cut[0])
+        return [Shard(index, part, group) for index, (_, part, group) in enumerate(cuts)]
 
     @classmethod
     def load(cls, config: StudyConfig, tokenizer: Any, *, context: int, folder: Path | None = None) -> "TokenDataset":
@@ -203,7 +205,8 @@ class TokenDataset:
                     )
                 lengths.append(len(ids) + 1)
                 subsets.append(names.setdefault(subset, len(names)))
-                counted += len(ids) - int(np.isin(ids, masks).sum()) + (bos not in masked)
+                counted += len(ids) - int(np.isin(ids, masks).sum())
+                counted += 0 if bos in masked else 1
                 digest.update(row.tobytes())
                 if file is None:
                     kept.append(row)
@@ -270,7 +273,7 @@ def pack(documents: Iterable[Tokenised], bos: int, eos: int, context: int) -> It
     waiting: dict[str, np.ndarray] = {}
     for subset, ids, joined, ends in documents:
         if joined:
-            ids = np.concatenate([waiting.pop(subset, ids[:0]), ids, [eos] * ends]).astype(np.int64)
+            ids = np.concatenate([waiting.pop(subset, ids[:0]), ids, [eos] if ends else []]).astype(np.int64)
             full = len(ids) // width * width
             waiting[subset] = ids[full:]
         else:

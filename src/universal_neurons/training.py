@@ -157,7 +157,7 @@ def _subfolders(folder: Path) -> tuple[dict[str, int], list[str]]:
     names = [path.name for path in folder.iterdir() if path.is_dir() and STEP_FOLDER.fullmatch(path.name)]
     steps = {name: step for name in names if (step := step_of(name)) is not None}
     whole = [name for name in steps if (folder / name / "config.json").exists()]
-    return {name: steps[name] for name in sorted(whole, key=steps.__getitem__)}, sorted(set(names) - set(whole))
+    return {name: steps[name] for name in sorted(whole, key=lambda name: steps[name])}, sorted(set(names) - set(whole))
 
 
 def _folder(seed: str, final_step: int | None) -> _Run:

@@ -6,12 +6,13 @@ the last block nothing runs again: `readout` knows the rest.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from universal_neurons.interventions import Edit, final_residual, repeated
 from universal_neurons.models import Model, matrix_of
@@ -48,10 +49,11 @@ class Trial:
             if layer >= first:
                 self.activations[layer] = activation.float()
 
+        def keep_call(layer: int, _m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.calls[layer] = args, kwargs
+
         handles = [
-            model.blocks[layer].register_forward_pre_hook(
-                lambda _m, args, kwargs, layer=layer: self.calls.__setitem__(layer, (args, kwargs)), with_kwargs=True
-            )
+            model.blocks[layer].register_forward_pre_hook(partial(keep_call, layer), with_kwargs=True)
             for layer in range(first + 1, model.n_layers)
         ]
         try:

@@ -145,8 +145,14 @@ def _torch() -> Iterator[Undo]:
     threads = torch.get_num_threads()
     device = torch.get_default_device()
     unless_usual = None if device.type == "cpu" else device  # a set default costs time at every call
-    yield lambda: torch.get_num_threads() == threads or torch.set_num_threads(threads)
-    yield lambda: torch.get_default_device() == device or torch.set_default_device(unless_usual)
+
+    def put_back() -> None:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        if torch.get_default_device() != device:
+            torch.set_default_device(unless_usual)
+
+    yield put_back
 
 
 KEPT = (_descriptors, _streams, _exits, _surroundings, _warnings, _chance, _torch)

@@ -144,7 +144,7 @@ def _residual_after(row: Architecture, block: nn.Module, call: Any, *, silenced:
     handles = [module_at(block, row.w_out).register_forward_hook(take)]
     if row.post_norm:
         norm = module_at(block, row.mlp_norm)
-        handles.append(norm.register_forward_pre_hook(lambda _m, inputs: seen.__setitem__("residual", inputs[0])))
+        handles.append(norm.register_forward_pre_hook(lambda _m, inputs: seen.update(residual=inputs[0])))
     try:
         output = block(*args, **kwargs)
     finally:

@@ -44,7 +44,14 @@ class StepAxis:
         known = [math.log10(step) for step in steps if step]
         low, high = (known[0], known[-1]) if known else (0.0, 0.0)
         gap = BESIDE * (high - low) or 0.5
-        x = [high + gap if step is None else low - gap if step == 0 else math.log10(step) for step in steps]
+        x = []
+        for step in steps:
+            if step is None:
+                x.append(high + gap)
+            elif step == 0:
+                x.append(low - gap)
+            else:
+                x.append(math.log10(step))
         return cls(np.array(x, float), tuple(names))
 
     def draw(self, axes: Axes) -> None:
@@ -272,6 +279,8 @@ def self_correlation(neurons: pl.DataFrame, reference: str, axis: StepAxis) -> F
 def _quantiles(rows: pl.DataFrame, axis: StepAxis, shares: Sequence[float]) -> np.ndarray:
     """Quantiles of the self-correlation (shares, checkpoints); NaN where nothing is alive."""
     by_name = {name: table["self_corr"] for (name,), table in rows.group_by("checkpoint")}
-    return np.array(
-        [[by_name[n].quantile(s, "linear") if n in by_name else math.nan for n in axis.names] for s in shares], float
-    )
+    table = np.full((len(shares), len(axis.names)), math.nan)
+    for place, name in enumerate(axis.names):
+        if name in by_name:
+            table[:, place] = [by_name[name].quantile(share, "linear") for share in shares]
+    return table

@@ -6,6 +6,7 @@ its mean and standard deviation by position.  Neurons are the best of each famil
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import matplotlib as mpl
@@ -160,7 +161,7 @@ def _heat_map(axes: Axes, kept: Details) -> None:
         _nothing(axes, "no context neuron")
         return
     tops = [means.sort(name, descending=True)["token"].head(HEAT_TOKENS).to_list() for name in names]
-    tokens = list(dict.fromkeys(token for top in tops for token in top))
+    tokens = list(dict.fromkeys(chain.from_iterable(tops)))
     grid = means.filter(pl.col("token").is_in(tokens))
     order = {token: place for place, token in enumerate(grid["token"].to_list())}
     table = grid.select(names).to_numpy().T[:, [order[token] for token in tokens]]
@@ -189,7 +190,9 @@ def _densities(axes: Axes, kept: Details, row: Mapping[str, Any], family: str) -
     title = f"{name}: {silent}{lettering(row['label'], 2 * LONGEST)}"
     log_counts(axes)
     axes.set_xlabel("activation")
-    axes.set_title(title[:LONGEST] + "…" * (len(title) > LONGEST) + f" ({reduction:.2f})", fontsize=8)
+    if len(title) > LONGEST:
+        title = title[:LONGEST] + "…"
+    axes.set_title(f"{title} ({reduction:.2f})", fontsize=8)
     axes.legend(fontsize=7)
 
 

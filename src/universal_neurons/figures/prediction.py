@@ -174,7 +174,8 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _short(name: str) -> str:
-    return lettering(name, 2 * LONGEST)[:LONGEST] + "…" * (len(name) > LONGEST)
+    letters = lettering(name, 2 * LONGEST)[:LONGEST]
+    return f"{letters}…" if len(name) > LONGEST else letters
 
 
 def _class(row: Mapping[str, Any]) -> str:

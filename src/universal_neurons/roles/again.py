@@ -103,7 +103,8 @@ def _study_roles(
         "tables": {name: digest for name, digest in study.manifest["tables"].items() if name not in ROLE_TABLES},
         "timings": study.manifest["timings"] | {"roles": round(reporter.timings.get("roles", 0.0), 3)},
     }
-    return writer.replace({name: tables[name] for name in sorted(tables, key="neurons".__eq__)}, manifest)
+    neurons_last = {name: table for name, table in tables.items() if name != "neurons"} | {"neurons": tables["neurons"]}
+    return writer.replace(neurons_last, manifest)
 
 
 def _where_it_is(config: StudyConfig) -> StudyConfig:

@@ -45,7 +45,7 @@ def random_partner(match: int, units: Units, seed: int, model: str) -> int | Non
     if units.widths[layer] == 1:
         return None
     draw = int(np.random.default_rng(seed_of("partner", seed, model, match)).integers(units.widths[layer] - 1))
-    return units.number_of(layer, draw + (draw >= neuron))
+    return units.number_of(layer, draw + 1 if draw >= neuron else draw)
 
 
 class LossChanges:
