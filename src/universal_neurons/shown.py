@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from universal_neurons.accumulators import PRE, Accumulator, Batch, seed_of
@@ -30,9 +31,9 @@ MOST_TOKENS = 100_000
 class Shown:
     """Neurons of one model (flat), each one's label (a place in `LabelSet.all`), and whose pre-activations are kept."""
 
-    neurons: np.ndarray
-    labels: np.ndarray
-    pre: np.ndarray
+    neurons: Int[np.ndarray, " shown"]
+    labels: Int[np.ndarray, " shown"]
+    pre: Bool[np.ndarray, " shown"]
 
 
 def ranking(neurons: pl.DataFrame) -> tuple[pl.DataFrame, str]:
@@ -57,7 +58,7 @@ def same_label(neurons: pl.DataFrame, family: str = "unigram") -> pl.DataFrame:
     return of_family.filter(pl.col("label") == commonest).sort("variance_reduction", descending=True)
 
 
-def choose_shown(neurons: pl.DataFrame, label_of: np.ndarray, units: Units) -> Shown:
+def choose_shown(neurons: pl.DataFrame, label_of: Int[np.ndarray, " neurons"], units: Units) -> Shown:
     """The neurons to show of one model's table, whose `family` is the one before held-out rows were asked.
 
     `label_of` is the place of each neuron's best label.

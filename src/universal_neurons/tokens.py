@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int, Int64
 
 from universal_neurons.config import StudyConfig
 from universal_neurons.corpora import Corpus
@@ -42,7 +43,7 @@ class Shard:
     """Rows that are added to the statistics together; `group` says which subset's statistics they enter."""
 
     index: int
-    rows: np.ndarray
+    rows: Int[np.ndarray, " rows"]
     group: int = 0
 
 
@@ -55,10 +56,10 @@ class TokenDataset:
     `counted` is the number of positions that are.
     """
 
-    rows: np.ndarray | Path
-    lengths: np.ndarray
+    rows: Int[np.ndarray, "rows context"] | Path
+    lengths: Int[np.ndarray, " rows"]
     context: int
-    subsets: np.ndarray
+    subsets: Int[np.ndarray, " rows"]
     subset_names: tuple[str, ...]
     masked: tuple[int, ...]
     bos: int
@@ -76,14 +77,14 @@ class TokenDataset:
         """Positions that are not padding."""
         return int(self.lengths.sum())
 
-    def ids(self, rows: np.ndarray) -> np.ndarray:
+    def ids(self, rows: Int[np.ndarray, " rows"]) -> Int64[np.ndarray, "rows context"]:
         """Token ids (rows, context) as int64; padding repeats BOS."""
         if isinstance(self.rows, Path):
             table = np.memmap(self.rows, self.dtype, "r", shape=(len(self), self.context))
             return table[rows].astype(np.int64)
         return self.rows[rows].astype(np.int64)
 
-    def mask(self, rows: np.ndarray) -> np.ndarray:
+    def mask(self, rows: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, "rows context"]:
         """Which positions (rows, context) are counted."""
         ids = self.ids(rows)
         real = np.arange(self.context)[None] < self.lengths[rows][:, None]
@@ -92,7 +93,9 @@ class TokenDataset:
             counted[:, 0] = False
         return counted
 
-    def split(self, heldout_tokens: int | None = None) -> tuple[np.ndarray, list[np.ndarray]]:
+    def split(
+        self, heldout_tokens: int | None = None
+    ) -> tuple[Int[np.ndarray, " rows"], list[Int[np.ndarray, " stretch"]]]:
         """Rows that choose, and stretches of rows (at most 20, evenly spread) held out from choosing."""
         n = len(self)
         if n < FEWEST_ROWS or not self.counted:
@@ -136,7 +139,7 @@ class TokenDataset:
             )
         return names
 
-    def shards(self, rows: np.ndarray, groups: Sequence[str] = ()) -> list[Shard]:
+    def shards(self, rows: Int[np.ndarray, " rows"], groups: Sequence[str] = ()) -> list[Shard]:
         """The rows cut into shards: group g holds the rows of `groups[g]`, the last group all others."""
         per_shard = max(1, SHARD_POSITIONS // self.context)
         numbers = np.array([groups.index(name) if name in groups else len(groups) for name in self.subset_names])
