@@ -171,16 +171,6 @@ def compiled(function: Callable) -> Callable:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def forward(config, weights: dict[str, Tensor], ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Logits (seeds, rows, positions, vocabulary) of token ids (seeds, rows, positions); products in `dtype`."""
-    return Forward.of(config, len(ids), dtype).logits(weights, ids)
-
-
-def losses(config, weights: dict[str, Tensor], ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Mean next-token loss of each seed on its rows of ids (seeds, rows, positions + 1)."""
-    return Forward.of(config, len(ids), dtype).losses(weights, ids)
-
-
 def product_flops(config, context: int) -> int:
     """Floating-point operations a token in training takes in products: 3 × forward; attention counted whole.
 

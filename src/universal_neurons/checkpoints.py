@@ -61,9 +61,9 @@ def names_of(models: Sequence[str]) -> list[str]:
     return _unique_names([_split_revision(model) for model in models])
 
 
-def folder_of(model: str, *, pickles: bool = False) -> Path:
+def folder_of(model: str) -> Path:
     """The local folder of one model, tokenizer or data set of the hub."""
-    return _folder_of(*_split_revision(model), pickles)
+    return _folder_of(*_split_revision(model), pickles=False)
 
 
 def _split_revision(model: str) -> tuple[str, str | None]:

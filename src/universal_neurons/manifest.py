@@ -163,10 +163,10 @@ def file_of(table: str) -> str:
     return f"{table}.safetensors" if table == HISTOGRAMS else f"{table}.parquet"
 
 
-def read_manifest(path: Path, kind: type[Facts] = Unfinished) -> dict[str, Any] | None:
+def read_manifest(path: Path) -> dict[str, Any] | None:
     """A manifest, or None where there is none.
 
-    Raises `StoreConflictError` for what is torn, too large, or not of its kind.
+    Raises `StoreConflictError` for what is torn, too large, or no manifest.
     """
     try:
         with open_regular(path) as stream:
@@ -181,7 +181,7 @@ def read_manifest(path: Path, kind: type[Facts] = Unfinished) -> dict[str, Any] 
         manifest = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
-    require(path, manifest, kind)
+    require(path, manifest, Unfinished)
     assert isinstance(manifest, dict)
     return manifest
 

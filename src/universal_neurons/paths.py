@@ -138,18 +138,17 @@ def path_effects(
     neurons: Int[Tensor, " neurons"],
     head_layer: int,
     head: int,
-    bos: int = 0,
 ) -> dict[str, Float[Tensor, "neurons rows context"]]:
     """What the path of each neuron of MLP `layer` does to one later head, float32, original minus ablated:
 
-    `activation` of the neuron; `delta_bos`, its path's part of the head's attention to position `bos` (a probability);
+    `activation` of the neuron; `delta_bos`, its path's part of the head's attention to position 0, BOS (a probability);
     `delta_norm`, its path's part of ‖W_O z‖, the size of what the head writes (without the bias that all heads share).
     """
     heads = _checked(model, layer, neurons, head_layer, head)
     context = ids.shape[1]
     most = CPU_ELEMENTS if model.device.type == "cpu" else GPU_ELEMENTS
     fit = max(1, most // (context * max(heads.n_heads * context, model.d_model)))  # rows
-    watched = _Head(heads, head, bos)
+    watched = _Head(heads, head)
     with eager_attention(model), model.evaluating():
         parts = [
             _effects(model, batch, layer, neurons.to(model.device), watched, max(1, fit // len(batch)))
@@ -159,16 +158,15 @@ def path_effects(
 
 
 class _Head:
-    """One head that is watched: its attention to one position and the size of its output."""
+    """One head that is watched: its attention to BOS and the size of its output."""
 
-    def __init__(self, heads: Heads, head: int, bos: int) -> None:
+    def __init__(self, heads: Heads, head: int) -> None:
         self.heads = heads
         self.head = head
-        self.bos = bos
         self.w_o = heads.w_o[head].float()
 
     def watch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Attention to `bos` and ‖W_O z‖, (rows, context) each, of one call of the block's attention."""
+        """Attention to position 0, BOS, and ‖W_O z‖, (rows, context) each, of one call of the block's attention."""
         heads = self.heads
         taken = []
         with hooked(partial(heads.out.register_forward_pre_hook, lambda _m, args: taken.append(args[0]))):
@@ -176,7 +174,7 @@ class _Head:
         (z,) = taken
         assert pattern.shape == (len(z), heads.n_heads, z.shape[1], z.shape[1]), pattern.shape
         head_output = z[..., self.head * heads.d_head : (self.head + 1) * heads.d_head].float()
-        return pattern[:, self.head, :, self.bos].float(), (head_output @ self.w_o.T).norm(dim=-1)
+        return pattern[:, self.head, :, 0].float(), (head_output @ self.w_o.T).norm(dim=-1)
 
 
 def _effects(model: Model, ids: Tensor, layer: int, neurons: Tensor, watched: _Head, at_once: int) -> dict[str, Tensor]:

@@ -48,14 +48,14 @@ def ranking(neurons: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     return ranked, "by variance reduction"
 
 
-def same_label(neurons: pl.DataFrame, family: str = "unigram") -> pl.DataFrame:
-    """The neurons of a family that share the commonest label, best first: duplicates of one feature (Fig 4a)."""
-    of_family = neurons.filter(pl.col("family") == family)
-    if of_family.is_empty():
-        return of_family
-    counts = of_family.group_by("label").agg(pl.len(), pl.col("variance_reduction").sum())
+def same_label(neurons: pl.DataFrame) -> pl.DataFrame:
+    """The unigram neurons that share the commonest label, best first: duplicates of one feature (Fig 4a)."""
+    unigrams = neurons.filter(pl.col("family") == "unigram")
+    if unigrams.is_empty():
+        return unigrams
+    counts = unigrams.group_by("label").agg(pl.len(), pl.col("variance_reduction").sum())
     commonest = counts.sort("len", "variance_reduction", "label", descending=True)["label"][0]
-    return of_family.filter(pl.col("label") == commonest).sort("variance_reduction", descending=True)
+    return unigrams.filter(pl.col("label") == commonest).sort("variance_reduction", descending=True)
 
 
 def choose_shown(neurons: pl.DataFrame, label_of: Int[np.ndarray, " neurons"], units: Units) -> Shown:

@@ -112,7 +112,6 @@ def annotate(
     vocabulary: Vocabulary,
     pipeline: str,
     *,
-    cache: Path | None = None,
     after_rows: Callable[[int], None] = lambda rows: None,
 ) -> Syntax:
     """The syntax of every token; `after_rows` is told how many rows are done."""
@@ -124,7 +123,7 @@ def annotate(
         raise ConfigError(f"--nlp {pipeline}: cannot be loaded", given=error, wanted="a spaCy pipeline") from error
     if not {"parser", "senter", "sentencizer"} & set(nlp.pipe_names):
         nlp.add_pipe("sentencizer")
-    folder = (cache or cache_folder()) / _key(tokens, vocabulary, nlp)
+    folder = cache_folder() / _key(tokens, vocabulary, nlp)
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         own_folder(folder)

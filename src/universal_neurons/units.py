@@ -155,9 +155,9 @@ def unit_name(layer: int, unit: int, model: str | None = None) -> str:
     return f"L{layer}.{unit}" if model is None else f"{model}/L{layer}.{unit}"
 
 
-def name_column(layer: str = "layer", unit: str = "neuron") -> pl.Expr:
-    """`L3.17` of a table's columns."""
-    return pl.format("L{}.{}", layer, unit)
+def name_column() -> pl.Expr:
+    """`L3.17` of a table's columns `layer` and `neuron`."""
+    return pl.format("L{}.{}", "layer", "neuron")
 
 
 def parse_unit(name: str) -> tuple[str | None, int, int] | None:

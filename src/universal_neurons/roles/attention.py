@@ -87,10 +87,9 @@ def bos_scores(
     bos: int,
     distances: Sequence[int],
     *,
-    directions: int = DIRECTIONS,
     seed: int = 0,
 ) -> BosScores:
-    """h = scaling · unit(w_out)ᵀ W_Qᵀ k̄_BOS (paper §6), and the same of so many random unit vectors (mean-free for
+    """h = scaling · unit(w_out)ᵀ W_Qᵀ k̄_BOS (paper §6), and the same of 4096 random unit vectors (mean-free for
     LayerNorm models, whose neurons' processed w_out are).
 
     `bos` is the token's id; `distances` from it are averaged over in rotary layers (`heads.bos_key`).  Raises
@@ -106,7 +105,7 @@ def bos_scores(
     layers = torch.arange(model.n_layers)
     scores[(layers[None] <= layers[:, None])[:, None, :, None].expand_as(scores)] = torch.nan
     draw = torch.randn(
-        directions, model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed_of("bos", seed))
+        DIRECTIONS, model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed_of("bos", seed))
     )
     if model.architecture.norm == "layer":
         draw -= draw.mean(1, keepdim=True)
@@ -162,7 +161,7 @@ def heads_table(scores: BosScores, norms: dict[str, Float[Tensor, "layers heads"
     )
 
 
-def scores_histogram(scores: BosScores, bins: int = BINS) -> pl.DataFrame:
+def scores_histogram(scores: BosScores) -> pl.DataFrame:
     """How many h lie in each bin, of neurons with all later heads and of random directions (Fig 8a).
 
     A random direction counts for each head as often as there are layers before it, so that both kinds mix the heads
@@ -174,14 +173,14 @@ def scores_histogram(scores: BosScores, bins: int = BINS) -> pl.DataFrame:
     most = max([float(np.abs(part).max(initial=0)) for part in (*finite, scores.random[:, 1:].numpy())])
     if most == 0:
         return pl.DataFrame(schema=HISTOGRAM_SCHEMA)
-    edges = np.linspace(-most, most, bins + 1)
+    edges = np.linspace(-most, most, BINS + 1)
     counts = {
         "neuron": sum(np.histogram(part, edges)[0] for part in finite),
         "random": sum(n * np.histogram(scores.random[:, n].numpy(), edges)[0] for n in range(1, layers)),
     }
     places = {"low": edges[:-1], "high": edges[1:]}
     return pl.concat(
-        pl.DataFrame({"model": [scores.model] * bins, "kind": [kind] * bins} | places | {"count": count})
+        pl.DataFrame({"model": [scores.model] * BINS, "kind": [kind] * BINS} | places | {"count": count})
         for kind, count in counts.items()
     ).cast(pl.Schema(HISTOGRAM_SCHEMA))
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from universal_neurons.categories import ROLES_BY_WEIGHTS
 from universal_neurons.config import RoleSettings
 from universal_neurons.families import TIE
-from universal_neurons.labels import Label, token_test_masks, unigram_masks
+from universal_neurons.labels import Label, token_test_masks
 from universal_neurons.neurons import PANEL_ELEMENTS
 from universal_neurons.vocabulary import Vocabulary
 from universal_neurons.weights import ProcessedWeights
@@ -27,6 +27,7 @@ FEWEST = 2  # tokens of a class
 PAPER_WIDTH = 1024  # of GPT2-medium
 TOP = 10  # tokens that a neuron raises most, and lowers most
 BINS = 60
+PER_ROLE = 10  # examples of a role
 EFFECTS_SCHEMA: dict[str, Any] = {
     "model": pl.String, "layer": pl.Int32, "neuron": pl.Int32, "role": pl.String, "class": pl.String,
     "class_group": pl.String, "class_sign": pl.Int8, "class_variance_reduction": pl.Float64,
@@ -45,16 +46,13 @@ def class_labels(
     vocabulary: Vocabulary,
     embedding: Float[Tensor, "tokens width"] | None = None,
     *,
-    counts: Int[np.ndarray, "vocabulary kinds"] | None = None,
     own: Mapping[str, np.ndarray] | None = None,
 ) -> list[tuple[Label, np.ndarray]]:
     """The labels that speak of tokens alone, as masks over the vocabulary: token tests and the user's own sets.
 
-    `embedding` adds `small_norm`, `counts` (`Vocabulary.counts`) the unigrams; `own` is `OwnLabels.tokens`.
+    `embedding` adds `small_norm`; `own` is `OwnLabels.tokens`.
     """
     masks = token_test_masks(vocabulary, None if embedding is None else embedding[: len(vocabulary)])
-    if counts is not None:
-        masks += unigram_masks(vocabulary, counts)
     return masks + [(Label(name, "own"), mask) for name, mask in (own or {}).items()]
 
 
@@ -174,12 +172,12 @@ def with_nearest(effects: pl.DataFrame, stats: pl.DataFrame, fewest: int = 1) ->
     return effects.with_columns(**added, is_universal=universal)
 
 
-def role_examples(effects: pl.DataFrame, per_role: int = 10) -> pl.DataFrame:
-    """Of each role's neurons (of `with_nearest`) the ones to show: universal ones first, by variance reduction."""
+def role_examples(effects: pl.DataFrame) -> pl.DataFrame:
+    """Of each role's neurons (of `with_nearest`) the ten to show: universal ones first, by variance reduction."""
     ranked = effects.filter(pl.col("role").is_not_null() & pl.col("class").is_not_null()).sort(
         "nearest", ~pl.col("is_universal"), -pl.col("class_variance_reduction"), maintain_order=True
     )
-    return pl.concat([ranked.filter(pl.col("role") == role).head(per_role) for role in ROLES_BY_WEIGHTS])
+    return pl.concat([ranked.filter(pl.col("role") == role).head(PER_ROLE) for role in ROLES_BY_WEIGHTS])
 
 
 def effect_histograms(
