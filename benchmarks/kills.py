@@ -104,7 +104,7 @@ class Spy(Reporter):
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage, and say so."""
+        """Write the stage's name to the board, and time it."""
         self.say(name)
         with super().stage(name):
             yield
@@ -121,7 +121,7 @@ class Outcome:
 
 @dataclass
 class Tally:
-    """What came of all studies."""
+    """Kills by case and stage, and the studies whose files differ."""
 
     kills: Counter = field(default_factory=Counter)  # by (case, what it was doing)
     studies: Counter = field(default_factory=Counter)  # by case
@@ -241,7 +241,7 @@ def run(kills: int, seed: int, folder: Path) -> Tally:
 
 
 def section(tally: Tally, command: str, seconds: float) -> str:
-    """The results in Markdown."""
+    """The section of RESULTS.md."""
     doing = sorted({what for _, what in tally.kills}, key=ORDER.index)
     lines = [
         "## kills",

@@ -31,7 +31,7 @@ FORWARDS = 4  # of 176, timed
 
 
 def seconds_of(work: Callable[[], object], rounds: int) -> float:
-    """The fastest of some rounds."""
+    """Seconds of the fastest of `rounds` runs."""
     return min(timed(work)[0] for _ in range(rounds))
 
 
@@ -85,7 +85,7 @@ def bench(name: str, model: Model, tokens: un.TokenDataset, count: int, rounds: 
 
 
 def main() -> None:
-    """The section."""
+    """Print the section of RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)

@@ -111,7 +111,7 @@ def settings_of(models: Sequence[Model], search: str, **settings: Any) -> Settin
 
 
 def forwards(models: Sequence[Model], tokens: un.TokenDataset, batch_tokens: int) -> None:
-    """The forward passes alone."""
+    """Run every model over all rows and keep nothing."""
     rows = batch_tokens // CONTEXT
     for start in range(0, len(tokens), rows):
         ids = torch.from_numpy(tokens.ids(np.arange(start, min(start + rows, len(tokens)))))

@@ -30,7 +30,7 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def write_card(recipe: dict, sources: list[dict[str, Any]], measured: dict[str, Any]) -> str:
-    """The card as markdown."""
+    """The model card in Markdown, from the recipe and what was measured."""
     parts = [HEADER.format(title=recipe["title"], what=_models(recipe)), _training(recipe)]
     parts += [_text(sources), _losses(recipe, measured["losses"]), _universality(measured), _growth(measured["growth"])]
     return "\n".join(parts)

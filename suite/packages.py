@@ -50,7 +50,7 @@ class Package:
         return files[0].relative_to(self.files).as_posix() if files else None
 
     def sha256(self) -> str:
-        """Of the archive."""
+        """The SHA-256 of the archive, in hexadecimal digits."""
         with self.archive.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -53,13 +53,13 @@ def read_files(folder: Path, source: dict) -> Texts:
 
 
 def read_html(folder: Path, source: dict) -> Texts:
-    """The text of HTML pages."""
+    """The text of HTML pages, without navigation and markup."""
     for page in read_files(folder, source):
         yield web_pages.text_of(page, frozenset(source.get("without", ())))
 
 
 def read_man(folder: Path, source: dict) -> Texts:
-    """The text of manual pages."""
+    """The text of manual pages, without roff requests."""
     return map(manual_pages.text_of, read_files(folder, source))
 
 

@@ -98,13 +98,13 @@ class Training:
 
     @property
     def identity(self) -> dict:
-        """What a state belongs to."""
+        """Recipe and tokens whose state this is; another's is not taken up."""
         recipe = {"model": self.recipe["model"], "training": self.settings, "seeds": self.seeds}
         return recipe | {"tokens": self.tokens_sha256}
 
     @property
     def state_file(self) -> Path:
-        """Where the state is between runs."""
+        """The file that holds weights, moments and step between runs."""
         return self.out / f"state-{self.part}.safetensors"
 
     @property
@@ -379,7 +379,7 @@ def as_trained(recipe: dict, out: Path) -> dict:
 
 
 def main() -> None:
-    """The command line."""
+    """Read the command's arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in ("recipe", "tokens", "out"):
         parser.add_argument(name, type=Path)

@@ -118,7 +118,7 @@ def _families(dynamics: Dynamics) -> str:
 
 
 def dynamics_view(dynamics: Dynamics) -> Group:
-    """The dynamics as a rich table and sentences."""
+    """A table with a row per checkpoint, and a sentence each on emergence and families."""
     title = f"{dynamics.seeds[0]} in training: universal among {', '.join(dynamics.seeds[1:])}"
     wraps = ("median excess (p99)", "same match", "final match")
     table = TextTable(*(Column(heading, no_wrap=heading not in wraps) for heading in HEADINGS), title=title)
@@ -150,5 +150,5 @@ def course_view(dynamics: Dynamics, name: str) -> Group:
 
 
 def plain_dynamics(dynamics: Dynamics) -> str:
-    """The dynamics as plain text."""
+    """`dynamics_view` as plain text, 140 characters wide."""
     return plain(dynamics_view(dynamics), 140)

@@ -39,7 +39,7 @@ class CheckpointStudy:
     units: Mapping[str, Units]
 
     def of(self, seed: str) -> pl.DataFrame:
-        """The rows of one seed's neurons."""
+        """One seed's rows of `neurons`, in the order of the table."""
         return self.neurons.filter(pl.col("model") == seed)
 
 
@@ -55,7 +55,7 @@ class History:
 
 
 def history(studies: Sequence[CheckpointStudy], reference: str, others: Sequence[str]) -> History:
-    """The history that the studies tell."""
+    """Which of the reference's neurons were universal, and which their partners were, from the studies in order."""
     universal, partners = [], []
     for study in studies:
         neurons = study.of(reference).select("layer", "neuron", "is_universal")
@@ -98,7 +98,7 @@ class Kept:
 
     @classmethod
     def of(cls, earlier: Int[np.ndarray, "others neurons"], later: Int[np.ndarray, "others neurons"]) -> "Kept":
-        """From the partners of two checkpoints."""
+        """Compare the partners (others, neurons) of two checkpoints."""
         both = (earlier >= 0) & (later >= 0)
         return cls(both & (earlier == later), both)
 

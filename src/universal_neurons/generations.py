@@ -181,12 +181,12 @@ class Pace:
         self.start()
 
     def start(self) -> None:
-        """Count from now."""
+        """Count the interval from now."""
         self.last = time.perf_counter()
 
     @property
     def due(self) -> bool:
-        """Whether it is time."""
+        """Whether the interval has passed since the last snapshot."""
         return time.perf_counter() - self.last >= self.interval
 
     def written(self, took: float) -> None:

@@ -44,7 +44,7 @@ class Edit:
             raise ConfigError(f"intervention {self.kind}", given=self.value, wanted=wanted)
 
     def __call__(self, activation: Float[Tensor, "*positions neurons"]) -> Float[Tensor, "*positions neurons"]:
-        """The activations afterwards."""
+        """The activations after the edit, in the shape of those before."""
         if self.kind == "zero":
             return torch.zeros_like(activation)
         if self.kind == "relu":

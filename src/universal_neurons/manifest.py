@@ -42,7 +42,7 @@ class Facts(BaseModel):
 
 
 class ModelFacts(Facts):
-    """What is known of a model."""
+    """A model's name, SHA-256 of its weights, architecture, layers and neurons in each."""
 
     name: Name
     sha256: str
@@ -52,7 +52,7 @@ class ModelFacts(Facts):
 
 
 class TokenFacts(Facts):
-    """What is known of the text."""
+    """The text's fingerprint, its rows, tokens and held-out rows."""
 
     fingerprint: str
     rows: int
@@ -159,7 +159,7 @@ def is_ours(named: str) -> bool:
 
 
 def file_of(table: str) -> str:
-    """The name of a table's file."""
+    """The name of a table's file: parquet, or safetensors for the histograms."""
     return f"{table}.safetensors" if table == HISTOGRAMS else f"{table}.parquet"
 
 

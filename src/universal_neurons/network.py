@@ -95,7 +95,7 @@ class Model:
 
     @property
     def n_layers(self) -> int:
-        """Its layers."""
+        """The number of its blocks."""
         return self.units.layers
 
     @property
@@ -105,7 +105,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """The device that holds its weights."""
         return self.hf.device
 
     @property
@@ -115,7 +115,7 @@ class Model:
 
     @property
     def embedding(self) -> Float[Tensor, "vocabulary width"]:
-        """The token embedding."""
+        """The input embedding, a row per token id."""
         return self.hf.get_input_embeddings().weight.detach()
 
     def part(self, layer: int, role: str) -> nn.Module:
@@ -191,7 +191,7 @@ class Model:
             return self.hf(input_ids=ids.to(self.device), return_dict=True).logits
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest keeps of a model."""
+        """Name, architecture, sizes and digest, as study.json holds them."""
         return {
             "name": self.name,
             "architecture": self.architecture.name,

@@ -83,7 +83,7 @@ class Results:
         return self._tables[name]
 
     def has(self, name: str) -> bool:
-        """Whether there is this table."""
+        """Whether the manifest lists this table."""
         return name != HISTOGRAMS and name in self.manifest["tables"]
 
     def verified(self, name: str) -> BufferedReader:

@@ -35,7 +35,7 @@ def stage(
 
 
 def mark(old: dict[str, Any], new: dict[str, Any], replaced: Iterable[str]) -> dict[str, Any]:
-    """The manifest of step 2."""
+    """The manifest of step 2: not complete, with the tables that step 3 moves and step 4 removes."""
     removed = [name for name in old["tables"] if name not in new["tables"]]
     return new | {"complete": False, REWRITING: {"replaced": list(replaced), "removed": removed}}
 

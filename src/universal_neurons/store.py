@@ -51,7 +51,7 @@ class Store(Results):
 
     @property
     def settings(self) -> Settings:
-        """The same of a study of text, with everything decided."""
+        """The configuration of a study of text with every setting decided, as its passes took them."""
         return Settings(**self.manifest["config"])
 
     @property
@@ -73,12 +73,12 @@ class Store(Results):
 
     @property
     def matches(self) -> pl.DataFrame:
-        """A row per asker, other model and rank."""
+        """A row per living neuron that was asked about, other model and rank; rank −1 is the most negative match."""
         return self.table("matches")
 
     @property
     def layers(self) -> pl.DataFrame:
-        """The layer profile."""
+        """A row per asker, layer, other model and its layer: the share of best matches that lie there."""
         return self.table("layers")
 
     @property
@@ -93,7 +93,7 @@ class Store(Results):
 
     @property
     def labels(self) -> pl.DataFrame:
-        """The best labels of every neuron."""
+        """A row per neuron and rank: the labels that explain most of its activation."""
         return self.table("labels")
 
     @property
@@ -250,7 +250,7 @@ class StoreWriter:
         return self.path / WORK
 
     def prepare(self) -> Path:
-        """The scratch folder."""
+        """Make the scratch folder where it is missing, and return it."""
         with disk_errors(self.path):
             return own_folder(self.work)
 
@@ -299,7 +299,7 @@ class StoreWriter:
         return earlier
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Replace the manifest."""
+        """Replace the manifest by another, whole or not at all."""
         with disk_errors(self.path):
             write_atomically(self.manifest, (json.dumps(manifest, indent=2) + "\n").encode())
 

@@ -22,7 +22,7 @@ MODEL_FACTS = ("neurons", "dead", "tokens counted")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a study found about one asker's neurons."""
+    """One asker's neurons in numbers; correlations are means over the other models."""
 
     asker: str
     others: tuple[str, ...]
@@ -47,12 +47,12 @@ class Facts:
 
     @property
     def share(self) -> float:
-        """Universal share of all neurons."""
+        """The share of the asker's neurons that are universal, from 0 to 1."""
         return self.universal / self.neurons
 
 
 def facts(store: Store, asker: str) -> Facts:
-    """The facts about one asker."""
+    """Counts and quantiles of one asker's neurons, from the tables."""
     table = store.neurons.filter(pl.col("model") == asker)
     alive = table.filter(pl.col("excess_corr").is_finite())
     universal = alive.filter("is_universal")
@@ -145,7 +145,7 @@ def label_of(row: dict[str, Any]) -> str:
 
 
 def finite(value: float | None) -> bool:
-    """Whether there is a number."""
+    """Whether a value is a number, neither None nor NaN nor infinite."""
     return value is not None and math.isfinite(value)
 
 
@@ -158,7 +158,7 @@ def short(value: float | None) -> str:
 
 
 def fact_lines(asker_facts: Facts) -> list[tuple[str, str]]:
-    """The facts as label and value."""
+    """The lines that `show` and the report print of an asker: what each says, and its value as text."""
     per_layer = " ".join(map(str, asker_facts.universal_per_layer))
     gap = f"{asker_facts.gap_all:.3f}" + (
         "" if asker_facts.gap_universal is None else f"; universal {asker_facts.gap_universal:.3f}"
@@ -213,7 +213,7 @@ def published_rows(store: Store) -> list[tuple[str, str, str]]:
 
 
 def study_view(store: Store) -> Group:
-    """A study as rich tables."""
+    """The tables that `uneurons show STORE` prints."""
     parts: list[Any] = []
     if not store.askers:
         parts.append(models_view(store))
@@ -236,7 +236,7 @@ def study_view(store: Store) -> Group:
 
 
 def models_view(store: Store) -> Table:
-    """What was looked at where universality was not asked about."""
+    """Neurons, dead ones and counted tokens of every model, where universality was not asked about."""
     table = TextTable("model", *MODEL_FACTS, title="Neurons")
     for row in models_rows(store):
         table.row(*row)
@@ -307,5 +307,5 @@ def neurons_view(store: Store, asker: str) -> Table:
 
 
 def plain_summary(store: Store) -> str:
-    """The study's facts as plain text."""
+    """`study_view` as plain text."""
     return plain(study_view(store), 110)

@@ -91,7 +91,7 @@ class Opened:
         self.close()
 
     def close(self) -> None:
-        """Done with the file."""
+        """Close the file; what is still to be read of it is lost."""
         self.file.close()
 
     def _decompressed(self, raw: io.BufferedReader) -> tuple[bytes, io.RawIOBase, Compression | None]:
@@ -130,7 +130,7 @@ class Opened:
     def refused(
         self, why: str, *, given: object = None, wanted: str = "UTF-8 text", fix: str | None = None
     ) -> TextError:
-        """An error about this file."""
+        """A `TextError` that begins with the file's path; the caller raises it."""
         return TextError(f"{self.path}: {why}", given=given, wanted=wanted, fix=fix)
 
     def reading(self) -> "_Reading":
@@ -138,7 +138,7 @@ class Opened:
         return _Reading(self)
 
     def characters(self) -> "Characters":
-        """The file as text.  Raises `TextError` for what is none."""
+        """The file decoded, by its mark or as UTF-8.  Raises `TextError` for a file that is not text."""
         for magic, what, fix in REFUSED:
             if self.head.startswith(magic):
                 raise self.refused(f"{what}, not text", fix=None if fix is None else fix.format(name=self.quoted))
@@ -155,7 +155,7 @@ class Opened:
         return Characters(self, encoding)
 
     def not_decoded(self, error: UnicodeDecodeError, encoding: str) -> TextError:
-        """Bytes that are not of the encoding."""
+        """The `TextError` for bytes that are not of the encoding, with the command that reads them as Latin-1."""
         wanted = encoding.removesuffix("-sig").upper()
         return self.refused(
             f"not {wanted}",

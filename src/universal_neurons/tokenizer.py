@@ -124,7 +124,7 @@ def _try_out(tokenizer: Any) -> None:
 
 
 def vocabulary_ids(tokenizer: Any) -> dict[str, int]:
-    """The id of every token."""
+    """The id of every token.  Raises `TokenizerError` where there are none, or ids that are no numbers."""
     with _named_errors("its tokenizer has no vocabulary"):
         vocabulary = {str(token): number for token, number in tokenizer.get_vocab().items()}
     odd = next((token for token, number in vocabulary.items() if not _is_id(number)), None)

@@ -41,7 +41,7 @@ class Checkpoint:
     models: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest keeps of it."""
+        """Name, step and models, as dynamics.json holds them."""
         return {"name": self.name, "step": self.step, "models": list(self.models)}
 
 

@@ -31,7 +31,7 @@ class Units:
 
     @classmethod
     def equal(cls, layers: int, width: int) -> "Units":
-        """Of so many layers of one width."""
+        """`layers` layers of `width` units each."""
         return cls((width,) * layers)
 
     @cached_property
@@ -44,7 +44,7 @@ class Units:
 
     @property
     def layers(self) -> int:
-        """How many layers there are."""
+        """The number of layers."""
         return len(self.widths)
 
     @property
@@ -54,7 +54,7 @@ class Units:
         return self.widths[0]
 
     def has(self, layer: int, unit: int) -> bool:
-        """Whether there is this unit."""
+        """Whether the layer exists and has a unit of this number."""
         return 0 <= layer < self.layers and 0 <= unit < self.widths[layer]
 
     def columns(self, layer: int) -> slice:

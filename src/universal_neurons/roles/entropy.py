@@ -155,7 +155,7 @@ class EntropyTrial:
 
     @property
     def first(self) -> int:
-        """The earliest layer with a neuron to try."""
+        """The earliest layer with a neuron to try; 0 where there is none."""
         return self.model.units.layer_of(min(self.kinds, default=0))
 
     def _edits(self, kind: str) -> list[Edit]:
@@ -165,7 +165,7 @@ class EntropyTrial:
         return fixed if kind == "control" else [*fixed, *others]
 
     def add(self, trial: Trial) -> None:
-        """Try everything on a batch of rows."""
+        """Sweep every neuron over its edits and mean-ablate it, on a batch of rows."""
         self.tokens += len(trial.kept)
         self._sum((None, "none", None), trial.clean.metrics)
         for layer, numbers in self.model.units.by_layer(self.kinds).items():

@@ -59,11 +59,11 @@ class LossChanges:
 
     @property
     def first(self) -> int:
-        """The earliest layer with such a neuron."""
+        """The earliest layer with a neuron to ablate; the last layer where there is none."""
         return self.model.units.layer_of(min(self.numbers, default=self.model.n_neurons - 1))
 
     def add(self, trial: Trial) -> None:
-        """Ablate them on a batch of rows."""
+        """Ablate each neuron alone on a batch of rows."""
         units = self.model.units
         for layer, numbers in units.by_layer(self.numbers).items():
             metrics = trial.try_out(layer, units.within_layers(numbers), [Edit("mean", self.means[numbers])])
@@ -71,7 +71,7 @@ class LossChanges:
                 self.parts[number].append((loss - trial.clean.metrics.loss).cpu())
 
     def of(self, number: int) -> Float[np.ndarray, " tokens"]:
-        """The changes at all tokens."""
+        """The change of the loss, in nats, that a neuron's ablation makes at every token, in the order of the text."""
         return torch.cat(self.parts[number]).double().numpy()
 
 

@@ -90,7 +90,7 @@ class Together:
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, trial: Trial) -> None:
-        """Keep those of a batch of rows."""
+        """Keep a batch's activations, next tokens and rows."""
         places = [self.units.place_of(number) for number in self.numbers]
         columns = [trial.activations[layer][trial.kept, neuron] for layer, neuron in places]
         self.parts.append((torch.stack(columns, 1).cpu(), trial.clean.targets.cpu(), trial.row_of))
@@ -135,7 +135,7 @@ class OneModel:
         self.effects: dict[int, np.ndarray] = {}
 
     def run(self, reporter: Reporter, batch_tokens: int) -> dict[str, pl.DataFrame]:
-        """Everything; returns the tables."""
+        """Try the model's neurons out; returns the tables that have rows, by name."""
         model = self.model
         weights = processed_weights(model)
         self.null_fraction = null_fraction(weights, model.architecture.norm == "layer").cpu().numpy()

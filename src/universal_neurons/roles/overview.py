@@ -70,7 +70,7 @@ def signed(value: float | None, digits: int) -> str:
 
 
 def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: list[str] | None) -> list[str]:
-    """What a study found one neuron to do."""
+    """One neuron's logit effects, ablation and attention, a line each; none where the tables lack it."""
     here = (pl.col("model") == model) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
     lines = []
     for row in store.table("effects").filter(here).iter_rows(named=True):
