@@ -118,7 +118,7 @@ def run_dynamics(config: DynamicsConfig, *, progress: bool = True, reporter: Rep
     for source in chain.from_iterable(sources):
         require_weights(source)
     tokenizer = _tokenizer_of(config, training)
-    settled = DynamicsConfig(**decide(config.study(), len(training.seeds)).model_dump() | _own(config))
+    settled = DynamicsConfig(**decide(config.study(), len(training.seeds)).model_dump() | _dynamics_settings(config))
     out = config.out or _default_out(config, training)
     with StoreWriter(out, DYNAMICS_FILE) as writer:
         writer.claim({"config": settled.stored()})
@@ -151,7 +151,7 @@ def run_dynamics(config: DynamicsConfig, *, progress: bool = True, reporter: Rep
         return Dynamics(writer.path)
 
 
-def _own(config: DynamicsConfig) -> dict[str, Any]:
+def _dynamics_settings(config: DynamicsConfig) -> dict[str, Any]:
     """The settings that a study has not."""
     names = ("models", *(DynamicsConfig.model_fields.keys() - StudyConfig.model_fields.keys()))
     return {name: getattr(config, name) for name in names}

@@ -57,14 +57,14 @@ class UniversalNeuronsError(Exception):
         return self._parts["fix"]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (type(self), self.what, self._parts | {"causes": self._causes})
+        return _rebuilt, (type(self), self.what, self._parts | {"causes": self._causes})
 
 
 def _line(text: object, longest: int) -> str:
     return shortened(legible(shortened(str(text), longest)), longest)
 
 
-def _again(kind: type[UniversalNeuronsError], what: str, parts: dict[str, Any]) -> UniversalNeuronsError:
+def _rebuilt(kind: type[UniversalNeuronsError], what: str, parts: dict[str, Any]) -> UniversalNeuronsError:
     """An error as it was in another process."""
     return kind(what, **parts)
 

@@ -61,7 +61,7 @@ def flat_numbers(model: Model, neurons: Sequence[int] | Sequence[str] | Tensor) 
     units = model.units
     listed = neurons.tolist() if isinstance(neurons, Tensor) else neurons
     for neuron in listed:
-        place = _named(neuron) if isinstance(neuron, str) else None
+        place = _place_of_name(neuron) if isinstance(neuron, str) else None
         if not (units.has(*place) if place else 0 <= int(neuron) < len(units)):
             wanted = f"layer < {model.n_layers} and neuron < {model.d_mlp}"
             raise ConfigError(f"{model.name} has no such neuron", given=neuron, wanted=wanted)
@@ -71,7 +71,7 @@ def flat_numbers(model: Model, neurons: Sequence[int] | Sequence[str] | Tensor) 
     return numbers
 
 
-def _named(name: str) -> tuple[int, int]:
+def _place_of_name(name: str) -> tuple[int, int]:
     """Layer and neuron of `L3.17`."""
     parsed = parse_unit(name)
     if parsed is None or parsed[0] is not None:

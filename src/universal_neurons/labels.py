@@ -82,7 +82,9 @@ class LabelSet:
     def column_labels(self) -> list[Label]:
         """Labels of the columns, those of the previous token after all others."""
         labels = [label for column in self.columns for label in column.labels]
-        return labels + _before([label for column in self.columns if column.with_previous for label in column.labels])
+        return labels + _of_previous_token(
+            [label for column in self.columns if column.with_previous for label in column.labels]
+        )
 
     @property
     def all(self) -> list[Label]:
@@ -131,7 +133,7 @@ def build_labels(
         word_of=word_of,
         word_labels=[label for label, _ in word_masks],
         word_table=_table(word_masks, len(seen)),
-        previous_labels=_before([label for label, _ in token_masks]),
+        previous_labels=_of_previous_token([label for label, _ in token_masks]),
         previous_table=_table(token_masks, len(vocabulary)),
         position_labels=[label for label, _ in positions],
         position_table=_table(positions, tokens.context)[:, :-1],
@@ -140,7 +142,7 @@ def build_labels(
     )
 
 
-def _before(labels: Sequence[Label]) -> list[Label]:
+def _of_previous_token(labels: Sequence[Label]) -> list[Label]:
     """The same labels of the previous token."""
     return [Label(label.name, label.group, True) for label in labels]
 

@@ -150,7 +150,7 @@ class Opened:
             half = "LE" if self.head[1:2] == b"\0" else "BE"
             raise self.refused(
                 "holds NUL bytes: a binary file, or UTF-16 without its mark",
-                fix=f"of UTF-16: {self._piped()}iconv -f UTF-16{half} -t UTF-8{self._named()} > corpus.txt",
+                fix=f"of UTF-16: {self._piped()}iconv -f UTF-16{half} -t UTF-8{self._file_argument()} > corpus.txt",
             )
         return Characters(self, encoding)
 
@@ -161,13 +161,13 @@ class Opened:
             f"not {wanted}",
             given=f"byte {error.object[error.start]:#04x}, {error.reason}",
             wanted=f"{wanted} text",
-            fix=f"{self._piped()}iconv -f latin1 -t utf-8{self._named()} > corpus.txt",
+            fix=f"{self._piped()}iconv -f latin1 -t utf-8{self._file_argument()} > corpus.txt",
         )
 
     def _piped(self) -> str:
         return "" if self.compression is None else f"{self.compression.command} {self.quoted} | "
 
-    def _named(self) -> str:
+    def _file_argument(self) -> str:
         return f" {self.quoted}" if self.compression is None else ""
 
 

@@ -78,7 +78,7 @@ def neuron_names(neurons: pl.DataFrame) -> list[str]:
 def families_figures(details: pl.DataFrame, neurons: pl.DataFrame, strings: Sequence[str]) -> dict[str, Figure]:
     """All figures of families that have a neuron to show, by name."""
     kept = Details(details, neurons, strings)
-    drawn = {"teaser": _teaser(kept), "more-families": _more(kept)}
+    drawn = {"teaser": _teaser(kept), "more-families": _duplicates_and_heat(kept)}
     for family, title in NAMES.items():
         shown, why = kept.of_family(family)
         if not shown.is_empty():
@@ -112,7 +112,7 @@ def _teaser(kept: Details) -> Figure:
         ):
             shown, why = kept.of_family(family)
             if shown.is_empty():
-                _nothing(axes, f"no {family.replace('_', '-')} neuron")
+                _empty(axes, f"no {family.replace('_', '-')} neuron")
             elif family == "position":
                 _by_position(axes, kept, shown.row(0, named=True))
             else:
@@ -121,7 +121,7 @@ def _teaser(kept: Details) -> Figure:
     return figure
 
 
-def _more(kept: Details) -> Figure:
+def _duplicates_and_heat(kept: Details) -> Figure:
     """Fig 4: duplicates of one unigram, a syntax neuron, and the tokens on which context neurons are most active."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(13, 3.6), layout="constrained")
@@ -136,14 +136,14 @@ def _more(kept: Details) -> Figure:
             a.hist(values[holds], bins, density=True, histtype="step", color=colour, label=title)
             a.hist(values[~holds], bins, density=True, histtype="step", color=colour, linestyle=":", alpha=0.7)
         if twins.is_empty():
-            _nothing(a, "no unigram neuron")
+            _empty(a, "no unigram neuron")
         else:
             log_counts(a)
             a.set(xlabel="activation", ylabel="density", title="(a) one unigram (dotted: other tokens)")
             a.legend(fontsize=7)
         syntax, why = kept.of_family("syntax")
         if syntax.is_empty():
-            _nothing(b, "no syntax neuron")
+            _empty(b, "no syntax neuron")
         else:
             _densities(b, kept, syntax.row(0, named=True), "syntax")
             b.set_title(f"(b) {b.get_title()}\n{why}", fontsize=8)
@@ -158,7 +158,7 @@ def _heat_map(axes: Axes, kept: Details) -> None:
     means = kept.details.group_by("token").agg(pl.len().alias("count"), *(pl.col(name).mean() for name in names))
     means = means.filter(pl.col("count") >= FEWEST).sort("token")
     if not names or means.is_empty():
-        _nothing(axes, "no context neuron")
+        _empty(axes, "no context neuron")
         return
     tops = [means.sort(name, descending=True)["token"].head(HEAT_TOKENS).to_list() for name in names]
     tokens = list(dict.fromkeys(chain.from_iterable(tops)))
@@ -228,6 +228,6 @@ def _by_position(axes: Axes, kept: Details, row: Mapping[str, Any], *, pre: bool
     axes.set(xlabel="position", ylabel=what, title=f"{name} (MI {row['position_mi']:.2f})")
 
 
-def _nothing(axes: Axes, text: str) -> None:
+def _empty(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, f"{text}\nin this study", ha="center", va="center", transform=axes.transAxes, color="#5d6d78")
     axes.set_axis_off()

@@ -54,7 +54,7 @@ def effects_examples(histograms: pl.DataFrame, title: str, per_role: int = 1) ->
             axes.set_axis_off()
         for axes in grid[:, 0]:
             axes.set_ylabel("density")
-        figure.suptitle(title + _lacking(histograms), fontsize=10)
+        figure.suptitle(title + _without_neurons(histograms), fontsize=10)
     return figure
 
 
@@ -182,7 +182,7 @@ def _class(row: Mapping[str, Any]) -> str:
     return f"{SIGNS[row['class_sign']]} {_short(row['class'])}".strip()
 
 
-def _lacking(histograms: pl.DataFrame) -> str:
+def _without_neurons(histograms: pl.DataFrame) -> str:
     """Roles that no neuron has."""
     roles = histograms.filter(~pl.col("nearest").fill_null(False))["role"].to_list()
     missing = [role for role in ROLES_BY_WEIGHTS if role not in roles]

@@ -76,7 +76,7 @@ def _study_roles(
     config = config.model_copy(update={"roles": roles or config.roles, "stages": stages})
     if tokens is None and config.data == IN_MEMORY:
         raise ConfigError(f"{study.path}: its text was in memory", wanted="the same `tokens` again")
-    loaded = list(models) if models is not None else load_models(_where_it_is(config))
+    loaded = list(models) if models is not None else load_models(_on_this_machine(config))
     if [_weights(model.describe()) for model in loaded] != [_weights(model) for model in study.manifest["models"]]:
         raise StoreConflictError(
             f"{study.path}: its models have changed",
@@ -107,7 +107,7 @@ def _study_roles(
     return writer.replace(neurons_last, manifest)
 
 
-def _where_it_is(config: StudyConfig) -> StudyConfig:
+def _on_this_machine(config: StudyConfig) -> StudyConfig:
     """The configuration on this machine: a study made on a GPU that is not here goes on the CPU."""
     available = not config.device.startswith("cuda") or torch.cuda.is_available()
     return config if available else config.model_copy(update={"device": "cpu", "dtype": "float32"})

@@ -104,7 +104,7 @@ def functional_table(
         asker_roles = roles[asker.name][flat]
         row |= {"roles": list(asker_roles), "match_roles": list(roles[name][match])}
         for kind, number in compared.items():
-            row[f"same_roles{kind}"] = None if number is None else _same(asker_roles, roles[name][number])
+            row[f"same_roles{kind}"] = None if number is None else _same_roles(asker_roles, roles[name][number])
         rows.append(row)
     kinds: dict[str, Any] = dict.fromkeys(("layer", "neuron", "match_layer", "match_neuron"), pl.Int32)
     kinds |= dict.fromkeys(("roles", "match_roles"), pl.List(pl.String))
@@ -112,7 +112,7 @@ def functional_table(
     return pl.DataFrame(rows, schema_overrides=kinds, infer_schema_length=None)
 
 
-def _same(one: Iterable[str], other: Iterable[str]) -> bool | None:
+def _same_roles(one: Iterable[str], other: Iterable[str]) -> bool | None:
     """Whether two neurons have the same role by their weights, which say of every neuron what it does (the other roles
     are tried out on candidates alone); None where neither has one."""
     roles, other_roles = set(one) & set(ROLES_BY_WEIGHTS), set(other) & set(ROLES_BY_WEIGHTS)
@@ -176,13 +176,13 @@ class Costs:
         residual = seen[0].reshape(-1, self.model.d_model)[trial.kept]
         return trial.readout.of_residual(residual[None], trial.clean)
 
-    def table(self, what: str) -> pl.DataFrame:
-        """A row per set: the chosen ones (`what`), and each draw of random ones; means with 95 % intervals."""
+    def table(self, chosen_as: str) -> pl.DataFrame:
+        """A row per set, the chosen ones as `chosen_as` and each draw of random ones; means with 95 % intervals."""
         rows = []
         row_of = torch.cat(self.rows).numpy()
         for draw, (numbers, losses, divergences) in enumerate(zip(self.sets, self.losses, self.divergences)):
             loss, divergence = torch.cat(losses).double().numpy(), torch.cat(divergences).double().numpy()
-            row = {"model": self.model.name, "set": what if not draw else "random", "draw": draw}
+            row = {"model": self.model.name, "set": chosen_as if not draw else "random", "draw": draw}
             row |= {"neurons": len(numbers), "tokens": len(loss)}
             for name, values in (("loss_change", loss), ("divergence", divergence)):
                 mean, reach = float(values.mean()), _reach(values, row_of)

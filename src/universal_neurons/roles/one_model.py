@@ -56,12 +56,12 @@ class Sample:
     rows: np.ndarray
     vocabulary: Vocabulary
     embedding: Float[Tensor, "tokens width"] | None = None
-    own: Mapping[str, np.ndarray] = field(default_factory=dict)
+    token_sets: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def labels(self) -> ClassLabels:
         """The labels that speak of tokens alone."""
-        return class_labels(self.vocabulary, self.embedding, own=self.own)
+        return class_labels(self.vocabulary, self.embedding, own=self.token_sets)
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -104,31 +104,31 @@ class Together:
 class OneModel:
     """One model's roles; `run` gives its tables, `roles` and `null_fraction` speak of every neuron.
 
-    `own` are its rows of the neuron table.  `concerned` are neurons whose ablation functional universality asks about:
-    `changes` and `effects` (logit effects) are theirs.  Of the reference `chosen` are its universal neurons, ablated
-    together.
+    `neurons` are its rows of the neuron table.  `concerned` are neurons whose ablation functional universality asks
+    about: `changes` and `effects` (logit effects) are theirs.  Of the reference `chosen` are its universal neurons,
+    ablated together; the tables call them `chosen_as`.
     """
 
     def __init__(
         self,
         model: Model,
-        own: pl.DataFrame,
+        neurons: pl.DataFrame,
         sample: Sample,
         settings: RoleSettings,
         *,
         seed: int,
         concerned: Sequence[int] = (),
         chosen: Sequence[int] | None = None,
-        what: str = "",
+        chosen_as: str = "",
     ) -> None:
         self.model = model
-        self.own = own
+        self.neurons = neurons
         self.sample = sample
         self.settings = settings
         self.seed = seed
         self.concerned = concerned
         self.chosen = chosen
-        self.what = what
+        self.chosen_as = chosen_as
         self.tables: dict[str, pl.DataFrame] = {}
         self.null_fraction = np.full(model.n_neurons, np.nan)
         self.roles: list[list[str]] = [[] for _ in range(model.n_neurons)]
@@ -142,22 +142,22 @@ class OneModel:
         flat = weights.w_out.flatten(0, 1)
         self.effects = {n: (weights.w_u @ flat[n]).float().cpu().numpy() for n in self.concerned}
         labels = self.sample.labels
-        effects = effects_table(model.name, weights, self.own, self.sample.vocabulary, labels, self.settings)
+        effects = effects_table(model.name, weights, self.neurons, self.sample.vocabulary, labels, self.settings)
         self.tables["effects"] = effects
         means = self._means(batch_tokens)
         direction, log_frequency = self._frequency(weights)
         kinds = self._candidates(weights, direction)
         trial = EntropyTrial(model, kinds, means, self.settings, direction, log_frequency)
         self.changes = LossChanges(model, self.concerned, means)
-        nearest = with_nearest(effects, self.own, NEAREST)
+        nearest = with_nearest(effects, self.neurons, NEAREST)
         numbers, ensembles = ensembles_of(same_class(nearest), weights, self.sample.vocabulary, labels)
         together = Together(model, numbers.tolist()) if ensembles else None
-        costs = Costs(model, self.chosen, means, self.own["dead"].to_numpy(), self.seed) if self.chosen else None
+        costs = Costs(model, self.chosen, means, self.neurons["dead"].to_numpy(), self.seed) if self.chosen else None
         self._read([trial, self.changes, together, costs], reporter)
         self.tables["interventions"] = trial.interventions()
-        self.tables["ablations"] = trial.ablations(self.own, weights, self.null_fraction)
+        self.tables["ablations"] = trial.ablations(self.neurons, weights, self.null_fraction)
         if costs is not None:
-            self.tables["costs"] = costs.table(self.what)
+            self.tables["costs"] = costs.table(self.chosen_as)
         shown = self._shown(nearest)
         self.tables["effect_histograms"] = effect_histograms(shown, weights, self.sample.vocabulary, labels)
         if together is not None and together.parts:
@@ -179,11 +179,11 @@ class OneModel:
 
     def _candidates(self, weights: ProcessedWeights, direction: Tensor) -> dict[int, str]:
         """The neurons whose interventions are tried out, and as what."""
-        kinds = dict.fromkeys(entropy_candidates(self.own, self.settings), "entropy")
-        dead = self.own["dead"].to_numpy()
+        kinds = dict.fromkeys(entropy_candidates(self.neurons, self.settings), "entropy")
+        dead = self.neurons["dead"].to_numpy()
         for number in frequency_candidates(self.model, weights, direction, FREQUENCY_CANDIDATES, dead):
             kinds.setdefault(number, "frequency")
-        return kinds | dict.fromkeys(controls(self.own, self.settings, self.seed, list(kinds)), "control")
+        return kinds | dict.fromkeys(controls(self.neurons, self.settings, self.seed, list(kinds)), "control")
 
     def _frequency(self, weights: ProcessedWeights) -> tuple[Tensor, Tensor]:
         counts = self.sample.counts

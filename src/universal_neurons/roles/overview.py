@@ -18,7 +18,7 @@ def role_rows(store: Store) -> list[tuple[str, list[int], str]]:
         holders = neurons.filter(pl.col("roles").list.contains(role))
         counts = [len(holders.filter(pl.col("model") == name)) for name in store.models]
         best = _best(store, store.models[0], role)
-        text = "" if best is None else _said(best, role)
+        text = "" if best is None else _role_line(best, role)
         rows.append((role.replace("_", " "), counts, text if counts[0] or not text else f"none; nearest {text}"))
     return rows
 
@@ -47,7 +47,7 @@ def _best(store: Store, model: str, role: str) -> dict[str, Any] | None:
     return ranked.row(0, named=True) if len(ranked) else None
 
 
-def _said(row: dict[str, Any], role: str) -> str:
+def _role_line(row: dict[str, Any], role: str) -> str:
     name = unit_name(row["layer"], row["neuron"])
     if role in ("prediction", "suppression"):
         label = "" if row["class"] is None else f", {row['class']} {row['class_variance_reduction']:.2f}"
@@ -91,6 +91,6 @@ def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: lis
         for row in store.table("attention").filter(here).iter_rows(named=True):
             name = (row["role"] or "attention").replace("_", " ")
             lines.append(
-                f"{name}: {_said(row, 'attention')}, mean change of attention to BOS {signed(row['delta_bos'], 3)}"
+                f"{name}: {_role_line(row, 'attention')}, mean change of attention to BOS {signed(row['delta_bos'], 3)}"
             )
     return lines

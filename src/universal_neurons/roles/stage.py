@@ -24,7 +24,7 @@ class Roles:
     """The roles of a study's neurons.
 
     `neurons` and `matches` are the study's tables (no matches where universality was not asked about), `rows` the
-    held-out rows, `own` sets of tokens of the user's own.
+    held-out rows, `token_sets` the user's own sets of tokens.
     """
 
     def __init__(
@@ -36,25 +36,25 @@ class Roles:
         vocabulary: Vocabulary,
         neurons: pl.DataFrame,
         matches: pl.DataFrame | None,
-        own: Mapping[str, np.ndarray] | None = None,
+        token_sets: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.config = config
         self.models = list(models)
         self.neurons = neurons
         embedding = self.models[0].embedding
-        self.sample = Sample(tokens, sample_rows(config, tokens, rows), vocabulary, embedding, own or {})
-        self.chosen, self.what = self._chosen() if matches is not None else ([], "")
+        self.sample = Sample(tokens, sample_rows(config, tokens, rows), vocabulary, embedding, token_sets or {})
+        self.chosen, self.chosen_as = self._chosen() if matches is not None else ([], "")
         self.pairs: pl.DataFrame | None = None
         if matches is not None:
             tried = self.chosen[: config.roles.ablated]
             self.pairs = counterparts(matches, self.models[0].name, tried, {m.name: m.units for m in self.models})
 
-    def _of(self, model: Model) -> pl.DataFrame:
+    def _neurons_of(self, model: Model) -> pl.DataFrame:
         return self.neurons.filter(pl.col("model") == model.name).sort("layer", "neuron")
 
     def _chosen(self) -> tuple[list[int], str]:
         """The reference's universal neurons (flat, best first), or the top 1 % by excess where none is."""
-        chosen, universal = singled_out(self._of(self.models[0]).with_row_index("flat"))
+        chosen, universal = singled_out(self._neurons_of(self.models[0]).with_row_index("flat"))
         return chosen["flat"].to_list(), "universal" if universal else "top 1 % by excess"
 
     def run(self, reporter: Reporter) -> dict[str, pl.DataFrame]:
@@ -62,7 +62,7 @@ class Roles:
         parts: dict[str, list[pl.DataFrame]] = {}
         by_model = {}
         for model in self.models:
-            by_model[model.name] = one = self._one(model)
+            by_model[model.name] = one = self._one_model(model)
             if not has_roles(model):
                 why = "its norms follow the residual sum" if model.has_unembedding else "it has no unembedding"
                 reporter.note(f"{model.name}: no roles, {why}")
@@ -86,7 +86,7 @@ class Roles:
         tables["neurons"] = self._columns(by_model)
         return tables
 
-    def _one(self, model: Model) -> OneModel:
+    def _one_model(self, model: Model) -> OneModel:
         seed = self.config.seed
         first = model is self.models[0]
         exact = in_float32(model)
@@ -99,13 +99,13 @@ class Roles:
             concerned = {*matches, *(partner for partner in partners if partner is not None)}
         return OneModel(
             exact,
-            self._of(model),
+            self._neurons_of(model),
             self.sample,
             self.config.roles,
             seed=seed,
             concerned=sorted(concerned),
             chosen=self.chosen if first else None,
-            what=self.what,
+            chosen_as=self.chosen_as,
         )
 
     def _columns(self, by_model: Mapping[str, OneModel]) -> pl.DataFrame:
@@ -114,7 +114,7 @@ class Roles:
         for model in self.models:
             one = by_model[model.name]
             roles = pl.Series(one.roles, dtype=pl.List(pl.String))
-            frames.append(self._of(model).with_columns(null_fraction=pl.Series(one.null_fraction), roles=roles))
+            frames.append(self._neurons_of(model).with_columns(null_fraction=pl.Series(one.null_fraction), roles=roles))
         return pl.concat(frames)
 
 
