@@ -298,13 +298,13 @@ def settled(training: Training, seconds: float) -> float:
     if not math.isfinite(seconds):
         raise SystemExit("steps: fit needs a number of SECONDS")
     ends = begun + seconds - settings["margin"]
-    of = training.identity
+    identity = training.identity
     kept = json.loads(note.read_text()) if note.exists() else {}
-    if kept.get("of") == of:
+    if kept.get("of") == identity:
         settings["steps"] = kept["steps"]
     else:
         measured = training.settle(ends - begun, settings["measured"])
-        note.write_text(json.dumps(measured | {"of": of | {"training": of["training"] | {"steps": FIT}}}))
+        note.write_text(json.dumps(measured | {"of": identity | {"training": identity["training"] | {"steps": FIT}}}))
     print(f"{settings['steps']} steps", flush=True)
     return ends
 

@@ -124,10 +124,12 @@ def _folder_of(path: str, revision: str | None, pickles: bool) -> Path:
 
 def require_ordinary_files(folder: Path, named: str) -> None:
     """Refuse a model's folder in which something that would be read as a file is none: reading it may never end."""
-    odd = next((p for pattern in READABLE for p in sorted(folder.glob(pattern)) if not p.is_file()), None)
-    if odd is not None:
-        kind = "a folder" if odd.is_dir() else "no ordinary file" if odd.exists() else "a link to nothing"
-        raise CheckpointError(f"{named}: {odd.name} is no file", given=kind, wanted="a file", fix="mend or remove it")
+    no_file = next((p for pattern in READABLE for p in sorted(folder.glob(pattern)) if not p.is_file()), None)
+    if no_file is not None:
+        kind = "a folder" if no_file.is_dir() else "no ordinary file" if no_file.exists() else "a link to nothing"
+        raise CheckpointError(
+            f"{named}: {no_file.name} is no file", given=kind, wanted="a file", fix="mend or remove it"
+        )
 
 
 def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:

@@ -220,12 +220,12 @@ class Corpus:
             yield from self.columns.documents(record, data)
 
     def _split(self, names: list[str]) -> str:
-        asked = self.config.data_split
-        if asked is None and names:
-            return next((split for split in SPLITS if split in names), names[0])
-        if asked not in names:
-            raise TextError(f"{self.config.data}: no split {asked!r}", wanted="one of " + ", ".join(names))
-        return asked
+        split = self.config.data_split
+        if split is None and names:
+            return next((usual for usual in SPLITS if usual in names), names[0])
+        if split not in names:
+            raise TextError(f"{self.config.data}: no split {split!r}", wanted="one of " + ", ".join(names))
+        return split
 
 
 @contextlib.contextmanager

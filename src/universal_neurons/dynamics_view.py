@@ -132,11 +132,11 @@ def dynamics_view(dynamics: Dynamics) -> Group:
 def course_view(dynamics: Dynamics, name: str) -> Group:
     """One neuron at every checkpoint: `L3.17` of the reference, or `seed-2/L3.17`."""
     seed, layer, neuron = parse_neuron(name, dynamics.seeds)
-    here = (pl.col("model") == seed) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
-    rows = dynamics.neurons.filter(here).to_dicts()
+    this_neuron = (pl.col("model") == seed) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
+    rows = dynamics.neurons.filter(this_neuron).to_dicts()
     if not rows:
-        of = dynamics.neurons.filter(pl.col("model") == seed).select("layer", "neuron").max().row(0)
-        raise InputError(f"{name}: no such neuron", wanted=f"layer ≤ {of[0]} and neuron ≤ {of[1]} in {seed}")
+        highest = dynamics.neurons.filter(pl.col("model") == seed).select("layer", "neuron").max().row(0)
+        raise InputError(f"{name}: no such neuron", wanted=f"layer ≤ {highest[0]} and neuron ≤ {highest[1]} in {seed}")
     others = len(dynamics.seeds) - 1
     headings = ("step", "excess", "95 %", "same match", "final match", "self ρ", "fires on")
     table = TextTable(*headings, title=f"{unit_name(layer, neuron, seed)} in training")

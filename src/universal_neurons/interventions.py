@@ -113,12 +113,12 @@ def intervene(
             before = flat[:, edited_columns]
             after = layer_edit(before)
             if positions is not None:
-                where = positions.to(flat.device).reshape(-1)
+                edited_positions = positions.to(flat.device).reshape(-1)
                 context = args[0].shape[1] if args[0].dim() == 3 else positions.shape[-1]  # OPT's MLP reads no rows
                 rows = len(flat) // context if positions.dim() == 1 else 1
-                fits = positions.shape[-1] == context and len(where) * rows == len(flat)
+                fits = positions.shape[-1] == context and len(edited_positions) * rows == len(flat)
                 assert fits, "positions of other rows than the model reads"
-                after = torch.where(where.repeat(rows)[:, None], after, before)
+                after = torch.where(edited_positions.repeat(rows)[:, None], after, before)
             flat[:, edited_columns] = after
             return flat.view_as(args[0]), *args[1:]
 

@@ -319,7 +319,7 @@ class LabelSource:
         if not self.dense:
             return columns
         rows_of = zip(self.tables, (index["word"], index["previous"]))
-        parts = [table[where.to(self.device)].to(self.dtype) for table, where in rows_of]
+        parts = [table[numbers.to(self.device)].to(self.dtype) for table, numbers in rows_of]
         return torch.cat([*parts, columns], 1)
 
     def _codes(self, rows: np.ndarray, nothing: int) -> Int[np.ndarray, "positions columns"]:

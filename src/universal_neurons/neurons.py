@@ -69,8 +69,8 @@ def extreme_cosines(rows: Float[Tensor, "rows width"]) -> tuple[Float[Tensor, " 
         highest[start : start + height] = panel.nan_to_num(nan=-torch.inf).amax(1)
         lowest[start : start + height] = (-panel).nan_to_num(nan=-torch.inf).amax(1)
     alone = ~torch.isfinite(highest)
-    result = (highest.double().clamp(-1, 1), -lowest.double().clamp(-1, 1))
-    return result[0].masked_fill(alone, torch.nan), result[1].masked_fill(alone, torch.nan)
+    clamped = (highest.double().clamp(-1, 1), -lowest.double().clamp(-1, 1))
+    return clamped[0].masked_fill(alone, torch.nan), clamped[1].masked_fill(alone, torch.nan)
 
 
 def vocabulary_moments(

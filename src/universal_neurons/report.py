@@ -77,10 +77,10 @@ def study_figures(store: Store) -> dict[str, Figure]:
 
 def _property_figures(store: Store) -> dict[str, Figure]:
     """Figures 3, 9, 10, 14 of the models that were asked about (else of all)."""
-    asked = store.askers or store.models
-    tables = {name: store.neurons.filter(pl.col("model") == name) for name in asked}
+    names = store.askers or store.models
+    tables = {name: store.neurons.filter(pl.col("model") == name) for name in names}
     drawn: dict[str, Figure | None] = {"percentiles": figures.percentiles(tables)}
-    for name, place in file_names(asked).items():
+    for name, place in file_names(names).items():
         table = tables[name]
         drawn[f"sparsity-{place}"] = figures.sparsity_against_cosine(table, name)
         drawn[f"nearest-{place}"] = figures.nearest(table, name)
@@ -173,10 +173,10 @@ def study_names(stores: Sequence[Store]) -> list[str]:
 
 def summary_html(store: Store) -> str:
     """A study's facts as HTML, for notebooks."""
-    asked = [_asked(store, asker, {}) for asker in store.askers]
-    if not asked:
-        asked = [{"asker": row[0], "facts": list(zip(MODEL_FACTS, row[1:]))} for row in models_rows(store)]
-    return PAGES.get_template("summary.html").render(asked=asked)
+    models = [_asked(store, asker, {}) for asker in store.askers]
+    if not models:
+        models = [{"asker": row[0], "facts": list(zip(MODEL_FACTS, row[1:]))} for row in models_rows(store)]
+    return PAGES.get_template("summary.html").render(asked=models)
 
 
 def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:

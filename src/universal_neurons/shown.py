@@ -101,12 +101,12 @@ class Details(Accumulator):
             return
         block = batch.blocks[self.model.name]
         assert block.mean is not None
-        where = torch.from_numpy(self.shown.neurons).to(row.device)
-        of_pre = where[torch.from_numpy(self.shown.pre).to(row.device)]
+        neurons = torch.from_numpy(self.shown.neurons).to(row.device)
+        of_pre = neurons[torch.from_numpy(self.shown.pre).to(row.device)]
         self.parts.append(
             {name: batch.index[name][kept] for name in ("row", "position", "word", "previous")}
             | {
-                "values": block.values[kept][:, where].float() + block.mean[where].float(),
+                "values": block.values[kept][:, neurons].float() + block.mean[neurons].float(),
                 "pre": batch.blocks[self.model.name + PRE].values[kept][:, of_pre],
                 "holds": self._holds(batch, kept),
             }

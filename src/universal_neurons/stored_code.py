@@ -27,11 +27,11 @@ def require_named_again(stored: object, named: Sequence[str], source: str) -> No
         )
 
 
-def require_given_again(settings: Mapping[str, Any], given: Mapping[str, Any], source: str) -> None:
-    """Raise `ConfigError` where stored settings would run code, here or by way of a cluster, unless `given` anew."""
-    if "labels" not in given:
+def require_given_again(settings: Mapping[str, Any], named: Mapping[str, Any], source: str) -> None:
+    """Raise `ConfigError` where stored settings would run code, here or by way of a cluster, unless `named` anew."""
+    if "labels" not in named:
         require_named_again(settings.get("labels"), (), source)
-    if settings.get("cluster") is not None and "cluster" not in given:
+    if settings.get("cluster") is not None and "cluster" not in named:
         raise ConfigError(
             f"{source}: names a Ray cluster, whose answers can run code",
             given=settings["cluster"],

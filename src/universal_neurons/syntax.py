@@ -218,9 +218,9 @@ def _row_labels(pieces: Sequence[str], doc: Any) -> list[list[str]]:
     labels = [[""] * len(pieces) for _ in COLUMNS]
     if not len(inked):
         return labels
-    where, first = np.unique(token_of[inked], return_index=True)
+    tokens_with_ink, first = np.unique(token_of[inked], return_index=True)
     last = np.append(first[1:], len(inked)) - 1
-    for token, begin, end in zip(where.tolist(), inked[first].tolist(), inked[last].tolist()):
+    for token, begin, end in zip(tokens_with_ink.tolist(), inked[first].tolist(), inked[last].tolist()):
         word, other = int(word_of[begin]), int(word_of[end])
         if word != other:
             labels[0][token] = "pos_MULTI"

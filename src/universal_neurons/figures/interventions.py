@@ -94,9 +94,9 @@ def total_and_direct(ablations: pl.DataFrame) -> Figure | None:
             rows = finite.filter(pl.col("kind") == kind)
             axes.scatter(rows["total_effect"], rows["direct_effect"], s=14, color=colour, label=label)
             for row in rows.filter(pl.col("role") == "entropy").iter_rows(named=True):
-                where = (row["total_effect"], row["direct_effect"])
+                point = (row["total_effect"], row["direct_effect"])
                 name = unit_name(row["layer"], row["neuron"], lettering(row["model"]))
-                axes.annotate(name, where, xytext=(4, -8), textcoords="offset points", fontsize=6)
+                axes.annotate(name, point, xytext=(4, -8), textcoords="offset points", fontsize=6)
         low, high = (float(f(finite["total_effect"].to_numpy())) for f in (np.min, np.max))
         axes.plot([low, high], [low, high], color="black", linewidth=0.6, linestyle=":")
         axes.set(xscale="log", yscale="log", xlabel="total effect, mean |Δ loss|", ylabel="direct effect, norm frozen")

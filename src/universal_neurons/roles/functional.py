@@ -33,10 +33,12 @@ def counterparts(matches: pl.DataFrame, asker: str, chosen: Sequence[int], units
     """The best match of every chosen (flat) neuron in every other model: flat, model, match (flat), corr."""
     rows = matches.filter((pl.col("asker") == asker) & (pl.col("rank") == 1)).with_columns(
         flat=units[asker].number_column(),
-        match=pl.coalesce(pl.when(model=name).then(of.number_column("match_")) for name, of in units.items()),
+        match=pl.coalesce(
+            pl.when(model=name).then(units_of_model.number_column("match_")) for name, units_of_model in units.items()
+        ),
     )
-    wanted = pl.DataFrame({"flat": list(chosen)}, schema={"flat": pl.Int64})
-    return wanted.join(rows, on="flat").select("flat", "model", "match", "corr").sort("flat", "model")
+    asked_about = pl.DataFrame({"flat": list(chosen)}, schema={"flat": pl.Int64})
+    return asked_about.join(rows, on="flat").select("flat", "model", "match", "corr").sort("flat", "model")
 
 
 def random_partner(match: int, units: Units, seed: int, model: str) -> int | None:

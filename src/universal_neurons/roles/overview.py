@@ -71,9 +71,9 @@ def signed(value: float | None, digits: int) -> str:
 
 def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: list[str] | None) -> list[str]:
     """One neuron's logit effects, ablation and attention, a line each; none where the tables lack it."""
-    here = (pl.col("model") == model) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
+    this_neuron = (pl.col("model") == model) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
     lines = []
-    for row in store.table("effects").filter(here).iter_rows(named=True):
+    for row in store.table("effects").filter(this_neuron).iter_rows(named=True):
         if row["class"] is not None:
             sign = "raises" if row["class_sign"] > 0 else "lowers"
             lines.append(f"{sign} {row['class']} (explains {row['class_variance_reduction']:.2f} of its logit effects)")
@@ -82,13 +82,13 @@ def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: lis
                 break
             tokens = " ".join(f"{strings[token]!r}" for token in row[f"{which}_tokens"][:8])
             lines.append(f"{'most raised' if which == 'top' else 'most lowered'}: {tokens}")
-    for row in store.table("ablations").filter(here).iter_rows(named=True):
+    for row in store.table("ablations").filter(this_neuron).iter_rows(named=True):
         share = (
             f"{row['mediated']:.0%} of its effect on the loss ({row['total_effect']:.2g} nats) through the final norm"
         )
         lines.append(f"ablated ({row['kind']}): {share}, null fraction {row['null_fraction']:.2f}")
     if store.has("attention"):
-        for row in store.table("attention").filter(here).iter_rows(named=True):
+        for row in store.table("attention").filter(this_neuron).iter_rows(named=True):
             name = (row["role"] or "attention").replace("_", " ")
             lines.append(
                 f"{name}: {_role_line(row, 'attention')}, mean change of attention to BOS {signed(row['delta_bos'], 3)}"
