@@ -69,8 +69,9 @@ def extreme_cosines(rows: Float[Tensor, "rows width"]) -> tuple[Float[Tensor, " 
         highest[start : start + height] = panel.nan_to_num(nan=-torch.inf).amax(1)
         lowest[start : start + height] = (-panel).nan_to_num(nan=-torch.inf).amax(1)
     alone = ~torch.isfinite(highest)
-    clamped = (highest.double().clamp(-1, 1), -lowest.double().clamp(-1, 1))
-    return clamped[0].masked_fill(alone, torch.nan), clamped[1].masked_fill(alone, torch.nan)
+    highest = highest.double().clamp(-1, 1).masked_fill(alone, torch.nan)
+    lowest = (-lowest.double()).clamp(-1, 1).masked_fill(alone, torch.nan)
+    return highest, lowest
 
 
 def vocabulary_moments(

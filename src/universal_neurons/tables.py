@@ -232,9 +232,9 @@ def tokens_table(
     counts = np.zeros(n_tokens, np.int64)
     np.add.at(counts, word_tokens, words.counts.cpu().numpy()[: len(word_tokens)])
     sums = torch.zeros(n_tokens, words.sums.shape[1], dtype=torch.float64, device=words.sums.device)
-    filled = torch.from_numpy(word_tokens).to(sums.device)
+    token_of_word = torch.from_numpy(word_tokens).to(sums.device)
     with deterministic(sums.is_cuda):
-        sums.index_add_(0, filled, words.sums[: len(word_tokens)])
+        sums.index_add_(0, token_of_word, words.sums[: len(word_tokens)])
     often = np.flatnonzero(counts >= FEWEST)
     if not len(often):
         return pl.DataFrame()

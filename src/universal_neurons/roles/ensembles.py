@@ -134,33 +134,44 @@ def _judge(ensemble: Ensemble, activations: np.ndarray, inside: np.ndarray, stre
     both = np.column_stack([signals, signals.sum(1)])
     chosen = correlations(both[chooses], inside[chooses])
     signals, both, inside, stretch = (part[~chooses] for part in (signals, both, inside, stretch))
-    facts: dict[str, Any] = {"role": ensemble.role, "nearest": ensemble.nearest, "class": ensemble.name}
-    facts |= {"neurons": signals.shape[1], "positions": len(inside), "base_rate": inside.sum() / max(len(inside), 1)}
+    facts: dict[str, Any] = {
+        "role": ensemble.role,
+        "nearest": ensemble.nearest,
+        "class": ensemble.name,
+        "neurons": signals.shape[1],
+        "positions": len(inside),
+        "base_rate": inside.sum() / max(len(inside), 1),
+    }
     if not np.isfinite(chosen[:-1]).any() or inside.all() or not inside.any():
         return facts
     best = int(np.nanargmax(np.abs(chosen[:-1])))
     pair = both[:, [best, -1]]
-    way = np.sign(chosen[[best, -1]])
+    direction = np.sign(chosen[[best, -1]])
 
-    def gain(where: np.ndarray) -> float:
-        alone, together = way * correlations(pair[where], inside[where])
+    def gain(positions: np.ndarray) -> float:
+        alone, together = direction * correlations(pair[positions], inside[positions])
         return float(together - alone)
 
-    facts |= {"best_layer": int(ensemble.layers[best]), "best_neuron": int(ensemble.neurons[best])}
+    facts["best_layer"] = int(ensemble.layers[best])
+    facts["best_neuron"] = int(ensemble.neurons[best])
     facts["corr_best"], facts["corr_sum"] = correlations(pair, inside)
     facts["auc_best"], facts["auc_sum"] = (auc(column, inside) for column in pair.T)
     facts["gain"] = gain(stretch >= 0)
     without = np.array([gain(stretch != left) for left in np.unique(stretch)])
     if len(without) > 1:
         reach = jackknife.reach(without)
-        facts["gain_low"], facts["gain_high"] = facts["gain"] - reach, facts["gain"] + reach
-    alive = signals[:, np.ptp(signals, 0) > 0]
-    centred = alive - alive.mean(0)
+        facts["gain_low"] = facts["gain"] - reach
+        facts["gain_high"] = facts["gain"] + reach
+    return facts | _independence(signals[:, np.ptp(signals, 0) > 0], inside)
+
+
+def _independence(signals: np.ndarray, inside: np.ndarray) -> dict[str, float | None]:
+    """The mean correlation of two neurons' errors in telling the class, and of their signals given the class."""
+    centred = signals - signals.mean(0)
     target = inside - inside.mean()
-    facts["error_corr"] = _mean_pairwise(target[:, None] - centred * (target @ centred / np.square(centred).sum(0)))
-    middle = np.where(inside[:, None], alive[inside].mean(0), alive[~inside].mean(0))
-    facts["activation_corr"] = _mean_pairwise(alive - middle)
-    return facts
+    errors = target[:, None] - centred * (target @ centred / np.square(centred).sum(0))
+    of_class = np.where(inside[:, None], signals[inside].mean(0), signals[~inside].mean(0))
+    return {"error_corr": _mean_pairwise(errors), "activation_corr": _mean_pairwise(signals - of_class)}
 
 
 def correlations(values: Float[np.ndarray, "n k"], inside: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " k"]:

@@ -129,6 +129,28 @@ class Effects:
     unigram: list[Tensor]
     rows: list[Tensor]
 
+    def carriers(self, frequency_cos: float) -> dict[str, float]:
+        """Means of |Δ loss|, and the shares of it that go through the final norm and along token frequency."""
+        change = torch.cat(self.total)
+        total = change.abs().numpy()
+        direct = torch.cat(self.direct).abs().numpy()
+        row_of = torch.cat(self.rows).numpy()
+        mediated, low, high = _share(total, direct, row_of)
+        columns = {
+            "loss_change": float(change.double().mean()),
+            "total_effect": float(total.mean(dtype=float)),
+            "direct_effect": float(direct.mean(dtype=float)),
+            "mediated": mediated,
+            "mediated_low": low,
+            "mediated_high": high,
+            "frequency_cos": frequency_cos,
+        }
+        if self.restored:
+            restored = torch.cat(self.restored).abs().numpy()
+            columns["frequency_share"], _, _ = _share(total, restored, row_of)
+            columns["unigram_change"] = float(torch.cat(self.unigram).double().mean())
+        return columns
+
 
 class EntropyTrial:
     """One model's candidates and controls, tried out on one batch of rows after the other."""
@@ -257,23 +279,22 @@ class EntropyTrial:
         frequency = _frequency_cosines(flat[tried], weights, self.direction)
         for (number, kind), cosines, along in zip(self.kinds.items(), unit(flat[tried]) @ unit(flat).T, frequency):
             layer, neuron = self.model.units.place_of(number)
-            effect = self.effects[number]
-            total, direct = torch.cat(effect.total).abs().numpy(), torch.cat(effect.direct).abs().numpy()
-            share = _share(total, direct, torch.cat(effect.rows).numpy())
-            partner = int(cosines.nan_to_num(nan=1.0).argmin())
-            row = {"model": self.model.name, "layer": layer, "neuron": neuron, "kind": kind}
-            row |= {name: neurons[name][number] for name in ("l2_penalty", "vocab_var")}
-            row |= {"null_fraction": float(fraction[number]), "tokens": self.tokens}
-            row |= {"loss_change": float(torch.cat(effect.total).double().mean())}
-            row |= {"total_effect": float(total.mean(dtype=float)), "direct_effect": float(direct.mean(dtype=float))}
-            row |= dict(zip(("mediated", "mediated_low", "mediated_high"), share))
-            row["frequency_cos"] = float(along)
-            if effect.restored:
-                restored = torch.cat(effect.restored).abs().numpy()
-                row["frequency_share"] = _share(total, restored, torch.cat(effect.rows).numpy())[0]
-                row["unigram_change"] = float(torch.cat(effect.unigram).double().mean())
-            row |= dict(zip(("antipode_layer", "antipode_neuron"), self.model.units.place_of(partner)))
-            rows.append(row | {"antipode_cos": float(cosines[partner]), "role": self._role(kind, row)})
+            row = {
+                "model": self.model.name,
+                "layer": layer,
+                "neuron": neuron,
+                "kind": kind,
+                "l2_penalty": neurons["l2_penalty"][number],
+                "vocab_var": neurons["vocab_var"][number],
+                "null_fraction": float(fraction[number]),
+                "tokens": self.tokens,
+                **self.effects[number].carriers(float(along)),
+            }
+            antipode = int(cosines.nan_to_num(nan=1.0).argmin())
+            row["antipode_layer"], row["antipode_neuron"] = self.model.units.place_of(antipode)
+            row["antipode_cos"] = float(cosines[antipode])
+            row["role"] = self._role(kind, row)
+            rows.append(row)
         integers = dict.fromkeys(("layer", "neuron", "antipode_layer", "antipode_neuron"), pl.Int32)
         numbers = dict.fromkeys(("frequency_share", "unigram_change"), pl.Float64)
         table = pl.DataFrame(rows, schema_overrides=integers | numbers | {"role": pl.String}, infer_schema_length=None)
