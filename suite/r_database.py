@@ -46,7 +46,8 @@ class Serialisation:
         if kind == NIL:
             return None
         if kind == REFERENCE:
-            return self.seen[(flags >> 8 or self._integer()) - 1]
+            number = flags >> 8
+            return self.seen[(number if number else self._integer()) - 1]
         if kind == SYMBOL:
             self.seen.append(self.read())
             return self.seen[-1]

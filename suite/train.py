@@ -262,7 +262,7 @@ class Training:
             "training_seconds": self.seconds or None,
             "process_seconds": process_age(),
             "tokens_per_second": speed,
-            "product_tflops_per_second": speed and speed * flops / 1e12,
+            "product_tflops_per_second": None if speed is None else speed * flops / 1e12,
             "compilation": self.compilation,
             "device": torch.cuda.get_device_name() if self.device == "cuda" else "CPU",
             "torch": torch.__version__,

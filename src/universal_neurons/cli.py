@@ -236,7 +236,7 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
     from universal_neurons.store import Store
 
     stores = [local_path(path) for path in stores]
-    out = out and local_path(out)
+    out = None if out is None else local_path(out)
     if len(stores) == 1 and out is None and (stores[0] / DYNAMICS_FILE).exists():
         from universal_neurons.dynamics import Dynamics
 

@@ -106,7 +106,9 @@ class TextTable(Table):
         columns = [heading if isinstance(heading, Column) else Column(heading) for heading in headings]
         for column in columns:
             column.header = shown(column.header)
-        super().__init__(*columns, title=title and shown(title, "table.title"), show_header=show_header)
+        super().__init__(
+            *columns, title=None if title is None else shown(title, "table.title"), show_header=show_header
+        )
 
     def row(self, *cells: object) -> None:
         """Add a row; cells that are no rich text are shown as they stand, on one line."""

@@ -215,7 +215,8 @@ class Characters:
 
     def line(self, limit: int) -> str:
         """The next line, at most so many characters of it; empty at the end."""
-        end = min(limit, self._ahead.find("\n") + 1 or limit)
+        newline = self._ahead.find("\n")
+        end = limit if newline < 0 else min(limit, newline + 1)
         line, self._ahead = self._ahead[:end], self._ahead[end:]
         return line if len(line) == end else line + self._read(limit - len(line))
 

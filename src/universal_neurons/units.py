@@ -163,4 +163,4 @@ def name_column() -> pl.Expr:
 def parse_unit(name: str) -> tuple[str | None, int, int] | None:
     """Model (None where it is not named), layer and unit of a name; None where it is no unit's name."""
     parts = NAME.fullmatch(name)
-    return parts and (parts["model"], int(parts["layer"]), int(parts["unit"]))
+    return None if parts is None else (parts["model"], int(parts["layer"]), int(parts["unit"]))

@@ -160,11 +160,9 @@ def _wrapper(tensors: Iterable[str], network: Any, missing: Iterable[str]) -> st
         for known in (wanted, wanted.removeprefix(base)):
             for name in names:
                 prefix = name.removesuffix(known)
-                if (
-                    name != prefix
-                    and prefix.endswith(".")
-                    and sum(n.startswith(prefix) for n in names) > len(names) / 2
-                ):
+                if name == prefix or not prefix.endswith("."):
+                    continue
+                if sum(other.startswith(prefix) for other in names) > len(names) / 2:
                     return prefix
     return ""
 
