@@ -60,10 +60,10 @@ ConfigFile = Annotated[Path | None, Parameter(name=["--config", "-c"])]
 
 
 def _settings(config: Path | None, flags: Any) -> StudyConfig:
-    return make_config(*_settings_of(config, flags))
+    return make_config(*_unchecked_settings(config, flags))
 
 
-def _settings_of(config: Path | None, flags: Any) -> tuple[dict[str, Any], str]:
+def _unchecked_settings(config: Path | None, flags: Any) -> tuple[dict[str, Any], str]:
     """Settings of a file and of flags, unchecked, and where they are from."""
     settings, stored = read_config(config) if config else ({}, False)
     named = {} if flags is None else {k: v for k, v in flags.model_dump().items() if v is not None}
@@ -122,7 +122,7 @@ def dynamics(
     config
         A YAML file of settings, or the dynamics.json of earlier dynamics; flags override it.
     """
-    settings, source = _settings_of(config, flags)
+    settings, source = _unchecked_settings(config, flags)
     named = {"models": seeds, "revisions": revisions}
     checked = make_dynamics_config(settings | {k: v for k, v in named.items() if v}, source)
     from universal_neurons.dynamics import run_dynamics
