@@ -32,13 +32,15 @@ def accuracy(seeds: int, count: int) -> None:
     run = Pass(sources, [])
     run.look(tokens, shards)
     for shard in shards:
-        parts = [
-            (b.index, {n: block.values.clone() for n, block in b.blocks.items()})
-            for _, b in run.batches(tokens, shard, 2048)
-        ]
         start = int(shard.rows[0])
-        places = torch.cat([(index["row"] - start) * tokens.context + index["position"] for index, _ in parts])
-        kept.append(({m.name: torch.cat([values[m.name] for _, values in parts]) for m in models}, places.numpy()))
+        places = []
+        values: dict[str, list[torch.Tensor]] = {model.name: [] for model in models}
+        for _, batch in run.batches(tokens, shard, 2048):
+            places.append((batch.index["row"] - start) * tokens.context + batch.index["position"])
+            for name, parts in values.items():
+                parts.append(batch.blocks[name].values.clone())
+        joined = {name: torch.cat(parts) for name, parts in values.items()}
+        kept.append((joined, torch.cat(places).numpy()))
     names = [model.name for model in models]
     asked = [(names[0], other) for other in names[1:]]
     exact = [_exact_rho(kept, *pair) for pair in asked]

@@ -183,16 +183,20 @@ def _effects(model: Model, ids: Tensor, layer: int, neurons: Tensor, watched: _H
     attention, size = watched.watch(args, kwargs)
     w_out = matrix_of(model.part(layer, "w_out")).T
     activation = activations[..., neurons].permute(2, 0, 1)
-    deltas = []
+    delta_bos, delta_norm = [], []
     for piece, numbers in zip(activation.split(at_once), neurons.split(at_once)):
         parts = piece[..., None] * w_out[numbers][:, None, None]
         queries = queries_without(heads, head, residual.expand_as(parts), parts).flatten(0, 1)
         edit = partial(_replace, heads, head, queries.clone)
         with hooked(partial(heads.query.register_forward_hook, edit)):
-            ablated = watched.watch(*repeated((args, kwargs), len(ids), len(piece)))
-        deltas.append([kept - lost.unflatten(0, (len(piece), -1)) for kept, lost in zip((attention, size), ablated)])
-    bos, norm = (torch.cat(part) for part in zip(*deltas))
-    return {"activation": activation.float(), "delta_bos": bos, "delta_norm": norm}
+            ablated_attention, ablated_size = watched.watch(*repeated((args, kwargs), len(ids), len(piece)))
+        delta_bos.append(attention - ablated_attention.unflatten(0, (len(piece), -1)))
+        delta_norm.append(size - ablated_size.unflatten(0, (len(piece), -1)))
+    return {
+        "activation": activation.float(),
+        "delta_bos": torch.cat(delta_bos),
+        "delta_norm": torch.cat(delta_norm),
+    }
 
 
 class _Reached(Exception):

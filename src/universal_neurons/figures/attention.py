@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, log_counts
 from universal_neurons.units import unit_name
 
-MORE = 5  # pairs of Fig 26
+MORE_PAIRS = 5  # of Fig 26
 KINDS = {"random": ("random directions", REST), "neuron": ("neurons", ACCENT)}
 ACTIVATION, BOS, NORM = "activation", "Δ attention to BOS", "Δ norm of the head's output"
 KEY = ["model", "layer", "neuron", "head_layer", "head"]
@@ -44,7 +44,7 @@ def attention_neurons(histogram: pl.DataFrame, pairs: pl.DataFrame, samples: pl.
 
 def attention_pairs(pairs: pl.DataFrame, samples: pl.DataFrame, title: str) -> Figure | None:
     """Fig 26: the scatters of Fig 8 of up to five more pairs, both signs in turn.  None where there are none."""
-    others = best_pairs(pairs)[1 : 1 + MORE]
+    others = best_pairs(pairs)[1 : 1 + MORE_PAIRS]
     if not len(others):
         return None
     with mpl.rc_context(STYLE):
