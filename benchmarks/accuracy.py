@@ -11,14 +11,17 @@ from measure import machine
 from searches import settings_of
 
 import universal_neurons as un
-from universal_neurons.accumulators import SUMS, Batch, Block
+from universal_neurons.accumulators import Batch, Block
 from universal_neurons.comoments import CoMoments
 from universal_neurons.compare import Evidence, look
 from universal_neurons.config import Settings
 from universal_neurons.findings import WHOLE, Findings
+from universal_neurons.keys import BY_POSITION, BY_ROW, Key, What
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.panels import signs_of, study_recipes
 from universal_neurons.screen import Screen
-from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.statistics import Statistics
+from universal_neurons.stream import Pass
 
 
 def accuracy(seeds: int, count: int) -> None:
@@ -36,9 +39,9 @@ def accuracy(seeds: int, count: int) -> None:
         places = []
         values: dict[str, list[torch.Tensor]] = {model.name: [] for model in models}
         for _, batch in run.batches(tokens, shard, 2048):
-            places.append((batch.index["row"] - start) * tokens.context + batch.index["position"])
+            places.append((batch.index[BY_ROW] - start) * tokens.context + batch.index[BY_POSITION])
             for name, parts in values.items():
-                parts.append(batch.blocks[name].values.clone())
+                parts.append(batch.blocks[Key(name)].values.clone())
         joined = {name: torch.cat(parts) for name, parts in values.items()}
         kept.append((joined, torch.cat(places).numpy()))
     names = [model.name for model in models]
@@ -128,13 +131,13 @@ def _one_seed(
         for source in sources:
             source.sums.start(len(n))
             source.sums.add(blocks[source.model.name], group[places], sign[places])
-            batch[source.model.name + SUMS] = source.sums.finish("", n, "float32")
+            batch[Key(source.model.name, What.SUMS)] = source.sums.finish("", n, "float32")
         _feed(accumulators, Batch(batch, shard=shard.index))
     findings = Findings(config)
     names = [model.name for model in models]
     study = SimpleNamespace(models=models, asked=asked, names=names, config=config, n_groups=1, subsets=[])
     screen = Screen(study, findings)
-    evidence = Evidence(accumulators, [0], SUMS)
+    evidence = Evidence(Statistics(accumulators), [0], What.SUMS)
     findings.look(WHOLE, evidence, asked, draws=2, z=screen.z)
     sketched = [findings.of[(WHOLE, *pair)] for pair in asked]
     raw = torch.stack([finding.pieces[0].matches.corr[:, 0] for finding in sketched])
@@ -145,7 +148,7 @@ def _one_seed(
     true_baseline = _true_baseline(models, kept, asked)
     candidates = [recipe(device="cpu") for recipe in screen.recipes()]
     for shard, (blocks, _) in zip(shards, kept):
-        _feed(candidates, Batch({name: Block(values) for name, values in blocks.items()}, shard=shard.index))
+        _feed(candidates, Batch({Key(name): Block(values) for name, values in blocks.items()}, shard=shard.index))
     screen.settle(candidates, accumulators)
     matches = [findings.of[(WHOLE, *pair)].pieces[0].matches for pair in asked]
     corr = torch.stack([m.corr[:, 0] for m in matches])
@@ -185,8 +188,8 @@ def _true_baseline(models: Any, kept: Kept, asked: Any) -> torch.Tensor:
         pairs = [(models[0], other) for other in models[1:]]
         accumulators = [recipe(device="cpu") for recipe in study_recipes(models, pairs, config)]
         for number, (blocks, _) in enumerate(kept):
-            _feed(accumulators, Batch({name: Block(values) for name, values in blocks.items()}, shard=number))
-        evidence = Evidence(accumulators, [0])
+            _feed(accumulators, Batch({Key(name): Block(values) for name, values in blocks.items()}, shard=number))
+        evidence = Evidence(Statistics(accumulators), [0])
         maxima = [look(evidence, *pair, config, draws=2)[0].maxima for pair in asked]
         _BASELINE["there"] = torch.stack(maxima).mean((0, 1))
     return _BASELINE["there"]

@@ -21,9 +21,11 @@ import torch
 from universal_neurons import StudyConfig, TokenDataset, run_study
 from universal_neurons.labelling import Labelling
 from universal_neurons.labels import LABELS
-from universal_neurons.plan import decide, find_tokenizer, load_models, resolve
+from universal_neurons.neuron_source import NeuronSource
+from universal_neurons.plan import decide, load_models, resolve
 from universal_neurons.progress import Reporter
-from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.stream import Pass
+from universal_neurons.tokenizer import find_tokenizer
 
 GROUPBY_LABELS = 40
 GROUPBY_TOKENS = 32_768

@@ -13,15 +13,16 @@ from measure import timed
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import universal_neurons as un
-from universal_neurons.accumulators import SUMS
 from universal_neurons.compare import Evidence
 from universal_neurons.config import Settings
 from universal_neurons.findings import WHOLE, Findings
 from universal_neurons.network import Model
-from universal_neurons.panels import Panel, model_pairs, model_recipes, panel_recipes, signs_of
+from universal_neurons.neuron_source import NeuronSource
+from universal_neurons.panels import Panel, blocks_of, model_pairs, model_recipes, panel_recipes, signs_of
 from universal_neurons.plan import decide, resolve
 from universal_neurons.screen import Screen
-from universal_neurons.stream import NeuronSource, Pass, provisional_state, settle_from
+from universal_neurons.statistics import Statistics
+from universal_neurons.stream import Pass, provisional_state, settle_from
 
 torch.set_grad_enabled(False)
 SHAPES = {
@@ -90,7 +91,7 @@ class Run:
         findings = Findings(config)
         study = SimpleNamespace(models=models, asked=asked, names=names, config=config, n_groups=1, subsets=[])
         screen = Screen(study, findings)
-        evidence = Evidence(run.accumulators, [0], "" if config.search == "exact" else SUMS)
+        evidence = Evidence(Statistics(run.accumulators), [0], blocks_of(config))
         z = screen.z if config.search == "screened" else None
         self.stage("answer", lambda: findings.look(WHOLE, evidence, asked, draws=1, z=z))
         if z is not None:

@@ -28,8 +28,10 @@ from universal_neurons.compare import Evidence
 from universal_neurons.correlation import find_matches
 from universal_neurons.estimate import gemm_flops, gemm_rate
 from universal_neurons.models import quiet_transformers
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.panels import model_pairs, study_recipes
-from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.statistics import Statistics
+from universal_neurons.stream import Pass
 
 torch.set_grad_enabled(False)
 BATCH = 2048
@@ -43,7 +45,7 @@ def our_pass(models, tokens) -> Pass:
 
 
 def our_answer(run: Pass, models) -> tuple[torch.Tensor, torch.Tensor]:
-    evidence = Evidence(run.accumulators, [0])
+    evidence = Evidence(Statistics(run.accumulators), [0])
     left, right = (m.name for m in models)
     cross = evidence.cross(left, right)
     matches = find_matches(cross, evidence.norms(left), evidence.norms(right))

@@ -10,6 +10,7 @@ from universal_neurons.accumulators import Accumulator, Batch, Block, Extremes
 from universal_neurons.comoments import CoMoments, LayerMoments, ShuffledCoMoments
 from universal_neurons.detail import PairedMoments
 from universal_neurons.errors import MergeError
+from universal_neurons.keys import Key
 from universal_neurons.sketch_file import FileInParts, KeptSums
 from universal_neurons.units import Units
 
@@ -29,7 +30,7 @@ MAKERS = {
 
 def feed(accumulator, start, stop, parts=1):
     for rows in np.array_split(np.arange(start, stop), parts):
-        batch = Batch({"a": Block(LEFT[rows]), "b": Block(RIGHT[rows])}, shard=int(rows[0] >= TOKENS // 2))
+        batch = Batch({Key("a"): Block(LEFT[rows]), Key("b"): Block(RIGHT[rows])}, shard=int(rows[0] >= TOKENS // 2))
         accumulator.update(batch)
     accumulator.fold()
     return accumulator
@@ -102,7 +103,7 @@ def test_merge_refuses_what_does_not_belong_together():
         MAKERS["PairedMoments"]().merge(PairedMoments("a", "b", MATCH.flip(0), 2))
     parts = [MAKERS["Extremes"]() for _ in range(2)]
     for part, basis in zip(parts, ("one shift", "another")):
-        part.update(Batch({"a": Block(LEFT, basis)}))
+        part.update(Batch({Key("a"): Block(LEFT, basis)}))
     with pytest.raises(MergeError, match="provisional means"):
         parts[0].merge(parts[1])
 
@@ -112,7 +113,7 @@ def test_the_shift_does_not_change_the_answer_and_keeps_it_exact():
     values = LEFT + 10_000
     shift = values.mean(0)
     moments = LayerMoments("a", Units.equal(LAYERS, WIDTH))
-    moments.update(Batch({"a": Block(values - shift)}))
+    moments.update(Batch({Key("a"): Block(values - shift)}))
     exact = values.double().numpy()
     exact = exact - exact.mean(0)
     expected = np.stack([part.T @ part for part in np.split(exact, LAYERS, 1)])
@@ -124,7 +125,7 @@ def test_shuffled_positions_do_not_depend_on_batches():
         moments = ShuffledCoMoments("a", "b", 0, 7, group=0, n_left=LAYERS * WIDTH, n_right=4)
         for shard, (start, stop) in enumerate([(0, 600), (600, TOKENS)]):
             for rows in np.array_split(np.arange(start, stop), parts):
-                moments.update(Batch({"a": Block(LEFT[rows]), "b": Block(RIGHT[rows])}, shard=shard))
+                moments.update(Batch({Key("a"): Block(LEFT[rows]), Key("b"): Block(RIGHT[rows])}, shard=shard))
             moments.fold()
         return moments.result()
 
@@ -139,7 +140,7 @@ def test_non_finite_values_are_located():
     values = LEFT.clone()
     values[5, WIDTH + 1] = torch.nan
     moments = LayerMoments("a", Units.equal(LAYERS, WIDTH))
-    moments.update(Batch({"a": Block(values)}))
+    moments.update(Batch({Key("a"): Block(values)}))
     moments.fold()
     assert moments.non_finite() == ("a", WIDTH + 1)
     assert feed(MAKERS["LayerMoments"](), 0, TOKENS).non_finite() is None

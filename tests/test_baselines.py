@@ -8,6 +8,8 @@ from test_correlation import captured, run_pass, some_tokens
 
 from universal_neurons.baselines import excess_correlation, q_values, rotated_best, rotation
 from universal_neurons.compare import compare
+from universal_neurons.keys import Key
+from universal_neurons.statistics import Statistics
 from universal_neurons.units import Units
 
 
@@ -70,8 +72,8 @@ def test_a_rotated_model_looks_like_its_own_baseline():
             SumSquares(name, 64, group=0),
         ]
     for part in parts:
-        part.update(Batch({"a": Block(left), "b": Block(right)}))
-    found = compare(Evidence(parts, [0]), "a", ["b"], settled(), draws=20)
+        part.update(Batch({Key("a"): Block(left), Key("b"): Block(right)}))
+    found = compare(Evidence(Statistics(parts), [0]), "a", ["b"], settled(), draws=20)
     assert found.best.mean() > 0.4
     assert abs(found.excess.mean()) < 0.02
 
@@ -128,8 +130,8 @@ def test_two_models_that_share_nothing_give_no_discoveries_beyond_nominal(seed):
             SumSquares(name, 600, group=0),
         ]
     for part in parts:
-        part.update(Batch({"a": Block(a), "b": Block(b)}))
-    found = compare(Evidence(parts, [0]), "a", ["b"], settled(seed=seed), draws=20)
+        part.update(Batch({Key("a"): Block(a), Key("b"): Block(b)}))
+    found = compare(Evidence(Statistics(parts), [0]), "a", ["b"], settled(seed=seed), draws=20)
     assert (found.q_value <= 0.01).mean() <= 0.01
 
 

@@ -31,11 +31,12 @@ from universal_neurons.errors import (
 from universal_neurons.generations import Generations, Pace
 from universal_neurons.lanes import LaneJob, LaneRun
 from universal_neurons.models import load_model
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.panels import cut, model_pairs, model_recipes, panel_recipes
 from universal_neurons.passes import lane_ends
 from universal_neurons.progress import Reporter
 from universal_neurons.store import StoreWriter
-from universal_neurons.stream import NeuronSource, Pass, state_of
+from universal_neurons.stream import Pass, state_of
 
 ray = pytest.importorskip("ray")
 SHARD = 1024

@@ -10,6 +10,7 @@ from universal_neurons import comoments
 from universal_neurons.accumulators import Batch, Block
 from universal_neurons.comoments import CoMoments, LayerMoments, add_compensated, product_precision
 from universal_neurons.errors import MergeError
+from universal_neurons.keys import Key
 from universal_neurons.sketch import round_to
 from universal_neurons.units import Units
 
@@ -25,7 +26,7 @@ def feed(moments, parts=7, start=0, stop=TOKENS):
     """Every part is a shard of two batches."""
     for rows in np.array_split(np.arange(start, stop), parts):
         for some in np.array_split(rows, 2):
-            moments.update(Batch({"a": Block(LEFT[some]), "b": Block(RIGHT[some])}))
+            moments.update(Batch({Key("a"): Block(LEFT[some]), Key("b"): Block(RIGHT[some])}))
         moments.fold()
     return moments
 
@@ -97,7 +98,7 @@ def test_compensated_co_moments_after_many_folds():
     left, right = (torch.rand(2000, n, generator=draw).mul(200).round() / 64 + 1 for n in (5, 4))
     kept, plain = CoMoments("a", "b", 5, 4, compensated=True), torch.zeros(5, 4)
     for x, y in zip(left, right):  # products of few bits: exact in float32
-        kept.update(Batch({"a": Block(x[None]), "b": Block(y[None])}))
+        kept.update(Batch({Key("a"): Block(x[None]), Key("b"): Block(y[None])}))
         kept.fold()
         plain += torch.outer(x, y)
     exact = left.double().numpy().T @ right.double().numpy()
@@ -151,7 +152,7 @@ def test_within_layer_products_in_tiles(width):
     moments = LayerMoments("a", Units.equal(2, width))
     assert moments.tile == max(192, -(-width // 4))
     for rows in values.split(70):
-        moments.update(Batch({"a": Block(rows)}))
+        moments.update(Batch({Key("a"): Block(rows)}))
         moments.fold()
     exact = values.double().numpy()
     exact = exact - exact.mean(0)
@@ -184,7 +185,7 @@ def test_the_precision_of_products_is_put_back(rounding, device):
 def test_of_rounded_values_the_products_are_exact(rounding):
     left, right = round_to(LEFT, rounding), round_to(RIGHT, rounding)
     moments = make()
-    moments.update(Batch({"a": Block(left, rounding=rounding), "b": Block(right, rounding=rounding)}))
+    moments.update(Batch({Key("a"): Block(left, rounding=rounding), Key("b"): Block(right, rounding=rounding)}))
     a, b = left.double().numpy(), right.double().numpy()
     np.testing.assert_allclose(
         moments.result().centred().numpy(), (a - a.mean(0)).T @ (b - b.mean(0)), rtol=2e-6, atol=0.02

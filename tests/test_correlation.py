@@ -9,8 +9,10 @@ from universal_neurons import TokenDataset
 from universal_neurons.comoments import CrossMoments
 from universal_neurons.compare import Evidence
 from universal_neurons.correlation import below, beside, correlation_panels, find_matches, layer_profile
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.panels import model_pairs, study_recipes
-from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.statistics import Statistics
+from universal_neurons.stream import Pass
 from universal_neurons.units import Units
 
 CONTEXT = 40
@@ -30,7 +32,7 @@ def recipes(models, pairs="all", groups=1, **settings):
 def run_pass(models, tokens, dtype="float32", batch_tokens=400, pairs="all", **settings):
     run = Pass([NeuronSource(m, dtype) for m in models], recipes(models, pairs, **settings))
     run.run(tokens, tokens.shards(np.arange(len(tokens))), batch_tokens=batch_tokens)
-    return Evidence(run.accumulators, [0])
+    return Evidence(Statistics(run.accumulators), [0])
 
 
 def captured(model, tokens):
@@ -107,7 +109,7 @@ def test_batches_shards_and_merges_do_not_matter():
     from universal_neurons.tokens import Shard
 
     run.run(tokens, [Shard(n, rows, n % 2) for n, rows in enumerate(parts)], batch_tokens=400)
-    np.testing.assert_allclose(correlation(Evidence(run.accumulators, [1, 0]), *names), expected, atol=1e-6)
+    np.testing.assert_allclose(correlation(Evidence(Statistics(run.accumulators), [1, 0]), *names), expected, atol=1e-6)
 
 
 def test_matches_are_numpys():

@@ -13,16 +13,18 @@ from test_correlation import captured, some_tokens
 
 import universal_neurons
 from universal_neurons import overlap
-from universal_neurons.accumulators import BOS, PRE, SUMS, Accumulator, Batch, Block, Extremes, seed_of
+from universal_neurons.accumulators import Accumulator, Batch, Block, Extremes, seed_of
 from universal_neurons.comoments import CoMoments, LayerMoments, ShuffledCoMoments
 from universal_neurons.detail import PairedMoments
 from universal_neurons.examples import BEFORE, TopExamples
+from universal_neurons.keys import BY_POSITION, BY_ROW, BY_WORD, Key, What, key_of
 from universal_neurons.moments import GroupMeans, Histogram, Moments, SumSquares
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.screening import Candidates
 from universal_neurons.shown import Details
 from universal_neurons.sketch import ShardEnergies, Signs
 from universal_neurons.sketch_file import FileInParts, KeptSums
-from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.stream import Pass
 from universal_neurons.tokens import Shard
 
 pytestmark = pytest.mark.cuda
@@ -49,10 +51,12 @@ class Spy(Accumulator):
         self.batches.append((batch.shard, blocks, index))
 
     def of(self, name, shard=None):
+        name = key_of(name)
         parts = [blocks[name] for number, blocks, _ in self.batches if name in blocks and shard in (None, number)]
         return np.concatenate(parts)
 
     def index(self, name):
+        name = key_of(name)
         return np.concatenate([index[name] for _, _, index in self.batches if name in index])
 
 
@@ -63,7 +67,7 @@ class Words:
         self.tokens = tokens
 
     def batch(self, rows, keep):
-        return {}, {"word": torch.from_numpy(self.tokens.ids(rows).ravel()[keep].astype(np.int64) % WORDS)}
+        return {}, {BY_WORD: torch.from_numpy(self.tokens.ids(rows).ravel()[keep].astype(np.int64) % WORDS)}
 
 
 RECIPES = {
@@ -71,15 +75,15 @@ RECIPES = {
     "panel": partial(CoMoments, A, B, N, N, rows=ROWS),
     "compensated": partial(CoMoments, A, B, N, N, group=None, compensated=True),
     "shuffled": partial(ShuffledCoMoments, A, B, 1, SEED, n_left=N, n_right=N),
-    "sketched": partial(CoMoments, A + SUMS, B + SUMS, N, N),
+    "sketched": partial(CoMoments, Key(A, What.SUMS), Key(B, What.SUMS), N, N),
     "dead": partial(Extremes, A, N),
     "spread": partial(SumSquares, A, N),
-    "pre": partial(Moments, A + PRE, N),
-    "first": partial(Moments, A + BOS, N),
-    "histogram": partial(Histogram, A + PRE, N),
+    "pre": partial(Moments, Key(A, What.PRE), N),
+    "first": partial(Moments, Key(A, What.FIRST), N),
+    "histogram": partial(Histogram, Key(A, What.PRE), N),
     "examples": partial(TopExamples, A, N, k=3, seed=SEED),
-    "words": partial(GroupMeans, A, "word", WORDS, N),
-    "firing": partial(GroupMeans, A + PRE, "position", 40, N, of="firing"),
+    "words": partial(GroupMeans, A, BY_WORD, WORDS, N),
+    "firing": partial(GroupMeans, Key(A, What.PRE), BY_POSITION, 40, N, of="firing"),
     "energies": partial(ShardEnergies, A, N, SIGNS),
     "paired": partial(PairedMoments, A, B, MATCH, STRETCHES),
     "candidates": partial(Candidates, A, B, PAIRS, N, N),
@@ -92,7 +96,7 @@ def seen(request, device, tmp_path_factory):
     models = [model_on(device, seed=seed) for seed in (0, 1)]
     tokens = some_tokens(120)
     shards = [Shard(number, rows) for number, rows in enumerate(np.array_split(np.arange(len(tokens)), STRETCHES))]
-    spy = Spy(tuple(name + mark for name in (A, B) for mark in ("", PRE, BOS, SUMS)))
+    spy = Spy(tuple(Key(name, what) for name in (A, B) for what in What))
     starts = {shard.index: shard.index * SIGNS.groups(30 * tokens.context) for shard in shards}
     shape = (STRETCHES * SIGNS.groups(30 * tokens.context), N)
     path = tmp_path_factory.mktemp("sums") / "sums.safetensors"
@@ -155,7 +159,7 @@ def test_sums_of_a_sketch(seen):
         counted = tokens.mask(rows).ravel()
         expected = np.zeros((SIGNS.groups(len(group)), N))
         np.add.at(expected, group[counted], spy.of(A, shard) * sign[counted, None])
-        sums = spy.of(A + SUMS, shard)
+        sums = spy.of(Key(A, What.SUMS), shard)
         assert (np.abs(sums - expected) <= 1e-5 + ROUNDINGS[rounding] * np.abs(expected)).all()
         written.append(sums)
     kept = found["kept"]
@@ -167,7 +171,7 @@ def test_sums_of_a_sketch(seen):
 
 def test_co_moments_of_a_sketch(seen):
     rounding, spy, found, _, _, tokens = seen
-    left, right = spy.of(A + SUMS), spy.of(B + SUMS)
+    left, right = spy.of(Key(A, What.SUMS)), spy.of(Key(B, What.SUMS))
     n = []
     for shard in range(STRETCHES):
         group, sign = SIGNS.of(shard, 30 * tokens.context)
@@ -207,7 +211,7 @@ def test_extremes_and_spread(seen):
     np.testing.assert_allclose(spread.sum.cpu().numpy(), values.sum(0), atol=1e-6 * scale)
 
 
-@pytest.mark.parametrize(("kind", "block"), [("pre", A + PRE), ("first", A + BOS)])
+@pytest.mark.parametrize(("kind", "block"), [("pre", Key(A, What.PRE)), ("first", Key(A, What.FIRST))])
 def test_moments(seen, kind, block):
     _, spy, found, *_ = seen
     values, result = spy.of(block), found[kind].result()
@@ -226,7 +230,7 @@ def test_moments(seen, kind, block):
 
 def test_histogram(seen):
     _, spy, found, *_ = seen
-    values, result = spy.of(A + PRE), found["histogram"].result()
+    values, result = spy.of(Key(A, What.PRE)), found["histogram"].result()
     for low, high, counts in zip(result.low.tolist(), result.high.tolist(), result.counts.cpu().numpy()):
         inside = (values >= low) & (values < high) if low >= 0 else (values > low) & (values <= high)
         np.testing.assert_array_equal(counts, inside.sum(0))
@@ -235,7 +239,7 @@ def test_histogram(seen):
 
 def test_examples(seen):
     _, spy, found, _, sources, _ = seen
-    values, row = spy.of(A), spy.index("row")
+    values, row = spy.of(A), spy.index(BY_ROW)
     of_rows = np.stack([values[row == number].max(0) for number in np.unique(row)])
     result = found["examples"].result()
     for rank, best in enumerate(-np.sort(-of_rows, 0)[:3]):
@@ -246,14 +250,16 @@ def test_examples(seen):
     known = sources[0].provisional.to(torch.device("cpu"))
     for shard, blocks, index in spy.batches:
         if index:
-            block = Block(torch.from_numpy(blocks[A]).float(), mean=known.mean, bounds=known.bounds)
-            twin.update(Batch({A: block}, shard=shard, index={k: torch.from_numpy(v) for k, v in index.items()}))
+            block = Block(torch.from_numpy(blocks[Key(A)]).float(), mean=known.mean, bounds=known.bounds)
+            twin.update(Batch({Key(A): block}, shard=shard, index={k: torch.from_numpy(v) for k, v in index.items()}))
     for name in TopExamples.TENSORS:
         there, expected = getattr(found["examples"], name).cpu().numpy(), getattr(twin, name).numpy()
         np.testing.assert_allclose(there, expected, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize(("kind", "block", "by"), [("words", A, "word"), ("firing", A + PRE, "position")])
+@pytest.mark.parametrize(
+    ("kind", "block", "by"), [("words", Key(A), BY_WORD), ("firing", Key(A, What.PRE), BY_POSITION)]
+)
 def test_sums_by_group(seen, kind, block, by):
     _, spy, found, *_ = seen
     values, where, result = spy.of(block), spy.index(by), found[kind].result()
@@ -334,15 +340,15 @@ def test_what_is_handed_over_is_the_right_batch_where_the_reader_is_slow(device,
             values = torch.zeros_like(buffers[0]) if anew else buffers[number % overlap.BUFFERS]
             values.fill_(number)
             sums = torch.full((64,), float(number), dtype=torch.float64, device=device)
-            index = {"row": torch.full((len(values),), number, device=device)}
-            yield number, Batch({"a": Block(values, weight=1, _sums=sums)}, index=index)
+            index = {BY_ROW: torch.full((len(values),), number, device=device)}
+            yield number, Batch({Key("a"): Block(values, weight=1, _sums=sums)}, index=index)
             del values, sums, index
 
     read = []
     for _, batch in overlap.ahead(made(), place):
         if place.type == "cuda":
             torch.cuda._sleep(5_000_000)  # some milliseconds
-        block = batch.blocks["a"]
-        read.append(torch.stack([block.values.double().mean(), block.sums.mean(), batch.index["row"].double().mean()]))
+        block = batch.blocks[Key("a")]
+        read.append(torch.stack([block.values.double().mean(), block.sums.mean(), batch.index[BY_ROW].double().mean()]))
         del batch, block
     assert torch.stack(read).cpu().tolist() == [[number] * 3 for number in range(steps)]

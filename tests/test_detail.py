@@ -9,6 +9,7 @@ from universal_neurons.compare import Comparison
 from universal_neurons.correlation import Matches
 from universal_neurons.detail import HeldOut, PairedMoments, corr_interval, excess_interval
 from universal_neurons.jackknife import standard_error
+from universal_neurons.keys import Key
 
 
 def paired(rho, neurons, stretches=20, length=200, seed=0):
@@ -20,7 +21,7 @@ def paired(rho, neurons, stretches=20, length=200, seed=0):
         b = rho * a + (1 - rho**2) ** 0.5 * torch.randn(length, neurons, generator=generator)
         data.append((a.double().numpy(), b.double().numpy()))
         for half in (slice(0, 70), slice(70, None)):
-            moments.update(Batch({"a": Block(a[half]), "b": Block(b[half])}, shard=stretch))
+            moments.update(Batch({Key("a"): Block(a[half]), Key("b"): Block(b[half])}, shard=stretch))
     return moments.result(), data
 
 
@@ -83,7 +84,7 @@ def test_a_neuron_that_is_silent_on_held_out_rows_has_no_interval():
     for stretch in range(3):
         a = torch.randn(10, 2)
         a[:, 1] = 0
-        moments.update(Batch({"a": Block(a), "b": Block(torch.randn(10, 1))}, shard=stretch))
+        moments.update(Batch({Key("a"): Block(a), Key("b"): Block(torch.randn(10, 1))}, shard=stretch))
     low, _ = corr_interval(moments.result())
     assert np.isfinite(low[0])
     assert np.isnan(low[1])
@@ -92,7 +93,7 @@ def test_a_neuron_that_is_silent_on_held_out_rows_has_no_interval():
 def test_stretches_without_tokens_do_not_count():
     moments = PairedMoments("a", "b", torch.tensor([0]), 4)
     for stretch in (0, 2, 3):
-        moments.update(Batch({"a": Block(torch.randn(50, 1)), "b": Block(torch.randn(50, 1))}, shard=stretch))
+        moments.update(Batch({Key("a"): Block(torch.randn(50, 1)), Key("b"): Block(torch.randn(50, 1))}, shard=stretch))
     found = moments.result()
     assert isinstance(found, HeldOut)
     assert found.without.shape == (3, 1)

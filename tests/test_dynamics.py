@@ -29,6 +29,7 @@ from universal_neurons.errors import (
     TokenizerError,
 )
 from universal_neurons.figures import StepAxis
+from universal_neurons.keys import Key
 from universal_neurons.models import quiet_transformers
 from universal_neurons.report import write_dynamics_report
 from universal_neurons.training import find_training, step_of
@@ -590,6 +591,6 @@ def test_a_dead_neuron_is_not_itself_either():
     values = torch.randn(50, 2)
     values[:, 1] = 0
     for stretch in range(2):
-        moments.update(Batch({"then": Block(values), "now": Block(values)}, shard=stretch))
+        moments.update(Batch({Key("then"): Block(values), Key("now"): Block(values)}, shard=stretch))
     assert moments.result().corr[0] == pytest.approx(1)
     assert np.isnan(moments.result().corr[1])

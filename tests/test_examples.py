@@ -9,6 +9,7 @@ import torch
 from universal_neurons.accumulators import Batch, Block
 from universal_neurons.errors import MergeError
 from universal_neurons.examples import AFTER, BANDS, BEFORE, NOWHERE, QUANTILES, WINDOW, TopExamples
+from universal_neurons.keys import BY_POSITION, BY_ROW, Key
 
 CONTEXT, NEURONS, K = 50, 7, 3
 CHOOSER = np.random.default_rng(0)
@@ -36,7 +37,7 @@ def batch_of(rows, values=VALUES, basis="shift"):
         torch.from_numpy(MEAN).float(),
         torch.from_numpy(BOUNDS).float(),
     )
-    return Batch({"a": block}, index={"row": torch.from_numpy(numbers), "position": torch.from_numpy(positions)})
+    return Batch({Key("a"): block}, index={BY_ROW: torch.from_numpy(numbers), BY_POSITION: torch.from_numpy(positions)})
 
 
 def feed(rows, per_batch=8, examples=None):
@@ -162,7 +163,7 @@ def test_a_band_holds_only_values_within_its_bounds():
 def test_a_band_between_equal_bounds_is_empty():
     examples = TopExamples("a", NEURONS, k=K)
     batch = batch_of(ROWS)
-    batch.blocks["a"].bounds = torch.zeros(len(QUANTILES), NEURONS)
+    batch.blocks[Key("a")].bounds = torch.zeros(len(QUANTILES), NEURONS)
     examples.update(batch)
     assert (examples.result().row[1:] == NOWHERE).all()
     assert (examples.result().row[0] >= 0).all()

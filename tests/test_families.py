@@ -8,7 +8,7 @@ from test_correlation import captured
 from test_labels import CONTEXT, plain_example
 
 from universal_neurons import families
-from universal_neurons.accumulators import PRE, Batch, Block
+from universal_neurons.accumulators import Batch, Block
 from universal_neurons.categories import FAMILIES
 from universal_neurons.comoments import CoMoments
 from universal_neurons.families import (
@@ -20,9 +20,12 @@ from universal_neurons.families import (
     label_recipes,
     mutual_information,
 )
+from universal_neurons.keys import BY_POSITION, BY_PREVIOUS, BY_WORD, LABELS, Key, What
 from universal_neurons.labels import Label, LabelSet, LabelSource, partner_rows
 from universal_neurons.moments import GroupedSums, GroupMeans, SumSquares
-from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.neuron_source import NeuronSource
+from universal_neurons.statistics import Statistics
+from universal_neurons.stream import Pass
 from universal_neurons.vocabulary import Vocabulary
 
 
@@ -35,7 +38,9 @@ def evidence_of(models, tokens, labels, *, dense=False, null=False):
     recipes = label_recipes(labels, models, dense=dense, width=sources[0].width, null=null)
     run = Pass([NeuronSource(model, pre=True) for model in models], recipes, sources)
     run.run(tokens, tokens.shards(every), batch_tokens=200)
-    return [LabelEvidence(labels, run.accumulators, dense=dense, mark=mark) for mark in ("", "~")[: 1 + null]]
+    return [
+        LabelEvidence(labels, Statistics(run.accumulators), dense=dense, null=of) for of in (False, True)[: 1 + null]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +205,7 @@ def test_the_family_of_a_label(label, family):
     assert family in FAMILIES
 
 
-def hand_made_evidence(values, y, mark, firing, position):
+def hand_made_evidence(values, y, null, firing, position):
     """Evidence of one label y and of 4 positions with some neurons, from raw numbers."""
     n, width = values.shape
     labels = LabelSet(
@@ -208,19 +213,20 @@ def hand_made_evidence(values, y, mark, firing, position):
         np.array([[True, False]]), [], np.zeros((0, 2), bool), [Label("position 1", "position")],
         np.array([[False, True, False, False]]),
     )  # fmt: skip
+    index = {BY_WORD: torch.from_numpy(1 - y), BY_PREVIOUS: torch.ones(n, dtype=torch.long), BY_POSITION: position}
+    word, previous, by_position = keys = [key.null if null else key for key in index]
     statistics = [
         SumSquares("m", width),
-        GroupMeans("m", "word" + mark, 2, width),
-        GroupMeans("m", "previous" + mark, 2, width),
-        GroupMeans("m", "position" + mark, 4, width),
-        GroupMeans("m" + PRE, "position" + mark, 4, width, of="firing"),
+        GroupMeans("m", word, 2, width),
+        GroupMeans("m", previous, 2, width),
+        GroupMeans("m", by_position, 4, width),
+        GroupMeans(Key("m", What.PRE), by_position, 4, width, of="firing"),
     ]
-    index = {"word": torch.from_numpy(1 - y), "previous": torch.ones(n, dtype=torch.long), "position": position}
-    blocks = {"m": Block(torch.from_numpy(values).float()), "m" + PRE: Block(firing.float())}
+    blocks = {Key("m"): Block(torch.from_numpy(values).float()), Key("m", What.PRE): Block(firing.float())}
     for accumulator in statistics:
-        accumulator.update(Batch(blocks, index={name + mark: where for name, where in index.items()}))
+        accumulator.update(Batch(blocks, index=dict(zip(keys, index.values()))))
         accumulator.fold()
-    return LabelEvidence(labels, statistics, dense=False, mark=mark)
+    return LabelEvidence(labels, Statistics(statistics), dense=False, null=null)
 
 
 def decided(floor=0.05, is_bos=(), dead=(), null_of_first=0.0, mi=None):
@@ -233,7 +239,9 @@ def decided(floor=0.05, is_bos=(), dead=(), null_of_first=0.0, mi=None):
     values[:, 0] += null_of_first * other
     position = torch.from_numpy(chooser.integers(0, 4, n))
     firing = torch.from_numpy(chooser.normal(size=(n, 3)))
-    heldout, null = (hand_made_evidence(values, z, mark, firing, position) for z, mark in ((y, ""), (other, "~")))
+    heldout, null = (
+        hand_made_evidence(values, z, of_null, firing, position) for z, of_null in ((y, False), (other, True))
+    )
     best = Scores(np.zeros((1, 3), np.int64), np.array([[0.9, 0.9, 0.9]]), np.ones((1, 3), np.int32))
     flags = [np.isin(np.arange(3), which) for which in (is_bos, dead)]
     return explain("m", best, np.zeros(3) if mi is None else np.array(mi), heldout, null, *flags, floor)
@@ -263,8 +271,8 @@ def test_a_label_that_points_the_other_way_on_held_out_text_explains_nothing():
     position = torch.from_numpy(chooser.integers(0, 4, 500))
     values = chooser.normal(size=(500, 1)) - 4.0 * y[:, None]
     firing = torch.from_numpy(values)
-    heldout = hand_made_evidence(values, y, "", firing, position)
-    null = hand_made_evidence(values, chooser.integers(0, 2, 500), "~", firing, position)
+    heldout = hand_made_evidence(values, y, False, firing, position)
+    null = hand_made_evidence(values, chooser.integers(0, 2, 500), True, firing, position)
     no = np.zeros(1, bool)
     for sign, family in ((1, "unexplained"), (-1, "unigram")):
         best = Scores(np.zeros((1, 1), np.int64), np.array([[0.8]]), np.full((1, 1), sign, np.int32))
@@ -283,9 +291,9 @@ def test_without_any_label_only_position_and_bos_are_told():
         np.zeros((0, 2), bool), [], np.zeros((0, 4), bool),
     )  # fmt: skip
     square = SumSquares("m", 2)
-    square.update(Batch({"m": Block(torch.randn(50, 2))}))
-    evidence = LabelEvidence(none, [square], dense=False)
-    assert CoMoments not in {kind for kind, _ in evidence.by_key}
+    square.update(Batch({Key("m"): Block(torch.randn(50, 2))}))
+    evidence = LabelEvidence(none, Statistics([square]), dense=False)
+    assert evidence.statistics.find(CoMoments, LABELS, "m") == []
     best = evidence.best("m")
     assert best.index.shape == (0, 2)
     found = explain("m", best, None, evidence, evidence, np.array([True, False]), np.zeros(2, bool), 0.05)

@@ -145,7 +145,7 @@ def test_the_last_two_that_are_whole_are_kept(saved):
 def test_what_another_study_or_version_wrote_is_not_used(saved, monkeypatch):
     require(Generations(saved.folder, of="another study"), 0)
     with monkeypatch.context() as patched:
-        patched.setattr(module, "FORMAT", "universal-neurons generation 2, 9.9")
+        patched.setattr(module, "FORMAT", "universal-neurons generation 3, 9.9")
         require(saved, 0)
     (saved.folder / "checkpoint-00000004").rename(saved.folder / "checkpoint-00000009")
     require(saved, 3)

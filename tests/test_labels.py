@@ -8,8 +8,8 @@ import torch
 from conftest import small_tokenizer, some_text
 
 from universal_neurons import TokenDataset
+from universal_neurons.keys import BY_POSITION, BY_PREVIOUS, BY_WORD, LABELS
 from universal_neurons.labels import (
-    LABELS,
     Label,
     LabelSource,
     build_labels,
@@ -169,11 +169,11 @@ def example():
 def read_off(labels, source, rows, keep):
     """Whether each label of `labels.all` holds at the positions `keep` of some rows, as a source tells it."""
     blocks, index = source.batch(rows, keep)
-    mark = source.mark
-    words, previous = (index[name + mark].numpy() for name in ("word", "previous"))
-    positions = index["position~"].numpy() if mark else keep % CONTEXT
+    null = source.partner is not None
+    words, previous = (index[key.null if null else key].numpy() for key in (BY_WORD, BY_PREVIOUS))
+    positions = index[BY_POSITION.null].numpy() if null else keep % CONTEXT
     tables = [labels.word_table[:, words].T, labels.previous_table[:, previous].T]
-    block = blocks[LABELS + mark].values.numpy()
+    block = blocks[LABELS.null if null else LABELS].values.numpy()
     if source.dense:
         np.testing.assert_array_equal(block[:, : -len(labels.column_labels)], np.concatenate(tables, 1))
         block = block[:, -len(labels.column_labels) :]
@@ -247,11 +247,11 @@ def test_under_the_null_positions_are_shifted_within_each_row(example):
     rows = np.arange(len(tokens))[::2]
     keep = np.flatnonzero(tokens.mask(rows))
     source = LabelSource(labels, tokens, dense=False, partner=partner_rows(rows, len(tokens), 0), seed=3)
-    shifted = source.batch(rows, keep)[1]["position~"].numpy()
+    shifted = source.batch(rows, keep)[1][BY_POSITION.null].numpy()
     for place in range(len(rows)):
         mine = keep // CONTEXT == place
         before, after = keep[mine] % CONTEXT, shifted[mine]
         assert (before != after).all()
         assert any(after.tolist() == [*before[n:], *before[:n]] for n in range(1, len(before)))
-    alone = source.batch(rows[5:6], np.flatnonzero(tokens.mask(rows[5:6])))[1]["position~"].numpy()
+    alone = source.batch(rows[5:6], np.flatnonzero(tokens.mask(rows[5:6])))[1][BY_POSITION.null].numpy()
     np.testing.assert_array_equal(alone, shifted[keep // CONTEXT == 5])

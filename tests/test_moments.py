@@ -9,6 +9,7 @@ import torch
 
 from universal_neurons.accumulators import Batch, Block
 from universal_neurons.errors import MergeError
+from universal_neurons.keys import BY_POSITION, BY_WORD, Key
 from universal_neurons.moments import FINITE_BINS, FLOAT_BINS, GroupMeans, Histogram, Moments, SumSquares, bin_edges
 
 TOKENS, GROUPS = 6000, 12
@@ -30,8 +31,8 @@ MAKERS = {
     "Moments": lambda: Moments("a", WIDTH),
     "Histogram": lambda: Histogram("a", WIDTH),
     "SumSquares": lambda: SumSquares("a", WIDTH),
-    "GroupMeans": lambda: GroupMeans("a", "word", GROUPS, WIDTH),
-    "firing": lambda: GroupMeans("a", "word", GROUPS, WIDTH, of="firing"),
+    "GroupMeans": lambda: GroupMeans("a", BY_WORD, GROUPS, WIDTH),
+    "firing": lambda: GroupMeans("a", BY_WORD, GROUPS, WIDTH, of="firing"),
 }
 SHIFTED = ("SumSquares", "GroupMeans")  # these read values that are already shifted
 
@@ -39,7 +40,7 @@ SHIFTED = ("SumSquares", "GroupMeans")  # these read values that are already shi
 def feed(name, accumulator, start=0, stop=TOKENS, parts=1):
     for rows in np.array_split(np.arange(start, stop), parts):
         values = VALUES[rows] - MEAN if name in SHIFTED else VALUES[rows]
-        accumulator.update(Batch({"a": Block(values, "shift", MEAN)}, index={"word": GROUP_OF[rows]}))
+        accumulator.update(Batch({Key("a"): Block(values, "shift", MEAN)}, index={BY_WORD: GROUP_OF[rows]}))
     accumulator.fold()
     return accumulator
 
@@ -66,7 +67,7 @@ def assert_same(first, second):
 
 def single_moments(values, mean=None):
     moments = Moments("a", values.shape[1])
-    moments.update(Batch({"a": Block(values, mean=mean)}))
+    moments.update(Batch({Key("a"): Block(values, mean=mean)}))
     return moments.result()
 
 
@@ -143,7 +144,7 @@ def extreme_values():
 def test_every_float_has_a_bin():
     for value in extreme_values():
         histogram = Histogram("a", 1)
-        histogram.update(Batch({"a": Block(value.view(1, 1))}))
+        histogram.update(Batch({Key("a"): Block(value.view(1, 1))}))
         found = histogram.result()
         low, high = found.low.item(), found.high.item()
         assert found.counts.tolist() == [[1]]
@@ -154,7 +155,7 @@ def test_every_float_has_a_bin():
 
 def test_bins_are_in_ascending_order_and_do_not_overlap():
     histogram = Histogram("a", 1)
-    histogram.update(Batch({"a": Block(extreme_values()[:, None])}))
+    histogram.update(Batch({Key("a"): Block(extreme_values()[:, None])}))
     found = histogram.result()
     assert (found.low < found.high).all()
     assert (found.high[:-1] <= found.low[1:]).all()
@@ -231,14 +232,14 @@ def test_merging_with_nothing_changes_nothing(name):
 def test_merge_refuses_different_provisional_means(name):
     parts = [MAKERS[name](), MAKERS[name]()]
     for part, basis in zip(parts, ("one shift", "another")):
-        part.update(Batch({"a": Block(VALUES, basis, MEAN)}, index={"word": GROUP_OF}))
+        part.update(Batch({Key("a"): Block(VALUES, basis, MEAN)}, index={BY_WORD: GROUP_OF}))
     with pytest.raises(MergeError, match="provisional means"):
         parts[0].merge(parts[1])
 
 
 def test_moments_restored_or_merged_before_keep_their_provisional_mean():
     another = MAKERS["Moments"]()
-    another.update(Batch({"a": Block(VALUES, "another", MEAN + 1)}))
+    another.update(Batch({Key("a"): Block(VALUES, "another", MEAN + 1)}))
     restored, merged = MAKERS["Moments"](), MAKERS["Moments"]()
     restored.restore(feed("Moments", MAKERS["Moments"]()).state())
     merged.merge(feed("Moments", MAKERS["Moments"]()))
@@ -253,9 +254,9 @@ def test_merge_refuses_another_model_or_grouping():
     with pytest.raises(MergeError):
         MAKERS["GroupMeans"]().merge(MAKERS["firing"]())
     with pytest.raises(MergeError):
-        MAKERS["GroupMeans"]().merge(GroupMeans("a", "position", GROUPS, WIDTH))
+        MAKERS["GroupMeans"]().merge(GroupMeans("a", BY_POSITION, GROUPS, WIDTH))
     with pytest.raises(MergeError):
-        MAKERS["GroupMeans"]().merge(GroupMeans("a", "word", GROUPS + 1, WIDTH))
+        MAKERS["GroupMeans"]().merge(GroupMeans("a", BY_WORD, GROUPS + 1, WIDTH))
 
 
 @pytest.mark.parametrize("name", ["Moments", "SumSquares"])
@@ -265,5 +266,5 @@ def test_non_finite_values_are_located(name, bad):
     assert accumulator.non_finite() is None
     values = VALUES.clone()
     values[5, 3] = bad
-    accumulator.update(Batch({"a": Block(values, "shift", MEAN)}))
+    accumulator.update(Batch({Key("a"): Block(values, "shift", MEAN)}))
     assert accumulator.non_finite() == ("a", 3)

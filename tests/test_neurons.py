@@ -10,6 +10,7 @@ from conftest import VOCABULARY, tiny_model
 from universal_neurons import processed_weights
 from universal_neurons.accumulators import Batch, Block
 from universal_neurons.comoments import LayerCovariance
+from universal_neurons.keys import Key
 from universal_neurons.moments import Moments
 from universal_neurons.neurons import (
     RANKED,
@@ -246,7 +247,7 @@ def test_percentiles_change_nothing_else():
 
 def moments_of(values):
     moments = Moments("a", values.shape[1])
-    moments.update(Batch({"a": Block(values)}))
+    moments.update(Batch({Key("a"): Block(values)}))
     return moments.result()
 
 

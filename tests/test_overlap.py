@@ -7,6 +7,7 @@ import torch
 
 from universal_neurons import overlap
 from universal_neurons.accumulators import Batch, Block
+from universal_neurons.keys import BY_ROW, Key, What
 
 STEPS = 12
 
@@ -87,9 +88,12 @@ def test_the_next_batch_need_not_wait_for_the_one_that_is_read(cuda):
 def test_the_reader_holds_on_to_all_that_was_made_for_a_batch(cuda):
     """Else the memory of a tensor would be another's as soon as the batch is gone, while the device still reads it."""
     values, sums, index = torch.ones(3, 2), torch.ones(2, dtype=torch.float64), torch.arange(3)
-    batch = Batch({"a": Block(values), "a@sums": Block(values.clone(), weight=3, _sums=sums)}, index={"row": index})
+    batch = Batch(
+        {Key("a"): Block(values), Key("a", What.SUMS): Block(values.clone(), weight=3, _sums=sums)},
+        index={BY_ROW: index},
+    )
     list(overlap.ahead(iter([(0, batch), (1, None)]), torch.device("cuda")))
-    made = [values, batch.blocks["a@sums"].values, sums, index]
+    made = [values, batch.blocks[Key("a", What.SUMS)].values, sums, index]
     assert [tensor.data_ptr() for tensor, _ in cuda.recorded] == [tensor.data_ptr() for tensor in made]
     assert all(stream is cuda.reader for _, stream in cuda.recorded)
 

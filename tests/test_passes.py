@@ -11,7 +11,7 @@ from test_study import contents
 from universal_neurons import StudyConfig, run_study
 from universal_neurons.compare import Piece
 from universal_neurons.correlation import Matches
-from universal_neurons.findings import SUBSET, WHOLE, Finding, Findings
+from universal_neurons.findings import WHOLE, Finding, Findings, Scope
 from universal_neurons.progress import Reporter
 from universal_neurons.screening import Proposal
 from universal_neurons.sketch import Certainty
@@ -157,8 +157,8 @@ def findings_of(config):
     sure = [Certainty(some(6), some(8), some(1)[0]) for _ in range(2)]
     found.of[WHOLE, "a", "b"] = Finding([a_piece((0, 4), (0, 8), True), a_piece((4, 6), (0, 8), True)], sure[0])
     found.of[WHOLE, "b", "a"] = Finding([a_piece((0, 8), (0, 6), False, certified=True)])
-    found.of[f"{SUBSET}of/any.name", "a", "b"] = Finding([a_piece((0, 6), (0, 3), False)], sure[1])
-    found.of["at 120", "a", "org/b"] = Finding([a_piece((0, 6), (3, 8), False)])
+    found.of[Scope(subset="of/any.name"), "a", "b"] = Finding([a_piece((0, 6), (0, 3), False)], sure[1])
+    found.of[Scope(tokens=120), "a", "org/b"] = Finding([a_piece((0, 6), (3, 8), False)])
     return found
 
 
@@ -182,7 +182,7 @@ def test_findings_survive_a_checkpoint(tmp_path):
     """Through the store's files: pieces, proposals, certainty, subsets and points on the way."""
     torch.manual_seed(0)
     found, again = findings_of(settled()), Findings(settled())
-    again.of["left over", "a", "b"] = Finding()
+    again.of[Scope(subset="left over"), "a", "b"] = Finding()
     with StoreWriter(tmp_path / "store") as writer:
         writer.save_checkpoint(found.state(), 3)
         state, shard = writer.load_checkpoint()

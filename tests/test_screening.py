@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from universal_neurons import screening
-from universal_neurons.accumulators import SUMS, Batch, Block, Extremes
+from universal_neurons.accumulators import Batch, Block, Extremes
 from universal_neurons.comoments import CoMoments, CrossMoments
 from universal_neurons.compare import Evidence
 from universal_neurons.correlation import find_matches
 from universal_neurons.errors import MergeError
+from universal_neurons.keys import Key, What
 from universal_neurons.moments import SumSquares
 from universal_neurons.screening import Candidates, exact_matches, how_many, pairs_of, propose
 from universal_neurons.sketch import CANDIDATES_SEEN, ShardEnergies, SignedSums, Signs, quantile_of
+from universal_neurons.statistics import Statistics
 from universal_neurons.stream import state_of
 
 N_LEFT, N_RIGHT, SHARED = 310, 300, 20
@@ -66,7 +68,7 @@ def by_shard(left, right, seed):
             sums = SignedSums(part.shape[1], torch.device("cpu"), torch.float32)
             sums.start(len(n))
             sums.add(values, group, sign)
-            blocks |= {name: Block(values), name + SUMS: sums.finish("", n, "float32")}
+            blocks |= {Key(name): Block(values), Key(name, What.SUMS): sums.finish("", n, "float32")}
         yield Batch(blocks, shard=shard)
 
 
@@ -74,10 +76,10 @@ def sketched(left, right, seed=0):
     """The statistics of a first pass."""
     signs = Signs(GROUP_SIZE, seed)
     n_left, n_right = left.shape[1], right.shape[1]
-    parts = [CoMoments("a" + SUMS, "b" + SUMS, n_left, n_right)]
+    parts = [CoMoments(Key("a", What.SUMS), Key("b", What.SUMS), n_left, n_right)]
     for name, n in (("a", n_left), ("b", n_right)):
         parts += [Extremes(name, n), SumSquares(name, n, group=0)]
-        parts += [SumSquares(name + SUMS, n, group=0), ShardEnergies(name, n, signs)]
+        parts += [SumSquares(Key(name, What.SUMS), n, group=0), ShardEnergies(name, n, signs)]
     return fed(parts, by_shard(left, right, seed))
 
 
@@ -86,7 +88,7 @@ def fed(parts, batches):
         for part in parts:
             part.update(batch)
             part.fold()
-    return Evidence(parts, [0], SUMS)
+    return Evidence(Statistics(parts), [0], What.SUMS)
 
 
 def proposed(evidence, z, asker="a", other="b", rows=None, columns=None):
@@ -339,7 +341,7 @@ RAGGED = torch.tensor(sorted({(i * i * 7 + j) % (N_LEFT * 40) for i in range(200
 def candidates(left, right, parts, start=0, stop=None, way=None):
     found = Candidates("a", "b", RAGGED, N_LEFT, 40)
     for rows in np.array_split(np.arange(start, stop or len(left)), parts):
-        batch = Batch({"a": Block(torch.from_numpy(left[rows])), "b": Block(torch.from_numpy(right[rows]))})
+        batch = Batch({Key("a"): Block(torch.from_numpy(left[rows])), Key("b"): Block(torch.from_numpy(right[rows]))})
         if way is None:
             found.update(batch)
         else:
@@ -399,5 +401,7 @@ def test_candidates_of_several_groups_fit_in_one_checkpoint():
 
 def test_a_neuron_of_no_pairs_and_no_pairs_at_all(data):
     found = Candidates("a", "b", torch.zeros(0, dtype=torch.int64), N_LEFT, 40)
-    found.update(Batch({"a": Block(torch.from_numpy(data[0][:9])), "b": Block(torch.from_numpy(data[1][:9, :40]))}))
+    found.update(
+        Batch({Key("a"): Block(torch.from_numpy(data[0][:9])), Key("b"): Block(torch.from_numpy(data[1][:9, :40]))})
+    )
     assert found.result().cross.shape == (0,)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from universal_neurons.accumulators import SUMS, Batch, Block
+from universal_neurons.accumulators import Batch, Block
 from universal_neurons.comoments import CoMoments
 from universal_neurons.errors import MergeError
+from universal_neurons.keys import Key, What
 from universal_neurons.moments import SumSquares
 from universal_neurons.sketch import (
     Certainty,
@@ -111,12 +112,12 @@ def test_centring_is_exact_whatever_the_provisional_mean(off, rounding, toleranc
     shards, signs = heavy_tailed(1), Signs(16, 2)
     whole = [np.concatenate([shard[side] for shard in shards]).astype(np.float64) for side in (0, 1)]
     wrong = [part.mean(0) + off * part.std(0) for part in whole]
-    cross = CoMoments("a" + SUMS, "b" + SUMS, NEURONS, NEURONS)
-    spread = [SumSquares(name + SUMS, NEURONS, group=0) for name in "ab"]
+    cross = CoMoments(Key("a", What.SUMS), Key("b", What.SUMS), NEURONS, NEURONS)
+    spread = [SumSquares(Key(name, What.SUMS), NEURONS, group=0) for name in "ab"]
     for number, pair in enumerate(shards):
         shifted = [(part - mean).astype(np.float32) for part, mean in zip(pair, wrong)]
         blocks = [sums_of(part, signs, number, rounding=rounding) for part in shifted]
-        batch = Batch({"a" + SUMS: blocks[0], "b" + SUMS: blocks[1]}, shard=number)
+        batch = Batch({Key("a", What.SUMS): blocks[0], Key("b", What.SUMS): blocks[1]}, shard=number)
         for part in (cross, *spread):
             part.update(batch)
             part.fold()
@@ -186,7 +187,7 @@ def energies(parts):
     found = ShardEnergies("a", NEURONS, Signs(16, 0))
     for number, batches in parts:
         for values in batches:
-            found.update(Batch({"a": Block(torch.from_numpy(values))}, shard=number))
+            found.update(Batch({Key("a"): Block(torch.from_numpy(values))}, shard=number))
         found.fold()
     return found
 

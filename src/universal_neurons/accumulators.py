@@ -14,7 +14,7 @@ Any split of the tokens and any merge order gives the same answer within roundin
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -24,15 +24,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from universal_neurons.errors import MergeError
+from universal_neurons.keys import Key, Named, key_of
 
-# Blocks of a model: its pre-activations, those at position 0, and the signed sums of a sketch.
-PRE, BOS, SUMS = "@pre", "@bos", "@sums"
 ROWS_AT_ONCE = 256  # a square of so many rows fits the cache
-
-
-def model_of(block: str) -> str:
-    """The model that a block's name speaks of."""
-    return block.removesuffix(PRE).removesuffix(BOS).removesuffix(SUMS)
 
 
 def seed_of(*parts: int | str) -> int:
@@ -116,25 +110,29 @@ class Columns:
 
 @dataclass(frozen=True)
 class Batch:
-    """The blocks of one batch of positions, by model name; `group` is the subset they belong to.
+    """The blocks of one batch of positions; `group` is the subset they belong to.
 
     `index` holds integers per position that statistics sort by: its `row` and `position`, its `word`, …
     """
 
-    blocks: dict[str, Block]
+    blocks: dict[Key, Block]
     group: int = 0
     shard: int = 0
-    index: dict[str, Int[Tensor, " tokens"]] = field(default_factory=dict)
+    index: dict[Key, Int[Tensor, " tokens"]] = field(default_factory=dict)
 
 
 class Accumulator:
-    """What all statistics of the pass share: names of what they read, a token count, plain tensors as state."""
+    """What all statistics of the pass share: names of what they read, a token count, plain tensors as state.
+
+    `TENSORS` names the state, `DETAIL` the attributes that tell it from others of its kind that read the same.
+    """
 
     TENSORS: ClassVar[tuple[str, ...]] = ()
+    DETAIL: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, reads: tuple[str, ...], group: int | None = 0) -> None:
-        """Reads blocks of these names; in one group of shards, or (None) in all."""
-        self.reads = reads
+    def __init__(self, reads: Sequence[Named], group: int | None = 0) -> None:
+        """Reads these blocks; in one group of shards, or (None) in all."""
+        self.reads = tuple(map(key_of, reads))
         self.group = group
         self.count = 0
         self.basis: tuple[str, ...] | None = None
@@ -153,8 +151,9 @@ class Accumulator:
 
     @property
     def key(self) -> str:
-        """Its name in a checkpoint."""
-        return "/".join([type(self).__name__, *self.reads, str(self.group)])
+        """Its name in a snapshot of the pass."""
+        detail = [f"{name}={getattr(self, name)}" for name in self.DETAIL]
+        return "/".join([type(self).__name__, *map(str, self.reads), *detail, f"group={self.group}"])
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""
@@ -169,6 +168,7 @@ class Accumulator:
 
     def _require_kin(self, other: "Accumulator") -> None:
         same = type(self) is type(other) and self.reads == other.reads
+        same = same and all(getattr(self, name) == getattr(other, name) for name in self.DETAIL)
         same = same and (self.basis == other.basis or None in (self.basis, other.basis))
         if not same or any(getattr(self, t).shape != getattr(other, t).shape for t in self.TENSORS):
             raise MergeError(
@@ -194,7 +194,7 @@ class Accumulator:
         getattr(self, name).add_(theirs)
 
     def state(self) -> dict[str, Tensor]:
-        """Its folded state, to be written to a checkpoint."""
+        """Its folded state, to be written to a snapshot."""
         self.fold()
         return {"count": torch.tensor(self.count)} | {name: getattr(self, name) for name in self.TENSORS}
 
@@ -229,7 +229,7 @@ class Extremes(Accumulator):
 
     TENSORS = ("low", "high")
 
-    def __init__(self, model: str, n_neurons: int, *, group: int = 0, device: Any = "cpu") -> None:
+    def __init__(self, model: Named, n_neurons: int, *, group: int = 0, device: Any = "cpu") -> None:
         super().__init__((model,), group)
         self.low = torch.full((n_neurons,), torch.inf, device=device)
         self.high = torch.full((n_neurons,), -torch.inf, device=device)

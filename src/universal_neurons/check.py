@@ -11,10 +11,10 @@ from universal_neurons.config import Settings, StudyConfig, make_config
 from universal_neurons.errors import ArchitectureError, ConfigError, InputError, TokenRangeError
 from universal_neurons.estimate import Estimate, estimate
 from universal_neurons.models import Model, load_model, verify
-from universal_neurons.plan import decide, find_tokenizer, load_models, require_kin, resolve
+from universal_neurons.plan import decide, load_models, require_kin, resolve
 from universal_neurons.progress import clock
 from universal_neurons.terminal import TextTable, shown
-from universal_neurons.tokenizer import vocabulary_ids
+from universal_neurons.tokenizer import find_tokenizer, vocabulary_ids
 from universal_neurons.tokens import TokenDataset
 
 SUBSET_TOKENS = 1_000_000  # how far a corpus is read to see which subsets it has

@@ -8,13 +8,14 @@ float32.  Of a large matrix a `CoMoments` may keep some rows only: a panel.
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from universal_neurons.accumulators import Accumulator, Batch, Block, first_non_finite, model_of, seed_of
+from universal_neurons.accumulators import Accumulator, Batch, Block, first_non_finite, seed_of
+from universal_neurons.keys import Named
 from universal_neurons.units import Units
 
 FOLDED_ROWS = 64  # added at a time: what a cache holds, for sums of two precisions are added by way of a copy
@@ -119,11 +120,12 @@ class CoMoments(Accumulator):
     """
 
     TENSORS = ("left_sum", "right_sum", "cross", "rest")
+    DETAIL: ClassVar[tuple[str, ...]] = ("rows",)
 
     def __init__(
         self,
-        left: str,
-        right: str,
+        left: Named,
+        right: Named,
         n_left: int,
         n_right: int,
         *,
@@ -134,7 +136,6 @@ class CoMoments(Accumulator):
     ) -> None:
         super().__init__((left, right), group)
         self.rows = rows or (0, n_left)
-        self.whole = self.rows == (0, n_left)
         height = self.rows[1] - self.rows[0]
         kind = torch.float32 if compensated else torch.float64
         self.left_sum = torch.zeros(height, dtype=torch.float64, device=device)
@@ -144,11 +145,6 @@ class CoMoments(Accumulator):
         self.at_once = self.cross.is_cuda  # a batch is a shard there: folded as soon as it is multiplied
         self.pending = torch.zeros(0 if self.at_once else height, n_right, dtype=torch.float32, device=device)
         self.fresh = True
-
-    @property
-    def key(self) -> str:
-        """Its name in a checkpoint."""
-        return super().key + ("" if self.whole else "/{}-{}".format(*self.rows))
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""
@@ -201,9 +197,10 @@ class ShuffledCoMoments(CoMoments):
     A shard's blocks are kept until its end, so that batches do not change what is shuffled with what.
     """
 
-    def __init__(self, left: str, right: str, draw: int, seed: int, **shape: Any) -> None:
+    DETAIL = ("rows", "draw")
+
+    def __init__(self, left: Named, right: Named, draw: int, seed: int, **shape: Any) -> None:
         super().__init__(left, right, **shape)
-        self.reads = (left, right, f"draw-{draw}")
         self.draw, self.seed, self.shard = draw, seed, 0
         self.kept: list[tuple[Tensor, Tensor]] = []
 
@@ -254,7 +251,7 @@ class LayerMoments(Accumulator):
 
     TENSORS = ("sum", "cross")
 
-    def __init__(self, model: str, units: Units, *, group: int = 0, device: Any = "cpu") -> None:
+    def __init__(self, model: Named, units: Units, *, group: int = 0, device: Any = "cpu") -> None:
         super().__init__((model,), group)
         shape = (units.layers, units.width, units.width)
         self.sum = torch.zeros(len(units), dtype=torch.float64, device=device)
@@ -284,7 +281,7 @@ class LayerMoments(Accumulator):
 
     def non_finite(self) -> tuple[str, int] | None:
         """The first neuron in which a NaN or infinity was seen."""
-        return first_non_finite(model_of(self.reads[0]), self.sum + self.cross.diagonal(dim1=1, dim2=2).flatten())
+        return first_non_finite(self.reads[0].source, self.sum + self.cross.diagonal(dim1=1, dim2=2).flatten())
 
     def result(self) -> LayerCovariance:
         """The covariances so far."""

@@ -8,20 +8,23 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.accumulators import SUMS, Accumulator, Extremes
+from universal_neurons.accumulators import Accumulator, Extremes
 from universal_neurons.baselines import excess_correlation, q_values, rotated_best, rotation
 from universal_neurons.comoments import CoMoments, CrossMoments, LayerCovariance, LayerMoments, Rows, ShuffledCoMoments
 from universal_neurons.config import Settings
 from universal_neurons.correlation import Matches, below, beside, correlation_panels, find_matches, inverse_norms
+from universal_neurons.keys import Key, Named, What
 from universal_neurons.moments import Spread, SumSquares
 from universal_neurons.screening import Candidates, PairMoments, Proposal, propose
 from universal_neurons.sketch import CANDIDATES_SEEN, Certainty, ShardEnergies, winners_curse
+from universal_neurons.statistics import Kind, Statistics
 
 
 @dataclass(frozen=True)
@@ -112,73 +115,62 @@ def groups_of(accumulators: Sequence[Accumulator]) -> list[int]:
 class Evidence:
     """The statistics of some groups of a pass, added up where there are several.
 
-    With `mark`, co-moments are those of other blocks of the models: `SUMS`, of a sketch.
+    `of` is what of the models' blocks the co-moments are: activations, or the signed sums of a sketch.
     """
 
-    def __init__(self, accumulators: Sequence[Accumulator], groups: Sequence[int], mark: str = "") -> None:
-        self.accumulators = accumulators
+    def __init__(self, statistics: Statistics, groups: Sequence[int], of: What = What.ACTIVATION) -> None:
+        self.statistics = statistics
         self.groups = list(groups)
-        self.mark = mark
+        self.of = of
         self._norms: dict[str, Tensor] = {}
 
-    def _total(self, kind: type[Accumulator], reads: tuple[str, ...], rows: Rows | None = None) -> Accumulator:
-        found = [a for a in self.accumulators if type(a) is kind and a.reads == reads and a.group in self.groups]
-        found = [a for a in found if rows is None or (isinstance(a, CoMoments) and a.rows == rows)]
-        assert len(found) == len(self.groups), (kind, reads, rows)
-        if len(found) == 1:
-            return found[0]
-        total = copy.deepcopy(found[0])
-        for other in found[1:]:
+    @property
+    def sketched(self) -> bool:
+        """Whether the co-moments are those of a sketch."""
+        return self.of == What.SUMS
+
+    def _total(self, kind: type[Kind], *reads: Named, **attributes: Any) -> Kind:
+        first, *others = (self.statistics.get(kind, *reads, group=group, **attributes) for group in self.groups)
+        if not others:
+            return first
+        total = copy.deepcopy(first)
+        for other in others:
             total.merge(other)
         return total
 
-    def has(self, kind: type[Accumulator], *reads: str) -> bool:
-        """Whether there is such a statistic."""
-        return any(type(a) is kind and a.reads == reads for a in self.accumulators)
-
-    def layers(self, model: str, mark: str = "") -> LayerCovariance:
+    def layers(self, model: str, of: What = What.ACTIVATION) -> LayerCovariance:
         """Within-layer covariances of a model."""
-        total = self._total(LayerMoments, (model + mark,))
-        assert isinstance(total, LayerMoments)
-        return total.result()
+        return self._total(LayerMoments, Key(model, of)).result()
 
-    def spread(self, model: str, mark: str = "") -> Spread:
+    def spread(self, model: str, of: What = What.ACTIVATION) -> Spread:
         """Sums and squares of a model's neurons."""
-        total = self._total(SumSquares, (model + mark,))
-        assert isinstance(total, SumSquares)
-        return total.result()
+        return self._total(SumSquares, Key(model, of)).result()
 
     def dead(self, model: str) -> Tensor:
         """Mask of a model's dead neurons: constant, or so small that their squares vanish."""
-        total = self._total(Extremes, (model,))
-        assert isinstance(total, Extremes)
-        return total.result() | (self.spread(model).centred <= 0)
+        return self._total(Extremes, model).result() | (self.spread(model).centred <= 0)
 
     def norms(self, model: str) -> Tensor:
         """Inverse norms of a model's neurons (see `inverse_norms`)."""
         if model not in self._norms:
-            self._norms[model] = inverse_norms(self.spread(model, self.mark).centred, self.dead(model))
+            self._norms[model] = inverse_norms(self.spread(model, self.of).centred, self.dead(model))
         return self._norms[model]
 
     def count(self, model: str) -> int:
         """Positions counted."""
-        return self._total(Extremes, (model,)).count
+        return self._total(Extremes, model).count
 
     def certainty(self, asker: str, other: str) -> Certainty:
         """How far the sketch may be off."""
-        found = []
+        v: dict[str, Tensor] = {}
         for model in (asker, other):
-            energies = self._total(ShardEnergies, (model,))
-            assert isinstance(energies, ShardEnergies)
-            v, even = energies.result()
-            found.append(torch.where(self.dead(model), torch.nan, v))
-        return Certainty(found[0], found[1], even)
+            of_all, even = self._total(ShardEnergies, model).result()
+            v[model] = torch.where(self.dead(model), torch.nan, of_all)
+        return Certainty(v[asker], v[other], even)
 
     def pairs(self, left: str, right: str) -> PairMoments:
         """Co-moments of the candidates of a screened search."""
-        total = self._total(Candidates, (left, right))
-        assert isinstance(total, Candidates)
-        return total.result()
+        return self._total(Candidates, left, right).result()
 
     def cross(self, asker: str, other: str) -> CrossMoments:
         """Co-moments of all neurons of two models, the asker's in the rows."""
@@ -186,21 +178,18 @@ class Evidence:
         return moments
 
     def panels(
-        self, kind: type[CoMoments], asker: str, other: str, *more: str
+        self, kind: type[CoMoments], asker: str, other: str, **attributes: Any
     ) -> list[tuple[Rows, Rows, CrossMoments]]:
         """Co-moments of two models as far as they are kept, in panels (rows of the asker, columns of the other)."""
-        names = (asker + self.mark, other + self.mark)
-        there = self.has(kind, *names, *more)
-        reads = (*(names if there else names[::-1]), *more)
-        kept = {a.rows for a in self.accumulators if isinstance(a, CoMoments) and type(a) is kind and a.reads == reads}
-        found = []
-        for rows in sorted(kept):
-            total = self._total(kind, reads, rows)
-            assert isinstance(total, CoMoments)
-            moments = total.result()
+        reads = [Key(model, self.of) for model in (asker, other)]
+        forwards = bool(self.statistics.find(kind, *reads, **attributes))
+        reads = reads if forwards else reads[::-1]
+        panels = []
+        for rows in sorted({panel.rows for panel in self.statistics.find(kind, *reads, **attributes)}):
+            moments = self._total(kind, *reads, rows=rows, **attributes).result()
             columns = (0, moments.cross.shape[1])
-            found.append((rows, columns, moments) if there else (columns, rows, moments.transposed()))
-        return found
+            panels.append((rows, columns, moments) if forwards else (columns, rows, moments.transposed()))
+        return panels
 
 
 def look(
@@ -220,10 +209,10 @@ def look(
     """
     final = k is None
     draws, k = draws or config.draws, k or config.top_k
-    k = max(k, CANDIDATES_SEEN) if evidence.mark else k
+    k = max(k, CANDIDATES_SEEN) if evidence.sketched else k
     left, right = evidence.norms(asker), evidence.norms(other)
-    layers = None if config.baseline == "permutation" else evidence.layers(other, evidence.mark)
-    certainty = evidence.certainty(asker, other) if evidence.mark else None
+    layers = None if config.baseline == "permutation" else evidence.layers(other, evidence.of)
+    certainty = evidence.certainty(asker, other) if evidence.sketched else None
     noise = 0.0 if certainty is None else float(certainty.even)
     pieces = []
     for rows, columns, cross in evidence.panels(CoMoments, asker, other):
@@ -247,7 +236,7 @@ def look(
 
 def _shuffled(evidence: Evidence, asker: str, other: str, draw: int, rows: Rows, left: Tensor, right: Tensor) -> Tensor:
     """Maxima under one draw of shuffled positions."""
-    found = evidence.panels(ShuffledCoMoments, asker, other, f"draw-{draw}")
+    found = evidence.panels(ShuffledCoMoments, asker, other, draw=draw)
     (cross,) = [moments for there, _, moments in found if there == rows]
     maxima = torch.empty(len(left), dtype=torch.float64)
     for some, panel in correlation_panels(cross, left, right):
@@ -276,7 +265,7 @@ def compare(
 ) -> Comparison:
     """Matches of the asker's neurons in every other model and `draws` baseline maxima, of whole matrices."""
     pieces = [together(look(evidence, asker, other, config, draws=draws, k=k)) for other in others]
-    if evidence.mark == SUMS:
+    if evidence.sketched:
         certainties = [evidence.certainty(asker, other) for other in others]
         pieces = [unbiased(piece, c, k or config.top_k) for piece, c in zip(pieces, certainties)]
     return comparison(asker, others, pieces)

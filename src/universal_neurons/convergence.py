@@ -6,12 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from universal_neurons.findings import Findings
+from universal_neurons.findings import Findings, Scope
 
 MOST_POINTS = 12
 READINGS_SHARE, READINGS_LEAST = 0.05, 1e12  # of the pass's FLOP, and FLOP that nobody waits for
 DRAWS = 2  # baseline draws at every point, the last included, so that points are comparable
-AT = "at "
 
 
 def snapshot_points(shards: int, work: float = 0.0, reading: float = 1.0) -> list[int]:
@@ -28,11 +27,11 @@ def convergence_table(
     findings: Findings, askers: Sequence[str], models: Sequence[str], threshold: float
 ) -> pl.DataFrame:
     """A row per asker and number of tokens; `same_match` compares with the last point."""
-    points = sorted({int(what.removeprefix(AT)) for what, _, _ in findings.of if what.startswith(AT)})
+    points = sorted({scope.tokens for scope, _, _ in findings.of if scope.tokens is not None})
     rows = []
     for asker in askers:
         others = [model for model in models if model != asker]
-        comparisons = [findings.comparison(f"{AT}{tokens}", asker, others, k=1) for tokens in points]
+        comparisons = [findings.comparison(Scope(tokens=tokens), asker, others, k=1) for tokens in points]
         for tokens, at in zip(points, comparisons):
             best, excess = at.best.astype(np.float32), at.excess.astype(np.float32)
             alive = np.isfinite(excess)

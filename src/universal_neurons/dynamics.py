@@ -31,12 +31,13 @@ from universal_neurons.emergence import (
 from universal_neurons.errors import CheckpointError
 from universal_neurons.manifest import Facts, FinishedDynamics
 from universal_neurons.models import load_tokenizer
-from universal_neurons.plan import decide, find_tokenizer, require_same_tokenizer
+from universal_neurons.plan import decide, require_same_tokenizer
 from universal_neurons.progress import Reporter
 from universal_neurons.results import Results
 from universal_neurons.self_correlation import SelfCorrelations, self_correlations
 from universal_neurons.store import Store, StoreWriter
 from universal_neurons.study import run_study
+from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.training import Checkpoint, Training, find_training
 from universal_neurons.weight_files import require_weights
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import psutil
 import torch
 
-from universal_neurons.accumulators import PRE, Accumulator, Batch, Block
+from universal_neurons.accumulators import Accumulator, Batch, Block
 from universal_neurons.comoments import TILE_ROWS, add_product
 from universal_neurons.config import Settings
 from universal_neurons.correlation import PANEL_ELEMENTS
@@ -17,16 +17,16 @@ from universal_neurons.errors import MemoryNeededError
 from universal_neurons.examples import BANDS, WINDOW, TopExamples
 from universal_neurons.families import PANEL_NEURONS
 from universal_neurons.generations import KEPT, PART_BYTES
+from universal_neurons.keys import BY_POSITION, BY_ROW, Key, What
 from universal_neurons.labelling import SUMS_BYTES
 from universal_neurons.models import Model
 from universal_neurons.moments import FLOAT_BINS, GroupMeans, Histogram, Moments, SumSquares
-from universal_neurons.overlap import BUFFERS
+from universal_neurons.neuron_source import BUFFERS, NeuronSource
 from universal_neurons.panels import Layout, cut, model_pairs, signs_of
 from universal_neurons.readout import look_seconds
 from universal_neurons.roles.entropy import FREQUENCY_CANDIDATES
 from universal_neurons.roles.functional import DRAWS
 from universal_neurons.screening import MEAN, Candidates
-from universal_neurons.stream import NeuronSource
 from universal_neurons.tokens import HELDOUT_MOST, SHARD_POSITIONS
 from universal_neurons.trials import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU
 
@@ -331,7 +331,7 @@ def _candidate_seconds(models: Sequence[Model], config: Settings) -> float:
     best = float("inf")
     for _ in range(3):
         started = time.perf_counter()
-        some.update(Batch({"a": Block(values), "b": Block(values)}))
+        some.update(Batch({Key("a"): Block(values), Key("b"): Block(values)}))
         if config.device.startswith("cuda"):
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)
@@ -355,16 +355,16 @@ def _forward_seconds(model: Model, config: Settings) -> float:
     source = NeuronSource(model, config.gemm_dtype, pre=pre)
     source.settle(source.look(ids, attention, keep))
     name, n, device = model.name, model.n_neurons, model.device
-    index = {"row": keep // config.context, "position": keep % config.context}
+    index = {BY_ROW: keep // config.context, BY_POSITION: keep % config.context}
     statistics: list[Accumulator] = [SumSquares(name, n, device=device)]
     if "statistics" in config.stages:
         statistics += [
-            Moments(name + PRE, n, device=device),
-            Histogram(name + PRE, n, device=device),
+            Moments(Key(name, What.PRE), n, device=device),
+            Histogram(Key(name, What.PRE), n, device=device),
             TopExamples(name, n, k=config.examples, device=device),
         ]
     if "labels" in config.stages:
-        statistics += [GroupMeans(name, "position", config.context, n, device=device) for _ in range(4)]
+        statistics += [GroupMeans(name, BY_POSITION, config.context, n, device=device) for _ in range(4)]
     signs = signs_of(config)
     best = float("inf")
     for _ in range(min(config.examples, 5) + 2):  # by then the examples change as rarely as late in a pass
@@ -373,7 +373,7 @@ def _forward_seconds(model: Model, config: Settings) -> float:
         if signs is not None:
             group, sign = signs.of(0, len(keep))
             source.sums.start(signs.groups(len(keep)))
-            source.sums.add(batch.blocks[name].values, group, sign)
+            source.sums.add(batch.blocks[Key(name)].values, group, sign)
         for accumulator in statistics:
             accumulator.update(batch)
         if model.device.type == "cuda":

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from universal_neurons.accumulators import Accumulator, Batch, seed_of
+from universal_neurons.keys import BY_POSITION, BY_ROW
 
 QUANTILES = (0.5, 0.75, 0.9, 0.97, 0.995)
 BANDS = ("top", *(f"{low:g}–{high:g}" for low, high in pairwise(QUANTILES)))
@@ -57,7 +58,7 @@ class TopExamples(Accumulator):
         (block,) = self.blocks(batch)
         assert block.bounds is not None
         assert block.mean is not None
-        row, position = batch.index["row"], batch.index["position"]
+        row, position = batch.index[BY_ROW], batch.index[BY_POSITION]
         self.count += len(row)
         rows, local, lengths = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)[:-1]])

@@ -1,18 +1,20 @@
 """From the labels' sums to families and their tables: chosen on the pass, judged on the detail pass."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from universal_neurons.accumulators import PRE, Accumulator, Recipe
+from universal_neurons.accumulators import Recipe
 from universal_neurons.families import POSITION, POSITION_MI, Families, LabelEvidence, Scores, explain, family_of
 from universal_neurons.inputs import Study
+from universal_neurons.keys import BY_POSITION, BY_WORD, Key, What
 from universal_neurons.labelling import Labelling
 from universal_neurons.moments import GroupedSums
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.shown import Details, choose_shown
-from universal_neurons.stream import NeuronSource
+from universal_neurons.statistics import Statistics
 from universal_neurons.tables import (
     family_columns,
     labels_table,
@@ -39,13 +41,13 @@ class Explainer:
         units: Mapping[str, Units],
         columns: Mapping[str, Mapping[str, Any]],
         labelling: Labelling,
-        accumulators: Sequence[Accumulator],
+        statistics: Statistics,
         sources: Iterable[NeuronSource],
     ) -> None:
         assert labelling.labels is not None
         self.study, self.units, self.columns = study, units, columns
         self.labelling, self.labels = labelling, labelling.labels
-        evidence = labelling.evidence(accumulators)
+        evidence = labelling.evidence(statistics)
         self.best: dict[str, Scores] = {}
         self.position_mi: dict[str, np.ndarray | None] = {}
         self.by_position: dict[str, tuple[GroupedSums, GroupedSums] | None] = {}
@@ -58,7 +60,8 @@ class Explainer:
             self.provisional[name] = source.provisional.mean.double().cpu().numpy()
             self.best[name] = evidence.best(name)
             self.position_mi[name] = evidence.position_information(name)
-            positions, firing = evidence.grouped(name, "position"), evidence.grouped(name + PRE, "position", "firing")
+            positions = evidence.grouped(name, BY_POSITION)
+            firing = evidence.grouped(Key(name, What.PRE), BY_POSITION, "firing")
             self.by_position[name] = (positions, firing) if positions and firing else None
             words.append(self._tokens(evidence, name))
         self.tokens = (
@@ -71,7 +74,7 @@ class Explainer:
         self.details: Details | None = None
 
     def _tokens(self, evidence: LabelEvidence, model: str) -> pl.DataFrame | None:
-        words = evidence.grouped(model, "word")
+        words = evidence.grouped(model, BY_WORD)
         if words is None or self.labelling.vocabulary.special.all():
             return None
         codes = np.flatnonzero(self.labels.word_of < self.labels.n_words - 1)
@@ -117,9 +120,9 @@ class Explainer:
         kept: list[Recipe] = [] if details is None else [lambda device: details]
         return [*self.labelling.recipes(width, null=True), *kept]
 
-    def judge(self, accumulators: Sequence[Accumulator]) -> dict[str, dict[str, Any]]:
+    def judge(self, statistics: Statistics) -> dict[str, dict[str, Any]]:
         """Families, by what the held-out rows say: columns of every model's neuron table."""
-        heldout, null = self.labelling.evidence(accumulators), self.labelling.evidence(accumulators, "~")
+        heldout, null = self.labelling.evidence(statistics), self.labelling.evidence(statistics, null=True)
         for name in self.study.names:
             columns = self.columns[name]
             self.families[name] = explain(

@@ -21,12 +21,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from universal_neurons.accumulators import PRE, Accumulator, Recipe
+from universal_neurons.accumulators import Recipe
 from universal_neurons.categories import UNEXPLAINED
 from universal_neurons.comoments import CoMoments
-from universal_neurons.labels import LABELS, Label, LabelSet
+from universal_neurons.keys import BY_POSITION, BY_PREVIOUS, BY_WORD, LABELS, Key, Named, What
+from universal_neurons.labels import Label, LabelSet
 from universal_neurons.models import Model
 from universal_neurons.moments import GroupedSums, GroupMeans, Spread, SumSquares
+from universal_neurons.statistics import Statistics
 
 FEWEST = 20  # positions that a label must hold for, and not hold for
 PANEL_NEURONS = 1024
@@ -54,20 +56,25 @@ def label_recipes(
     labels: LabelSet, models: Sequence[Model], *, dense: bool, width: int, null: bool = False
 ) -> list[Recipe]:
     """Sums of every label with every neuron; `width` is that of the labels' block, `null` adds the null's."""
-    found: list[Recipe] = []
+    recipes: list[Recipe] = []
+    groups = {BY_WORD: labels.n_words, BY_PREVIOUS: labels.previous_table.shape[1]}
     for model in models:
         name, n = model.name, model.n_neurons
-        found.append(partial(SumSquares, name, n))
-        for mark in ("", "~") if null else ("",):
+        recipes.append(partial(SumSquares, name, n))
+        for of_null in (False, True) if null else (False,):
+
+            def named(key: Key, of_null: bool = of_null) -> Key:
+                return key.null if of_null else key
+
             if not dense:
-                found.append(partial(GroupMeans, name, "word" + mark, labels.n_words, n))
-                found.append(partial(GroupMeans, name, "previous" + mark, labels.previous_table.shape[1], n))
+                recipes += [partial(GroupMeans, name, named(by), count, n) for by, count in groups.items()]
             if labels.position_labels:
-                found.append(partial(GroupMeans, name, "position" + mark, labels.context, n))
-                found.append(partial(GroupMeans, name + PRE, "position" + mark, labels.context, n, of="firing"))
+                by, pre = named(BY_POSITION), Key(name, What.PRE)
+                recipes.append(partial(GroupMeans, name, by, labels.context, n))
+                recipes.append(partial(GroupMeans, pre, by, labels.context, n, of="firing"))
             if width:
-                found.append(partial(CoMoments, LABELS + mark, name, width, n, group=None))
-    return found
+                recipes.append(partial(CoMoments, named(LABELS), name, width, n, group=None))
+    return recipes
 
 
 @dataclass(frozen=True)
@@ -80,27 +87,26 @@ class Scores:
 
 
 class LabelEvidence:
-    """What a pass's statistics say of every label with every neuron, on the CPU; `mark` is `~` for the null."""
+    """What a pass's statistics say of every label with every neuron, on the CPU; with `null`, of the null's labels."""
 
-    def __init__(self, labels: LabelSet, accumulators: Sequence[Accumulator], *, dense: bool, mark: str = "") -> None:
-        self.labels, self.dense, self.mark = labels, dense, mark
-        self.by_key = {(type(a), a.reads): a for a in accumulators if a.group is None}
+    def __init__(self, labels: LabelSet, statistics: Statistics, *, dense: bool, null: bool = False) -> None:
+        self.labels, self.statistics, self.dense, self.null = labels, statistics, dense, null
         self.tables = [_sparse(t) for t in (labels.word_table, labels.previous_table, labels.position_table)]
 
     def spread(self, model: str) -> Spread:
         """Σx and Σx² of a model's neurons."""
-        found = self.by_key[SumSquares, (model,)]
-        assert isinstance(found, SumSquares)
-        result = found.result()
+        result = self.statistics.get(SumSquares, model, group=None).result()
         return Spread(result.count, result.sum.cpu(), result.squares.cpu())
 
-    def grouped(self, model: str, by: str, of: str = "values", neurons: slice = slice(None)) -> GroupedSums | None:
+    def _named(self, key: Key) -> Key:
+        return key.null if self.null else key
+
+    def grouped(self, reads: Named, by: Key, of: str = "values", neurons: slice = slice(None)) -> GroupedSums | None:
         """Sums by word, previous token or position, of some neurons; None where they were not kept."""
-        found = self.by_key.get((GroupMeans, (model, f"by {by}{self.mark}", f"of {of}")))
-        assert found is None or isinstance(found, GroupMeans)
-        if found is None:
+        kept = self.statistics.find(GroupMeans, reads, by=self._named(by), of=of)
+        if not kept:
             return None
-        result = found.result()
+        result = kept[0].result()
         return GroupedSums(result.counts.cpu(), result.sums[:, neurons].cpu())
 
     def sums(
@@ -108,13 +114,12 @@ class LabelEvidence:
     ) -> tuple[Float[Tensor, " labels"], Float[Tensor, "labels neurons"]]:
         """How many positions each label holds for, and Σx of some neurons there, in the order of `labels.all`."""
         counts, sums = [], []
-        columns = self.by_key.get((CoMoments, (LABELS + self.mark, model)))
+        columns = self.statistics.find(CoMoments, self._named(LABELS), model)
         block_counts, block = torch.zeros(0), torch.zeros(0, 0)
-        if columns is not None:
-            assert isinstance(columns, CoMoments)
-            moments = columns.result()
+        if columns:
+            moments = columns[0].result()
             block_counts, block = moments.left_sum.cpu(), moments.cross[:, neurons].cpu()
-        for name, table in zip(("word", "previous", "position"), self.tables):
+        for name, table in zip((BY_WORD, BY_PREVIOUS, BY_POSITION), self.tables):
             grouped = self.grouped(model, name, neurons=neurons)
             if grouped is not None:
                 counts.append(torch.sparse.mm(table, grouped.counts.double()[:, None])[:, 0])
@@ -140,7 +145,7 @@ class LabelEvidence:
         total = spread.centred[neurons]
         counts, sums = self.sums(model, neurons)
         rows = [variance_reduction(counts, sums, spread.count, spread.sum[neurons], total)]
-        positions = self.grouped(model, "position", neurons=neurons)
+        positions = self.grouped(model, BY_POSITION, neurons=neurons)
         if positions is not None:
             rows.append(adjusted_eta_squared(positions, total)[None])
         return torch.cat(rows)
@@ -173,7 +178,7 @@ class LabelEvidence:
 
     def position_information(self, model: str) -> Float[np.ndarray, " neurons"] | None:
         """Mutual information of firing with position, in nats."""
-        firing = self.grouped(model + PRE, "position", "firing")
+        firing = self.grouped(Key(model, What.PRE), BY_POSITION, "firing")
         return None if firing is None else mutual_information(firing).cpu().numpy()
 
 

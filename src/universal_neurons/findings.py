@@ -11,15 +11,23 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from universal_neurons.accumulators import SUMS
 from universal_neurons.compare import Comparison, Evidence, Piece, comparison, look, together, unbiased
 from universal_neurons.config import Settings
 from universal_neurons.correlation import Matches
 from universal_neurons.screening import Proposal
 from universal_neurons.sketch import Certainty
 
-WHOLE, SUBSET = "whole", "subset "
-Key = tuple[str, str, str]  # of what, asker, other
+
+@dataclass(frozen=True)
+class Scope:
+    """The text that a finding is of: all that chooses, one subset of it, or the first `tokens` counted positions."""
+
+    subset: str | None = None
+    tokens: int | None = None
+
+
+WHOLE = Scope()
+Place = tuple[Scope, str, str]  # of which text, asker, other
 
 
 @dataclass
@@ -43,11 +51,11 @@ class Findings:
 
     def __init__(self, config: Settings) -> None:
         self.config = config
-        self.of: dict[Key, Finding] = {}
+        self.of: dict[Place, Finding] = {}
 
     def look(
         self,
-        what: str,
+        scope: Scope,
         evidence: Evidence,
         pairs: Iterable[tuple[str, str]],
         *,
@@ -57,16 +65,16 @@ class Findings:
     ) -> None:
         """Add what a pass's panels say of some (asker, other) pairs."""
         for asker, other in pairs:
-            finding = self.of.setdefault((what, asker, other), Finding())
+            finding = self.of.setdefault((scope, asker, other), Finding())
             finding.pieces += look(evidence, asker, other, self.config, draws=draws, k=k, z=z)
-            if evidence.mark == SUMS and finding.certainty is None:
+            if evidence.sketched and finding.certainty is None:
                 certainty = evidence.certainty(asker, other)
                 finding.certainty = Certainty(*(part.cpu() for part in vars(certainty).values()))
 
-    def comparison(self, what: str, asker: str, others: Sequence[str], k: int | None = None) -> Comparison:
+    def comparison(self, scope: Scope, asker: str, others: Sequence[str], k: int | None = None) -> Comparison:
         """What an asker's neurons found in the others."""
         k = k or self.config.top_k
-        return comparison(asker, others, [self.of[what, asker, other].whole(k) for other in others])
+        return comparison(asker, others, [self.of[scope, asker, other].whole(k) for other in others])
 
     def doubts(self, pairs: Iterable[tuple[str, str]]) -> dict[str, float | int]:
         """How sure the whole text's answer is: of a screened search the matches certified, of how many; of a sketch the
@@ -87,13 +95,13 @@ class Findings:
     def state(self) -> dict[str, Tensor]:
         """As plain tensors."""
         tensors: dict[str, Tensor] = {}
-        table: list[Key] = []
-        for key, finding in self.of.items():
+        table: list[list[str | int | None]] = []
+        for (scope, asker, other), finding in self.of.items():
             for number, piece in enumerate(finding.pieces):
                 tensors |= {f"finding/{len(table)}/{name}": tensor for name, tensor in _flat(piece).items()}
                 if finding.certainty is not None and not number:
                     tensors |= {f"finding/{len(table)}/certainty.{n}": t for n, t in vars(finding.certainty).items()}
-                table.append(key)
+                table.append([scope.subset, scope.tokens, asker, other])
         if table:
             tensors["findings"] = torch.frombuffer(bytearray(json.dumps(table).encode()), dtype=torch.uint8)
         return tensors
@@ -103,10 +111,10 @@ class Findings:
         self.of.clear()
         if "findings" not in state:
             return
-        for number, (what, asker, other) in enumerate(json.loads(bytes(state["findings"].numpy()))):
+        for number, (subset, tokens, asker, other) in enumerate(json.loads(bytes(state["findings"].numpy()))):
             prefix = f"finding/{number}/"
             parts = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
-            finding = self.of.setdefault((what, asker, other), Finding())
+            finding = self.of.setdefault((Scope(subset, tokens), asker, other), Finding())
             finding.pieces.append(_piece(parts))
             if "certainty.asker" in parts:
                 finding.certainty = Certainty(*(parts[f"certainty.{f.name}"] for f in fields(Certainty)))

@@ -15,8 +15,9 @@ from universal_neurons.errors import ConfigError, TextError
 from universal_neurons.labelling import Labelling
 from universal_neurons.models import Model
 from universal_neurons.panels import Layout, Panel, cut, model_pairs
-from universal_neurons.plan import find_tokenizer, identity
+from universal_neurons.plan import identity
 from universal_neurons.roles.stage import require_roles
+from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.tokens import TokenDataset
 
 FINGERPRINTED = ("torch", "transformers", "tokenizers", "polars", "numpy", "scipy", "scikit-learn")

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-STRETCHES = 20  # of a text, at most
+from universal_neurons.tokens import STRETCHES
+
 LEVEL = 0.95
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from universal_neurons.accumulators import Accumulator, Recipe
+from universal_neurons.accumulators import Recipe
 from universal_neurons.config import Settings
 from universal_neurons.errors import LabelError, TokenizerError
 from universal_neurons.families import LabelEvidence, label_recipes
@@ -15,6 +15,7 @@ from universal_neurons.labels import LabelSet, LabelSource, build_labels, partne
 from universal_neurons.models import Model
 from universal_neurons.own_labels import OwnLabels, read_own_labels
 from universal_neurons.progress import Reporter
+from universal_neurons.statistics import Statistics
 from universal_neurons.syntax import annotate
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.topics import find_topics
@@ -120,7 +121,7 @@ class Labelling:
         assert self.labels is not None
         return label_recipes(self.labels, self.models, dense=self.dense, width=width, null=null)
 
-    def evidence(self, accumulators: Sequence[Accumulator], mark: str = "") -> LabelEvidence:
-        """What the statistics of a pass say of the labels."""
+    def evidence(self, statistics: Statistics, *, null: bool = False) -> LabelEvidence:
+        """What the statistics of a pass say of the labels, or of the null's."""
         assert self.labels is not None
-        return LabelEvidence(self.labels, accumulators, dense=self.dense, mark=mark)
+        return LabelEvidence(self.labels, statistics, dense=self.dense, null=null)

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from universal_neurons.accumulators import Block, seed_of
+from universal_neurons.keys import BY_POSITION, BY_PREVIOUS, BY_WORD, LABELS, Key
 from universal_neurons.own_labels import OwnLabels
 from universal_neurons.syntax import Syntax
 from universal_neurons.token_tests import TOKEN_TESTS
@@ -30,9 +31,6 @@ UNIGRAM_COUNT, PAPER_TOKENS = 3000, 10_000_000  # the paper's: more than 3000 oc
 UNIGRAM_VARIANTS = 4  # … and more than three variants, in a vocabulary of 50 000
 PAPER_VOCABULARY = 50_257
 SMALL_NORM_DEVIATIONS = 3.0
-
-
-LABELS = "@labels"  # the labels' block: no model can have this name
 
 
 @dataclass(frozen=True)
@@ -260,7 +258,7 @@ class LabelSource:
 
     With `partner` (a row for every row of the corpus) it is the null: the labels of the partner row at the same
     positions (none where the partner does not count that position), positions shifted circularly within the row.
-    Names of the null's blocks and indices end in `~`.  `dense` puts words and previous tokens into the block too, for
+    The keys of its blocks and indices are `Key.null`.  `dense` puts words and previous tokens into the block too, for
     vocabularies whose sums do not fit in memory.
     """
 
@@ -280,7 +278,6 @@ class LabelSource:
         self.dense = dense
         self.partner = partner
         self.seed = seed
-        self.mark = "~" if partner is not None else ""
         self.device = device
         self.dtype = dtype
         tables = (labels.word_table, labels.previous_table) if dense else ()
@@ -291,7 +288,7 @@ class LabelSource:
         """Columns of the block."""
         return sum(table.shape[1] for table in self.tables) + len(self.labels.column_labels)
 
-    def batch(self, rows: np.ndarray, keep: np.ndarray) -> tuple[dict[str, Block], dict[str, Tensor]]:
+    def batch(self, rows: np.ndarray, keep: np.ndarray) -> tuple[dict[Key, Block], dict[Key, Tensor]]:
         """Blocks and indices of the positions `keep` of the flattened rows."""
         read = rows if self.partner is None else self.partner[rows]
         ids = self.tokens.ids(read)
@@ -302,15 +299,17 @@ class LabelSource:
             counted = self.tokens.mask(read)
             words = np.where(counted, words, self.labels.n_words - 1)
             previous = np.where(counted, previous, len(self.labels.vocabulary))
-        index = {"word": torch.from_numpy(words.ravel()[keep]), "previous": torch.from_numpy(previous.ravel()[keep])}
+        index = {BY_WORD: torch.from_numpy(words.ravel()[keep]), BY_PREVIOUS: torch.from_numpy(previous.ravel()[keep])}
         if self.partner is not None:
-            index["position"] = torch.from_numpy(self._shifted(rows, keep))
+            index[BY_POSITION] = torch.from_numpy(self._shifted(rows, keep))
         blocks = {}
         if self.width:
-            blocks[LABELS + self.mark] = Block(self._block(read, keep, index))
-        return blocks, {name + self.mark: numbers for name, numbers in index.items()}
+            blocks[LABELS] = Block(self._block(read, keep, index))
+        if self.partner is None:
+            return blocks, index
+        return {key.null: block for key, block in blocks.items()}, {key.null: numbers for key, numbers in index.items()}
 
-    def _block(self, rows: np.ndarray, keep: np.ndarray, index: dict[str, Tensor]) -> Float[Tensor, "tokens labels"]:
+    def _block(self, rows: np.ndarray, keep: np.ndarray, index: dict[Key, Tensor]) -> Float[Tensor, "tokens labels"]:
         n_labels = len(self.labels.column_labels)
         columns = torch.zeros(len(keep), n_labels + 1, dtype=self.dtype, device=self.device)
         codes = torch.from_numpy(self._codes(rows, n_labels)[keep]).to(self.device)
@@ -318,7 +317,7 @@ class LabelSource:
         columns = columns[:, :-1]
         if not self.dense:
             return columns
-        rows_of = zip(self.tables, (index["word"], index["previous"]))
+        rows_of = zip(self.tables, (index[BY_WORD], index[BY_PREVIOUS]))
         parts = [table[numbers.to(self.device)].to(self.dtype) for table, numbers in rows_of]
         return torch.cat([*parts, columns], 1)
 

@@ -28,8 +28,9 @@ from universal_neurons.errors import ClusterError, StoreConflictError
 from universal_neurons.generations import Generations, Pace
 from universal_neurons.labels import LabelSource
 from universal_neurons.models import Model, load_model
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.sketch import Signs
-from universal_neurons.stream import Annotations, NeuronSource, Pass, provisional_state, restore, settle_from, state_of
+from universal_neurons.stream import Annotations, Pass, provisional_state, restore, settle_from, state_of
 from universal_neurons.tokens import Shard, TokenDataset
 
 SEEN_SECONDS = 120.0  # until what another node wrote is seen here, at most: NFS keeps listings for a minute

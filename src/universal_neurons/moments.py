@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.accumulators import Accumulator, Batch, first_non_finite, model_of, widen
+from universal_neurons.accumulators import Accumulator, Batch, first_non_finite, widen
 from universal_neurons.errors import MergeError
+from universal_neurons.keys import Named, key_of
 
 FLOAT_BINS = 1 << 12  # sign, eight bits of exponent, three of mantissa
 FINITE_BINS = 255 << 3
@@ -40,7 +41,7 @@ class Moments(Accumulator):
 
     TENSORS = ("powers", "positive", "low", "high")
 
-    def __init__(self, reads: str, n_features: int, *, device: Any = "cpu", group: int | None = None) -> None:
+    def __init__(self, reads: Named, n_features: int, *, device: Any = "cpu", group: int | None = None) -> None:
         super().__init__((reads,), group)
         self.powers = torch.zeros(4, n_features, dtype=torch.float64, device=device)
         self.positive = torch.zeros(n_features, dtype=torch.int64, device=device)
@@ -90,7 +91,7 @@ class Moments(Accumulator):
 
     def non_finite(self) -> tuple[str, int] | None:
         """The first neuron in which a NaN or infinity was seen."""
-        return first_non_finite(model_of(self.reads[0]), self.powers.sum(0))
+        return first_non_finite(self.reads[0].source, self.powers.sum(0))
 
     def result(self) -> NeuronMoments:
         """The moments so far; a constant feature has no skew and no kurtosis (NaN)."""
@@ -129,7 +130,7 @@ class Histogram(Accumulator):
 
     TENSORS = ("counts",)
 
-    def __init__(self, reads: str, n_features: int, *, device: Any = "cpu", group: int | None = None) -> None:
+    def __init__(self, reads: Named, n_features: int, *, device: Any = "cpu", group: int | None = None) -> None:
         super().__init__((reads,), group)
         self.counts = torch.zeros(FLOAT_BINS, n_features, dtype=torch.int32, device=device)
         self.codes = torch.empty(0, n_features, dtype=torch.int64, device=device)
@@ -196,7 +197,7 @@ class SumSquares(Accumulator):
 
     TENSORS = ("sum", "squares")
 
-    def __init__(self, model: str, n_neurons: int, *, group: int | None = None, device: Any = "cpu") -> None:
+    def __init__(self, model: Named, n_neurons: int, *, group: int | None = None, device: Any = "cpu") -> None:
         super().__init__((model,), group)
         self.sum = torch.zeros(n_neurons, dtype=torch.float64, device=device)
         self.squares = torch.zeros(n_neurons, dtype=torch.float64, device=device)
@@ -210,7 +211,7 @@ class SumSquares(Accumulator):
 
     def non_finite(self) -> tuple[str, int] | None:
         """The first neuron in which a NaN or infinity was seen."""
-        return first_non_finite(model_of(self.reads[0]), self.squares)
+        return first_non_finite(self.reads[0].source, self.squares)
 
     def result(self) -> Spread:
         """The sums so far."""
@@ -236,11 +237,12 @@ class GroupMeans(Accumulator):
     """
 
     TENSORS = ("counts", "sums")
+    DETAIL = ("by", "of")
 
     def __init__(
         self,
-        reads: str,
-        by: str,
+        reads: Named,
+        by: Named,
         n_groups: int,
         n_features: int,
         *,
@@ -248,8 +250,8 @@ class GroupMeans(Accumulator):
         device: Any = "cpu",
         group: int | None = None,
     ) -> None:
-        super().__init__((reads, f"by {by}", f"of {of}"), group)
-        self.by, self.of = by, of
+        super().__init__((reads,), group)
+        self.by, self.of = key_of(by), of
         self.counts = torch.zeros(n_groups, dtype=torch.int64, device=device)
         self.sums = torch.zeros(n_groups, n_features, dtype=torch.float64, device=device)
         self.pending = torch.zeros(n_groups, n_features, device=device)

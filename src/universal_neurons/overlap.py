@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from universal_neurons.accumulators import Batch
+from universal_neurons.neuron_source import BUFFERS
 
-BUFFERS = 3  # that a source fills in turn there: one is filled, one is full, one is read
 Step = TypeVar("Step")
 
 

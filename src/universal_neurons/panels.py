@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from universal_neurons.accumulators import SUMS, Extremes, Recipe
+from universal_neurons.accumulators import Extremes, Recipe
 from universal_neurons.comoments import CoMoments, LayerMoments, Rows, ShuffledCoMoments
 from universal_neurons.config import Settings
+from universal_neurons.keys import Key, What
 from universal_neurons.models import Model
 from universal_neurons.moments import SumSquares
 from universal_neurons.sketch import ShardEnergies, Signs
@@ -71,15 +72,20 @@ def signs_of(config: Settings) -> Signs | None:
     return None if config.search == "exact" else Signs(config.group_size, config.seed)
 
 
+def blocks_of(config: Settings) -> What:
+    """What of the models is correlated: activations, or a sketch's sums."""
+    return What.ACTIVATION if config.search == "exact" else What.SUMS
+
+
 def panel_recipes(
     panels: Sequence[Panel], config: Settings, groups: int = 1, *, compensated: bool = False
 ) -> list[Recipe]:
     """Co-moments of some panels, `groups` times over, and of every draw of the permutation baseline."""
-    mark = "" if config.search == "exact" else SUMS
+    of = blocks_of(config)
     recipes: list[Recipe] = []
     for group in range(groups):
         for panel in panels:
-            names = panel.left.name + mark, panel.right.name + mark
+            names = Key(panel.left.name, of), Key(panel.right.name, of)
             shape: dict[str, Any] = {
                 "group": group,
                 "n_left": panel.left.n_neurons,
@@ -110,10 +116,10 @@ def model_recipes(models: Sequence[Model], rotated: Collection[str], config: Set
             if "statistics" in config.stages or (needed and signs is None):
                 recipes.append(partial(layers, name))
             if asked and signs is not None:
-                recipes.append(partial(SumSquares, name + SUMS, n, group=group))
+                recipes.append(partial(SumSquares, Key(name, What.SUMS), n, group=group))
                 recipes.append(partial(ShardEnergies, name, n, signs, group=group))
                 if needed:
-                    recipes.append(partial(layers, name + SUMS))
+                    recipes.append(partial(layers, Key(name, What.SUMS)))
     return recipes
 
 

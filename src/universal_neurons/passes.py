@@ -12,32 +12,26 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from universal_neurons.accumulators import BOS, PRE, SUMS, Accumulator, Recipe
+from universal_neurons.accumulators import Accumulator, Recipe
 from universal_neurons.cluster import run_lanes
 from universal_neurons.comoments import LayerMoments
 from universal_neurons.compare import Comparison, Evidence, groups_of
-from universal_neurons.convergence import AT, DRAWS, snapshot_points
+from universal_neurons.convergence import DRAWS, snapshot_points
 from universal_neurons.examples import TopExamples
-from universal_neurons.findings import SUBSET, WHOLE, Findings
+from universal_neurons.findings import WHOLE, Findings, Scope
 from universal_neurons.generations import Pace
 from universal_neurons.inputs import Study
+from universal_neurons.keys import Key, What
 from universal_neurons.lanes import LaneJob
 from universal_neurons.moments import Histogram, Moments
-from universal_neurons.panels import model_recipes, panel_recipes, signs_of
+from universal_neurons.neuron_source import NeuronSource
+from universal_neurons.panels import blocks_of, model_recipes, panel_recipes, signs_of
 from universal_neurons.progress import Reporter
 from universal_neurons.screen import Screen
 from universal_neurons.sketched import SketchedModel, filled, original_tokens, source_of
+from universal_neurons.statistics import Statistics
 from universal_neurons.store import StoreWriter
-from universal_neurons.stream import (
-    Annotations,
-    NeuronSource,
-    Pass,
-    provisional_state,
-    restore,
-    settle_from,
-    state_of,
-    under,
-)
+from universal_neurons.stream import Annotations, Pass, provisional_state, restore, settle_from, state_of, under
 from universal_neurons.tokens import Shard
 
 CHECKPOINT_SHARE = 0.02
@@ -101,9 +95,9 @@ class Passes:
         share = 1 if self.config.search == "exact" else self.config.group_size
         return 2 * entries * self.tokens.counted / share, max(entries, 1.0) * (2 * DRAWS * width + LOOK_FLOP)
 
-    def comparison(self, asker: str, what: str = WHOLE) -> Comparison:
+    def comparison(self, asker: str, scope: Scope = WHOLE) -> Comparison:
         """What an asker's neurons found: in the whole text, or in a subset."""
-        return self.findings.comparison(what, asker, [name for name in self.study.names if name != asker])
+        return self.findings.comparison(scope, asker, [name for name in self.study.names if name != asker])
 
     def _name(self, number: int) -> str:
         if number == len(self.panels):
@@ -176,10 +170,10 @@ class Passes:
         for model in self.models:
             name, n = model.name, model.n_neurons
             if "statistics" in stages or "labels" in stages:
-                found.append(partial(Moments, name + PRE, n))
-                found.append(partial(Moments, name + BOS, n))
+                found.append(partial(Moments, Key(name, What.PRE), n))
+                found.append(partial(Moments, Key(name, What.FIRST), n))
             if "statistics" in stages:
-                found.append(partial(Histogram, name + PRE, n))
+                found.append(partial(Histogram, Key(name, What.PRE), n))
                 found.append(partial(TopExamples, name, n, k=self.config.examples, seed=self.config.seed))
         return found
 
@@ -251,14 +245,10 @@ class Passes:
         accumulators = run.total or run.accumulators
         seen = groups_of(accumulators)
         if seen and self.study.askers:
-            evidence = Evidence(accumulators, seen, self._mark)
+            evidence = Evidence(Statistics(accumulators), seen, blocks_of(self.config))
             tokens = evidence.count(next(iter(run.sources)))
             draws = min(DRAWS, self.config.draws)
-            self.findings.look(f"{AT}{tokens}", evidence, self._asked(number), draws=draws, k=1)
-
-    @property
-    def _mark(self) -> str:
-        return "" if self.config.search == "exact" else SUMS
+            self.findings.look(Scope(tokens=tokens), evidence, self._asked(number), draws=draws, k=1)
 
     def _asked(self, number: int) -> list[tuple[str, str]]:
         """The (asker, other) pairs that a panel says something of."""
@@ -272,12 +262,12 @@ class Passes:
             self.screen.settle(run.accumulators, self.accumulators)
             return
         if self.study.askers:
-            every = groups_of(run.accumulators)
-            whole = Evidence(run.accumulators, every, self._mark)
+            every, statistics, of = groups_of(run.accumulators), Statistics(run.accumulators), blocks_of(self.config)
+            whole = Evidence(statistics, every, of)
             z = None if self.screen is None else self.screen.z
             self.findings.look(WHOLE, whole, self._asked(number), z=z)
             for group, name in enumerate(self.study.subsets):
                 pairs = [pair for pair in self._asked(number) if pair[0] == self.study.names[0]]
-                self.findings.look(f"{SUBSET}{name}", Evidence(run.accumulators, [group], self._mark), pairs, z=z)
+                self.findings.look(Scope(subset=name), Evidence(statistics, [group], of), pairs, z=z)
         if number == 0:
             self.accumulators = run.accumulators[own:]

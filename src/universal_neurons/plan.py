@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from universal_neurons.checkpoints import bundled_models, expand_bundled, folder_of, resolve_sources
+from universal_neurons.checkpoints import bundled_models, expand_bundled, resolve_sources
 from universal_neurons.config import (
     BUNDLED,
     DEFAULT_GROUP_SIZE,
@@ -26,9 +26,9 @@ from universal_neurons.errors import (
     NothingToCompareError,
     TokenizerError,
 )
-from universal_neurons.models import DTYPES, Model, load_model, load_tokenizer, verify
+from universal_neurons.models import DTYPES, Model, load_model, verify
 from universal_neurons.syntax import find_pipeline
-from universal_neurons.tokenizer import require_same_ids_every_time
+from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.tokens import tokenizer_digest
 
 PAPER_CONTEXT = 512
@@ -195,20 +195,3 @@ def default_out(config: StudyConfig, models: Sequence[Model]) -> str:
     corpus = Path(config.data).name.split(".")[0]
     name = name.replace("/", "-")
     return str(Path("runs") / (name if config.data == BUNDLED else f"{name}-on-{corpus}"))
-
-
-def find_tokenizer(config: StudyConfig, models: Sequence[Model], *, required: bool = True) -> Any:
-    """The tokenizer that is asked for, or the first that a model has (None, where there is none and none is needed)."""
-    if config.tokenizer is not None:
-        found = load_tokenizer(folder_of(config.tokenizer))
-    else:
-        found = next((model.tokenizer for model in models if model.tokenizer is not None), None)
-    if found is None and required:
-        raise TokenizerError(
-            f"{config.tokenizer or models[0].name}: no tokenizer there",
-            wanted="tokenizer.json or another tokenizer's files",
-            fix="--tokenizer FOLDER",
-        )
-    if found is not None:
-        require_same_ids_every_time(found)
-    return found

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from universal_neurons.accumulators import Accumulator, Recipe
 from universal_neurons.compare import Evidence, Piece, groups_of
-from universal_neurons.findings import SUBSET, WHOLE, Finding, Findings, Key
+from universal_neurons.findings import WHOLE, Finding, Findings, Place, Scope
 from universal_neurons.inputs import Study
 from universal_neurons.screening import CANDIDATES_LEAST, Candidates, exact_matches, how_many, pairs_of
 from universal_neurons.sketch import quantile_of
+from universal_neurons.statistics import Statistics
 
 
 class Screen:
@@ -23,7 +24,7 @@ class Screen:
         self.study, self.findings = study, findings
         self.models = {model.name: model for model in study.models}
         self.z = quantile_of(sum(self.models[asker].n_neurons for asker, _ in study.asked))
-        self._chosen: dict[Key, tuple[Piece, Tensor]] = {}
+        self._chosen: dict[Place, tuple[Piece, Tensor]] = {}
 
     def recipes(self) -> list[Recipe]:
         """The sums of all candidates, of every group of shards."""
@@ -38,19 +39,20 @@ class Screen:
     def settle(self, candidates: Sequence[Accumulator], statistics: Sequence[Accumulator]) -> None:
         """Replace what the sketch found by what the candidates say."""
         every = groups_of(candidates)
-        groups = {f"{SUBSET}{name}": [group] for group, name in enumerate(self.study.subsets)} | {WHOLE: every}
-        for what, asker, other in list(self.findings.of):
-            if what not in groups:
+        groups = {Scope(subset=name): [group] for group, name in enumerate(self.study.subsets)} | {WHOLE: every}
+        kept = Statistics([*candidates, *statistics])
+        for scope, asker, other in list(self.findings.of):
+            if scope not in groups:
                 continue
-            evidence = Evidence([*candidates, *statistics], groups[what])
+            evidence = Evidence(kept, groups[scope])
             left, right = (asker, other) if (asker, other) in self._unordered() else (other, asker)
             moments = evidence.pairs(left, right)
             corr = moments.corr(evidence.spread(left), evidence.spread(right))
             places = (moments.left, moments.right) if left == asker else (moments.right, moments.left)
-            piece, wanted = self._wanted((what, asker, other))
+            piece, wanted = self._wanted((scope, asker, other))
             assert piece.proposal is not None
             matches = exact_matches(piece.matches, piece.proposal, wanted, *places, corr, self.study.config.top_k)
-            self.findings.of[what, asker, other] = Finding([replace(piece, matches=matches, proposal=None)])
+            self.findings.of[scope, asker, other] = Finding([replace(piece, matches=matches, proposal=None)])
 
     def _unordered(self) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
@@ -62,21 +64,21 @@ class Screen:
     def _pairs(self, left: str, right: str) -> Tensor:
         """The candidates of two models, either way, of the whole text and of subsets."""
         codes = []
-        for what, asker, other in self.findings.of:
-            if {asker, other} == {left, right} and (what == WHOLE or what.startswith(SUBSET)):
-                piece, wanted = self._wanted((what, asker, other))
+        for scope, asker, other in self.findings.of:
+            if {asker, other} == {left, right} and scope.tokens is None:
+                piece, wanted = self._wanted((scope, asker, other))
                 assert piece.proposal is not None
                 codes.append(pairs_of(piece.proposal, wanted, self.models[right].n_neurons, back=asker == right))
         return torch.from_numpy(np.unique(np.concatenate(codes)))
 
-    def _wanted(self, key: Key) -> tuple[Piece, Tensor]:
+    def _wanted(self, place: Place) -> tuple[Piece, Tensor]:
         """What the sketch found, and how many candidates of each neuron to compute."""
-        if key not in self._chosen:
-            finding = self.findings.of[key]
+        if place not in self._chosen:
+            finding = self.findings.of[place]
             piece = finding.whole(self.study.config.top_k)
             assert finding.certainty is not None
             assert piece.proposal is not None
             least = max(CANDIDATES_LEAST, self.study.config.top_k)
             wanted = how_many(piece.proposal, piece.matches.corr[:, 0], finding.certainty, least)
-            self._chosen[key] = piece, wanted
-        return self._chosen[key]
+            self._chosen[place] = piece, wanted
+        return self._chosen[place]

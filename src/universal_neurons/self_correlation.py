@@ -20,10 +20,11 @@ from universal_neurons.detail import HeldOut, PairedMoments, corr_interval
 from universal_neurons.errors import StoreConflictError
 from universal_neurons.generations import Generations
 from universal_neurons.models import Model, load_model
-from universal_neurons.plan import find_tokenizer
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.progress import Reporter
 from universal_neurons.store import Store, StoreWriter
-from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.stream import Pass
+from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.tokens import Shard, TokenDataset
 from universal_neurons.training import Training
 

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from universal_neurons.accumulators import PRE, Accumulator, Batch, seed_of
+from universal_neurons.accumulators import Accumulator, Batch, seed_of
 from universal_neurons.categories import FAMILIES, UNEXPLAINED
-from universal_neurons.labels import LABELS, LabelSet
+from universal_neurons.keys import BY_POSITION, BY_PREVIOUS, BY_ROW, BY_WORD, LABELS, Key, What
+from universal_neurons.labels import LabelSet
 from universal_neurons.models import Model
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.units import Units, unit_name
@@ -93,21 +94,21 @@ class Details(Accumulator):
 
     def update(self, batch: Batch) -> None:
         """Keep a batch's positions while there is room."""
-        row = batch.index["row"]
+        row = batch.index[BY_ROW]
         rows, which = torch.unique(row, return_inverse=True)
         taken = torch.tensor([seed_of("details", int(number)) / 2.0**63 < self.share for number in rows])
         kept = taken.to(row.device)[which].nonzero().flatten()[: MOST_TOKENS - self.count]
         if not len(kept):
             return
-        block = batch.blocks[self.model.name]
+        block = batch.blocks[Key(self.model.name)]
         assert block.mean is not None
         neurons = torch.from_numpy(self.shown.neurons).to(row.device)
         of_pre = neurons[torch.from_numpy(self.shown.pre).to(row.device)]
         self.parts.append(
-            {name: batch.index[name][kept] for name in ("row", "position", "word", "previous")}
+            {key.source: batch.index[key][kept] for key in (BY_ROW, BY_POSITION, BY_WORD, BY_PREVIOUS)}
             | {
                 "values": block.values[kept][:, neurons].float() + block.mean[neurons].float(),
-                "pre": batch.blocks[self.model.name + PRE].values[kept][:, of_pre],
+                "pre": batch.blocks[Key(self.model.name, What.PRE)].values[kept][:, of_pre],
                 "holds": self._holds(batch, kept),
             }
         )
@@ -120,9 +121,9 @@ class Details(Accumulator):
         tables = (self.labels.word_table, self.labels.previous_table, self.labels.position_table)
         columns = []
         for label in self.shown.labels.tolist():
-            for name, table, size in zip(("word", "previous", "position"), tables, sizes):
+            for key, table, size in zip((BY_WORD, BY_PREVIOUS, BY_POSITION), tables, sizes):
                 if label < size:
-                    columns.append(torch.from_numpy(table[label])[batch.index[name][kept].cpu()])
+                    columns.append(torch.from_numpy(table[label])[batch.index[key][kept].cpu()])
                     break
                 label -= size
             else:

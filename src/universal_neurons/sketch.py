@@ -1,7 +1,7 @@
 """Sketches: all correlations at a fraction of the products, and how far they may be off.
 
 The positions of a shard are multiplied by random signs σ and added in groups of g spread-out ones, the same for every
-model: u_k = Σ_{t∈G_k} σ_t x_t.  The s sums of a shard are a block of their own (`SUMS`), from which the usual
+model: u_k = Σ_{t∈G_k} σ_t x_t.  The s sums of a shard are a block of their own (`What.SUMS`), from which the usual
 statistics give correlations: E Σ_k u_k v_k = Σ_t x_t y_t.  Centring is exact: subtracting the mean δ of shifted values
 from every position subtracts δ n_k from a sum, n_k = Σ_{t∈G_k} σ_t, so n takes the place of the column of ones and
 Σ n_k² that of the count.
@@ -27,7 +27,8 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
-from universal_neurons.accumulators import SUMS, Accumulator, Batch, Block, seed_of
+from universal_neurons.accumulators import Accumulator, Batch, Block, seed_of
+from universal_neurons.keys import Key, Named, What
 
 DELTA = 0.01  # the chance that any certificate of a study is wrong
 CANDIDATES_SEEN = 16  # of a neuron's highest sketched correlations, in the expectation of their maximum
@@ -103,17 +104,17 @@ class ShardSketch:
         for of_model in sums.values():
             of_model.start(len(self.n))
 
-    def add(self, blocks: Mapping[str, Block], places: Int[np.ndarray, " tokens"]) -> None:
+    def add(self, blocks: Mapping[Key, Block], places: Int[np.ndarray, " tokens"]) -> None:
         """Add a batch's positions; `places` are theirs in the shard."""
         group, sign = self.group[places], self.sign[places]
         np.add.at(self.n, group, sign)
         for name, of_model in self.sums.items():
-            of_model.add(blocks[name].values, group, sign)
+            of_model.add(blocks[Key(name)].values, group, sign)
 
-    def blocks(self, precision: Mapping[str, tuple[str, str]]) -> dict[str, Block]:
+    def blocks(self, precision: Mapping[str, tuple[str, str]]) -> dict[Key, Block]:
         """The sums as blocks; `precision` is every model's basis and rounding."""
         finished = {name: self.sums[name].finish(basis, self.n, kind) for name, (basis, kind) in precision.items()}
-        return {name + SUMS: block for name, block in finished.items()}
+        return {Key(name, What.SUMS): block for name, block in finished.items()}
 
 
 def sparse_rows(
@@ -155,7 +156,7 @@ class ShardEnergies(Accumulator):
 
     TENSORS = ("total", "squares", "even")
 
-    def __init__(self, model: str, n_neurons: int, signs: Signs, *, group: int = 0, device: Any = "cpu") -> None:
+    def __init__(self, model: Named, n_neurons: int, signs: Signs, *, group: int = 0, device: Any = "cpu") -> None:
         super().__init__((model,), group)
         self.signs = signs
         self.total = torch.zeros(n_neurons, dtype=torch.float64, device=device)

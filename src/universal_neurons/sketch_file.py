@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from universal_neurons.accumulators import SUMS, Accumulator, Batch, Extremes
+from universal_neurons.accumulators import Accumulator, Batch, Extremes
 from universal_neurons.comoments import LayerMoments
 from universal_neurons.disk import (
     BINARY,
@@ -39,6 +39,7 @@ from universal_neurons.disk import (
 )
 from universal_neurons.errors import InputError, MergeError, MissingFileError, SketchError, StoreConflictError
 from universal_neurons.generations import Generations
+from universal_neurons.keys import Key, What
 from universal_neurons.moments import SumSquares
 from universal_neurons.sketch import ShardEnergies, Signs
 from universal_neurons.tokens import Shard, TokenDataset
@@ -163,7 +164,7 @@ class KeptSums(Accumulator):
     TENSORS = ("hashes",)
 
     def __init__(self, model: str, file: FileInParts, name: str, starts: Mapping[int, int]) -> None:
-        super().__init__((model + SUMS,), None)
+        super().__init__((Key(model, What.SUMS),), None)
         self.file, self.name, self.starts = file, name, starts
         self.numbers = {shard: number for number, shard in enumerate(starts)}
         self.hashes = torch.zeros(len(starts), 32, dtype=torch.uint8)

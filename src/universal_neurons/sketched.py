@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
-from universal_neurons.accumulators import SUMS, Accumulator, Block, Recipe
+from universal_neurons.accumulators import Accumulator, Block, Recipe
 from universal_neurons.config import TEXT_SETTINGS, Settings, StudyConfig
 from universal_neurons.errors import ConfigError, MissingFileError, SketchError
+from universal_neurons.keys import Key, What
 from universal_neurons.manifest import SKETCH
 from universal_neurons.models import Model, load_model
-from universal_neurons.plan import find_tokenizer
+from universal_neurons.neuron_source import NeuronSource, Provisional
 from universal_neurons.sketch import sums_block
 from universal_neurons.sketch_file import STATISTICS, SketchFile, require_one_text, sum_rows
-from universal_neurons.stream import NeuronSource, Provisional
+from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.tokens import Shard, TokenDataset
 from universal_neurons.units import Units
 
@@ -90,7 +91,7 @@ class SketchSource(NeuronSource):
         self.rounding = "bfloat16"
         self.pre = False
         self.storage = torch.bfloat16 if model.device.type == "cuda" else torch.float32
-        self._basis: dict[str, str] = {}
+        self._basis: dict[What, str] = {}
         mean = self.file.get("mean")
         self.settle(Provisional(mean, torch.zeros_like(mean), torch.zeros(0, len(mean))))
         moments = self.file.state("moments")
@@ -105,15 +106,15 @@ class SketchSource(NeuronSource):
             for shard, start, stop in zip(shards, starts.values(), stops):
                 self.places[int(shard.rows[0])] = name, start, stop
 
-    def ready(self, shard: Shard) -> dict[str, Block]:
+    def ready(self, shard: Shard) -> dict[Key, Block]:
         """The shard's sums."""
         name, start, stop = self.places[int(shard.rows[0])]
         values = self.file.rows(name, start, stop).to(self.model.device, self.storage)
         if name == "sums":
             n = self.file.rows("n", start, stop).double().numpy()
-            return {self.model.name + SUMS: sums_block(values, n, self.basis, self.rounding)}
+            return {Key(self.model.name, What.SUMS): sums_block(values, n, self.basis, self.rounding)}
         signs = self.file.rows("heldout_n", start, stop).to(values.device)
-        return {self.model.name: Block((values.double() - signs[:, None] * self.shift).float(), self.basis)}
+        return {Key(self.model.name): Block((values.double() - signs[:, None] * self.shift).float(), self.basis)}
 
 
 def source_of(model: Model, rounding: str, *, pre: bool = False) -> NeuronSource:
@@ -130,8 +131,9 @@ def filled(recipes: Sequence[Recipe], models: Sequence[Model]) -> list[Recipe]:
 def _filled(recipe: Recipe, files: dict[str, SketchFile], device: Any) -> Accumulator:
     made = recipe(device=device)
     kind = STATISTICS.get(type(made))
-    if kind is not None and len(made.reads) == 1 and made.reads[0] in files:
-        made.restore(files[made.reads[0]].state(kind))
+    (key, *_) = made.reads
+    if kind is not None and key.what == What.ACTIVATION and key.source in files:
+        made.restore(files[key.source].state(kind))
     return made
 
 

@@ -21,8 +21,9 @@ from universal_neurons.generations import Generations, Pace
 from universal_neurons.manifest import SKETCH
 from universal_neurons.models import Model
 from universal_neurons.moments import SumSquares
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.passes import CHECKPOINT_SECONDS, CHECKPOINT_SHARE
-from universal_neurons.plan import decide, find_tokenizer, load_models, resolve
+from universal_neurons.plan import decide, load_models, resolve
 from universal_neurons.progress import Reporter
 from universal_neurons.sketch import ShardEnergies, Signs
 from universal_neurons.sketch_file import (
@@ -35,7 +36,8 @@ from universal_neurons.sketch_file import (
     sum_rows,
     tensors_of,
 )
-from universal_neurons.stream import NeuronSource, Pass, provisional_state, settle_from
+from universal_neurons.stream import Pass, provisional_state, settle_from
+from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.tokens import Shard, TokenDataset, tokenizer_digest
 from universal_neurons.torch_state import settled_torch
 

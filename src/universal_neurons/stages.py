@@ -12,23 +12,25 @@ import polars as pl
 import torch
 from safetensors.torch import save
 
-from universal_neurons.accumulators import BOS, PRE, Accumulator, Recipe
+from universal_neurons.accumulators import Recipe
 from universal_neurons.compare import Comparison, Evidence, groups_of
 from universal_neurons.convergence import convergence_table
 from universal_neurons.detail import HeldOut, PairedMoments
 from universal_neurons.examples import TopExamples
 from universal_neurons.explainer import Explainer
-from universal_neurons.findings import SUBSET
+from universal_neurons.findings import Scope
 from universal_neurons.inputs import Study
+from universal_neurons.keys import Key, What
 from universal_neurons.moments import Histogram, Moments
+from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.neurons import activation_statistics, duplicates, weight_statistics
 from universal_neurons.passes import Passes
-from universal_neurons.plan import find_tokenizer
 from universal_neurons.progress import Reporter
 from universal_neurons.roles.stage import Roles, vocabulary_of
 from universal_neurons.sketched import SketchedModel
+from universal_neurons.statistics import Statistics
 from universal_neurons.store import StoreWriter
-from universal_neurons.stream import NeuronSource, Pass
+from universal_neurons.stream import Pass
 from universal_neurons.tables import (
     correlations_table,
     examples_table,
@@ -39,6 +41,7 @@ from universal_neurons.tables import (
     subsets_table,
     universality_columns,
 )
+from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.tokens import Shard
 from universal_neurons.weights import processed_weights
 
@@ -102,25 +105,26 @@ class Stages:
         with self.reporter.stage("pass"):
             passes = Passes(self.study, self.writer, self.reporter, self.checkpoint_seconds)
             passes.run()
-        everything = Evidence(passes.accumulators, groups_of(passes.accumulators))
+        statistics = Statistics(passes.accumulators)
+        everything = Evidence(statistics, groups_of(passes.accumulators))
         self.counted = everything.count(self.names[0])
         with self.reporter.stage("statistics"):
-            self._statistics(passes.accumulators, everything)
+            self._statistics(statistics, everything)
         with self.reporter.stage("compare"):
             self.doubts = passes.findings.doubts(self.study.asked)
             comparisons = [passes.comparison(asker) for asker in self.study.askers]
             for found in comparisons:
                 self.columns[found.asker] |= excess_columns(found, self.config.threshold)
             subsets = self.study.subsets if self.study.askers else []
-            by_subset = {name: passes.comparison(self.names[0], f"{SUBSET}{name}") for name in subsets}
+            by_subset = {name: passes.comparison(self.names[0], Scope(subset=name)) for name in subsets}
         explainer = None
         if labelling is not None:
             with self.reporter.stage("labels"):
                 explainer = Explainer(
-                    self.study, self.units, self.columns, labelling, passes.accumulators, passes.sources.values()
+                    self.study, self.units, self.columns, labelling, statistics, passes.sources.values()
                 )
         passes.accumulators.clear()
-        del everything
+        del everything, statistics
         with self.reporter.stage("detail"):
             heldout = self._detail(list(passes.sources.values()), comparisons, explainer)
         with self.reporter.stage("tables"):
@@ -139,25 +143,22 @@ class Stages:
             if by_subset:
                 self.write("subsets", subsets_table(self.units, by_subset, self.config.threshold))
 
-    def _statistics(self, accumulators: Sequence[Accumulator], everything: Evidence) -> None:
+    def _statistics(self, statistics: Statistics, everything: Evidence) -> None:
         """Columns of activation statistics, histograms and examples."""
-        by_key = {(type(a), a.reads): a for a in accumulators if a.group is None}
         histograms: dict[str, torch.Tensor] = {}
         examples = []
         for name in self.names:
             dead = everything.dead(name)
             self.columns[name]["dead"] = dead.cpu().numpy()
-            moments, bos = by_key.get((Moments, (name + PRE,))), by_key.get((Moments, (name + BOS,)))
-            if isinstance(moments, Moments) and isinstance(bos, Moments):
-                self.columns[name] |= activation_statistics(moments.result(), bos.result())
+            pre = Key(name, What.PRE)
+            if self._asked("statistics") or self._asked("labels"):
+                moments, first = (statistics.get(Moments, key) for key in (pre, Key(name, What.FIRST)))
+                self.columns[name] |= activation_statistics(moments.result(), first.result())
             if self._asked("statistics") or isinstance(self.models[0], SketchedModel):
                 self.columns[name] |= duplicates(everything.layers(name), ~dead)
             if not self._asked("statistics"):
                 continue
-            histogram, best = by_key[Histogram, (name + PRE,)], by_key[TopExamples, (name,)]
-            assert isinstance(histogram, Histogram)
-            assert isinstance(best, TopExamples)
-            result = histogram.result()
+            result, best = statistics.get(Histogram, pre).result(), statistics.get(TopExamples, name)
             histograms |= {f"{name}/{part}": tensor.contiguous().cpu() for part, tensor in vars(result).items()}
             examples.append(examples_table(name, self.units[name], best.result(), self.study.tokens))
         if examples:
@@ -184,11 +185,10 @@ class Stages:
         total = sum(len(shard.rows) for shard in shards) * self.study.tokens.context
         with self.reporter.tokens("detail pass", total) as meter:
             run.run(self.study.tokens, shards, batch_tokens=self.batch_tokens, after_batch=meter)
+        statistics = Statistics(run.accumulators)
         if explainer is not None:
-            for name, columns in explainer.judge(run.accumulators).items():
+            for name, columns in explainer.judge(statistics).items():
                 self.columns[name] |= columns
-        heldout: dict[str, list[HeldOut]] = {c.asker: [] for c in comparisons}
-        for paired in run.accumulators:
-            if isinstance(paired, PairedMoments):
-                heldout[paired.reads[0]].append(paired.result())
-        return heldout
+        return {
+            c.asker: [statistics.get(PairedMoments, c.asker, other).result() for other in c.others] for c in comparisons
+        }

@@ -12,22 +12,20 @@ The state after a shard is plain tensors: a pass restored from it goes on to the
 shards are added up apart and the lanes merged in order: the same bits whoever does them.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.accumulators import BOS, PRE, Accumulator, Batch, Block, Recipe
+from universal_neurons.accumulators import Accumulator, Batch, Block, Recipe
 from universal_neurons.errors import NonFiniteActivationsError
-from universal_neurons.examples import QUANTILES
+from universal_neurons.keys import BY_POSITION, BY_ROW, Key
 from universal_neurons.models import Model
-from universal_neurons.overlap import BUFFERS, ahead
-from universal_neurons.sketch import ShardSketch, SignedSums, Signs, round_to
+from universal_neurons.neuron_source import NeuronSource, Provisional
+from universal_neurons.overlap import ahead
+from universal_neurons.sketch import ShardSketch, Signs
 from universal_neurons.tokens import Shard, TokenDataset
 
 LOOK_POSITIONS = 4096
@@ -37,138 +35,9 @@ LOOK_POSITIONS = 4096
 class Annotations(Protocol):
     """A source that needs no model: what is known of the tokens themselves (labels)."""
 
-    def batch(self, rows: np.ndarray, keep: np.ndarray) -> tuple[dict[str, Block], dict[str, Tensor]]:
+    def batch(self, rows: np.ndarray, keep: np.ndarray) -> tuple[dict[Key, Block], dict[Key, Tensor]]:
         """Blocks and indices of the positions `keep` of the flattened rows."""
         ...
-
-
-@dataclass
-class Provisional:
-    """What a first look at evenly spread rows says of a model's neurons: means, and quantiles of the shifted values."""
-
-    mean: Float[Tensor, " neurons"]
-    pre_mean: Float[Tensor, " neurons"]
-    bounds: Float[Tensor, "quantiles neurons"]
-
-    def to(self, device: torch.device) -> "Provisional":
-        """The same on a device."""
-        return Provisional(self.mean.to(device), self.pre_mean.to(device), self.bounds.to(device))
-
-
-class NeuronSource:
-    """A model as a source of feature blocks: all its neurons at the counted positions.
-
-    `rounding` is the precision of the products' inputs: float32, tf32 or bfloat16.  With `pre`, pre-activations too
-    (raw, in a block of their own), and those at position 0.
-    """
-
-    def __init__(self, model: Model, rounding: str = "float32", *, pre: bool = False) -> None:
-        self.model = model
-        self.rounding = rounding
-        self.pre = pre
-        native = model.device.type == "cuda" and rounding == "bfloat16"
-        self.storage = torch.bfloat16 if native else torch.float32
-        self.provisional: Provisional | None = None
-        self._basis = {"": "", PRE: ""}
-        turns = BUFFERS if model.device.type == "cuda" else 1
-        self.buffers = [torch.empty(0, model.n_neurons, dtype=self.storage, device=model.device)] * turns
-        self.pre_buffers = [torch.empty(0, model.n_neurons, device=model.device)] * turns
-        self.sums = SignedSums(model.n_neurons, model.device, self.storage)
-
-    def blocks(
-        self,
-        ids: Int[Tensor, "rows context"],
-        attention: Int[Tensor, "rows context"] | None,
-        keep: Int[Tensor, " tokens"],
-    ) -> dict[str, Block]:
-        """The blocks of one batch: positions `keep` of the flattened rows.
-
-        They are valid until the next call, on a GPU for `BUFFERS` calls.
-        """
-        known, name = self.provisional, self.model.name
-        assert known is not None, "look at some rows first"
-        values = _next_of(self.buffers, len(keep))
-        units = self.model.units
-
-        def take(layer: int, activation: Tensor) -> None:
-            columns = units.columns(layer)
-            kept = activation.index_select(0, keep)
-            if self.rounding == "float32":
-                torch.sub(kept, known.mean[columns], out=values[:, columns])
-            else:
-                values[:, columns] = round_to(kept.float() - known.mean[columns], self.rounding).to(self.storage)
-
-        blocks = {name: Block(values, self._basis[""], known.mean, known.bounds, self.rounding)}
-        if not self.pre:
-            with self.model.capturing(take):
-                self.model.forward(ids, attention)
-            return blocks
-        raw = _next_of(self.pre_buffers, len(keep))
-        first = raw.new_empty(len(ids), raw.shape[1])
-
-        def take_pre(layer: int, pre: Tensor) -> None:
-            columns = units.columns(layer)
-            raw[:, columns] = pre.index_select(0, keep)
-            first[:, columns] = pre[:: ids.shape[1]]
-
-        with self.model.capturing(take), self.model.capturing(take_pre, pre_activations=True):
-            self.model.forward(ids, attention)
-        blocks[name + PRE] = Block(raw, self._basis[PRE], mean=known.pre_mean)
-        blocks[name + BOS] = Block(first)
-        return blocks
-
-    def ready(self, shard: Shard) -> dict[str, Block] | None:
-        """A shard's blocks where they are at hand without the model's forward pass."""
-        return None
-
-    @property
-    def basis(self) -> str:
-        """Tells its provisional means from others."""
-        return self._basis[""]
-
-    def settle(self, provisional: Provisional) -> None:
-        """Shift by these provisional means from now on."""
-        self.provisional = provisional.to(self.model.device)
-        for block, mean in (("", provisional.mean), (PRE, provisional.pre_mean)):
-            self._basis[block] = hashlib.sha256(mean.cpu().numpy().tobytes()).hexdigest()
-
-    def look(
-        self, ids: Int[Tensor, "rows context"], attention: Tensor | None, keep: Int[Tensor, " tokens"]
-    ) -> Provisional:
-        """Provisional means and quantiles from some rows."""
-        layers = self.model.n_layers
-        means, pre_means, bounds = ([torch.empty(0)] * layers for _ in range(3))
-        ranks = [min(int(q * len(keep)), len(keep) - 1) for q in QUANTILES]
-
-        def take(layer: int, activation: Tensor) -> None:
-            kept = activation.index_select(0, keep).float()
-            means[layer] = kept.mean(0).clamp(kept.amin(0), kept.amax(0))
-            if self.pre:
-                bounds[layer] = _ranked(kept, ranks) - means[layer]
-
-        def take_pre(layer: int, pre: Tensor) -> None:
-            pre_means[layer] = pre.index_select(0, keep).float().mean(0)
-
-        with self.model.capturing(take), self.model.capturing(take_pre, pre_activations=True):
-            self.model.forward(ids, attention)
-        nothing = torch.zeros(len(QUANTILES), self.model.n_neurons, device=self.model.device)
-        return Provisional(torch.cat(means), torch.cat(pre_means), torch.cat(bounds, 1) if self.pre else nothing)
-
-
-def _next_of(buffers: list[Tensor], rows: int) -> Tensor:
-    """Rows of the buffer whose turn it is, which is made larger where it is too small."""
-    buffer = buffers.pop(0)
-    if len(buffer) < rows:
-        buffer = buffer.new_empty(rows, buffer.shape[1])
-    buffers.append(buffer)
-    return buffer[:rows]
-
-
-def _ranked(values: Float[Tensor, "tokens neurons"], ranks: list[int]) -> Float[Tensor, "ranks neurons"]:
-    """The values of some ranks in each column (on a CPU NumPy's sort is the fast one)."""
-    if values.is_cuda:
-        return values.sort(0).values[ranks]
-    return torch.from_numpy(np.sort(values.T.contiguous().numpy(), axis=1)[:, ranks].T.copy())
 
 
 class Pass:
@@ -294,15 +163,15 @@ class Pass:
             ids, attention, keep = _inputs(tokens, rows)
             if not len(keep):
                 continue
-            blocks: dict[str, Block] = {}
+            blocks: dict[Key, Block] = {}
             for source in self.sources.values():
                 blocks |= source.blocks(*_on(source.model, ids, attention, keep))
             flat = keep.numpy()
             if sketch is not None:
                 sketch.add(blocks, start * tokens.context + flat)
             index = {
-                "row": torch.from_numpy(rows[flat // tokens.context].astype(np.int64)),
-                "position": torch.from_numpy(flat % tokens.context),
+                BY_ROW: torch.from_numpy(rows[flat // tokens.context].astype(np.int64)),
+                BY_POSITION: torch.from_numpy(flat % tokens.context),
             }
             for annotation in self.annotations:
                 more, sorted_by = annotation.batch(rows, flat)

@@ -13,20 +13,12 @@ from universal_neurons.estimate import plan_layout, require_memory
 from universal_neurons.inputs import Study
 from universal_neurons.models import Model
 from universal_neurons.panels import Layout
-from universal_neurons.plan import (
-    decide,
-    default_out,
-    find_tokenizer,
-    from_objects,
-    identity,
-    load_models,
-    require_kin,
-    resolve,
-)
+from universal_neurons.plan import decide, default_out, from_objects, identity, load_models, require_kin, resolve
 from universal_neurons.progress import Reporter, clock
 from universal_neurons.sketched import SketchedModel, are_sketches, open_sketches, settings_of, text_of_sketches
 from universal_neurons.stages import Stages
 from universal_neurons.store import Store, StoreWriter
+from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.torch_state import settled_torch
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from universal_neurons.checkpoints import BUNDLED_FOLDER, BUNDLED_TOKENIZER, require_ordinary_files
-from universal_neurons.config import MaskRule
+from universal_neurons.checkpoints import BUNDLED_FOLDER, BUNDLED_TOKENIZER, folder_of, require_ordinary_files
+from universal_neurons.config import MaskRule, StudyConfig
 from universal_neurons.errors import CheckpointError, TokenizerError, UniversalNeuronsError
-from universal_neurons.network import quiet_transformers
+from universal_neurons.network import Model, quiet_transformers
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 SPECIAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id", "unk_token_id")
@@ -46,6 +46,23 @@ def load_tokenizer(folder: str | Path) -> Any:
             f"{folder}: {error.what}", given=error.given, wanted=error.wanted, fix=error.fix or mend
         ) from error
     return tokenizer
+
+
+def find_tokenizer(config: StudyConfig, models: Sequence[Model], *, required: bool = True) -> Any:
+    """The tokenizer that is asked for, or the first that a model has (None, where there is none and none is needed)."""
+    if config.tokenizer is not None:
+        found = load_tokenizer(folder_of(config.tokenizer))
+    else:
+        found = next((model.tokenizer for model in models if model.tokenizer is not None), None)
+    if found is None and required:
+        raise TokenizerError(
+            f"{config.tokenizer or models[0].name}: no tokenizer there",
+            wanted="tokenizer.json or another tokenizer's files",
+            fix="--tokenizer FOLDER",
+        )
+    if found is not None:
+        require_same_ids_every_time(found)
+    return found
 
 
 def _require_sane_ids(folder: Path) -> None:

@@ -25,13 +25,13 @@ from universal_neurons.config import StudyConfig
 from universal_neurons.corpora import Corpus
 from universal_neurons.disk import create_anew, removing
 from universal_neurons.errors import TextError, TokenRangeError
-from universal_neurons.jackknife import STRETCHES
 from universal_neurons.records import Document
 from universal_neurons.tokenizer import boundary_tokens, encode, masked_ids, tokenizer_digest
 
 __all__ = ["Shard", "TokenDataset", "boundary_tokens", "masked_ids", "pack", "tokenised", "tokenizer_digest"]
 
 SHARD_POSITIONS = 16_384
+STRETCHES = 20  # of held-out rows, at most; a jackknife leaves out one at a time
 HELDOUT_MOST = 1_000_000
 FEWEST_ROWS = 10
 TOKENISE_CHARACTERS = 1 << 19
@@ -51,12 +51,12 @@ class Shard:
 class TokenDataset:
     """Packed rows of token ids.
 
-    `rows` is an array (rows, context) of ids or the file that holds it; `lengths` counts each row's tokens before
-    padding; `subsets` numbers each row's subset in `subset_names`; `masked` are ids that are never counted, and
-    `counted` is the number of positions that are.
+    `rows` is an array (rows, context) of ids or the file that holds it (no row of it, where a sketch keeps the lengths
+    alone); `lengths` counts each row's tokens before padding; `subsets` numbers each row's subset in `subset_names`;
+    `masked` are ids that are never counted, and `counted` is the number of positions that are.
     """
 
-    rows: Int[np.ndarray, "rows context"] | Path
+    rows: Int[np.ndarray, "stored context"] | Path
     lengths: Int[np.ndarray, " rows"]
     context: int
     subsets: Int[np.ndarray, " rows"]

@@ -14,12 +14,13 @@ from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.manifest import MANIFEST
 from universal_neurons.models import Model
 from universal_neurons.own_labels import read_own_labels
-from universal_neurons.plan import find_tokenizer, load_models, resolve
+from universal_neurons.plan import load_models, resolve
 from universal_neurons.progress import Reporter
 from universal_neurons.roles.one_model import ROLE_TABLES
 from universal_neurons.roles.stage import Roles, vocabulary_of
 from universal_neurons.store import Store, StoreWriter
 from universal_neurons.stored_code import require_named_again
+from universal_neurons.tokenizer import find_tokenizer
 from universal_neurons.tokens import TokenDataset
 from universal_neurons.torch_state import settled_torch
 
