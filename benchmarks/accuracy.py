@@ -16,7 +16,7 @@ from universal_neurons.comoments import CoMoments
 from universal_neurons.compare import Evidence, pieces_of
 from universal_neurons.config import Settings
 from universal_neurons.findings import WHOLE, Findings
-from universal_neurons.keys import Key, What
+from universal_neurons.keys import BY_POSITION, BY_ROW, Key, What
 from universal_neurons.neuron_source import NeuronSource
 from universal_neurons.panels import signs_of, study_recipes
 from universal_neurons.screen import Screen
@@ -35,13 +35,15 @@ def accuracy(seeds: int, count: int) -> None:
     run = Pass(sources, [])
     run.settle_means(tokens, shards)
     for shard in shards:
-        parts = [
-            (b.index, {n: block.values.clone() for n, block in b.blocks.items()})
-            for _, b in run.batches(tokens, shard, 2048)
-        ]
         start = int(shard.rows[0])
-        places = torch.cat([(index["row"] - start) * tokens.context + index["position"] for index, _ in parts])
-        kept.append(({m.name: torch.cat([values[m.name] for _, values in parts]) for m in models}, places.numpy()))
+        places = []
+        values: dict[str, list[torch.Tensor]] = {model.name: [] for model in models}
+        for _, batch in run.batches(tokens, shard, 2048):
+            places.append((batch.index[BY_ROW] - start) * tokens.context + batch.index[BY_POSITION])
+            for name, parts in values.items():
+                parts.append(batch.blocks[Key(name)].values.clone())
+        joined = {name: torch.cat(parts) for name, parts in values.items()}
+        kept.append((joined, torch.cat(places).numpy()))
     names = [model.name for model in models]
     asked = [(names[0], other) for other in names[1:]]
     exact = [_exact_rho(kept, *pair) for pair in asked]
@@ -82,7 +84,10 @@ Kept = Sequence[tuple[dict[str, torch.Tensor], np.ndarray]]
 
 
 def _exact_rho(kept: Kept, left: str, right: str) -> torch.Tensor:
-    cross, sums, squares, count = 0.0, [0.0, 0.0], [0.0, 0.0], 0
+    cross = 0.0
+    sums = [0.0, 0.0]
+    squares = [0.0, 0.0]
+    count = 0
     for blocks, _ in kept:
         values = [blocks[name].double() for name in (left, right)]
         cross = cross + values[0].T @ values[1]
@@ -102,9 +107,18 @@ def _feed(accumulators: Iterable[Any], batch: Batch) -> None:
 
 
 def _one_seed(
-    config: Settings, models: Any, pairs: Any, asked: Any, kept: Kept, shards: Any, context: int, sources: Any,
-    exact: Sequence[torch.Tensor], best: torch.Tensor, index: torch.Tensor,
-) -> dict[str, float]:  # fmt: skip
+    config: Settings,
+    models: Any,
+    pairs: Any,
+    asked: Any,
+    kept: Kept,
+    shards: Any,
+    context: int,
+    sources: Any,
+    exact: Sequence[torch.Tensor],
+    best: torch.Tensor,
+    index: torch.Tensor,
+) -> dict[str, float]:
     """One seed of signs, from activations that are at hand; dead neurons have no sketched ρ and count in no mean."""
     signs = signs_of(config)
     assert signs is not None
@@ -138,7 +152,7 @@ def _one_seed(
     screen.settle(candidates, accumulators)
     matches = [findings.of[(WHOLE, *pair)].pieces[0].matches for pair in asked]
     corr = torch.stack([m.corr[:, 0] for m in matches])
-    found = torch.stack([m.index[:, 0] for m in matches]) == index
+    agree = torch.stack([m.index[:, 0] for m in matches]) == index
     certified = torch.stack([m.certified for m in matches])
     high = best >= 0.3
     return {
@@ -149,12 +163,12 @@ def _one_seed(
         "raw": float((raw - best).nanmean()),
         "corrected": float((corrected - best).nanmean()),
         "baseline": float((baseline - true_baseline).nanmean()),
-        "found": int(found.sum()),
-        "found_high": int(found[high].sum()),
-        "error": float((corr - best)[found].abs().max()),
+        "found": int(agree.sum()),
+        "found_high": int(agree[high].sum()),
+        "error": float((corr - best)[agree].abs().max()),
         "certified": int(certified.sum()),
         "certified_high": int(certified[high].sum()),
-        "right": int((certified & found).sum()),
+        "right": int((certified & agree).sum()),
         "candidates": sum(len(c.pairs) for c in candidates),
     }
 

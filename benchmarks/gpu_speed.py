@@ -40,11 +40,11 @@ FULL = (
 TOY = (Case("toy", 3, {"exact": 16_384, "screened": 16_384, "sketch": 16_384}), Case("toy", 2, {"exact": 16_384}))
 
 
-def product_peak(device: str, dtype: torch.dtype, size: int, rounds: int = 8) -> float:
-    """FLOP/s of one large product of random numbers, the best of some rounds."""
+def product_peak(device: str, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of one large product of random numbers, the best of eight rounds."""
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     into = torch.empty(size, size, device=device, dtype=dtype)
-    seconds = min(timed(lambda: torch.mm(left, right, out=into))[0] for _ in range(rounds))
+    seconds = min(timed(lambda: torch.mm(left, right, out=into))[0] for _ in range(8))
     return 2.0 * size**3 / seconds
 
 

@@ -3,7 +3,7 @@
     python benchmarks/kills.py [--kills N] [--seed S]
 
 Small studies of tiny models (exact, in panels, screened, in lanes, all stages) run in child processes, with a
-checkpoint after every shard.  Each is killed (SIGKILL) after a random part of the time it takes, resumed, sometimes
+snapshot after every shard.  Each is killed (SIGKILL) after a random part of the time it takes, resumed, sometimes
 killed again, and in the end compared, byte for byte, with one that nobody disturbed.
 
 The package is imported once and children are forked: nothing here runs a study in the parent, whose threads a fork
@@ -104,7 +104,7 @@ class Spy(Reporter):
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage, and say so."""
+        """Write the stage's name to the board, and time it."""
         self.say(name)
         with super().stage(name):
             yield
@@ -121,7 +121,7 @@ class Outcome:
 
 @dataclass
 class Tally:
-    """What came of all studies."""
+    """Kills by case and stage, and the studies whose files differ."""
 
     kills: Counter = field(default_factory=Counter)  # by (case, what it was doing)
     studies: Counter = field(default_factory=Counter)  # by case
@@ -186,10 +186,10 @@ def study(case: str, models: list[str], data: str, out: Path) -> Callable[[mmap.
 
 def contents(out: Path) -> dict[str, bytes]:
     """Every file of a study; of study.json all but the timings."""
-    found = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
-    manifest = json.loads(found.pop("study.json"))
+    files = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    manifest = json.loads(files.pop("study.json"))
     del manifest["timings"]
-    return found | {"study.json": json.dumps(manifest).encode()}
+    return files | {"study.json": json.dumps(manifest).encode()}
 
 
 def one_study(
@@ -226,13 +226,14 @@ def run(kills: int, seed: int, folder: Path) -> Tally:
             if contents(folder / "whole") != wanted[case]:
                 raise RuntimeError(f"{case}: two undisturbed studies differ")
             shutil.rmtree(folder / "whole")
-    tally, draw = Tally(), random.Random(seed)
+    tally = Tally()
+    draw = random.Random(seed)
     while tally.kills.total() < kills:
         case = list(CASES)[tally.studies.total() % len(CASES)]
         out = folder / f"study-{tally.studies.total()}"
         one_study(case, models, data, out, lengths[case], draw, tally)
-        found = contents(out)
-        unlike = sorted(n for n in found.keys() | wanted[case].keys() if found.get(n) != wanted[case].get(n))
+        files = contents(out)
+        unlike = sorted(n for n in files.keys() | wanted[case].keys() if files.get(n) != wanted[case].get(n))
         if unlike:
             tally.different.append(f"{case}: {', '.join(unlike)}")
         shutil.rmtree(out)
@@ -240,12 +241,12 @@ def run(kills: int, seed: int, folder: Path) -> Tally:
 
 
 def section(tally: Tally, command: str, seconds: float) -> str:
-    """The results in Markdown."""
+    """The section of RESULTS.md."""
     doing = sorted({what for _, what in tally.kills}, key=ORDER.index)
     lines = [
         "## kills",
         "",
-        f"`{command}`; tiny models, a checkpoint after every shard of {SHARD_POSITIONS:,} positions; {seconds:.0f} s.",
+        f"`{command}`; tiny models, a snapshot after every shard of {SHARD_POSITIONS:,} positions; {seconds:.0f} s.",
         "",
         f"{tally.kills.total()} kills of {tally.studies.total()} studies; {tally.survived} children ended before their kill.",
         f"Identical to an undisturbed study: {tally.studies.total() - len(tally.different)} of {tally.studies.total()}.",
@@ -265,11 +266,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--kills", type=int, default=200)
     options.add_argument("--seed", type=int, default=0)
-    given = options.parse_args()
+    arguments = options.parse_args()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        tally = run(given.kills, given.seed, Path(folder))
-    command = f"python benchmarks/kills.py --kills {given.kills} --seed {given.seed}"
+        tally = run(arguments.kills, arguments.seed, Path(folder))
+    command = f"python benchmarks/kills.py --kills {arguments.kills} --seed {arguments.seed}"
     print(section(tally, command, time.perf_counter() - started))
     raise SystemExit(bool(tally.different))
 

@@ -97,25 +97,26 @@ def groupby() -> None:
     holds = torch.cat([block for _, block in blocks]).bool().numpy()
     n_words = len(labels.word_labels) + len(labels.previous_labels)
     often = np.flatnonzero((holds[:, :n_words].sum(0) >= 20) & (holds[:, :n_words].mean(0) < 0.99))
-    some = often[np.linspace(0, len(often) - 1, GROUPBY_LABELS).astype(int)]
+    chosen = often[np.linspace(0, len(often) - 1, GROUPBY_LABELS).astype(int)]
     frame = pd.DataFrame(values.astype(np.float64))
     total = frame.var(ddof=0)
     worst = 0.0
     started = time.perf_counter()
-    found = []
-    for label in some:
+    pandas_reductions = []
+    for label in chosen:
         groups = frame.groupby(holds[:, label])
-        inside, share = groups.var(ddof=0), groups.size() / len(frame)
-        found.append(1 - (inside.mul(share, axis=0).sum() / total).to_numpy())
-    theirs = time.perf_counter() - started
-    for label, theirs_one in zip(some, found):
+        inside = groups.var(ddof=0)
+        share = groups.size() / len(frame)
+        pandas_reductions.append(1 - (inside.mul(share, axis=0).sum() / total).to_numpy())
+    pandas_seconds = time.perf_counter() - started
+    for label, theirs_one in zip(chosen, pandas_reductions):
         worst = max(worst, float(np.nanmax(np.abs(np.abs(reductions[label].numpy()) - theirs_one))))
     n = values.shape[1]
-    ours_each, theirs_each = ours / (len(reductions) * n), theirs / (len(some) * n)
+    ours_each, theirs_each = ours / (len(reductions) * n), pandas_seconds / (len(chosen) * n)
     print(f"\nOne bundled model, {len(values):,} counted tokens, {n:,} neurons; activations at hand for both.\n")
     print("| | labels | seconds | µs per label and neuron |\n|---|---|---|---|")
     print(f"| ours: sums, co-moments, variance reductions | {len(reductions):,} | {ours:.2f} | {1e6 * ours_each:.3f} |")
-    print(f"| pandas group-by per label | {len(some)} | {theirs:.2f} | {1e6 * theirs_each:.3f} |")
+    print(f"| pandas group-by per label | {len(chosen)} | {pandas_seconds:.2f} | {1e6 * theirs_each:.3f} |")
     print(f"| faster by, at least 50 wanted | | | {theirs_each / ours_each:.0f}× |")
     print(f"\nLargest difference of a variance reduction: {worst:.1g}.")
 
@@ -132,12 +133,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=250_000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", choices=("study", "groupby"))
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     print("## labels\n\n`python benchmarks/labels.py`")
-    if given.only != "study":
+    if arguments.only != "study":
         groupby()
-    if given.only != "groupby":
-        studies(given.tokens, given.rounds)
+    if arguments.only != "groupby":
+        studies(arguments.tokens, arguments.rounds)
 
 
 if __name__ == "__main__":

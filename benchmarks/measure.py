@@ -40,7 +40,7 @@ def settle() -> None:
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Of log y over log x."""
+    """The slope of log y over log x, by least squares."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 

@@ -27,7 +27,8 @@ def plain_way(lenses: Sequence[Any], tokens: un.TokenDataset, layers: int, width
         counted = 0
         for start in range(0, len(tokens), PLAIN_ROWS):
             rows = np.arange(start, min(start + PLAIN_ROWS, len(tokens)))
-            ids, keep = torch.from_numpy(tokens.ids(rows)), torch.from_numpy(tokens.mask(rows)).flatten()
+            ids = torch.from_numpy(tokens.ids(rows))
+            keep = torch.from_numpy(tokens.mask(rows)).flatten()
             left, right = (_lens_layers(lens, ids, keep) for lens in lenses)
             if rotate:
                 right = [layer @ turned.T for layer in right]
@@ -35,9 +36,9 @@ def plain_way(lenses: Sequence[Any], tokens: un.TokenDataset, layers: int, width
                 for layer, activations in enumerate(values):
                     sums[side, layer] += activations.sum(0).double()
                     squares[side, layer] += activations.square().sum(0).double()
-            for i, mine in enumerate(left):
-                for j, theirs in enumerate(right):
-                    cross[i, j] += (mine.T @ theirs).double()
+            for i, left_layer in enumerate(left):
+                for j, right_layer in enumerate(right):
+                    cross[i, j] += (left_layer.T @ right_layer).double()
             counted += int(keep.sum())
         spread = (squares - sums.square() / counted).rsqrt()
         best = torch.full((layers, width), -torch.inf, dtype=torch.float64)
@@ -67,7 +68,7 @@ def to_lens(model: Model) -> Any:
 
 def exact_rows(models: Sequence[Model], tokens: un.TokenDataset, layer: int) -> torch.Tensor:
     """ρ of one layer of the first model with all neurons of the second, in float64."""
-    mine = models[0].units.columns(layer)
+    columns = models[0].units.columns(layer)
     total, squares = torch.zeros(2, models[0].n_neurons).double(), torch.zeros(2, models[0].n_neurons).double()
     cross = torch.zeros(models[0].d_mlp, models[1].n_neurons, dtype=torch.float64)
     counted = 0
@@ -79,8 +80,8 @@ def exact_rows(models: Sequence[Model], tokens: un.TokenDataset, layer: int) -> 
         for side, activations in enumerate(values):
             total[side] += activations.sum(0)
             squares[side] += activations.square().sum(0)
-        cross += values[0][:, mine].T @ values[1]
+        cross += values[0][:, columns].T @ values[1]
         counted += int(keep.sum())
     spread = (squares - total.square() / counted).rsqrt()
-    centred = cross - torch.outer(total[0, mine], total[1]) / counted
-    return centred * spread[0, mine][:, None] * spread[1]
+    centred = cross - torch.outer(total[0, columns], total[1]) / counted
+    return centred * spread[0, columns][:, None] * spread[1]

@@ -31,11 +31,11 @@ FORWARDS = 4  # of 176, timed
 
 
 def seconds_of(work: Callable[[], object], rounds: int) -> float:
-    """The fastest of some rounds."""
+    """Seconds of the fastest of `rounds` runs."""
     return min(timed(work)[0] for _ in range(rounds))
 
 
-def look(logits: torch.Tensor, targets: torch.Tensor) -> None:
+def read_plainly(logits: torch.Tensor, targets: torch.Tensor) -> None:
     """Log-softmax, entropy and rank, written plainly."""
     log_p = logits.log_softmax(1)
     (log_p.exp() * log_p).sum(1)
@@ -47,34 +47,37 @@ def bench(name: str, model: Model, tokens: un.TokenDataset, count: int, rounds: 
     rows = np.arange(max(1, count // tokens.context))
     readout = Readout(model)
     trial = Trial(model, readout, tokens, rows)
-    layer, neurons = model.n_layers - 1, list(range(NEURONS))
+    layer = model.n_layers - 1
+    neurons = list(range(NEURONS))
     edits = [Edit("fix", value) for value in VALUES]
-    logits, targets = readout.logits(trial.final[trial.kept]), trial.clean.targets
-    step, times = readout.step, len(VALUES) * NEURONS
+    logits = readout.logits(trial.final[trial.kept])
+    targets = trial.clean.targets
+    step = readout.step
+    times = len(VALUES) * NEURONS
 
     def in_stretches() -> None:
         for start in range(0, len(logits), step):
-            look(logits[start : start + step], targets[start : start + step])
+            read_plainly(logits[start : start + step], targets[start : start + step])
 
     def forward(neuron: int, value: float) -> None:
         hooked = intervene(model, [model.units.number_of(layer, neuron)], Edit("fix", value))
         with hooked, final_residual(model) as seen:
             model.forward(trial.ids)
-        look(readout.logits(seen[0].reshape(-1, model.d_model)[trial.kept]), targets)
+        read_plainly(readout.logits(seen[0].reshape(-1, model.d_model)[trial.kept]), targets)
 
     trial.try_out(layer, neurons[:1], edits[:2])
     sweep = seconds_of(lambda: trial.try_out(layer, neurons, edits), rounds)
-    whole = seconds_of(lambda: look(logits, targets), rounds) * times
+    whole = seconds_of(lambda: read_plainly(logits, targets), rounds) * times
     stretches = seconds_of(in_stretches, rounds) * times
     forwards = seconds_of(lambda: [forward(n, 1.0) for n in range(FORWARDS)], rounds) / FORWARDS * times
-    found = trial.try_out(layer, neurons[:2], edits)
+    metrics = trial.try_out(layer, neurons[:2], edits)
     worst = 0.0
     for neuron in range(2):
         for place, value in enumerate(VALUES):
             with intervene(model, [model.units.number_of(layer, neuron)], Edit("fix", value)):
                 exact = model.logits(trial.ids).flatten(0, 1)[trial.kept].double().log_softmax(1)
             loss = -exact.gather(1, targets[:, None])[:, 0]
-            worst = max(worst, float((found.loss[neuron, place] - loss).abs().max()))
+            worst = max(worst, float((metrics.loss[neuron, place] - loss).abs().max()))
     return (
         f"| {name} | {len(trial.kept):,} × {len(readout.matrix):,} | {sweep:.2f} | {sweep / whole:.2f} | "
         f"{sweep / stretches:.2f} | {forwards / sweep:.1f}× | {worst:.1e} |"
@@ -82,27 +85,29 @@ def bench(name: str, model: Model, tokens: un.TokenDataset, count: int, rounds: 
 
 
 def main() -> None:
-    """The section."""
+    """Print the section of RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     bundled = un.load_model("bundled/seed-1")
-    text = un.TokenDataset.load(un.StudyConfig(max_tokens=4 * given.tokens), bundled.tokenizer, context=bundled.context)
+    text = un.TokenDataset.load(
+        un.StudyConfig(max_tokens=4 * arguments.tokens), bundled.tokenizer, context=bundled.context
+    )
     rows = [
-        bench("bundled seed-1", bundled, text, 4 * given.tokens, given.rounds),
+        bench("bundled seed-1", bundled, text, 4 * arguments.tokens, arguments.rounds),
         bench(
             "GPT2-small-shaped",
             random_model("small", 1, "cpu"),
-            random_tokens(given.tokens),
-            given.tokens,
-            given.rounds,
+            random_tokens(arguments.tokens),
+            arguments.tokens,
+            arguments.rounds,
         ),
     ]
     print(f"""## roles: the sweep
 
-`python benchmarks/roles.py --tokens {given.tokens}`; 8 values × 22 neurons of the last layer, seconds of the fastest of
-{given.rounds} rounds. {machine()}
+`python benchmarks/roles.py --tokens {arguments.tokens}`; 8 values × 22 neurons of the last layer, seconds of the fastest of
+{arguments.rounds} rounds. {machine()}
 
 | model | predictions × vocabulary | sweep, s | / looking at whole logits (≤ 1.3) | / in stretches | faster than forwards (≥ 8×) | max error of the loss |
 |---|---|---|---|---|---|---|""")

@@ -30,7 +30,7 @@ from universal_neurons.memory import memory_plan
 from universal_neurons.network import Model
 
 
-def speed_on_cpu(shape: str, count: int, given: Sequence[str]) -> None:
+def speed_on_cpu(shape: str, count: int, searches: Sequence[str]) -> None:
     """One pair of models, every search and the plain way on the same tokens."""
     from plain_way import exact_rows, plain_way, to_lens
 
@@ -42,7 +42,7 @@ def speed_on_cpu(shape: str, count: int, given: Sequence[str]) -> None:
     forward, _ = timed(lambda: forwards(models, tokens, 2048))
     runs, peaks, estimates, answers = {}, {}, {}, {}
     Run(models, random_tokens(4096), settings_of(models, "exact", context=CONTEXT)).go()
-    for search in given:
+    for search in searches:
         config = settings_of(models, search, context=CONTEXT)
         runs[search] = Run(models, tokens, config)
         with PeakMemory("cpu") as peak_memory:
@@ -105,14 +105,14 @@ Errors are against float64, layer {layer}'s {models[0].d_mlp} neurons. {_doubts(
 
 
 def _doubts(runs: dict[str, Run]) -> str:
-    said = []
+    lines = []
     if "screened" in runs:
-        found = runs["screened"].doubts
-        said.append(f"Screened: {found['certified']:,} of {found['matches']:,} matches certified.")
+        doubts = runs["screened"].doubts
+        lines.append(f"Screened: {doubts['certified']:,} of {doubts['matches']:,} matches certified.")
     if "sketch" in runs:
-        found = runs["sketch"].doubts
-        said.append(f"Sketch: standard error {found['standard_error']:.4f}, best lowered by {found['lowered']:.4f}.")
-    return " ".join(said)
+        doubts = runs["sketch"].doubts
+        lines.append(f"Sketch: standard error {doubts['standard_error']:.4f}, best lowered by {doubts['lowered']:.4f}.")
+    return " ".join(lines)
 
 
 def _exact_seconds(models: Sequence[Model], count: int) -> float:
@@ -129,13 +129,13 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=20)
     options.add_argument("--search", nargs="+", default=["exact", "screened", "sketch"])
     options.add_argument("--toy", action="store_true", help="gpu: toy shapes on the CPU, a rehearsal")
-    given = options.parse_args()
-    if given.what == "accuracy":
-        accuracy(given.seeds, given.tokens)
-    elif given.what == "gpu":
-        speed_on_gpu(toy=given.toy)
+    arguments = options.parse_args()
+    if arguments.what == "accuracy":
+        accuracy(arguments.seeds, arguments.tokens)
+    elif arguments.what == "gpu":
+        speed_on_gpu(toy=arguments.toy)
     else:
-        speed_on_cpu(given.shape, given.tokens, given.search)
+        speed_on_cpu(arguments.shape, arguments.tokens, arguments.search)
 
 
 if __name__ == "__main__":

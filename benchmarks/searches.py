@@ -76,7 +76,8 @@ class Run:
 
     def go(self) -> Any:
         """Pass, answer and, of a screened search, the second pass."""
-        config, models = self.config, self.models
+        config = self.config
+        models = self.models
         names = [model.name for model in models]
         shards = self.tokens.shards(np.arange(len(self.tokens)))
         asked = [(names[0], other) for other in names[1:]]
@@ -103,15 +104,15 @@ class Run:
         return self.stage("answer", lambda: findings.comparison(WHOLE, names[0], names[1:]))
 
 
-def settings_of(models: Sequence[Model], search: str, **more: Any) -> Settings:
+def settings_of(models: Sequence[Model], search: str, **settings: Any) -> Settings:
     """The settings of one search of these models."""
     device = str(models[0].device)
-    given = un.StudyConfig(search=search, device=device, stages=("universality",), **more)
-    return resolve(decide(given, len(models)), models)
+    study = un.StudyConfig(search=search, device=device, stages=("universality",), **settings)
+    return resolve(decide(study, len(models)), models)
 
 
 def forwards(models: Sequence[Model], tokens: un.TokenDataset, batch_tokens: int) -> None:
-    """The forward passes alone."""
+    """Run every model over all rows and keep nothing."""
     rows = batch_tokens // CONTEXT
     for start in range(0, len(tokens), rows):
         ids = torch.from_numpy(tokens.ids(np.arange(start, min(start + rows, len(tokens)))))

@@ -124,16 +124,16 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--tokens", type=int, default=65_536)
     options.add_argument("--rounds", type=int, default=5)
-    given = options.parse_args()
+    arguments = options.parse_args()
     models = [un.load_model(f"bundled/seed-{seed}") for seed in (1, 2)]
-    config = settings_of(models, "exact", max_tokens=given.tokens)
+    config = settings_of(models, "exact", max_tokens=arguments.tokens)
     tokens = un.TokenDataset.load(config, models[0].tokenizer, context=models[0].context)
     lenses = [to_lens(model.name) for model in models]
     counted = int(tokens.mask(np.arange(len(tokens))).sum())
 
     times: dict[str, list[float]] = {}
     answers = {}
-    for _ in range(given.rounds):
+    for _ in range(arguments.rounds):
         for name, work in {
             "forwards": lambda: forwards(models, tokens),
             "pass": lambda: our_pass(models, tokens),
@@ -153,13 +153,13 @@ def main() -> None:
     gemm = counted * gemm_flops(models, config) / middle["peak"]
     exact = answers["numpy"]
     errors = [
-        max(float(np.abs(np.asarray(mine) - theirs).max()) for mine, theirs in zip(answers[a], exact))
+        max(float(np.abs(np.asarray(ours_each) - exact_each).max()) for ours_each, exact_each in zip(answers[a], exact))
         for a in ("pass", "lens")
     ]
     print(f"""## throughput
 
-`python benchmarks/throughput.py --tokens {given.tokens} --rounds {given.rounds}`; two bundled models ({models[0].n_layers} × {models[0].d_mlp} neurons
-each), {tokens.n_tokens:,} token positions ({counted:,} counted), medians of {given.rounds} rounds.
+`python benchmarks/throughput.py --tokens {arguments.tokens} --rounds {arguments.rounds}`; two bundled models ({models[0].n_layers} × {models[0].d_mlp} neurons
+each), {tokens.n_tokens:,} token positions ({counted:,} counted), medians of {arguments.rounds} rounds.
 {machine()}
 
 | | seconds | ours is faster by | max error against float64 |

@@ -35,7 +35,7 @@ def model_config(model: dict):
 def shapes(config) -> dict[str, tuple[int, ...]]:
     """Names and shapes of GPT-2's weights, as `GPT2LMHeadModel` names them (matrices are inputs × outputs)."""
     d, inner = config.n_embd, config.n_inner or 4 * config.n_embd
-    found = {"wte.weight": (config.vocab_size, d), "wpe.weight": (config.n_positions, d)}
+    shape_of = {"wte.weight": (config.vocab_size, d), "wpe.weight": (config.n_positions, d)}
     for layer in range(config.n_layer):
         block = {
             "ln_1.weight": (d,), "ln_1.bias": (d,), "attn.c_attn.weight": (d, 3 * d), "attn.c_attn.bias": (3 * d,),
@@ -43,8 +43,8 @@ def shapes(config) -> dict[str, tuple[int, ...]]:
             "mlp.c_fc.weight": (d, inner), "mlp.c_fc.bias": (inner,), "mlp.c_proj.weight": (inner, d),
             "mlp.c_proj.bias": (d,),
         }  # fmt: skip
-        found |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
-    return found | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+        shape_of |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
+    return shape_of | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
 
 
 def init(config, weight_seeds: list[int]) -> dict[str, Tensor]:
@@ -160,25 +160,15 @@ class Forward:
         last = [weights[name] for name in ("ln_f.weight", "ln_f.bias", "wte.weight")]
         return self._run("head_loss", x, *last, ids[:, :, 1:].contiguous())
 
-    def _run(self, part: str, *given) -> Tensor:
+    def _run(self, part: str, *arguments) -> Tensor:
         function = getattr(self, part)
-        return (compiled(function) if self.compiled else function)(*given)
+        return (compiled(function) if self.compiled else function)(*arguments)
 
 
 @cache
 def compiled(function: Callable) -> Callable:
     """A function compiled whole, for the shapes it is called with."""
     return torch.compile(function, fullgraph=True, dynamic=False)
-
-
-def forward(config, weights: dict[str, Tensor], ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Logits (seeds, rows, positions, vocabulary) of token ids (seeds, rows, positions); products in `dtype`."""
-    return Forward.of(config, len(ids), dtype).logits(weights, ids)
-
-
-def losses(config, weights: dict[str, Tensor], ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Mean next-token loss of each seed on its rows of ids (seeds, rows, positions + 1)."""
-    return Forward.of(config, len(ids), dtype).losses(weights, ids)
 
 
 def product_flops(config, context: int) -> int:

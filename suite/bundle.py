@@ -35,7 +35,8 @@ def halve(source: Path, target: Path) -> None:
 
 def bundle(recipe: dict, out: Path, target: Path = TARGET) -> None:
     """Replace the suite in `target` by the one in `out`."""
-    final, target = target, target.with_name(f"{target.name}.partial")
+    final = target
+    target = target.with_name(f"{target.name}.partial")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for seed in recipe["seeds"]:
@@ -50,14 +51,14 @@ def bundle(recipe: dict, out: Path, target: Path = TARGET) -> None:
     for file in ("heldout.jsonl.xz", "README.md"):
         shutil.copyfile(out / file, target / file)
     files = sorted(path for path in target.rglob("*") if path.is_file())
-    told = {
+    contents = {
         "recipe": recipe,
         "corpus_sha256": hashlib.sha256((out / "corpus.jsonl.xz").read_bytes()).hexdigest(),
         "sources": json.loads((out / "sources.json").read_text()),
         "measured": json.loads((out / "evaluation.json").read_text()),
         "sha256": {str(path.relative_to(target)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }
-    (target / "suite.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    (target / "suite.json").write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n")
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{len(files) + 1} files, {size / 1e6:.1f} MB")
     if size > MOST:

@@ -30,7 +30,7 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def write_card(recipe: dict, sources: list[dict[str, Any]], measured: dict[str, Any]) -> str:
-    """The card as markdown."""
+    """The model card in Markdown, from the recipe and what was measured."""
     parts = [HEADER.format(title=recipe["title"], what=_models(recipe)), _training(recipe)]
     parts += [_text(sources), _losses(recipe, measured["losses"]), _universality(measured), _growth(measured["growth"])]
     return "\n".join(parts)
@@ -68,11 +68,14 @@ on the training text; `<|endoftext|>` (id 0) is BOS, EOS and padding.
 def _text(sources: list[dict[str, Any]]) -> str:
     rows = [
         [
-            source["subset"], f"{source['registry']} `{source['package']}` {source['version']}", source["licence"],
-            f"{source['documents']:,}", f"{source['characters'] / 1e6:.1f}",
+            source["subset"],
+            f"{source['registry']} `{source['package']}` {source['version']}",
+            source["licence"],
+            f"{source['documents']:,}",
+            f"{source['characters'] / 1e6:.1f}",
         ]
         for source in sources
-    ]  # fmt: skip
+    ]
     return f"""## Text
 
 A document is held out (5 %) where the SHA-1 of its text, as an integer, is divisible by 20.
@@ -95,7 +98,7 @@ Nats per token.
 
 def _universality(measured: dict[str, Any]) -> str:
     head = ["model", "universal", "on held-out rows", "per layer", "dead", "median excess", "p99"]
-    sets = [f"**{name}**\n\n{table(head, _counts(found))}\n" for name, found in measured["sets"].items()]
+    sets = [f"**{name}**\n\n{table(head, _counts(models))}\n" for name, models in measured["sets"].items()]
     suite = next(iter(measured["sets"].values()))
     return f"""## Universal neurons
 
@@ -110,7 +113,7 @@ Families in the first set, universal / all:
 """
 
 
-def _counts(found: dict[str, Any]) -> list[list[Any]]:
+def _counts(models: dict[str, Any]) -> list[list[Any]]:
     return [
         [
             name,
@@ -121,12 +124,12 @@ def _counts(found: dict[str, Any]) -> list[list[Any]]:
             f"{one['excess_median']:.3f}",
             f"{one['excess_p99']:.3f}",
         ]
-        for name, one in found.items()
+        for name, one in models.items()
     ]
 
 
-def _families(found: dict[str, Any]) -> list[list[str]]:
-    counts = [one["families"] for one in found.values()]
+def _families(models: dict[str, Any]) -> list[list[str]]:
+    counts = [one["families"] for one in models.values()]
     names = sorted({family for one in counts for family in one["all"]})
     return [
         [name.replace("_", " "), *(f"{one['universal'].get(name, 0)} / {one['all'].get(name, 0)}" for one in counts)]
@@ -136,10 +139,16 @@ def _families(found: dict[str, Any]) -> list[list[str]]:
 
 def _growth(growth: list[dict[str, Any]]) -> str:
     rows = [
-        [f"{g['step']:,}", f"{g['tokens'] / 1e6:.2f}", f"{g['universal']} [{g['surely']}, {g['possibly']}]",
-         f"{g['universal'] / g['neurons']:.1%}", f"{g['excess_median']:.3f}", f"{g['excess_p99']:.3f}"]
-        for g in growth
-    ]  # fmt: skip
+        [
+            f"{row['step']:,}",
+            f"{row['tokens'] / 1e6:.2f}",
+            f"{row['universal']} [{row['surely']}, {row['possibly']}]",
+            f"{row['universal'] / row['neurons']:.1%}",
+            f"{row['excess_median']:.3f}",
+            f"{row['excess_p99']:.3f}",
+        ]
+        for row in growth
+    ]
     return f"""## How universality grew
 
 The first model against the others of the first set, at their checkpoints.

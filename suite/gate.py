@@ -43,11 +43,12 @@ def held_out_rows(heldout: Path, tokenizer: Path, context: int, most: int) -> np
 def on_text(network: Any, rows: np.ndarray) -> tuple[float, torch.Tensor]:
     """Mean next-token loss, and mean attention to BOS from later positions (layers, heads)."""
     network.set_attn_implementation("eager")
-    loss, attention = 0.0, torch.zeros(network.config.n_layer, network.config.n_head, dtype=torch.float64)
+    loss = 0.0
+    attention = torch.zeros(network.config.n_layer, network.config.n_head, dtype=torch.float64)
     for part in torch.from_numpy(rows).split(ROWS_AT_ONCE):
-        found = network(part, output_attentions=True)
-        loss += float(nnf.cross_entropy(found.logits[:, :-1].flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))
-        attention += torch.stack([layer[:, :, 1:, 0].double().mean(2).sum(0) for layer in found.attentions])
+        output = network(part, output_attentions=True)
+        loss += float(nnf.cross_entropy(output.logits[:, :-1].flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))
+        attention += torch.stack([layer[:, :, 1:, 0].double().mean(2).sum(0) for layer in output.attentions])
     return loss / (len(rows) * (rows.shape[1] - 1)), attention / len(rows)
 
 
@@ -66,37 +67,43 @@ def on_weights(weights: ProcessedWeights) -> dict[str, Any]:
     }
 
 
-def look_at(folder: str, rows: np.ndarray) -> dict[str, Any]:
+def measured_model(folder: str, rows: np.ndarray) -> dict[str, Any]:
     """One model: everything measured, and the gates it passes."""
     model = load_model(folder)
     loss, attention = on_text(model.hf, rows)
-    found = {"loss": loss, "attention_to_bos": float(attention.max())} | on_weights(processed_weights(model))
+    measured = {"loss": loss, "attention_to_bos": float(attention.max())} | on_weights(processed_weights(model))
     passed = [
-        found["attention_to_bos"] > GATES["attention to BOS > .3"],
-        found["roles"].get("prediction", 0) >= GATES["10 prediction neurons"],
+        measured["attention_to_bos"] > GATES["attention to BOS > .3"],
+        measured["roles"].get("prediction", 0) >= GATES["10 prediction neurons"],
         loss < BETTER * np.log(model.hf.config.vocab_size),
     ]
-    return found | {"gates": dict(zip(GATES, map(bool, passed)))}
+    return measured | {"gates": dict(zip(GATES, map(bool, passed)))}
 
 
 def gate(folders: list[str], heldout: Path, tokenizer: Path, most: int = TOKENS) -> dict[str, dict[str, Any]]:
     """Every model by its folder; all have the first one's context."""
     context = load_model(folders[0]).hf.config.n_positions
     rows = held_out_rows(heldout, tokenizer, context, most)
-    return {folder: look_at(folder, rows) for folder in folders}
+    return {folder: measured_model(folder, rows) for folder in folders}
 
 
-def table(found: dict[str, dict[str, Any]]) -> Table:
+def table(models: dict[str, dict[str, Any]]) -> Table:
     """As a table for a terminal."""
     shown = Table("model", "loss", "BOS", "tail of W_U", "pred", "supp", "part", "kurtosis", "of W_U", "fails")
-    for folder, one in found.items():
+    for folder, one in models.items():
         counts = [str(one["roles"].get(role, 0)) for role in ("prediction", "suppression", "partition")]
         fails = ", ".join(name for name, passed in one["gates"].items() if not passed)
         tail = " ".join(f"{value:.2f}" for value in (one["tail"][0], one["tail"][-2], one["tail"][-1]))
         shown.add_row(
-            Path(folder).name, f"{one['loss']:.3f}", f"{one['attention_to_bos']:.2f}", tail, *counts,
-            f"{one['highest_kurtosis']:.1f}", f"{one['kurtosis_of_unembeddings']:.1f}", fails or "passes",
-        )  # fmt: skip
+            Path(folder).name,
+            f"{one['loss']:.3f}",
+            f"{one['attention_to_bos']:.2f}",
+            tail,
+            *counts,
+            f"{one['highest_kurtosis']:.1f}",
+            f"{one['kurtosis_of_unembeddings']:.1f}",
+            fails or "passes",
+        )
     return shown
 
 

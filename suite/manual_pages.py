@@ -37,7 +37,10 @@ def text_of(page: str) -> str:
             lines += ["", " ".join(words)]
             new = True
         elif request in BREAKS:
-            lines += [] if request == "br" else ["", words[0]] if request == "IP" and words else [""]
+            if request != "br":
+                lines.append("")
+            if request == "IP" and words:
+                lines.append(words[0])
             new, tag = True, request in ("TP", "TQ")
         elif words and (request is None or request in SHOWN):
             text = ("" if request in TIGHT else " ").join(words)

@@ -33,7 +33,8 @@ class Pack:
     """The files of a run under way; `names` are its seeds, `bytes_a_seed` what one takes in float16."""
 
     def __init__(self, folder: Path, names: list[str], bytes_a_seed: int) -> None:
-        self.folder, self.names = folder, names
+        self.folder = folder
+        self.names = names
         self.at_once = (MOST_BYTES - 2**17) // bytes_a_seed
         if self.at_once < 1:
             raise SystemExit(f"{folder}: a seed of {bytes_a_seed / 2**20:.1f} MiB does not fit a file")
@@ -68,9 +69,9 @@ class Pack:
 
 def unpack(results: Path, out: Path, tokenizer: Path | None = None) -> dict:
     """Ordinary folders of everything in a pack, with the files of a tokenizer if one is named; returns the results."""
-    told = json.loads((results / RESULTS).read_text())
-    recipe = told["recipe"]
-    own = {seed["name"]: recipe["model"] | seed.get("model", {}) for seed in recipe["seeds"]}
+    packed = json.loads((results / RESULTS).read_text())
+    recipe = packed["recipe"]
+    model_of = {seed["name"]: recipe["model"] | seed.get("model", {}) for seed in recipe["seeds"]}
     for file in sorted(results.glob("*.safetensors")):
         folders: dict[str, dict[str, Tensor]] = defaultdict(dict)
         with safe_open(file, "pt") as held:
@@ -79,11 +80,12 @@ def unpack(results: Path, out: Path, tokenizer: Path | None = None) -> dict:
                 folder, _, name = key.rpartition("/")
                 folders[folder][name.removeprefix("transformer.")] = held.get_tensor(key).float()[None]
         for folder, weights in folders.items():
-            config = batched.model_config(own[folder.split("/")[0]])
+            config = batched.model_config(model_of[folder.split("/")[0]])
             write_model(out / "models" / folder, config, weights, 0, step)
-            for part in tokenizer.iterdir() if tokenizer and "/" not in folder else ():
-                (out / "models" / folder / part.name).write_bytes(part.read_bytes())
-    return told
+            if tokenizer and "/" not in folder:
+                for part in tokenizer.iterdir():
+                    (out / "models" / folder / part.name).write_bytes(part.read_bytes())
+    return packed
 
 
 def write_model(folder: Path, config, weights: dict[str, Tensor], seed: int, step: int) -> None:

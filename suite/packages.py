@@ -46,11 +46,11 @@ class Package:
 
     def licence_file(self) -> str | None:
         """The file of the package that tells its licence; None where a package it depends on holds it."""
-        found = sorted(path for path in self.files.glob(LICENCES[self.registry]) if path.is_file())
-        return found[0].relative_to(self.files).as_posix() if found else None
+        files = sorted(path for path in self.files.glob(LICENCES[self.registry]) if path.is_file())
+        return files[0].relative_to(self.files).as_posix() if files else None
 
     def sha256(self) -> str:
-        """Of the archive."""
+        """The SHA-256 of the archive, in hexadecimal digits."""
         with self.archive.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -78,9 +78,9 @@ def _download(registry: str, wanted: str, folder: Path) -> None:
     try:
         _run([*command, wanted], folder)
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
-        said = getattr(error, "stderr", None) or str(error)
+        reason = getattr(error, "stderr", None) or str(error)
         raise SystemExit(
-            f"{wanted}: {registry} did not give it ({said.strip()[-300:]}); this {fix}, or correct `sources`"
+            f"{wanted}: {registry} did not give it ({reason.strip()[-300:]}); this {fix}, or correct `sources`"
         ) from error
     (archive,) = folder.iterdir()
     unpack(archive, folder / "files")

@@ -24,7 +24,9 @@ class Serialisation:
     def __init__(self, content: bytes) -> None:
         if content[:2] != b"X\n":
             raise SystemExit("an R object in another serialisation than binary; store it with R's defaults")
-        self.content, self.place, self.seen = content, 2, []
+        self.content = content
+        self.place = 2
+        self.seen = []
         version, _, _ = (self._integer() for _ in range(3))
         if version >= 3:
             self._bytes(self._integer())  # the native encoding
@@ -39,11 +41,13 @@ class Serialisation:
     def read(self) -> Any:
         """The object: lists of values, dictionaries for named lists, None for what is missing."""
         flags = self._integer()
-        kind, attributes = flags & 0xFF, flags & 0x200
+        kind = flags & 0xFF
+        attributes = flags & 0x200
         if kind == NIL:
             return None
         if kind == REFERENCE:
-            return self.seen[(flags >> 8 or self._integer()) - 1]
+            number = flags >> 8
+            return self.seen[(number if number else self._integer()) - 1]
         if kind == SYMBOL:
             self.seen.append(self.read())
             return self.seen[-1]
@@ -59,13 +63,13 @@ class Serialisation:
             raise SystemExit(f"an R object of kind {kind}: only vectors and lists are read; name another package")
 
     def _pairs(self, flags: int) -> dict:
-        found = {}
+        pairs = {}
         while flags & 0xFF != NIL:
             self._refuse_unless(flags & 0x600 == 0x400, PAIRS)
             tag = self.read()
-            found[tag] = self.read()
+            pairs[tag] = self.read()
             flags = self._integer()
-        return found
+        return pairs
 
     def _vector(self, kind: int, attributes: bool) -> Any:
         self._refuse_unless(kind in (*NUMBERS, STRINGS, LIST), kind)

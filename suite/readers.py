@@ -30,10 +30,10 @@ Texts = Iterator[str]
 def files_of(folder: Path, source: dict) -> list[Path]:
     """The files that a source's `glob` matches, sorted; raises SystemExit if none does."""
     patterns = source["glob"] if isinstance(source["glob"], list) else [source["glob"]]
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file() and not path.is_symlink()}
-    if not found:
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file() and not path.is_symlink()}
+    if not files:
         raise SystemExit(f"package {source['package']}: no file matches {source['glob']!r}; correct `glob`")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def decoded(path: Path) -> str | None:
@@ -53,13 +53,13 @@ def read_files(folder: Path, source: dict) -> Texts:
 
 
 def read_html(folder: Path, source: dict) -> Texts:
-    """The text of HTML pages."""
+    """The text of HTML pages, without navigation and markup."""
     for page in read_files(folder, source):
         yield web_pages.text_of(page, frozenset(source.get("without", ())))
 
 
 def read_man(folder: Path, source: dict) -> Texts:
-    """The text of manual pages."""
+    """The text of manual pages, without roff requests."""
     return map(manual_pages.text_of, read_files(folder, source))
 
 

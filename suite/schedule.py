@@ -9,12 +9,12 @@ SPARE = 0.97  # of the time is filled with steps: reports, files and a card that
 UNKNOWN_AGE = 15.0  # seconds a process is taken to be old where /proc does not say
 
 
-def learning_rate(step: int, given: dict) -> float:
+def learning_rate(step: int, settings: dict) -> float:
     """Of step 1, 2, …: a linear warm-up, then a cosine down to `final` of the peak."""
-    if step <= given["warmup"]:
-        return given["peak"] * step / given["warmup"]
-    share = (step - given["warmup"]) / max(1, given["steps"] - given["warmup"])
-    return given["peak"] * (given["final"] + (1 - given["final"]) * 0.5 * (1 + math.cos(math.pi * share)))
+    if step <= settings["warmup"]:
+        return settings["peak"] * step / settings["warmup"]
+    share = (step - settings["warmup"]) / max(1, settings["steps"] - settings["warmup"])
+    return settings["peak"] * (settings["final"] + (1 - settings["final"]) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def log_spaced(steps: int, count: int) -> list[int]:
@@ -24,8 +24,8 @@ def log_spaced(steps: int, count: int) -> list[int]:
 
 def checkpoint_steps(steps: int, wanted: int | list[float]) -> list[int]:
     """The steps after which a checkpoint is written, the last left out: a number of log-spaced ones, or shares."""
-    found = log_spaced(steps, wanted) if isinstance(wanted, int) else [max(1, round(steps * s)) for s in wanted]
-    return sorted({step for step in found if step < steps})
+    candidates = log_spaced(steps, wanted) if isinstance(wanted, int) else [max(1, round(steps * s)) for s in wanted]
+    return sorted({step for step in candidates if step < steps})
 
 
 def steps_that_fit(steps_per_second: float, seconds: float) -> int:

@@ -15,7 +15,8 @@ STEPS = {"cuda": 20, "cpu": 3}
 PRODUCTS = ("gemm", "nvjet", "cutlass", "xmma", "cublas", "bmm", "addmm", "::mm", "matmul", "_mm_")
 ATTENTION = ("flash", "fmha", "scaled_dot_product", "mem_eff", "cudnn_generated")
 SPANS = ("##", "Optimizer.", "Torch-Compiled", "ProfilerStep", "CompiledFunction")  # stretches, not kernels
-AT, SECONDS = (20, 100), 300  # TFLOP/s and seconds that tokens are reckoned for
+AT = (20, 100)  # TFLOP/s that tokens are reckoned for
+SECONDS = 300  # that they are reckoned for
 SHOWN = 25
 
 
@@ -37,10 +38,10 @@ def tokens_in(seconds: float, tflops: float, flops_a_token: int, seeds: int) -> 
 def shares(times: dict[str, float]) -> dict[str, float]:
     """The share of each kind in the time of all kernels."""
     total = sum(times.values()) or 1.0
-    found = dict.fromkeys(("products", "attention", "rest"), 0.0)
+    share_of = dict.fromkeys(("products", "attention", "rest"), 0.0)
     for name, spent in times.items():
-        found[kind_of(name)] += spent / total
-    return found
+        share_of[kind_of(name)] += spent / total
+    return share_of
 
 
 def measure(training) -> dict[str, Any]:
@@ -51,18 +52,19 @@ def measure(training) -> dict[str, Any]:
     started = time.perf_counter()
     training.try_out(steps)
     seconds = (time.perf_counter() - started) / steps
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
-    with profile(activities=activities) as found:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    with profile(activities=activities) as profiled:
         training.try_out(steps)
     spent = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    events = [event for event in found.key_averages() if not event.is_user_annotation]
+    events = [event for event in profiled.key_averages() if not event.is_user_annotation]
     if device == "cuda":  # kernels alone: an operator's time is its kernels' once more
         events = [e for e in events if "CUDA" in str(e.device_type) and not e.key.startswith(SPANS)]
     times = {event.key: getattr(event, spent) / 1e6 / steps for event in events}
     longest = sorted(times, key=lambda name: -times[name])[:SHOWN]
-    config, seeds = training.config, len(training.seeds)
+    config = training.config
+    seeds = len(training.seeds)
     flops = batched.product_flops(config, config.n_positions)
-    a_step = training.given["rows"] * config.n_positions
+    a_step = training.settings["rows"] * config.n_positions
     return {
         "share_of_time": shares(times),
         "seconds_a_step": seconds,
@@ -79,11 +81,11 @@ def measure(training) -> dict[str, Any]:
 def write(training, path: Path) -> None:
     """Measure, print in a line, and keep; what a profiler refuses to do stops no training."""
     try:
-        found = measure(training)
+        measured = measure(training)
     except Exception as error:  # noqa: BLE001 - whatever a profiler raises
         print(f"profile: failed: {type(error).__name__}: {error}", flush=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    told = ", ".join(f"{share:.0%} {kind}" for kind, share in found["share_of_time"].items())
-    print(f"profile: {told}; {found['product_tflops_per_second']:.3g} TFLOP/s of products", flush=True)
+    path.write_text(json.dumps(measured, indent=1) + "\n")
+    shares_text = ", ".join(f"{share:.0%} {kind}" for kind, share in measured["share_of_time"].items())
+    print(f"profile: {shares_text}; {measured['product_tflops_per_second']:.3g} TFLOP/s of products", flush=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 BOS = "<|endoftext|>"  # id 0: before each document, and where BOS, EOS or padding is asked for
 HELD_OUT = 20  # one document in so many
+AT_ONCE = 256  # documents that are encoded together
 
 
 def sha1(text: str) -> int:
@@ -82,7 +83,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int, folder:
     whole.save_pretrained(folder)
 
 
-def encode(texts: Iterable[str], tokenizer_folder: Path, at_once: int = 256) -> np.ndarray:
+def encode(texts: Iterable[str], tokenizer_folder: Path) -> np.ndarray:
     """Token ids (uint16) of all documents, 0 before each."""
     from tokenizers import Tokenizer
 
@@ -96,7 +97,7 @@ def encode(texts: Iterable[str], tokenizer_folder: Path, at_once: int = 256) -> 
 
     for text in texts:
         waiting.append(text)
-        if len(waiting) == at_once:
+        if len(waiting) == AT_ONCE:
             flush()
     flush()
     return np.concatenate(parts)

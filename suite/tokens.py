@@ -41,17 +41,20 @@ def pack_tokens(corpus: Path, tokenizer: Path, most: int) -> bytes:
     if len(pieces) != len(ordered):
         raise SystemExit(f"{corpus}: a text holds the token that stands before each document")
     ends = np.cumsum([len(piece) for piece in pieces])
-    count, best = min(int(ends[-1]), most * 2), b""
+    count = min(int(ends[-1]), most * 2)
+    best = b""
     for _ in range(TRIES):
         taken = max(1, int(np.searchsorted(ends, count, "right")))
         chosen = sorted(range(taken), key=lambda number: ordered[number]["place"])
-        found = packed(np.concatenate([pieces[number] for number in chosen]))
-        print(f"{ends[taken - 1]:,} tokens: {len(found):,} bytes, {8 * len(found) / ends[taken - 1]:.3f} bits a token")
-        if len(best) < len(found) <= most:
-            best = found
-        if most * NEAR <= len(found) <= most or (taken == len(pieces) and len(found) <= most):
+        content = packed(np.concatenate([pieces[number] for number in chosen]))
+        print(
+            f"{ends[taken - 1]:,} tokens: {len(content):,} bytes, {8 * len(content) / ends[taken - 1]:.3f} bits a token"
+        )
+        if len(best) < len(content) <= most:
+            best = content
+        if most * NEAR <= len(content) <= most or (taken == len(pieces) and len(content) <= most):
             break
-        count = min(int(ends[-1]), int(ends[taken - 1] * most / len(found) * (1 + NEAR) / 2))
+        count = min(int(ends[-1]), int(ends[taken - 1] * most / len(content) * (1 + NEAR) / 2))
     return best
 
 

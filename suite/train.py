@@ -64,7 +64,11 @@ class Training:
     """A recipe under way: weights and AdamW's moments of all seeds, and the step they are at."""
 
     def __init__(self, recipe: dict, tokens: np.ndarray, out: Path, device: str, part: int = 0) -> None:
-        self.recipe, self.given, self.out, self.device, self.part = recipe, dict(recipe["training"]), out, device, part
+        self.recipe = recipe
+        self.settings = dict(recipe["training"])
+        self.out = out
+        self.device = device
+        self.part = part
         self.config = model_config(recipe)
         self.seeds = recipe["seeds"]
         self.configs = [batched.model_config(recipe["model"] | seed.get("model", {})) for seed in self.seeds]
@@ -76,15 +80,17 @@ class Training:
         self.weights = {name: t.to(device).requires_grad_() for name, t in self._initial().items()}
         matrices = [t for name, t in self.weights.items() if len(batched.shapes(self.config)[name]) > 1]
         vectors = [t for name, t in self.weights.items() if len(batched.shapes(self.config)[name]) == 1]
-        groups = [{"params": matrices, "weight_decay": self.given["weight_decay"]}]
+        groups = [{"params": matrices, "weight_decay": self.settings["weight_decay"]}]
         groups += [{"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=1.0, betas=tuple(self.given["betas"]), fused=True)
+        self.optimizer = torch.optim.AdamW(groups, lr=1.0, betas=tuple(self.settings["betas"]), fused=True)
         activations = [config.activation_function for config in self.configs]
-        dtype = getattr(torch, self.given["dtype"])
+        dtype = getattr(torch, self.settings["dtype"])
         self.forward = batched.Forward.of(self.config, len(self.seeds), dtype, activations)
-        self.clip, self.compilation = clip, "not asked for"
+        self.clip = clip
+        self.compilation = "not asked for"
         self.pack: Pack | None = None
-        self.step, self.late, self.seconds = 0, False, 0.0
+        self.step, self.seconds = 0, 0.0
+        self.late = False
         self.tokens_sha256 = hashlib.sha256(tokens).hexdigest()
 
     def _initial(self) -> dict[str, Tensor]:
@@ -92,13 +98,13 @@ class Training:
 
     @property
     def identity(self) -> dict:
-        """What a state belongs to."""
-        told = {"model": self.recipe["model"], "training": self.given, "seeds": self.seeds}
-        return told | {"tokens": self.tokens_sha256}
+        """Recipe and tokens whose state this is; another's is not taken up."""
+        recipe = {"model": self.recipe["model"], "training": self.settings, "seeds": self.seeds}
+        return recipe | {"tokens": self.tokens_sha256}
 
     @property
     def state_file(self) -> Path:
-        """Where the state is between runs."""
+        """The file that holds weights, moments and step between runs."""
         return self.out / f"state-{self.part}.safetensors"
 
     @property
@@ -135,7 +141,8 @@ class Training:
 
     def compile(self) -> None:
         """Compile the forward pass and the clip; where that fails, go on without and say why."""
-        eager, started = self.forward, time.perf_counter()
+        eager = self.forward
+        started = time.perf_counter()
         try:
             self.forward, self.clip = replace(eager, compiled=True), batched.compiled(clip)
             self.try_out(WARM)
@@ -151,20 +158,21 @@ class Training:
         """The number of steps that fill so many seconds, timed for some of them on throw-away weights."""
         started = time.perf_counter()
         self.try_out(WARM)
-        timed, begun = 0, time.perf_counter()
+        timed = 0
+        begun = time.perf_counter()
         while time.perf_counter() - begun < measured:
             self.try_out(TIMED_AT_ONCE)
             timed += TIMED_AT_ONCE
         rate = timed / (time.perf_counter() - begun)
         self.forget()
         left = seconds - (time.perf_counter() - started)
-        self.given["steps"] = steps_that_fit(rate, left)
-        return {"steps": self.given["steps"], "steps_per_second": rate, "timed_steps": timed, "seconds_left": left}
+        self.settings["steps"] = steps_that_fit(rate, left)
+        return {"steps": self.settings["steps"], "steps_per_second": rate, "timed_steps": timed, "seconds_left": left}
 
     def try_out(self, steps: int) -> None:
         """Some steps of no consequence, waited for."""
         for step in range(steps):
-            losses = self.advance(self.rows.batch(step, self.given["rows"]), 0.0)
+            losses = self.advance(self.rows.batch(step, self.settings["rows"]), 0.0)
         losses.tolist()
 
     def forget(self) -> None:
@@ -180,7 +188,7 @@ class Training:
             group["lr"] = rate
         losses = self.forward.losses(self.weights, ids)
         losses.sum().backward()
-        self.clip([t.grad for t in self.weights.values()], self.given["clip"])
+        self.clip([t.grad for t in self.weights.values()], self.settings["clip"])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return losses.detach()
@@ -191,23 +199,24 @@ class Training:
         After so many seconds it stops at the next save, to go on another time; at `ends`, on `time.perf_counter()`, it
         is done with the weights it has.
         """
-        given, started = self.given, time.perf_counter()
-        kept = set(checkpoint_steps(given["steps"], given["checkpoints"]))
+        settings = self.settings
+        started = time.perf_counter()
+        kept = set(checkpoint_steps(settings["steps"], settings["checkpoints"]))
         if not self.step:
             self.losses_file.unlink(missing_ok=True)
-        while self.step < given["steps"] and not self.late:
-            ids = self.rows.batch(self.step, given["rows"])
+        while self.step < settings["steps"] and not self.late:
+            ids = self.rows.batch(self.step, settings["rows"])
             self.step += 1
             if self.config.resid_pdrop:
                 torch.manual_seed(self.step)  # the same after an interruption
-            losses = self.advance(ids, learning_rate(self.step, given))
+            losses = self.advance(ids, learning_rate(self.step, settings))
             if self.step in kept:
                 self.write(f"step-{self.step}")
-            last = self.step == given["steps"]
-            if self.step % given["report_every"] == 0 or last:
+            last = self.step == settings["steps"]
+            if self.step % settings["report_every"] == 0 or last:
                 self._report(losses.tolist(), time.perf_counter() - started)
                 self.late = not last and time.perf_counter() > ends
-            if (self.step % given["save_every"] == 0 and not self.late) or last:
+            if (self.step % settings["save_every"] == 0 and not self.late) or last:
                 self.save()
                 if time.perf_counter() - started > seconds:
                     return False
@@ -226,7 +235,7 @@ class Training:
     def write(self, checkpoint: str = "") -> None:
         """Every seed as an ordinary Hugging Face folder, or into the pack."""
         names = [seed["name"] for seed in self.seeds]
-        wanted = self.given.get("checkpoint_seeds", names) if checkpoint else names
+        wanted = self.settings.get("checkpoint_seeds", names) if checkpoint else names
         places = {name: place for place, name in enumerate(names) if name in wanted}
         if self.pack:
             held = {name: t.detach().half().cpu() for name, t in self.weights.items()}
@@ -240,20 +249,20 @@ class Training:
 
     def results(self) -> dict:
         """What is known of the run: recipe with its steps, speed, losses, what it ran on."""
-        a_step = self.given["rows"] * self.config.n_positions
+        a_step = self.settings["rows"] * self.config.n_positions
         losses = list(csv.reader(self.losses_file.open())) if self.losses_file.exists() else []
         speed = self.step * a_step * len(self.seeds) / self.seconds if self.seconds else None
         flops = batched.product_flops(self.config, self.config.n_positions)
         return {
-            "recipe": self.recipe | {"training": self.given},
+            "recipe": self.recipe | {"training": self.settings},
             "step": self.step,
-            "finished": self.step == self.given["steps"],
+            "finished": self.step == self.settings["steps"],
             "late": self.late,
             "tokens_per_seed": self.step * a_step,
             "training_seconds": self.seconds or None,
             "process_seconds": process_age(),
             "tokens_per_second": speed,
-            "product_tflops_per_second": speed and speed * flops / 1e12,
+            "product_tflops_per_second": None if speed is None else speed * flops / 1e12,
             "compilation": self.compilation,
             "device": torch.cuda.get_device_name() if self.device == "cuda" else "CPU",
             "torch": torch.__version__,
@@ -272,29 +281,31 @@ def parts(recipe: dict) -> list[dict]:
     for seed in recipe["seeds"]:
         other = {name: value for name, value in seed.get("model", {}).items() if name != "activation_function"}
         by_model.setdefault(json.dumps(other), []).append(seed)
-    found = []
+    cut = []
     for other, seeds in by_model.items():
         count = 1 if json.loads(other) else min(recipe["training"]["processes"], len(seeds))
         cuts = [len(seeds) * k // count for k in range(count + 1)]
         model = recipe["model"] | json.loads(other)
-        found += [recipe | {"model": model, "seeds": seeds[start:stop]} for start, stop in pairwise(cuts)]
-    return found
+        cut += [recipe | {"model": model, "seeds": seeds[start:stop]} for start, stop in pairwise(cuts)]
+    return cut
 
 
 def settled(training: Training, seconds: float) -> float:
     """Settle the steps of a recipe that leaves them open; returns the second of this machine's clock to end at."""
-    begun, note, given = time.perf_counter(), training.out / "settled.json", training.given
+    begun = time.perf_counter()
+    note = training.out / "settled.json"
+    settings = training.settings
     if not math.isfinite(seconds):
         raise SystemExit("steps: fit needs a number of SECONDS")
-    ends = begun + seconds - given["margin"]
-    of = training.identity
+    ends = begun + seconds - settings["margin"]
+    identity = training.identity
     kept = json.loads(note.read_text()) if note.exists() else {}
-    if kept.get("of") == of:
-        given["steps"] = kept["steps"]
+    if kept.get("of") == identity:
+        settings["steps"] = kept["steps"]
     else:
-        found = training.settle(ends - begun, given["measured"])
-        note.write_text(json.dumps(found | {"of": of | {"training": of["training"] | {"steps": FIT}}}))
-    print(f"{given['steps']} steps", flush=True)
+        measured = training.settle(ends - begun, settings["measured"])
+        note.write_text(json.dumps(measured | {"of": identity | {"training": identity["training"] | {"steps": FIT}}}))
+    print(f"{settings['steps']} steps", flush=True)
     return ends
 
 
@@ -319,16 +330,16 @@ def train_part(
     if options.results:
         names = [seed["name"] for seed in training.seeds]
         training.pack = Pack(options.results, names, 2 * sum(t[0].numel() for t in training.weights.values()))
-        checkpoints = training.given["checkpoints"]
+        checkpoints = training.settings["checkpoints"]
         count = checkpoints - 1 if isinstance(checkpoints, int) else len(checkpoints)
-        training.pack.check(count, training.given.get("checkpoint_seeds", names))
+        training.pack.check(count, training.settings.get("checkpoint_seeds", names))
     if options.compiles or (options.compiles is None and device == "cuda"):
         training.compile()
     if options.profile:
         speed.write(training, options.profile)
         training.forget()
     ends = math.inf
-    if training.given["steps"] == FIT:
+    if training.settings["steps"] == FIT:
         ends = settled(training, started + seconds - time.perf_counter())
         seconds = math.inf
     if training.state_file.exists():
@@ -345,7 +356,8 @@ def train(
     Of the seconds that `steps: fit` fills, `age` are gone.
     """
     out.mkdir(parents=True, exist_ok=True)
-    places, processes = range(len(parts(recipe))), recipe["training"]["processes"]
+    places = range(len(parts(recipe)))
+    processes = recipe["training"]["processes"]
     if len(places) > 1 and (options.results or recipe["training"]["steps"] == FIT):
         raise SystemExit("steps: fit and packed results ask for seeds that are trained together")
     started = time.perf_counter() - age
@@ -367,7 +379,7 @@ def as_trained(recipe: dict, out: Path) -> dict:
 
 
 def main() -> None:
-    """The command line."""
+    """Read the command's arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in ("recipe", "tokens", "out"):
         parser.add_argument(name, type=Path)
@@ -375,10 +387,12 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, help="a folder for results: few small files instead of models/")
     parser.add_argument("--profile", type=Path, help="a file for what a step's time is spent on")
     parser.add_argument("--compile", choices=("auto", "always", "never"), default="auto")
-    given = parser.parse_args()
-    options = Options({"auto": None, "always": True, "never": False}[given.compile], given.pack, given.profile)
-    recipe = yaml.safe_load(given.recipe.read_text())
-    train(recipe, given.tokens, given.out, given.seconds, options, process_age())
+    arguments = parser.parse_args()
+    options = Options(
+        {"auto": None, "always": True, "never": False}[arguments.compile], arguments.pack, arguments.profile
+    )
+    recipe = yaml.safe_load(arguments.recipe.read_text())
+    train(recipe, arguments.tokens, arguments.out, arguments.seconds, options, process_age())
 
 
 if __name__ == "__main__":

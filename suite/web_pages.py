@@ -35,7 +35,10 @@ class Words(HTMLParser):
             self._end_line()
         if tag not in EMPTY:
             _, out, pre = self.open[-1] if self.open else ("", False, False)
-            names = {tag, *(name for key, value in attrs if key in ("class", "id") and value for name in value.split())}
+            names = {tag}
+            for key, value in attrs:
+                if key in ("class", "id") and value:
+                    names.update(value.split())
             out = out or not self.without.isdisjoint(names)
             self.open.append((tag, out, pre or tag == "pre"))
 

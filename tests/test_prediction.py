@@ -20,20 +20,22 @@ from universal_neurons.figures.prediction import (
 from universal_neurons.labels import Label
 from universal_neurons.own_labels import OwnLabels
 from universal_neurons.roles import prediction
-from universal_neurons.roles.prediction import (
-    EFFECTS_SCHEMA,
+from universal_neurons.roles.ensembles import (
     ENSEMBLES_SCHEMA,
     Ensemble,
     auc,
-    class_labels,
-    effect_histograms,
-    effects_table,
     ensemble_histograms,
     ensembles_of,
     ensembles_table,
+    same_class,
+)
+from universal_neurons.roles.prediction import (
+    EFFECTS_SCHEMA,
+    class_labels,
+    effect_histograms,
+    effects_table,
     role_examples,
     roles_of,
-    same_class,
     used_tokens,
     with_nearest,
 )
@@ -246,14 +248,13 @@ def test_a_model_without_a_tokenizer_has_roles_and_tokens():
 def test_class_labels_speak_of_tokens_alone():
     embedding = torch.ones(len(VOCABULARY) + 3, 4) * torch.linspace(0.9, 1.1, len(VOCABULARY) + 3)[:, None]
     embedding[30] = 0
-    counts = np.full((len(VOCABULARY), 4), 10)
     own = OwnLabels()
     own.add("mine", mask=np.arange(len(VOCABULARY)) < 30)
-    found = class_labels(VOCABULARY, embedding, counts=counts, own=own.tokens)
-    by_name = {label.name: (label, mask) for label, mask in found if label.group != "unigrams"}
+    found = class_labels(VOCABULARY, embedding, own=own.tokens)
+    by_name = {label.name: (label, mask) for label, mask in found}
     assert by_name["small_norm"][1].nonzero()[0].tolist() == [30]
     assert by_name["mine"][0].group == "own"
-    assert {label.group for label, _ in found} == {"tokens", "unigrams", "own"}
+    assert {label.group for label, _ in found} == {"tokens", "own"}
     assert all(mask.shape == (len(VOCABULARY),) and not label.previous for label, mask in found)
 
 
@@ -303,7 +304,7 @@ def test_same_class_groups_prediction_and_suppression():
     assert not any(row["nearest"] for row in found)
 
 
-def test_where_no_neuron_has_a_role_the_nearest_are_named():
+def test_where_no_neuron_has_a_role_the_nearest_are_named(monkeypatch):
     effects = classed([None] * 6, ["x", "x", "y", "y", None, "x"], [0.1] * 6)
     stats = pl.DataFrame(
         {
@@ -319,7 +320,8 @@ def test_where_no_neuron_has_a_role_the_nearest_are_named():
     two = with_nearest(effects, stats, 2)
     assert two["role"].to_list() == ["prediction"] * 2 + ["suppression"] * 2 + [None] * 2
     assert same_class(two).filter(pl.col("nearest"))["number"].to_list() == [2, 2]
-    assert role_examples(two, 1)["neuron"].to_list() == [0, 2]  # the universal one, and the first of equals
+    monkeypatch.setattr(prediction, "PER_ROLE", 1)
+    assert role_examples(two)["neuron"].to_list() == [0, 2]  # the universal one, and the first of equals
 
 
 def test_only_a_role_that_no_neuron_has_is_given_to_the_nearest():

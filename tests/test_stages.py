@@ -36,7 +36,14 @@ def whole(tmp_path_factory):
 def test_statistics_are_what_numpy_computes_from_the_rows_that_choose(whole):
     store, models, tokens = whole
     chosen, _ = tokens.split()
-    part = type(tokens)(**{**vars(tokens), "rows": tokens.rows[chosen], "lengths": tokens.lengths[chosen]})
+    part = type(tokens)(
+        **{
+            **vars(tokens),
+            "rows": tokens.rows[chosen],
+            "lengths": tokens.lengths[chosen],
+            "subsets": tokens.subsets[chosen],
+        }
+    )
     for model in models:
         ids = np.arange(len(part))
         pre = model.activations(_torch(part.ids(ids)), pre_activations=True).double().numpy()

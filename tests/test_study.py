@@ -66,9 +66,18 @@ def test_the_tables_are_what_numpy_computes(config, folders):
     tokens = TokenDataset.load(resolved, models[0].tokenizer, context=resolved.context)
     study = Study(resolved, models, Networks(models), tokens, None)
     chosen = np.sort(np.concatenate([shard.rows for shard in study.shards]))
-    subset = TokenDataset(**{**vars(tokens), "rows": tokens.rows[chosen], "lengths": tokens.lengths[chosen]})
+    subset = TokenDataset(
+        **{
+            **vars(tokens),
+            "rows": tokens.rows[chosen],
+            "lengths": tokens.lengths[chosen],
+            "subsets": tokens.subsets[chosen],
+        }
+    )
     held = np.concatenate(study.stretches)
-    heldout = TokenDataset(**{**vars(tokens), "rows": tokens.rows[held], "lengths": tokens.lengths[held]})
+    heldout = TokenDataset(
+        **{**vars(tokens), "rows": tokens.rows[held], "lengths": tokens.lengths[held], "subsets": tokens.subsets[held]}
+    )
     acts = {m.name: captured(m, subset) for m in models}
     held_acts = {m.name: captured(m, heldout) for m in models}
     assert store.manifest["counted_tokens"] == len(acts["m0"])
@@ -390,7 +399,9 @@ def test_a_subset_is_what_numpy_computes_on_its_rows(config, tmp_path):
     rows = np.concatenate(
         [s.rows for s in Study(resolved, models, Networks(models), tokens, None).shards if s.group == 0]
     )
-    part = TokenDataset(**{**vars(tokens), "rows": tokens.rows[rows], "lengths": tokens.lengths[rows]})
+    part = TokenDataset(
+        **{**vars(tokens), "rows": tokens.rows[rows], "lengths": tokens.lengths[rows], "subsets": tokens.subsets[rows]}
+    )
     assert {tokens.subset_names[n] for n in tokens.subsets[rows]} == {"b"}
     a, *others = (captured(model, part) for model in models)
     best = [np.corrcoef(a.T, b.T)[:48, 48:].max(1) for b in others]

@@ -62,12 +62,14 @@ def test_a_batch_of_seeds_is_models_of_their_own(activation):
     ids = torch.randint(0, 50, (2, 3, 16))
     with torch.no_grad():
         config.resid_pdrop = 0.0
-        found = batched.forward(config, weights, ids)
+        found = batched.Forward.of(config, len(ids)).logits(weights, ids)
         for seed in range(2):
             model = batched.to_hugging_face(config, weights, seed)
             torch.testing.assert_close(found[seed], model(ids[seed]).logits, rtol=1e-5, atol=1e-5)
             loss = model(ids[seed], labels=ids[seed]).loss
-            torch.testing.assert_close(batched.losses(config, weights, ids)[seed], loss, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                batched.Forward.of(config, len(ids)).losses(weights, ids)[seed], loss, rtol=1e-5, atol=1e-5
+            )
 
 
 def test_initial_weights_depend_on_their_own_seed_alone():
@@ -92,7 +94,7 @@ def test_rows_are_each_seeds_own_permutation_and_every_row_is_read_once_an_epoch
 
 def test_every_position_is_trained(tokens_file, tmp_path):
     training = recipe_of.Training(RECIPE, np.load(tokens_file), tmp_path, "cpu")
-    batched.losses(training.config, training.weights, training.rows.batch(0, 3)).sum().backward()
+    training.forward.losses(training.weights, training.rows.batch(0, 3)).sum().backward()
     assert (training.weights["wpe.weight"].grad.abs().amax((0, 2)) > 0).all()
 
 

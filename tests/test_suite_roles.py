@@ -202,7 +202,7 @@ def test_products_are_counted_as_torch_counts_them():
     ids = torch.randint(0, 50, (2, 3, 17))
     backend = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     with FlopCounterMode(display=False) as counter, backend:
-        batched.losses(config, weights, ids).sum().backward()
+        batched.Forward.of(config, len(ids)).losses(weights, ids).sum().backward()
     assert counter.get_total_flops() == batched.product_flops(config, 16) * 2 * 3 * 16
 
 

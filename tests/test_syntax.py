@@ -60,10 +60,16 @@ def column(found, row, place, name):
     return found.names[code] if code >= 0 else None
 
 
+def annotate_in(cache, *args, **options):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("UNIVERSAL_NEURONS_CACHE", str(cache))
+        return annotate(*args, **options)
+
+
 @pytest.fixture(scope="module")
 def annotated(vocabulary, tmp_path_factory):
     tokens = rows_of(TEXTS)
-    return tokens, annotate(tokens, vocabulary, PIPELINE, cache=tmp_path_factory.mktemp("cache"))
+    return tokens, annotate_in(tmp_path_factory.mktemp("cache"), tokens, vocabulary, PIPELINE)
 
 
 def covered(tokens, vocabulary, row):
@@ -109,7 +115,7 @@ def test_white_space_special_tokens_and_padding_have_no_labels(annotated, vocabu
 def test_a_token_over_two_words_is_multi_and_nothing_else(tmp_path):
     vocabulary = Vocabulary(("<s>", "He", " le", "ft", " her", " now.", " did", "n't go"), np.arange(8) == 0)
     tokens = TokenDataset.from_pieces([("", np.arange(1, 8))], context=8, bos=0, masked=(0,))
-    found = annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
+    found = annotate_in(tmp_path, tokens, vocabulary, PIPELINE)
     assert told(found, 0, 5) == {"pos_MULTI"}
     assert told(found, 0, 7) == {"pos_MULTI"}
     assert column(found, 0, 2, "pos") == column(found, 0, 3, "pos") == "pos_VERB"
@@ -130,7 +136,7 @@ def test_sentences_start_and_end_at_their_first_and_last_word(annotated, vocabul
 def test_part_of_a_word_is_not_where_a_sentence_starts_or_ends(tmp_path):
     vocabulary = Vocabulary(("<s>", "Ever", "ybody", " left", " qui", "etly"), np.arange(6) == 0)
     tokens = TokenDataset.from_pieces([("", np.arange(1, 6))], context=6, bos=0, masked=(0,))
-    found = annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
+    found = annotate_in(tmp_path, tokens, vocabulary, PIPELINE)
     assert [place for place in range(6) if column(found, 0, place, "start")] == [1]
     assert [place for place in range(6) if column(found, 0, place, "end")] == [5]
 
@@ -138,14 +144,14 @@ def test_part_of_a_word_is_not_where_a_sentence_starts_or_ends(tmp_path):
 def test_rows_are_read_apart(annotated, vocabulary, tmp_path):
     _, together = annotated
     for row, text in enumerate(TEXTS):
-        alone = annotate(rows_of([text]), vocabulary, PIPELINE, cache=tmp_path)
+        alone = annotate_in(tmp_path, rows_of([text]), vocabulary, PIPELINE)
         assert [told(alone, 0, n) for n in range(CONTEXT)] == [told(together, row, n) for n in range(CONTEXT)]
 
 
 def test_a_row_without_text_has_no_labels(vocabulary, tmp_path):
     pieces = [("", np.array(ids)) for ids in ([0, 0, 0], [199, 221, 221], [267])]  # special, white space, " the"
     tokens = TokenDataset.from_pieces(pieces, context=8, bos=0, masked=(0,))
-    found = annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
+    found = annotate_in(tmp_path, tokens, vocabulary, PIPELINE)
     assert (found.codes[:2] == -1).all()
     assert (found.codes[2, 1] >= 0).any()
 
@@ -157,15 +163,15 @@ def same(one, other):
 
 def test_a_second_annotation_comes_from_the_cache(vocabulary, tmp_path, monkeypatch):
     tokens = rows_of(TEXTS)
-    first = annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
+    first = annotate_in(tmp_path, tokens, vocabulary, PIPELINE)
 
     def never(*_):
         raise AssertionError("annotated anew")
 
     monkeypatch.setattr(syntax, "_annotate_rows", never)
-    same(annotate(tokens, vocabulary, PIPELINE, cache=tmp_path), first)
+    same(annotate_in(tmp_path, tokens, vocabulary, PIPELINE), first)
     with pytest.raises(AssertionError, match="anew"):
-        annotate(rows_of(TEXTS[:2]), vocabulary, PIPELINE, cache=tmp_path)
+        annotate_in(tmp_path, rows_of(TEXTS[:2]), vocabulary, PIPELINE)
 
 
 def test_the_cache_is_where_the_environment_says(vocabulary, tmp_path, monkeypatch):
@@ -189,9 +195,9 @@ def test_an_interrupted_annotation_goes_on_where_it_stopped(annotated, vocabular
     monkeypatch.setattr(syntax, "_annotate_rows", interrupted)
     done = []
     with pytest.raises(KeyboardInterrupt):
-        annotate(tokens, vocabulary, PIPELINE, cache=tmp_path, after_rows=done.append)
+        annotate_in(tmp_path, tokens, vocabulary, PIPELINE, after_rows=done.append)
     assert done == [1, 1]
-    same(annotate(tokens, vocabulary, PIPELINE, cache=tmp_path), whole)
+    same(annotate_in(tmp_path, tokens, vocabulary, PIPELINE), whole)
     assert read == [0, 1, 2, 2, 3]
     assert not list(tmp_path.rglob(".*"))
 
@@ -217,7 +223,7 @@ def test_without_spacy_auto_is_none_and_a_named_pipeline_is_refused(monkeypatch)
 def test_a_folder_that_is_no_pipeline_is_named(vocabulary, tmp_path):
     assert find_pipeline(str(tmp_path)) == str(tmp_path)
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        annotate(rows_of(TEXTS[:1]), vocabulary, str(tmp_path), cache=tmp_path)
+        annotate_in(tmp_path, rows_of(TEXTS[:1]), vocabulary, str(tmp_path))
 
 
 def flipped(content, place):
@@ -261,11 +267,11 @@ def test_a_block_of_the_cache_that_is_not_as_written_is_made_again(
 ):
     tokens, whole = annotated
     monkeypatch.setattr(syntax, "BLOCK_ROWS", 2)
-    same(annotate(tokens, vocabulary, PIPELINE, cache=tmp_path), whole)
+    same(annotate_in(tmp_path, tokens, vocabulary, PIPELINE), whole)
     first, second = sorted(tmp_path.rglob("*.block"))
     written = first.read_bytes(), second.read_bytes()
     DAMAGES[damage](first, second)
-    same(annotate(tokens, vocabulary, PIPELINE, cache=tmp_path), whole)
+    same(annotate_in(tmp_path, tokens, vocabulary, PIPELINE), whole)
     assert (first.read_bytes(), second.read_bytes()) == written
     assert not first.is_symlink()
     assert sorted(first.parent.iterdir()) == [first, second]
@@ -273,7 +279,7 @@ def test_a_block_of_the_cache_that_is_not_as_written_is_made_again(
 
 def test_every_flipped_byte_of_a_block_is_seen(annotated, vocabulary, tmp_path):
     tokens, whole = annotated
-    annotate(tokens, vocabulary, PIPELINE, cache=tmp_path)
+    annotate_in(tmp_path, tokens, vocabulary, PIPELINE)
     (block,) = tmp_path.rglob("*.block")
     content, what = block.read_bytes(), f"{block.parent.name} 0 {len(tokens)}"
     names, codes = syntax._read_block(block, what, whole.codes.nbytes)
@@ -288,13 +294,13 @@ def test_a_cache_that_cannot_be_written_or_is_a_link_is_named(vocabulary, tmp_pa
     tokens = rows_of(TEXTS[:1])
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreConflictError, match="cannot be written"):
-        annotate(tokens, vocabulary, PIPELINE, cache=tmp_path / "file")
-    annotate(tokens, vocabulary, PIPELINE, cache=tmp_path / "cache")
+        annotate_in(tmp_path / "file", tokens, vocabulary, PIPELINE)
+    annotate_in(tmp_path / "cache", tokens, vocabulary, PIPELINE)
     (folder,) = (tmp_path / "cache").iterdir()
     folder.rename(tmp_path / "theirs")
     folder.symlink_to(tmp_path / "theirs")
     with pytest.raises(StoreConflictError, match="symbolic link"):
-        annotate(tokens, vocabulary, PIPELINE, cache=tmp_path / "cache")
+        annotate_in(tmp_path / "cache", tokens, vocabulary, PIPELINE)
 
 
 @pytest.fixture
@@ -365,4 +371,4 @@ def test_names_that_are_no_pipeline_are_refused(name):
 def test_a_module_that_is_no_pipeline_is_refused(tmp_path):
     tokens = TokenDataset.from_pieces([("", np.array([1, 2]))] * 10, context=CONTEXT, bos=0, masked=(0,))
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        annotate(tokens, Vocabulary(("", "a", "b"), np.array([True, False, False])), "json", cache=tmp_path)
+        annotate_in(tmp_path, tokens, Vocabulary(("", "a", "b"), np.array([True, False, False])), "json")

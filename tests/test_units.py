@@ -137,9 +137,8 @@ def test_names_are_read_as_they_were_written(model):
 def test_names_are_those_that_people_read():
     assert unit_name(3, 17) == "L3.17"
     assert unit_name(3, 17, "seed-1") == "seed-1/L3.17"
-    table = pl.DataFrame({"layer": [0, 3], "neuron": [5, 17], "match_layer": [1, 1], "match_neuron": [2, 3]})
+    table = pl.DataFrame({"layer": [0, 3], "neuron": [5, 17]})
     assert table.select(name_column()).to_series().to_list() == ["L0.5", "L3.17"]
-    assert table.select(name_column("match_layer", "match_neuron")).to_series().to_list() == ["L1.2", "L1.3"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Before a study: would these models work together, and what would it take?"""
 
+import copy
 from collections.abc import Sequence
 
 from rich.console import Group
@@ -45,20 +46,10 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
         )
         table.row(name, model.architecture.name, *row)
 
-    def require_vocabularies() -> None:
-        largest = max(vocabulary_ids(find_tokenizer(config, loaded)).values())
-        for model in loaded:
-            if largest >= model.vocab_size:
-                raise TokenRangeError(
-                    f"{model.name}: its vocabulary is smaller than the tokenizer's",
-                    given=f"{model.vocab_size} ids",
-                    wanted=f"more than {largest}",
-                )
-
-    for requirement in (require_vocabularies, lambda: require_kin(_named(loaded), config)):
+    for requirement in (_require_vocabularies, _require_kin):
         try:
             if len(loaded) > 1 or not problems:
-                requirement()
+                requirement(loaded, config)
         except InputError as error:
             problems.append(error)
     if len(problems) == 1:
@@ -69,10 +60,23 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
     return Group(table, *notes, shown(f"They work together: {len(loaded)} models, one tokenizer."))
 
 
-def _named(models: Sequence[Model]) -> list[Model]:
-    for number, model in enumerate(models, start=1):
+def _require_vocabularies(models: Sequence[Model], config: StudyConfig) -> None:
+    largest = max(vocabulary_ids(find_tokenizer(config, models)).values())
+    for model in models:
+        if largest >= model.vocab_size:
+            raise TokenRangeError(
+                f"{model.name}: its vocabulary is smaller than the tokenizer's",
+                given=f"{model.vocab_size} ids",
+                wanted=f"more than {largest}",
+            )
+
+
+def _require_kin(models: Sequence[Model], config: StudyConfig) -> None:
+    """`require_kin` of models that are called by their place too: folders of one name may be compared."""
+    numbered = [copy.copy(model) for model in models]
+    for number, model in enumerate(numbered, start=1):
         model.name = f"{model.name} ({number})"
-    return list(models)
+    require_kin(numbered, config)
 
 
 def estimate_study(config: StudyConfig) -> Estimate:
@@ -90,21 +94,21 @@ def _groups(config: Settings, models: Sequence[Model]) -> int:
     """How many subsets are studied apart, the rest included; looks at a first stretch of the corpus."""
     if not config.subset:
         return 1
-    some = config.model_copy(update={"max_tokens": min(config.max_tokens, SUBSET_TOKENS)})
-    tokens = TokenDataset.load(some, find_tokenizer(config, models), context=config.context)
+    stretch = config.model_copy(update={"max_tokens": min(config.max_tokens, SUBSET_TOKENS)})
+    tokens = TokenDataset.load(stretch, find_tokenizer(config, models), context=config.context)
     named = set(tokens.subset_names if config.subset == ("all",) else config.subset)
     return len(named) + bool(set(tokens.subset_names) - named)
 
 
-def estimate_view(found: Estimate) -> Table:
+def estimate_view(needs: Estimate) -> Table:
     """An estimate as a table."""
-    table = TextTable("", "", title=f"{found.tokens:,} tokens on {found.device}", show_header=False)
-    table.row("time", clock(found.seconds))
+    table = TextTable("", "", title=f"{needs.tokens:,} tokens on {needs.device}", show_header=False)
+    table.row("time", clock(needs.seconds))
     for name in ("labels", "pass", "compare", "detail", "roles"):
-        table.row(f"  {name}", clock(getattr(found, f"seconds_{name}")))
-    table.row("memory", f"{_size(found.memory_peak)} at the peak, {_size(found.memory_available)} free")
-    table.row("plan", f"{found.passes} pass{'es' if found.passes > 1 else ''}, sums in {found.sums}")
-    table.row("disk", f"{_size(found.disk_peak)} at the peak, {_size(found.disk_final)} at the end")
+        table.row(f"  {name}", clock(getattr(needs, f"seconds_{name}")))
+    table.row("memory", f"{_size(needs.memory_peak)} at the peak, {_size(needs.memory_available)} free")
+    table.row("plan", f"{needs.passes} pass{'es' if needs.passes > 1 else ''}, sums in {needs.sums}")
+    table.row("disk", f"{_size(needs.disk_peak)} at the peak, {_size(needs.disk_final)} at the end")
     return table
 
 

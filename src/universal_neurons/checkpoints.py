@@ -47,12 +47,12 @@ def resolve_sources(models: Sequence[str], *, pickles: bool = False) -> list[Sou
 
     Raises `MissingFileError` for what is not there.
     """
-    given = expand_bundled(models)
-    parsed = [_split_revision(model) for model in given]
+    expanded = expand_bundled(models)
+    parsed = [_split_revision(model) for model in expanded]
     names = _unique_names(parsed)
     return [
         Source(model, name, _folder_of(path, revision, pickles), revision)
-        for model, (path, revision), name in zip(given, parsed, names)
+        for model, (path, revision), name in zip(expanded, parsed, names)
     ]
 
 
@@ -61,9 +61,9 @@ def names_of(models: Sequence[str]) -> list[str]:
     return _unique_names([_split_revision(model) for model in models])
 
 
-def folder_of(model: str, *, pickles: bool = False) -> Path:
+def folder_of(model: str) -> Path:
     """The local folder of one model, tokenizer or data set of the hub."""
-    return _folder_of(*_split_revision(model), pickles)
+    return _folder_of(*_split_revision(model), pickles=False)
 
 
 def _split_revision(model: str) -> tuple[str, str | None]:
@@ -122,12 +122,14 @@ def _folder_of(path: str, revision: str | None, pickles: bool) -> Path:
     return _snapshot(path, revision, READABLE + (PICKLES if pickles else []))
 
 
-def require_ordinary_files(folder: Path, given: str) -> None:
+def require_ordinary_files(folder: Path, named: str) -> None:
     """Refuse a model's folder in which something that would be read as a file is none: reading it may never end."""
-    odd = next((p for pattern in READABLE for p in sorted(folder.glob(pattern)) if not p.is_file()), None)
-    if odd is not None:
-        kind = "a folder" if odd.is_dir() else "no ordinary file" if odd.exists() else "a link to nothing"
-        raise CheckpointError(f"{given}: {odd.name} is no file", given=kind, wanted="a file", fix="mend or remove it")
+    no_file = next((p for pattern in READABLE for p in sorted(folder.glob(pattern)) if not p.is_file()), None)
+    if no_file is not None:
+        kind = "a folder" if no_file.is_dir() else "no ordinary file" if no_file.exists() else "a link to nothing"
+        raise CheckpointError(
+            f"{named}: {no_file.name} is no file", given=kind, wanted="a file", fix="mend or remove it"
+        )
 
 
 def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:

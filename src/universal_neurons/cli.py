@@ -60,16 +60,16 @@ ConfigFile = Annotated[Path | None, Parameter(name=["--config", "-c"])]
 
 
 def _settings(config: Path | None, flags: Any) -> StudyConfig:
-    return make_config(*_given(config, flags))
+    return make_config(*_unchecked_settings(config, flags))
 
 
-def _given(config: Path | None, flags: Any) -> tuple[dict[str, Any], str]:
+def _unchecked_settings(config: Path | None, flags: Any) -> tuple[dict[str, Any], str]:
     """Settings of a file and of flags, unchecked, and where they are from."""
     settings, stored = read_config(config) if config else ({}, False)
-    given = {} if flags is None else {k: v for k, v in flags.model_dump().items() if v is not None}
+    named = {} if flags is None else {k: v for k, v in flags.model_dump().items() if v is not None}
     if stored:
-        require_given_again(settings, given, str(config))
-    return settings | given, str(config) if config else "command line"
+        require_given_again(settings, named, str(config))
+    return settings | named, str(config) if config else "command line"
 
 
 @app.command
@@ -122,7 +122,7 @@ def dynamics(
     config
         A YAML file of settings, or the dynamics.json of earlier dynamics; flags override it.
     """
-    settings, source = _given(config, flags)
+    settings, source = _unchecked_settings(config, flags)
     named = {"models": seeds, "revisions": revisions}
     checked = make_dynamics_config(settings | {k: v for k, v in named.items() if v}, source)
     from universal_neurons.dynamics import run_dynamics
@@ -130,9 +130,9 @@ def dynamics(
     from universal_neurons.progress import Reporter
     from universal_neurons.report import write_dynamics_report
 
-    found = run_dynamics(checked, reporter=Reporter())
-    page = write_dynamics_report(found)
-    output().print(dynamics_view(found))
+    finished = run_dynamics(checked, reporter=Reporter())
+    page = write_dynamics_report(finished)
+    output().print(dynamics_view(finished))
     say(output(), f"report: {page.resolve()}")
 
 
@@ -154,8 +154,8 @@ def sketch(model: str, /, *, flags: Annotated[SketchFlags | None, Parameter(name
     model
         A local folder or hub id.
     """
-    given = {} if flags is None else {k: v for k, v in flags.model_dump().items() if v is not None}
-    settings = make_config({"search": "sketch"} | given | {"models": (model,)}, "command line")
+    named = {} if flags is None else {k: v for k, v in flags.model_dump().items() if v is not None}
+    settings = make_config({"search": "sketch"} | named | {"models": (model,)}, "command line")
     from universal_neurons.sketching import make_sketch
 
     path = make_sketch(settings)
@@ -178,8 +178,8 @@ def show(store: Path, neuron: str | None = None, /) -> None:
         from universal_neurons.dynamics import Dynamics
         from universal_neurons.dynamics_view import course_view, dynamics_view
 
-        found = Dynamics(store)
-        output().print(dynamics_view(found) if neuron is None else course_view(found, neuron))
+        finished = Dynamics(store)
+        output().print(dynamics_view(finished) if neuron is None else course_view(finished, neuron))
         return
     from universal_neurons.neuron_view import neuron_view
     from universal_neurons.store import Store
@@ -210,11 +210,11 @@ def roles(store: Path, /, *, config: ConfigFile = None, labels: list[str] | None
 
     settings = None
     if config is not None:
-        given = read_config(config)[0].get("roles")
-        if not isinstance(given, dict):
+        section = read_config(config)[0].get("roles")
+        if not isinstance(section, dict):
             raise ConfigError(f"{config}: no section `roles`", wanted="thresholds of the roles (docs/roles.md)")
         known = settings_of_roles(store).model_dump()
-        settings = make_config({"roles": known | given}, str(config)).roles
+        settings = make_config({"roles": known | section}, str(config)).roles
     study = study_roles(store, settings, labels=labels or (), reporter=Reporter())
     output().print(roles_view(study))
     say(output(), f"report: {write_report(study).resolve()}")
@@ -236,7 +236,7 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
     from universal_neurons.store import Store
 
     stores = [local_path(path) for path in stores]
-    out = out and local_path(out)
+    out = None if out is None else local_path(out)
     if len(stores) == 1 and out is None and (stores[0] / DYNAMICS_FILE).exists():
         from universal_neurons.dynamics import Dynamics
 
@@ -265,7 +265,7 @@ def check(models: list[str], /, *, tokenizer: str | None = None) -> None:
     """
     from universal_neurons.manifest import is_ours
 
-    stores = [given for given in models if is_ours(given)]
+    stores = [model for model in models if is_ours(model)]
     if stores:
         from universal_neurons.errors import ConfigError
         from universal_neurons.integrity import check_stores
@@ -297,16 +297,16 @@ def estimate(
     settings = _settings(config, flags)
     from universal_neurons.check import estimate_study, estimate_view
 
-    found = estimate_study(settings)
+    estimated = estimate_study(settings)
     if as_json:
-        say(output(), json.dumps(found.as_dict()))
+        say(output(), json.dumps(estimated.as_dict()))
     else:
-        output().print(estimate_view(found))
+        output().print(estimate_view(estimated))
 
 
 @app.command
 def convert(source: str, folder: Path, /) -> None:
-    """Turn a pickle-only checkpoint into a safetensors folder.
+    """Turn a pickle-only model into a safetensors folder.
 
     Parameters
     ----------
@@ -315,11 +315,11 @@ def convert(source: str, folder: Path, /) -> None:
     folder
         The new folder.
     """
-    from universal_neurons.convert import convert as convert_checkpoint
+    from universal_neurons.convert import convert as convert_model
     from universal_neurons.progress import Reporter
 
     target = local_path(folder)
-    say(output(), convert_checkpoint(source, target, note=lambda text: Reporter().note(text)).resolve())
+    say(output(), convert_model(source, target, note=lambda text: Reporter().note(text)).resolve())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ DRAWS = 2  # baseline draws at every point, the last included, so that points ar
 
 
 def snapshot_points(shards: int, work: float = 0.0, reading: float = 1.0) -> list[int]:
-    """After how many shards (or lanes) to read the statistics: log-spaced, the last included.
+    """After how many shards (or lanes) to read the answer: log-spaced, the last included.
 
     Of a pass of `work` FLOP, readings of `reading` each may take a twentieth, or a few seconds.
     """
@@ -31,11 +31,11 @@ def convergence_table(
     rows = []
     for asker in askers:
         others = [model for model in models if model != asker]
-        so_far = [findings.comparison(Scope(tokens=tokens), asker, others, k=1) for tokens in points]
-        for tokens, at in zip(points, so_far):
+        comparisons = [findings.comparison(Scope(tokens=tokens), asker, others, k=1) for tokens in points]
+        for tokens, at in zip(points, comparisons):
             best, excess = at.best.astype(np.float32), at.excess.astype(np.float32)
             alive = np.isfinite(excess)
-            same = (at.best_index == so_far[-1].best_index).mean(0)
+            same = (at.best_index == comparisons[-1].best_index).mean(0)
             rows.append(
                 {
                     "asker": asker,

@@ -1,4 +1,4 @@
-"""A pickle-only checkpoint to a safetensors folder, on request only."""
+"""A pickle-only model to a safetensors folder, on request only."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from universal_neurons.models import load_weights
 
 
 def convert(model: str, folder: str | Path, note: Callable[[str], object] | None = None) -> Path:
-    """A pickle-only checkpoint made a safetensors folder, its tokenizer files copied along.
+    """A pickle-only model made a safetensors folder, its tokenizer files copied along.
 
     The pickle is read by `torch.load(weights_only=True)`; `note` is told what is left out.  Raises `InputError` where
     `folder` is not empty, and `CheckpointError` where the weights cannot be read or do not fill the model.

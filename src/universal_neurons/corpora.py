@@ -49,7 +49,8 @@ class Corpus:
     """
 
     def __init__(self, config: StudyConfig) -> None:
-        self.config, self.columns = config, Columns(config)
+        self.config = config
+        self.columns = Columns(config)
         self.notes: list[str] = []
 
     def __iter__(self) -> Iterator[Document]:
@@ -219,12 +220,12 @@ class Corpus:
             yield from self.columns.documents(record, data)
 
     def _split(self, names: list[str]) -> str:
-        asked = self.config.data_split
-        if asked is None and names:
-            return next((split for split in SPLITS if split in names), names[0])
-        if asked not in names:
-            raise TextError(f"{self.config.data}: no split {asked!r}", wanted="one of " + ", ".join(names))
-        return asked
+        split = self.config.data_split
+        if split is None and names:
+            return next((usual for usual in SPLITS if usual in names), names[0])
+        if split not in names:
+            raise TextError(f"{self.config.data}: no split {split!r}", wanted="one of " + ", ".join(names))
+        return split
 
 
 @contextlib.contextmanager
@@ -288,24 +289,30 @@ def _as_lines(line: str, opened: Opened) -> str | None:
     return f"jq -c '{filters[kind]}' {opened.quoted} > corpus.jsonl" if kind in filters else None
 
 
+def _is_within(path: str, columns: Sequence[str]) -> bool:
+    """Whether a dotted path is one of some columns, or a part of one."""
+    return any(path == name or path.startswith(f"{name}.") for name in columns)
+
+
 def _rows_at_once(table: Any, number: int, columns: Sequence[str], where: str) -> int:
     """How many rows of a row group of a parquet file are read at a time.  Raises `TextError` for too large ones."""
     group = table.metadata.row_group(number)
-    size, count = group.total_byte_size, max(1, group.num_rows)
+    size = group.total_byte_size
+    count = max(1, group.num_rows)
     if size > GROUP_BYTES and size > count * ROW_BYTES:  # pyarrow aborts here where the sizes are damaged: not before
         chunks = [group.column(index) for index in range(group.num_columns)]
         paths = [(chunk.path_in_schema, chunk.total_uncompressed_size) for chunk in chunks]
-        size = sum(part for path, part in paths if any(path == name or path.startswith(f"{name}.") for name in columns))
+        size = sum(n_bytes for path, n_bytes in paths if _is_within(path, columns))
     if size > GROUP_BYTES and size > count * ROW_BYTES:
         raise _too_large(f"{where}: its rows are too large", size // count, ROW_BYTES)
     lists = any(hasattr(table.schema_arrow.field(name).type, "value_field") for name in columns)
     return LIST_ROWS if lists else max(1, min(ROWS, TABLE_BYTES // (size // count + 1)))
 
 
-def _too_large(what: str, given: int, most: int) -> TextError:
+def _too_large(what: str, mean_bytes: int, most: int) -> TextError:
     return TextError(
         what,
-        given=f"{given:,} bytes in a row on the average",
+        given=f"{mean_bytes:,} bytes in a row on the average",
         wanted=f"at most {most:,}, or row groups of at most {GROUP_BYTES:,}",
         fix="cut the documents into several, or write smaller row groups",
     )
@@ -313,7 +320,8 @@ def _too_large(what: str, given: int, most: int) -> TextError:
 
 def _record_batches(rows: Any) -> Iterator[Any]:
     """Arrow's batches of a `datasets` data set, of a bounded size."""
-    start, size = 0, ROWS
+    start = 0
+    size = ROWS
     while start < len(rows):
         table = rows[start : start + size]
         if table.nbytes > TABLE_BYTES and size > 1:

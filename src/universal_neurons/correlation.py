@@ -81,7 +81,7 @@ def find_matches(
     corrs, indices, lows, low_indices = [], [], [], []
     best_back = torch.full((len(right),), -1, dtype=torch.int64)
     back_corr = torch.full((len(right),), -torch.inf, dtype=torch.float64, device=right.device)
-    for some, panel in correlation_panels(cross, left, right):
+    for panel_columns, panel in correlation_panels(cross, left, right):
         missing = torch.isnan(panel)
         if counts is not None:
             counts += torch.histc(panel, BINS, -1, 1).long().cpu()
@@ -91,7 +91,7 @@ def find_matches(
         highest, asker = panel.max(0)
         better = highest > back_corr
         back_corr = torch.where(better, highest, back_corr)
-        best_back = torch.where(better.cpu(), asker.cpu() + some.start + rows, best_back)
+        best_back = torch.where(better.cpu(), asker.cpu() + panel_columns.start + rows, best_back)
         corrs.append(corr.cpu())
         indices.append(index.cpu() + columns)
         lows.append(low.cpu())

@@ -26,19 +26,19 @@ NOFOLLOW, NONBLOCK = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 BINARY = getattr(os, "O_BINARY", 0)  # theirs
 
 
-def local_path(given: str | Path) -> Path:
+def local_path(named: str | Path) -> Path:
     """The path that a user gave: `~` is their home, every other character stands for itself.
 
     Raises `MissingFileError` for what can be no path: an unknown user's home, a NUL, too long a name, a loop of links.
     """
     try:
-        path = Path(given).expanduser()
+        path = Path(named).expanduser()
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return path
     except (OSError, RuntimeError, ValueError) as error:
         raise MissingFileError(
-            f"{str(given)[:200]!r}: cannot be a path",
+            f"{str(named)[:200]!r}: cannot be a path",
             given=getattr(error, "strerror", None) or error,
             wanted="the path of a file or folder",
             fix="check the spelling",

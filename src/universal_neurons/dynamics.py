@@ -12,6 +12,7 @@ OUT/dynamics.json comes last.  Interrupted, the same command goes on; where a se
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ import polars as pl
 from universal_neurons.checkpoints import resolve_sources
 from universal_neurons.config import BUNDLED, DYNAMICS_FILE, DynamicsConfig, StudyConfig, make_dynamics_config
 from universal_neurons.emergence import (
-    Snapshot,
+    CheckpointStudy,
     checkpoints_table,
     emergence_table,
     families_table,
@@ -115,10 +116,10 @@ def run_dynamics(config: DynamicsConfig, *, progress: bool = True, reporter: Rep
     for note in training.notes:
         reporter.note(note)
     sources = [resolve_sources(checkpoint.models) for checkpoint in training.checkpoints]
-    for source in (source for found in sources for source in found):
+    for source in chain.from_iterable(sources):
         require_weights(source)
     tokenizer = _tokenizer_of(config, training)
-    settled = DynamicsConfig(**decide(config.study(), len(training.seeds)).model_dump() | _own(config))
+    settled = DynamicsConfig(**decide(config.study(), len(training.seeds)).model_dump() | _dynamics_settings(config))
     out = config.out or _default_out(config, training)
     with StoreWriter(out, DYNAMICS_FILE) as writer:
         writer.claim({"config": settled.stored()})
@@ -136,11 +137,11 @@ def run_dynamics(config: DynamicsConfig, *, progress: bool = True, reporter: Rep
             "tokens": stores[0].manifest["tokens"],
             "checkpoints": [_described(c, store) for c, store in zip(training.checkpoints, stores)],
         }
-        there = writer.require_same(manifest)
-        if there is not None and there["complete"]:
+        earlier = writer.require_same(manifest)
+        if earlier is not None and earlier["complete"]:
             complete = Dynamics(writer.path)
             missing = complete.missing_files()
-            if not missing and there["checkpoints"] == manifest["checkpoints"]:
+            if not missing and earlier["checkpoints"] == manifest["checkpoints"]:
                 reporter.note(f"{writer.path} is complete already")
                 return complete
         writer.write_manifest({"complete": False} | manifest)
@@ -151,7 +152,7 @@ def run_dynamics(config: DynamicsConfig, *, progress: bool = True, reporter: Rep
         return Dynamics(writer.path)
 
 
-def _own(config: DynamicsConfig) -> dict[str, Any]:
+def _dynamics_settings(config: DynamicsConfig) -> dict[str, Any]:
     """The settings that a study has not."""
     names = ("models", *(DynamicsConfig.model_fields.keys() - StudyConfig.model_fields.keys()))
     return {name: getattr(config, name) for name in names}
@@ -167,9 +168,9 @@ def _tokenizer_of(config: DynamicsConfig, training: Training) -> str | None:
     if named is not None:
         readers[f"--tokenizer {named}"] = find_tokenizer(config, [])
     for name, folder in zip(training.seeds, training.folders):
-        found = None if folder is None else load_tokenizer(folder)
-        if found is not None:
-            readers[name] = found
+        tokenizer = None if folder is None else load_tokenizer(folder)
+        if tokenizer is not None:
+            readers[name] = tokenizer
             named = named or str(folder)
     require_same_tokenizer(readers)
     return named
@@ -187,7 +188,8 @@ def _default_out(config: DynamicsConfig, training: Training) -> str:
 def _require_same_shapes(training: Training, stores: Sequence[Store]) -> None:
     """A neuron must be there at every checkpoint of its seed: the latest study's models are like the first's."""
     for index, seed in enumerate(training.seeds):
-        first, *_, last = [[s.manifest["models"][index][k] for k in SHAPE] for s in (stores[0], *stores)]
+        first = _shape(stores[0], index)
+        last = _shape(stores[-1], index)
         if first != last:
             raise CheckpointError(
                 f"{seed}: checkpoint {training.checkpoints[len(stores) - 1].name} is another kind of model",
@@ -196,32 +198,37 @@ def _require_same_shapes(training: Training, stores: Sequence[Store]) -> None:
             )
 
 
+def _shape(store: Store, index: int) -> list[Any]:
+    facts = store.manifest["models"][index]
+    return [facts[key] for key in SHAPE]
+
+
 def _described(checkpoint: Checkpoint, store: Store) -> dict[str, Any]:
     """What the manifest keeps of a checkpoint and its study."""
     weights = [model["sha256"] for model in store.manifest["models"]]
     return checkpoint.describe() | {"sha256": weights, "tables": store.manifest["tables"]}
 
 
-def _tables(training: Training, stores: Sequence[Store], own: SelfCorrelations) -> dict[str, pl.DataFrame]:
+def _tables(training: Training, stores: Sequence[Store], selves: SelfCorrelations) -> dict[str, pl.DataFrame]:
     """All tables, by name."""
     reference, *others = training.seeds
     config = stores[-1].config
-    snapshots = [_snapshot(training, c, store) for c, store in zip(training.checkpoints, stores)]
-    told = history(snapshots, reference, others)
+    studies = [_study_of(training, c, store) for c, store in zip(training.checkpoints, stores)]
+    course = history(studies, reference, others)
     tables = {
-        "checkpoints": checkpoints_table(snapshots, told, reference, config.threshold),
-        "neurons": neurons_table(snapshots, told, reference, own),
-        "emergence": emergence_table(snapshots, told, reference),
+        "checkpoints": checkpoints_table(studies, course, reference, config.threshold),
+        "neurons": neurons_table(studies, course, reference, selves),
+        "emergence": emergence_table(studies, course, reference),
     }
     if "labels" in config.stages:
-        tables["families"] = families_table(snapshots)
+        tables["families"] = families_table(studies)
     return tables
 
 
-def _snapshot(training: Training, checkpoint: Checkpoint, store: Store) -> Snapshot:
+def _study_of(training: Training, checkpoint: Checkpoint, store: Store) -> CheckpointStudy:
     """A study's rows, by the names of the seeds in place of its models'."""
     seeds = dict(zip(store.models, training.seeds))
     neurons = store.neurons.with_columns(pl.col("model").replace_strict(seeds))
     matches = store.matches.filter(pl.col("rank") == 1).with_columns(pl.col("model").replace_strict(seeds))
     units = {seeds[model]: of_model for model, of_model in store.units.items()}
-    return Snapshot(checkpoint, neurons, matches, units)
+    return CheckpointStudy(checkpoint, neurons, matches, units)

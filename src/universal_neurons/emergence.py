@@ -29,7 +29,7 @@ NEVER = -1
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class CheckpointStudy:
     """What one checkpoint's study says: rows of `neurons`, and of `matches` of rank 1, and the seeds' units; all by the
     names of the seeds."""
 
@@ -39,7 +39,7 @@ class Snapshot:
     units: Mapping[str, Units]
 
     def of(self, seed: str) -> pl.DataFrame:
-        """The rows of one seed's neurons."""
+        """One seed's rows of `neurons`, in the order of the table."""
         return self.neurons.filter(pl.col("model") == seed)
 
 
@@ -54,20 +54,20 @@ class History:
     partners: Int[np.ndarray, "checkpoints others neurons"]
 
 
-def history(snapshots: Sequence[Snapshot], reference: str, others: Sequence[str]) -> History:
-    """The history that the studies tell."""
+def history(studies: Sequence[CheckpointStudy], reference: str, others: Sequence[str]) -> History:
+    """Which of the reference's neurons were universal, and which their partners were, from the studies in order."""
     universal, partners = [], []
-    for snapshot in snapshots:
-        mine = snapshot.of(reference).select("layer", "neuron", "is_universal")
-        universal.append(mine["is_universal"].fill_null(False).to_numpy())
-        found = []
+    for study in studies:
+        neurons = study.of(reference).select("layer", "neuron", "is_universal")
+        universal.append(neurons["is_universal"].fill_null(False).to_numpy())
+        numbers = []
         for other in others:
-            theirs = snapshot.matches.filter(pl.col("model") == other)
-            number = snapshot.units[other].number_column("match_")
-            theirs = theirs.select("layer", "neuron", number.alias("partner"))
-            both = mine.join(theirs, on=["layer", "neuron"], how="left", maintain_order="left")
-            found.append(both["partner"].fill_null(-1).to_numpy())
-        partners.append(np.stack(found))
+            matches = study.matches.filter(pl.col("model") == other)
+            number = study.units[other].number_column("match_")
+            matches = matches.select("layer", "neuron", number.alias("partner"))
+            both = neurons.join(matches, on=["layer", "neuron"], how="left", maintain_order="left")
+            numbers.append(both["partner"].fill_null(-1).to_numpy())
+        partners.append(np.stack(numbers))
     return History(np.stack(universal), np.stack(partners))
 
 
@@ -98,38 +98,40 @@ class Kept:
 
     @classmethod
     def of(cls, earlier: Int[np.ndarray, "others neurons"], later: Int[np.ndarray, "others neurons"]) -> "Kept":
-        """From the partners of two checkpoints."""
+        """Compare the partners (others, neurons) of two checkpoints."""
         both = (earlier >= 0) & (later >= 0)
         return cls(both & (earlier == later), both)
 
     def share(self, neurons: Bool[np.ndarray, " neurons"] | None = None) -> float:
         """Share of all matches that are the same, or of those of some neurons; NaN of none."""
-        some = slice(None) if neurons is None else neurons
-        there = int(self.both[:, some].sum())
-        return int(self.same[:, some].sum()) / there if there else math.nan
+        columns = slice(None) if neurons is None else neurons
+        matched = int(self.both[:, columns].sum())
+        return int(self.same[:, columns].sum()) / matched if matched else math.nan
 
 
-def checkpoints_table(snapshots: Sequence[Snapshot], told: History, reference: str, threshold: float) -> pl.DataFrame:
+def checkpoints_table(
+    studies: Sequence[CheckpointStudy], course: History, reference: str, threshold: float
+) -> pl.DataFrame:
     """A row per checkpoint, of the reference's neurons."""
-    persisted = [None, *persistence(told.universal).tolist()]
+    persisted = [None, *persistence(course.universal).tolist()]
     rows = []
-    for t, snapshot in enumerate(snapshots):
-        mine = snapshot.of(reference)
-        excess = mine["excess_corr"].fill_nan(None)
-        before = told.universal[t - 1] if t else None
-        earlier = None if before is None else Kept.of(told.partners[t - 1], told.partners[t])
-        final = Kept.of(told.partners[t], told.partners[-1])
-        now = told.universal[t]
+    for t, study in enumerate(studies):
+        neurons = study.of(reference)
+        excess = neurons["excess_corr"].fill_nan(None)
+        before = course.universal[t - 1] if t else None
+        earlier = None if before is None else Kept.of(course.partners[t - 1], course.partners[t])
+        final = Kept.of(course.partners[t], course.partners[-1])
+        now = course.universal[t]
         rows.append(
             {
-                "checkpoint": snapshot.checkpoint.name,
-                "step": snapshot.checkpoint.step,
+                "checkpoint": study.checkpoint.name,
+                "step": study.checkpoint.step,
                 "asker": reference,
-                "neurons": len(mine),
-                "dead": int(mine["dead"].sum()),
+                "neurons": len(neurons),
+                "dead": int(neurons["dead"].sum()),
                 "universal": int(now.sum()),
                 "fraction": float(now.mean()),
-                **{f"universal_{word}": _above(mine[column], threshold) for word, column in SURENESS.items()},
+                **{f"universal_{word}": _above(neurons[column], threshold) for word, column in SURENESS.items()},
                 **{f"excess_{name}": excess.quantile(q, "linear") for name, q in QUANTILES.items()},
                 "joined": None if before is None else int((now & ~before).sum()),
                 "left": None if before is None else int((before & ~now).sum()),
@@ -162,57 +164,57 @@ COPIED = (
 
 
 def neurons_table(
-    snapshots: Sequence[Snapshot],
-    told: History,
+    studies: Sequence[CheckpointStudy],
+    course: History,
     reference: str,
     self_corr: SelfCorrelations,
 ) -> pl.DataFrame:
     """A row per checkpoint and neuron of every seed; `self_corr` holds further columns."""
     frames = []
-    for t, snapshot in enumerate(snapshots):
+    for t, study in enumerate(studies):
         kept = [
-            None if t == 0 else Kept.of(told.partners[t - 1], told.partners[t]).same.sum(0),
-            Kept.of(told.partners[t], told.partners[-1]).same.sum(0),
+            None if t == 0 else Kept.of(course.partners[t - 1], course.partners[t]).same.sum(0),
+            Kept.of(course.partners[t], course.partners[-1]).same.sum(0),
         ]
-        for seed in snapshot.neurons["model"].unique(maintain_order=True):
-            mine = snapshot.of(seed).select(COPIED)
-            more = {
-                name: pl.Series(name, [None] * len(mine) if seed != reference or same is None else same, pl.Int32)
+        for seed in study.neurons["model"].unique(maintain_order=True):
+            table = study.of(seed).select(COPIED)
+            kept_columns = {
+                name: pl.Series(name, [None] * len(table) if seed != reference or same is None else same, pl.Int32)
                 for name, same in zip(("same_match", "final_match"), kept)
             }
-            own = self_corr[snapshot.checkpoint.name, seed]
+            self_columns = self_corr[study.checkpoint.name, seed]
             frames.append(
-                mine.select(
-                    pl.lit(snapshot.checkpoint.name).alias("checkpoint"),
-                    pl.lit(snapshot.checkpoint.step, pl.Int64).alias("step"),
+                table.select(
+                    pl.lit(study.checkpoint.name).alias("checkpoint"),
+                    pl.lit(study.checkpoint.step, pl.Int64).alias("step"),
                     pl.all(),
                 )
-                .with_columns(**more)
-                .hstack(own)
+                .with_columns(**kept_columns)
+                .hstack(self_columns)
             )
     return pl.concat(frames)
 
 
-def families_table(snapshots: Sequence[Snapshot]) -> pl.DataFrame:
+def families_table(studies: Sequence[CheckpointStudy]) -> pl.DataFrame:
     """A row per checkpoint, seed and family: its neurons, the universal ones, and those that were of it before."""
     rows = []
     before: dict[str, pl.Series] = {}
-    for snapshot in snapshots:
-        for seed in snapshot.neurons["model"].unique(maintain_order=True):
-            mine = snapshot.of(seed)
-            family, universal = mine["family"], mine["is_universal"]
+    for study in studies:
+        for seed in study.neurons["model"].unique(maintain_order=True):
+            neurons = study.of(seed)
+            family, universal = neurons["family"], neurons["is_universal"]
             for name in FAMILIES:
-                there = family == name
+                members = family == name
                 known = before.get(seed)
                 rows.append(
                     (
-                        snapshot.checkpoint.name,
-                        snapshot.checkpoint.step,
+                        study.checkpoint.name,
+                        study.checkpoint.step,
                         seed,
                         name,
-                        int(there.sum()),
-                        None if universal.is_null().all() else int((there & universal).sum()),
-                        None if known is None else int((there & (known == name)).sum()),
+                        int(members.sum()),
+                        None if universal.is_null().all() else int((members & universal).sum()),
+                        None if known is None else int((members & (known == name)).sum()),
                     )
                 )
             before[seed] = family
@@ -223,14 +225,14 @@ def families_table(snapshots: Sequence[Snapshot]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def emergence_table(snapshots: Sequence[Snapshot], told: History, reference: str) -> pl.DataFrame:
+def emergence_table(studies: Sequence[CheckpointStudy], course: History, reference: str) -> pl.DataFrame:
     """A row per neuron of the reference: when it is first universal, when for good, at how many checkpoints."""
-    places = snapshots[0].of(reference).select("model", "layer", "neuron")
-    known = [snapshot.checkpoint for snapshot in snapshots]
+    places = studies[0].of(reference).select("model", "layer", "neuron")
+    known = [study.checkpoint for study in studies]
     columns = []
-    for name, at in (("first", first_universal(told.universal)), ("emergence", emergence(told.universal))):
+    for name, at in (("first", first_universal(course.universal)), ("emergence", emergence(course.universal))):
         columns.append(pl.Series(name, [None if t == NEVER else known[t].name for t in at], pl.String))
         columns.append(pl.Series(f"{name}_step", [None if t == NEVER else known[t].step for t in at], pl.Int64))
-    columns.append(pl.Series("checkpoints", told.universal.sum(0), pl.Int64))
-    columns.append(pl.Series("left", (told.universal[:-1] & ~told.universal[1:]).sum(0), pl.Int64))
+    columns.append(pl.Series("checkpoints", course.universal.sum(0), pl.Int64))
+    columns.append(pl.Series("left", (course.universal[:-1] & ~course.universal[1:]).sum(0), pl.Int64))
     return places.with_columns(columns)

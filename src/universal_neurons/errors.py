@@ -43,28 +43,28 @@ class UniversalNeuronsError(Exception):
 
     @property
     def given(self) -> str | None:
-        """What was given."""
+        """What was given, on one line and cut where it is long; None where that says nothing."""
         return self._parts["given"]
 
     @property
     def wanted(self) -> str | None:
-        """What was wanted."""
+        """What was wanted instead, in the same way."""
         return self._parts["wanted"]
 
     @property
     def fix(self) -> str | None:
-        """What to do about it."""
+        """What helps: an option, a command, or where to mend something."""
         return self._parts["fix"]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (type(self), self.what, self._parts | {"causes": self._causes})
+        return _rebuilt, (type(self), self.what, self._parts | {"causes": self._causes})
 
 
 def _line(text: object, longest: int) -> str:
     return shortened(legible(shortened(str(text), longest)), longest)
 
 
-def _again(kind: type[UniversalNeuronsError], what: str, parts: dict[str, Any]) -> UniversalNeuronsError:
+def _rebuilt(kind: type[UniversalNeuronsError], what: str, parts: dict[str, Any]) -> UniversalNeuronsError:
     """An error as it was in another process."""
     return kind(what, **parts)
 
@@ -164,4 +164,4 @@ class DiskError(StudyError):
 
 
 class OutputError(UniversalNeuronsError):
-    """What was found cannot be printed."""
+    """Standard output that is closed or full, so that results cannot be printed."""

@@ -1,4 +1,4 @@
-"""Checkpoints: generations of plain tensors, each a folder of its own whose manifest is written last.
+"""Snapshots of work under way: generations of plain tensors, each a folder of its own whose manifest is written last.
 
 The manifest holds the SHA-256 of every file and of itself, the version that wrote it and what the tensors are of.  A
 generation that is not byte for byte what this version wrote of the same thing is as good as none: the one before it is
@@ -29,7 +29,8 @@ KEPT = 2
 PART_BYTES = 1 << 25
 ABANDONED_SECONDS = 3600.0
 FORMAT = f"universal-neurons generation 3, {__version__}"
-MANIFEST, MOST_MANIFEST_BYTES = "manifest.json", 1 << 26
+MANIFEST = "manifest.json"
+MOST_MANIFEST_BYTES = 1 << 26
 
 
 class UnusableError(Exception):
@@ -37,7 +38,7 @@ class UnusableError(Exception):
 
 
 class Generations:
-    """The checkpoints in a folder, numbered by step; the last two whole ones are kept.
+    """The snapshots in a folder, numbered by step; the last two whole ones are kept.
 
     `of` is what they are of: those of anything else are not used.  What dead writers left half written is removed: at
     once, or, in a `shared` folder, where another process may still be writing the same steps, when it has not been
@@ -45,7 +46,8 @@ class Generations:
     """
 
     def __init__(self, folder: Path, *, of: str = "", shared: bool = False) -> None:
-        self.folder, self.shared = folder, shared
+        self.folder = folder
+        self.shared = shared
         self.of = hashlib.sha256(of.encode()).hexdigest()
         self._whole: set[Path] = set()  # those that this process wrote or checked
 
@@ -163,7 +165,7 @@ class Generations:
 
 @dataclass
 class Pace:
-    """When a checkpoint is due: every `seconds`, or (None) so that writing takes a `share` of the time.
+    """When a snapshot is due: every `seconds`, or (None) so that writing takes a `share` of the time.
 
     Then at most every `least` seconds.
     """
@@ -179,16 +181,16 @@ class Pace:
         self.start()
 
     def start(self) -> None:
-        """Count from now."""
+        """Count the interval from now."""
         self.last = time.perf_counter()
 
     @property
     def due(self) -> bool:
-        """Whether it is time."""
+        """Whether the interval has passed since the last snapshot."""
         return time.perf_counter() - self.last >= self.interval
 
     def written(self, took: float) -> None:
-        """A checkpoint was written and took so many seconds."""
+        """A snapshot was written and took so many seconds."""
         if self.seconds is None:
             self.interval = max(self.least, took / self.share)
         self.start()
@@ -204,8 +206,8 @@ def _step(folder: Path) -> int:
 
 def _sealed(note: dict[str, Any]) -> bytes:
     """A manifest with the SHA-256 of all else that it says."""
-    said = {key: value for key, value in note.items() if key != "seal"}
-    return json.dumps(said | {"seal": hashlib.sha256(json.dumps(said).encode()).hexdigest()}).encode()
+    content = {key: value for key, value in note.items() if key != "seal"}
+    return json.dumps(content | {"seal": hashlib.sha256(json.dumps(content).encode()).hexdigest()}).encode()
 
 
 def _regular_bytes(path: Path) -> int:

@@ -124,9 +124,10 @@ class Heads:
         norm divides, depends on everything else in the stream, so scores are in units of it.
         """
         weight = self.split("query", matrix_of(self.query).double().T).permute(1, 2, 0)
-        gain, own = getattr(self.norm, "weight", None), getattr(getattr(self.module, "q_norm", None), "weight", None)
-        if isinstance(own, Tensor):
-            weight = weight * own.double()[:, None]
+        gain = getattr(self.norm, "weight", None)
+        query_gain = getattr(getattr(self.module, "q_norm", None), "weight", None)
+        if isinstance(query_gain, Tensor):
+            weight = weight * query_gain.double()[:, None]
         if isinstance(gain, Tensor):
             weight = weight * gain.double()
         return weight - weight.mean(-1, keepdim=True) if self.centred else weight
@@ -184,11 +185,11 @@ def bos_key(model: Model, bos: int, distances: Sequence[int]) -> Float[Tensor, "
     context; half the context where none is).
     """
     within = [distance for distance in distances if 0 < distance < model.context] or [model.context // 2]
-    found: dict[int, Tensor] = {}
-    with projecting(model, "key", found.__setitem__):
+    projected: dict[int, Tensor] = {}
+    with projecting(model, "key", projected.__setitem__):
         model.forward(torch.tensor([[bos]]))
     every = [Heads(model, layer) for layer in range(model.n_layers)]
-    keys = [heads.keys(found[heads.layer])[0, 0].double() for heads in every]
+    keys = [heads.keys(projected[heads.layer])[0, 0].double() for heads in every]
     return torch.stack([heads.from_distances(key, within) for heads, key in zip(every, keys)])
 
 

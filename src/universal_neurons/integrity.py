@@ -22,8 +22,8 @@ def check_stores(paths: Sequence[str]) -> Group:
     """
     problems: list[str] = []
     lines = []
-    for given in paths:
-        path = local_path(given)
+    for name in paths:
+        path = local_path(name)
         begun = len(problems)
         if path.suffix == SKETCH:
             lines += _check_sketch(path, problems)

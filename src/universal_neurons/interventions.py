@@ -44,7 +44,7 @@ class Edit:
             raise ConfigError(f"intervention {self.kind}", given=self.value, wanted=wanted)
 
     def __call__(self, activation: Float[Tensor, "*positions neurons"]) -> Float[Tensor, "*positions neurons"]:
-        """The activations afterwards."""
+        """The activations after the edit, in the shape of those before."""
         if self.kind == "zero":
             return torch.zeros_like(activation)
         if self.kind == "relu":
@@ -57,19 +57,21 @@ class Edit:
 
 def flat_numbers(model: Model, neurons: Sequence[int] | Sequence[str] | Tensor) -> list[int]:
     """Neurons as numbers; names are `L3.17`.  Raises `ConfigError` where there is none such."""
-    numbers, units = [], model.units
-    for given in neurons.tolist() if isinstance(neurons, Tensor) else neurons:
-        place = _named(given) if isinstance(given, str) else None
-        if not (units.has(*place) if place else 0 <= int(given) < len(units)):
+    numbers = []
+    units = model.units
+    listed = neurons.tolist() if isinstance(neurons, Tensor) else neurons
+    for neuron in listed:
+        place = _place_of_name(neuron) if isinstance(neuron, str) else None
+        if not (units.has(*place) if place else 0 <= int(neuron) < len(units)):
             wanted = f"layer < {model.n_layers} and neuron < {model.d_mlp}"
-            raise ConfigError(f"{model.name} has no such neuron", given=given, wanted=wanted)
-        numbers.append(units.number_of(*place) if place else int(given))
+            raise ConfigError(f"{model.name} has no such neuron", given=neuron, wanted=wanted)
+        numbers.append(units.number_of(*place) if place else int(neuron))
     if len(set(numbers)) < len(numbers) or not numbers:
         raise ConfigError("neurons to intervene on", given=list(neurons), wanted="some, each once")
     return numbers
 
 
-def _named(name: str) -> tuple[int, int]:
+def _place_of_name(name: str) -> tuple[int, int]:
     """Layer and neuron of `L3.17`."""
     parsed = parse_unit(name)
     if parsed is None or parsed[0] is not None:
@@ -98,25 +100,26 @@ def intervene(
     place = {number: place for place, number in enumerate(numbers)}
 
     def edited(layer: int, in_layer: list[int]) -> Any:
-        columns, width = torch.tensor(model.units.within_layers(in_layer)), model.units.widths[layer]
+        columns = torch.tensor(model.units.within_layers(in_layer))
+        width = model.units.widths[layer]
         places = [place[number] for number in in_layer]
-        own = Edit(edit.kind, values[places]) if values is not None and values.dim() else edit
+        layer_edit = Edit(edit.kind, values[places]) if values is not None and values.dim() else edit
 
         def hook(_m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             assert args[0].shape[-1] == width, "hooked something that is not the output projection"
             calls[layer] += 1
             flat = args[0].reshape(-1, width).clone()
-            there = columns.to(flat.device)
-            before = flat[:, there]
-            after = own(before)
+            edited_columns = columns.to(flat.device)
+            before = flat[:, edited_columns]
+            after = layer_edit(before)
             if positions is not None:
-                where = positions.to(flat.device).reshape(-1)
+                edited_positions = positions.to(flat.device).reshape(-1)
                 context = args[0].shape[1] if args[0].dim() == 3 else positions.shape[-1]  # OPT's MLP reads no rows
                 rows = len(flat) // context if positions.dim() == 1 else 1
-                fits = positions.shape[-1] == context and len(where) * rows == len(flat)
+                fits = positions.shape[-1] == context and len(edited_positions) * rows == len(flat)
                 assert fits, "positions of other rows than the model reads"
-                after = torch.where(where.repeat(rows)[:, None], after, before)
-            flat[:, there] = after
+                after = torch.where(edited_positions.repeat(rows)[:, None], after, before)
+            flat[:, edited_columns] = after
             return flat.view_as(args[0]), *args[1:]
 
         return hook

@@ -79,8 +79,10 @@ class LabelSet:
     @property
     def column_labels(self) -> list[Label]:
         """Labels of the columns, those of the previous token after all others."""
-        own = [label for column in self.columns for label in column.labels]
-        return own + _before([label for column in self.columns if column.with_previous for label in column.labels])
+        labels = [label for column in self.columns for label in column.labels]
+        return labels + _of_previous_token(
+            [label for column in self.columns if column.with_previous for label in column.labels]
+        )
 
     @property
     def all(self) -> list[Label]:
@@ -89,10 +91,10 @@ class LabelSet:
 
     def digest(self) -> str:
         """SHA-256 of what holds where."""
-        told = hashlib.sha256(repr(self.all).encode())
+        digest = hashlib.sha256(repr(self.all).encode())
         for table in (self.word_of, self.word_table, self.previous_table, self.position_table):
-            told.update(np.ascontiguousarray(table).tobytes())
-        return told.hexdigest()
+            digest.update(np.ascontiguousarray(table).tobytes())
+        return digest.hexdigest()
 
 
 def build_labels(
@@ -129,7 +131,7 @@ def build_labels(
         word_of=word_of,
         word_labels=[label for label, _ in word_masks],
         word_table=_table(word_masks, len(seen)),
-        previous_labels=_before([label for label, _ in token_masks]),
+        previous_labels=_of_previous_token([label for label, _ in token_masks]),
         previous_table=_table(token_masks, len(vocabulary)),
         position_labels=[label for label, _ in positions],
         position_table=_table(positions, tokens.context)[:, :-1],
@@ -138,7 +140,7 @@ def build_labels(
     )
 
 
-def _before(labels: Sequence[Label]) -> list[Label]:
+def _of_previous_token(labels: Sequence[Label]) -> list[Label]:
     """The same labels of the previous token."""
     return [Label(label.name, label.group, True) for label in labels]
 
@@ -220,7 +222,7 @@ def position_masks(context: int) -> list[tuple[Label, np.ndarray]]:
     return masks
 
 
-def _columns(groups: Sequence[str], tokens: TokenDataset, syntax: Syntax | None, own: OwnLabels) -> list[Column]:
+def _columns(groups: Sequence[str], tokens: TokenDataset, syntax: Syntax | None, own_labels: OwnLabels) -> list[Column]:
     columns = []
     if syntax is not None:
         table = syntax.codes
@@ -231,20 +233,22 @@ def _columns(groups: Sequence[str], tokens: TokenDataset, syntax: Syntax | None,
             return np.broadcast_to(tokens.subsets[rows][:, None, None], (len(rows), tokens.context, 1))
 
         columns.append(Column(tuple(Label(n, "subsets") for n in tokens.subset_names), subset_codes, False))
-    if own.spans:
-        columns.append(Column(tuple(Label(n, "own") for n in own.spans), _span_codes(own, tokens.context), True))
+    if own_labels.spans:
+        columns.append(
+            Column(tuple(Label(n, "own") for n in own_labels.spans), _span_codes(own_labels, tokens.context), True)
+        )
     return columns
 
 
-def _span_codes(own: OwnLabels, context: int) -> Callable[[np.ndarray], np.ndarray]:
+def _span_codes(own_labels: OwnLabels, context: int) -> Callable[[np.ndarray], np.ndarray]:
     def codes(rows: np.ndarray) -> np.ndarray:
-        found = np.full((len(rows), context, len(own.spans)), -1)
-        for number, spans in enumerate(own.spans.values()):
+        table = np.full((len(rows), context, len(own_labels.spans)), -1)
+        for number, spans in enumerate(own_labels.spans.values()):
             for place, row in enumerate(rows.tolist()):
                 first, last = np.searchsorted(spans[:, 0], [row, row + 1])
                 for _, start, end in spans[first:last].tolist():
-                    found[place, start:end, number] = number
-        return found
+                    table[place, start:end, number] = number
+        return table
 
     return codes
 
@@ -259,11 +263,23 @@ class LabelSource:
     """
 
     def __init__(
-        self, labels: LabelSet, tokens: TokenDataset, *, dense: bool, partner: np.ndarray | None = None, seed: int = 0,
-        device: Any = "cpu", dtype: torch.dtype = torch.float32,
-    ) -> None:  # fmt: skip
-        self.labels, self.tokens, self.dense, self.partner, self.seed = labels, tokens, dense, partner, seed
-        self.device, self.dtype = device, dtype
+        self,
+        labels: LabelSet,
+        tokens: TokenDataset,
+        *,
+        dense: bool,
+        partner: np.ndarray | None = None,
+        seed: int = 0,
+        device: Any = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.labels = labels
+        self.tokens = tokens
+        self.dense = dense
+        self.partner = partner
+        self.seed = seed
+        self.device = device
+        self.dtype = dtype
         tables = (labels.word_table, labels.previous_table) if dense else ()
         self.tables = [torch.from_numpy(table.T.copy()).to(device) for table in tables]
 
@@ -302,7 +318,7 @@ class LabelSource:
         if not self.dense:
             return columns
         rows_of = zip(self.tables, (index[BY_WORD], index[BY_PREVIOUS]))
-        parts = [table[where.to(self.device)].to(self.dtype) for table, where in rows_of]
+        parts = [table[numbers.to(self.device)].to(self.dtype) for table, numbers in rows_of]
         return torch.cat([*parts, columns], 1)
 
     def _codes(self, rows: np.ndarray, nothing: int) -> Int[np.ndarray, "positions columns"]:
@@ -317,7 +333,7 @@ class LabelSource:
             before = np.full_like(codes, -1)
             before[:, 1:] = codes[:, :-1]
             if counted is not None:
-                codes, before = (np.where(counted[:, :, None], found, -1) for found in (codes, before))
+                codes, before = (np.where(counted[:, :, None], part, -1) for part in (codes, before))
             parts.append(np.where(codes >= 0, codes + start, nothing).reshape(positions, -1))
             if column.with_previous:
                 parts.append(np.where(before >= 0, before + later, nothing).reshape(positions, -1))

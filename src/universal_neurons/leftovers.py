@@ -27,7 +27,7 @@ def is_ours(entry: Path) -> bool:
 
 
 def holds_results(folder: Path) -> bool:
-    """Whether an unfinished study's folder holds what took time to find: a checkpoint, a table, a step's study."""
+    """Whether an unfinished study's folder holds what took time to find: a snapshot, a table, a step's study."""
     if not folder.is_dir():
         return True
     for entry in folder.iterdir():

@@ -12,7 +12,10 @@ UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (bidi, joiners), hal
 FILE_BYTES = 120  # of a name within a file's name: all file systems take 255, and others stand before and behind it
 
 SHORT = Repr()
-SHORT.maxlevel, SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 3, 160, 160, 60
+SHORT.maxlevel = 3
+SHORT.maxstring = 160
+SHORT.maxother = 160
+SHORT.maxlong = 60
 
 
 def legible(text: object) -> str:

@@ -42,7 +42,7 @@ class Facts(BaseModel):
 
 
 class ModelFacts(Facts):
-    """What is known of a model."""
+    """A model's name, SHA-256 of its weights, architecture, layers and neurons in each."""
 
     name: Name
     sha256: str
@@ -52,7 +52,7 @@ class ModelFacts(Facts):
 
 
 class TokenFacts(Facts):
-    """What is known of the text."""
+    """The text's fingerprint, its rows, tokens and held-out rows."""
 
     fingerprint: str
     rows: int
@@ -151,22 +151,22 @@ class FinishedDynamics(Unfinished):
     environment: Environment
 
 
-def is_ours(given: str) -> bool:
+def is_ours(named: str) -> bool:
     """Whether this is the folder of a study or of training dynamics, or the file of a sketch."""
-    if local_path(given).suffix == SKETCH:
+    if local_path(named).suffix == SKETCH:
         return True
-    return any((local_path(given) / name).exists() for name in (MANIFEST, DYNAMICS_FILE))
+    return any((local_path(named) / name).exists() for name in (MANIFEST, DYNAMICS_FILE))
 
 
 def file_of(table: str) -> str:
-    """The name of a table's file."""
+    """The name of a table's file: parquet, or safetensors for the histograms."""
     return f"{table}.safetensors" if table == HISTOGRAMS else f"{table}.parquet"
 
 
-def read_manifest(path: Path, kind: type[Facts] = Unfinished) -> dict[str, Any] | None:
+def read_manifest(path: Path) -> dict[str, Any] | None:
     """A manifest, or None where there is none.
 
-    Raises `StoreConflictError` for what is torn, too large, or not of its kind.
+    Raises `StoreConflictError` for what is torn, too large, or no manifest.
     """
     try:
         with open_regular(path) as stream:
@@ -181,7 +181,7 @@ def read_manifest(path: Path, kind: type[Facts] = Unfinished) -> dict[str, Any] 
         manifest = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
-    require(path, manifest, kind)
+    require(path, manifest, Unfinished)
     assert isinstance(manifest, dict)
     return manifest
 
@@ -193,25 +193,25 @@ def require(path: Path, manifest: object, kind: type[Facts]) -> None:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         key = ".".join(map(str, problem["loc"]))
-        given = f"{key[:200]}: {reprlib.repr(problem['input'])}" if key else reprlib.repr(problem["input"])
+        problem_text = f"{key[:200]}: {reprlib.repr(problem['input'])}" if key else reprlib.repr(problem["input"])
         if problem["type"] == "missing":
-            given = f"no key {key[:200]!r}"
-        raise _unreadable(path, f"{given} ({problem['msg'][:200]})") from None
+            problem_text = f"no key {key[:200]!r}"
+        raise _unreadable(path, f"{problem_text} ({problem['msg'][:200]})") from None
 
 
-def _unreadable(path: Path, given: object) -> StoreConflictError:
+def _unreadable(path: Path, problem: object) -> StoreConflictError:
     return StoreConflictError(
         f"{path}: not readable as a manifest",
-        given=str(given)[:400],
+        given=str(problem)[:400],
         wanted="the file as it was written",
         fix="name another folder, or remove this one",
     )
 
 
-def difference(there: Any, here: Any, where: str) -> str:
+def difference(stored: Any, current: Any, where: str) -> str:
     """The first key in which what stands in a manifest is not what it would be here, in words."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in here:
-            if there.get(key) != here[key]:
-                return difference(there.get(key), here[key], f"{where}.{key}")
-    return f"{where}: {json.dumps(here)[:100]}, there {json.dumps(there)[:100]}"
+    if isinstance(stored, dict) and isinstance(current, dict):
+        for key in current:
+            if stored.get(key) != current[key]:
+                return difference(stored.get(key), current[key], f"{where}.{key}")
+    return f"{where}: {json.dumps(current)[:100]}, there {json.dumps(stored)[:100]}"

@@ -68,7 +68,8 @@ def load_model(
     if isinstance(source, str):
         source = resolve_sources([f"{source}@{revision}" if revision else source])[0]
     with ONE_AT_A_TIME, settled_torch():
-        weights, tokenizer = load_weights(source, dtype), load_tokenizer(source.folder)
+        weights = load_weights(source, dtype)
+        tokenizer = load_tokenizer(source.folder)
         model = Model(
             weights.network.to(device).requires_grad_(False),
             name or source.name,

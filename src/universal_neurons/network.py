@@ -129,7 +129,7 @@ class Model(Described):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """The device that holds its weights."""
         return self.hf.device
 
     @property
@@ -139,7 +139,7 @@ class Model(Described):
 
     @property
     def embedding(self) -> Float[Tensor, "vocabulary width"]:
-        """The token embedding."""
+        """The input embedding, a row per token id."""
         return self.hf.get_input_embeddings().weight.detach()
 
     def part(self, layer: int, role: str) -> nn.Module:
@@ -215,7 +215,7 @@ class Model(Described):
             return self.hf(input_ids=ids.to(self.device), return_dict=True).logits
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest keeps of a model."""
+        """Name, architecture, sizes and digest, as study.json holds them."""
         return {
             "name": self.name,
             "architecture": self.architecture.name,

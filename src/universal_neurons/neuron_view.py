@@ -1,6 +1,7 @@
 """One neuron in the terminal: its numbers, matches, best labels, histogram and examples (`uneurons show RUN L2.17`)."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,8 @@ def parse_neuron(name: str, models: Sequence[str]) -> tuple[str, int, int]:
 def neuron_view(store: Store, name: str) -> Group:
     """One neuron: its numbers and its matches."""
     model, layer, neuron = parse_neuron(name, store.models)
-    here = (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
-    rows = store.neurons.filter((pl.col("model") == model) & here).to_dicts()
+    this_neuron = (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
+    rows = store.neurons.filter((pl.col("model") == model) & this_neuron).to_dicts()
     if not rows:
         shape = next(m for m in store.manifest["models"] if m["name"] == model)
         raise InputError(
@@ -51,17 +52,17 @@ def neuron_view(store: Store, name: str) -> Group:
         return Group(numbers, shown("Dead: its activation never changes, so it correlates with nothing."))
     parts: list[Any] = [numbers]
     if model in store.askers:
-        parts.append(_matches(store, model, here))
+        parts.append(_matches(store, model, this_neuron))
     elif store.askers:
         parts.append(shown(f"The study did not ask about {model}'s matches (--pairs all does)."))
     if store.has("labels"):
-        parts.append(_labels(store, model, here))
+        parts.append(_labels(store, model, this_neuron))
     if store.has("effects"):
         strings = store.strings if store.has("vocabulary") else None
         parts.append(shown_lines("What it does", *neuron_lines(store, model, layer, neuron, strings)))
     if store.has("examples"):
         number = store.units[model].number_of(layer, neuron)
-        parts += [_histogram(*store.histogram(model, number)), *_examples(store, model, here)]
+        parts += [_histogram(*store.histogram(model, number)), *_examples(store, model, this_neuron)]
     return Group(*parts)
 
 
@@ -75,13 +76,13 @@ def _numbers(title: str, row: dict[str, Any]) -> Table:
     ]
     height = -(-len(cells) // 2)
     for line in range(height):
-        table.row(*(part for cell in cells[line::height] for part in cell))
+        table.row(*chain.from_iterable(cells[line::height]))
     return table
 
 
-def _matches(store: Store, model: str, here: pl.Expr) -> Table:
+def _matches(store: Store, model: str, this_neuron: pl.Expr) -> Table:
     matches = TextTable("model", "rank", "match", "ρ", "held out", "95 %", "mutual", title="Matches")
-    for match in store.matches.filter((pl.col("asker") == model) & here).iter_rows(named=True):
+    for match in store.matches.filter((pl.col("asker") == model) & this_neuron).iter_rows(named=True):
         rank = "most negative" if match["rank"] < 0 else str(match["rank"])
         interval = f"{short(match['corr_low'])} {short(match['corr_high'])}" if finite(match["corr_low"]) else ""
         heldout = f"{match['corr_heldout']:.3f}" if finite(match["corr_heldout"]) else ""
@@ -91,9 +92,9 @@ def _matches(store: Store, model: str, here: pl.Expr) -> Table:
     return matches
 
 
-def _labels(store: Store, model: str, here: pl.Expr) -> Table:
+def _labels(store: Store, model: str, this_neuron: pl.Expr) -> Table:
     table = TextTable("label", "of", "variance explained", "", title="What it fires on: the best labels")
-    for row in store.labels.filter((pl.col("model") == model) & here).iter_rows(named=True):
+    for row in store.labels.filter((pl.col("model") == model) & this_neuron).iter_rows(named=True):
         name = ("previous token: " if row["previous"] else "") + row["label"]
         direction = "fires" if row["sign"] > 0 else "is silent"
         table.row(name, row["group"], f"{row['variance_reduction']:.3f}", direction)
@@ -115,10 +116,10 @@ def _histogram(low: np.ndarray, high: np.ndarray, counts: np.ndarray) -> Text:
     return Text(f"\nPre-activation (log counts)\n{start:8.2f} {line} {end:.2f}")
 
 
-def _examples(store: Store, model: str, here: pl.Expr) -> list[Text]:
+def _examples(store: Store, model: str, this_neuron: pl.Expr) -> list[Text]:
     """Spans of text, tokens coloured by activation, the example's own token in « »."""
     strings = store.strings if store.has("vocabulary") else None
-    rows = store.examples.filter((pl.col("model") == model) & here)
+    rows = store.examples.filter((pl.col("model") == model) & this_neuron)
     peak = max(float(rows["activation"].max() or 0), 1e-12)  # type: ignore[arg-type]
     parts: list[Text] = []
     band = None

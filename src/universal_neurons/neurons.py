@@ -64,13 +64,14 @@ def extreme_cosines(rows: Float[Tensor, "rows width"]) -> tuple[Float[Tensor, " 
     height = max(1, PANEL_ELEMENTS // len(rows))
     for start in range(0, len(rows), height):
         panel = single[start : start + height] @ single.T
-        own = torch.arange(len(panel), device=rows.device)
-        panel[own, start + own] = torch.nan
+        diagonal = torch.arange(len(panel), device=rows.device)
+        panel[diagonal, start + diagonal] = torch.nan
         highest[start : start + height] = panel.nan_to_num(nan=-torch.inf).amax(1)
         lowest[start : start + height] = (-panel).nan_to_num(nan=-torch.inf).amax(1)
     alone = ~torch.isfinite(highest)
-    result = (highest.double().clamp(-1, 1), -lowest.double().clamp(-1, 1))
-    return result[0].masked_fill(alone, torch.nan), result[1].masked_fill(alone, torch.nan)
+    highest = highest.double().clamp(-1, 1).masked_fill(alone, torch.nan)
+    lowest = (-lowest.double()).clamp(-1, 1).masked_fill(alone, torch.nan)
+    return highest, lowest
 
 
 def vocabulary_moments(

@@ -60,11 +60,11 @@ def read_own_labels(
     tokens: TokenDataset,
 ) -> OwnLabels:
     """All labels of the files and functions.  Raises `LabelError` and `MissingFileError`."""
-    own = OwnLabels()
+    labels = OwnLabels()
     for name, function in functions.items():
         with Contained():
             mask = _mask(name, function, vocabulary)
-        own.add(name, mask=mask)
+        labels.add(name, mask=mask)
     for source in sources:
         place, _, wanted = source.partition(".py:")
         path = local_path(place + ".py" if wanted else source)
@@ -75,14 +75,14 @@ def read_own_labels(
             raise MissingFileError(f"--labels {source}: no such file, and no group of labels", wanted="see --help")
         if suffix == ".py":
             for name, mask in _python_masks(path, wanted, vocabulary).items():
-                own.add(name, mask=mask)
+                labels.add(name, mask=mask)
         elif suffix == ".parquet":
             for name, spans in _spans(path, tokens).items():
-                own.add(name, spans=spans)
+                labels.add(name, spans=spans)
         else:
             for name, members in _sets(path).items():
-                own.add(name, mask=_members(path, name, members, vocabulary))
-    return own
+                labels.add(name, mask=_members(path, name, members, vocabulary))
+    return labels
 
 
 def _is_file(path: Path) -> bool:
@@ -149,11 +149,14 @@ def _functions(path: Path, wanted: str) -> dict[str, Callable[[str], bool]]:
     return functions
 
 
+def _are_strings(members: object) -> bool:
+    return isinstance(members, list) and all(isinstance(member, str) for member in members)
+
+
 def _sets(path: Path) -> dict[str, list[str]]:
     wanted = "names and lists of strings"
     sets = read_values(path, most_bytes=SETS_BYTES, refused=LabelError, wanted=wanted)
-    good = isinstance(sets, dict) and all(isinstance(v, list) and all(isinstance(s, str) for s in v)
-                                          for v in sets.values())  # fmt: skip
+    good = isinstance(sets, dict) and all(map(_are_strings, sets.values()))
     if not good or not sets or any(isinstance(name, bool) or not isinstance(name, str | int) for name in sets):
         raise LabelError(f"{path}: not {wanted}", given=brief_repr(sets), wanted=wanted, fix="quote numbers and yes/no")
     return {str(name): members for name, members in sets.items()}
@@ -207,7 +210,8 @@ def _span_table(path: Path) -> pl.DataFrame:
     with contextlib.ExitStack() as files:
         with readable():
             parquet = pq.ParquetFile(files.enter_context(path.open("rb")))
-            columns, count = parquet.schema_arrow.names, parquet.metadata.num_rows
+            columns = parquet.schema_arrow.names
+            count = parquet.metadata.num_rows
         if not set(SPAN_COLUMNS) <= set(columns):
             raise _not_spans(path, columns)
         if count > MOST_SPANS:
@@ -221,5 +225,7 @@ def _span_table(path: Path) -> pl.DataFrame:
     return table.select(SPAN_COLUMNS)
 
 
-def _not_spans(path: Path, given: list[str]) -> LabelError:
-    return LabelError(f"{path}: not spans of tokens", given=", ".join(given), wanted="integers row, start, end; label")
+def _not_spans(path: Path, columns: list[str]) -> LabelError:
+    return LabelError(
+        f"{path}: not spans of tokens", given=", ".join(columns), wanted="integers row, start, end; label"
+    )

@@ -41,7 +41,8 @@ class _Path:
 
     def take_activation(self, _m: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert args[0].shape[-1] == self.d_mlp, (args[0].shape, self.d_mlp)
-        self.activation, self.edits = args[0], 0
+        self.activation = args[0]
+        self.edits = 0
 
     def take_residual(self, _m: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.residual = args[0]
@@ -105,8 +106,8 @@ def _replace(
 
 def _checked(model: Model, layer: int, neurons: Tensor, head_layer: int, head: int) -> Heads:
     heads = Heads(model, min(max(head_layer, 0), model.n_layers - 1))
-    there = 0 <= layer < head_layer < model.n_layers and 0 <= head < heads.n_heads
-    if not there or not bool(((neurons >= 0) & (neurons < model.d_mlp)).all()):
+    exists = 0 <= layer < head_layer < model.n_layers and 0 <= head < heads.n_heads
+    if not exists or not bool(((neurons >= 0) & (neurons < model.d_mlp)).all()):
         raise InputError(
             f"{model.name}: no such path",
             given=f"neurons {neurons.tolist()} of layer {layer}, head {head} of layer {head_layer}",
@@ -137,42 +138,43 @@ def path_effects(
     neurons: Int[Tensor, " neurons"],
     head_layer: int,
     head: int,
-    bos: int = 0,
 ) -> dict[str, Float[Tensor, "neurons rows context"]]:
     """What the path of each neuron of MLP `layer` does to one later head, float32, original minus ablated:
 
-    `activation` of the neuron; `delta_bos`, its path's part of the head's attention to position `bos` (a probability);
+    `activation` of the neuron; `delta_bos`, its path's part of the head's attention to position 0, BOS (a probability);
     `delta_norm`, its path's part of ‖W_O z‖, the size of what the head writes (without the bias that all heads share).
     """
     heads = _checked(model, layer, neurons, head_layer, head)
     context = ids.shape[1]
     most = CPU_ELEMENTS if model.device.type == "cpu" else GPU_ELEMENTS
     fit = max(1, most // (context * max(heads.n_heads * context, model.d_model)))  # rows
-    watched = _Head(heads, head, bos)
+    watched = _Head(heads, head)
     with eager_attention(model), model.evaluating():
         parts = [
-            _effects(model, some, layer, neurons.to(model.device), watched, max(1, fit // len(some)))
-            for some in ids.split(fit)
+            _effects(model, batch, layer, neurons.to(model.device), watched, max(1, fit // len(batch)))
+            for batch in ids.split(fit)
         ]
     return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
 
 
 class _Head:
-    """One head that is watched: its attention to one position and the size of its output."""
+    """One head that is watched: its attention to BOS and the size of its output."""
 
-    def __init__(self, heads: Heads, head: int, bos: int) -> None:
-        self.heads, self.head, self.bos = heads, head, bos
+    def __init__(self, heads: Heads, head: int) -> None:
+        self.heads = heads
+        self.head = head
         self.w_o = heads.w_o[head].float()
 
     def watch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Attention to `bos` and ‖W_O z‖, (rows, context) each, of one call of the block's attention."""
-        heads, taken = self.heads, []
+        """Attention to position 0, BOS, and ‖W_O z‖, (rows, context) each, of one call of the block's attention."""
+        heads = self.heads
+        taken = []
         with hooked(partial(heads.out.register_forward_pre_hook, lambda _m, args: taken.append(args[0]))):
             _, pattern, *_ = heads.module(*args, **kwargs)
         (z,) = taken
         assert pattern.shape == (len(z), heads.n_heads, z.shape[1], z.shape[1]), pattern.shape
-        own = z[..., self.head * heads.d_head : (self.head + 1) * heads.d_head].float()
-        return pattern[:, self.head, :, self.bos].float(), (own @ self.w_o.T).norm(dim=-1)
+        head_output = z[..., self.head * heads.d_head : (self.head + 1) * heads.d_head].float()
+        return pattern[:, self.head, :, 0].float(), (head_output @ self.w_o.T).norm(dim=-1)
 
 
 def _effects(model: Model, ids: Tensor, layer: int, neurons: Tensor, watched: _Head, at_once: int) -> dict[str, Tensor]:
@@ -181,16 +183,20 @@ def _effects(model: Model, ids: Tensor, layer: int, neurons: Tensor, watched: _H
     attention, size = watched.watch(args, kwargs)
     w_out = matrix_of(model.part(layer, "w_out")).T
     activation = activations[..., neurons].permute(2, 0, 1)
-    deltas = []
-    for some, numbers in zip(activation.split(at_once), neurons.split(at_once)):
-        parts = some[..., None] * w_out[numbers][:, None, None]
+    delta_bos, delta_norm = [], []
+    for piece, numbers in zip(activation.split(at_once), neurons.split(at_once)):
+        parts = piece[..., None] * w_out[numbers][:, None, None]
         queries = queries_without(heads, head, residual.expand_as(parts), parts).flatten(0, 1)
         edit = partial(_replace, heads, head, queries.clone)
         with hooked(partial(heads.query.register_forward_hook, edit)):
-            ablated = watched.watch(*repeated((args, kwargs), len(ids), len(some)))
-        deltas.append([kept - lost.unflatten(0, (len(some), -1)) for kept, lost in zip((attention, size), ablated)])
-    bos, norm = (torch.cat(part) for part in zip(*deltas))
-    return {"activation": activation.float(), "delta_bos": bos, "delta_norm": norm}
+            ablated_attention, ablated_size = watched.watch(*repeated((args, kwargs), len(ids), len(piece)))
+        delta_bos.append(attention - ablated_attention.unflatten(0, (len(piece), -1)))
+        delta_norm.append(size - ablated_size.unflatten(0, (len(piece), -1)))
+    return {
+        "activation": activation.float(),
+        "delta_bos": torch.cat(delta_bos),
+        "delta_norm": torch.cat(delta_norm),
+    }
 
 
 class _Reached(Exception):
@@ -201,22 +207,22 @@ def _before_attention(
     model: Model, ids: Tensor, layer: int, heads: Heads
 ) -> tuple[Tensor, Tensor, tuple[Any, ...], dict[str, Any]]:
     """Activations of a layer, the residual stream before a later block, and the call of that block's attention."""
-    found: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
 
     def reach(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found["call"] = args, kwargs
+        seen["call"] = args, kwargs
         raise _Reached
 
     with (
         hooked(
             partial(
-                model.part(layer, "w_out").register_forward_pre_hook, lambda _m, args: found.update(activation=args[0])
+                model.part(layer, "w_out").register_forward_pre_hook, lambda _m, args: seen.update(activation=args[0])
             ),
-            partial(heads.norm.register_forward_pre_hook, lambda _m, args: found.update(residual=args[0])),
+            partial(heads.norm.register_forward_pre_hook, lambda _m, args: seen.update(residual=args[0])),
             partial(heads.module.register_forward_pre_hook, reach, with_kwargs=True),
         ),
         contextlib.suppress(_Reached),
     ):
         model.forward(ids)
-    args, kwargs = found["call"]
-    return found["activation"].reshape(*ids.shape, model.d_mlp), found["residual"], args, kwargs
+    args, kwargs = seen["call"]
+    return seen["activation"].reshape(*ids.shape, model.d_mlp), seen["residual"], args, kwargs

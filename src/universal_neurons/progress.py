@@ -23,13 +23,13 @@ class Reporter:
         self.timings: dict[str, float] = {}
 
     def note(self, text: str) -> None:
-        """One line."""
+        """Print a line on stderr."""
         if not self.quiet:
             say(self.console, text)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
+        """While open, the seconds that pass are added to the stage's in `timings`."""
         started = time.perf_counter()
         try:
             yield
@@ -45,10 +45,13 @@ class Reporter:
 
 
 class TokenMeter:
-    """Counts token positions and shows how fast they pass."""
+    """Counts token positions: a bar in a terminal, else a line of progress now and then."""
 
     def __init__(self, reporter: Reporter, label: str, total: int, done: int) -> None:
-        self.reporter, self.label, self.total, self.done = reporter, label, total, done
+        self.reporter = reporter
+        self.label = label
+        self.total = total
+        self.done = done
         self.started = self.shown = time.perf_counter()
         self.at_start = done
         self.bar: Progress | None = None
@@ -75,7 +78,7 @@ class TokenMeter:
 
     @property
     def rate(self) -> str:
-        """Tokens per second so far."""
+        """Tokens per second since the meter started, as text."""
         seconds = max(time.perf_counter() - self.started, 1e-9)
         return f"{(self.done - self.at_start) / seconds:,.0f} tokens/s"
 

@@ -17,7 +17,7 @@ from universal_neurons.errors import ArchitectureError
 from universal_neurons.interventions import FinalNorm, final_residual
 from universal_neurons.models import Model, matrix_of
 
-CACHED = 1 << 18  # logits looked at together on a CPU
+CACHED = 1 << 18  # logits read together on a CPU
 AT_ONCE = 1 << 27  # and on a GPU
 MULTIPLIED = 256  # positions multiplied with the unembedding together, which is read once for them
 TOLERANCE = 1e-3
@@ -115,20 +115,20 @@ class Readout:
         scale: Float[Tensor, " tokens"] | None = None,
     ) -> Metrics:
         """Metrics of changed runs from their residuals; with `scale`, the final norm is frozen at it."""
-        found = []
+        by_variant = []
         for variant in residual:
             parts = []
             for start in range(0, len(variant), self.rows):
-                some = slice(start, start + self.rows)
-                own = self.norm.scale(variant[some]) if scale is None else scale[some]
-                logits = self.logits(variant[some], own)
-                mean = _dot(clean.probabilities[some], logits)
-                pieces = zip(logits.split(self.step), clean.targets[some].split(self.step))
-                looks = [torch.cat(part) for part in zip(*(_look(*piece) for piece in pieces))]
-                loss, entropy, rank, normaliser = looks
-                parts.append((loss, entropy, rank, own, normaliser - mean - clean.metrics.entropy[some]))
-            found.append([torch.cat(part) for part in zip(*parts)])
-        return Metrics(*(torch.stack(part) for part in zip(*found)))
+                at_once = slice(start, start + self.rows)
+                scales = self.norm.scale(variant[at_once]) if scale is None else scale[at_once]
+                logits = self.logits(variant[at_once], scales)
+                mean = _dot(clean.probabilities[at_once], logits)
+                pieces = zip(logits.split(self.step), clean.targets[at_once].split(self.step))
+                measured = [_measure(*piece) for piece in pieces]
+                loss, entropy, rank, normaliser = (torch.cat(part) for part in zip(*measured))
+                parts.append((loss, entropy, rank, scales, normaliser - mean - clean.metrics.entropy[at_once]))
+            by_variant.append([torch.cat(part) for part in zip(*parts)])
+        return Metrics(*(torch.stack(part) for part in zip(*by_variant)))
 
     def of_last_layer(
         self,
@@ -142,10 +142,10 @@ class Readout:
 
         `direction` is w_out.  `frozen`: the final norm's scale stays the clean run's.
         """
-        own = self.norm.centred(direction)
-        effect = own @ self.matrix.T
-        width = own.shape[1]
-        along, size = clean.centred.double() @ own.double().T, own.double().square().sum(1)
+        centred = self.norm.centred(direction)
+        effect = centred @ self.matrix.T
+        width = centred.shape[1]
+        along, size = clean.centred.double() @ centred.double().T, centred.double().square().sum(1)
         squares = clean.centred.double().square().sum(1)
         expected = _dot(clean.probabilities, clean.raw)
         of_effect, of_constant = clean.probabilities @ effect.T, clean.probabilities @ self.constant
@@ -157,12 +157,12 @@ class Readout:
             mean = (expected + values * of_effect[:, neuron]) / scales + of_constant
             scale[neuron] = scales
             for start in range(0, len(clean.raw), self.step):
-                some = slice(start, start + self.step)
+                piece = slice(start, start + self.step)
                 for value in range(len(values)):
-                    at = (neuron, value, some)
-                    logits = torch.addcmul(clean.raw[some], values[value, some, None], effect[neuron])
-                    torch.addcdiv(self.constant, logits, scales[value, some, None], out=logits)
-                    loss[at], entropy[at], rank[at], divergence[at] = _look(logits, clean.targets[some])
+                    at = (neuron, value, piece)
+                    logits = torch.addcmul(clean.raw[piece], values[value, piece, None], effect[neuron])
+                    torch.addcdiv(self.constant, logits, scales[value, piece, None], out=logits)
+                    loss[at], entropy[at], rank[at], divergence[at] = _measure(logits, clean.targets[piece])
             divergence[neuron] -= mean + clean.metrics.entropy
         return Metrics(loss, entropy, rank, scale, divergence)
 
@@ -170,12 +170,13 @@ class Readout:
 def look_seconds(device: torch.device, vocabulary: int) -> float:
     """Seconds that one prediction's changed logits take, measured on random ones."""
     step = _step(device, vocabulary)
-    logits, targets = torch.randn(step, vocabulary, device=device), torch.zeros(step, dtype=torch.long, device=device)
+    logits = torch.randn(step, vocabulary, device=device)
+    targets = torch.zeros(step, dtype=torch.long, device=device)
     best = float("inf")
     for _ in range(4):
         started = time.perf_counter()
         changed = torch.addcmul(logits, logits[:, :1], logits[0])
-        _look(torch.addcdiv(logits[0], changed, logits[:, 1:2], out=changed), targets)
+        _measure(torch.addcdiv(logits[0], changed, logits[:, 1:2], out=changed), targets)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)
@@ -190,7 +191,7 @@ def _dot(left: Float[Tensor, "tokens n"], right: Float[Tensor, "tokens n"]) -> F
     return torch.linalg.vecdot(left, right)
 
 
-def _look(
+def _measure(
     logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, entropy, rank, and log of the sum of exponentials; the logits are written over."""

@@ -6,7 +6,7 @@ A column is found by its name as it stands; only then is a dotted name a path in
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from universal_neurons.config import StudyConfig
@@ -57,11 +57,13 @@ class Columns:
 
     def needed(self, names: Sequence[str], where: str) -> list[str]:
         """Which columns of a table are read.  Raises `TextError` where none is text, or the subset is not there."""
-        if not any(name in names for column in self.texts for name in _heads(column)):
+        texts = set(chain.from_iterable(map(_heads, self.texts)))
+        subset = set(_heads(self.subset))
+        if texts.isdisjoint(names):
             raise self._no_text(where, names)
-        if self.subset_asked and not any(name in names for name in _heads(self.subset)):
+        if self.subset_asked and subset.isdisjoint(names):
             raise self._no_subset(names)
-        wanted = {name for column in (*self.texts, self.subset, MASK_COLUMN) for name in _heads(column)}
+        wanted = texts | subset | set(_heads(MASK_COLUMN))
         return [name for name in names if name in wanted]
 
     def require_none(self, where: str) -> None:
@@ -84,7 +86,11 @@ class Columns:
                 f"{where}: not a record", given=type(record).__name__, wanted="an object with a text column"
             )
         self.records += 1
-        columns = {column: value for column in self.texts for has, value in [_at(record, column)] if has}
+        columns = {}
+        for column in self.texts:
+            has, value = _at(record, column)
+            if has:
+                columns[column] = value
         if not columns:
             raise self._no_text(where, list(map(str, record)))
         subset = self._subset(record, where)

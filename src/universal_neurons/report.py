@@ -42,9 +42,13 @@ def _on_page(value: Any) -> Any:
 
 
 PAGES = Environment(
-    loader=PackageLoader("universal_neurons"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-    lstrip_blocks=True, finalize=_on_page,
-)  # fmt: skip
+    loader=PackageLoader("universal_neurons"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=_on_page,
+)
 
 
 def study_figures(store: Store) -> dict[str, Figure]:
@@ -73,10 +77,10 @@ def study_figures(store: Store) -> dict[str, Figure]:
 
 def _property_figures(store: Store) -> dict[str, Figure]:
     """Figures 3, 9, 10, 14 of the models that were asked about (else of all)."""
-    asked = store.askers or store.models
-    tables = {name: store.neurons.filter(pl.col("model") == name) for name in asked}
+    names = store.askers or store.models
+    tables = {name: store.neurons.filter(pl.col("model") == name) for name in names}
     drawn: dict[str, Figure | None] = {"percentiles": figures.percentiles(tables)}
-    for name, place in file_names(asked).items():
+    for name, place in file_names(names).items():
         table = tables[name]
         drawn[f"sparsity-{place}"] = figures.sparsity_against_cosine(table, name)
         drawn[f"nearest-{place}"] = figures.nearest(table, name)
@@ -119,40 +123,42 @@ DYNAMICS_SECTIONS = {
 }
 
 
-def write_dynamics_report(found: Dynamics) -> Path:
+def write_dynamics_report(dynamics: Dynamics) -> Path:
     """Draw the figures and the report of training dynamics into their folder; returns the report."""
-    names = [name for name in ("checkpoints", "neurons", "emergence", "families") if found.has(name)]
-    axis = figures.StepAxis.of(found.names, found.steps)
-    drawn = figures.dynamics_figures({name: found.table(name) for name in names}, axis, found.config.threshold)
-    pictures, told = _write_figures(found, drawn), sentences(found)
+    names = [name for name in ("checkpoints", "neurons", "emergence", "families") if dynamics.has(name)]
+    axis = figures.StepAxis.of(dynamics.names, dynamics.steps)
+    drawn = figures.dynamics_figures({name: dynamics.table(name) for name in names}, axis, dynamics.config.threshold)
+    pictures = _write_figures(dynamics, drawn)
+    by_figure = sentences(dynamics)
     page = PAGES.get_template("dynamics.html").render(
-        name=found.path.resolve().name,
-        seeds=found.seeds,
-        names=found.names,
+        name=dynamics.path.resolve().name,
+        seeds=dynamics.seeds,
+        names=dynamics.names,
         headings=HEADINGS,
-        rows=dynamics_rows(found),
-        sections=[(title, pictures[n], told[n]) for n, title in DYNAMICS_SECTIONS.items() if n in pictures],
-        tokens=found.manifest["tokens"],
-        checkpoints=found.manifest["checkpoints"],
-        config={key: value for key, value in found.manifest["config"].items() if value not in (None, [])},
-        environment=found.manifest["environment"],
+        rows=dynamics_rows(dynamics),
+        sections=[(title, pictures[n], by_figure[n]) for n, title in DYNAMICS_SECTIONS.items() if n in pictures],
+        tokens=dynamics.manifest["tokens"],
+        checkpoints=dynamics.manifest["checkpoints"],
+        config={key: value for key, value in dynamics.manifest["config"].items() if value not in (None, [])},
+        environment=dynamics.manifest["environment"],
     )
-    return found.write_page("report.html", page.encode())
+    return dynamics.write_page("report.html", page.encode())
 
 
 def write_joint_report(stores: Sequence[Store], target: Path) -> Path:
     """One page with several studies side by side, their densities in one figure."""
     names = study_names(stores)
-    sections = []
+    sections: list[dict[str, Any]] = []
+    tables: dict[str, pl.DataFrame] = {}
+    compared: list[dict[str, str]] = []
     for store, name in zip(stores, names):
         pictures = {key: _embedded(figures.render(figure, "svg")) for key, figure in study_figures(store).items()}
         sections.append(_section(store, pictures) | {"name": name})
-    tables = {k: t for store, name in zip(stores, names) for k, t in _by_asker(store, f"{name}: ").items()}
+        tables |= _by_asker(store, f"{name}: ")
+        compared += [{"": f"{name}: {asker}"} | dict(fact_lines(facts(store, asker))) for asker in store.askers]
     densities = _embedded(figures.render(figures.densities(tables), "svg")) if tables else None
-    compared = [dict(fact_lines(facts(store, asker))) | {"": f"{name}: {asker}"}
-                for store, name in zip(stores, names) for asker in store.askers]  # fmt: skip
-    labels = ["", *dict.fromkeys(label for found in compared for label in found if label)]
-    rows = [[label, *(found.get(label, "–") for found in compared)] for label in labels if compared]
+    labels = dict.fromkeys(label for values in compared for label in values)
+    rows = [[label, *(values.get(label, "–") for values in compared)] for label in labels]
     page = PAGES.get_template("report.html").render(studies=sections, beside=True, densities=densities, rows=rows)
     with disk_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,15 +173,15 @@ def study_names(stores: Sequence[Store]) -> list[str]:
 
 def summary_html(store: Store) -> str:
     """A study's facts as HTML, for notebooks."""
-    asked = [_asked(store, asker, {}) for asker in store.askers]
-    if not asked:
-        asked = [{"asker": row[0], "facts": list(zip(MODEL_FACTS, row[1:]))} for row in models_rows(store)]
-    return PAGES.get_template("summary.html").render(asked=asked)
+    models = [_asked(store, asker, {}) for asker in store.askers]
+    if not models:
+        models = [{"asker": row[0], "facts": list(zip(MODEL_FACTS, row[1:]))} for row in models_rows(store)]
+    return PAGES.get_template("summary.html").render(asked=models)
 
 
 def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
     manifest = store.manifest
-    theirs = store.config.published
+    publication = store.config.published
     return {
         "name": store.path.resolve().name,
         "asked": [_asked(store, asker, pictures) for asker in store.askers],
@@ -190,7 +196,7 @@ def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
         "property_pictures": [item for item in pictures.items() if item[0].startswith(PROPERTY_FIGURES)],
         "subsets": pictures.get("subsets"),
         "published": published_rows(store),
-        "published_source": theirs.source if theirs else "",
+        "published_source": publication.source if publication else "",
         "models": manifest["models"],
         "tokens": manifest["tokens"],
         "environment": manifest["environment"],

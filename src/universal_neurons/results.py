@@ -83,7 +83,7 @@ class Results:
         return self._tables[name]
 
     def has(self, name: str) -> bool:
-        """Whether there is this table."""
+        """Whether the manifest lists this table."""
         return name != HISTOGRAMS and name in self.manifest["tables"]
 
     def verified(self, name: str) -> BufferedReader:
@@ -96,7 +96,8 @@ class Results:
         except OSError as error:
             raise self._changed(name, StoreConflictError, "cannot be read", error.strerror) from None
         if self.verify and name not in self._verified:
-            digest, wanted = hashlib.file_digest(stream, "sha256").hexdigest(), self.manifest["tables"][name]
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            wanted = self.manifest["tables"][name]
             if digest != wanted:
                 stream.close()
                 raise self._changed(name, StoreConflictError, "is not the file that was written", f"SHA-256 {digest}")
@@ -148,7 +149,7 @@ class Results:
             raise self._changed(name, StoreConflictError, "cannot be read", str(error)[:200]) from None
 
     def _changed(
-        self, name: str, kind: type[MissingFileError | StoreConflictError], what: str, given: object
+        self, name: str, kind: type[MissingFileError | StoreConflictError], what: str, problem: object
     ) -> MissingFileError | StoreConflictError:
         """Why a file is not what the manifest says: the study was rewritten since it was opened, or the file alone."""
         now = read_manifest(self.path / self.FILE)
@@ -162,7 +163,7 @@ class Results:
             )
         return kind(
             f"{self.path / file_of(name)}: {what}",
-            given=given,
+            given=problem,
             wanted=f"the file whose SHA-256 stands in {self.FILE}: {self.manifest['tables'][name]}",
             fix=f"remove it, if it is there, and run the same command again ({self.COMMAND}): it is made anew",
         )

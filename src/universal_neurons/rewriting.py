@@ -35,7 +35,7 @@ def stage(
 
 
 def mark(old: dict[str, Any], new: dict[str, Any], replaced: Iterable[str]) -> dict[str, Any]:
-    """The manifest of step 2."""
+    """The manifest of step 2: not complete, with the tables that step 3 moves and step 4 removes."""
     removed = [name for name in old["tables"] if name not in new["tables"]]
     return new | {"complete": False, REWRITING: {"replaced": list(replaced), "removed": removed}}
 
@@ -58,9 +58,11 @@ def put_in_place(folder: Path, marked: dict[str, Any], manifest: Path) -> dict[s
         )
     for name in staged:
         (folder / STAGING / file_of(name)).rename(folder / file_of(name))
-    gone = [folder / file_of(name) for name in removed]
-    for page in (*gone, *(path for pattern in PAGES for path in folder.glob(pattern))):
-        page.unlink(missing_ok=True)
+    outdated = [folder / file_of(name) for name in removed]
+    for pattern in PAGES:
+        outdated += folder.glob(pattern)
+    for path in outdated:
+        path.unlink(missing_ok=True)
     sync(folder)
     return {key: value for key, value in marked.items() if key != REWRITING} | {"complete": True}
 

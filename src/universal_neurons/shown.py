@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from universal_neurons.accumulators import Accumulator, Batch, seed_of
@@ -31,9 +32,9 @@ MOST_TOKENS = 100_000
 class Shown:
     """Neurons of one model (flat), each one's label (a place in `LabelSet.all`), and whose pre-activations are kept."""
 
-    neurons: np.ndarray
-    labels: np.ndarray
-    pre: np.ndarray
+    neurons: Int[np.ndarray, " shown"]
+    labels: Int[np.ndarray, " shown"]
+    pre: Bool[np.ndarray, " shown"]
 
 
 def ranking(neurons: pl.DataFrame) -> tuple[pl.DataFrame, str]:
@@ -48,18 +49,17 @@ def ranking(neurons: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     return ranked, "by variance reduction"
 
 
-def same_label(neurons: pl.DataFrame, family: str = "unigram") -> pl.DataFrame:
-    """The neurons of a family that share the commonest label, best first: duplicates of one feature (Fig 4a)."""
-    of_family = neurons.filter(pl.col("family") == family)
-    if of_family.is_empty():
-        return of_family
-    counts = of_family.group_by("label").agg(pl.len(), pl.col("variance_reduction").sum()).sort(
-        "len", "variance_reduction", "label", descending=True
-    )  # fmt: skip
-    return of_family.filter(pl.col("label") == counts["label"][0]).sort("variance_reduction", descending=True)
+def same_label(neurons: pl.DataFrame) -> pl.DataFrame:
+    """The unigram neurons that share the commonest label, best first: duplicates of one feature (Fig 4a)."""
+    unigrams = neurons.filter(pl.col("family") == "unigram")
+    if unigrams.is_empty():
+        return unigrams
+    counts = unigrams.group_by("label").agg(pl.len(), pl.col("variance_reduction").sum())
+    commonest = counts.sort("len", "variance_reduction", "label", descending=True)["label"][0]
+    return unigrams.filter(pl.col("label") == commonest).sort("variance_reduction", descending=True)
 
 
-def choose_shown(neurons: pl.DataFrame, label_of: np.ndarray, units: Units) -> Shown:
+def choose_shown(neurons: pl.DataFrame, label_of: Int[np.ndarray, " neurons"], units: Units) -> Shown:
     """The neurons to show of one model's table, whose `family` is the one before held-out rows were asked.
 
     `label_of` is the place of each neuron's best label.
@@ -85,7 +85,10 @@ class Details(Accumulator):
 
     def __init__(self, model: Model, shown: Shown, labels: LabelSet, *, dense: bool, positions: int) -> None:
         super().__init__((model.name,), None)
-        self.model, self.shown, self.labels, self.dense = model, shown, labels, dense
+        self.model = model
+        self.shown = shown
+        self.labels = labels
+        self.dense = dense
         self.share = MOST_TOKENS / max(positions, 1)
         self.parts: list[dict[str, Tensor]] = []
 
@@ -99,12 +102,12 @@ class Details(Accumulator):
             return
         block = batch.blocks[Key(self.model.name)]
         assert block.mean is not None
-        where = torch.from_numpy(self.shown.neurons).to(row.device)
-        of_pre = where[torch.from_numpy(self.shown.pre).to(row.device)]
+        neurons = torch.from_numpy(self.shown.neurons).to(row.device)
+        of_pre = neurons[torch.from_numpy(self.shown.pre).to(row.device)]
         self.parts.append(
             {key.source: batch.index[key][kept] for key in (BY_ROW, BY_POSITION, BY_WORD, BY_PREVIOUS)}
             | {
-                "values": block.values[kept][:, where].float() + block.mean[where].float(),
+                "values": block.values[kept][:, neurons].float() + block.mean[neurons].float(),
                 "pre": batch.blocks[Key(self.model.name, What.PRE)].values[kept][:, of_pre],
                 "holds": self._holds(batch, kept),
             }
@@ -124,10 +127,11 @@ class Details(Accumulator):
                     break
                 label -= size
             else:
-                offset = (sizes[0] + sizes[1]) * self.dense
-                there = block is not None and label < len(self.labels.column_labels)
-                nothing = torch.zeros(len(kept), dtype=torch.bool)
-                columns.append(block.values[kept, offset + label].bool().cpu() if block and there else nothing)
+                if block is None or label >= len(self.labels.column_labels):
+                    columns.append(torch.zeros(len(kept), dtype=torch.bool))
+                else:
+                    offset = sizes[0] + sizes[1] if self.dense else 0
+                    columns.append(block.values[kept, offset + label].bool().cpu())
         return torch.stack(columns, 1)
 
     def table(self, tokens: TokenDataset) -> pl.DataFrame:

@@ -1,7 +1,7 @@
 """The store: the folder of one study, and the only place that reads or writes it.
 
 A file is written under a temporary name, synced and renamed; study.json, the manifest, says `complete` only when all
-else is in place.  Until then the folder is resumable: it holds the study's identity and the last two checkpoints of
+else is in place.  Until then the folder is resumable: it holds the study's identity and the last two snapshots of
 the pass (`generations`).  A folder in which nothing was found yet is free for another study.
 """
 
@@ -51,7 +51,7 @@ class Store(Results):
 
     @property
     def settings(self) -> Settings:
-        """The same of a study of text, with everything decided."""
+        """The configuration of a study of text with every setting decided, as its passes took them."""
         return Settings(**self.manifest["config"])
 
     @property
@@ -73,12 +73,12 @@ class Store(Results):
 
     @property
     def matches(self) -> pl.DataFrame:
-        """A row per asker, other model and rank."""
+        """A row per living neuron that was asked about, other model and rank; rank −1 is the most negative match."""
         return self.table("matches")
 
     @property
     def layers(self) -> pl.DataFrame:
-        """The layer profile."""
+        """A row per asker, layer, other model and its layer: the share of best matches that lie there."""
         return self.table("layers")
 
     @property
@@ -93,7 +93,7 @@ class Store(Results):
 
     @property
     def labels(self) -> pl.DataFrame:
-        """The best labels of every neuron."""
+        """A row per neuron and rank: the labels that explain most of its activation."""
         return self.table("labels")
 
     @property
@@ -205,13 +205,14 @@ class StoreWriter:
 
     def _tidy(self) -> None:
         """Bring to its end what a killed writer began to rewrite, and sweep what it left half written."""
-        there = read_manifest(self.manifest)
+        earlier = read_manifest(self.manifest)
         sweep_partials(self.path)
-        if there is not None and REWRITING in there:
-            self.finish(rewriting.put_in_place(self.path, there, self.manifest))
+        if earlier is not None and REWRITING in earlier:
+            self.finish(rewriting.put_in_place(self.path, earlier, self.manifest))
         rewriting.sweep(self.path)
-        for name in (WORK, FIGURES) if there is None else ():
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        if earlier is None:
+            shutil.rmtree(self.path / WORK, ignore_errors=True)
+            shutil.rmtree(self.path / FIGURES, ignore_errors=True)
 
     def _release(self) -> None:
         assert self._lock is not None
@@ -221,29 +222,35 @@ class StoreWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            there = read_manifest(self.manifest)
-            refused = self._mine and kind is not None and issubclass(kind, InputError) and self._is_free(there)
-            if there is None or there["complete"] or refused:
+            earlier = read_manifest(self.manifest)
+            not_as_asked = kind is not None and issubclass(kind, InputError)
+            refused = not_as_asked and self._mine and self._is_free(earlier)
+            if earlier is None or earlier["complete"] or refused:
                 shutil.rmtree(self.work, ignore_errors=True)
             if refused:
                 self.manifest.unlink(missing_ok=True)
         finally:
             self._release()
-        for folder in self._created if there is None or refused else ():
+        if earlier is None or refused:
+            self._remove_created()
+
+    def _remove_created(self) -> None:
+        """Remove the folders that this writer made, where they are still empty."""
+        for folder in self._created:
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
 
-    def _is_free(self, there: dict[str, Any] | None) -> bool:
+    def _is_free(self, earlier: dict[str, Any] | None) -> bool:
         """Whether the folder is nobody's: no study began here, or nothing was found yet."""
-        return there is None or (not there["complete"] and not holds_results(self.path))
+        return earlier is None or (not earlier["complete"] and not holds_results(self.path))
 
     @property
     def work(self) -> Path:
-        """Scratch files of a study under way: token rows and checkpoints."""
+        """Scratch files of a study under way: token rows and snapshots."""
         return self.path / WORK
 
     def prepare(self) -> Path:
-        """The scratch folder."""
+        """Make the scratch folder where it is missing, and return it."""
         with disk_errors(self.path):
             return own_folder(self.work)
 
@@ -255,44 +262,44 @@ class StoreWriter:
 
     def under_way(self, key: str) -> Any:
         """What the manifest of an unfinished study says under a key, or None."""
-        there = read_manifest(self.manifest)
-        return there.get(key) if there is not None and not there["complete"] else None
+        earlier = read_manifest(self.manifest)
+        return earlier.get(key) if earlier is not None and not earlier["complete"] else None
 
     def begin(self, manifest: dict[str, Any]) -> bool:
         """Start or go on with a study; returns whether it is complete already.
 
         `config`, `models`, `labels` and `tokens` of the manifest are the study's identity.
         """
-        there = self.require_same(manifest)
-        if there is None or "tokens" not in there:
+        earlier = self.require_same(manifest)
+        if earlier is None or "tokens" not in earlier:
             self.write_manifest({"complete": False} | manifest)
-        return bool(there and there["complete"])
+        return bool(earlier and earlier["complete"])
 
     def require_same(self, manifest: dict[str, Any]) -> dict[str, Any] | None:
         """The manifest that is there, if any; None too where another study found nothing yet.
 
         Raises `StoreConflictError` where it is another study's.
         """
-        there = read_manifest(self.manifest)
-        if there is None:
+        earlier = read_manifest(self.manifest)
+        if earlier is None:
             return None
         for key in ("config", "models", "labels", "tokens"):
-            if key not in manifest or key not in there:
+            if key not in manifest or key not in earlier:
                 continue
-            here = json.loads(json.dumps(manifest[key]))
-            if there[key] != here:
-                if self._is_free(there):
+            current = json.loads(json.dumps(manifest[key]))
+            if earlier[key] != current:
+                if self._is_free(earlier):
                     return None
                 raise StoreConflictError(
                     f"{self.path}: holds another study",
-                    given=difference(there[key], here, key),
+                    given=difference(earlier[key], current, key),
                     wanted="the same configuration, models and tokens",
                     fix="name another --out, or remove the folder",
                 )
-        return there
+        return earlier
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Replace the manifest."""
+        """Replace the manifest by another, whole or not at all."""
         with disk_errors(self.path):
             write_atomically(self.manifest, (json.dumps(manifest, indent=2) + "\n").encode())
 
@@ -322,7 +329,7 @@ class StoreWriter:
         return hashlib.sha256(content).hexdigest()
 
     def save_checkpoint(self, tensors: dict[str, Tensor], shard: int) -> None:
-        """Write a generation of the pass's state; the last two are kept."""
+        """Write a snapshot of the pass, a generation; the last two are kept."""
         self.prepare()
         self._generations.save(tensors, shard)
 
@@ -332,9 +339,9 @@ class StoreWriter:
 
     @cached_property
     def _generations(self) -> Generations:
-        """The checkpoints of this study, and of no other."""
-        there = read_manifest(self.manifest) or {}
-        study = {key: there.get(key) for key in ("config", "models", "labels", "tokens", "layout")}
+        """The snapshots of this study, and of no other."""
+        earlier = read_manifest(self.manifest) or {}
+        study = {key: earlier.get(key) for key in ("config", "models", "labels", "tokens", "layout")}
         return Generations(self.work, of=json.dumps(study, sort_keys=True))
 
     def finish(self, manifest: dict[str, Any]) -> Store:

@@ -14,8 +14,8 @@ from universal_neurons.errors import ConfigError
 
 def require_named_again(stored: object, named: Sequence[str], source: str) -> None:
     """Raise `ConfigError` where a stored configuration's `labels` include a Python file that is not `named` again."""
-    labels = [stored] if isinstance(stored, str) else stored if isinstance(stored, list | tuple) else []
-    labels = [label for label in labels if isinstance(label, str)]  # what else there is the configuration refuses
+    listed = stored if isinstance(stored, list | tuple) else [stored]
+    labels = [label for label in listed if isinstance(label, str)]  # what else there is the configuration refuses
     allowed = {_script(label) for label in named}
     unnamed = [label for label in labels if _script(label) and _script(label) not in allowed]
     if unnamed:
@@ -27,11 +27,11 @@ def require_named_again(stored: object, named: Sequence[str], source: str) -> No
         )
 
 
-def require_given_again(settings: Mapping[str, Any], given: Mapping[str, Any], source: str) -> None:
-    """Raise `ConfigError` where stored settings would run code, here or by way of a cluster, unless `given` anew."""
-    if "labels" not in given:
+def require_given_again(settings: Mapping[str, Any], named: Mapping[str, Any], source: str) -> None:
+    """Raise `ConfigError` where stored settings would run code, here or by way of a cluster, unless `named` anew."""
+    if "labels" not in named:
         require_named_again(settings.get("labels"), (), source)
-    if settings.get("cluster") is not None and "cluster" not in given:
+    if settings.get("cluster") is not None and "cluster" not in named:
         raise ConfigError(
             f"{source}: names a Ray cluster, whose answers can run code",
             given=settings["cluster"],

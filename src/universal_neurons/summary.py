@@ -22,7 +22,7 @@ MODEL_FACTS = ("neurons", "dead", "tokens counted")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a study found about one asker's neurons."""
+    """One asker's neurons in numbers; correlations are means over the other models."""
 
     asker: str
     others: tuple[str, ...]
@@ -47,12 +47,12 @@ class Facts:
 
     @property
     def share(self) -> float:
-        """Universal share of all neurons."""
+        """The share of the asker's neurons that are universal, from 0 to 1."""
         return self.universal / self.neurons
 
 
 def facts(store: Store, asker: str) -> Facts:
-    """The facts about one asker."""
+    """Counts and quantiles of one asker's neurons, from the tables."""
     table = store.neurons.filter(pl.col("model") == asker)
     alive = table.filter(pl.col("excess_corr").is_finite())
     universal = alive.filter("is_universal")
@@ -140,11 +140,12 @@ def fires_on(row: dict[str, Any]) -> str:
 
 def label_of(row: dict[str, Any]) -> str:
     """A neuron's label; `not` where the neuron is silent rather than active when it holds."""
-    return ("not " if (row["label_sign"] or 1) < 0 else "") + (legible(row["label"] or "") or "–")
+    label = legible(row["label"] or "") or "–"
+    return f"not {label}" if row["label_sign"] == -1 else label
 
 
 def finite(value: float | None) -> bool:
-    """Whether there is a number."""
+    """Whether a value is a number, neither None nor NaN nor infinite."""
     return value is not None and math.isfinite(value)
 
 
@@ -156,50 +157,63 @@ def short(value: float | None) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
 
 
-def fact_lines(found: Facts) -> list[tuple[str, str]]:
-    """The facts as label and value."""
-    per_layer = " ".join(map(str, found.universal_per_layer))
-    gap = f"{found.gap_all:.3f}" + ("" if found.gap_universal is None else f"; universal {found.gap_universal:.3f}")
+def fact_lines(asker_facts: Facts) -> list[tuple[str, str]]:
+    """The lines that `show` and the report print of an asker: what each says, and its value as text."""
+    per_layer = " ".join(map(str, asker_facts.universal_per_layer))
+    gap = f"{asker_facts.gap_all:.3f}" + (
+        "" if asker_facts.gap_universal is None else f"; universal {asker_facts.gap_universal:.3f}"
+    )
     return [
-        ("compared with", ", ".join(found.others)),
-        ("neurons", f"{found.neurons:,}" + (f", {found.dead} dead" if found.dead else "")),
-        ("tokens counted", f"{found.tokens:,}"),
-        (f"universal (excess > {found.threshold:g})", f"{found.universal} = {found.share:.2%}; per layer {per_layer}"),
+        ("compared with", ", ".join(asker_facts.others)),
+        ("neurons", f"{asker_facts.neurons:,}" + (f", {asker_facts.dead} dead" if asker_facts.dead else "")),
+        ("tokens counted", f"{asker_facts.tokens:,}"),
+        (
+            f"universal (excess > {asker_facts.threshold:g})",
+            f"{asker_facts.universal} = {asker_facts.share:.2%}; per layer {per_layer}",
+        ),
         (
             "on held-out rows",
-            f"{found.universal_heldout}; surely {found.universal_surely}, possibly {found.universal_possibly} (95 %)",
+            f"{asker_facts.universal_heldout}; surely {asker_facts.universal_surely}, "
+            f"possibly {asker_facts.universal_possibly} (95 %)",
         ),
         (
             "excess correlation",
-            f"median {found.excess_median:.3f}, p99 {found.excess_p99:.3f}, max {found.excess_max:.3f}",
+            f"median {asker_facts.excess_median:.3f}, p99 {asker_facts.excess_p99:.3f}, "
+            f"max {asker_facts.excess_max:.3f}",
         ),
-        ("beyond a random basis", f"{found.discoveries} neurons at q ≤ .05 (the basis is privileged, not universal)"),
+        (
+            "beyond a random basis",
+            f"{asker_facts.discoveries} neurons at q ≤ .05 (the basis is privileged, not universal)",
+        ),
         ("max − min over models", gap),
-        ("mutual best matches", f"{found.mutual:.1%}"),
-        ("search", found.certainty),
-        ("ρ lost on held-out rows", f"{found.optimism:.3f}"),
+        ("mutual best matches", f"{asker_facts.mutual:.1%}"),
+        ("search", asker_facts.certainty),
+        ("ρ lost on held-out rows", f"{asker_facts.optimism:.3f}"),
     ]
 
 
 def published_rows(store: Store) -> list[tuple[str, str, str]]:
     """Ours beside a publication's: what, ours, theirs."""
-    theirs = store.config.published
-    if theirs is None:
+    published = store.config.published
+    if published is None:
         return []
     ours = facts(store, store.models[0])
-    share = f"{theirs.universal:,} = {theirs.universal / theirs.neurons:.2%}"
+    share = f"{published.universal:,} = {published.universal / published.neurons:.2%}"
     rows = [
-        ("neurons", f"{ours.neurons:,}", f"{theirs.neurons:,}"),
+        ("neurons", f"{ours.neurons:,}", f"{published.neurons:,}"),
         ("universal", f"{ours.universal:,} = {ours.share:.2%}", share),
     ]
-    if theirs.universal_per_layer:
-        per_layer = zip(ours.universal_per_layer, theirs.universal_per_layer)
-        rows += [(f"universal in layer {n}", str(mine), str(its)) for n, (mine, its) in enumerate(per_layer)]
+    if published.universal_per_layer:
+        per_layer = zip(ours.universal_per_layer, published.universal_per_layer)
+        rows += [
+            (f"universal in layer {n}", str(our_count), str(their_count))
+            for n, (our_count, their_count) in enumerate(per_layer)
+        ]
     return rows
 
 
 def study_view(store: Store) -> Group:
-    """A study as rich tables."""
+    """The tables that `uneurons show STORE` prints."""
     parts: list[Any] = []
     if not store.askers:
         parts.append(models_view(store))
@@ -222,7 +236,7 @@ def study_view(store: Store) -> Group:
 
 
 def models_view(store: Store) -> Table:
-    """What was looked at where universality was not asked about."""
+    """Neurons, dead ones and counted tokens of every model, where universality was not asked about."""
     table = TextTable("model", *MODEL_FACTS, title="Neurons")
     for row in models_rows(store):
         table.row(*row)
@@ -245,10 +259,10 @@ def family_rows(store: Store) -> list[tuple[str, list[int], str]]:
     neurons = store.neurons
     rows = []
     for family in FAMILIES:
-        there = neurons.filter(pl.col("family") == family)
-        counts = [len(there.filter(pl.col("model") == name)) for name in store.models]
+        members = neurons.filter(pl.col("family") == family)
+        counts = [len(members.filter(pl.col("model") == name)) for name in store.models]
         best = ""
-        ranked, _ = ranking(there.filter(pl.col("model") == store.models[0]))
+        ranked, _ = ranking(members.filter(pl.col("model") == store.models[0]))
         if family != UNEXPLAINED and len(ranked):
             first = ranked.row(0, named=True)
             best = unit_name(first["layer"], first["neuron"]) + ("" if family == "bos" else f" {fires_on(first)}")
@@ -293,5 +307,5 @@ def neurons_view(store: Store, asker: str) -> Table:
 
 
 def plain_summary(store: Store) -> str:
-    """The study's facts as plain text."""
+    """`study_view` as plain text."""
     return plain(study_view(store), 110)

@@ -77,8 +77,8 @@ def cache_folder() -> Path:
     Where they have none that can be written (a container's user without a home): a folder of theirs among the
     temporary files.  Raises `StoreConflictError` where that is somebody else's.
     """
-    if given := os.environ.get("UNIVERSAL_NEURONS_CACHE"):
-        return local_path(given)
+    if named := os.environ.get("UNIVERSAL_NEURONS_CACHE"):
+        return local_path(named)
     try:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(home) / "universal-neurons"
@@ -112,7 +112,6 @@ def annotate(
     vocabulary: Vocabulary,
     pipeline: str,
     *,
-    cache: Path | None = None,
     after_rows: Callable[[int], None] = lambda rows: None,
 ) -> Syntax:
     """The syntax of every token; `after_rows` is told how many rows are done."""
@@ -124,7 +123,7 @@ def annotate(
         raise ConfigError(f"--nlp {pipeline}: cannot be loaded", given=error, wanted="a spaCy pipeline") from error
     if not {"parser", "senter", "sentencizer"} & set(nlp.pipe_names):
         nlp.add_pipe("sentencizer")
-    folder = (cache or cache_folder()) / _key(tokens, vocabulary, nlp)
+    folder = cache_folder() / _key(tokens, vocabulary, nlp)
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         own_folder(folder)
@@ -147,8 +146,8 @@ def annotate(
 
 def _key(tokens: TokenDataset, vocabulary: Vocabulary, nlp: Any) -> str:
     strings = hashlib.sha256(json.dumps(vocabulary.strings).encode()).hexdigest()
-    told = [tokens.fingerprint, strings, nlp.meta["lang"], nlp.meta["name"], nlp.meta["version"], COLUMNS, READING]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    parts = [tokens.fingerprint, strings, nlp.meta["lang"], nlp.meta["name"], nlp.meta["version"], COLUMNS, READING]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _hashed(what: str, content: bytes) -> bytes:
@@ -219,16 +218,16 @@ def _row_labels(pieces: Sequence[str], doc: Any) -> list[list[str]]:
     labels = [[""] * len(pieces) for _ in COLUMNS]
     if not len(inked):
         return labels
-    where, first = np.unique(token_of[inked], return_index=True)
+    tokens_with_ink, first = np.unique(token_of[inked], return_index=True)
     last = np.append(first[1:], len(inked)) - 1
-    for token, begin, end in zip(where.tolist(), inked[first].tolist(), inked[last].tolist()):
+    for token, begin, end in zip(tokens_with_ink.tolist(), inked[first].tolist(), inked[last].tolist()):
         word, other = int(word_of[begin]), int(word_of[end])
         if word != other:
             labels[0][token] = "pos_MULTI"
             continue
-        found = words[word]
+        word_labels = words[word]
         whole_start, whole_end = begin == doc[word].idx, end == doc[word].idx + len(doc[word]) - 1
-        for column, label in enumerate(found):
+        for column, label in enumerate(word_labels):
             name = COLUMNS[column]
             if (name != "start" or whole_start) and (name != "end" or whole_end):
                 labels[column][token] = label
@@ -239,10 +238,10 @@ def _word_labels(doc: Any) -> list[tuple[str, ...]]:
     """The labels of every word of a document, by column."""
     inked = [[word.i for word in sentence if not word.is_space] for sentence in doc.sents]
     ends = {words[-1] for words in inked if words}  # a sentence's white space is no part of its last word
-    found = []
+    labels = []
     for number, word in enumerate(doc):
         features = word.morph.to_dict()
-        found.append(
+        labels.append(
             (
                 f"pos_{word.pos_}" if word.pos_ else "",
                 f"dep_{word.dep_}" if word.dep_ else "",
@@ -253,4 +252,4 @@ def _word_labels(doc: Any) -> list[tuple[str, ...]]:
                 *(f"{name}={features[name]}" if name in features else "" for name in MORPHOLOGY),
             )
         )
-    return found
+    return labels

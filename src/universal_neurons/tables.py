@@ -58,34 +58,34 @@ def neurons_table(units: Mapping[str, Units], columns: Mapping[str, Mapping[str,
     return table.with_columns(**missing).select(pl.col(name).cast(kind) for name, kind in NEURON_SCHEMA.items())
 
 
-def universality_columns(found: Comparison, heldout: Sequence[HeldOut], threshold: float) -> dict[str, Any]:
+def universality_columns(comparison: Comparison, heldout: Sequence[HeldOut], threshold: float) -> dict[str, Any]:
     """The columns of neurons that were asked about."""
-    centre, low, high = excess_interval(heldout, found)
-    return excess_columns(found, threshold) | {"excess_heldout": centre, "excess_low": low, "excess_high": high}
+    centre, low, high = excess_interval(heldout, comparison)
+    return excess_columns(comparison, threshold) | {"excess_heldout": centre, "excess_low": low, "excess_high": high}
 
 
-def excess_columns(found: Comparison, threshold: float) -> dict[str, Any]:
+def excess_columns(comparison: Comparison, threshold: float) -> dict[str, Any]:
     """The columns that the rows which choose decide."""
     return {
-        "max_corr": found.best.max(0),
-        "mean_corr": found.best.mean(0),
-        "min_corr": found.best.min(0),
-        "max_baseline": found.baseline.max(0),
-        "mean_baseline": found.baseline.mean(0),
-        "min_baseline": found.baseline.min(0),
-        "excess_corr": found.excess,
-        "q_value": found.q_value,
-        "is_universal": found.excess > threshold,
+        "max_corr": comparison.best.max(0),
+        "mean_corr": comparison.best.mean(0),
+        "min_corr": comparison.best.min(0),
+        "max_baseline": comparison.baseline.max(0),
+        "mean_baseline": comparison.baseline.mean(0),
+        "min_baseline": comparison.baseline.min(0),
+        "excess_corr": comparison.excess,
+        "q_value": comparison.q_value,
+        "is_universal": comparison.excess > threshold,
     }
 
 
 def subsets_table(units: Mapping[str, Units], by_subset: Mapping[str, Comparison], threshold: float) -> pl.DataFrame:
     """A row per asked neuron and subset."""
     frames = []
-    for subset, found in by_subset.items():
-        places = _places(found.asker, units[found.asker])
+    for subset, comparison in by_subset.items():
+        places = _places(comparison.asker, units[comparison.asker])
         frames.append(
-            pl.DataFrame({"subset": [subset] * len(places["model"])} | places | excess_columns(found, threshold))
+            pl.DataFrame({"subset": [subset] * len(places["model"])} | places | excess_columns(comparison, threshold))
         )
     return pl.concat(frames)
 
@@ -95,10 +95,10 @@ def matches_table(
 ) -> pl.DataFrame:
     """A row per living asker, other model and rank (1 = best, −1 = most negative); intervals for rank 1."""
     frames = []
-    for found in comparisons:
-        for other, matches, held in zip(found.others, found.matches, heldout[found.asker]):
+    for comparison in comparisons:
+        for other, matches, held in zip(comparison.others, comparison.matches, heldout[comparison.asker]):
             for rank in range(1, matches.index.shape[1] + 1):
-                columns = _match(found.asker, units[found.asker], other, rank)
+                columns = _match(comparison.asker, units[comparison.asker], other, rank)
                 columns |= units[other].table_columns(matches.index[:, rank - 1].numpy(), "match_")
                 columns |= {"corr": matches.corr[:, rank - 1].numpy()}
                 if rank == 1:
@@ -111,7 +111,7 @@ def matches_table(
                         "certified": None if matches.certified is None else matches.certified.numpy(),
                     }
                 frames.append(pl.DataFrame(columns))
-            columns = _match(found.asker, units[found.asker], other, -1)
+            columns = _match(comparison.asker, units[comparison.asker], other, -1)
             columns |= units[other].table_columns(matches.lowest_index.numpy(), "match_")
             frames.append(pl.DataFrame(columns | {"corr": matches.lowest_corr.numpy()}))
     table = pl.concat(frames, how="diagonal").filter(pl.col("corr").is_finite())
@@ -131,12 +131,12 @@ def _match(asker: str, units: Units, other: str, rank: int) -> dict[str, Any]:
 def layers_table(units: Mapping[str, Units], comparisons: Sequence[Comparison]) -> pl.DataFrame:
     """The layer profile: per asker layer and other model, the fraction of best matches in each layer (Fig 2c)."""
     rows = []
-    for found in comparisons:
-        for other, matches in zip(found.others, found.matches):
-            profile = layer_profile(matches.index[:, 0], units[found.asker], units[other])
+    for comparison in comparisons:
+        for other, matches in zip(comparison.others, comparison.matches):
+            profile = layer_profile(matches.index[:, 0], units[comparison.asker], units[other])
             for layer, fractions in enumerate(profile.tolist()):
                 for match_layer, fraction in enumerate(fractions):
-                    rows.append((found.asker, layer, other, match_layer, fraction))
+                    rows.append((comparison.asker, layer, other, match_layer, fraction))
     schema = {
         "asker": pl.String,
         "layer": pl.Int32,
@@ -150,28 +150,28 @@ def layers_table(units: Mapping[str, Units], comparisons: Sequence[Comparison]) 
 def correlations_table(comparisons: Sequence[Comparison]) -> pl.DataFrame:
     """How many ρ of an asker's living neurons with another model's lie in each bin, given by its lower edge."""
     frames = []
-    for found in comparisons:
-        for other, matches in zip(found.others, found.matches):
+    for comparison in comparisons:
+        for other, matches in zip(comparison.others, comparison.matches):
             assert matches.histogram is not None
             counts = matches.histogram.numpy()
-            there = np.flatnonzero(counts)
-            low = np.round(there * (2 / BINS) - 1, 2)
-            places = {"asker": [found.asker] * len(there), "model": [other] * len(there)}
-            frames.append(pl.DataFrame(places | {"low": low, "count": counts[there]}))
+            filled = np.flatnonzero(counts)
+            low = np.round(filled * (2 / BINS) - 1, 2)
+            places = {"asker": [comparison.asker] * len(filled), "model": [other] * len(filled)}
+            frames.append(pl.DataFrame(places | {"low": low, "count": counts[filled]}))
     return pl.concat(frames)
 
 
-def family_columns(labels: LabelSet, found: Families) -> dict[str, Any]:
+def family_columns(labels: LabelSet, families: Families) -> dict[str, Any]:
     """The columns of neurons whose labels were looked for."""
     names = np.array([_full_name(label) for label in (*labels.all, POSITION)])
     return {
-        "position_mi": found.position_mi,
-        "family": found.family,
-        "label": [name if family else None for name, family in zip(names[found.best.index[0]], found.family)],
-        "label_sign": [int(sign) if family else None for sign, family in zip(found.best.sign[0], found.family)],
-        "variance_reduction": found.best.variance_reduction[0],
-        "variance_reduction_heldout": found.heldout,
-        "variance_reduction_null": found.null,
+        "position_mi": families.position_mi,
+        "family": families.family,
+        "label": [name if family else None for name, family in zip(names[families.best.index[0]], families.family)],
+        "label_sign": [int(sign) if family else None for sign, family in zip(families.best.sign[0], families.family)],
+        "variance_reduction": families.best.variance_reduction[0],
+        "variance_reduction_heldout": families.heldout,
+        "variance_reduction_null": families.null,
     }
 
 
@@ -179,15 +179,15 @@ def _full_name(label: Label) -> str:
     return f"previous token: {label.name}" if label.previous else label.name
 
 
-def labels_table(units: Mapping[str, Units], labels: LabelSet, found: Mapping[str, Families]) -> pl.DataFrame:
+def labels_table(units: Mapping[str, Units], labels: LabelSet, families: Mapping[str, Families]) -> pl.DataFrame:
     """A row per neuron and rank: the labels with the highest variance reduction."""
     everything = [*labels.all, POSITION]
-    names, groups, previous = (
-        np.array([getattr(label, part) for label in everything]) for part in ("name", "group", "previous")
-    )
+    names = np.array([label.name for label in everything])
+    groups = np.array([label.group for label in everything])
+    previous = np.array([label.previous for label in everything])
     frames = []
     for model, units_of_model in units.items():
-        best = found[model].best
+        best = families[model].best
         for rank, (index, size, sign) in enumerate(zip(best.index, best.variance_reduction, best.sign), start=1):
             places = _places(model, units_of_model)
             columns = {"rank": np.full(len(index), rank, np.int32), "label": names[index], "group": groups[index]}
@@ -197,23 +197,23 @@ def labels_table(units: Mapping[str, Units], labels: LabelSet, found: Mapping[st
     return table.sort("model", "layer", "neuron", "rank", maintain_order=True)
 
 
-def examples_table(model: str, units: Units, found: Examples, tokens: TokenDataset) -> pl.DataFrame:
+def examples_table(model: str, units: Units, examples: Examples, tokens: TokenDataset) -> pl.DataFrame:
     """A row per neuron, band and rank: a span of tokens and the activations on them (NaN: not counted)."""
-    bands, k, n = found.row.shape
-    row, position = (part.cpu().numpy().transpose(2, 0, 1).reshape(-1) for part in (found.row, found.position))
-    window = found.window.cpu().numpy().transpose(3, 1, 2, 0).reshape(len(row), -1)
+    bands, k, n = examples.row.shape
+    row, position = (part.cpu().numpy().transpose(2, 0, 1).reshape(-1) for part in (examples.row, examples.position))
+    window = examples.window.cpu().numpy().transpose(3, 1, 2, 0).reshape(len(row), -1)
     places = {name: np.repeat(column, bands * k) for name, column in _places(model, units).items()}
     band = np.tile(np.repeat(np.arange(bands), k), n)
     rank = np.tile(np.arange(1, k + 1, dtype=np.int32), n * bands)
-    there = np.flatnonzero(row >= 0)
-    row, position, window = row[there], position[there], window[there]
+    filled = np.flatnonzero(row >= 0)
+    row, position, window = row[filled], position[filled], window[filled]
     places_around = position[:, None] + np.arange(-BEFORE, AFTER + 1)
     inside = (places_around >= 0) & (places_around < tokens.lengths[row][:, None])
     known, which = np.unique(row, return_inverse=True)
     ids = tokens.ids(known)[which[:, None], np.clip(places_around, 0, tokens.context - 1)]
     digits = (window.view(np.uint32) & 0xFFFF_E000).view(np.float32)  # three are kept: half the bytes on disk
-    columns: dict[str, Any] = {name: column[there] for name, column in places.items()}
-    columns |= {"band": np.array(BANDS)[band[there]], "rank": rank[there], "row": row, "position": position}
+    columns: dict[str, Any] = {name: column[filled] for name, column in places.items()}
+    columns |= {"band": np.array(BANDS)[band[filled]], "rank": rank[filled], "row": row, "position": position}
     columns |= {"activation": window[:, BEFORE], "start": np.maximum(position - BEFORE, 0).astype(np.int32)}
     columns |= {"tokens": _lists(ids.astype(np.int32), inside), "activations": _lists(digits, inside)}
     return pl.DataFrame(columns)
@@ -232,9 +232,9 @@ def tokens_table(
     counts = np.zeros(n_tokens, np.int64)
     np.add.at(counts, word_tokens, words.counts.cpu().numpy()[: len(word_tokens)])
     sums = torch.zeros(n_tokens, words.sums.shape[1], dtype=torch.float64, device=words.sums.device)
-    where = torch.from_numpy(word_tokens).to(sums.device)
+    token_of_word = torch.from_numpy(word_tokens).to(sums.device)
     with deterministic(sums.is_cuda):
-        sums.index_add_(0, where, words.sums[: len(word_tokens)])
+        sums.index_add_(0, token_of_word, words.sums[: len(word_tokens)])
     often = np.flatnonzero(counts >= FEWEST)
     if not len(often):
         return pl.DataFrame()
@@ -256,11 +256,11 @@ def positions_table(
     model: str, units: Units, values: GroupedSums, firing: GroupedSums, chosen: np.ndarray, provisional: np.ndarray
 ) -> pl.DataFrame:
     """Mean activation and share of firing of some neurons at every counted position."""
-    there = (values.counts > 0).cpu().numpy().nonzero()[0]
-    counts = values.counts.cpu().numpy()[there]
-    means = values.sums[there][:, chosen].cpu().numpy() / counts[:, None] + provisional[chosen]
-    shares = firing.sums[there][:, chosen].cpu().numpy() / counts[:, None]
+    positions = (values.counts > 0).cpu().numpy().nonzero()[0]
+    counts = values.counts.cpu().numpy()[positions]
+    means = values.sums[positions][:, chosen].cpu().numpy() / counts[:, None] + provisional[chosen]
+    shares = firing.sums[positions][:, chosen].cpu().numpy() / counts[:, None]
     places = _places(model, units)
-    columns = {name: np.repeat(np.asarray(column)[chosen], len(there)) for name, column in places.items()}
-    columns |= {"position": np.tile(there.astype(np.int32), len(chosen)), "count": np.tile(counts, len(chosen))}
+    columns = {name: np.repeat(np.asarray(column)[chosen], len(positions)) for name, column in places.items()}
+    columns |= {"position": np.tile(positions.astype(np.int32), len(chosen)), "count": np.tile(counts, len(chosen))}
     return pl.DataFrame(columns | {"mean_activation": means.T.ravel(), "firing": shares.T.ravel()})

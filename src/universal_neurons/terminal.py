@@ -33,7 +33,7 @@ class Outlet:
         self.encoding = getattr(stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
-        """Write, or drop."""
+        """Write a text; returns its length, written or dropped because the reader is gone."""
         try:
             return self.stream.write(text)
         except OSError as error:
@@ -41,18 +41,18 @@ class Outlet:
             return len(text)
 
     def flush(self) -> None:
-        """Flush, or drop."""
+        """Flush what was written; nothing happens where the reader is gone."""
         try:
             self.stream.flush()
         except OSError as error:
             self._give_up(error)
 
     def isatty(self) -> bool:
-        """Whether a terminal reads it."""
+        """Whether the stream is a terminal."""
         return self.stream.isatty()
 
     def fileno(self) -> int:
-        """Its descriptor."""
+        """The stream's file descriptor."""
         return self.stream.fileno()
 
     def _give_up(self, error: OSError) -> None:
@@ -106,10 +106,12 @@ class TextTable(Table):
         columns = [heading if isinstance(heading, Column) else Column(heading) for heading in headings]
         for column in columns:
             column.header = shown(column.header)
-        super().__init__(*columns, title=title and shown(title, "table.title"), show_header=show_header)
+        super().__init__(
+            *columns, title=None if title is None else shown(title, "table.title"), show_header=show_header
+        )
 
     def row(self, *cells: object) -> None:
-        """Add a row."""
+        """Add a row; cells that are no rich text are shown as they stand, on one line."""
         self.add_row(*(cell if isinstance(cell, Text) else shown(cell) for cell in cells))
 
 

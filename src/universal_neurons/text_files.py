@@ -54,7 +54,10 @@ class Compression:
     """A way to compress: its first bytes, its suffixes, how it is read here and by a command."""
 
     def __init__(self, magic: bytes, suffixes: tuple[str, ...], reader: Callable[[Any], Any], command: str):
-        self.magic, self.suffixes, self.reader, self.command = magic, suffixes, reader, command
+        self.magic = magic
+        self.suffixes = suffixes
+        self.reader = reader
+        self.command = command
 
 
 COMPRESSIONS = (
@@ -72,8 +75,8 @@ class Opened:
     Raises `MissingFileError` and `TextError`.
     """
 
-    def __init__(self, given: str | Path) -> None:
-        self.path = local_path(given)
+    def __init__(self, path: str | Path) -> None:
+        self.path = local_path(path)
         self.file = _open(self.path)
         try:
             self.head, self.stream, self.compression = self._decompressed(self.file)
@@ -88,7 +91,7 @@ class Opened:
         self.close()
 
     def close(self) -> None:
-        """Done with the file."""
+        """Close the file; what is still to be read of it is lost."""
         self.file.close()
 
     def _decompressed(self, raw: io.BufferedReader) -> tuple[bytes, io.RawIOBase, Compression | None]:
@@ -127,7 +130,7 @@ class Opened:
     def refused(
         self, why: str, *, given: object = None, wanted: str = "UTF-8 text", fix: str | None = None
     ) -> TextError:
-        """An error about this file."""
+        """A `TextError` that begins with the file's path; the caller raises it."""
         return TextError(f"{self.path}: {why}", given=given, wanted=wanted, fix=fix)
 
     def reading(self) -> "_Reading":
@@ -135,7 +138,7 @@ class Opened:
         return _Reading(self)
 
     def characters(self) -> "Characters":
-        """The file as text.  Raises `TextError` for what is none."""
+        """The file decoded, by its mark or as UTF-8.  Raises `TextError` for a file that is not text."""
         for magic, what, fix in REFUSED:
             if self.head.startswith(magic):
                 raise self.refused(f"{what}, not text", fix=None if fix is None else fix.format(name=self.quoted))
@@ -147,24 +150,24 @@ class Opened:
             half = "LE" if self.head[1:2] == b"\0" else "BE"
             raise self.refused(
                 "holds NUL bytes: a binary file, or UTF-16 without its mark",
-                fix=f"of UTF-16: {self._piped()}iconv -f UTF-16{half} -t UTF-8{self._named()} > corpus.txt",
+                fix=f"of UTF-16: {self._piped()}iconv -f UTF-16{half} -t UTF-8{self._file_argument()} > corpus.txt",
             )
         return Characters(self, encoding)
 
     def not_decoded(self, error: UnicodeDecodeError, encoding: str) -> TextError:
-        """Bytes that are not of the encoding."""
+        """The `TextError` for bytes that are not of the encoding, with the command that reads them as Latin-1."""
         wanted = encoding.removesuffix("-sig").upper()
         return self.refused(
             f"not {wanted}",
             given=f"byte {error.object[error.start]:#04x}, {error.reason}",
             wanted=f"{wanted} text",
-            fix=f"{self._piped()}iconv -f latin1 -t utf-8{self._named()} > corpus.txt",
+            fix=f"{self._piped()}iconv -f latin1 -t utf-8{self._file_argument()} > corpus.txt",
         )
 
     def _piped(self) -> str:
         return "" if self.compression is None else f"{self.compression.command} {self.quoted} | "
 
-    def _named(self) -> str:
+    def _file_argument(self) -> str:
         return f" {self.quoted}" if self.compression is None else ""
 
 
@@ -188,30 +191,32 @@ class Characters:
     """A file's characters, in lines of a bounded length; the first line can be looked at before it is read."""
 
     def __init__(self, opened: Opened, encoding: str) -> None:
-        self.opened, self.encoding = opened, encoding
+        self.opened = opened
+        self.encoding = encoding
         self._stream = io.TextIOWrapper(io.BufferedReader(opened.stream), encoding=encoding)
         self._ahead = ""
 
     def first_line(self, limit: int) -> str:
         """What begins with the first character that is no space, up to the line's end or the limit; it stays unread."""
         while len(self._ahead) < limit and not (self._ahead.endswith("\n") and self._ahead.strip()):
-            more = self._read(limit - len(self._ahead))
-            if not more:
+            piece = self._read(limit - len(self._ahead))
+            if not piece:
                 break
-            self._ahead += more
+            self._ahead += piece
         return self._ahead.lstrip()
 
     def head(self, size: int, longest: int) -> str:
         """The first characters, with the whole of a last line that may be an object; they stay unread."""
-        while len(self._ahead) < size and (more := self._read(size - len(self._ahead))):
-            self._ahead += more
+        while len(self._ahead) < size and (piece := self._read(size - len(self._ahead))):
+            self._ahead += piece
         if self._ahead[self._ahead.rfind("\n") + 1 :].lstrip().startswith("{"):
             self._ahead += self._read(longest)
         return self._ahead
 
     def line(self, limit: int) -> str:
         """The next line, at most so many characters of it; empty at the end."""
-        end = min(limit, self._ahead.find("\n") + 1 or limit)
+        newline = self._ahead.find("\n")
+        end = limit if newline < 0 else min(limit, newline + 1)
         line, self._ahead = self._ahead[:end], self._ahead[end:]
         return line if len(line) == end else line + self._read(limit - len(line))
 
@@ -227,7 +232,9 @@ class Characters:
 
         A line longer than that is cut at a space, or anywhere where there is none: such a piece comes with False.
         """
-        kept, size, ended = list[str](), 0, True
+        kept: list[str] = []
+        size = 0
+        ended = True
         while line := self.line(length):
             kept.append(line)
             size += len(line)
@@ -237,7 +244,8 @@ class Characters:
             ended = line[-1] == "\n" or len(line) < length
             cut = len(piece) if ended else cut_at(piece, length)
             yield self._text(piece[:cut]), ended
-            kept, size = [piece[cut:]], len(piece) - cut
+            kept = [piece[cut:]]
+            size = len(piece) - cut
         if size or not ended:
             yield self._text("".join(kept)), True
 
@@ -316,7 +324,8 @@ def _binary(head: bytes) -> bool:
 
 
 def _read(stream: Any, n_bytes: int) -> bytes:
-    parts, missing = [], n_bytes
+    parts = []
+    missing = n_bytes
     while missing and (part := stream.read(missing)):
         parts.append(part)
         missing -= len(part)

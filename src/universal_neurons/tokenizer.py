@@ -141,13 +141,13 @@ def _try_out(tokenizer: Any) -> None:
 
 
 def vocabulary_ids(tokenizer: Any) -> dict[str, int]:
-    """The id of every token."""
+    """The id of every token.  Raises `TokenizerError` where there are none, or ids that are no numbers."""
     with _named_errors("its tokenizer has no vocabulary"):
         vocabulary = {str(token): number for token, number in tokenizer.get_vocab().items()}
     odd = next((token for token, number in vocabulary.items() if not _is_id(number)), None)
     if odd is not None or not vocabulary:
-        given = f"{odd[:50]!r}: {str(vocabulary[odd])[:50]}" if odd is not None else "an empty vocabulary"
-        raise TokenizerError("its tokenizer's vocabulary is not one", given=given, wanted="a number for every token")
+        entry = f"{odd[:50]!r}: {str(vocabulary[odd])[:50]}" if odd is not None else "an empty vocabulary"
+        raise TokenizerError("its tokenizer's vocabulary is not one", given=entry, wanted="a number for every token")
     return vocabulary
 
 
@@ -217,7 +217,8 @@ def boundary_tokens(tokenizer: Any, name: str) -> tuple[int, int]:
     ids = special_ids(tokenizer)
     bos = [ids["bos_token_id"], ids["cls_token_id"], ids["eos_token_id"]]
     eos = [ids["eos_token_id"], ids["sep_token_id"], ids["bos_token_id"]]
-    first, last = (next((token for token in tokens if token is not None), None) for tokens in (bos, eos))
+    first = next((token for token in bos if token is not None), None)
+    last = next((token for token in eos if token is not None), None)
     if first is None or last is None:
         raise TokenizerError(f"{name}: its tokenizer names no BOS, EOS, CLS or SEP token", wanted="one of them")
     return first, last
@@ -225,7 +226,8 @@ def boundary_tokens(tokenizer: Any, name: str) -> tuple[int, int]:
 
 def masked_ids(rules: Sequence[MaskRule], tokenizer: Any, bos: int, eos: int) -> tuple[set[int], list[str]]:
     """The token ids that the rules leave out, and notes on rules that name no token."""
-    ids, notes = set(), []
+    ids = set()
+    notes = []
     for rule in rules:
         if rule == "newline":
             newlines = newline_tokens(tokenizer)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int, Int64
 
 from universal_neurons.config import StudyConfig
 from universal_neurons.corpora import Corpus
@@ -42,7 +43,7 @@ class Shard:
     """Rows that are added to the statistics together; `group` says which subset's statistics they enter."""
 
     index: int
-    rows: np.ndarray
+    rows: Int[np.ndarray, " rows"]
     group: int = 0
 
 
@@ -50,15 +51,15 @@ class Shard:
 class TokenDataset:
     """Packed rows of token ids.
 
-    `rows` is an array (rows, context) of ids or the file that holds it; `lengths` counts each row's tokens before
-    padding; `subsets` numbers each row's subset in `subset_names`; `masked` are ids that are never counted, and
-    `counted` is the number of positions that are.
+    `rows` is an array (rows, context) of ids or the file that holds it (no row of it, where a sketch keeps the lengths
+    alone); `lengths` counts each row's tokens before padding; `subsets` numbers each row's subset in `subset_names`;
+    `masked` are ids that are never counted, and `counted` is the number of positions that are.
     """
 
-    rows: np.ndarray | Path
-    lengths: np.ndarray
+    rows: Int[np.ndarray, "stored context"] | Path
+    lengths: Int[np.ndarray, " rows"]
     context: int
-    subsets: np.ndarray
+    subsets: Int[np.ndarray, " rows"]
     subset_names: tuple[str, ...]
     masked: tuple[int, ...]
     bos: int
@@ -76,14 +77,14 @@ class TokenDataset:
         """Positions that are not padding."""
         return int(self.lengths.sum())
 
-    def ids(self, rows: np.ndarray) -> np.ndarray:
+    def ids(self, rows: Int[np.ndarray, " rows"]) -> Int64[np.ndarray, "rows context"]:
         """Token ids (rows, context) as int64; padding repeats BOS."""
         if isinstance(self.rows, Path):
             table = np.memmap(self.rows, self.dtype, "r", shape=(len(self), self.context))
             return table[rows].astype(np.int64)
         return self.rows[rows].astype(np.int64)
 
-    def mask(self, rows: np.ndarray) -> np.ndarray:
+    def mask(self, rows: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, "rows context"]:
         """Which positions (rows, context) are counted."""
         ids = self.ids(rows)
         real = np.arange(self.context)[None] < self.lengths[rows][:, None]
@@ -92,7 +93,9 @@ class TokenDataset:
             counted[:, 0] = False
         return counted
 
-    def split(self, heldout_tokens: int | None = None) -> tuple[np.ndarray, list[np.ndarray]]:
+    def split(
+        self, heldout_tokens: int | None = None
+    ) -> tuple[Int[np.ndarray, " rows"], list[Int[np.ndarray, " stretch"]]]:
         """Rows that choose, and stretches of rows (at most 20, evenly spread) held out from choosing."""
         n = len(self)
         if n < FEWEST_ROWS or not self.counted:
@@ -136,17 +139,19 @@ class TokenDataset:
             )
         return names
 
-    def shards(self, rows: np.ndarray, groups: Sequence[str] = ()) -> list[Shard]:
+    def shards(self, rows: Int[np.ndarray, " rows"], groups: Sequence[str] = ()) -> list[Shard]:
         """The rows cut into shards: group g holds the rows of `groups[g]`, the last group all others."""
         per_shard = max(1, SHARD_POSITIONS // self.context)
         numbers = np.array([groups.index(name) if name in groups else len(groups) for name in self.subset_names])
         group_of = numbers[self.subsets[rows]]
         cuts = []
         for group in range(len(groups) + 1):
-            mine = rows[group_of == group]
-            cuts += [(mine[start : start + per_shard], group) for start in range(0, len(mine), per_shard)]
-        cuts.sort(key=lambda cut: cut[0][0])
-        return [Shard(index, part, group) for index, (part, group) in enumerate(cuts)]
+            members = rows[group_of == group]
+            for start in range(0, len(members), per_shard):
+                part = members[start : start + per_shard]
+                cuts.append((part[0], part, group))
+        cuts.sort(key=lambda cut: cut[0])
+        return [Shard(index, part, group) for index, (_, part, group) in enumerate(cuts)]
 
     @classmethod
     def load(cls, config: StudyConfig, tokenizer: Any, *, context: int, folder: Path | None = None) -> "TokenDataset":
@@ -203,7 +208,8 @@ class TokenDataset:
                     )
                 lengths.append(len(ids) + 1)
                 subsets.append(names.setdefault(subset, len(names)))
-                counted += len(ids) - int(np.isin(ids, masks).sum()) + (bos not in masked)
+                counted += len(ids) - int(np.isin(ids, masks).sum())
+                counted += 0 if bos in masked else 1
                 digest.update(row.tobytes())
                 if file is None:
                     kept.append(row)
@@ -270,7 +276,7 @@ def pack(documents: Iterable[Tokenised], bos: int, eos: int, context: int) -> It
     waiting: dict[str, np.ndarray] = {}
     for subset, ids, joined, ends in documents:
         if joined:
-            ids = np.concatenate([waiting.pop(subset, ids[:0]), ids, [eos] * ends]).astype(np.int64)
+            ids = np.concatenate([waiting.pop(subset, ids[:0]), ids, [eos] if ends else []]).astype(np.int64)
             full = len(ids) // width * width
             waiting[subset] = ids[full:]
         else:
@@ -294,7 +300,8 @@ def tokenised(documents: Iterable[Document], tokenizer: Any, min_characters: int
             ids = _without_padding(np.array(document.content, np.int64), tokenizer)
             yield Tokenised(document.subset, ids, joined=False)
             continue
-        whole, goes_on = document.ends and not goes_on, not document.ends
+        whole = document.ends and not goes_on
+        goes_on = not document.ends
         if whole and len(document.content) <= min_characters:
             continue
         batch.append(document)

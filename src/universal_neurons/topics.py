@@ -41,11 +41,11 @@ def find_topics(tokens: TokenDataset, vocabulary: Vocabulary, n_topics: int, see
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(weighted)
     weights = model.components_
-    own = weights / np.maximum(weights.sum(0), 1e-12)
+    shares = weights / np.maximum(weights.sum(0), 1e-12)
     topics: dict[str, list[int]] = {}
     for topic in range(n_topics):
-        ranked = np.argsort(-weights[topic] * own[topic], kind="stable")[:WORDS]
-        best = [w for w in ranked.tolist() if own[topic, w] > 0.5]
+        ranked = np.argsort(-weights[topic] * shares[topic], kind="stable")[:WORDS]
+        best = [w for w in ranked.tolist() if shares[topic, w] > 0.5]
         if len(best) < NAMED:
             continue
         members = np.isin(word_of, used[best])
@@ -55,8 +55,8 @@ def find_topics(tokens: TokenDataset, vocabulary: Vocabulary, n_topics: int, see
 
 
 def _count(tokens: TokenDataset, rows: np.ndarray, word_of: np.ndarray, n_words: int) -> sparse.csr_matrix:
-    found = word_of[tokens.ids(rows)]
-    kept = (found >= 0) & tokens.mask(rows)
+    words = word_of[tokens.ids(rows)]
+    kept = (words >= 0) & tokens.mask(rows)
     row, _ = np.nonzero(kept)
     ones = np.ones(len(row), np.float32)
-    return sparse.csr_matrix((ones, (row, found[kept])), shape=(len(rows), n_words))
+    return sparse.csr_matrix((ones, (row, words[kept])), shape=(len(rows), n_words))

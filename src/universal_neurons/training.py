@@ -41,7 +41,7 @@ class Checkpoint:
     models: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest keeps of it."""
+        """Name, step and models, as dynamics.json holds them."""
         return {"name": self.name, "step": self.step, "models": list(self.models)}
 
 
@@ -62,7 +62,7 @@ class Training:
 class _Run:
     """One seed: by step (None: not known), the model that `StudyConfig.models` would name."""
 
-    given: str
+    seed: str
     folder: Path | None
     models: dict[int | None, str] = field(default_factory=dict)
     unnumbered: str = FINAL
@@ -76,7 +76,7 @@ class _Run:
         earlier = [known for known in self.models if known is not None]
         if None in self.models or (step is not None and earlier and step <= max(earlier)):
             raise StepError(
-                f"{self.given}: its checkpoints are not in the order of training",
+                f"{self.seed}: its checkpoints are not in the order of training",
                 given=", ".join([*map(str, self.models.values()), model]),
                 wanted="ascending steps, each once; one without a number stands last",
                 fix="name the --revisions in order, or give the last one's number with --final-step",
@@ -90,16 +90,16 @@ def find_training(seeds: Sequence[str], revisions: Sequence[str] = (), final_ste
     Raises `NothingToCompareError` for fewer than two seeds, `StepError` for fewer than two common checkpoints or steps
     that cannot be told, `MissingFileError` for what is not there.
     """
-    given = _expand(seeds)
-    if len(given) < 2:
+    named = _expand(seeds)
+    if len(named) < 2:
         raise NothingToCompareError(
             "one seed alone has nothing to be compared with",
-            given=", ".join(given),
+            given=", ".join(named),
             wanted="two seeds or more",
             fix="name another training run of the same model",
         )
-    names = names_of(given)
-    runs = [_with_revisions(seed, revisions, final_step) if revisions else _folder(seed, final_step) for seed in given]
+    names = names_of(named)
+    runs = [_with_revisions(seed, revisions, final_step) if revisions else _folder(seed, final_step) for seed in named]
     if final_step is not None and not any(run.last for run in runs):
         raise ConfigError(
             f"--final-step {final_step}: every checkpoint has its number already",
@@ -127,20 +127,22 @@ def find_training(seeds: Sequence[str], revisions: Sequence[str] = (), final_ste
 
 def _expand(seeds: Sequence[str]) -> list[str]:
     """The seeds, `bundled` replaced by the bundled models that have checkpoints."""
-    found: list[str] = []
+    expanded: list[str] = []
     for seed in seeds:
         if seed != BUNDLED:
-            found.append(seed)
+            expanded.append(seed)
             continue
-        those = [name for name in bundled_models() if _subfolders(BUNDLED_FOLDER / name.removeprefix(f"{BUNDLED}/"))[0]]
-        if not those:
+        staged = [
+            name for name in bundled_models() if _subfolders(BUNDLED_FOLDER / name.removeprefix(f"{BUNDLED}/"))[0]
+        ]
+        if not staged:
             raise MissingFileError(
                 "the bundled models come without checkpoints",
                 wanted="seeds with checkpoints",
                 fix="name your own seeds",
             )
-        found += those
-    return found
+        expanded += staged
+    return expanded
 
 
 def _local(seed: str) -> Path | None:
@@ -155,7 +157,7 @@ def _subfolders(folder: Path) -> tuple[dict[str, int], list[str]]:
     names = [path.name for path in folder.iterdir() if path.is_dir() and STEP_FOLDER.fullmatch(path.name)]
     steps = {name: step for name in names if (step := step_of(name)) is not None}
     whole = [name for name in steps if (folder / name / "config.json").exists()]
-    return {name: steps[name] for name in sorted(whole, key=steps.__getitem__)}, sorted(set(names) - set(whole))
+    return {name: steps[name] for name in sorted(whole, key=lambda name: steps[name])}, sorted(set(names) - set(whole))
 
 
 def _folder(seed: str, final_step: int | None) -> _Run:
@@ -190,9 +192,9 @@ def _with_revisions(seed: str, revisions: Sequence[str], final_step: int | None)
     run = _Run(seed, folder)
     for revision in revisions:
         if folder is not None and not local_path(folder / revision).is_dir():
-            there = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+            subfolders = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
             raise MissingFileError(
-                f"{seed}: no subfolder {revision[:200]!r}", given=there[:200] or "none", wanted="a checkpoint"
+                f"{seed}: no subfolder {revision[:200]!r}", given=subfolders[:200] or "none", wanted="a checkpoint"
             )
         step = step_of(revision)
         run.add(step, f"{seed}@{revision}" if folder is None else f"{seed.rstrip('/')}/{revision}", final_step)
@@ -202,8 +204,8 @@ def _with_revisions(seed: str, revisions: Sequence[str], final_step: int | None)
 
 def step_of(name: str) -> int | None:
     """The step in a checkpoint's name: the number after `step` or `checkpoint`, else the first; None without any."""
-    found = STEP_IN_NAME.search(name) or re.search(r"(\d+)", name)
-    return int(found.group(1)) if found and len(found.group(1)) <= MOST_DIGITS else None
+    match = STEP_IN_NAME.search(name) or re.search(r"(\d+)", name)
+    return int(match.group(1)) if match and len(match.group(1)) <= MOST_DIGITS else None
 
 
 def trainer_step(folder: Path) -> int | None:
@@ -218,9 +220,11 @@ def trainer_step(folder: Path) -> int | None:
         return step
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise StepError(
-            f"{path}: does not say the step", given=repr(error), wanted="an object with global_step",
+            f"{path}: does not say the step",
+            given=repr(error),
+            wanted="an object with global_step",
             fix="mend or remove it, or give --final-step",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _name(run: _Run, step: int | None) -> str:

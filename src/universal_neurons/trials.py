@@ -6,12 +6,13 @@ the last block nothing runs again: `readout` knows the rest.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from universal_neurons.interventions import Edit, final_residual, repeated
 from universal_neurons.models import Model, matrix_of
@@ -31,7 +32,9 @@ class Trial:
 
     @torch.inference_mode()
     def __init__(self, model: Model, readout: Readout, tokens: TokenDataset, rows: np.ndarray, first: int = 0) -> None:
-        self.model, self.readout, self.rows = model, readout, rows
+        self.model = model
+        self.readout = readout
+        self.rows = rows
         ids = self.ids = torch.from_numpy(tokens.ids(rows)).to(model.device)
         counted = tokens.mask(rows)
         both = np.zeros_like(counted)
@@ -46,10 +49,11 @@ class Trial:
             if layer >= first:
                 self.activations[layer] = activation.float()
 
+        def keep_call(layer: int, _m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.calls[layer] = args, kwargs
+
         handles = [
-            model.blocks[layer].register_forward_pre_hook(
-                lambda _m, args, kwargs, layer=layer: self.calls.__setitem__(layer, (args, kwargs)), with_kwargs=True
-            )
+            model.blocks[layer].register_forward_pre_hook(partial(keep_call, layer), with_kwargs=True)
             for layer in range(first + 1, model.n_layers)
         ]
         try:
@@ -67,7 +71,8 @@ class Trial:
         """What the final norm reads at the kept positions when the residual stream after a block is added to."""
         if layer == self.model.n_layers - 1:
             return self.final[self.kept] + added[:, self.kept]
-        copies, rows = len(added), self.shape[0]
+        copies = len(added)
+        rows = self.shape[0]
         args, kwargs = self.calls[layer + 1]
         hidden = args[0] if args else kwargs["hidden_states"]
         hidden = hidden.repeat(copies, 1, 1) + added.to(hidden.dtype).reshape(-1, *self.shape[1:], hidden.shape[-1])
@@ -101,13 +106,13 @@ class Trial:
             return self.readout.of_last_layer(directions, change[:, :, self.kept], self.clean, frozen=frozen)
         scale = self.clean.metrics.scale if frozen else None
         flat = change.flatten(0, 1)
-        found = []
+        parts = []
         for start in range(0, len(flat), COPIES):
-            some = torch.arange(start, min(start + COPIES, len(flat)), device=flat.device)
-            added = flat[some][:, :, None] * directions[some // len(edits)][:, None]
-            found.append(self.readout.of_residual(self.after(layer, added), self.clean, scale))
+            copies = torch.arange(start, min(start + COPIES, len(flat)), device=flat.device)
+            added = flat[copies][:, :, None] * directions[copies // len(edits)][:, None]
+            parts.append(self.readout.of_residual(self.after(layer, added), self.clean, scale))
         shape = (len(neurons), len(edits), -1)
-        return Metrics(*(torch.cat([vars(part)[name] for part in found]).view(shape) for name in vars(found[0])))
+        return Metrics(*(torch.cat([vars(part)[name] for part in parts]).view(shape) for name in vars(parts[0])))
 
 
 def trials(model: Model, readout: Readout, tokens: TokenDataset, rows: np.ndarray, first: int = 0) -> Iterator[Trial]:

@@ -31,7 +31,7 @@ class Units:
 
     @classmethod
     def equal(cls, layers: int, width: int) -> "Units":
-        """Of so many layers of one width."""
+        """`layers` layers of `width` units each."""
         return cls((width,) * layers)
 
     @cached_property
@@ -44,7 +44,7 @@ class Units:
 
     @property
     def layers(self) -> int:
-        """How many layers there are."""
+        """The number of layers."""
         return len(self.widths)
 
     @property
@@ -54,7 +54,7 @@ class Units:
         return self.widths[0]
 
     def has(self, layer: int, unit: int) -> bool:
-        """Whether there is this unit."""
+        """Whether the layer exists and has a unit of this number."""
         return 0 <= layer < self.layers and 0 <= unit < self.widths[layer]
 
     def columns(self, layer: int) -> slice:
@@ -155,12 +155,12 @@ def unit_name(layer: int, unit: int, model: str | None = None) -> str:
     return f"L{layer}.{unit}" if model is None else f"{model}/L{layer}.{unit}"
 
 
-def name_column(layer: str = "layer", unit: str = "neuron") -> pl.Expr:
-    """`L3.17` of a table's columns."""
-    return pl.format("L{}.{}", layer, unit)
+def name_column() -> pl.Expr:
+    """`L3.17` of a table's columns `layer` and `neuron`."""
+    return pl.format("L{}.{}", "layer", "neuron")
 
 
 def parse_unit(name: str) -> tuple[str | None, int, int] | None:
     """Model (None where it is not named), layer and unit of a name; None where it is no unit's name."""
     parts = NAME.fullmatch(name)
-    return parts and (parts["model"], int(parts["layer"]), int(parts["unit"]))
+    return None if parts is None else (parts["model"], int(parts["layer"]), int(parts["unit"]))

@@ -100,7 +100,8 @@ def _surroundings() -> Iterator[Undo]:
     with contextlib.suppress(OSError):  # a folder that is not there, or not readable
         folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
         yield partial(_return_to, folder)
-    environ, values = os.environ, dict(os.environ)
+    environ = os.environ
+    values = dict(os.environ)
     yield partial(_refill, environ, values)
     yield partial(setattr, os, "environ", environ)
     path = sys.path
@@ -141,10 +142,17 @@ def _torch() -> Iterator[Undo]:
     yield partial(torch.set_rng_state, torch.get_rng_state())
     if torch.cuda.is_initialized():
         yield partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
-    threads, device = torch.get_num_threads(), torch.get_default_device()
+    threads = torch.get_num_threads()
+    device = torch.get_default_device()
     unless_usual = None if device.type == "cpu" else device  # a set default costs time at every call
-    yield lambda: torch.get_num_threads() == threads or torch.set_num_threads(threads)
-    yield lambda: torch.get_default_device() == device or torch.set_default_device(unless_usual)
+
+    def put_back() -> None:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        if torch.get_default_device() != device:
+            torch.set_default_device(unless_usual)
+
+    yield put_back
 
 
 KEPT = (_descriptors, _streams, _exits, _surroundings, _warnings, _chance, _torch)

@@ -21,9 +21,11 @@ def require_finite(model: Model) -> None:
     unloaded = next((name for name, tensor in tensors if tensor.is_meta), None)
     if unloaded is not None:
         raise CheckpointError(
-            f"{model.name}: its weights are not in memory", given=f"{unloaded} on the meta device",
-            wanted="a model that is loaded as a whole", fix="load it without device_map or offloading",
-        )  # fmt: skip
+            f"{model.name}: its weights are not in memory",
+            given=f"{unloaded} on the meta device",
+            wanted="a model that is loaded as a whole",
+            fix="load it without device_map or offloading",
+        )
     broken = [name for name, tensor in tensors if not _is_finite(tensor.detach())]
     if broken:
         raise CheckpointError(
@@ -84,7 +86,8 @@ def verify(model: Model) -> float:
     for layer, call in enumerate(calls):
         block = model.blocks[layer]
         if model.dtype != torch.float32:
-            block, call = copy.deepcopy(block).float(), _in_float32(call)
+            block = copy.deepcopy(block).float()
+            call = _in_float32(call)
         with model.evaluating(block):
             after, activation = _residual_after(row, block, call, silenced=False)
             without, _ = _residual_after(row, block, call, silenced=True)
@@ -141,7 +144,7 @@ def _residual_after(row: Architecture, block: nn.Module, call: Any, *, silenced:
     handles = [module_at(block, row.w_out).register_forward_hook(take)]
     if row.post_norm:
         norm = module_at(block, row.mlp_norm)
-        handles.append(norm.register_forward_pre_hook(lambda _m, inputs: seen.__setitem__("residual", inputs[0])))
+        handles.append(norm.register_forward_pre_hook(lambda _m, inputs: seen.update(residual=inputs[0])))
     try:
         output = block(*args, **kwargs)
     finally:

@@ -68,12 +68,12 @@ class Vocabulary:
 
     def counts(self, tokens: TokenDataset) -> Int[np.ndarray, "vocabulary kinds"]:
         """How often each token is counted in each place of a word."""
-        found = np.zeros(N_KINDS * len(self), np.int64)
+        counts = np.zeros(N_KINDS * len(self), np.int64)
         for start in range(0, len(tokens), ROWS_AT_ONCE):
             rows = np.arange(start, min(start + ROWS_AT_ONCE, len(tokens)))
             ids = tokens.ids(rows)
-            found += np.bincount(self.words(ids)[tokens.mask(rows)], minlength=len(found))
-        return found.reshape(-1, N_KINDS)
+            counts += np.bincount(self.words(ids)[tokens.mask(rows)], minlength=len(counts))
+        return counts.reshape(-1, N_KINDS)
 
     def table(self, counts: Int[np.ndarray, "vocabulary kinds"]) -> pl.DataFrame:
         """A row per token: its string and how often it is counted."""

@@ -81,7 +81,7 @@ def _listed(folder: Path) -> str:
     return f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"[:SHOWN] if names else "an empty folder"
 
 
-def _json_object(path: Path, given: str) -> dict[str, Any]:
+def _json_object(path: Path, named: str) -> dict[str, Any]:
     """A JSON file's object; CheckpointError for anything else."""
     try:
         size = path.stat().st_size
@@ -90,7 +90,7 @@ def _json_object(path: Path, given: str) -> dict[str, Any]:
         value = f"{type(error).__name__}: {error}"
     if not isinstance(value, dict):
         raise CheckpointError(
-            f"{given}: unreadable {path.name}",
+            f"{named}: unreadable {path.name}",
             given=str(value)[:SHOWN],
             wanted="a JSON object",
             fix="copy or download the file again",
@@ -125,11 +125,11 @@ def read_config(source: Source) -> dict[str, Any]:
     return config
 
 
-def quantised_weights(source: Source, given: str) -> CheckpointError:
+def quantised_weights(source: Source, tensor_names: str) -> CheckpointError:
     """The error for weights that are not plain numbers."""
     return CheckpointError(
         f"{source.given}: quantised weights are not read",
-        given=given,
+        given=tensor_names,
         wanted="weights in float32, bfloat16 or float16",
         fix="use the model that was quantised, or save it dequantised",
     )
@@ -142,13 +142,12 @@ def require_weights(source: Source) -> list[Path]:
     if files:
         return files
     _refuse_adapter(source)
-    folder, fix = source.folder, f"uneurons convert {source.given} NEW_FOLDER, then use NEW_FOLDER"
+    folder = source.folder
+    fix = f"uneurons convert {source.given} NEW_FOLDER, then use NEW_FOLDER"
     if _files(source, "pytorch_model.bin"):
         raise CheckpointError(f"{source.given}: only pickled weights", wanted="safetensors", fix=fix)
-    others = sorted(
-        path.name for kind in ("safetensors", "bin", "pt", "pth", "gguf", "h5", "msgpack", "onnx")
-        for path in folder.glob(f"*.{kind}")
-    )  # fmt: skip
+    kinds = ("safetensors", "bin", "pt", "pth", "gguf", "h5", "msgpack", "onnx")
+    others = sorted(path.name for kind in kinds for path in folder.glob(f"*.{kind}"))
     raise CheckpointError(
         f"{source.given}: no safetensors weights under the names that belong to a model folder",
         given=", ".join(others)[:SHOWN] or "no weights",
@@ -161,15 +160,14 @@ def pickled_files(source: Source) -> list[Path]:
     """The pickled weights of a source; none is a `CheckpointError`."""
     files = _files(source, "pytorch_model.bin")
     if not files:
-        raise CheckpointError(
-            f"{source.given}: no pytorch_model.bin", wanted="a pickled checkpoint", fix="use it as it is"
-        )
+        raise CheckpointError(f"{source.given}: no pytorch_model.bin", wanted="a pickled model", fix="use it as it is")
     return files
 
 
 def _files(source: Source, whole: str) -> list[Path]:
     """The file of this name, or those that its index names; none where neither is there."""
-    folder, index = source.folder, source.folder / f"{whole}.index.json"
+    folder = source.folder
+    index = source.folder / f"{whole}.index.json"
     if (folder / whole).is_file():
         return [folder / whole]
     if not index.is_file():
@@ -199,38 +197,38 @@ def _are_names(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) and "\0" not in value for value in values)
 
 
-def stored_tensors(files: Sequence[Path], given: str) -> dict[str, Stored]:
+def stored_tensors(files: Sequence[Path], named: str) -> dict[str, Stored]:
     """Every tensor in safetensors files, from their headers.  Raises `CheckpointError`."""
     tensors: dict[str, Stored] = {}
     for path in files:
         try:
             with safe_open(path, framework="pt") as opened:
                 slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-                found = {
+                stored = {
                     name: Stored(tuple(part.get_shape()), part.get_dtype() in PLAIN_FORMATS)
                     for name, part in slices.items()
                 }
         except (SafetensorError, OSError, ValueError) as error:
-            _refuse_pointer(path, given)
-            raise unreadable_weights(given, f"{path.name}: {type(error).__name__}: {error}") from error
-        _require_once(tensors, found, given)
-        tensors |= found
+            _refuse_pointer(path, named)
+            raise unreadable_weights(named, f"{path.name}: {type(error).__name__}: {error}") from error
+        _require_once(tensors, stored, named)
+        tensors |= stored
     return tensors
 
 
-def _refuse_pointer(path: Path, given: str) -> None:
+def _refuse_pointer(path: Path, named: str) -> None:
     """Say of a file that stands for weights which git has not fetched."""
     with contextlib.suppress(OSError), path.open("rb") as stream:
         if stream.read(len(POINTER)) == POINTER:
             raise CheckpointError(
-                f"{given}: {path.name} is a pointer of git-lfs",
+                f"{named}: {path.name} is a pointer of git-lfs",
                 given="its weights were not fetched",
                 wanted="the weights",
                 fix="git lfs pull, in that folder",
             )
 
 
-def pickled_tensors(files: Sequence[Path], given: str) -> dict[str, Stored]:
+def pickled_tensors(files: Sequence[Path], named: str) -> dict[str, Stored]:
     """Every tensor in pickles, without reading its numbers and without running their code."""
     tensors: dict[str, Stored] = {}
     for path in files:
@@ -238,62 +236,62 @@ def pickled_tensors(files: Sequence[Path], given: str) -> dict[str, Stored]:
             with warnings.catch_warnings(action="ignore"):
                 value = torch.load(path, map_location="meta", weights_only=True)
         except Exception as error:
-            raise unreadable_weights(given, f"{path.name}: {type(error).__name__}: {error}") from error
+            raise unreadable_weights(named, f"{path.name}: {type(error).__name__}: {error}") from error
         entries = value if isinstance(value, Mapping) else {}
-        found = {
+        stored = {
             str(name): Stored(tuple(tensor.shape), tensor.dtype in PLAIN_DTYPES)
             for name, tensor in entries.items()
             if isinstance(tensor, torch.Tensor)
         }
-        _require_once(tensors, found, given)
-        tensors |= found
+        _require_once(tensors, stored, named)
+        tensors |= stored
     return tensors
 
 
-def _require_once(tensors: Mapping[str, Stored], more: Mapping[str, Stored], given: str) -> None:
-    twice = sorted(tensors.keys() & more.keys())
+def _require_once(tensors: Mapping[str, Stored], added: Mapping[str, Stored], named: str) -> None:
+    twice = sorted(tensors.keys() & added.keys())
     if twice:
         raise CheckpointError(
-            f"{given}: two files hold the same weights",
+            f"{named}: two files hold the same weights",
             given=", ".join(twice[:5])[:SHOWN],
             wanted="each tensor once",
             fix="remove the files of another model",
         )
 
 
-def impossible_config(given: str, reason: str) -> CheckpointError:
+def impossible_config(named: str, reason: str) -> CheckpointError:
     """The error for a configuration that no model can be built by."""
     return CheckpointError(
-        f"{given}: no model can be built by its config.json",
+        f"{named}: no model can be built by its config.json",
         given=reason,
         wanted="the configuration that belongs to the weights",
         fix="mend config.json, or copy or download it again",
     )
 
 
-def unreadable_weights(given: str, reason: str) -> CheckpointError:
+def unreadable_weights(named: str, reason: str) -> CheckpointError:
     """The error for weights that a library refuses to read."""
     return CheckpointError(
-        f"{given}: its weights cannot be read",
+        f"{named}: its weights cannot be read",
         given=(reason.splitlines() or [""])[0][:300],
         wanted="complete weights and a config.json that they fit",
         fix="copy or download the files again",
     )
 
 
-def require_layers(config: Mapping[str, Any], tensors: Iterable[str], row: Architecture, given: str) -> None:
+def require_layers(config: Mapping[str, Any], tensors: Iterable[str], row: Architecture, named: str) -> None:
     """Refuse a configuration of more layers than the weights have, before anything is built."""
     block = re.compile(rf"(?:^|\.){re.escape(row.blocks.split('.')[-1])}\.(\d{{1,9}})\.")
-    there = len({match.group(1) for name in tensors if (match := block.search(name))})
+    stored = len({match.group(1) for name in tensors if (match := block.search(name))})
     claimed = {name: config[name] for name in LAYER_SETTINGS if isinstance(config.get(name), int)}
     repeats = _repeats(config.get("attention_types"))
     if repeats is not None:
         claimed["attention_types"] = repeats
     for name, layers in claimed.items():
-        if layers > there:
+        if layers > stored:
             raise CheckpointError(
-                f"{given}: config.json describes another model than the weights",
-                given=f"{name}: {str(layers)[:20]} layers; the weights have {there}",
+                f"{named}: config.json describes another model than the weights",
+                given=f"{name}: {str(layers)[:20]} layers; the weights have {stored}",
                 wanted="as many",
                 fix="copy or download config.json and the weights again",
             )

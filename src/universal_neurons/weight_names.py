@@ -53,7 +53,7 @@ def require_fit(tensors: Mapping[str, Stored], network: Any, row: Architecture, 
     units = [name for name in fit.unread if _reaches_units(name, tensors[name].shape, network, row)]
     if fit.missing or fit.misshapen or units or fit.special:
         raise _refusal(fit, units, tensors, network, source)
-    return fit.headless, f"its weights {_some(fit.unread)} are left out: no unit reads them" if fit.unread else ""
+    return fit.headless, f"its weights {_first_few(fit.unread)} are left out: no unit reads them" if fit.unread else ""
 
 
 def fit_of(tensors: Mapping[str, Stored], network: Any) -> Fit:
@@ -113,36 +113,36 @@ def _refusal(
     if any(".lora_" in name or name.startswith("base_model.model.") for name in tensors):
         return CheckpointError(
             f"{source.given}: weights of an adapter",
-            given=_some([name for name in tensors if ".lora_" in name] or list(tensors)),
+            given=_first_few([name for name in tensors if ".lora_" in name] or list(tensors)),
             wanted="a whole model",
             fix="merge the adapter into its model (merge_and_unload of peft) and save that",
         )
     scales = [name for name in fit.unread if QUANTISED.search(name)]
     if scales or fit.special:
-        return quantised_weights(source, _some(scales or list(fit.special)))
+        return quantised_weights(source, _first_few(scales or list(fit.special)))
     wrapped = _wrapper(tensors, network, fit.missing)
     if fit.missing and wrapped:
         maker = WRAPPERS.get(wrapped)
         return CheckpointError(
             f"{source.given}: the names of its weights carry {wrapped!r}{f' of {maker}' if maker else ''}",
-            given=_some(list(tensors)),
-            wanted=_some(fit.missing),
+            given=_first_few(list(tensors)),
+            wanted=_first_few(fit.missing),
             fix="save the model inside the wrapper, or rename its weights with safetensors.torch: "
             f"save_file({{name.replace({wrapped!r}, ''): t for name, t in load_file(FILE).items()}}, NEW_FILE, "
             "metadata={'format': 'pt'})",
         )
     parts = {"missing": fit.missing, "of other shapes": fit.misshapen, "not taken by the model": units}
-    given = "; ".join(f"{what}: {_some(names)}" for what, names in parts.items() if names)
+    misfits = "; ".join(f"{what}: {_first_few(names)}" for what, names in parts.items() if names)
     if not (fit.missing or fit.misshapen):
         return CheckpointError(
             f"{source.given}: config.json denies weights that the file has",
-            given=given,
+            given=misfits,
             wanted="a model that takes every weight that its units read or write",
             fix="mend config.json (a bias, the number of layers), or save the model again with save_pretrained",
         )
     return CheckpointError(
         f"{source.given}: its weights are incomplete" if fit.missing else f"{source.given}: its weights do not fit",
-        given=given,
+        given=misfits,
         wanted="every weight of the model that config.json describes",
         fix="copy or download config.json and the weights again",
     )
@@ -150,7 +150,8 @@ def _refusal(
 
 def _wrapper(tensors: Iterable[str], network: Any, missing: Iterable[str]) -> str:
     """What the stored names carry besides the model's own: a wrapper's part, or a prefix; empty where nothing."""
-    names, base = list(tensors), f"{network.base_model_prefix}."
+    names = list(tensors)
+    base = f"{network.base_model_prefix}."
     lacking = set(missing)
     for part in WRAPPERS:
         if any(_name_in(lacking, name.replace(part, ""), base) for name in names if part in name):
@@ -159,17 +160,15 @@ def _wrapper(tensors: Iterable[str], network: Any, missing: Iterable[str]) -> st
         for known in (wanted, wanted.removeprefix(base)):
             for name in names:
                 prefix = name.removesuffix(known)
-                if (
-                    name != prefix
-                    and prefix.endswith(".")
-                    and sum(n.startswith(prefix) for n in names) > len(names) / 2
-                ):
+                if name == prefix or not prefix.endswith("."):
+                    continue
+                if sum(other.startswith(prefix) for other in names) > len(names) / 2:
                     return prefix
     return ""
 
 
-def _some(names: Iterable[str]) -> str:
+def _first_few(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
     every = sorted(names)
-    more = f" and {len(every) - 4} more" if len(every) > 4 else ""
-    return ", ".join(every[:4])[: 2 * SHOWN] + more
+    rest = f" and {len(every) - 4} more" if len(every) > 4 else ""
+    return ", ".join(every[:4])[: 2 * SHOWN] + rest

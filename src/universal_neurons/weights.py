@@ -36,7 +36,7 @@ class ProcessedWeights:
 
     @property
     def units(self) -> Units:
-        """The neurons."""
+        """Layers and widths of the neurons that the weights are of."""
         return Units.equal(*self.w_out.shape[:2])
 
 

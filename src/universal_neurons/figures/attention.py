@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, log_counts
 from universal_neurons.units import unit_name
 
-MORE = 5  # pairs of Fig 26
+MORE_PAIRS = 5  # of Fig 26
 KINDS = {"random": ("random directions", REST), "neuron": ("neurons", ACCENT)}
 ACTIVATION, BOS, NORM = "activation", "Δ attention to BOS", "Δ norm of the head's output"
 KEY = ["model", "layer", "neuron", "head_layer", "head"]
@@ -44,13 +44,13 @@ def attention_neurons(histogram: pl.DataFrame, pairs: pl.DataFrame, samples: pl.
 
 def attention_pairs(pairs: pl.DataFrame, samples: pl.DataFrame, title: str) -> Figure | None:
     """Fig 26: the scatters of Fig 8 of up to five more pairs, both signs in turn.  None where there are none."""
-    more = best_pairs(pairs)[1 : 1 + MORE]
-    if not len(more):
+    others = best_pairs(pairs)[1 : 1 + MORE_PAIRS]
+    if not len(others):
         return None
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.9 * len(more) + 0.4, 5.6), layout="constrained")
-        grid = figure.subplots(2, len(more), squeeze=False)
-        for column, pair in enumerate(more.iter_rows(named=True)):
+        figure = Figure(figsize=(2.9 * len(others) + 0.4, 5.6), layout="constrained")
+        grid = figure.subplots(2, len(others), squeeze=False)
+        for column, pair in enumerate(others.iter_rows(named=True)):
             _pair(grid[0, column], grid[1, column], pair, samples)
         figure.suptitle(title, fontsize=10)
     return figure
@@ -67,18 +67,20 @@ def best_pairs(pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 def _pair(above: Axes, below: Axes, pair: dict[str, Any], samples: pl.DataFrame) -> None:
-    own = samples.filter(*(pl.col(name) == pair[name] for name in KEY))
+    points = samples.filter(*(pl.col(name) == pair[name] for name in KEY))
     kind = "deactivation" if pair["z"] > 0 else "activation"
     doubt = "" if pair["role"] else ", unconfirmed"
     name = f"{unit_name(pair['layer'], pair['neuron'])} on L{pair['head_layer']}.H{pair['head']}"
-    _scatter(above, own, "activation", "delta_bos", pair["pearson_activation_bos"])
-    _scatter(below, own, "delta_bos", "delta_norm", pair["pearson_bos_norm"])
+    _scatter(above, points, "activation", "delta_bos", pair["pearson_activation_bos"])
+    _scatter(below, points, "delta_bos", "delta_norm", pair["pearson_bos_norm"])
     above.set(xlabel=ACTIVATION, ylabel=BOS, title=f"{name}\n{kind}, z = {pair['z']:.1f}{doubt}")
     below.set(xlabel=BOS, ylabel=NORM, title="")
 
 
-def _scatter(axes: Axes, own: pl.DataFrame, x: str, y: str, corr: float | None) -> None:
-    axes.scatter(own[x].to_numpy(), own[y].to_numpy(), s=3, color=SECOND, alpha=0.4, linewidths=0, rasterized=True)
+def _scatter(axes: Axes, points: pl.DataFrame, x: str, y: str, corr: float | None) -> None:
+    axes.scatter(
+        points[x].to_numpy(), points[y].to_numpy(), s=3, color=SECOND, alpha=0.4, linewidths=0, rasterized=True
+    )
     axes.axhline(0, color="black", linewidth=0.5, linestyle=":")
     axes.axvline(0, color="black", linewidth=0.5, linestyle=":")
     text = "r = –" if corr is None else f"r = {corr:.2f}"

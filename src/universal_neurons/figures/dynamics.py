@@ -44,7 +44,14 @@ class StepAxis:
         known = [math.log10(step) for step in steps if step]
         low, high = (known[0], known[-1]) if known else (0.0, 0.0)
         gap = BESIDE * (high - low) or 0.5
-        x = [high + gap if step is None else low - gap if step == 0 else math.log10(step) for step in steps]
+        x = []
+        for step in steps:
+            if step is None:
+                x.append(high + gap)
+            elif step == 0:
+                x.append(low - gap)
+            else:
+                x.append(math.log10(step))
         return cls(np.array(x, float), tuple(names))
 
     def draw(self, axes: Axes) -> None:
@@ -115,12 +122,12 @@ def universal_set(checkpoints: pl.DataFrame, axis: StepAxis, threshold: float) -
     return figure
 
 
-def emergence(found: pl.DataFrame, checkpoints: pl.DataFrame, axis: StepAxis) -> Figure:
+def emergence(table: pl.DataFrame, checkpoints: pl.DataFrame, axis: StepAxis) -> Figure:
     """(a) How many neurons have been universal, are, and are for good; (b) when those of each layer became so."""
     with mpl.rc_context(STYLE):
         figure, a, b = _pair()
         counts = {
-            column: np.array([(found[column] == name).sum() for name in axis.names])
+            column: np.array([(table[column] == name).sum() for name in axis.names])
             for column in ("first", "emergence")
         }
         a.plot(axis.x, counts["first"].cumsum(), "o-", color=REST, markersize=3, label="have been universal")
@@ -130,11 +137,11 @@ def emergence(found: pl.DataFrame, checkpoints: pl.DataFrame, axis: StepAxis) ->
         _count(a)
         a.legend(fontsize=8, loc="upper left")
         axis.draw(a)
-        layers = sorted(found["layer"].unique())
+        layers = sorted(table["layer"].unique())
         bottom = np.zeros(len(axis.names))
         for layer, (colour, label) in zip(layers, _layers(len(layers))):
-            mine = found.filter(pl.col("layer") == layer)["emergence"]
-            height = np.array([(mine == name).sum() for name in axis.names])
+            emerged = table.filter(pl.col("layer") == layer)["emergence"]
+            height = np.array([(emerged == name).sum() for name in axis.names])
             b.bar(np.arange(len(axis.names)), height, bottom=bottom, color=colour, label=label)
             bottom += height
         _by_checkpoint(b, axis)
@@ -194,8 +201,8 @@ def partners(checkpoints: pl.DataFrame, axis: StepAxis) -> Figure:
     """Best matches that are the same neuron (a) as a checkpoint before, (b) as at the last."""
     with mpl.rc_context(STYLE):
         figure, a, b = _pair()
-        panels = ((a, "same_match", "(a) … as at the checkpoint before"), (b, "final_match", "(b) … as at the last"))
-        for axes, column, title in panels:
+        drawn = ((a, "same_match", "(a) … as at the checkpoint before"), (b, "final_match", "(b) … as at the last"))
+        for axes, column, title in drawn:
             axes.plot(axis.x, _percent(checkpoints[column]), "o-", color=REST, markersize=4, label="all neurons")
             universal = _percent(checkpoints[f"{column}_universal"])
             axes.plot(axis.x, universal, "o-", color=ACCENT, markersize=4, label="universal at the earlier one")
@@ -210,7 +217,7 @@ def partners(checkpoints: pl.DataFrame, axis: StepAxis) -> Figure:
 
 def families_over_time(families: pl.DataFrame, reference: str, axis: StepAxis) -> Figure:
     """Families of (a) all neurons of the reference and (b) its universal ones, at every checkpoint."""
-    mine = families.filter(pl.col("model") == reference)
+    counts = families.filter(pl.col("model") == reference)
     with mpl.rc_context(STYLE):
         figure, a, b = _pair()
         places = np.arange(len(axis.names))
@@ -220,7 +227,7 @@ def families_over_time(families: pl.DataFrame, reference: str, axis: StepAxis) -
         ):
             bottom = np.zeros(len(axis.names))
             for family, colour in FAMILY_COLOURS.items():
-                by_name = dict(mine.filter(pl.col("family") == family).select("checkpoint", column).iter_rows())
+                by_name = dict(counts.filter(pl.col("family") == family).select("checkpoint", column).iter_rows())
                 height = np.array([by_name[name] for name in axis.names])
                 axes.bar(places, height, bottom=bottom, color=colour, label=family.replace("_", " "))
                 bottom += height
@@ -237,10 +244,10 @@ def self_correlation(neurons: pl.DataFrame, reference: str, axis: StepAxis) -> F
     alive = neurons.filter(pl.col("self_corr").is_finite())
     with mpl.rc_context(STYLE):
         figure, a, b = _pair()
-        mine = alive.filter(pl.col("model") == reference)
-        layers = sorted(mine["layer"].unique())
+        reference_neurons = alive.filter(pl.col("model") == reference)
+        layers = sorted(reference_neurons["layer"].unique())
         for layer, (colour, label) in zip(layers, _layers(len(layers))):
-            low, median, high = _quantiles(mine.filter(pl.col("layer") == layer), axis, (0.25, 0.5, 0.75))
+            low, median, high = _quantiles(reference_neurons.filter(pl.col("layer") == layer), axis, (0.25, 0.5, 0.75))
             if len(layers) <= MOST_BANDS:
                 a.fill_between(axis.x, low, high, color=colour, alpha=0.12, linewidth=0)
             a.plot(axis.x, median, "o-", color=colour, markersize=3, label=label)
@@ -272,6 +279,8 @@ def self_correlation(neurons: pl.DataFrame, reference: str, axis: StepAxis) -> F
 def _quantiles(rows: pl.DataFrame, axis: StepAxis, shares: Sequence[float]) -> np.ndarray:
     """Quantiles of the self-correlation (shares, checkpoints); NaN where nothing is alive."""
     by_name = {name: table["self_corr"] for (name,), table in rows.group_by("checkpoint")}
-    return np.array(
-        [[by_name[n].quantile(s, "linear") if n in by_name else math.nan for n in axis.names] for s in shares], float
-    )
+    table = np.full((len(shares), len(axis.names)), math.nan)
+    for place, name in enumerate(axis.names):
+        if name in by_name:
+            table[:, place] = [by_name[name].quantile(share, "linear") for share in shares]
+    return table

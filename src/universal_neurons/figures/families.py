@@ -1,11 +1,12 @@
 """Figures 1, 4, 15–21: neurons of each family at work, from the activations that the detail pass kept.
 
-Every panel is one neuron: the density of its activation where its label holds and where it does not (log scale), or
+Every axes is one neuron: the density of its activation where its label holds and where it does not (log scale), or
 its mean and standard deviation by position.  Neurons are the best of each family (`shown.ranking`).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import matplotlib as mpl
@@ -20,7 +21,7 @@ from universal_neurons.units import name_column, unit_name
 from universal_neurons.vocabulary import INSIDE_WORD, WORD, WORD_START
 
 BINS = 60
-LONGEST = 52  # characters of a panel's title
+LONGEST = 52  # characters of the title of one axes
 LONGEST_TOKEN = 32  # characters of a token or label on an axis
 HEAT_TOKENS = 8  # of each context neuron
 FEWEST = 5  # occurrences of a token in the heat map
@@ -77,7 +78,7 @@ def neuron_names(neurons: pl.DataFrame) -> list[str]:
 def families_figures(details: pl.DataFrame, neurons: pl.DataFrame, strings: Sequence[str]) -> dict[str, Figure]:
     """All figures of families that have a neuron to show, by name."""
     kept = Details(details, neurons, strings)
-    drawn = {"teaser": _teaser(kept), "more-families": _more(kept)}
+    drawn = {"teaser": _teaser(kept), "more-families": _duplicates_and_heat(kept)}
     for family, title in NAMES.items():
         shown, why = kept.of_family(family)
         if not shown.is_empty():
@@ -111,7 +112,7 @@ def _teaser(kept: Details) -> Figure:
         ):
             shown, why = kept.of_family(family)
             if shown.is_empty():
-                _nothing(axes, f"no {family.replace('_', '-')} neuron")
+                _empty(axes, f"no {family.replace('_', '-')} neuron")
             elif family == "position":
                 _by_position(axes, kept, shown.row(0, named=True))
             else:
@@ -120,7 +121,7 @@ def _teaser(kept: Details) -> Figure:
     return figure
 
 
-def _more(kept: Details) -> Figure:
+def _duplicates_and_heat(kept: Details) -> Figure:
     """Fig 4: duplicates of one unigram, a syntax neuron, and the tokens on which context neurons are most active."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(13, 3.6), layout="constrained")
@@ -135,14 +136,14 @@ def _more(kept: Details) -> Figure:
             a.hist(values[holds], bins, density=True, histtype="step", color=colour, label=title)
             a.hist(values[~holds], bins, density=True, histtype="step", color=colour, linestyle=":", alpha=0.7)
         if twins.is_empty():
-            _nothing(a, "no unigram neuron")
+            _empty(a, "no unigram neuron")
         else:
             log_counts(a)
             a.set(xlabel="activation", ylabel="density", title="(a) one unigram (dotted: other tokens)")
             a.legend(fontsize=7)
         syntax, why = kept.of_family("syntax")
         if syntax.is_empty():
-            _nothing(b, "no syntax neuron")
+            _empty(b, "no syntax neuron")
         else:
             _densities(b, kept, syntax.row(0, named=True), "syntax")
             b.set_title(f"(b) {b.get_title()}\n{why}", fontsize=8)
@@ -154,15 +155,13 @@ def _heat_map(axes: Axes, kept: Details) -> None:
     """Fig 4c: context neurons × tokens with the highest mean activation, each neuron scaled to its own highest."""
     shown, _ = kept.of_family("context")
     names = neuron_names(shown)
-    means = (
-        kept.details.group_by("token").agg(pl.len().alias("count"), *(pl.col(name).mean() for name in names))
-        .filter(pl.col("count") >= FEWEST).sort("token")
-    )  # fmt: skip
+    means = kept.details.group_by("token").agg(pl.len().alias("count"), *(pl.col(name).mean() for name in names))
+    means = means.filter(pl.col("count") >= FEWEST).sort("token")
     if not names or means.is_empty():
-        _nothing(axes, "no context neuron")
+        _empty(axes, "no context neuron")
         return
     tops = [means.sort(name, descending=True)["token"].head(HEAT_TOKENS).to_list() for name in names]
-    tokens = list(dict.fromkeys(token for top in tops for token in top))
+    tokens = list(dict.fromkeys(chain.from_iterable(tops)))
     grid = means.filter(pl.col("token").is_in(tokens))
     order = {token: place for place, token in enumerate(grid["token"].to_list())}
     table = grid.select(names).to_numpy().T[:, [order[token] for token in tokens]]
@@ -191,7 +190,9 @@ def _densities(axes: Axes, kept: Details, row: Mapping[str, Any], family: str) -
     title = f"{name}: {silent}{lettering(row['label'], 2 * LONGEST)}"
     log_counts(axes)
     axes.set_xlabel("activation")
-    axes.set_title(title[:LONGEST] + "…" * (len(title) > LONGEST) + f" ({reduction:.2f})", fontsize=8)
+    if len(title) > LONGEST:
+        title = title[:LONGEST] + "…"
+    axes.set_title(f"{title} ({reduction:.2f})", fontsize=8)
     axes.legend(fontsize=7)
 
 
@@ -218,9 +219,8 @@ def _splits(kept: Details, name: str, label: str, family: str) -> list[tuple[str
 def _by_position(axes: Axes, kept: Details, row: Mapping[str, Any], *, pre: bool = False) -> None:
     name = unit_name(row["layer"], row["neuron"])
     column = f"{name} pre" if pre and f"{name} pre" in kept.details.columns else name
-    rows = kept.details.group_by("position").agg(
-        pl.col(column).mean().alias("mean"), pl.col(column).std(ddof=0).alias("sd")
-    ).sort("position")  # fmt: skip
+    activation = pl.col(column)
+    rows = kept.details.group_by("position").agg(mean=activation.mean(), sd=activation.std(ddof=0)).sort("position")
     x, mean, sd = (rows[part].to_numpy() for part in ("position", "mean", "sd"))
     axes.fill_between(x, mean - sd, mean + sd, color=REST, alpha=0.5, linewidth=0)
     axes.plot(x, mean, color=ACCENT, linewidth=1)
@@ -228,6 +228,6 @@ def _by_position(axes: Axes, kept: Details, row: Mapping[str, Any], *, pre: bool
     axes.set(xlabel="position", ylabel=what, title=f"{name} (MI {row['position_mi']:.2f})")
 
 
-def _nothing(axes: Axes, text: str) -> None:
+def _empty(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, f"{text}\nin this study", ha="center", va="center", transform=axes.transAxes, color="#5d6d78")
     axes.set_axis_off()

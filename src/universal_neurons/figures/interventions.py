@@ -52,8 +52,8 @@ def fixed_values(
         verdicts = [
             f"{name}: {row['mediated']:.0%} through the norm" for name, row in zip(names, tried.iter_rows(named=True))
         ]
-        found = (tried["role"] == "entropy").fill_null(False).any()
-        kind = "Entropy neurons" if found else "No entropy neuron; the nearest candidates"
+        confirmed = (tried["role"] == "entropy").fill_null(False).any()
+        kind = "Entropy neurons" if confirmed else "No entropy neuron; the nearest candidates"
         figure.suptitle(f"{kind} of {lettering(tried['model'][0])}: {', '.join(verdicts)}", fontsize=10)
     return figure
 
@@ -94,9 +94,9 @@ def total_and_direct(ablations: pl.DataFrame) -> Figure | None:
             rows = finite.filter(pl.col("kind") == kind)
             axes.scatter(rows["total_effect"], rows["direct_effect"], s=14, color=colour, label=label)
             for row in rows.filter(pl.col("role") == "entropy").iter_rows(named=True):
-                where = (row["total_effect"], row["direct_effect"])
+                point = (row["total_effect"], row["direct_effect"])
                 name = unit_name(row["layer"], row["neuron"], lettering(row["model"]))
-                axes.annotate(name, where, xytext=(4, -8), textcoords="offset points", fontsize=6)
+                axes.annotate(name, point, xytext=(4, -8), textcoords="offset points", fontsize=6)
         low, high = (float(f(finite["total_effect"].to_numpy())) for f in (np.min, np.max))
         axes.plot([low, high], [low, high], color="black", linewidth=0.6, linestyle=":")
         axes.set(xscale="log", yscale="log", xlabel="total effect, mean |Δ loss|", ylabel="direct effect, norm frozen")
@@ -111,11 +111,11 @@ def functional(table: pl.DataFrame, what: str) -> Figure | None:
     """Functional universality: how alike matched neurons act, by how alike they fire; random partners beside them."""
     if table.is_empty():
         return None
-    panels = {"effect_corr": "ρ of logit effects over the vocabulary", "loss_corr": "ρ of loss changes over tokens"}
+    labels = {"effect_corr": "ρ of logit effects over the vocabulary", "loss_corr": "ρ of loss changes over tokens"}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 3.8), layout="constrained")
         grid = figure.subplots(1, 2)
-        for axes, (column, label) in zip(grid, panels.items()):
+        for axes, (column, label) in zip(grid, labels.items()):
             for suffix, colour, name in (("_random", REST, "a random neuron of its layer"), ("", ACCENT, "the match")):
                 finite = table.filter(pl.col(f"{column}{suffix}").is_finite())
                 values = finite[f"{column}{suffix}"].to_numpy()
@@ -136,10 +136,10 @@ def costs(table: pl.DataFrame) -> Figure | None:
     chosen, random = table.filter(pl.col("set") != "random"), table.filter(pl.col("set") == "random")
     if chosen.is_empty():
         return None
-    panels = {"loss_change": "change of the loss, nats", "divergence": "KL to the clean run, nats"}
+    labels = {"loss_change": "change of the loss, nats", "divergence": "KL to the clean run, nats"}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 3.2), layout="constrained")
-        for axes, (column, label) in zip(figure.subplots(1, 2), panels.items()):
+        for axes, (column, label) in zip(figure.subplots(1, 2), labels.items()):
             for place, rows, colour in ((0, random, REST), (1, chosen, ACCENT)):
                 middle = rows[column].to_numpy()
                 reach = np.stack(

@@ -19,7 +19,7 @@ from universal_neurons.categories import ROLES_BY_WEIGHTS
 from universal_neurons.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, in_legend, lettering, log_counts
 from universal_neurons.units import unit_name
 
-COLUMNS = 6  # of panels on a page
+COLUMNS = 6  # of axes on a page
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 NEAREST_SHARE = 0.01  # of the last third's neurons, where none is above the threshold
 LATE = 3  # the last third of the layers
@@ -35,26 +35,26 @@ def effects_examples(histograms: pl.DataFrame, title: str, per_role: int = 1) ->
 
     `histograms` as of `effect_histograms`, its neurons in the order of preference.  None where there is no neuron.
     """
-    panels = [panel for role in ROLES_BY_WEIGHTS for panel in _panels(histograms, role, "effect")[:per_role]]
-    if not panels:
+    tables = [table for role in ROLES_BY_WEIGHTS for table in _by_neuron(histograms, role, "effect")[:per_role]]
+    if not tables:
         return None
-    across = min(len(panels), COLUMNS) if per_role > 1 else len(panels)
-    down = -(-len(panels) // across)
+    across = min(len(tables), COLUMNS) if per_role > 1 else len(tables)
+    down = -(-len(tables) // across)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(3.0 * across, 6), 2.4 * down + 0.7), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False)
-        for axes, panel in zip(grid.ravel(), panels):
-            first = panel.row(0, named=True)
-            _split(axes, panel, "logit effect", first["class"], "other tokens")
+        for axes, table in zip(grid.ravel(), tables):
+            first = table.row(0, named=True)
+            _split(axes, table, "logit effect", first["class"], "other tokens")
             score = first["class_variance_reduction"]
-            told = "" if score is None else f" ({score:.2f})"
+            reduction = "" if score is None else f" ({score:.2f})"
             near = "nearest to " if first["nearest"] else ""
-            axes.set_title(f"{_name(first)}: {near}{first['role']}\n{_class(first)}{told}", fontsize=8)
-        for axes in grid.ravel()[len(panels) :]:
+            axes.set_title(f"{_name(first)}: {near}{first['role']}\n{_class(first)}{reduction}", fontsize=8)
+        for axes in grid.ravel()[len(tables) :]:
             axes.set_axis_off()
         for axes in grid[:, 0]:
             axes.set_ylabel("density")
-        figure.suptitle(title + _lacking(histograms), fontsize=10)
+        figure.suptitle(title + _without_neurons(histograms), fontsize=10)
     return figure
 
 
@@ -96,7 +96,7 @@ def same_class_figure(histograms: pl.DataFrame, title: str) -> Figure | None:
         return None
     role, name = histograms.row(0, named=True)["role"], histograms.row(0, named=True)["class"]
     one = histograms.filter((pl.col("role") == role) & (pl.col("class") == name))
-    effects, activations = (_panels(one, role, kind) for kind in ("effect", "activation"))
+    effects, activations = (_by_neuron(one, role, kind) for kind in ("effect", "activation"))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(2.7 * len(effects), 6), 5.2), layout="constrained")
         grid = figure.subplots(2, len(effects), squeeze=False)
@@ -147,16 +147,16 @@ def ensembles_figure(ensembles: pl.DataFrame, title: str) -> Figure | None:
     return figure
 
 
-def _panels(histograms: pl.DataFrame, role: str, kind: str) -> list[pl.DataFrame]:
+def _by_neuron(histograms: pl.DataFrame, role: str, kind: str) -> list[pl.DataFrame]:
     """The histograms of each neuron of a role, in their order."""
-    some = histograms.filter((pl.col("role") == role) & (pl.col("kind") == kind))
-    return some.partition_by("model", "layer", "neuron", "class", maintain_order=True)
+    rows = histograms.filter((pl.col("role") == role) & (pl.col("kind") == kind))
+    return rows.partition_by("model", "layer", "neuron", "class", maintain_order=True)
 
 
-def _split(axes: Axes, panel: pl.DataFrame, what: str, inside: str, outside: str, *, legend: bool = True) -> None:
+def _split(axes: Axes, table: pl.DataFrame, what: str, inside: str, outside: str, *, legend: bool = True) -> None:
     """The densities of one neuron's values inside and outside its class."""
     for side, label, colour in ((True, inside, ACCENT), (False, outside, REST)):
-        rows = panel.filter(pl.col("in_class") == side).sort("low")
+        rows = table.filter(pl.col("in_class") == side).sort("low")
         counts, low, high = (rows[name].to_numpy() for name in ("count", "low", "high"))
         if counts.sum():
             wide = WIDE if counts.sum() < SPARSE and len(counts) % WIDE == 0 else 1
@@ -174,17 +174,18 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _short(name: str) -> str:
-    return lettering(name, 2 * LONGEST)[:LONGEST] + "…" * (len(name) > LONGEST)
+    letters = lettering(name, 2 * LONGEST)[:LONGEST]
+    return f"{letters}…" if len(name) > LONGEST else letters
 
 
 def _class(row: Mapping[str, Any]) -> str:
     return f"{SIGNS[row['class_sign']]} {_short(row['class'])}".strip()
 
 
-def _lacking(histograms: pl.DataFrame) -> str:
+def _without_neurons(histograms: pl.DataFrame) -> str:
     """Roles that no neuron has."""
-    there = histograms.filter(~pl.col("nearest").fill_null(False))["role"].to_list()
-    missing = [role for role in ROLES_BY_WEIGHTS if role not in there]
+    roles = histograms.filter(~pl.col("nearest").fill_null(False))["role"].to_list()
+    missing = [role for role in ROLES_BY_WEIGHTS if role not in roles]
     near = ": the nearest are shown" if histograms["nearest"].any() else ""
     return f"\nno {' or '.join(missing)} neuron{near}" if missing else ""
 
@@ -193,9 +194,8 @@ def _percentiles(axes: Axes, neurons: pl.DataFrame, metric: str) -> None:
     colours = mpl.colormaps["viridis"](np.linspace(0.9, 0, len(PERCENTILES)))
     for percent, colour in zip(PERCENTILES, colours):
         by_model = neurons.group_by("model", "layer").agg(pl.col(metric).quantile(percent / 100, "linear"))
-        rows = by_model.group_by("layer").agg(
-            pl.col(metric).mean().alias("mean"), pl.col(metric).min().alias("low"), pl.col(metric).max().alias("high")
-        ).sort("layer")  # fmt: skip
+        value = pl.col(metric)
+        rows = by_model.group_by("layer").agg(mean=value.mean(), low=value.min(), high=value.max()).sort("layer")
         axes.fill_between(rows["layer"], rows["low"], rows["high"], color=colour, alpha=0.25, linewidth=0)
         axes.plot(rows["layer"], rows["mean"], "o-", color=colour, markersize=2.5, linewidth=1, label=f"{percent} %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -204,13 +204,15 @@ def _percentiles(axes: Axes, neurons: pl.DataFrame, metric: str) -> None:
 
 def _late_skew(axes: Axes, neurons: pl.DataFrame, threshold: float) -> None:
     """The density of the skew in each of the last layers, of neurons whose kurtosis is above the threshold."""
-    n_layers, models = int(neurons["layer"].max()) + 1, neurons["model"].n_unique()  # type: ignore[arg-type]
+    n_layers = int(neurons["layer"].max()) + 1  # type: ignore[arg-type]
+    models = neurons["model"].n_unique()
     layers = range(n_layers - max(1, n_layers // LATE), n_layers)
     late = neurons.filter(pl.col("layer").is_in(list(layers)))
-    chosen, told = late.filter(pl.col("vocab_kurt") > threshold), f"kurtosis > {threshold:g}"
+    chosen = late.filter(pl.col("vocab_kurt") > threshold)
+    choice = f"kurtosis > {threshold:g}"
     if chosen.is_empty():
         chosen = late.sort("vocab_kurt", descending=True).head(max(FEWEST, round(NEAREST_SHARE * len(late))))
-        told = f"none has {told}: the {len(chosen)} highest"
+        choice = f"none has {choice}: the {len(chosen)} highest"
     bound = float(np.abs(chosen["vocab_skew"].to_numpy()).max()) * 1.4 + 1e-9
     grid = np.linspace(-bound, bound, 400)
     counts = []
@@ -224,5 +226,5 @@ def _late_skew(axes: Axes, neurons: pl.DataFrame, threshold: float) -> None:
     axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
     axes.set(xlabel="skew", ylabel="density", ylim=(0, None))
     what = "neurons a model" if models > 1 else "neurons"
-    axes.set_title(fill(f"(c) skew, {told}: {' / '.join(counts)} {what}", 48), fontsize=9)
+    axes.set_title(fill(f"(c) skew, {choice}: {' / '.join(counts)} {what}", 48), fontsize=9)
     axes.legend(fontsize=7)

@@ -40,7 +40,7 @@ LETTERS = 4  # nested boxes of a letter-value plot: 50, 75, 87.5, 93.75 %
 
 def percentiles(models: Mapping[str, pl.DataFrame]) -> Figure | None:
     """Fig 3: percentiles within their own layer of the neurons singled out, a letter-value plot each."""
-    chosen = {name: (table, found) for name, table in models.items() if (found := highlighted(table)) is not None}
+    chosen = {name: (table, picked) for name, table in models.items() if (picked := highlighted(table)) is not None}
     metrics = [m for m in RANKED if all(t[f"{m}_percentile"].is_not_null().any() for t in models.values())]
     if not chosen or not metrics:
         return None
@@ -104,12 +104,12 @@ def sparsity_against_cosine(neurons: pl.DataFrame, title: str) -> Figure | None:
 
 def nearest(neurons: pl.DataFrame, title: str) -> Figure | None:
     """Fig 10: the highest and lowest cosine with another neuron of the model, and the highest ρ in its layer."""
-    panels = {
+    columns = {
         "w_in": ("in_cos_max", "in_cos_min", "cosine of w_in with another neuron's"),
         "w_out": ("out_cos_max", "out_cos_min", "cosine of w_out with another neuron's"),
         "activation": ("layer_corr_max", None, "highest ρ with a neuron of its layer"),
     }
-    drawn = {name: panel for name, panel in panels.items() if neurons[panel[0]].is_not_null().any()}
+    drawn = {name: entry for name, entry in columns.items() if neurons[entry[0]].is_not_null().any()}
     if not drawn:
         return None
     groups = _groups(neurons)
@@ -145,11 +145,12 @@ def by_layer(neurons: pl.DataFrame, title: str) -> Figure | None:
         for axes, metric in zip(grid, metrics):
             for place, (name, (table, colour)) in enumerate(groups.items()):
                 finite = table.filter(pl.col(metric).is_finite())
-                rows = finite.group_by("layer").agg(
-                    pl.col(metric).median().alias("median"),
-                    pl.col(metric).quantile(0.25, "linear").alias("low"),
-                    pl.col(metric).quantile(0.75, "linear").alias("high"),
-                ).sort("layer")  # fmt: skip
+                quartiles = finite.group_by("layer").agg(
+                    median=pl.col(metric).median(),
+                    low=pl.col(metric).quantile(0.25, "linear"),
+                    high=pl.col(metric).quantile(0.75, "linear"),
+                )
+                rows = quartiles.sort("layer")
                 x = rows["layer"].to_numpy() + 0.12 * place
                 middle = rows["median"].to_numpy()
                 reach = np.stack([middle - rows["low"].to_numpy(), rows["high"].to_numpy() - middle])
@@ -165,8 +166,8 @@ def by_layer(neurons: pl.DataFrame, title: str) -> Figure | None:
 
 def _groups(neurons: pl.DataFrame) -> dict[str, tuple[pl.DataFrame, str]]:
     """The rest and the neurons singled out, with their colours; all in one where universality was not asked about."""
-    found = highlighted(neurons)
-    if found is None:
+    picked = highlighted(neurons)
+    if picked is None:
         return {"all neurons": (neurons, SECOND)}
-    mask, name = found
+    mask, name = picked
     return {"other": (neurons.filter(~mask), REST), name: (neurons.filter(mask), ACCENT)}

@@ -27,8 +27,8 @@ def roles_figures(
     """
 
     def table(name: str) -> pl.DataFrame:
-        found = tables.get(name, pl.DataFrame())
-        return found.filter(pl.col("model") == reference) if "model" in found.columns and name in ROLE_TABLES else found
+        frame = tables.get(name, pl.DataFrame())
+        return frame.filter(pl.col("model") == reference) if "model" in frame.columns and name in ROLE_TABLES else frame
 
     named = lettering(reference)
     drawn: dict[str, Figure | None] = {}
@@ -42,13 +42,13 @@ def roles_figures(
     if len(table("ensembles")):
         drawn["ensembles"] = ensembles_figure(table("ensembles"), f"Neurons of one class of {named} together")
     if len(table("interventions")):
-        own = neurons.filter(pl.col("model") == reference)
-        drawn["entropy"] = fixed_values(table("interventions"), own, table("ablations"), effects)
+        reference_neurons = neurons.filter(pl.col("model") == reference)
+        drawn["entropy"] = fixed_values(table("interventions"), reference_neurons, table("ablations"), effects)
         drawn["total-direct"] = total_and_direct(tables["ablations"])
     if len(table("attention")):
         pairs, samples = table("attention"), table("attention_samples")
-        found = pairs["role"].is_not_null().any()
-        kind = "" if found else ": none confirmed, the nearest candidates"
+        confirmed = pairs["role"].is_not_null().any()
+        kind = "" if confirmed else ": none confirmed, the nearest candidates"
         ratio = float(np.median(table("heads")["ratio"].drop_nulls().to_numpy()))
         title = f"Attention neurons of {named}{kind} (‖W_O v‖ of other tokens / of BOS: median {ratio:.1f})"
         drawn["attention"] = attention_neurons(table("head_scores"), pairs, samples, title)

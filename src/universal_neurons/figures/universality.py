@@ -36,15 +36,16 @@ def universality(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, thresh
             title=f"(a) {lettering(asker)}: {len(alive):,} neurons",
         )
         a.legend(fontsize=8)
-        marked, name = alive["is_universal"].to_numpy(), "universal"
+        marked = alive["is_universal"].to_numpy()
+        name = "universal"
         if len(alive) and not marked.any():
-            marked, name = (
-                (alive["excess_corr"] >= alive["excess_corr"].quantile(0.99)).to_numpy(),
-                "top 1 % (none universal)",
-            )
+            marked = (alive["excess_corr"] >= alive["excess_corr"].quantile(0.99)).to_numpy()
+            name = "top 1 % (none universal)"
         for chosen, colour, label in ((~marked, "#9db4c0", "other"), (marked, "#c8553d", name)):
-            some = alive.filter(chosen)
-            b.scatter(some["max_corr"], some["min_corr"], s=5, color=colour, linewidths=0, rasterized=True, label=label)
+            points = alive.filter(chosen)
+            b.scatter(
+                points["max_corr"], points["min_corr"], s=5, color=colour, linewidths=0, rasterized=True, label=label
+            )
         b.plot([0, 1], [0, 1], color="black", linewidth=0.6)
         b.set(xlabel="max over models of the best ρ", ylabel="min over models of the best ρ", title="(b)")
         b.legend(fontsize=8, markerscale=3)
@@ -159,7 +160,7 @@ def by_subset(subsets: pl.DataFrame, threshold: float) -> Figure:
             for name in names
         ]
         axes.boxplot(values, whis=(1, 99), showfliers=False)
-        counts = [int((found > threshold).sum()) for found in values]
+        counts = [int((excess > threshold).sum()) for excess in values]
         labels = [f"{lettering(name, LONGEST)}\n{n} universal" for name, n in zip(names, counts)]
         axes.set_xticks(range(1, len(names) + 1), labels, rotation=30, ha="right")
         axes.axhline(threshold, color="black", linewidth=0.8, linestyle=":")

@@ -77,7 +77,7 @@ def _study_roles(
     config = config.model_copy(update={"roles": roles or config.roles, "stages": stages})
     if tokens is None and config.data == IN_MEMORY:
         raise ConfigError(f"{study.path}: its text was in memory", wanted="the same `tokens` again")
-    loaded = list(models) if models is not None else load_models(_where_it_is(config))
+    loaded = list(models) if models is not None else load_models(_on_this_machine(config))
     if [_weights(model.describe()) for model in loaded] != [_weights(model) for model in study.manifest["models"]]:
         raise StoreConflictError(
             f"{study.path}: its models have changed",
@@ -95,21 +95,23 @@ def _study_roles(
             raise StoreConflictError(f"{study.path}: its text has changed", given=tokens.fingerprint, wanted=wanted)
         _, stretches = tokens.split(settings.heldout_tokens)
         matches = study.matches if study.askers else None
-        vocabulary, heldout = vocabulary_of(tokenizer, loaded), np.concatenate(stretches)
-        own = read_own_labels(settings.label_files, {}, vocabulary, tokens).tokens
-        tables = Roles(settings, loaded, tokens, heldout, vocabulary, study.neurons, matches, own).run(reporter)
+        vocabulary = vocabulary_of(tokenizer, loaded)
+        heldout = np.concatenate(stretches)
+        token_sets = read_own_labels(settings.label_files, {}, vocabulary, tokens).tokens
+        tables = Roles(settings, loaded, tokens, heldout, vocabulary, study.neurons, matches, token_sets).run(reporter)
     manifest = study.manifest | {
         "config": settings.stored(),
         "tables": {name: digest for name, digest in study.manifest["tables"].items() if name not in ROLE_TABLES},
         "timings": study.manifest["timings"] | {"roles": round(reporter.timings.get("roles", 0.0), 3)},
     }
-    return writer.replace({name: tables[name] for name in sorted(tables, key="neurons".__eq__)}, manifest)
+    neurons_last = {name: table for name, table in tables.items() if name != "neurons"} | {"neurons": tables["neurons"]}
+    return writer.replace(neurons_last, manifest)
 
 
-def _where_it_is(config: StudyConfig) -> StudyConfig:
+def _on_this_machine(config: StudyConfig) -> StudyConfig:
     """The configuration on this machine: a study made on a GPU that is not here goes on the CPU."""
-    there = not config.device.startswith("cuda") or torch.cuda.is_available()
-    return config if there else config.model_copy(update={"device": "cpu", "dtype": "float32"})
+    available = not config.device.startswith("cuda") or torch.cuda.is_available()
+    return config if available else config.model_copy(update={"device": "cpu", "dtype": "float32"})
 
 
 def _weights(described: dict[str, Any]) -> tuple[str, str]:

@@ -87,10 +87,9 @@ def bos_scores(
     bos: int,
     distances: Sequence[int],
     *,
-    directions: int = DIRECTIONS,
     seed: int = 0,
 ) -> BosScores:
-    """h = scaling · unit(w_out)ᵀ W_Qᵀ k̄_BOS (paper §6), and the same of so many random unit vectors (mean-free for
+    """h = scaling · unit(w_out)ᵀ W_Qᵀ k̄_BOS (paper §6), and the same of 4096 random unit vectors (mean-free for
     LayerNorm models, whose neurons' processed w_out are).
 
     `bos` is the token's id; `distances` from it are averaged over in rotary layers (`heads.bos_key`).  Raises
@@ -101,17 +100,17 @@ def bos_scores(
     reads = torch.stack([h.scaling * torch.einsum("hed,he->hd", h.w_q, key[h.layer]) for h in every]).to(
         weights.w_out.device
     )
-    found = torch.stack([(unit(w_out) @ reads.flatten(0, 1).T).float().cpu() for w_out in weights.w_out])
-    found = found.unflatten(2, reads.shape[:2])
+    scores = torch.stack([(unit(w_out) @ reads.flatten(0, 1).T).float().cpu() for w_out in weights.w_out])
+    scores = scores.unflatten(2, reads.shape[:2])
     layers = torch.arange(model.n_layers)
-    found[(layers[None] <= layers[:, None])[:, None, :, None].expand_as(found)] = torch.nan
+    scores[(layers[None] <= layers[:, None])[:, None, :, None].expand_as(scores)] = torch.nan
     draw = torch.randn(
-        directions, model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed_of("bos", seed))
+        DIRECTIONS, model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed_of("bos", seed))
     )
     if model.architecture.norm == "layer":
         draw -= draw.mean(1, keepdim=True)
     random = (unit(draw) @ reads.flatten(0, 1).T.cpu()).unflatten(1, reads.shape[:2])
-    return BosScores(model.name, found, random.float())
+    return BosScores(model.name, scores, random.float())
 
 
 @torch.inference_mode()
@@ -137,9 +136,9 @@ def value_norms(
     with projecting(model, "value", measure):
         for rows in ids.split(max(1, FORWARD_POSITIONS // ids.shape[1])):
             model.forward(rows)
-    found = [torch.cat(layer) for layer in norms]
-    bos = torch.stack([layer[0, 0] for layer in found])
-    other = torch.stack([torch.from_numpy(np.median(layer[others].numpy(), axis=0)) for layer in found])
+    by_layer = [torch.cat(layer) for layer in norms]
+    bos = torch.stack([layer[0, 0] for layer in by_layer])
+    other = torch.stack([torch.from_numpy(np.median(layer[others].numpy(), axis=0)) for layer in by_layer])
     return {"bos_value_norm": bos, "value_norm": other, "ratio": other / bos}
 
 
@@ -162,7 +161,7 @@ def heads_table(scores: BosScores, norms: dict[str, Float[Tensor, "layers heads"
     )
 
 
-def scores_histogram(scores: BosScores, bins: int = BINS) -> pl.DataFrame:
+def scores_histogram(scores: BosScores) -> pl.DataFrame:
     """How many h lie in each bin, of neurons with all later heads and of random directions (Fig 8a).
 
     A random direction counts for each head as often as there are layers before it, so that both kinds mix the heads
@@ -170,18 +169,18 @@ def scores_histogram(scores: BosScores, bins: int = BINS) -> pl.DataFrame:
     """
     layers = scores.random.shape[1]
     later = [scores.neurons[:layer, :, layer].flatten() for layer in range(1, layers)]
-    found = [part[part.isfinite()].numpy() for part in later]
-    most = max([float(np.abs(part).max(initial=0)) for part in (*found, scores.random[:, 1:].numpy())])
+    finite = [part[part.isfinite()].numpy() for part in later]
+    most = max([float(np.abs(part).max(initial=0)) for part in (*finite, scores.random[:, 1:].numpy())])
     if most == 0:
         return pl.DataFrame(schema=HISTOGRAM_SCHEMA)
-    edges = np.linspace(-most, most, bins + 1)
+    edges = np.linspace(-most, most, BINS + 1)
     counts = {
-        "neuron": sum(np.histogram(part, edges)[0] for part in found),
+        "neuron": sum(np.histogram(part, edges)[0] for part in finite),
         "random": sum(n * np.histogram(scores.random[:, n].numpy(), edges)[0] for n in range(1, layers)),
     }
     places = {"low": edges[:-1], "high": edges[1:]}
     return pl.concat(
-        pl.DataFrame({"model": [scores.model] * bins, "kind": [kind] * bins} | places | {"count": count})
+        pl.DataFrame({"model": [scores.model] * BINS, "kind": [kind] * BINS} | places | {"count": count})
         for kind, count in counts.items()
     ).cast(pl.Schema(HISTOGRAM_SCHEMA))
 
@@ -235,16 +234,16 @@ def attention_table(
     def path(pair: dict[str, Any]) -> tuple[int, int, int]:
         return pair["layer"], pair["head_layer"], pair["head"]
 
-    found: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
-    for (layer, head_layer, head), group in groupby(sorted(chosen, key=path), key=path):
-        neurons = [pair["neuron"] for pair in group]
+    by_pair: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
+    for (layer, head_layer, head), pairs_of_path in groupby(sorted(chosen, key=path), key=path):
+        neurons = [pair["neuron"] for pair in pairs_of_path]
         effects = path_effects(model, ids, layer, torch.tensor(neurons), head_layer, head)
         for place, neuron in enumerate(neurons):
             columns = {name: effect[place].cpu()[keep].numpy() for name, effect in effects.items()}
-            found[layer, neuron, head_layer, head] = columns
+            by_pair[layer, neuron, head_layer, head] = columns
     for pair in chosen:
         key = {name: pair[name] for name in PAIR_KEY}
-        effect = found[tuple(list(key.values())[1:])]
+        effect = by_pair[tuple(list(key.values())[1:])]
         judged.append(pair | judge(effect, pair["z"], settings))
         columns = {name: values[shown] for name, values in effect.items()}
         samples.append(pl.DataFrame({name: [value] * len(shown) for name, value in key.items()} | places | columns))

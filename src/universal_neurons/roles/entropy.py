@@ -129,6 +129,28 @@ class Effects:
     unigram: list[Tensor]
     rows: list[Tensor]
 
+    def carriers(self, frequency_cos: float) -> dict[str, float]:
+        """Means of |Δ loss|, and the shares of it that go through the final norm and along token frequency."""
+        change = torch.cat(self.total)
+        total = change.abs().numpy()
+        direct = torch.cat(self.direct).abs().numpy()
+        row_of = torch.cat(self.rows).numpy()
+        mediated, low, high = _share(total, direct, row_of)
+        columns = {
+            "loss_change": float(change.double().mean()),
+            "total_effect": float(total.mean(dtype=float)),
+            "direct_effect": float(direct.mean(dtype=float)),
+            "mediated": mediated,
+            "mediated_low": low,
+            "mediated_high": high,
+            "frequency_cos": frequency_cos,
+        }
+        if self.restored:
+            restored = torch.cat(self.restored).abs().numpy()
+            columns["frequency_share"], _, _ = _share(total, restored, row_of)
+            columns["unigram_change"] = float(torch.cat(self.unigram).double().mean())
+        return columns
+
 
 class EntropyTrial:
     """One model's candidates and controls, tried out on one batch of rows after the other."""
@@ -143,15 +165,19 @@ class EntropyTrial:
         log_frequency: Float[Tensor, " vocabulary"],
     ) -> None:
         """`kinds` says of each flat neuron what it is tried as; `means` are all neurons' mean activations."""
-        self.model, self.kinds, self.means, self.settings = model, kinds, means, settings
-        self.direction, self.log_frequency = direction.to(model.device), log_frequency.to(model.device)
+        self.model = model
+        self.kinds = kinds
+        self.means = means
+        self.settings = settings
+        self.direction = direction.to(model.device)
+        self.log_frequency = log_frequency.to(model.device)
         self.sums: dict[tuple[int | None, str, float | None], np.ndarray] = {}
         self.tokens = 0
         self.effects = {number: Effects([], [], [], [], []) for number in kinds}
 
     @property
     def first(self) -> int:
-        """The earliest layer with a neuron to try."""
+        """The earliest layer with a neuron to try; 0 where there is none."""
         return self.model.units.layer_of(min(self.kinds, default=0))
 
     def _edits(self, kind: str) -> list[Edit]:
@@ -161,7 +187,7 @@ class EntropyTrial:
         return fixed if kind == "control" else [*fixed, *others]
 
     def add(self, trial: Trial) -> None:
-        """Try everything on a batch of rows."""
+        """Sweep every neuron over its edits and mean-ablate it, on a batch of rows."""
         self.tokens += len(trial.kept)
         self._sum((None, "none", None), trial.clean.metrics)
         for layer, numbers in self.model.units.by_layer(self.kinds).items():
@@ -173,10 +199,10 @@ class EntropyTrial:
     def _sweep(self, trial: Trial, layer: int, numbers: list[int], edits: list[Edit]) -> None:
         if not numbers:
             return
-        found = trial.try_out(layer, self.model.units.within_layers(numbers), edits)
+        metrics = trial.try_out(layer, self.model.units.within_layers(numbers), edits)
         for place, number in enumerate(numbers):
             for which, edit in enumerate(edits):
-                part = Metrics(*(values[place, which] for values in vars(found).values()))
+                part = Metrics(*(values[place, which] for values in vars(metrics).values()))
                 self._sum((number, edit.kind, None if edit.value is None else float(edit.value)), part)
 
     def _sum(self, key: tuple[int | None, str, float | None], metrics: Metrics) -> None:
@@ -194,39 +220,41 @@ class EntropyTrial:
     @torch.inference_mode()
     def _ablate(self, trial: Trial, layer: int, numbers: list[int]) -> None:
         """Mean ablation: total, direct, and without what goes along token frequency."""
-        own = self.model.units.within_layers(numbers)
+        within = self.model.units.within_layers(numbers)
         edit = Edit("mean", self.means[numbers])
         clean = trial.clean.metrics
-        total = trial.try_out(layer, own, [edit])
-        direct = trial.try_out(layer, own, [edit], frozen=True)
-        change, directions = trial.changes(layer, own, edit), trial.written(layer, own)
+        total = trial.try_out(layer, within, [edit])
+        direct = trial.try_out(layer, within, [edit], frozen=True)
+        change = trial.changes(layer, within, edit)
+        directions = trial.written(layer, within)
         for place, number in enumerate(numbers):
-            found = self.effects[number]
-            found.total.append((total.loss[place, 0] - clean.loss).cpu())
-            found.direct.append((direct.loss[place, 0] - clean.loss).cpu())
-            found.rows.append(trial.row_of)
+            effect = self.effects[number]
+            effect.total.append((total.loss[place, 0] - clean.loss).cpu())
+            effect.direct.append((direct.loss[place, 0] - clean.loss).cpu())
+            effect.rows.append(trial.row_of)
             if self.kinds[number] == "control":
                 continue
             residual = trial.after(layer, change[place, None, :, None] * directions[place])[0]
             restored, unigram = self._restored(trial, residual)
-            found.restored.append((restored - clean.loss).cpu())
-            found.unigram.append(unigram.cpu())
+            effect.restored.append((restored - clean.loss).cpu())
+            effect.unigram.append(unigram.cpu())
 
     def _restored(self, trial: Trial, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The loss with the logits' part along token frequency as in the clean run, and the change of KL to unigram."""
         losses, changes = [], []
-        readout, clean = trial.readout, trial.clean
+        readout = trial.readout
+        clean = trial.clean
         for start in range(0, len(residual), readout.rows):
-            some = slice(start, start + readout.rows)
-            logits = readout.logits(residual[some])
-            before = clean.raw[some] / clean.metrics.scale[some, None] + readout.constant
+            piece = slice(start, start + readout.rows)
+            logits = readout.logits(residual[piece])
+            before = clean.raw[piece] / clean.metrics.scale[piece, None] + readout.constant
             log_p, log_before = logits.log_softmax(1), before.log_softmax(1)
             changes.append(
                 (log_p.exp() * (log_p - self.log_frequency)).sum(1)
                 - (log_before.exp() * (log_before - self.log_frequency)).sum(1)
             )
             logits += ((before - logits) @ self.direction)[:, None] * self.direction
-            losses.append(-logits.log_softmax(1).gather(1, clean.targets[some, None])[:, 0])
+            losses.append(-logits.log_softmax(1).gather(1, clean.targets[piece, None])[:, 0])
         return torch.cat(losses), torch.cat(changes)
 
     def interventions(self) -> pl.DataFrame:
@@ -246,27 +274,27 @@ class EntropyTrial:
     def ablations(self, neurons: pl.DataFrame, weights: ProcessedWeights, fraction: np.ndarray) -> pl.DataFrame:
         """A row per neuron that was tried: effects of its mean ablation, what carries them, and its role."""
         rows: list[dict[str, Any]] = []
-        flat, tried = weights.w_out.flatten(0, 1), list(self.kinds)
+        flat = weights.w_out.flatten(0, 1)
+        tried = list(self.kinds)
         frequency = _frequency_cosines(flat[tried], weights, self.direction)
         for (number, kind), cosines, along in zip(self.kinds.items(), unit(flat[tried]) @ unit(flat).T, frequency):
             layer, neuron = self.model.units.place_of(number)
-            found = self.effects[number]
-            total, direct = torch.cat(found.total).abs().numpy(), torch.cat(found.direct).abs().numpy()
-            share = _share(total, direct, torch.cat(found.rows).numpy())
-            partner = int(cosines.nan_to_num(nan=1.0).argmin())
-            row = {"model": self.model.name, "layer": layer, "neuron": neuron, "kind": kind}
-            row |= {name: neurons[name][number] for name in ("l2_penalty", "vocab_var")}
-            row |= {"null_fraction": float(fraction[number]), "tokens": self.tokens}
-            row |= {"loss_change": float(torch.cat(found.total).double().mean())}
-            row |= {"total_effect": float(total.mean(dtype=float)), "direct_effect": float(direct.mean(dtype=float))}
-            row |= dict(zip(("mediated", "mediated_low", "mediated_high"), share))
-            row["frequency_cos"] = float(along)
-            if found.restored:
-                restored = torch.cat(found.restored).abs().numpy()
-                row["frequency_share"] = _share(total, restored, torch.cat(found.rows).numpy())[0]
-                row["unigram_change"] = float(torch.cat(found.unigram).double().mean())
-            row |= dict(zip(("antipode_layer", "antipode_neuron"), self.model.units.place_of(partner)))
-            rows.append(row | {"antipode_cos": float(cosines[partner]), "role": self._role(kind, row)})
+            row = {
+                "model": self.model.name,
+                "layer": layer,
+                "neuron": neuron,
+                "kind": kind,
+                "l2_penalty": neurons["l2_penalty"][number],
+                "vocab_var": neurons["vocab_var"][number],
+                "null_fraction": float(fraction[number]),
+                "tokens": self.tokens,
+                **self.effects[number].carriers(float(along)),
+            }
+            antipode = int(cosines.nan_to_num(nan=1.0).argmin())
+            row["antipode_layer"], row["antipode_neuron"] = self.model.units.place_of(antipode)
+            row["antipode_cos"] = float(cosines[antipode])
+            row["role"] = self._role(kind, row)
+            rows.append(row)
         integers = dict.fromkeys(("layer", "neuron", "antipode_layer", "antipode_neuron"), pl.Int32)
         numbers = dict.fromkeys(("frequency_share", "unigram_change"), pl.Float64)
         table = pl.DataFrame(rows, schema_overrides=integers | numbers | {"role": pl.String}, infer_schema_length=None)
@@ -287,8 +315,8 @@ def _share(total: np.ndarray, rest: np.ndarray, rows: np.ndarray) -> tuple[float
     whole, left = float(total.sum(dtype=float)), float(rest.sum(dtype=float))
     if not whole > 0:
         return (float("nan"),) * 3
-    group = jackknife.stretch_of(rows)
-    totals, rests = (np.bincount(group, values, jackknife.STRETCHES) for values in (total, rest))
+    stretch = jackknife.stretch_of(rows)
+    totals, rests = (np.bincount(stretch, values, jackknife.STRETCHES) for values in (total, rest))
     used = totals > 0
     without = 1 - (left - rests[used]) / np.maximum(whole - totals[used], 1e-300)
     share, reach = 1 - left / whole, float(jackknife.reach(without))

@@ -33,12 +33,12 @@ def counterparts(matches: pl.DataFrame, asker: str, chosen: Sequence[int], units
     """The best match of every chosen (flat) neuron in every other model: flat, model, match (flat), corr."""
     rows = matches.filter((pl.col("asker") == asker) & (pl.col("rank") == 1)).with_columns(
         flat=units[asker].number_column(),
-        match=pl.coalesce(pl.when(model=name).then(of.number_column("match_")) for name, of in units.items()),
+        match=pl.coalesce(
+            pl.when(model=name).then(units_of_model.number_column("match_")) for name, units_of_model in units.items()
+        ),
     )
-    wanted = pl.DataFrame({"flat": list(chosen)}, schema={"flat": pl.Int64})
-    return wanted.join(rows, on="flat").select(
-        "flat", "model", "match", "corr"
-    ).sort("flat", "model")  # fmt: skip
+    asked_about = pl.DataFrame({"flat": list(chosen)}, schema={"flat": pl.Int64})
+    return asked_about.join(rows, on="flat").select("flat", "model", "match", "corr").sort("flat", "model")
 
 
 def random_partner(match: int, units: Units, seed: int, model: str) -> int | None:
@@ -47,31 +47,33 @@ def random_partner(match: int, units: Units, seed: int, model: str) -> int | Non
     if units.widths[layer] == 1:
         return None
     draw = int(np.random.default_rng(seed_of("partner", seed, model, match)).integers(units.widths[layer] - 1))
-    return units.number_of(layer, draw + (draw >= neuron))
+    return units.number_of(layer, draw + 1 if draw >= neuron else draw)
 
 
 class LossChanges:
     """Per token, by how much the loss changes when each of some neurons is mean-ablated, one at a time."""
 
     def __init__(self, model: Model, numbers: Sequence[int], means: Float[Tensor, " neurons"]) -> None:
-        self.model, self.numbers, self.means = model, sorted(set(numbers)), means
+        self.model = model
+        self.numbers = sorted(set(numbers))
+        self.means = means
         self.parts: dict[int, list[Tensor]] = {number: [] for number in self.numbers}
 
     @property
     def first(self) -> int:
-        """The earliest layer with such a neuron."""
+        """The earliest layer with a neuron to ablate; the last layer where there is none."""
         return self.model.units.layer_of(min(self.numbers, default=self.model.n_neurons - 1))
 
     def add(self, trial: Trial) -> None:
-        """Ablate them on a batch of rows."""
+        """Ablate each neuron alone on a batch of rows."""
         units = self.model.units
         for layer, numbers in units.by_layer(self.numbers).items():
-            found = trial.try_out(layer, units.within_layers(numbers), [Edit("mean", self.means[numbers])])
-            for number, loss in zip(numbers, found.loss[:, 0]):
+            metrics = trial.try_out(layer, units.within_layers(numbers), [Edit("mean", self.means[numbers])])
+            for number, loss in zip(numbers, metrics.loss[:, 0]):
                 self.parts[number].append((loss - trial.clean.metrics.loss).cpu())
 
     def of(self, number: int) -> Float[np.ndarray, " tokens"]:
-        """The changes at all tokens."""
+        """The change of the loss, in nats, that a neuron's ablation makes at every token, in the order of the text."""
         return torch.cat(self.parts[number]).double().numpy()
 
 
@@ -88,7 +90,8 @@ def functional_table(
     `pairs` are those of `counterparts`; `effects` the logit effects of all neurons concerned, by model and flat number;
     `roles` those of all neurons.
     """
-    asker, units = models[0], {model.name: model.units for model in models}
+    asker = models[0]
+    units = {model.name: model.units for model in models}
     rows: list[dict[str, Any]] = []
     for flat, name, match, corr in pairs.iter_rows():
         (layer, neuron), (match_layer, match_neuron) = asker.units.place_of(flat), units[name].place_of(match)
@@ -100,10 +103,10 @@ def functional_table(
             if number is not None:
                 row[f"effect_corr{kind}"] = _corr(effects[asker.name][flat], effects[name][number])
                 row[f"loss_corr{kind}"] = _corr(changes[asker.name].of(flat), changes[name].of(number))
-        mine = roles[asker.name][flat]
-        row |= {"roles": list(mine), "match_roles": list(roles[name][match])}
+        asker_roles = roles[asker.name][flat]
+        row |= {"roles": list(asker_roles), "match_roles": list(roles[name][match])}
         for kind, number in compared.items():
-            row[f"same_roles{kind}"] = None if number is None else _same(mine, roles[name][number])
+            row[f"same_roles{kind}"] = None if number is None else _same_roles(asker_roles, roles[name][number])
         rows.append(row)
     kinds: dict[str, Any] = dict.fromkeys(("layer", "neuron", "match_layer", "match_neuron"), pl.Int32)
     kinds |= dict.fromkeys(("roles", "match_roles"), pl.List(pl.String))
@@ -111,11 +114,11 @@ def functional_table(
     return pl.DataFrame(rows, schema_overrides=kinds, infer_schema_length=None)
 
 
-def _same(one: Iterable[str], other: Iterable[str]) -> bool | None:
+def _same_roles(one: Iterable[str], other: Iterable[str]) -> bool | None:
     """Whether two neurons have the same role by their weights, which say of every neuron what it does (the other roles
     are tried out on candidates alone); None where neither has one."""
-    mine, theirs = set(one) & set(ROLES_BY_WEIGHTS), set(other) & set(ROLES_BY_WEIGHTS)
-    return mine == theirs if mine | theirs else None
+    roles, other_roles = set(one) & set(ROLES_BY_WEIGHTS), set(other) & set(ROLES_BY_WEIGHTS)
+    return roles == other_roles if roles | other_roles else None
 
 
 def _corr(one: np.ndarray, other: np.ndarray) -> float:
@@ -140,7 +143,10 @@ class Costs:
         dead: Bool[np.ndarray, " neurons"],
         seed: int,
     ) -> None:
-        self.model, self.means, self.dead, self.first = model, means, dead, model.n_layers - 1
+        self.model = model
+        self.means = means
+        self.dead = dead
+        self.first = model.n_layers - 1
         drawn = [self._random(chosen, seed, draw) for draw in range(DRAWS)]
         self.sets = [sorted(chosen), *(numbers for numbers in drawn if numbers)]
         self.losses: list[list[Tensor]] = [[] for _ in self.sets]
@@ -148,23 +154,23 @@ class Costs:
         self.rows: list[Tensor] = []
 
     def _random(self, chosen: Sequence[int], seed: int, draw: int) -> list[int]:
-        found: list[int] = []
+        drawn: list[int] = []
         generator = np.random.default_rng(seed_of("costs", seed, draw))
         for layer, numbers in self.model.units.by_layer(chosen).items():
             columns = self.model.units.columns(layer)
             alive = columns.start + np.flatnonzero(~self.dead[columns])
             others = np.setdiff1d(alive, numbers)
-            found += generator.choice(others, min(len(numbers), len(others)), replace=False).tolist()
-        return sorted(found)
+            drawn += generator.choice(others, min(len(numbers), len(others)), replace=False).tolist()
+        return sorted(drawn)
 
     @torch.inference_mode()
     def add(self, trial: Trial) -> None:
         """Ablate every set on a batch of rows."""
         self.rows.append(trial.row_of)
         for numbers, losses, divergences in zip(self.sets, self.losses, self.divergences):
-            found = self._without(trial, numbers)
-            losses.append((found.loss[0] - trial.clean.metrics.loss).cpu())
-            divergences.append(found.divergence[0].cpu())
+            metrics = self._without(trial, numbers)
+            losses.append((metrics.loss[0] - trial.clean.metrics.loss).cpu())
+            divergences.append(metrics.divergence[0].cpu())
 
     def _without(self, trial: Trial, numbers: list[int]) -> Metrics:
         with intervene(self.model, numbers, Edit("mean", self.means[numbers])), final_residual(self.model) as seen:
@@ -172,13 +178,13 @@ class Costs:
         residual = seen[0].reshape(-1, self.model.d_model)[trial.kept]
         return trial.readout.of_residual(residual[None], trial.clean)
 
-    def table(self, what: str) -> pl.DataFrame:
-        """A row per set: the chosen ones (`what`), and each draw of random ones; means with 95 % intervals."""
+    def table(self, chosen_as: str) -> pl.DataFrame:
+        """A row per set, the chosen ones as `chosen_as` and each draw of random ones; means with 95 % intervals."""
         rows = []
         row_of = torch.cat(self.rows).numpy()
         for draw, (numbers, losses, divergences) in enumerate(zip(self.sets, self.losses, self.divergences)):
             loss, divergence = torch.cat(losses).double().numpy(), torch.cat(divergences).double().numpy()
-            row = {"model": self.model.name, "set": what if not draw else "random", "draw": draw}
+            row = {"model": self.model.name, "set": chosen_as if not draw else "random", "draw": draw}
             row |= {"neurons": len(numbers), "tokens": len(loss)}
             for name, values in (("loss_change", loss), ("divergence", divergence)):
                 mean, reach = float(values.mean()), _reach(values, row_of)
@@ -189,9 +195,9 @@ class Costs:
 
 def _reach(values: np.ndarray, rows: np.ndarray) -> float:
     """Half the 95 % interval of a mean over tokens: a jackknife over at most 20 stretches of rows."""
-    group = jackknife.stretch_of(rows)
+    stretch = jackknife.stretch_of(rows)
     most = jackknife.STRETCHES
-    sums, counts = np.bincount(group, values, most), np.bincount(group, minlength=most)
+    sums, counts = np.bincount(stretch, values, most), np.bincount(stretch, minlength=most)
     used = counts > 0
     if used.sum() < 2:
         return float("nan")

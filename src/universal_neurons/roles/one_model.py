@@ -16,6 +16,7 @@ from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
 from universal_neurons.readout import Readout
 from universal_neurons.roles.attention import attention_table, bos_scores, heads_table, scores_histogram, value_norms
+from universal_neurons.roles.ensembles import ensemble_histograms, ensembles_of, ensembles_table, same_class
 from universal_neurons.roles.entropy import (
     FREQUENCY_CANDIDATES,
     EntropyTrial,
@@ -31,11 +32,7 @@ from universal_neurons.roles.prediction import (
     class_labels,
     effect_histograms,
     effects_table,
-    ensemble_histograms,
-    ensembles_of,
-    ensembles_table,
     role_examples,
-    same_class,
     with_nearest,
 )
 from universal_neurons.tokens import TokenDataset
@@ -59,23 +56,23 @@ class Sample:
     rows: np.ndarray
     vocabulary: Vocabulary
     embedding: Float[Tensor, "tokens width"] | None = None
-    own: Mapping[str, np.ndarray] = field(default_factory=dict)
+    token_sets: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def labels(self) -> ClassLabels:
         """The labels that speak of tokens alone."""
-        return class_labels(self.vocabulary, self.embedding, own=self.own)
+        return class_labels(self.vocabulary, self.embedding, own=self.token_sets)
 
     @cached_property
     def counts(self) -> np.ndarray:
         """How often each token stands in the whole text, position 0 and padding left out, whatever is masked."""
-        found = np.zeros(len(self.vocabulary), np.int64)
+        counts = np.zeros(len(self.vocabulary), np.int64)
         for start in range(0, len(self.tokens), 512):
             rows = np.arange(start, min(start + 512, len(self.tokens)))
             real = np.arange(self.tokens.context)[None] < self.tokens.lengths[rows][:, None]
             real[:, 0] = False
-            found += np.bincount(self.tokens.ids(rows)[real], minlength=len(found))[: len(found)]
-        return found
+            counts += np.bincount(self.tokens.ids(rows)[real], minlength=len(counts))[: len(counts)]
+        return counts
 
     @property
     def positions(self) -> int:
@@ -87,12 +84,13 @@ class Together:
     """Activations of some (flat) neurons at every kept position, with the next token and the row."""
 
     def __init__(self, model: Model, numbers: Sequence[int]) -> None:
-        self.numbers, self.units = list(numbers), model.units
+        self.numbers = list(numbers)
+        self.units = model.units
         self.first = self.units.layer_of(min(self.numbers, default=0))
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, trial: Trial) -> None:
-        """Keep those of a batch of rows."""
+        """Keep a batch's activations, next tokens and rows."""
         places = [self.units.place_of(number) for number in self.numbers]
         columns = [trial.activations[layer][trial.kept, neuron] for layer, neuron in places]
         self.parts.append((torch.stack(columns, 1).cpu(), trial.clean.targets.cpu(), trial.row_of))
@@ -106,54 +104,60 @@ class Together:
 class OneModel:
     """One model's roles; `run` gives its tables, `roles` and `null_fraction` speak of every neuron.
 
-    `own` are its rows of the neuron table.  `concerned` are neurons whose ablation functional universality asks about:
-    `changes` and `effects` (logit effects) are theirs.  Of the reference `chosen` are its universal neurons, ablated
-    together.
+    `neurons` are its rows of the neuron table.  `concerned` are neurons whose ablation functional universality asks
+    about: `changes` and `effects` (logit effects) are theirs.  Of the reference `chosen` are its universal neurons,
+    ablated together; the tables call them `chosen_as`.
     """
 
     def __init__(
         self,
         model: Model,
-        own: pl.DataFrame,
+        neurons: pl.DataFrame,
         sample: Sample,
         settings: RoleSettings,
         *,
         seed: int,
         concerned: Sequence[int] = (),
         chosen: Sequence[int] | None = None,
-        what: str = "",
+        chosen_as: str = "",
     ) -> None:
-        self.model, self.own, self.sample, self.settings, self.seed = model, own, sample, settings, seed
-        self.concerned, self.chosen, self.what = concerned, chosen, what
+        self.model = model
+        self.neurons = neurons
+        self.sample = sample
+        self.settings = settings
+        self.seed = seed
+        self.concerned = concerned
+        self.chosen = chosen
+        self.chosen_as = chosen_as
         self.tables: dict[str, pl.DataFrame] = {}
         self.null_fraction = np.full(model.n_neurons, np.nan)
         self.roles: list[list[str]] = [[] for _ in range(model.n_neurons)]
         self.effects: dict[int, np.ndarray] = {}
 
     def run(self, reporter: Reporter, batch_tokens: int) -> dict[str, pl.DataFrame]:
-        """Everything; returns the tables."""
+        """Try the model's neurons out; returns the tables that have rows, by name."""
         model = self.model
         weights = processed_weights(model)
         self.null_fraction = null_fraction(weights, model.architecture.norm == "layer").cpu().numpy()
         flat = weights.w_out.flatten(0, 1)
         self.effects = {n: (weights.w_u @ flat[n]).float().cpu().numpy() for n in self.concerned}
         labels = self.sample.labels
-        effects = effects_table(model.name, weights, self.own, self.sample.vocabulary, labels, self.settings)
+        effects = effects_table(model.name, weights, self.neurons, self.sample.vocabulary, labels, self.settings)
         self.tables["effects"] = effects
         means = self._means(batch_tokens)
         direction, log_frequency = self._frequency(weights)
         kinds = self._candidates(weights, direction)
         trial = EntropyTrial(model, kinds, means, self.settings, direction, log_frequency)
         self.changes = LossChanges(model, self.concerned, means)
-        nearest = with_nearest(effects, self.own, NEAREST)
+        nearest = with_nearest(effects, self.neurons, NEAREST)
         numbers, ensembles = ensembles_of(same_class(nearest), weights, self.sample.vocabulary, labels)
         together = Together(model, numbers.tolist()) if ensembles else None
-        costs = Costs(model, self.chosen, means, self.own["dead"].to_numpy(), self.seed) if self.chosen else None
+        costs = Costs(model, self.chosen, means, self.neurons["dead"].to_numpy(), self.seed) if self.chosen else None
         self._read([trial, self.changes, together, costs], reporter)
         self.tables["interventions"] = trial.interventions()
-        self.tables["ablations"] = trial.ablations(self.own, weights, self.null_fraction)
+        self.tables["ablations"] = trial.ablations(self.neurons, weights, self.null_fraction)
         if costs is not None:
-            self.tables["costs"] = costs.table(self.what)
+            self.tables["costs"] = costs.table(self.chosen_as)
         shown = self._shown(nearest)
         self.tables["effect_histograms"] = effect_histograms(shown, weights, self.sample.vocabulary, labels)
         if together is not None and together.parts:
@@ -175,14 +179,15 @@ class OneModel:
 
     def _candidates(self, weights: ProcessedWeights, direction: Tensor) -> dict[int, str]:
         """The neurons whose interventions are tried out, and as what."""
-        kinds = dict.fromkeys(entropy_candidates(self.own, self.settings), "entropy")
-        dead = self.own["dead"].to_numpy()
+        kinds = dict.fromkeys(entropy_candidates(self.neurons, self.settings), "entropy")
+        dead = self.neurons["dead"].to_numpy()
         for number in frequency_candidates(self.model, weights, direction, FREQUENCY_CANDIDATES, dead):
             kinds.setdefault(number, "frequency")
-        return kinds | dict.fromkeys(controls(self.own, self.settings, self.seed, list(kinds)), "control")
+        return kinds | dict.fromkeys(controls(self.neurons, self.settings, self.seed, list(kinds)), "control")
 
     def _frequency(self, weights: ProcessedWeights) -> tuple[Tensor, Tensor]:
-        counts, size = self.sample.counts, len(weights.w_u)
+        counts = self.sample.counts
+        size = len(weights.w_u)
         return frequency_direction(np.pad(counts, (0, max(0, size - len(counts))))[:size])
 
     def _read(self, takers: Sequence[EntropyTrial | LossChanges | Together | Costs | None], reporter: Reporter) -> None:
@@ -199,19 +204,22 @@ class OneModel:
     @torch.inference_mode()
     def _means(self, batch_tokens: int) -> Float[Tensor, " neurons"]:
         """Mean activations over the counted positions of the sample."""
-        model, tokens, rows = self.model, self.sample.tokens, self.sample.rows
+        model = self.model
+        tokens = self.sample.tokens
+        rows = self.sample.rows
         total = torch.zeros(model.n_neurons, dtype=torch.float64, device=model.device)
-        counted, step = 0, max(1, batch_tokens // tokens.context)
+        counted = 0
+        step = max(1, batch_tokens // tokens.context)
         for start in range(0, len(rows), step):
-            some = rows[start : start + step]
-            keep = torch.from_numpy(np.flatnonzero(tokens.mask(some))).to(model.device)
+            batch = rows[start : start + step]
+            keep = torch.from_numpy(np.flatnonzero(tokens.mask(batch))).to(model.device)
             counted += len(keep)
 
             def take(layer: int, activation: Tensor, keep: Tensor = keep) -> None:
                 total[model.units.columns(layer)] += activation[keep].float().sum(0)
 
             with model.capturing(take):
-                model.forward(torch.from_numpy(tokens.ids(some)))
+                model.forward(torch.from_numpy(tokens.ids(batch)))
         return (total / max(counted, 1)).float()
 
     def _attention(self, weights: ProcessedWeights) -> None:
@@ -224,10 +232,10 @@ class OneModel:
         norms = value_norms(self.model, ids.to(self.model.device), counted)
         self.tables["heads"] = heads_table(scores, norms)
         self.tables["head_scores"] = scores_histogram(scores)
-        found = attention_table(
+        pair_tables = attention_table(
             self.model, ids.to(self.model.device), self.settings, scores, counted=counted, seed=self.seed
         )
-        self.tables["attention"], self.tables["attention_samples"] = found
+        self.tables["attention"], self.tables["attention_samples"] = pair_tables
 
     def _name_roles(self) -> None:
         for name in ("effects", "ablations", "attention"):
@@ -235,5 +243,5 @@ class OneModel:
                 continue
             named = self.tables[name].filter(pl.col("role").is_not_null())
             for layer, neuron, role in named.select("layer", "neuron", "role").iter_rows():
-                own = self.roles[self.model.units.number_of(layer, neuron)]
-                own[:] = sorted({*own, role}, key=ROLES.index)
+                roles = self.roles[self.model.units.number_of(layer, neuron)]
+                roles[:] = sorted({*roles, role}, key=ROLES.index)

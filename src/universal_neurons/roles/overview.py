@@ -15,10 +15,10 @@ def role_rows(store: Store) -> list[tuple[str, list[int], str]]:
     neurons = store.neurons.filter(pl.col("roles").is_not_null())
     rows = []
     for role in ROLES:
-        there = neurons.filter(pl.col("roles").list.contains(role))
-        counts = [len(there.filter(pl.col("model") == name)) for name in store.models]
+        holders = neurons.filter(pl.col("roles").list.contains(role))
+        counts = [len(holders.filter(pl.col("model") == name)) for name in store.models]
         best = _best(store, store.models[0], role)
-        text = "" if best is None else _said(best, role)
+        text = "" if best is None else _role_line(best, role)
         rows.append((role.replace("_", " "), counts, text if counts[0] or not text else f"none; nearest {text}"))
     return rows
 
@@ -27,10 +27,8 @@ def _best(store: Store, model: str, role: str) -> dict[str, Any] | None:
     """What the tables say of the model's neuron that has a role most, whether or not enough."""
     of_model = pl.col("model") == model
     if role in ("prediction", "suppression", "partition"):
-        table = store.table("effects").filter(of_model).join(
-            store.neurons.select("model", "layer", "neuron", "vocab_kurt", "vocab_skew", "vocab_var"),
-            on=("model", "layer", "neuron"),
-        )  # fmt: skip
+        moments = store.neurons.select("model", "layer", "neuron", "vocab_kurt", "vocab_skew", "vocab_var")
+        table = store.table("effects").filter(of_model).join(moments, on=("model", "layer", "neuron"))
         side = {"prediction": pl.col("vocab_skew") > 0, "suppression": pl.col("vocab_skew") < 0}
         table = table.filter(side.get(role, pl.lit(True)))
         by = pl.col("vocab_var" if role == "partition" else "vocab_kurt")
@@ -49,7 +47,7 @@ def _best(store: Store, model: str, role: str) -> dict[str, Any] | None:
     return ranked.row(0, named=True) if len(ranked) else None
 
 
-def _said(row: dict[str, Any], role: str) -> str:
+def _role_line(row: dict[str, Any], role: str) -> str:
     name = unit_name(row["layer"], row["neuron"])
     if role in ("prediction", "suppression"):
         label = "" if row["class"] is None else f", {row['class']} {row['class_variance_reduction']:.2f}"
@@ -72,10 +70,10 @@ def signed(value: float | None, digits: int) -> str:
 
 
 def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: list[str] | None) -> list[str]:
-    """What a study found one neuron to do."""
-    here = (pl.col("model") == model) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
+    """One neuron's logit effects, ablation and attention, a line each; none where the tables lack it."""
+    this_neuron = (pl.col("model") == model) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
     lines = []
-    for row in store.table("effects").filter(here).iter_rows(named=True):
+    for row in store.table("effects").filter(this_neuron).iter_rows(named=True):
         if row["class"] is not None:
             sign = "raises" if row["class_sign"] > 0 else "lowers"
             lines.append(f"{sign} {row['class']} (explains {row['class_variance_reduction']:.2f} of its logit effects)")
@@ -84,15 +82,15 @@ def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: lis
                 break
             tokens = " ".join(f"{strings[token]!r}" for token in row[f"{which}_tokens"][:8])
             lines.append(f"{'most raised' if which == 'top' else 'most lowered'}: {tokens}")
-    for row in store.table("ablations").filter(here).iter_rows(named=True):
+    for row in store.table("ablations").filter(this_neuron).iter_rows(named=True):
         share = (
             f"{row['mediated']:.0%} of its effect on the loss ({row['total_effect']:.2g} nats) through the final norm"
         )
         lines.append(f"ablated ({row['kind']}): {share}, null fraction {row['null_fraction']:.2f}")
     if store.has("attention"):
-        for row in store.table("attention").filter(here).iter_rows(named=True):
+        for row in store.table("attention").filter(this_neuron).iter_rows(named=True):
             name = (row["role"] or "attention").replace("_", " ")
             lines.append(
-                f"{name}: {_said(row, 'attention')}, mean change of attention to BOS {signed(row['delta_bos'], 3)}"
+                f"{name}: {_role_line(row, 'attention')}, mean change of attention to BOS {signed(row['delta_bos'], 3)}"
             )
     return lines

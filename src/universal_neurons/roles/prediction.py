@@ -1,50 +1,38 @@
-"""Prediction, suppression and partition neurons, and what neurons of one class do together (paper §5.1).
+"""Prediction, suppression and partition neurons: what a neuron does to the next token's logits (paper §5.1).
 
 1. A neuron's logit effects are W_U w_out, of processed weights.  The moments of cos(w_out, W_U) over the vocabulary
    give the role: kurtosis above a threshold and skew > 0 prediction, skew < 0 suppression; else a variance above a
    threshold: partition.
 2. Its class is the token label with the highest variance reduction of its logit effects, which is ρ² (eq 4).
-3. Neurons of one role and class are an ensemble.  A neuron's signal is its activation times its mean logit effect on
-   the class less that elsewhere; it should tell whether the true next token is of the class.  Every other row chooses
-   the best neuron; the rest judge it, and the sum of all signals.
-4. Errors of two neurons share the target and so correlate whatever the neurons do.  The correlation of their signals
-   given the class (within it and within the rest, pooled) need not: it is the measure of independence.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons import jackknife
 from universal_neurons.categories import ROLES_BY_WEIGHTS
 from universal_neurons.config import RoleSettings
 from universal_neurons.families import TIE
-from universal_neurons.labels import Label, token_test_masks, unigram_masks
+from universal_neurons.labels import Label, token_test_masks
 from universal_neurons.neurons import PANEL_ELEMENTS
 from universal_neurons.vocabulary import Vocabulary
 from universal_neurons.weights import ProcessedWeights
 
 FEWEST = 2  # tokens of a class
 PAPER_WIDTH = 1024  # of GPT2-medium
-TOP, BINS, SHOWN = 10, 60, 6
+TOP = 10  # tokens that a neuron raises most, and lowers most
+BINS = 60
+PER_ROLE = 10  # examples of a role
 EFFECTS_SCHEMA: dict[str, Any] = {
     "model": pl.String, "layer": pl.Int32, "neuron": pl.Int32, "role": pl.String, "class": pl.String,
     "class_group": pl.String, "class_sign": pl.Int8, "class_variance_reduction": pl.Float64,
     "top_tokens": pl.List(pl.Int32), "top_effects": pl.List(pl.Float32),
     "bottom_tokens": pl.List(pl.Int32), "bottom_effects": pl.List(pl.Float32),
-}  # fmt: skip
-ENSEMBLES_SCHEMA: dict[str, Any] = {
-    "model": pl.String, "role": pl.String, "nearest": pl.Boolean, "class": pl.String, "neurons": pl.Int32,
-    "positions": pl.Int64, "base_rate": pl.Float64, "best_layer": pl.Int32, "best_neuron": pl.Int32,
-    **dict.fromkeys(("corr_best", "corr_sum", "auc_best", "auc_sum", "error_corr", "activation_corr"), pl.Float64),
-    "gain": pl.Float64, "gain_low": pl.Float64, "gain_high": pl.Float64,
 }  # fmt: skip
 HISTOGRAMS_SCHEMA: dict[str, Any] = {
     "model": pl.String, "layer": pl.Int32, "neuron": pl.Int32, "role": pl.String, "nearest": pl.Boolean,
@@ -55,16 +43,16 @@ ClassLabels = Sequence[tuple[Label, np.ndarray]]
 
 
 def class_labels(
-    vocabulary: Vocabulary, embedding: Float[Tensor, "tokens width"] | None = None, *,
-    counts: Int[np.ndarray, "vocabulary kinds"] | None = None, own: Mapping[str, np.ndarray] | None = None,
-) -> list[tuple[Label, np.ndarray]]:  # fmt: skip
+    vocabulary: Vocabulary,
+    embedding: Float[Tensor, "tokens width"] | None = None,
+    *,
+    own: Mapping[str, np.ndarray] | None = None,
+) -> list[tuple[Label, np.ndarray]]:
     """The labels that speak of tokens alone, as masks over the vocabulary: token tests and the user's own sets.
 
-    `embedding` adds `small_norm`, `counts` (`Vocabulary.counts`) the unigrams; `own` is `OwnLabels.tokens`.
+    `embedding` adds `small_norm`; `own` is `OwnLabels.tokens`.
     """
     masks = token_test_masks(vocabulary, None if embedding is None else embedding[: len(vocabulary)])
-    if counts is not None:
-        masks += unigram_masks(vocabulary, counts)
     return masks + [(Label(name, "own"), mask) for name, mask in (own or {}).items()]
 
 
@@ -87,9 +75,13 @@ def roles_of(stats: pl.DataFrame, settings: RoleSettings, d_model: int) -> list[
 
 
 def effects_table(
-    model_name: str, weights: ProcessedWeights, stats: pl.DataFrame,
-    vocabulary: Vocabulary, labels: ClassLabels, settings: RoleSettings,
-) -> pl.DataFrame:  # fmt: skip
+    model_name: str,
+    weights: ProcessedWeights,
+    stats: pl.DataFrame,
+    vocabulary: Vocabulary,
+    labels: ClassLabels,
+    settings: RoleSettings,
+) -> pl.DataFrame:
     """A row per neuron: its role, its class, and the tokens whose logits it raises and lowers most (paper §5.1).
 
     `stats` are the model's rows of the neuron table, in order.  Of two classes that say the same (all tokens but the
@@ -107,39 +99,57 @@ def effects_table(
     height = max(1, PANEL_ELEMENTS // max(len(tokens), 1))
     for start in range(0, len(w_out), height):
         effects = w_out[start : start + height] @ unembedding.T
-        top, bottom = (effects.topk(min(TOP, len(tokens)), 1, largest=largest) for largest in (True, False))
+        highest, lowest = (effects.topk(min(TOP, len(tokens)), 1, largest=largest) for largest in (True, False))
         effects -= effects.mean(1, keepdim=True)
         corr = (effects @ directions.T / effects.norm(dim=1, keepdim=True)).clamp(-1, 1)
         likely = 1 + TIE * (corr.sign() == preferred[start : start + height, None])
         which = (corr.square() * likely).nan_to_num(nan=-1.0).argmax(1)
         best = corr.gather(1, which[:, None])[:, 0]
-        parts.append((which, best, effects.any(1), top.indices, top.values, bottom.indices, bottom.values))
-    which, best, alive, *extremes = (torch.cat(part).cpu().numpy() for part in zip(*parts))
-    extremes[::2] = [tokens[found] for found in extremes[::2]]
+        parts.append((which, best, effects.any(1), highest.indices, highest.values, lowest.indices, lowest.values))
+    which, best, alive, top, top_effects, bottom, bottom_effects = (
+        torch.cat(part).cpu().numpy() for part in zip(*parts)
+    )
     known = np.isfinite(best)
-    chosen = [names[place] if there else None for place, there in zip(which.tolist(), known.tolist())]
-    columns: Sequence[Any] = (
-        [model_name] * len(best), *weights.units.table_columns().values(), roles,
-        [label and label.name for label in chosen], [label and label.group for label in chosen],
-        [int(sign) if there else None for sign, there in zip(np.sign(best), known)], best.astype(np.float64) ** 2,
-        *([row if there else None for row, there in zip(found.tolist(), alive)] for found in extremes),
-    )  # fmt: skip
-    return pl.DataFrame(dict(zip(EFFECTS_SCHEMA, columns)), schema_overrides=EFFECTS_SCHEMA)
+    chosen = [names[place] if has_class else None for place, has_class in zip(which.tolist(), known.tolist())]
+    columns: dict[str, Any] = {
+        "model": [model_name] * len(best),
+        **weights.units.table_columns(),
+        "role": roles,
+        "class": [label.name if label else None for label in chosen],
+        "class_group": [label.group if label else None for label in chosen],
+        "class_sign": [int(sign) if has_class else None for sign, has_class in zip(np.sign(best), known)],
+        "class_variance_reduction": best.astype(np.float64) ** 2,
+        "top_tokens": _lists_of(tokens[top], alive),
+        "top_effects": _lists_of(top_effects, alive),
+        "bottom_tokens": _lists_of(tokens[bottom], alive),
+        "bottom_effects": _lists_of(bottom_effects, alive),
+    }
+    return pl.DataFrame(columns, schema_overrides=EFFECTS_SCHEMA)
+
+
+def _lists_of(table: np.ndarray, alive: np.ndarray) -> list[list[Any] | None]:
+    """The rows of a table as lists; None for neurons that write nothing."""
+    return [row if writes else None for row, writes in zip(table.tolist(), alive)]
+
+
+def masks_of(labels: ClassLabels) -> dict[tuple[str, str], np.ndarray]:
+    """The mask over the vocabulary of every label, by its group and name."""
+    return {(label.group, label.name): mask for label, mask in labels}
 
 
 def _unit_labels(labels: ClassLabels, tokens: np.ndarray) -> tuple[list[Label | None], np.ndarray]:
     """Labels that differ and hold for some of the tokens, centred, of length 1; one of NaN where there is none."""
-    found: dict[bytes, tuple[Label, np.ndarray]] = {}
+    distinct: dict[bytes, tuple[Label, np.ndarray]] = {}
     for label, mask in labels:
         inside = mask[tokens]
         if FEWEST <= inside.sum() < len(tokens):
-            found.setdefault(np.packbits(inside).tobytes(), (label, inside))
-    if not found:
+            distinct.setdefault(np.packbits(inside).tobytes(), (label, inside))
+    if not distinct:
         return [None], np.full((1, len(tokens)), np.nan, np.float32)
-    table = np.empty((len(found), len(tokens)), np.float32)
-    for row, (_, inside) in enumerate(found.values()):
+    table = np.empty((len(distinct), len(tokens)), np.float32)
+    for row, (_, inside) in enumerate(distinct.values()):
         table[row] = (inside - inside.mean()) / (np.sqrt(len(tokens)) * inside.std())
-    return [label for label, _ in found.values()], table
+    return [label for label, _ in distinct.values()], table
 
 
 def with_nearest(effects: pl.DataFrame, stats: pl.DataFrame, fewest: int = 1) -> pl.DataFrame:
@@ -149,7 +159,8 @@ def with_nearest(effects: pl.DataFrame, stats: pl.DataFrame, fewest: int = 1) ->
     of neurons with a class and no role.  `is_universal` comes along from `stats` if it is there.
     """
     var, skew, kurt = (stats[f"vocab_{name}"].to_numpy() for name in ("var", "skew", "kurt"))
-    roles, nearest = np.array(effects["role"].fill_null("").to_list(), object), np.zeros(len(effects), bool)
+    roles = np.array(effects["role"].fill_null("").to_list(), object)
+    nearest = np.zeros(len(effects), bool)
     classed = effects["class"].is_not_null().to_numpy()
     for role, score in zip(ROLES_BY_WEIGHTS, (np.where(skew > 0, kurt, np.nan), np.where(skew < 0, kurt, np.nan), var)):
         free = np.flatnonzero(np.isfinite(score) & classed & (roles == ""))
@@ -161,177 +172,31 @@ def with_nearest(effects: pl.DataFrame, stats: pl.DataFrame, fewest: int = 1) ->
     return effects.with_columns(**added, is_universal=universal)
 
 
-def role_examples(effects: pl.DataFrame, per_role: int = 10) -> pl.DataFrame:
-    """Of each role's neurons (of `with_nearest`) the ones to show: universal ones first, by variance reduction."""
+def role_examples(effects: pl.DataFrame) -> pl.DataFrame:
+    """Of each role's neurons (of `with_nearest`) the ten to show: universal ones first, by variance reduction."""
     ranked = effects.filter(pl.col("role").is_not_null() & pl.col("class").is_not_null()).sort(
         "nearest", ~pl.col("is_universal"), -pl.col("class_variance_reduction"), maintain_order=True
     )
-    return pl.concat([ranked.filter(pl.col("role") == role).head(per_role) for role in ROLES_BY_WEIGHTS])
-
-
-def same_class(effects: pl.DataFrame) -> pl.DataFrame:
-    """Prediction and suppression neurons by model, role and class, the largest group first.
-
-    `number`, `layers` and `neurons`, the one that the class explains best in front (`best_layer`, `best_neuron`);
-    `nearest` if some of them only came nearest to the role (`with_nearest`).
-    """
-    nearest = pl.col("nearest") if "nearest" in effects.columns else pl.lit(False).alias("nearest")
-    chosen = effects.with_columns(nearest).filter(
-        pl.col("role").is_in(ROLES_BY_WEIGHTS[:2]) & pl.col("class").is_not_null()
-    )
-    ranked = chosen.sort("class_variance_reduction", descending=True, maintain_order=True)
-    groups = ranked.group_by("model", "role", "class", "class_group", maintain_order=True).agg(
-        pl.len().cast(pl.Int32).alias("number"), pl.col("layer").alias("layers"), pl.col("neuron").alias("neurons"),
-        pl.col("layer").first().alias("best_layer"), pl.col("neuron").first().alias("best_neuron"),
-        pl.col("nearest").any(),
-    )  # fmt: skip
-    return groups.sort(-pl.col("number"), "model", "role", "class", "class_group")
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """Neurons of one role and class: where they are, their columns of a table of activations, and the class's tokens.
-
-    `effects` are their mean logit effects on the class less those on all other tokens.
-    """
-
-    role: str
-    name: str
-    layers: Int[np.ndarray, " neurons"]
-    neurons: Int[np.ndarray, " neurons"]
-    columns: Int[np.ndarray, " neurons"]
-    effects: Float[np.ndarray, " neurons"]
-    mask: Bool[np.ndarray, " vocabulary"]
-    nearest: bool = False
-
-
-def ensembles_of(
-    groups: pl.DataFrame, weights: ProcessedWeights, vocabulary: Vocabulary, labels: ClassLabels
-) -> tuple[Int[np.ndarray, " columns"], list[Ensemble]]:
-    """The groups of two neurons and more of one model's `same_class`, and the flat numbers of all their neurons.
-
-    Activations of these neurons, in this order, are what `ensembles_table` wants.
-    """
-    tokens, masks = used_tokens(weights, vocabulary), {(label.group, label.name): mask for label, mask in labels}
-    unembedding, w_out = weights.w_u.cpu()[tokens], weights.w_out.flatten(0, 1).cpu()
-    total, rows = unembedding.sum(0), groups.filter(pl.col("number") >= 2).to_dicts()
-    flats = [weights.units.number_of(np.array(row["layers"]), np.array(row["neurons"])) for row in rows]
-    every = np.unique(np.concatenate([np.zeros(0, np.int64), *flats]))
-    found = []
-    for row, flat in zip(rows, flats):
-        mask = masks[row["class_group"], row["class"]]
-        inside = torch.from_numpy(mask[tokens])
-        within = unembedding[inside].sum(0)
-        elsewhere = (total - within) / (~inside).sum()
-        effects = w_out[flat] @ (within / inside.sum() - elsewhere)
-        places = (*weights.units.place_of(flat), np.searchsorted(every, flat))
-        found.append(Ensemble(row["role"], row["class"], *places, effects.numpy(), mask, row["nearest"]))
-    return every, found
-
-
-def ensembles_table(
-    model_name: str, ensembles: Sequence[Ensemble], activations: Float[np.ndarray, "positions columns"],
-    next_tokens: Int[np.ndarray, " positions"], row_of: Int[np.ndarray, " positions"],
-) -> pl.DataFrame:  # fmt: skip
-    """Does the sum of an ensemble tell its class better than its best neuron, and how independent are its neurons?
-
-    Each position has a true next token (below 0: none; left out) and a row of text.  `corr_…` and `auc_…` are of
-    signals: positive (above ½) where neurons raise the class before it comes or lower it before other tokens.
-    The best neuron has the largest |ρ|.  `gain` is how much stronger the sum's ρ is than the best neuron's, each in
-    the direction that it has on the rows that choose, with the 95 % interval of a jackknife over at most 20
-    stretches of rows.  Null where a half of the rows has no token of the class, or no other.
-    """
-    there = next_tokens >= 0
-    activations, next_tokens, row_of = activations[there], next_tokens[there], row_of[there]
-    rows, place = np.unique(row_of, return_inverse=True)
-    stretch = np.where(place % 2, place * min(jackknife.STRETCHES, len(rows) // 2) // max(len(rows), 1), -1)
-    found = [{"model": model_name} | _judge(one, activations, one.mask[next_tokens], stretch) for one in ensembles]
-    return pl.DataFrame(found, schema=ENSEMBLES_SCHEMA)
-
-
-def _judge(ensemble: Ensemble, activations: np.ndarray, inside: np.ndarray, stretch: np.ndarray) -> dict[str, Any]:
-    """Choose the best neuron on the rows of no stretch, compare it with the sum on the others."""
-    signals, chooses = activations[:, ensemble.columns].astype(np.float64) * ensemble.effects, stretch < 0
-    both = np.column_stack([signals, signals.sum(1)])
-    chosen = correlations(both[chooses], inside[chooses])
-    signals, both, inside, stretch = (part[~chooses] for part in (signals, both, inside, stretch))
-    facts: dict[str, Any] = {"role": ensemble.role, "nearest": ensemble.nearest, "class": ensemble.name}
-    facts |= {"neurons": signals.shape[1], "positions": len(inside), "base_rate": inside.sum() / max(len(inside), 1)}
-    if not np.isfinite(chosen[:-1]).any() or inside.all() or not inside.any():
-        return facts
-    best = int(np.nanargmax(np.abs(chosen[:-1])))
-    pair, way = both[:, [best, -1]], np.sign(chosen[[best, -1]])
-
-    def gain(where: np.ndarray) -> float:
-        alone, together = way * correlations(pair[where], inside[where])
-        return float(together - alone)
-
-    facts |= {"best_layer": int(ensemble.layers[best]), "best_neuron": int(ensemble.neurons[best])}
-    facts["corr_best"], facts["corr_sum"] = correlations(pair, inside)
-    facts["auc_best"], facts["auc_sum"] = (auc(column, inside) for column in pair.T)
-    facts["gain"] = gain(stretch >= 0)
-    without = np.array([gain(stretch != left) for left in np.unique(stretch)])
-    if len(without) > 1:
-        reach = jackknife.reach(without)
-        facts["gain_low"], facts["gain_high"] = facts["gain"] - reach, facts["gain"] + reach
-    alive = signals[:, np.ptp(signals, 0) > 0]
-    centred, target = alive - alive.mean(0), inside - inside.mean()
-    facts["error_corr"] = _mean_pairwise(target[:, None] - centred * (target @ centred / np.square(centred).sum(0)))
-    middle = np.where(inside[:, None], alive[inside].mean(0), alive[~inside].mean(0))
-    facts["activation_corr"] = _mean_pairwise(alive - middle)
-    return facts
-
-
-def correlations(values: Float[np.ndarray, "n k"], inside: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " k"]:
-    """ρ of each column with an indicator; NaN where either never changes."""
-    if not inside.any() or inside.all():
-        return np.full(values.shape[1], np.nan)
-    target, centred = inside - inside.mean(), values - values.mean(0)
-    scale = np.where(np.ptp(values, 0) > 0, np.linalg.norm(centred, axis=0) * np.linalg.norm(target), np.nan)
-    return np.clip(target @ centred / scale, -1, 1)
-
-
-def auc(values: Float[np.ndarray, " n"], inside: Bool[np.ndarray, " n"]) -> float:
-    """How often a value inside is above one outside, ties counted half: the area under the ROC curve."""
-    n = int(inside.sum())
-    return float((rankdata(values)[inside].sum() - n * (n + 1) / 2) / (n * (len(inside) - n)))
-
-
-def _mean_pairwise(values: Float[np.ndarray, "n columns"]) -> float | None:
-    n = values.shape[1]
-    return float(np.corrcoef(values.T)[np.triu_indices(n, 1)].mean()) if n > 1 else None
+    return pl.concat([ranked.filter(pl.col("role") == role).head(PER_ROLE) for role in ROLES_BY_WEIGHTS])
 
 
 def effect_histograms(
     chosen: pl.DataFrame, weights: ProcessedWeights, vocabulary: Vocabulary, labels: ClassLabels
 ) -> pl.DataFrame:
     """Logit effects of some neurons of one model (rows of `role_examples`), inside and outside their class (Fig 5)."""
-    tokens, masks = used_tokens(weights, vocabulary), {(label.group, label.name): mask for label, mask in labels}
-    unembedding, found = weights.w_u.cpu()[tokens], []
+    tokens = used_tokens(weights, vocabulary)
+    masks = masks_of(labels)
+    unembedding = weights.w_u.cpu()[tokens]
+    histograms = []
     for row in chosen.to_dicts():
         effects = (unembedding @ weights.w_out[row["layer"], row["neuron"]].cpu()).numpy()
-        found.append(_histogram(row | {"kind": "effect"}, effects, masks[row["class_group"], row["class"]][tokens]))
-    return pl.concat([pl.DataFrame(schema=HISTOGRAMS_SCHEMA), *found])
+        inside = masks[row["class_group"], row["class"]][tokens]
+        histograms.append(histogram(row | {"kind": "effect"}, effects, inside))
+    return pl.concat([pl.DataFrame(schema=HISTOGRAMS_SCHEMA), *histograms])
 
 
-def ensemble_histograms(
-    model_name: str, ensembles: Sequence[Ensemble], weights: ProcessedWeights, vocabulary: Vocabulary,
-    activations: Float[np.ndarray, "positions columns"], next_tokens: Int[np.ndarray, " positions"],
-) -> pl.DataFrame:  # fmt: skip
-    """Of six neurons of each ensemble the logit effects by token, the activations by true next token (Fig 24)."""
-    tokens, there, found = used_tokens(weights, vocabulary), next_tokens >= 0, []
-    unembedding = weights.w_u.cpu()[tokens]
-    for one in ensembles:
-        for layer, neuron, column, effect in list(zip(one.layers, one.neurons, one.columns, one.effects))[:SHOWN]:
-            row: dict[str, Any] = {"model": model_name, "layer": int(layer), "neuron": int(neuron), "role": one.role}
-            row |= {"nearest": one.nearest, "class": one.name, "class_sign": int(np.sign(effect))}
-            effects = (unembedding @ weights.w_out[int(layer), int(neuron)].cpu()).numpy()
-            parts = ("effect", effects, tokens), ("activation", activations[there, column], next_tokens[there])
-            found += [_histogram(row | {"kind": kind}, values, one.mask[ids]) for kind, values, ids in parts]
-    return pl.concat([pl.DataFrame(schema=HISTOGRAMS_SCHEMA), *found])
-
-
-def _histogram(row: Mapping[str, Any], values: np.ndarray, inside: np.ndarray) -> pl.DataFrame:
+def histogram(row: Mapping[str, Any], values: np.ndarray, inside: np.ndarray) -> pl.DataFrame:
+    """How many values lie in each of 60 even bins, those inside the class first; other columns are those of `row`."""
     edges = np.histogram_bin_edges(values.astype(np.float64), BINS)
     columns: dict[str, Any] = {name: [row.get(name)] * (2 * BINS) for name in HISTOGRAMS_SCHEMA}
     columns["count"] = np.concatenate([np.histogram(values[side], edges)[0] for side in (inside, ~inside)])

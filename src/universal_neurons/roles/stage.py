@@ -24,7 +24,7 @@ class Roles:
     """The roles of a study's neurons.
 
     `neurons` and `matches` are the study's tables (no matches where universality was not asked about), `rows` the
-    held-out rows, `own` sets of tokens of the user's own.
+    held-out rows, `token_sets` the user's own sets of tokens.
     """
 
     def __init__(
@@ -36,31 +36,33 @@ class Roles:
         vocabulary: Vocabulary,
         neurons: pl.DataFrame,
         matches: pl.DataFrame | None,
-        own: Mapping[str, np.ndarray] | None = None,
+        token_sets: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self.config, self.models, self.neurons = config, list(models), neurons
+        self.config = config
+        self.models = list(models)
+        self.neurons = neurons
         embedding = self.models[0].embedding
-        self.sample = Sample(tokens, sample_rows(config, tokens, rows), vocabulary, embedding, own or {})
-        self.chosen, self.what = self._chosen() if matches is not None else ([], "")
+        self.sample = Sample(tokens, sample_rows(config, tokens, rows), vocabulary, embedding, token_sets or {})
+        self.chosen, self.chosen_as = self._chosen() if matches is not None else ([], "")
         self.pairs: pl.DataFrame | None = None
         if matches is not None:
-            some = self.chosen[: config.roles.ablated]
-            self.pairs = counterparts(matches, self.models[0].name, some, {m.name: m.units for m in self.models})
+            tried = self.chosen[: config.roles.ablated]
+            self.pairs = counterparts(matches, self.models[0].name, tried, {m.name: m.units for m in self.models})
 
-    def _of(self, model: Model) -> pl.DataFrame:
+    def _neurons_of(self, model: Model) -> pl.DataFrame:
         return self.neurons.filter(pl.col("model") == model.name).sort("layer", "neuron")
 
     def _chosen(self) -> tuple[list[int], str]:
         """The reference's universal neurons (flat, best first), or the top 1 % by excess where none is."""
-        chosen, universal = singled_out(self._of(self.models[0]).with_row_index("flat"))
+        chosen, universal = singled_out(self._neurons_of(self.models[0]).with_row_index("flat"))
         return chosen["flat"].to_list(), "universal" if universal else "top 1 % by excess"
 
     def run(self, reporter: Reporter) -> dict[str, pl.DataFrame]:
         """All tables, by name; `neurons` among them, with the columns `roles` and `null_fraction`."""
         parts: dict[str, list[pl.DataFrame]] = {}
-        found = {}
+        by_model = {}
         for model in self.models:
-            found[model.name] = one = self._one(model)
+            by_model[model.name] = one = self._one_model(model)
             if not has_roles(model):
                 why = "its norms follow the residual sum" if model.has_unembedding else "it has no unembedding"
                 reporter.note(f"{model.name}: no roles, {why}")
@@ -68,24 +70,25 @@ class Roles:
             with reporter.stage("roles"):
                 for name, table in one.run(reporter, self.config.batch_tokens).items():
                     parts.setdefault(name, []).append(table)
-        tables = {name: pl.concat(some, how="diagonal_relaxed") for name, some in parts.items()}
+        tables = {name: pl.concat(frames, how="diagonal_relaxed") for name, frames in parts.items()}
         pairs = self.pairs
-        if pairs is not None and len(pairs) and all(one.effects for one in found.values()):
+        if pairs is not None and len(pairs) and all(one.effects for one in by_model.values()):
             tables["functional"] = functional_table(
                 self.models,
                 pairs,
-                {name: one.changes for name, one in found.items()},
-                {name: one.effects for name, one in found.items()},
-                {name: one.roles for name, one in found.items()},
+                {name: one.changes for name, one in by_model.items()},
+                {name: one.effects for name, one in by_model.items()},
+                {name: one.roles for name, one in by_model.items()},
                 self.config.seed,
             )
         if "labels" not in self.config.stages and any(self.sample.vocabulary.strings):
             tables["vocabulary"] = self.sample.vocabulary.table(self.sample.counts[:, None])
-        tables["neurons"] = self._columns(found)
+        tables["neurons"] = self._columns(by_model)
         return tables
 
-    def _one(self, model: Model) -> OneModel:
-        seed, first = self.config.seed, model is self.models[0]
+    def _one_model(self, model: Model) -> OneModel:
+        seed = self.config.seed
+        first = model is self.models[0]
         exact = in_float32(model)
         concerned: set[int] = set()
         if self.pairs is not None and first:
@@ -96,22 +99,22 @@ class Roles:
             concerned = {*matches, *(partner for partner in partners if partner is not None)}
         return OneModel(
             exact,
-            self._of(model),
+            self._neurons_of(model),
             self.sample,
             self.config.roles,
             seed=seed,
             concerned=sorted(concerned),
             chosen=self.chosen if first else None,
-            what=self.what,
+            chosen_as=self.chosen_as,
         )
 
-    def _columns(self, found: Mapping[str, OneModel]) -> pl.DataFrame:
+    def _columns(self, by_model: Mapping[str, OneModel]) -> pl.DataFrame:
         """The neuron table with the columns of this stage."""
         frames = []
         for model in self.models:
-            one = found[model.name]
+            one = by_model[model.name]
             roles = pl.Series(one.roles, dtype=pl.List(pl.String))
-            frames.append(self._of(model).with_columns(null_fraction=pl.Series(one.null_fraction), roles=roles))
+            frames.append(self._neurons_of(model).with_columns(null_fraction=pl.Series(one.null_fraction), roles=roles))
         return pl.concat(frames)
 
 
