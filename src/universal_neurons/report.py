@@ -210,9 +210,10 @@ def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]
     shown, title = shown_neurons(store, asker, most=50)
     place = file_names(store.askers).get(asker)
     others = [name for name in store.models if name != asker]
+    matches = match_cells(store, asker, shown)
     rows = []
     for row in shown.iter_rows(named=True):
-        cells = match_cells(store, asker, row["layer"], row["neuron"])
+        cells = matches[row["layer"], row["neuron"]]
         rows.append(
             {
                 "name": unit_name(row["layer"], row["neuron"]),

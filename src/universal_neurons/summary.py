@@ -1,6 +1,7 @@
 """A study in a few numbers and tables: what `uneurons show` prints and the report repeats."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,17 +117,21 @@ def shown_neurons(store: Store, asker: str, most: int = 20) -> tuple[pl.DataFram
     return chosen.head(most), title
 
 
-def match_cells(store: Store, asker: str, layer: int, neuron: int, *, intervals: bool = True) -> dict[str, str]:
-    """The best match in each other model, as `L1.151 .78 [.75 .81]`, ⇄ where it is mutual."""
-    rows = store.matches.filter(
-        (pl.col("asker") == asker) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron) & (pl.col("rank") == 1)
-    )
-    return {
-        row["model"]: f"{unit_name(row['match_layer'], row['match_neuron'])} {short(row['corr'])}"
-        + (f" [{short(row['corr_low'])} {short(row['corr_high'])}]" if intervals and finite(row["corr_low"]) else "")
-        + (" ⇄" if row["mutual"] else "")
-        for row in rows.iter_rows(named=True)
-    }
+def match_cells(
+    store: Store, asker: str, shown: pl.DataFrame, *, intervals: bool = True
+) -> dict[tuple[int, int], dict[str, str]]:
+    """The best match of every shown neuron in each other model, as `L1.151 .78 [.75 .81]`, ⇄ where it is mutual.
+
+    By layer and neuron, then by model.
+    """
+    best = store.matches.filter((pl.col("asker") == asker) & (pl.col("rank") == 1))
+    cells: dict[tuple[int, int], dict[str, str]] = defaultdict(dict)
+    for row in best.join(shown, on=["layer", "neuron"], how="semi").iter_rows(named=True):
+        text = f"{unit_name(row['match_layer'], row['match_neuron'])} {short(row['corr'])}"
+        if intervals and finite(row["corr_low"]):
+            text += f" [{short(row['corr_low'])} {short(row['corr_high'])}]"
+        cells[row["layer"], row["neuron"]][row["model"]] = text + (" ⇄" if row["mutual"] else "")
+    return cells
 
 
 def fires_on(row: dict[str, Any]) -> str:
@@ -296,8 +301,9 @@ def neurons_view(store: Store, asker: str) -> Table:
     labelled = store.has("labels")
     fires = [Column("fires on", overflow="fold", min_width=12)] if labelled else []
     table = TextTable("neuron", "excess", "95 %", "q", *others, *fires, title=title)
+    matches = match_cells(store, asker, shown, intervals=False)
     for row in shown.iter_rows(named=True):
-        cells = match_cells(store, asker, row["layer"], row["neuron"], intervals=False)
+        cells = matches[row["layer"], row["neuron"]]
         interval = f"{short(row['excess_low'])} {short(row['excess_high'])}"
         q = f"{row['q_value']:.3f}"
         place = unit_name(row["layer"], row["neuron"])

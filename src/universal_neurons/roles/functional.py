@@ -72,23 +72,23 @@ class LossChanges:
             for number, loss in zip(numbers, metrics.loss[:, 0]):
                 self.parts[number].append((loss - trial.clean.metrics.loss).cpu())
 
-    def of(self, number: int) -> Float[np.ndarray, " tokens"]:
-        """The change of the loss, in nats, that a neuron's ablation makes at every token, in the order of the text."""
-        return torch.cat(self.parts[number]).double().numpy()
+    def by_number(self) -> dict[int, Float[np.ndarray, " tokens"]]:
+        """The changes at all tokens, by the neuron's number."""
+        return {number: torch.cat(parts).double().numpy() for number, parts in self.parts.items() if parts}
 
 
 def functional_table(
     models: Sequence[Model],
     pairs: pl.DataFrame,
-    changes: Mapping[str, LossChanges],
+    changes: Mapping[str, Mapping[int, Float[np.ndarray, " tokens"]]],
     effects: Mapping[str, Mapping[int, Float[np.ndarray, " vocabulary"]]],
     roles: Mapping[str, Sequence[Sequence[str]]],
     seed: int,
 ) -> pl.DataFrame:
     """A row per chosen neuron of the first model and other model.
 
-    `pairs` are those of `counterparts`; `effects` the logit effects of all neurons concerned, by model and flat number;
-    `roles` those of all neurons.
+    `pairs` are those of `counterparts`.  By model and flat number, of all neurons concerned: `changes` of the loss at
+    every token, and logit `effects`.  `roles` are those of all neurons.
     """
     asker = models[0]
     units = {model.name: model.units for model in models}
@@ -102,7 +102,7 @@ def functional_table(
             row |= {f"effect_corr{kind}": math.nan, f"loss_corr{kind}": math.nan}
             if number is not None:
                 row[f"effect_corr{kind}"] = _corr(effects[asker.name][flat], effects[name][number])
-                row[f"loss_corr{kind}"] = _corr(changes[asker.name].of(flat), changes[name].of(number))
+                row[f"loss_corr{kind}"] = _corr(changes[asker.name][flat], changes[name][number])
         asker_roles = roles[asker.name][flat]
         row |= {"roles": list(asker_roles), "match_roles": list(roles[name][match])}
         for kind, number in compared.items():

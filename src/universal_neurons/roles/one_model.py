@@ -133,6 +133,7 @@ class OneModel:
         self.null_fraction = np.full(model.n_neurons, np.nan)
         self.roles: list[list[str]] = [[] for _ in range(model.n_neurons)]
         self.effects: dict[int, np.ndarray] = {}
+        self.changes: dict[int, np.ndarray] = {}
 
     def run(self, reporter: Reporter, batch_tokens: int) -> dict[str, pl.DataFrame]:
         """Try the model's neurons out; returns the tables that have rows, by name."""
@@ -148,12 +149,13 @@ class OneModel:
         direction, log_frequency = self._frequency(weights)
         kinds = self._candidates(weights, direction)
         trial = EntropyTrial(model, kinds, means, self.settings, direction, log_frequency)
-        self.changes = LossChanges(model, self.concerned, means)
+        changes = LossChanges(model, self.concerned, means)
         nearest = with_nearest(effects, self.neurons, NEAREST)
         numbers, ensembles = ensembles_of(same_class(nearest), weights, self.sample.vocabulary, labels)
         together = Together(model, numbers.tolist()) if ensembles else None
         costs = Costs(model, self.chosen, means, self.neurons["dead"].to_numpy(), self.seed) if self.chosen else None
-        self._read([trial, self.changes, together, costs], reporter)
+        self._read([trial, changes, together, costs], reporter)
+        self.changes = changes.by_number()
         self.tables["interventions"] = trial.interventions()
         self.tables["ablations"] = trial.ablations(self.neurons, weights, self.null_fraction)
         if costs is not None:
