@@ -280,7 +280,7 @@ def test_a_study_begun_alone_goes_on_over_a_cluster_and_back(folders, text_file,
     local = contents(quiet(config))
     monkeypatch.setitem(sys.modules, "ray", FakeRay(2))
     config = config.model_copy(update={"out": str(tmp_path / "mixed")})
-    save, saved = StoreWriter.save_checkpoint, []
+    save, saved = StoreWriter.save_snapshot, []
 
     def stop(self, tensors, step):
         save(self, tensors, step)
@@ -288,7 +288,7 @@ def test_a_study_begun_alone_goes_on_over_a_cluster_and_back(folders, text_file,
         if len(saved) in (2, 3, 4):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(StoreWriter, "save_checkpoint", stop)
+    monkeypatch.setattr(StoreWriter, "save_snapshot", stop)
     for where in (None, "auto", "auto"):
         with pytest.raises(KeyboardInterrupt):
             quiet(config.model_copy(update={"cluster": where}), checkpoint_seconds=0.0)

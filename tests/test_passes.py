@@ -49,7 +49,7 @@ def study(inputs, tmp_path, monkeypatch):
 
 def stopping(monkeypatch, at=None):
     """The steps that were saved; after save number `at` the study is interrupted."""
-    save, saved = StoreWriter.save_checkpoint, []
+    save, saved = StoreWriter.save_snapshot, []
 
     def interrupted(self, tensors, shard):
         save(self, tensors, shard)
@@ -57,7 +57,7 @@ def stopping(monkeypatch, at=None):
         if len(saved) == at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(StoreWriter, "save_checkpoint", interrupted)
+    monkeypatch.setattr(StoreWriter, "save_snapshot", interrupted)
     return saved
 
 
@@ -184,8 +184,8 @@ def test_findings_survive_a_checkpoint(tmp_path):
     found, again = findings_of(settled()), Findings(settled())
     again.of[Scope(subset="left over"), "a", "b"] = Finding()
     with StoreWriter(tmp_path / "store") as writer:
-        writer.save_checkpoint(found.state(), 3)
-        state, shard = writer.load_checkpoint()
+        writer.save_snapshot(found.state(), 3)
+        state, shard = writer.load_snapshot()
     assert shard == 3
     again.restore(state)
     assert list(again.of) == list(found.of)

@@ -134,7 +134,7 @@ def test_an_interrupted_study_of_files_resumes_to_the_same_bytes(sketches, tmp_p
     from universal_neurons.store import StoreWriter
 
     whole = study_of(sketches, tmp_path / "whole", search="screened", panels=2)
-    save = StoreWriter.save_checkpoint
+    save = StoreWriter.save_snapshot
 
     def interrupted(self, tensors, step):
         save(self, tensors, step)
@@ -144,10 +144,10 @@ def test_an_interrupted_study_of_files_resumes_to_the_same_bytes(sketches, tmp_p
         models=tuple(map(str, sketches)), out=str(tmp_path / "parts"), draws=4, search="screened", panels=2
     )
     for _ in range(3):
-        monkeypatch.setattr(StoreWriter, "save_checkpoint", interrupted)
+        monkeypatch.setattr(StoreWriter, "save_snapshot", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quiet(config, checkpoint_seconds=0.0)
-    monkeypatch.setattr(StoreWriter, "save_checkpoint", save)
+    monkeypatch.setattr(StoreWriter, "save_snapshot", save)
     assert contents(quiet(config)) == contents(whole)
 
 

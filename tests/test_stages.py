@@ -105,7 +105,7 @@ def test_an_interrupted_study_with_all_stages_resumes_to_the_same_bytes(whole, t
     _, models, _ = whole
     config = config_of(tmp_path / "again")
     calls = 0
-    save = StoreWriter.save_checkpoint
+    save = StoreWriter.save_snapshot
 
     def stop_after_two(self, tensors, shard):
         nonlocal calls
@@ -117,10 +117,10 @@ def test_an_interrupted_study_with_all_stages_resumes_to_the_same_bytes(whole, t
     small = some_tokens(400)
     monkeypatch.setattr("universal_neurons.tokens.SHARD_POSITIONS", 4096)
     whole_again = quiet(config_of(tmp_path / "uninterrupted"), models=models, tokens=small)
-    monkeypatch.setattr(StoreWriter, "save_checkpoint", stop_after_two)
+    monkeypatch.setattr(StoreWriter, "save_snapshot", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         quiet(config, models=models, tokens=small, checkpoint_seconds=0.0)
-    monkeypatch.setattr(StoreWriter, "save_checkpoint", save)
+    monkeypatch.setattr(StoreWriter, "save_snapshot", save)
     assert contents(quiet(config, models=models, tokens=small)) == contents(whole_again)
 
 

@@ -304,7 +304,7 @@ def test_what_our_own_writer_left_is_no_obstacle(tmp_path, left):
     LEFT[left](tmp_path)
     with StoreWriter(tmp_path) as writer:
         writer.claim({"config": {}, "models": []})
-        assert writer.load_checkpoint() is None
+        assert writer.load_snapshot() is None
     assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
 
 

@@ -9,6 +9,7 @@ from conftest import FEW_ROLES, save_tiny, some_text
 
 import universal_neurons as un
 from universal_neurons.cli import main
+from universal_neurons.config import replayed
 from universal_neurons.errors import ConfigError
 from universal_neurons.stored_code import require_given_again, require_named_again
 
@@ -74,7 +75,9 @@ def test_named_again_the_stored_configuration_is_replayed(sent, tmp_path, monkey
 
 def test_a_yaml_file_of_ones_own_names_code_to_be_run(sent, tmp_path, monkeypatch):
     monkeypatch.setattr("universal_neurons.report.write_report", lambda store: store.path)
-    settings = json.loads((sent / "run" / "study.json").read_text())["config"] | {"stages": ["statistics", "labels"]}
+    settings = replayed(json.loads((sent / "run" / "study.json").read_text())["config"]) | {
+        "stages": ["statistics", "labels"]
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
     assert runs_of(sent, lambda: main(["run", "-c", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "o")])) == 1
 

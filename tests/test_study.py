@@ -138,7 +138,7 @@ def long_config(config, long_text, out):
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_an_interrupted_study_resumes_to_the_same_bytes(config, long_text, tmp_path, monkeypatch, stop_after):
     whole = quiet(long_config(config, long_text, tmp_path / "whole"))
-    save, saved = StoreWriter.save_checkpoint, []
+    save, saved = StoreWriter.save_snapshot, []
 
     def interrupted(self, tensors, shard):
         save(self, tensors, shard)
@@ -146,7 +146,7 @@ def test_an_interrupted_study_resumes_to_the_same_bytes(config, long_text, tmp_p
         if len(saved) == stop_after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(StoreWriter, "save_checkpoint", interrupted)
+    monkeypatch.setattr(StoreWriter, "save_snapshot", interrupted)
     parts = long_config(config, long_text, tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
         quiet(parts, checkpoint_seconds=0.0)
@@ -178,7 +178,7 @@ def test_a_killed_process_resumes_to_the_same_bytes(config, long_text, tmp_path)
 
 def test_a_torn_checkpoint_is_passed_over(config, long_text, tmp_path, monkeypatch):
     whole = quiet(long_config(config, long_text, tmp_path / "whole"))
-    save = StoreWriter.save_checkpoint
+    save = StoreWriter.save_snapshot
 
     def torn(self, tensors, shard):
         save(self, tensors, shard)
@@ -188,12 +188,12 @@ def test_a_torn_checkpoint_is_passed_over(config, long_text, tmp_path, monkeypat
             part.write_bytes(part.read_bytes()[:-7])
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(StoreWriter, "save_checkpoint", torn)
+    monkeypatch.setattr(StoreWriter, "save_snapshot", torn)
     parts = long_config(config, long_text, tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
         quiet(parts, checkpoint_seconds=0.0)
     assert len(list((tmp_path / "parts" / "work").glob("checkpoint-*"))) == 2
-    monkeypatch.setattr(StoreWriter, "save_checkpoint", save)
+    monkeypatch.setattr(StoreWriter, "save_snapshot", save)
     assert contents(quiet(parts, checkpoint_seconds=0.0)) == contents(whole)
 
 

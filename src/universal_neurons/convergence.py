@@ -13,7 +13,7 @@ READINGS_SHARE, READINGS_LEAST = 0.05, 1e12  # of the pass's FLOP, and FLOP that
 DRAWS = 2  # baseline draws at every point, the last included, so that points are comparable
 
 
-def snapshot_points(shards: int, work: float = 0.0, reading: float = 1.0) -> list[int]:
+def reading_points(shards: int, work: float = 0.0, reading: float = 1.0) -> list[int]:
     """After how many shards (or lanes) to read the answer: log-spaced, the last included.
 
     Of a pass of `work` FLOP, readings of `reading` each may take a twentieth, or a few seconds.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from universal_neurons.candidates_pass import CandidatesPass
 from universal_neurons.cluster import run_lanes
-from universal_neurons.convergence import DRAWS, snapshot_points
+from universal_neurons.convergence import DRAWS, reading_points
 from universal_neurons.generations import Pace
 from universal_neurons.inputs import Study
 from universal_neurons.lanes import LaneJob
@@ -54,7 +54,7 @@ class Passes:
 
     def _points(self) -> list[int]:
         """After which shards the statistics so far are read."""
-        points = snapshot_points(len(self.lanes) or len(self.shards), *self._work())
+        points = reading_points(len(self.lanes) or len(self.shards), *self._work())
         if self.study.reader.complete:
             points = points[-1:]
         return [self.lanes[point - 1] for point in points] if self.lanes else points
@@ -87,7 +87,7 @@ class Passes:
 
     def _saved(self) -> tuple[dict[str, Tensor], int]:
         """The last snapshot and how many shards it is past, over all passes."""
-        saved = self.writer.load_checkpoint(self.reporter.note)
+        saved = self.writer.load_snapshot(self.reporter.note)
         if saved is None:
             return {}, 0
         state, step = saved
@@ -125,7 +125,7 @@ class Passes:
         """
         run.settle_means(one.tokens, self.shards)
         if begun + run.next_shard == 0:  # lanes belong to these provisional means
-            self.writer.save_checkpoint(self.outcome.state(), 0)
+            self.writer.save_snapshot(self.outcome.state(), 0)
         run.accumulators.clear()  # the device may be a worker's too
         job = self._lane_job(one, run, begun)
         job.prepare()
@@ -158,7 +158,7 @@ class Passes:
     def _save(self, run: Pass, step: int) -> None:
         """Write a snapshot."""
         of_pass = {f"run/{name}": tensor for name, tensor in run.state().items()}
-        self.writer.save_checkpoint(self.outcome.state() | of_pass, step)
+        self.writer.save_snapshot(self.outcome.state() | of_pass, step)
 
     def _read_so_far(self, one: PanelPass | CandidatesPass, run: Pass) -> None:
         if run.next_shard in self.points:

@@ -328,12 +328,12 @@ class StoreWriter:
             write_atomically(self.path / name, content)
         return hashlib.sha256(content).hexdigest()
 
-    def save_checkpoint(self, tensors: dict[str, Tensor], shard: int) -> None:
+    def save_snapshot(self, tensors: dict[str, Tensor], shard: int) -> None:
         """Write a snapshot of the pass, a generation; the last two are kept."""
         self.prepare()
         self._generations.save(tensors, shard)
 
-    def load_checkpoint(self, note: Callable[[str], None] = lambda text: None) -> tuple[dict[str, Tensor], int] | None:
+    def load_snapshot(self, note: Callable[[str], None] = lambda text: None) -> tuple[dict[str, Tensor], int] | None:
         """The newest usable generation and its shard number, or None; `note` is told of those that are passed over."""
         return self._generations.load(note)
 
