@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from universal_neurons import figures
 from universal_neurons.cli import main
 from universal_neurons.config import RoleSettings, Settings, StudyConfig
 from universal_neurons.models import Model, quiet_transformers
@@ -164,6 +165,17 @@ def some_text(words: int = 4000, seed: int = 0) -> str:
 def _own_cache(tmp_path_factory):
     """Annotations of other runs stay out."""
     os.environ["UNIVERSAL_NEURONS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def few_figures(monkeypatch):
+    """Reports show one figure, for tests of what is around it: drawing all of them takes longer than a tiny study."""
+
+    def one(store):
+        drawn = store.has("convergence")
+        return {"convergence": figures.convergence(store.convergence, store.config.threshold)} if drawn else {}
+
+    monkeypatch.setattr("universal_neurons.report.study_figures", one)
 
 
 @pytest.fixture(scope="session")
