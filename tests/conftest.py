@@ -26,6 +26,17 @@ def pytest_addoption(parser):
     parser.addoption("--cuda-stand-in", metavar="DEVICE", help="run the tests that need CUDA on this device instead")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay together, so that what they share is made once."""
+    if config.getvalue("dist") == "load":
+        from xdist.scheduler import LoadFileScheduling
+
+        config.option.loadscopereorder = False
+        return LoadFileScheduling(config, log)
+    return None
+
+
 def pytest_collection_modifyitems(config, items):
     if torch.cuda.is_available() or config.getoption("--cuda-stand-in"):
         return
