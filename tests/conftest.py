@@ -37,8 +37,17 @@ def pytest_xdist_make_scheduler(config, log):
     return None
 
 
+def device_of(config) -> str | None:
+    """What the tests marked `cuda` run on: where there is no GPU, and none was asked for by `-m cuda`, on a CPU."""
+    if stand_in := config.getoption("--cuda-stand-in"):
+        return stand_in
+    if torch.cuda.is_available():
+        return "cuda"
+    return None if config.option.markexpr else "cpu"
+
+
 def pytest_collection_modifyitems(config, items):
-    if torch.cuda.is_available() or config.getoption("--cuda-stand-in"):
+    if device_of(config) is not None:
         return
     for item in items:
         if item.get_closest_marker("cuda"):
@@ -48,7 +57,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def device(request) -> str:
     """What the tests marked `cuda` run on."""
-    return request.config.getoption("--cuda-stand-in") or "cuda"
+    return device_of(request.config)
 
 
 VOCABULARY, CONTEXT = 1024, 64
