@@ -198,6 +198,13 @@ def few_figures(monkeypatch):
     monkeypatch.setattr("universal_neurons.report.study_figures", one)
 
 
+@pytest.fixture
+def svg_only(monkeypatch):
+    """Reports draw their figures once, as SVG, and write no picture as PNG: it takes as long again."""
+    render = figures.render
+    monkeypatch.setattr(figures, "render", lambda figure, kind: render(figure, kind) if kind == "svg" else b"")
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return small_tokenizer()

@@ -54,7 +54,7 @@ def test_every_stage_of_two_models(study, few_roles, few_figures, capsys):
     assert exit_code("estimate", "--models", arguments[1], "--stages", "weights") == 2
 
 
-def test_run_show_report(study, folders, capsys, tmp_path, monkeypatch, request):
+def test_run_show_report(study, folders, svg_only, capsys, tmp_path, monkeypatch, request):
     arguments, run = study
     assert exit_code("run", *arguments) == 0
     printed = capsys.readouterr().out

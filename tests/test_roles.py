@@ -93,7 +93,7 @@ def test_other_thresholds_from_a_file(folders, text_file, few_roles, tmp_path, m
     assert after.config.roles.kurtosis == 1e9
 
 
-def test_the_report_and_show_say_what_neurons_do(finished, capsys):
+def test_the_report_and_show_say_what_neurons_do(finished, svg_only, capsys):
     page = write_report(finished).read_text()
     drawn = {path.stem for path in (finished.path / "figures").iterdir()}
     wanted = {"effects", "roles-by-layer", "entropy", "total-direct", "attention", "functional", "costs"}

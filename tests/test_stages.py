@@ -117,7 +117,7 @@ def test_an_interrupted_study_with_all_stages_resumes_to_the_same_bytes(whole, t
     assert contents(quiet(config, models=models, tokens=small)) == contents(whole_again)
 
 
-def test_one_model_alone_is_a_study(tmp_path):
+def test_one_model_alone_is_a_study(tmp_path, svg_only):
     store = quiet(config_of(tmp_path / "one"), models=[tiny_model("gpt2", 0, "alone")], tokens=some_tokens(200))
     assert store.config.stages == ("weights", "statistics", "labels", "roles")
     assert store.askers == []
@@ -157,7 +157,7 @@ def test_weights_alone_need_no_text(tmp_path, whole, request):
     assert quiet(StudyConfig(out=str(tmp_path / "w"), stages=("weights",)), models=models).path == store.path
 
 
-def test_stages_can_be_asked_for_one_by_one(tmp_path):
+def test_stages_can_be_asked_for_one_by_one(tmp_path, svg_only):
     model, tokens = tiny_model("gpt2"), some_tokens(200)
     only = quiet(config_of(tmp_path / "s", stages=("statistics",)), models=[model], tokens=tokens)
     assert only.neurons["kurt"].is_not_null().all()
