@@ -6,7 +6,7 @@
 #                                                ignores; TEXT is a folder for, or with, the corpus of suite/recipe.yaml
 #   bash benchmarks/gpu.sh RESULTS [PART …]      on the GPU, without a network: tests, speed, train (all, in this order)
 #   bash benchmarks/gpu.sh --dry RESULTS [PART …]   the same at toy shapes on a CPU; COMPILE=always TRAINING=40 rehearses
-#                                                torch.compile too
+#                                                torch.compile too, ONLY=EXPRESSION only the tests that pytest -k takes
 #
 # The machine brings Python ≥ 3.12, torch, transformers and the usual scientific packages; the others travel in
 # .gpu/site.tar.xz, the text in .gpu/roles.  Every part writes its results as soon as it has them and ends at its own
@@ -56,7 +56,7 @@ prepare() {
 }
 
 part() { # NAME SECONDS COMMAND …: what it prints goes to RESULTS/log.md too; a part that fails stops no other
-    local name=$1 seconds=$2 began=$SECONDS status=0
+    local name=$1 seconds=$(($2 * PATIENCE)) began=$SECONDS status=0
     shift 2
     echo "== $name, at most $seconds s: $*"
     timeout --signal=INT --kill-after=10 "$seconds" "$@" 2>&1 || status=$?
@@ -77,8 +77,8 @@ run_parts() {
 }
 
 [ "${1:-}" = --prepare ] && { prepare "${2:-}"; exit; }
-DRY=false
-[ "${1:-}" = --dry ] && DRY=true && shift
+DRY=false PATIENCE=1
+[ "${1:-}" = --dry ] && DRY=true PATIENCE=10 && shift # a rehearsal may run beside other work
 RESULTS=${1:?the folder for the results}
 shift
 PARTS=("${@:-tests}")
@@ -95,7 +95,7 @@ FAILED=()
 mapfile -t MARKED < <(grep -rlE 'mark\.cuda' tests --include='test_*.py')
 if $DRY; then
     check_size
-    TESTS=(--cuda-stand-in cpu) SPEED=(--toy)
+    TESTS=(--cuda-stand-in cpu ${ONLY:+-k "$ONLY"}) SPEED=(--toy)
     TRAINING=${TRAINING:-15}
     TRAIN=(suite/roles-dry.yaml "$SCRATCH/tokens.npy" "$SCRATCH/run" "$TRAINING" --compile "${COMPILE:-never}")
     "$PYTHON" -c 'import numpy, sys; numpy.save(sys.argv[1], numpy.random.default_rng(0).integers(1, 300, 40_000).astype("uint16"))' "$SCRATCH/tokens.npy"

@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from universal_neurons import figures
 from universal_neurons.cli import main
 from universal_neurons.config import RoleSettings, Settings, StudyConfig
 from universal_neurons.models import Model, quiet_transformers
@@ -25,8 +26,28 @@ def pytest_addoption(parser):
     parser.addoption("--cuda-stand-in", metavar="DEVICE", help="run the tests that need CUDA on this device instead")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay together, so that what they share is made once."""
+    if config.getvalue("dist") == "load":
+        from xdist.scheduler import LoadFileScheduling
+
+        config.option.loadscopereorder = False
+        return LoadFileScheduling(config, log)
+    return None
+
+
+def device_of(config) -> str | None:
+    """What the tests marked `cuda` run on: where there is no GPU, and none was asked for by `-m cuda`, on a CPU."""
+    if stand_in := config.getoption("--cuda-stand-in"):
+        return stand_in
+    if torch.cuda.is_available():
+        return "cuda"
+    return None if config.option.markexpr else "cpu"
+
+
 def pytest_collection_modifyitems(config, items):
-    if torch.cuda.is_available() or config.getoption("--cuda-stand-in"):
+    if device_of(config) is not None:
         return
     for item in items:
         if item.get_closest_marker("cuda"):
@@ -36,7 +57,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def device(request) -> str:
     """What the tests marked `cuda` run on."""
-    return request.config.getoption("--cuda-stand-in") or "cuda"
+    return device_of(request.config)
 
 
 VOCABULARY, CONTEXT = 1024, 64
@@ -164,6 +185,24 @@ def some_text(words: int = 4000, seed: int = 0) -> str:
 def _own_cache(tmp_path_factory):
     """Annotations of other runs stay out."""
     os.environ["UNIVERSAL_NEURONS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def few_figures(monkeypatch):
+    """Reports show one figure, for tests of what is around it: drawing all of them takes longer than a tiny study."""
+
+    def one(store):
+        drawn = store.has("convergence")
+        return {"convergence": figures.convergence(store.convergence, store.config.threshold)} if drawn else {}
+
+    monkeypatch.setattr("universal_neurons.report.study_figures", one)
+
+
+@pytest.fixture
+def svg_only(monkeypatch):
+    """Reports draw their figures once, as SVG, and write no picture as PNG: it takes as long again."""
+    render = figures.render
+    monkeypatch.setattr(figures, "render", lambda figure, kind: render(figure, kind) if kind == "svg" else b"")
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def study(folders, text_file, tmp_path):
     return [*models, "--data", text_file, "--draws", "3", "--stages", "universality", "--out", run], run
 
 
-def test_every_stage_of_two_models(study, few_roles, capsys):
+def test_every_stage_of_two_models(study, few_roles, few_figures, capsys):
     arguments, run = study
     assert exit_code("run", *[a for a in arguments if a not in ("--stages", "universality")], "-c", few_roles) == 0
     assert "What the neurons fire on" in capsys.readouterr().out
@@ -54,7 +54,7 @@ def test_every_stage_of_two_models(study, few_roles, capsys):
     assert exit_code("estimate", "--models", arguments[1], "--stages", "weights") == 2
 
 
-def test_run_show_report(study, folders, capsys, tmp_path, monkeypatch):
+def test_run_show_report(study, folders, svg_only, capsys, tmp_path, monkeypatch, request):
     arguments, run = study
     assert exit_code("run", *arguments) == 0
     printed = capsys.readouterr().out
@@ -69,6 +69,7 @@ def test_run_show_report(study, folders, capsys, tmp_path, monkeypatch):
     (run / "report.html").unlink()
     assert exit_code("report", run) == 0
     assert (run / "report.html").exists()
+    request.getfixturevalue("few_figures")
     other = tmp_path / "other"
     assert exit_code("run", *arguments[:-1], other, "--pairs", "all", "--seed", "3") == 0
     monkeypatch.chdir(tmp_path)
@@ -84,7 +85,7 @@ def test_run_show_report(study, folders, capsys, tmp_path, monkeypatch):
         assert "wanted:" in capsys.readouterr().err
 
 
-def test_a_file_of_settings_and_flags_over_it(study, tmp_path, capsys):
+def test_a_file_of_settings_and_flags_over_it(study, few_figures, tmp_path, capsys):
     arguments, run = study
     settings = {"models": [str(arguments[1]), str(arguments[3])], "data": str(arguments[5]), "draws": 3, "seed": 7, "stages": ["universality"],
                 "published": {"source": "A paper", "neurons": 10, "universal": 5, "universal_per_layer": [2, 3]}}  # fmt: skip
@@ -210,7 +211,7 @@ def test_bad_input(case, bad, study, folders, capsys, tmp_path, monkeypatch):
     assert not run.exists()
 
 
-def test_a_store_of_another_study(study, capsys):
+def test_a_store_of_another_study(study, few_figures, capsys):
     arguments, run = study
     assert exit_code("run", *arguments) == 0
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
@@ -219,7 +220,7 @@ def test_a_store_of_another_study(study, capsys):
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
-def test_a_full_disk_fails_with_1_and_resumes(study, capsys, monkeypatch):
+def test_a_full_disk_fails_with_1_and_resumes(study, few_figures, capsys, monkeypatch):
     import errno
 
     arguments, _ = study
@@ -239,7 +240,7 @@ def test_a_full_disk_fails_with_1_and_resumes(study, capsys, monkeypatch):
     assert exit_code("run", *arguments) == 0
 
 
-def test_an_interrupt_says_how_to_go_on(study, capsys, monkeypatch):
+def test_an_interrupt_says_how_to_go_on(study, few_figures, capsys, monkeypatch):
     from universal_neurons.stream import Pass
 
     arguments, _ = study

@@ -26,11 +26,12 @@ from universal_neurons.errors import (
 from universal_neurons.progress import Reporter
 from universal_neurons.sketch_file import SketchFile, scratch_of
 
+TOKENS = 30_000
 SILENT = Reporter(quiet=True)
 
 
 def sketch_of(folder, text, out, **settings):
-    settings = {"group_size": 8, "max_tokens": 60_000} | settings
+    settings = {"group_size": 8, "max_tokens": TOKENS} | settings
     config = StudyConfig(models=(str(folder),), data=str(text), out=str(out), search="sketch", **settings)
     return make_sketch(config, reporter=SILENT)
 
@@ -49,7 +50,7 @@ def study_of(sketches, out, **settings):
 def direct(folders, long_text, tmp_path_factory):
     """The same models and text, sketched on the fly and exactly."""
     out = tmp_path_factory.mktemp("direct")
-    common = {"models": tuple(map(str, folders[:3])), "data": str(long_text), "max_tokens": 60_000, "draws": 4}
+    common = {"models": tuple(map(str, folders[:3])), "data": str(long_text), "max_tokens": TOKENS, "draws": 4}
     common |= {"stages": ("universality",)}
     sketched = quiet(StudyConfig(search="sketch", group_size=8, out=str(out / "sketch"), **common))
     return sketched, quiet(StudyConfig(out=str(out / "exact"), **common))
@@ -113,7 +114,7 @@ def test_the_same_sketch_has_the_same_bytes_and_no_text(folders, long_text, sket
 def test_an_interrupted_sketch_goes_on_to_the_same_bytes(folders, long_text, sketches, tmp_path):
     out = tmp_path / "parts.safetensors"
     settings = {"models": (str(folders[0]),), "data": str(long_text), "out": str(out), "search": "sketch"}
-    settings |= {"group_size": 8, "max_tokens": 60_000}
+    settings |= {"group_size": 8, "max_tokens": TOKENS}
     code = (
         "import sys, json; from universal_neurons import StudyConfig, make_sketch\n"
         "from universal_neurons.progress import Reporter\n"
@@ -151,7 +152,7 @@ def test_an_interrupted_study_of_files_resumes_to_the_same_bytes(sketches, tmp_p
     assert contents(quiet(config)) == contents(whole)
 
 
-@pytest.mark.parametrize("other", [{"group_size": 16}, {"seed": 3}, {"max_tokens": 50_000}, {"mask": ("bos",)}])
+@pytest.mark.parametrize("other", [{"group_size": 16}, {"seed": 3}, {"max_tokens": TOKENS - 5_000}, {"mask": ("bos",)}])
 def test_other_signs_or_tokens_are_refused(sketches, folders, long_text, tmp_path, other):
     strange = sketch_of(folders[1], long_text, tmp_path / "strange.safetensors", **other)
     with pytest.raises(SketchError, match="sketches of other"):

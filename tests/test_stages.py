@@ -124,7 +124,7 @@ def test_an_interrupted_study_with_all_stages_resumes_to_the_same_bytes(whole, t
     assert contents(quiet(config, models=models, tokens=small)) == contents(whole_again)
 
 
-def test_one_model_alone_is_a_study(tmp_path):
+def test_one_model_alone_is_a_study(tmp_path, svg_only):
     store = quiet(config_of(tmp_path / "one"), models=[tiny_model("gpt2", 0, "alone")], tokens=some_tokens(200))
     assert store.config.stages == ("weights", "statistics", "labels", "roles")
     assert store.askers == []
@@ -135,7 +135,8 @@ def test_one_model_alone_is_a_study(tmp_path):
     page = write_report(store).read_text()
     assert "What the neurons fire on" in page
     assert "Which neurons does every model find again" not in page
-    assert {"sparsity-alone", "nearest-alone", "layers-alone", "teaser"} <= study_figures(store).keys()
+    drawn = {path.stem for path in (store.path / "figures").iterdir()}
+    assert {"sparsity-alone", "nearest-alone", "layers-alone", "teaser"} <= drawn
     assert "alone" in summary_html(store)
     assert study_view(store)
 
@@ -147,7 +148,7 @@ def test_universality_of_one_model_is_refused(tmp_path):
         )
 
 
-def test_weights_alone_need_no_text(tmp_path, whole):
+def test_weights_alone_need_no_text(tmp_path, whole, request):
     models = [tiny_model("gpt2", 0, "plain"), tiny_model("llama", 0, "gated")]
     store = quiet(StudyConfig(out=str(tmp_path / "w"), stages=("weights",)), models=models)
     assert store.manifest["tokens"] is None
@@ -158,11 +159,12 @@ def test_weights_alone_need_no_text(tmp_path, whole):
     assert table["mean"].is_null().all()
     assert table["dead"].is_null().all()
     write_report(store)
+    request.getfixturevalue("few_figures")
     assert write_joint_report([store, whole[0]], tmp_path / "page.html").exists()
     assert quiet(StudyConfig(out=str(tmp_path / "w"), stages=("weights",)), models=models).path == store.path
 
 
-def test_stages_can_be_asked_for_one_by_one(tmp_path):
+def test_stages_can_be_asked_for_one_by_one(tmp_path, svg_only):
     model, tokens = tiny_model("gpt2"), some_tokens(200)
     only = quiet(config_of(tmp_path / "s", stages=("statistics",)), models=[model], tokens=tokens)
     assert only.neurons["kurt"].is_not_null().all()

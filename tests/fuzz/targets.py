@@ -8,11 +8,7 @@ import gzip
 import hashlib
 import json
 import lzma
-import os
-import signal
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +17,10 @@ import polars as pl
 import torch
 import yaml
 from conftest import FEW_ROLES, save_tiny, small_tokenizer, some_text
+from fuzz.wrong import Target
 
 import universal_neurons as un
 from universal_neurons.config import make_config, make_dynamics_config, read_config
-from universal_neurons.errors import InputError
 from universal_neurons.generations import Generations
 from universal_neurons.neuron_view import neuron_view
 from universal_neurons.own_labels import read_own_labels
@@ -33,18 +29,6 @@ from universal_neurons.summary import plain_summary
 from universal_neurons.vocabulary import read_vocabulary
 
 CONTEXT = 32
-
-
-@dataclass(frozen=True)
-class Target:
-    """One file of one format: `read` is called with its path after it was mutated."""
-
-    name: str
-    file: Path
-    read: Callable[[Path], Any]
-    structured: bool = False  # whether it is JSON, whose values are mutated too
-    hashed: bool = False
-    share: int = 1  # of the mutations
 
 
 def digest(value: Any) -> str:
@@ -202,32 +186,6 @@ def study_targets(folder: Path) -> list[Target]:
     ]
 
 
-def wrong_targets(folder: Path) -> list[Target]:
-    """Readers that fail in every way that is looked for, to try the fuzzer on."""
-    (folder / "f").write_bytes(b"whole")
-    held = []
-
-    def once_whole(do: Callable[[], Any]) -> Callable[[Path], str]:
-        return lambda path: "whole" if path.read_bytes() == b"whole" else do()
-
-    class Talkative(InputError):
-        def __str__(self) -> str:
-            return "much " * 10_000
-
-    def refuse() -> None:
-        raise Talkative("")
-
-    ways = {
-        "foreign exception": lambda: 1 // 0,
-        "difference": lambda: "other",
-        "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
-        "swell": lambda: held.append(np.ones(100 << 20)) or "whole",
-        "long message": refuse,
-        "hang": lambda: time.sleep(3600),
-    }
-    return [Target(name, folder / "f", once_whole(do), hashed=True) for name, do in ways.items()]
-
-
 GROUPS: dict[str, Callable[[Path], list[Target]]] = {
-    "text": text_targets, "models": model_targets, "studies": study_targets, "wrong": wrong_targets,
+    "text": text_targets, "models": model_targets, "studies": study_targets,
 }  # fmt: skip

@@ -17,13 +17,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fuzz.mutations import mutated
-from fuzz.targets import GROUPS, Target
+from fuzz.wrong import Target, wrong_targets
 
 from universal_neurons.errors import UniversalNeuronsError
 
 ADDRESS_SPACE = 12 << 30
 GROWTH = 700 << 10  # KiB of resident memory that all mutations together may add
 MESSAGE = 20_000  # characters of an error message
+
+
+def targets_of(group: str, folder: Path) -> list[Target]:
+    """The files of a group and their readers."""
+    if group == "wrong":
+        return wrong_targets(folder)
+    from fuzz.targets import GROUPS
+
+    return GROUPS[group](folder)
 
 
 def plan(targets: list[Target], mutations: int) -> list[Target]:
@@ -66,7 +75,7 @@ def main(group: str, folder: str, mutations: int, seed: int, first: int) -> None
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     Path(folder).mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    targets = GROUPS[group](Path(folder))
+    targets = targets_of(group, Path(folder))
     whole = {target.name: target.file.read_bytes() for target in targets}
     expected = {target.name: target.read(target.file) for target in targets}
     at_first = resident()
