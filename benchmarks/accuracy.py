@@ -11,17 +11,14 @@ from measure import machine
 from searches import settings_of
 
 import universal_neurons as un
-from universal_neurons.accumulators import Batch, Block
-from universal_neurons.comoments import CoMoments
-from universal_neurons.compare import Evidence, pieces_of
 from universal_neurons.config import Settings
-from universal_neurons.findings import WHOLE, Findings
-from universal_neurons.keys import BY_POSITION, BY_ROW, Key, What
-from universal_neurons.neuron_source import NeuronSource
-from universal_neurons.panels import signs_of, study_recipes
-from universal_neurons.screen import Screen
-from universal_neurons.statistics import Statistics
-from universal_neurons.stream import Pass
+from universal_neurons.features import NeuronSource
+from universal_neurons.matching import WHOLE, Evidence, Findings
+from universal_neurons.matching.comparison import pieces_of
+from universal_neurons.passes import Pass, signs_of
+from universal_neurons.passes.panels import study_recipes
+from universal_neurons.statistics import BY_POSITION, BY_ROW, Batch, Block, CoMoments, Key, Statistics, What
+from universal_neurons.study.screen import Screen
 
 
 def accuracy(seeds: int, count: int) -> None:

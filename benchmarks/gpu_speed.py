@@ -10,9 +10,9 @@ import torch
 from measure import PeakMemory, timed
 from searches import CONTEXT, Run, forwards, random_model, random_tokens, settings_of
 
-from universal_neurons.memory import memory_plan, plan_layout
-from universal_neurons.network import Model
-from universal_neurons.panels import model_pairs
+from universal_neurons.models import Model
+from universal_neurons.passes import model_pairs
+from universal_neurons.study.memory import memory_plan, plan_layout
 
 PAPER_TOKENS = 100_000_000
 WARM_TOKENS = 65_536

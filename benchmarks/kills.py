@@ -37,11 +37,11 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import universal_neurons as un
-from universal_neurons import study as studies
-from universal_neurons import tokens
-from universal_neurons.checkpoints import BUNDLED_TOKENIZER
 from universal_neurons.models import quiet_transformers
+from universal_neurons.models.locations import BUNDLED_TOKENIZER
 from universal_neurons.progress import Reporter
+from universal_neurons.study import run as studies
+from universal_neurons.text import tokens
 
 SHARD_POSITIONS = 1024  # of this script's studies, so that a short text has many
 WORDS = [

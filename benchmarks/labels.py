@@ -19,13 +19,14 @@ import pandas as pd
 import torch
 
 from universal_neurons import StudyConfig, TokenDataset, run_study
-from universal_neurons.labelling import Labelling
-from universal_neurons.labels import LABELS
-from universal_neurons.neuron_source import NeuronSource
-from universal_neurons.plan import decide, load_models, resolve
+from universal_neurons.features import NeuronSource
+from universal_neurons.labels import Labelling
+from universal_neurons.models import find_tokenizer
+from universal_neurons.passes import Pass
 from universal_neurons.progress import Reporter
-from universal_neurons.stream import Pass
-from universal_neurons.tokenizer import find_tokenizer
+from universal_neurons.statistics import LABELS
+from universal_neurons.study import decide
+from universal_neurons.study.resolve import load_models, resolve
 
 GROUPBY_LABELS = 40
 GROUPBY_TOKENS = 32_768

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 import universal_neurons as un
-from universal_neurons.baselines import rotation
-from universal_neurons.checkpoints import BUNDLED_TOKENIZER
+from universal_neurons.matching.baselines import rotation
 from universal_neurons.models import Model, quiet_transformers
+from universal_neurons.models.locations import BUNDLED_TOKENIZER
 
 PLAIN_ROWS = 8
 

@@ -19,10 +19,8 @@ from measure import machine, timed
 from scale import random_model, random_tokens
 
 import universal_neurons as un
-from universal_neurons.interventions import Edit, final_residual, intervene
+from universal_neurons.interventions import Edit, Readout, Trial, final_residual, intervene
 from universal_neurons.models import Model
-from universal_neurons.readout import Readout
-from universal_neurons.trials import Trial
 
 torch.set_grad_enabled(False)
 VALUES = (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)

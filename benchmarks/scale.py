@@ -25,9 +25,9 @@ from gpu_speed import speed_on_gpu
 from measure import PeakMemory, machine, slope, timed
 from searches import CONTEXT, SHAPES, Run, forwards, random_model, random_tokens, settings_of
 
-from universal_neurons.estimate import gemm_rate
-from universal_neurons.memory import memory_plan
-from universal_neurons.network import Model
+from universal_neurons.models import Model
+from universal_neurons.study.estimate import gemm_rate
+from universal_neurons.study.memory import memory_plan
 
 
 def speed_on_cpu(shape: str, count: int, searches: Sequence[str]) -> None:

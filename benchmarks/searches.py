@@ -13,16 +13,25 @@ from measure import timed
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import universal_neurons as un
-from universal_neurons.compare import Evidence
 from universal_neurons.config import Settings
-from universal_neurons.findings import WHOLE, Findings
-from universal_neurons.network import Model
-from universal_neurons.neuron_source import NeuronSource
-from universal_neurons.panels import Panel, blocks_of, model_pairs, model_recipes, panel_recipes, signs_of
-from universal_neurons.plan import decide, resolve
-from universal_neurons.screen import Screen
+from universal_neurons.features import NeuronSource
+from universal_neurons.matching import WHOLE, Evidence, Findings
+from universal_neurons.models import Model
+from universal_neurons.passes import (
+    Panel,
+    Pass,
+    blocks_of,
+    model_pairs,
+    model_recipes,
+    panel_recipes,
+    provisional_state,
+    settle_from,
+    signs_of,
+)
 from universal_neurons.statistics import Statistics
-from universal_neurons.stream import Pass, provisional_state, settle_from
+from universal_neurons.study import decide
+from universal_neurons.study.resolve import resolve
+from universal_neurons.study.screen import Screen
 
 torch.set_grad_enabled(False)
 SHAPES = {

@@ -22,16 +22,16 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import universal_neurons as un
-from universal_neurons.baselines import rotated_best, rotation
-from universal_neurons.checkpoints import BUNDLED_FOLDER, BUNDLED_TOKENIZER
-from universal_neurons.compare import Evidence
-from universal_neurons.correlation import find_matches
-from universal_neurons.estimate import gemm_flops, gemm_rate
-from universal_neurons.models import quiet_transformers
-from universal_neurons.neuron_source import NeuronSource
-from universal_neurons.panels import model_pairs, study_recipes
+from universal_neurons.features import NeuronSource
+from universal_neurons.matching import Evidence
+from universal_neurons.matching.baselines import rotated_best, rotation
+from universal_neurons.matching.correlation import find_matches
+from universal_neurons.models import BUNDLED_FOLDER, quiet_transformers
+from universal_neurons.models.locations import BUNDLED_TOKENIZER
+from universal_neurons.passes import Pass, model_pairs
+from universal_neurons.passes.panels import study_recipes
 from universal_neurons.statistics import Statistics
-from universal_neurons.stream import Pass
+from universal_neurons.study.estimate import gemm_flops, gemm_rate
 
 torch.set_grad_enabled(False)
 BATCH = 2048

@@ -14,7 +14,7 @@ from text import encode, read
 from transformers import AutoModelForCausalLM
 
 import universal_neurons as un
-from universal_neurons.summary import facts
+from universal_neurons.report.summary import facts
 
 ROWS_AT_ONCE = 32
 

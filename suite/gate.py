@@ -20,10 +20,10 @@ from rich.table import Table
 from text import encode, in_proportion, read
 
 from universal_neurons.config import RoleSettings
-from universal_neurons.models import load_model
-from universal_neurons.neurons import vocabulary_moments, weight_statistics
+from universal_neurons.models import ProcessedWeights, load_model, processed_weights
 from universal_neurons.roles.prediction import roles_of
-from universal_neurons.weights import ProcessedWeights, processed_weights
+from universal_neurons.statistics import weight_statistics
+from universal_neurons.statistics.neuron_columns import vocabulary_moments
 
 TOKENS, ROWS_AT_ONCE = 40_000, 8
 TAIL = 8  # smallest singular values shown

@@ -22,7 +22,7 @@ from rich.console import Console
 from text import encode, train_tokenizer, training_texts, write_held_out
 from train import as_trained, train
 
-from universal_neurons.check import check_models
+from universal_neurons.study import check_models
 
 
 def make(recipe: dict, out: Path, seconds: float = math.inf) -> bool:

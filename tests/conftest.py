@@ -13,11 +13,12 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from universal_neurons import figures
 from universal_neurons.cli import main
 from universal_neurons.config import RoleSettings, Settings, StudyConfig
 from universal_neurons.models import Model, quiet_transformers
-from universal_neurons.plan import decide, resolve
+from universal_neurons.report import figures
+from universal_neurons.study import decide
+from universal_neurons.study.resolve import resolve
 
 
 def pytest_addoption(parser):
@@ -195,7 +196,7 @@ def few_figures(monkeypatch):
         drawn = store.has("convergence")
         return {"convergence": figures.convergence(store.convergence, store.config.threshold)} if drawn else {}
 
-    monkeypatch.setattr("universal_neurons.report.study_figures", one)
+    monkeypatch.setattr("universal_neurons.report.pages.study_figures", one)
 
 
 @pytest.fixture
@@ -248,7 +249,7 @@ ODD_SUBSETS = ("[bold]$$", "_\x9b[2J\u2028")
 def odd_store(tmp_path_factory):
     """A study whose models and subsets have names that terminals, figures, pages and file systems take badly."""
     from universal_neurons import StudyConfig, run_study
-    from universal_neurons.tokens import TokenDataset
+    from universal_neurons.text import TokenDataset
 
     chooser = random.Random(0)
     pieces = [(ODD_SUBSETS[row % 2], np.array(chooser.choices(range(1, VOCABULARY), k=63))) for row in range(80)]

@@ -12,20 +12,37 @@ from scipy import stats
 from test_correlation import captured, some_tokens
 
 import universal_neurons
-from universal_neurons import overlap
-from universal_neurons.accumulators import Accumulator, Batch, Block, Extremes, seed_of
-from universal_neurons.comoments import CoMoments, LayerMoments, ShuffledCoMoments
-from universal_neurons.detail import PairedMoments
-from universal_neurons.examples import BEFORE, TopExamples
-from universal_neurons.keys import BY_POSITION, BY_ROW, BY_WORD, Key, What, key_of
-from universal_neurons.moments import GroupMeans, Histogram, Moments, SumSquares
-from universal_neurons.neuron_source import NeuronSource
-from universal_neurons.screening import Candidates
-from universal_neurons.shown import Details
-from universal_neurons.sketch import ShardEnergies, Signs
-from universal_neurons.sketch_file import FileInParts, KeptSums
-from universal_neurons.stream import Pass
-from universal_neurons.tokens import Shard
+from universal_neurons.features import NeuronSource
+from universal_neurons.matching import Candidates, PairedMoments
+from universal_neurons.passes import Pass
+from universal_neurons.passes import prefetch as overlap
+from universal_neurons.statistics import (
+    BEFORE,
+    BY_POSITION,
+    BY_ROW,
+    BY_WORD,
+    Accumulator,
+    Batch,
+    Block,
+    CoMoments,
+    Extremes,
+    GroupMeans,
+    Histogram,
+    Key,
+    LayerMoments,
+    Moments,
+    ShardEnergies,
+    ShuffledCoMoments,
+    Signs,
+    SumSquares,
+    TopExamples,
+    What,
+    seed_of,
+)
+from universal_neurons.statistics.keys import key_of
+from universal_neurons.storage import FileInParts, KeptSums
+from universal_neurons.study.shown import Details
+from universal_neurons.text import Shard
 
 pytestmark = pytest.mark.cuda
 

@@ -13,13 +13,13 @@ from test_sketched import sketch_of, study_of
 from test_study import contents
 
 from universal_neurons import StudyConfig, run_study
-from universal_neurons.check import estimate_study
-from universal_neurons.correlation import correlation_panels
 from universal_neurons.interventions import Edit, intervene
-from universal_neurons.memory import memory_plan
+from universal_neurons.matching.correlation import correlation_panels
 from universal_neurons.models import Model
-from universal_neurons.panels import Layout
-from universal_neurons.sketch_file import SketchFile
+from universal_neurons.passes import Layout
+from universal_neurons.storage import SketchFile
+from universal_neurons.study import estimate_study
+from universal_neurons.study.memory import memory_plan
 
 pytestmark = pytest.mark.cuda
 
@@ -44,7 +44,7 @@ RHO = {"float32": (2e-6, 2e-7), "tf32": (2e-4, 3e-5), "bfloat16": (1e-3, 2e-4), 
 @pytest.fixture(scope="module", autouse=True)
 def _small_shards():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("universal_neurons.tokens.SHARD_POSITIONS", 800)
+        patched.setattr("universal_neurons.text.tokens.SHARD_POSITIONS", 800)
         yield
 
 
@@ -64,7 +64,7 @@ def run(tmp_path_factory):
             config = StudyConfig(**common | settings)
             with pytest.MonkeyPatch.context() as patched:
                 if name == "dense labels":
-                    patched.setattr("universal_neurons.labelling.SUMS_BYTES", 0)
+                    patched.setattr("universal_neurons.labels.study_labels.SUMS_BYTES", 0)
                 done[name, device, out] = run_study(
                     config, models=models, tokens=tokens, checkpoint_seconds=0.0, progress=False
                 )

@@ -14,9 +14,9 @@ from rich.console import Console
 from universal_neurons.cli import main
 from universal_neurons.errors import InputError, OutputError
 from universal_neurons.legible import legible
-from universal_neurons.neuron_view import neuron_view, parse_neuron
 from universal_neurons.progress import Reporter
-from universal_neurons.summary import study_view
+from universal_neurons.report import neuron_view, study_view
+from universal_neurons.report.one_neuron import parse_neuron
 from universal_neurons.terminal import Outlet, TextTable, plain, prepare_streams, shown_lines
 
 MARKUP = "[/red][bold]gpt2[seed=1] :smile: \\[ [link=https://x.org]"

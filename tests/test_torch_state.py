@@ -33,7 +33,7 @@ def turns_of_idle_threads(code: str, **environment: str) -> int:
     return int(line.split()[-1].strip("'"))
 
 
-@pytest.mark.parametrize("module", ["universal_neurons", "universal_neurons.cli"])
+@pytest.mark.parametrize("module", ["universal_neurons", "universal_neurons.cli.commands"])
 def test_idle_threads_sleep_at_once_in_the_library_and_the_command(module):
     assert turns_of_idle_threads(f"import {module}, torch") == SLEEP
 

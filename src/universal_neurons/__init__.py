@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from universal_neurons.config import DynamicsConfig, RoleSettings, StudyConfig
     from universal_neurons.dynamics import Dynamics, run_dynamics
-    from universal_neurons.interventions import Edit, frozen_norm, intervene
-    from universal_neurons.models import Model, load_model
-    from universal_neurons.paths import without_path
-    from universal_neurons.roles.again import study_roles
-    from universal_neurons.sketching import make_sketch
-    from universal_neurons.store import Store
-    from universal_neurons.study import run_study
-    from universal_neurons.tokens import TokenDataset
-    from universal_neurons.weights import ProcessedWeights, processed_weights
+    from universal_neurons.interventions import Edit, frozen_norm, intervene, without_path
+    from universal_neurons.models import Model, ProcessedWeights, load_model, processed_weights
+    from universal_neurons.storage import Store
+    from universal_neurons.study import make_sketch, run_study, study_roles
+    from universal_neurons.text import TokenDataset
 
 __version__ = "0.1.0"
 
@@ -30,20 +26,20 @@ _HOMES = {
     "DynamicsConfig": "config",
     "Edit": "interventions",
     "Model": "models",
-    "ProcessedWeights": "weights",
+    "ProcessedWeights": "models",
     "RoleSettings": "config",
-    "Store": "store",
+    "Store": "storage",
     "StudyConfig": "config",
-    "TokenDataset": "tokens",
+    "TokenDataset": "text",
     "frozen_norm": "interventions",
     "intervene": "interventions",
     "load_model": "models",
-    "make_sketch": "sketching",
-    "processed_weights": "weights",
+    "make_sketch": "study",
+    "processed_weights": "models",
     "run_dynamics": "dynamics",
     "run_study": "study",
-    "study_roles": "roles.again",
-    "without_path": "paths",
+    "study_roles": "study",
+    "without_path": "interventions",
 }
 
 __all__ = [
@@ -73,7 +69,7 @@ _GIVE_STORES = ("Dynamics", "Store", "run_dynamics", "run_study", "study_roles")
 
 def __getattr__(name: str) -> Any:
     if name in _GIVE_STORES:
-        import_module("universal_neurons.representations")
+        import_module("universal_neurons.report.representations")
     if name in _HOMES:
         return getattr(import_module(f"universal_neurons.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -270,7 +270,7 @@ class StudyConfig(BaseModel):
 
 
 class Settings(StudyConfig):
-    """A study's settings with everything decided: what `plan.resolve` makes of a `StudyConfig` and its models."""
+    """A study's settings with everything decided: what `study` makes of a `StudyConfig` and its models."""
 
     context: int
     group_size: int

@@ -21,12 +21,11 @@ from fuzz.wrong import Target
 
 import universal_neurons as un
 from universal_neurons.config import make_config, make_dynamics_config, read_config
-from universal_neurons.generations import Generations
-from universal_neurons.neuron_view import neuron_view
-from universal_neurons.own_labels import read_own_labels
-from universal_neurons.sketch_file import STATISTICS, SketchFile
-from universal_neurons.summary import plain_summary
-from universal_neurons.vocabulary import read_vocabulary
+from universal_neurons.labels import read_own_labels
+from universal_neurons.report import neuron_view
+from universal_neurons.report.summary import plain_summary
+from universal_neurons.storage import STATISTICS, Generations, SketchFile
+from universal_neurons.text import read_vocabulary
 
 CONTEXT = 32
 

@@ -1,1 +1,33 @@
-"""What neurons do: their roles in the prediction of the next token and in attention (paper §5)."""
+"""What do neurons do?  Their roles in the prediction of the next token and in attention (paper §5).
+
+prediction  prediction, suppression and partition neurons, alone and together
+ensembles   what neurons of one class do together
+entropy     entropy neurons, by way of the final norm; token frequency neurons
+attention   neurons that switch a later head off or on
+functional  do matched neurons do the same
+one_model   the roles of one model's neurons
+stage       the roles of a study's models, as one of its stages
+overview    the roles of a study in a few lines
+"""
+
+from typing import TYPE_CHECKING
+
+from universal_neurons.faces import face
+
+if TYPE_CHECKING:
+    from universal_neurons.roles.entropy import FREQUENCY_CANDIDATES
+    from universal_neurons.roles.functional import DRAWS
+    from universal_neurons.roles.one_model import ROLE_TABLES
+    from universal_neurons.roles.overview import neuron_lines, role_rows
+    from universal_neurons.roles.stage import Roles, require_roles, vocabulary_of
+else:
+    __getattr__, __dir__ = face(
+        __name__,
+        {
+            "entropy": ["FREQUENCY_CANDIDATES"],
+            "functional": ["DRAWS"],
+            "one_model": ["ROLE_TABLES"],
+            "stage": ["Roles", "require_roles", "vocabulary_of"],
+            "overview": ["neuron_lines", "role_rows"],
+        },
+    )

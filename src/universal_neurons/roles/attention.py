@@ -24,13 +24,10 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
-from universal_neurons.accumulators import seed_of
 from universal_neurons.config import RoleSettings
-from universal_neurons.heads import Heads, bos_key, projecting
-from universal_neurons.models import Model
-from universal_neurons.neurons import unit
-from universal_neurons.paths import path_effects
-from universal_neurons.weights import ProcessedWeights
+from universal_neurons.interventions import Heads, bos_key, path_effects, projecting
+from universal_neurons.models import Model, ProcessedWeights
+from universal_neurons.statistics import seed_of, unit
 
 DIRECTIONS = 4096  # random ones
 SAMPLES = 2000  # positions of a pair that the scatter shows

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
-from universal_neurons import jackknife
-from universal_neurons.categories import ROLES_BY_WEIGHTS
+from universal_neurons.labels import ROLES_BY_WEIGHTS
+from universal_neurons.models import ProcessedWeights
 from universal_neurons.roles.prediction import HISTOGRAMS_SCHEMA, ClassLabels, histogram, masks_of, used_tokens
-from universal_neurons.vocabulary import Vocabulary
-from universal_neurons.weights import ProcessedWeights
+from universal_neurons.statistics import jackknife
+from universal_neurons.text import Vocabulary
 
 SHOWN = 6  # neurons of an ensemble whose histograms figures draw
 ENSEMBLES_SCHEMA: dict[str, Any] = {

@@ -16,15 +16,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from universal_neurons import jackknife
-from universal_neurons.accumulators import seed_of
 from universal_neurons.config import RoleSettings
-from universal_neurons.interventions import Edit
-from universal_neurons.models import Model
-from universal_neurons.neurons import unit
-from universal_neurons.readout import Metrics
-from universal_neurons.trials import Trial
-from universal_neurons.weights import ProcessedWeights
+from universal_neurons.interventions import Edit, Metrics, Trial
+from universal_neurons.models import Model, ProcessedWeights
+from universal_neurons.statistics import jackknife, seed_of, unit
 
 NULL_SHARE = 0.01  # of d_model: how many bottom singular directions make the null space
 LATE_SHARE = 6  # the last sixth of the layers is late

@@ -17,13 +17,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from universal_neurons import jackknife
-from universal_neurons.accumulators import seed_of
-from universal_neurons.categories import ROLES_BY_WEIGHTS
-from universal_neurons.interventions import Edit, final_residual, intervene
+from universal_neurons.interventions import Edit, Metrics, Trial, final_residual, intervene
+from universal_neurons.labels import ROLES_BY_WEIGHTS
 from universal_neurons.models import Model
-from universal_neurons.readout import Metrics
-from universal_neurons.trials import Trial
+from universal_neurons.statistics import jackknife, seed_of
 from universal_neurons.units import Units
 
 DRAWS = 10  # of random neurons beside the universal ones

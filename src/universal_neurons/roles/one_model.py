@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from universal_neurons.categories import ROLES
 from universal_neurons.config import RoleSettings
-from universal_neurons.models import Model
+from universal_neurons.interventions import Readout, Trial, trials
+from universal_neurons.labels import ROLES
+from universal_neurons.models import Model, ProcessedWeights, processed_weights
 from universal_neurons.progress import Reporter
-from universal_neurons.readout import Readout
 from universal_neurons.roles.attention import attention_table, bos_scores, heads_table, scores_histogram, value_norms
 from universal_neurons.roles.ensembles import ensemble_histograms, ensembles_of, ensembles_table, same_class
 from universal_neurons.roles.entropy import (
@@ -35,10 +35,7 @@ from universal_neurons.roles.prediction import (
     role_examples,
     with_nearest,
 )
-from universal_neurons.tokens import TokenDataset
-from universal_neurons.trials import Trial, trials
-from universal_neurons.vocabulary import Vocabulary
-from universal_neurons.weights import ProcessedWeights, processed_weights
+from universal_neurons.text import TokenDataset, Vocabulary
 
 ROLE_TABLES = (
     "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "costs",

@@ -5,8 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from universal_neurons.categories import ROLES
-from universal_neurons.store import Store
+from universal_neurons.labels import ROLES
+from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 
 

@@ -15,13 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.categories import ROLES_BY_WEIGHTS
 from universal_neurons.config import RoleSettings
-from universal_neurons.families import TIE
-from universal_neurons.labels import Label, token_test_masks
-from universal_neurons.neurons import PANEL_ELEMENTS
-from universal_neurons.vocabulary import Vocabulary
-from universal_neurons.weights import ProcessedWeights
+from universal_neurons.labels import ROLES_BY_WEIGHTS, TIE, Label, token_test_masks
+from universal_neurons.models import ProcessedWeights
+from universal_neurons.statistics import PANEL_ELEMENTS
+from universal_neurons.text import Vocabulary
 
 FEWEST = 2  # tokens of a class
 PAPER_WIDTH = 1024  # of GPT2-medium

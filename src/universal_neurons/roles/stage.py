@@ -10,14 +10,13 @@ import torch
 
 from universal_neurons.config import Settings
 from universal_neurons.errors import TextError
+from universal_neurons.interventions import Readout
+from universal_neurons.matching import singled_out
 from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
-from universal_neurons.readout import Readout
 from universal_neurons.roles.functional import counterparts, functional_table, random_partner
 from universal_neurons.roles.one_model import OneModel, Sample
-from universal_neurons.selection import singled_out
-from universal_neurons.tokens import TokenDataset
-from universal_neurons.vocabulary import Vocabulary, read_vocabulary
+from universal_neurons.text import TokenDataset, Vocabulary, read_vocabulary
 
 
 class Roles:

@@ -1,0 +1,27 @@
+"""What gives blocks of units for positions?  A model's neurons, or the sketch of a model.
+
+source    the protocol of a source
+neurons   the neurons of a model
+readers   how a study comes to its blocks: from models that read text, or from sketches
+sketched  a portable sketch in the place of a model
+"""
+
+from typing import TYPE_CHECKING
+
+from universal_neurons.faces import face
+
+if TYPE_CHECKING:
+    from universal_neurons.features.neurons import BUFFERS, NeuronSource
+    from universal_neurons.features.readers import Networks, Reader
+    from universal_neurons.features.sketched import Sketches, are_sketches, open_sketches, settings_of
+    from universal_neurons.features.source import Provisional, Source
+else:
+    __getattr__, __dir__ = face(
+        __name__,
+        {
+            "source": ["Provisional", "Source"],
+            "neurons": ["BUFFERS", "NeuronSource"],
+            "readers": ["Networks", "Reader"],
+            "sketched": ["Sketches", "are_sketches", "open_sketches", "settings_of"],
+        },
+    )

@@ -1,0 +1,148 @@
+"""A model as a source of blocks: its neurons at the counted positions, shifted by provisional means and rounded."""
+
+import hashlib
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from universal_neurons.features.source import Provisional
+from universal_neurons.models import Model
+from universal_neurons.statistics import QUANTILES, Block, Key, SignedSums, What, round_to
+from universal_neurons.text import Shard
+
+BUFFERS = 3  # that a source fills in turn on a GPU: one is filled, one is full, one is read
+
+
+class NeuronSource:
+    """A model as a source of feature blocks: all its neurons at the counted positions.
+
+    `rounding` is the precision of the products' inputs: float32, tf32 or bfloat16.  With `pre`, pre-activations too
+    (raw, in a block of their own), and those at position 0.
+    """
+
+    def __init__(self, model: Model, rounding: str = "float32", *, pre: bool = False) -> None:
+        self.model = model
+        self.name, self.units, self.device = model.name, model.units, model.device
+        self.rounding = rounding
+        self.pre = pre
+        native = model.device.type == "cuda" and rounding == "bfloat16"
+        self.storage = torch.bfloat16 if native else torch.float32
+        self.provisional: Provisional | None = None
+        self._basis = {What.ACTIVATION: "", What.PRE: ""}
+        turns = BUFFERS if model.device.type == "cuda" else 1
+        self.buffers = [torch.empty(0, model.n_neurons, dtype=self.storage, device=model.device)] * turns
+        self.pre_buffers = [torch.empty(0, model.n_neurons, device=model.device)] * turns
+        self.sums = SignedSums(model.n_neurons, model.device, self.storage)
+
+    def blocks(
+        self,
+        ids: Int[Tensor, "rows context"],
+        attention: Int[Tensor, "rows context"],
+        keep: Int[Tensor, " tokens"],
+    ) -> dict[Key, Block]:
+        """The blocks of one batch: positions `keep` of the flattened rows.
+
+        They are valid until the next call, on a GPU for `BUFFERS` calls.
+        """
+        known, name = self.provisional, self.name
+        ids, attends, keep = self._on_device(ids, attention, keep)
+        assert known is not None, "look at some rows first"
+        values = _next_of(self.buffers, len(keep))
+        units = self.units
+
+        def take(layer: int, activation: Tensor) -> None:
+            columns = units.columns(layer)
+            kept = activation.index_select(0, keep)
+            if self.rounding == "float32":
+                torch.sub(kept, known.mean[columns], out=values[:, columns])
+            else:
+                values[:, columns] = round_to(kept.float() - known.mean[columns], self.rounding).to(self.storage)
+
+        blocks = {Key(name): Block(values, self._basis[What.ACTIVATION], known.mean, known.bounds, self.rounding)}
+        if not self.pre:
+            with self.model.capturing(take):
+                self.model.forward(ids, attends)
+            return blocks
+        raw = _next_of(self.pre_buffers, len(keep))
+        first = raw.new_empty(len(ids), raw.shape[1])
+
+        def take_pre(layer: int, pre: Tensor) -> None:
+            columns = units.columns(layer)
+            raw[:, columns] = pre.index_select(0, keep)
+            first[:, columns] = pre[:: ids.shape[1]]
+
+        with self.model.capturing(take), self.model.capturing(take_pre, pre_activations=True):
+            self.model.forward(ids, attends)
+        blocks[Key(name, What.PRE)] = Block(raw, self._basis[What.PRE], mean=known.pre_mean)
+        blocks[Key(name, What.FIRST)] = Block(first)
+        return blocks
+
+    def _on_device(self, ids: Tensor, attention: Tensor, keep: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The inputs where the model is; only encoders need the attention."""
+        attends = None if self.model.architecture.causal else attention.to(self.device)
+        return ids.to(self.device), attends, keep.to(self.device)
+
+    def signed_sums(self) -> SignedSums:
+        """What collects the signed sums of a shard."""
+        return self.sums
+
+    def ready(self, shard: Shard) -> dict[Key, Block] | None:
+        """A shard's blocks where they are at hand without the model's forward pass."""
+        return None
+
+    @property
+    def basis(self) -> str:
+        """Tells its provisional means from others."""
+        return self._basis[What.ACTIVATION]
+
+    def settle(self, provisional: Provisional) -> None:
+        """Shift by these provisional means from now on."""
+        self.provisional = provisional.to(self.model.device)
+        for block, mean in ((What.ACTIVATION, provisional.mean), (What.PRE, provisional.pre_mean)):
+            self._basis[block] = basis_of(mean)
+
+    def provisional_of(
+        self, ids: Int[Tensor, "rows context"], attention: Int[Tensor, "rows context"], keep: Int[Tensor, " tokens"]
+    ) -> Provisional:
+        """Provisional means and quantiles from some rows."""
+        ids, attends, keep = self._on_device(ids, attention, keep)
+        layers = self.model.n_layers
+        means, pre_means, bounds = ([torch.empty(0)] * layers for _ in range(3))
+        ranks = [min(int(q * len(keep)), len(keep) - 1) for q in QUANTILES]
+
+        def take(layer: int, activation: Tensor) -> None:
+            kept = activation.index_select(0, keep).float()
+            means[layer] = kept.mean(0).clamp(kept.amin(0), kept.amax(0))
+            if self.pre:
+                bounds[layer] = _ranked(kept, ranks) - means[layer]
+
+        def take_pre(layer: int, pre: Tensor) -> None:
+            pre_means[layer] = pre.index_select(0, keep).float().mean(0)
+
+        with self.model.capturing(take), self.model.capturing(take_pre, pre_activations=True):
+            self.model.forward(ids, attends)
+        nothing = torch.zeros(len(QUANTILES), self.model.n_neurons, device=self.model.device)
+        return Provisional(torch.cat(means), torch.cat(pre_means), torch.cat(bounds, 1) if self.pre else nothing)
+
+
+def _next_of(buffers: list[Tensor], rows: int) -> Tensor:
+    """Rows of the buffer whose turn it is, which is made larger where it is too small."""
+    buffer = buffers.pop(0)
+    if len(buffer) < rows:
+        buffer = buffer.new_empty(rows, buffer.shape[1])
+    buffers.append(buffer)
+    return buffer[:rows]
+
+
+def _ranked(values: Float[Tensor, "tokens neurons"], ranks: list[int]) -> Float[Tensor, "ranks neurons"]:
+    """The values of some ranks in each column (on a CPU NumPy's sort is the fast one)."""
+    if values.is_cuda:
+        return values.sort(0).values[ranks]
+    return torch.from_numpy(np.sort(values.T.contiguous().numpy(), axis=1)[:, ranks].T.copy())
+
+
+def basis_of(mean: Float[Tensor, " neurons"]) -> str:
+    """What tells a block that is shifted by these means from others."""
+    return hashlib.sha256(mean.cpu().numpy().tobytes()).hexdigest()

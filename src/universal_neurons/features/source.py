@@ -1,0 +1,70 @@
+"""What a pass reads: sources of blocks, and what they are shifted by."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from universal_neurons.statistics import Block, Key, SignedSums
+from universal_neurons.text import Shard
+from universal_neurons.units import Units
+
+
+@dataclass
+class Provisional:
+    """What evenly spread rows say of a source's units: means, and quantiles of the shifted values."""
+
+    mean: Float[Tensor, " neurons"]
+    pre_mean: Float[Tensor, " neurons"]
+    bounds: Float[Tensor, "quantiles neurons"]
+
+    def to(self, device: torch.device) -> "Provisional":
+        """The same on a device."""
+        return Provisional(self.mean.to(device), self.pre_mean.to(device), self.bounds.to(device))
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What gives blocks of units for positions: the neurons of a model, or the sums of its sketch.
+
+    `rounding` is the precision of the products' inputs (float32, tf32 or bfloat16), `pre` whether there are blocks of
+    pre-activations too.  Token ids, attention and positions come on the CPU.
+    """
+
+    name: str
+    units: Units
+    device: torch.device
+    rounding: str
+    pre: bool
+    provisional: Provisional | None
+
+    @property
+    def basis(self) -> str:
+        """Tells its provisional means from others."""
+        ...
+
+    def signed_sums(self) -> SignedSums:
+        """What collects the signed sums of a shard."""
+        ...
+
+    def ready(self, shard: Shard) -> dict[Key, Block] | None:
+        """A shard's blocks where they are at hand without the model's forward pass."""
+        ...
+
+    def blocks(
+        self, ids: Int[Tensor, "rows context"], attention: Int[Tensor, "rows context"], keep: Int[Tensor, " tokens"]
+    ) -> dict[Key, Block]:
+        """The blocks of one batch: positions `keep` of the flattened rows."""
+        ...
+
+    def provisional_of(
+        self, ids: Int[Tensor, "rows context"], attention: Int[Tensor, "rows context"], keep: Int[Tensor, " tokens"]
+    ) -> Provisional:
+        """Provisional means and quantiles from some rows."""
+        ...
+
+    def settle(self, provisional: Provisional) -> None:
+        """Shift by these provisional means from now on."""
+        ...

@@ -1,0 +1,48 @@
+"""What changes when neurons are changed?  On the model's own forward pass.
+
+edits    edit neurons while a model runs; freeze its final norm
+heads    queries, keys, values and outputs of attention heads; the key of BOS
+paths    one neuron's direct path out of one head's query
+readout  final norm and unembedding: what a prediction is like after a change
+trial    one clean run of some rows, from which every intervention goes on
+"""
+
+from typing import TYPE_CHECKING
+
+from universal_neurons.faces import face
+
+if TYPE_CHECKING:
+    from universal_neurons.interventions.edits import (
+        Edit,
+        FinalNorm,
+        Kind,
+        final_residual,
+        flat_numbers,
+        frozen_norm,
+        intervene,
+        repeated,
+    )
+    from universal_neurons.interventions.heads import Heads, bos_key, projecting
+    from universal_neurons.interventions.paths import path_effects, without_path
+    from universal_neurons.interventions.readout import Metrics, Readout, look_seconds
+    from universal_neurons.interventions.trial import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU, Trial, trials
+else:
+    __getattr__, __dir__ = face(
+        __name__,
+        {
+            "edits": [
+                "Edit",
+                "FinalNorm",
+                "Kind",
+                "final_residual",
+                "flat_numbers",
+                "frozen_norm",
+                "intervene",
+                "repeated",
+            ],
+            "heads": ["Heads", "bos_key", "projecting"],
+            "paths": ["path_effects", "without_path"],
+            "readout": ["Metrics", "Readout", "look_seconds"],
+            "trial": ["COPIES", "LOGITS_AT_ONCE", "LOGITS_ON_GPU", "Trial", "trials"],
+        },
+    )

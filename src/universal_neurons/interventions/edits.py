@@ -1,0 +1,202 @@
+"""Change neurons while a model runs (paper §5): context managers on its own forward pass.
+
+    with intervene(model, ["L3.17"], Edit("fix", 6.0)):
+        logits = model.logits(ids)
+
+Each says what it hooked by asserting it, and leaves no hook behind, whatever happens inside.  Removing one neuron's
+direct path into one head's query is `paths.without_path`.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from universal_neurons.errors import ConfigError
+from universal_neurons.models import Model, module_at
+from universal_neurons.units import parse_unit
+
+Kind = Literal["zero", "relu", "mean", "threshold", "multiply", "fix"]
+VALUELESS = ("zero", "relu")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What becomes of an activation a.
+
+    zero: 0; relu: max(a, 0); mean, fix: the value; threshold: min(a, value); multiply: a · value.  `value` is one
+    number, or one per neuron.  Raises `ConfigError` where a value is missing or not used.
+    """
+
+    kind: Kind
+    value: float | Float[Tensor, " neurons"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ConfigError("no such intervention", given=self.kind, wanted=", ".join(get_args(Kind)))
+        if (self.value is None) != (self.kind in VALUELESS):
+            wanted = "no value" if self.kind in VALUELESS else "a value"
+            raise ConfigError(f"intervention {self.kind}", given=self.value, wanted=wanted)
+
+    def __call__(self, activation: Float[Tensor, "*positions neurons"]) -> Float[Tensor, "*positions neurons"]:
+        """The activations after the edit, in the shape of those before."""
+        if self.kind == "zero":
+            return torch.zeros_like(activation)
+        if self.kind == "relu":
+            return activation.relu()
+        value = torch.as_tensor(self.value).to(activation)
+        if self.kind == "threshold":
+            return activation.minimum(value.expand_as(activation))
+        return activation * value if self.kind == "multiply" else value.expand_as(activation).clone()
+
+
+def flat_numbers(model: Model, neurons: Sequence[int] | Sequence[str] | Tensor) -> list[int]:
+    """Neurons as numbers; names are `L3.17`.  Raises `ConfigError` where there is none such."""
+    numbers = []
+    units = model.units
+    listed = neurons.tolist() if isinstance(neurons, Tensor) else neurons
+    for neuron in listed:
+        place = _place_of_name(neuron) if isinstance(neuron, str) else None
+        if not (units.has(*place) if place else 0 <= int(neuron) < len(units)):
+            wanted = f"layer < {model.n_layers} and neuron < {model.d_mlp}"
+            raise ConfigError(f"{model.name} has no such neuron", given=neuron, wanted=wanted)
+        numbers.append(units.number_of(*place) if place else int(neuron))
+    if len(set(numbers)) < len(numbers) or not numbers:
+        raise ConfigError("neurons to intervene on", given=list(neurons), wanted="some, each once")
+    return numbers
+
+
+def _place_of_name(name: str) -> tuple[int, int]:
+    """Layer and neuron of `L3.17`."""
+    parsed = parse_unit(name)
+    if parsed is None or parsed[0] is not None:
+        raise ConfigError("not a neuron's name", given=name, wanted="a layer and a neuron, such as L3.17")
+    return parsed[1:]
+
+
+@contextlib.contextmanager
+def intervene(
+    model: Model,
+    neurons: Sequence[int] | Sequence[str] | Tensor,
+    edit: Edit,
+    positions: Bool[Tensor, "*rows context"] | None = None,
+) -> Iterator[None]:
+    """While open, every forward pass has these neurons' activations edited, at all positions or where `positions` is
+    true (of a row, or of every row).
+
+    Raises `ConfigError` for neurons that are not there, twice there, or values that are not one per neuron.
+    """
+    numbers = flat_numbers(model, neurons)
+    values = edit.value if isinstance(edit.value, Tensor) else None
+    if values is not None and values.dim() and values.shape != (len(numbers),):
+        raise ConfigError("values of an intervention", given=tuple(values.shape), wanted=f"one, or {len(numbers)}")
+    by_layer = model.units.by_layer(numbers)
+    calls = dict.fromkeys(by_layer, 0)
+    place = {number: place for place, number in enumerate(numbers)}
+
+    def edited(layer: int, in_layer: list[int]) -> Any:
+        columns = torch.tensor(model.units.within_layers(in_layer))
+        width = model.units.widths[layer]
+        places = [place[number] for number in in_layer]
+        layer_edit = Edit(edit.kind, values[places]) if values is not None and values.dim() else edit
+
+        def hook(_m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            assert args[0].shape[-1] == width, "hooked something that is not the output projection"
+            calls[layer] += 1
+            flat = args[0].reshape(-1, width).clone()
+            edited_columns = columns.to(flat.device)
+            before = flat[:, edited_columns]
+            after = layer_edit(before)
+            if positions is not None:
+                edited_positions = positions.to(flat.device).reshape(-1)
+                context = args[0].shape[1] if args[0].dim() == 3 else positions.shape[-1]  # OPT's MLP reads no rows
+                rows = len(flat) // context if positions.dim() == 1 else 1
+                fits = positions.shape[-1] == context and len(edited_positions) * rows == len(flat)
+                assert fits, "positions of other rows than the model reads"
+                after = torch.where(edited_positions.repeat(rows)[:, None], after, before)
+            flat[:, edited_columns] = after
+            return flat.view_as(args[0]), *args[1:]
+
+        return hook
+
+    handles = [
+        model.part(layer, "w_out").register_forward_pre_hook(edited(layer, in_layer))
+        for layer, in_layer in by_layer.items()
+    ]
+    try:
+        yield
+        assert len(set(calls.values())) == 1, "not every layer was run"
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class FinalNorm:
+    """A model's final norm: what it subtracts, divides by, and how it scales the result.
+
+    LayerNorm: (x − x̄) / √(var + ε) · γ + β; RMSNorm: x / √(mean x² + ε) · γ.  A norm without parameters: γ = 1, β = 0.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.module = module_at(model.hf, model.architecture.final_norm)
+        self.centres = model.architecture.norm == "layer"
+        self.epsilon = float(getattr(self.module, "eps", None) or getattr(self.module, "variance_epsilon"))  # noqa: B009
+        gain, shift = getattr(self.module, "weight", None), getattr(self.module, "bias", None)
+        plain = torch.ones(model.d_model, device=model.device)
+        self.gain = gain.detach().float() if isinstance(gain, Tensor) else plain
+        self.shift = shift.detach().float() if isinstance(shift, Tensor) else torch.zeros_like(self.gain)
+
+    def centred(self, residual: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
+        """What is divided by the scale, in float32."""
+        residual = residual.float()
+        return residual - residual.mean(-1, keepdim=True) if self.centres else residual
+
+    def scale(self, residual: Float[Tensor, "*any width"]) -> Float[Tensor, "*any"]:
+        """What it is divided by: the final norm scale."""
+        return (self.centred(residual).square().mean(-1) + self.epsilon).sqrt()
+
+
+@contextlib.contextmanager
+def final_residual(model: Model) -> Iterator[list[Tensor]]:
+    """While open, every forward pass appends what the final norm reads, (rows, context, width), to the list."""
+    seen: list[Tensor] = []
+    norm = module_at(model.hf, model.architecture.final_norm)
+    handle = norm.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def frozen_norm(model: Model, scale: Float[Tensor, "rows context"]) -> Iterator[None]:
+    """While open, the final norm divides by this scale of another run in place of its own: direct effects
+    (arXiv 2406.16254 §3)."""
+    norm = FinalNorm(model)
+
+    def hook(_m: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert args[0].shape[:-1] == scale.shape, "a scale of other rows than the model reads"
+        frozen = norm.centred(args[0]) / scale.to(args[0].device)[..., None] * norm.gain + norm.shift
+        return frozen.to(output.dtype)
+
+    handle = norm.module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def repeated(value: Any, rows: int, copies: int) -> Any:
+    """Nested arguments of a module for so many copies of a batch: tensors with a row each are repeated, others kept."""
+    if isinstance(value, Tensor):
+        per_row = value.dim() > 1 and len(value) == rows
+        return value.repeat(copies, *[1] * (value.dim() - 1)) if per_row else value
+    if isinstance(value, dict):
+        return {key: repeated(part, rows, copies) for key, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(repeated(part, rows, copies) for part in value)
+    return value

@@ -1,0 +1,125 @@
+"""What changes when neurons are changed: one clean run of some rows, from which every intervention goes on.
+
+A change Δ of a neuron's activation adds Δ · w_out to the residual stream after its block (which `models.verify` has
+checked); only the blocks after it run again, on as many changed copies of the rows at once as memory allows.  After
+the last block nothing runs again: `readout` knows the rest.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from universal_neurons.interventions.edits import Edit, final_residual, repeated
+from universal_neurons.interventions.readout import Clean, Metrics, Readout
+from universal_neurons.models import Model, matrix_of
+from universal_neurons.text import TokenDataset
+
+LOGITS_AT_ONCE = 1 << 26  # of a clean run on a CPU
+LOGITS_ON_GPU = 1 << 28
+COPIES = 16  # changed runs of the same rows together
+
+
+class Trial:
+    """Some rows of text, run once by a model whose blocks from `first` on may run again.
+
+    `kept` are the flattened positions whose own and next token are counted: those that metrics speak of.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: Model, readout: Readout, tokens: TokenDataset, rows: np.ndarray, first: int = 0) -> None:
+        self.model = model
+        self.readout = readout
+        self.rows = rows
+        ids = self.ids = torch.from_numpy(tokens.ids(rows)).to(model.device)
+        counted = tokens.mask(rows)
+        both = np.zeros_like(counted)
+        both[:, :-1] = counted[:, :-1] & counted[:, 1:]
+        self.kept = torch.from_numpy(np.flatnonzero(both)).to(model.device)
+        self.row_of = torch.from_numpy(rows[np.nonzero(both)[0]])
+        self.shape = ids.shape
+        self.activations: dict[int, Float[Tensor, "positions d_mlp"]] = {}
+        self.calls: dict[int, tuple[Any, Any]] = {}
+
+        def take(layer: int, activation: Tensor) -> None:
+            if layer >= first:
+                self.activations[layer] = activation.float()
+
+        def keep_call(layer: int, _m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.calls[layer] = args, kwargs
+
+        handles = [
+            model.blocks[layer].register_forward_pre_hook(partial(keep_call, layer), with_kwargs=True)
+            for layer in range(first + 1, model.n_layers)
+        ]
+        try:
+            with model.capturing(take), final_residual(model) as seen:
+                model.forward(ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.final = seen[0].reshape(-1, model.d_model)
+        following = ids.roll(-1, 1).reshape(-1)[self.kept]
+        self.clean: Clean = readout.clean(self.final[self.kept], following)
+
+    @torch.inference_mode()
+    def after(self, layer: int, added: Float[Tensor, "copies positions width"]) -> Float[Tensor, "copies kept width"]:
+        """What the final norm reads at the kept positions when the residual stream after a block is added to."""
+        if layer == self.model.n_layers - 1:
+            return self.final[self.kept] + added[:, self.kept]
+        copies = len(added)
+        rows = self.shape[0]
+        args, kwargs = self.calls[layer + 1]
+        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden.repeat(copies, 1, 1) + added.to(hidden.dtype).reshape(-1, *self.shape[1:], hidden.shape[-1])
+        for later in range(layer + 1, self.model.n_layers):
+            args, kwargs = self.calls[later]
+            args, kwargs = repeated(args[1:], rows, copies), repeated(kwargs, rows, copies)
+            kwargs.pop("hidden_states", None)
+            with self.model.evaluating(self.model.blocks[later]):
+                output = self.model.blocks[later](hidden, *args, **kwargs)
+            hidden = output[0] if isinstance(output, tuple) else output
+        return hidden.reshape(copies, -1, hidden.shape[-1])[:, self.kept]
+
+    def written(self, layer: int, neurons: Sequence[int]) -> Float[Tensor, "neurons width"]:
+        """w_out of some neurons of a layer."""
+        return matrix_of(self.model.part(layer, "w_out")).T[list(neurons)].float()
+
+    def changes(self, layer: int, neurons: Sequence[int], edit: Edit) -> Float[Tensor, "neurons positions"]:
+        """By how much an edit changes each neuron's activation at every position."""
+        before = self.activations[layer][:, list(neurons)]
+        return (edit(before) - before).T
+
+    @torch.inference_mode()
+    def try_out(self, layer: int, neurons: Sequence[int], edits: Sequence[Edit], *, frozen: bool = False) -> Metrics:
+        """Metrics (neurons, edits, kept positions), one neuron and edit at a time; `frozen`: direct effects.
+
+        An edit's values, where it has several, are one per neuron.
+        """
+        change = torch.stack([self.changes(layer, neurons, edit) for edit in edits], 1)
+        directions = self.written(layer, neurons)
+        if layer == self.model.n_layers - 1:
+            return self.readout.of_last_layer(directions, change[:, :, self.kept], self.clean, frozen=frozen)
+        scale = self.clean.metrics.scale if frozen else None
+        flat = change.flatten(0, 1)
+        parts = []
+        for start in range(0, len(flat), COPIES):
+            copies = torch.arange(start, min(start + COPIES, len(flat)), device=flat.device)
+            added = flat[copies][:, :, None] * directions[copies // len(edits)][:, None]
+            parts.append(self.readout.of_residual(self.after(layer, added), self.clean, scale))
+        shape = (len(neurons), len(edits), -1)
+        return Metrics(*(torch.cat([vars(part)[name] for part in parts]).view(shape) for name in vars(parts[0])))
+
+
+def trials(model: Model, readout: Readout, tokens: TokenDataset, rows: np.ndarray, first: int = 0) -> Iterator[Trial]:
+    """Clean runs of some rows, as many at a time as memory allows."""
+    most = LOGITS_ON_GPU if model.device.type == "cuda" else LOGITS_AT_ONCE
+    step = max(1, most // (tokens.context * len(readout.matrix)))
+    for start in range(0, len(rows), step):
+        trial = Trial(model, readout, tokens, rows[start : start + step], first)
+        if len(trial.kept):
+            yield trial

@@ -1,0 +1,304 @@
+"""What a neuron fires on: the label that explains most of its variance, and the family of that label (paper §4.3).
+
+1. The variance reduction of a binary label (eq 4) is ρ² of the neuron with it.  With N positions, n of them labelled, S
+   the sum of the neuron's values there and x̄ its mean: (S − n x̄)² / (n (1 − n/N) Σ(x−x̄)²).
+2. Position as a whole counts too, by the between-position share of the variance, adjusted for its many values:
+   1 − (1 − η²)(N − 1)/(N − T).
+3. The best label is judged on rows that did not choose it (where it holds at 20 positions or more there).  Under the
+   null the labels of other rows stand against a row's activations; a label explains a neuron if its score beats the
+   best null score of that neuron and the 99th percentile of all its model's neurons, and a floor below which nobody
+   would call it an explanation.
+4. A neuron that no label explains is a position neuron by the mutual information of firing with position, a BOS neuron
+   where it fires at BOS more than anywhere, or unexplained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from universal_neurons.labels.categories import UNEXPLAINED
+from universal_neurons.labels.label_set import Label, LabelSet
+from universal_neurons.models import Model
+from universal_neurons.statistics import (
+    BY_POSITION,
+    BY_PREVIOUS,
+    BY_WORD,
+    LABELS,
+    CoMoments,
+    GroupedSums,
+    GroupMeans,
+    Key,
+    Named,
+    Recipe,
+    Spread,
+    Statistics,
+    SumSquares,
+    What,
+)
+
+FEWEST = 20  # positions that a label must hold for, and not hold for
+PANEL_NEURONS = 1024
+POSITION_MI = 0.05  # nats
+NULL_QUANTILE = 0.99
+TIE = 1e-5  # closer scores, relatively, are the same but for rounding
+POSITION = Label("position", "position")
+FAMILY_OF_GROUP = {
+    "tokens": "token_class", "own": "token_class", "unigrams": "unigram", "syntax": "syntax", "subsets": "context",
+    "topics": "context", "position": "position",
+}  # fmt: skip
+
+
+def family_of(label: Label) -> str:
+    """The family that a label stands for."""
+    if label.previous:
+        return "previous_token"
+    letter = label.name.partition(" (")[0]
+    if label.group == "unigrams" and len(letter) == 1 and letter.isalpha():
+        return "alphabet"
+    return FAMILY_OF_GROUP[label.group]
+
+
+def label_recipes(
+    labels: LabelSet, models: Sequence[Model], *, dense: bool, width: int, null: bool = False
+) -> list[Recipe]:
+    """Sums of every label with every neuron; `width` is that of the labels' block, `null` adds the null's."""
+    recipes: list[Recipe] = []
+    groups = {BY_WORD: labels.n_words, BY_PREVIOUS: labels.previous_table.shape[1]}
+    for model in models:
+        name, n = model.name, model.n_neurons
+        recipes.append(partial(SumSquares, name, n))
+        for of_null in (False, True) if null else (False,):
+
+            def named(key: Key, of_null: bool = of_null) -> Key:
+                return key.null if of_null else key
+
+            if not dense:
+                recipes += [partial(GroupMeans, name, named(by), count, n) for by, count in groups.items()]
+            if labels.position_labels:
+                by, pre = named(BY_POSITION), Key(name, What.PRE)
+                recipes.append(partial(GroupMeans, name, by, labels.context, n))
+                recipes.append(partial(GroupMeans, pre, by, labels.context, n, of="firing"))
+            if width:
+                recipes.append(partial(CoMoments, named(LABELS), name, width, n, group=None))
+    return recipes
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The best labels of every neuron, best first: places in `labels.all` (one past its end: position as a whole)."""
+
+    index: Int[np.ndarray, "k neurons"]
+    variance_reduction: Float[np.ndarray, "k neurons"]
+    sign: Int[np.ndarray, "k neurons"]
+
+
+class LabelEvidence:
+    """What a pass's statistics say of every label with every neuron, on the CPU; with `null`, of the null's labels."""
+
+    def __init__(self, labels: LabelSet, statistics: Statistics, *, dense: bool, null: bool = False) -> None:
+        self.labels, self.statistics, self.dense, self.null = labels, statistics, dense, null
+        self.tables = [_sparse(t) for t in (labels.word_table, labels.previous_table, labels.position_table)]
+
+    def spread(self, model: str) -> Spread:
+        """Σx and Σx² of a model's neurons."""
+        result = self.statistics.get(SumSquares, model, group=None).result()
+        return Spread(result.count, result.sum.cpu(), result.squares.cpu())
+
+    def _named(self, key: Key) -> Key:
+        return key.null if self.null else key
+
+    def grouped(self, reads: Named, by: Key, of: str = "values", neurons: slice = slice(None)) -> GroupedSums | None:
+        """Sums by word, previous token or position, of some neurons; None where they were not kept."""
+        kept = self.statistics.find(GroupMeans, reads, by=self._named(by), of=of)
+        if not kept:
+            return None
+        result = kept[0].result()
+        return GroupedSums(result.counts.cpu(), result.sums[:, neurons].cpu())
+
+    def sums(
+        self, model: str, neurons: slice = slice(None)
+    ) -> tuple[Float[Tensor, " labels"], Float[Tensor, "labels neurons"]]:
+        """How many positions each label holds for, and Σx of some neurons there, in the order of `labels.all`."""
+        counts, sums = [], []
+        columns = self.statistics.find(CoMoments, self._named(LABELS), model)
+        block_counts, block = torch.zeros(0), torch.zeros(0, 0)
+        if columns:
+            moments = columns[0].result()
+            block_counts, block = moments.left_sum.cpu(), moments.cross[:, neurons].cpu()
+        for name, table in zip((BY_WORD, BY_PREVIOUS, BY_POSITION), self.tables):
+            grouped = self.grouped(model, name, neurons=neurons)
+            if grouped is not None:
+                counts.append(torch.sparse.mm(table, grouped.counts.double()[:, None])[:, 0])
+                sums.append(torch.sparse.mm(table, grouped.sums))
+            elif len(table):
+                counts.append(block_counts[: len(table)])
+                sums.append(block[: len(table)])
+                block_counts, block = block_counts[len(table) :], block[len(table) :]
+        if len(block):
+            counts.append(block_counts)
+            sums.append(block)
+        if not counts:
+            n = len(self.spread(model).sum[neurons])
+            return torch.zeros(0, dtype=torch.float64), torch.zeros(0, n, dtype=torch.float64)
+        return torch.cat(counts), torch.cat(sums)
+
+    def reductions(self, model: str, neurons: slice = slice(None)) -> Float[Tensor, "labels neurons"]:
+        """Signed variance reduction of every label (the last row: position as a whole) for some neurons.
+
+        −1 … 1; NaN for neurons that never change, and for labels that hold, or do not, at fewer than 20 positions.
+        """
+        spread = self.spread(model)
+        total = spread.centred[neurons]
+        counts, sums = self.sums(model, neurons)
+        rows = [variance_reduction(counts, sums, spread.count, spread.sum[neurons], total)]
+        positions = self.grouped(model, BY_POSITION, neurons=neurons)
+        if positions is not None:
+            rows.append(adjusted_eta_squared(positions, total)[None])
+        return torch.cat(rows)
+
+    def best(self, model: str, k: int = 5) -> Scores:
+        """The k labels with the highest variance reduction; of two that say the same (one of two subsets, and the
+        other), the one that holds where the neuron is higher comes first."""
+        parts = []
+        for panel in self._panels(model):
+            values = self.reductions(model, panel)
+            size = values.abs().nan_to_num(nan=-1.0)  # a label that cannot be judged comes last
+            ranked = torch.where(values > 0, size * (1 + TIE), size)
+            order = ranked.argsort(dim=0, descending=True, stable=True)[:k]
+            parts.append((order, size.gather(0, order), values.gather(0, order).nan_to_num(nan=0.0).sign().int()))
+        index, best, sign = (torch.cat(part, 1).cpu().numpy() for part in zip(*parts))
+        return Scores(index, np.where(best < 0, np.nan, best), sign)
+
+    def of(self, model: str, index: Int[np.ndarray, " neurons"]) -> Float[np.ndarray, " neurons"]:
+        """The signed variance reduction of one label for each neuron."""
+        where = torch.from_numpy(index)
+        found = []
+        for panel in self._panels(model):
+            values = self.reductions(model, panel)
+            found.append(values.gather(0, where[panel][None].to(values.device))[0])
+        return torch.cat(found).cpu().numpy()
+
+    def _panels(self, model: str) -> list[slice]:
+        n = len(self.spread(model).sum)
+        return [slice(start, min(start + PANEL_NEURONS, n)) for start in range(0, n, PANEL_NEURONS)]
+
+    def position_information(self, model: str) -> Float[np.ndarray, " neurons"] | None:
+        """Mutual information of firing with position, in nats."""
+        firing = self.grouped(Key(model, What.PRE), BY_POSITION, "firing")
+        return None if firing is None else mutual_information(firing).cpu().numpy()
+
+
+def _sparse(table: Bool[np.ndarray, "labels groups"]) -> Tensor:
+    """A table of labels as a sparse matrix of ones: a word has some twenty of them."""
+    where = torch.from_numpy(np.stack(np.nonzero(table)))
+    ones = torch.ones(where.shape[1], dtype=torch.float64)
+    return torch.sparse_coo_tensor(where, ones, table.shape, check_invariants=True).coalesce()
+
+
+def variance_reduction(
+    counts: Float[Tensor, " labels"],
+    sums: Float[Tensor, "labels neurons"],
+    n: int,
+    total: Float[Tensor, " neurons"],
+    squares: Float[Tensor, " neurons"],
+) -> Float[Tensor, "labels neurons"]:
+    """Eq 4 with the sign of the difference: `total` is Σx, `squares` Σ(x−x̄)² over all n positions."""
+    used = (counts >= FEWEST) & (n - counts >= FEWEST)
+    difference = sums - torch.outer(counts, total / max(n, 1))
+    spread = torch.where(used, counts * (1 - counts / max(n, 1)), torch.nan)
+    share = difference.square() / spread[:, None] / torch.where(squares > 0, squares, torch.nan)
+    return share.clamp_max(1) * difference.sign()
+
+
+def adjusted_eta_squared(groups: GroupedSums, squares: Float[Tensor, " neurons"]) -> Float[Tensor, " neurons"]:
+    """Between-group share of the variance, adjusted for the number of groups (ε² of Kelley); not below 0."""
+    there = groups.counts > 0
+    counts, sums = groups.counts[there].double(), groups.sums[there]
+    n, t = int(counts.sum()), len(counts)
+    if n <= t:
+        return torch.full_like(squares, torch.nan)
+    between = (sums.square() / counts[:, None]).sum(0) - sums.sum(0).square() / n
+    share = between / torch.where(squares > 0, squares, torch.nan)
+    return (1 - (1 - share) * (n - 1) / (n - t)).clamp(0, 1)
+
+
+def mutual_information(firing: GroupedSums) -> Float[Tensor, " neurons"]:
+    """(1/T) Σ_t [f_t ln(f_t/f) + (1−f_t) ln((1−f_t)/(1−f))], f_t the share of firing at position t, f its mean.
+
+    0 ln 0 = 0; its bias in small samples, (T − 1)/2n, is taken off.
+    """
+    there = firing.counts > 0
+    counts = firing.counts[there].double()
+    if not len(counts):
+        return torch.full_like(firing.sums[0], torch.nan)
+    share = firing.sums[there] / counts[:, None]
+    mean = share.mean(0)
+
+    def part(p: Tensor, q: Tensor) -> Tensor:
+        return torch.special.xlogy(p, p / q).nan_to_num(nan=0.0)
+
+    information = (part(share, mean) + part(1 - share, 1 - mean)).mean(0)
+    return information - (len(counts) - 1) / (2 * counts.sum())
+
+
+@dataclass(frozen=True)
+class Families:
+    """Every neuron of a model explained: its best labels, their honest score, the null's, and the family."""
+
+    best: Scores
+    heldout: Float[np.ndarray, " neurons"]
+    null: Float[np.ndarray, " neurons"]
+    position_mi: Float[np.ndarray, " neurons"]
+    family: list[str | None]
+
+
+def explain(
+    model: str,
+    best: Scores,
+    position_mi: Float[np.ndarray, " neurons"] | None,
+    heldout: LabelEvidence,
+    null: LabelEvidence,
+    is_bos: Bool[np.ndarray, " neurons"],
+    dead: Bool[np.ndarray, " neurons"],
+    floor: float,
+) -> Families:
+    """The family of every neuron of a model (see the module); dead neurons have none."""
+    labels = [*heldout.labels.all, POSITION]
+    n = best.index.shape[1]
+    if not len(best.index):
+        nothing = np.full(n, np.nan)
+        best = Scores(np.zeros((1, n), np.int64), nothing[None], np.zeros((1, n), np.int32))
+        score = judged = chance = nothing
+    else:
+        score = np.clip(heldout.of(model, best.index[0]) * best.sign[0], 0, None)
+        judged = np.where(np.isfinite(score), score, best.variance_reduction[0])
+        chance = null.best(model, 1).variance_reduction[0]
+    level = np.maximum(np.maximum(_quantile(chance), floor), np.nan_to_num(chance, nan=np.inf))
+    explained = np.nan_to_num(judged) > level
+    by_position = np.zeros(n, bool)
+    if position_mi is not None:
+        by_chance = null.position_information(model)
+        assert by_chance is not None
+        by_position = np.nan_to_num(position_mi) > max(POSITION_MI, _quantile(by_chance))
+    families: list[str | None] = []
+    for neuron in range(n):
+        if dead[neuron]:
+            families.append(None)
+        elif explained[neuron]:
+            families.append(family_of(labels[best.index[0, neuron]]))
+        elif by_position[neuron]:
+            families.append("position")
+        else:
+            families.append("bos" if is_bos[neuron] else UNEXPLAINED)
+    mi = np.full(n, np.nan) if position_mi is None else position_mi
+    return Families(best, score, chance, mi, families)
+
+
+def _quantile(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.quantile(finite, NULL_QUANTILE)) if len(finite) else 0.0

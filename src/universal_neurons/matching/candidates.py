@@ -1,0 +1,237 @@
+"""Screened search: a sketch proposes, a second pass computes exactly, a certificate says what was missed.
+
+1. The candidates of a neuron are those with the highest upper bounds atanh ρ̂ + z√w (see `signed_sums`): as many as seem
+   needed to certify the best of them, at least 16, at most 128, on average at most 32.
+2. A second pass adds up Σxy of these pairs alone, over all positions that choose; with the first pass's Σx and Σx²
+   that is their exact ρ.
+3. A match is certified where the upper bound of every other neuron is below its exact ρ.  It is called mutual by the
+   pairs that were computed; these hold the four likeliest askers of every neuron of the other model.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from universal_neurons.errors import MergeError
+from universal_neurons.matching.correlation import Matches, correlation_panels
+from universal_neurons.statistics import LIMIT, Accumulator, Batch, Block, Certainty, CrossMoments, Spread, sparse_rows
+
+CANDIDATES_LEAST, MOST, MEAN = 16, 128, 32  # candidates of a neuron
+FEW = 4  # candidates for the most negative ρ; and, of every neuron of the other model, among the askers
+BYTES_AT_ONCE = 1 << 31  # of activations gathered together on a GPU
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Candidates of one model's neurons in another, by falling upper bound of atanh ρ; −∞ and −1 where there is none.
+
+    `lowest` are the most negative, with their sketched ρ; `back` the best askers of every neuron of the other model.
+    """
+
+    bound: Float[Tensor, "neurons k"]
+    index: Int[Tensor, "neurons k"]
+    lowest: Int[Tensor, "neurons lows"]
+    lowest_corr: Float[Tensor, "neurons lows"]
+    back: Int[Tensor, "others few"]
+    back_corr: Float[Tensor, "others few"]
+
+    def below(self, other: "Proposal") -> "Proposal":
+        """The candidates of these askers and of others."""
+        names = ("bound", "index", "lowest", "lowest_corr")
+        own = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
+        back, back_corr = _best_few(self.back, self.back_corr, other.back, other.back_corr)
+        return Proposal(**own, back=back, back_corr=back_corr)
+
+    def beside(self, other: "Proposal") -> "Proposal":
+        """The candidates of the same askers in two parts of the other model."""
+        width = min(self.bound.shape[1] + other.bound.shape[1], MOST + 1)
+        few = min(self.lowest.shape[1] + other.lowest.shape[1], FEW)
+        bound, order = torch.cat([self.bound, other.bound], 1).topk(width, 1)
+        low, low_order = torch.cat([self.lowest_corr, other.lowest_corr], 1).topk(few, 1, largest=False)
+        return Proposal(
+            bound,
+            torch.cat([self.index, other.index], 1).gather(1, order),
+            torch.cat([self.lowest, other.lowest], 1).gather(1, low_order),
+            low,
+            torch.cat([self.back, other.back]),
+            torch.cat([self.back_corr, other.back_corr]),
+        )
+
+
+def _best_few(index: Tensor, corr: Tensor, more: Tensor, more_corr: Tensor) -> tuple[Tensor, Tensor]:
+    corr, order = torch.cat([corr, more_corr], 1).topk(max(corr.shape[1], more_corr.shape[1]), 1)
+    return torch.cat([index, more], 1).gather(1, order), corr
+
+
+def propose(
+    cross: CrossMoments,
+    left: Float[Tensor, " left"],
+    right: Float[Tensor, " right"],
+    certainty: Certainty,
+    z: float,
+    *,
+    rows: int = 0,
+    columns: int = 0,
+) -> Proposal:
+    """The candidates of every left neuron; arguments as of `correlation.find_matches`."""
+    found = []
+    most, few = min(MOST + 1, len(right)), min(FEW, len(right))
+    back, back_corr = torch.full((len(right), FEW), -1), torch.full((len(right), FEW), -torch.inf, dtype=torch.float64)
+    for some, rho in correlation_panels(cross, left, right):
+        missing = torch.isnan(rho)
+        highest, asker = rho.masked_fill(missing, -torch.inf).T.topk(min(FEW, len(rho)), 1)
+        back, back_corr = _best_few(back, back_corr, asker.cpu() + some.start + rows, highest.cpu())
+        low, lowest = rho.masked_fill(missing, torch.inf).topk(few, 1, largest=False)
+        bound = rho.clamp(-LIMIT, LIMIT).atanh_().add_(certainty.reach(z, some)).masked_fill_(missing, -torch.inf)
+        bound, index = bound.topk(most, 1)
+        none = torch.isinf(bound)
+        index = (index + columns).masked_fill(none, -1)
+        lowest = (lowest + columns).masked_fill(torch.isinf(low), -1)
+        found.append([part.cpu() for part in (bound, index, lowest, low)])
+    parts = dict(zip(("bound", "index", "lowest", "lowest_corr"), map(torch.cat, zip(*found))))
+    return Proposal(**parts, back=back.masked_fill(torch.isinf(back_corr), -1), back_corr=back_corr)
+
+
+def how_many(
+    proposal: Proposal, best: Float[Tensor, " neurons"], certainty: Certainty, least: int
+) -> Int[Tensor, " neurons"]:
+    """How many candidates of every neuron to compute: as many as may reach the best one's `best` ρ, expected.
+
+    The easiest neurons first, until there are `MEAN` per neuron.
+    """
+    width = proposal.bound.shape[1]
+    floor = best.clamp(-LIMIT, LIMIT).atanh() - certainty.even.cpu().sqrt()
+    needed = (proposal.bound > floor[:, None]).sum(1)
+    least, most = min(least, width), min(MOST, width)
+    wanted = needed.clamp(least, most)
+    wanted[(needed > most) | torch.isnan(best)] = least
+    order = wanted.argsort(stable=True)
+    allowed = least * len(wanted) + (wanted[order] - least).cumsum(0) <= max(MEAN, least) * len(wanted)
+    wanted[order[~allowed]] = least
+    return wanted
+
+
+def pairs_of(
+    proposal: Proposal, wanted: Int[Tensor, " neurons"], n_others: int, back: bool = False
+) -> Int[np.ndarray, " pairs"]:
+    """The pairs to compute as sorted numbers asker · n_others + other (`back`: other · n_askers + asker)."""
+    (n, width), n_back = proposal.index.shape, len(proposal.back)
+    index = proposal.index.masked_fill(torch.arange(width)[None] >= wanted[:, None], -1)
+    index = torch.cat([index, proposal.lowest], 1)
+    asker = torch.cat([torch.arange(n)[:, None].expand_as(index)[index >= 0], proposal.back[proposal.back >= 0]])
+    other = torch.cat([index[index >= 0], torch.arange(n_back)[:, None].expand_as(proposal.back)[proposal.back >= 0]])
+    return np.unique((other * n + asker if back else asker * n_others + other).numpy())
+
+
+class Candidates(Accumulator):
+    """Σxy of some pairs of two models' neurons; pairs are sorted numbers left · n_right + right."""
+
+    TENSORS = ("pairs", "cross")
+
+    def __init__(
+        self, left: str, right: str, pairs: Tensor, n_left: int, n_right: int, *, group: int = 0, device: Any = "cpu"
+    ) -> None:
+        super().__init__((left, right), group)
+        self.pairs = pairs.to(device, copy=True)  # groups do not share it
+        self.n_right = n_right
+        self.left, self.right = self.pairs // n_right, self.pairs % n_right
+        self.ends = torch.cat([self.left.new_zeros(1), torch.bincount(self.left, minlength=n_left).cumsum(0)])
+        self.cross = torch.zeros(len(pairs), dtype=torch.float64, device=device)
+
+    def update(self, batch: Batch) -> None:
+        """Add a batch of positions."""
+        left, right = self.blocks(batch)
+        self.count += left.count
+        self.cross += (self._gathered(left, right) if self.cross.is_cuda else self._sampled(left, right)).double()
+
+    def _sampled(self, left: Block, right: Block) -> Float[Tensor, " pairs"]:
+        shape = (len(self.ends) - 1, self.n_right)
+        wanted = sparse_rows(self.ends, self.right, torch.zeros(len(self.pairs)), shape)
+        return torch.sparse.sampled_addmm(wanted, left.transposed.float(), right.transposed.float().T).values()
+
+    def _gathered(self, left: Block, right: Block) -> Float[Tensor, " pairs"]:
+        found = torch.empty(len(self.pairs), device=self.cross.device)
+        step = max(1, BYTES_AT_ONCE // (4 * left.values.element_size() * len(left.values)))
+        for start in range(0, len(found), step):
+            some = slice(start, start + step)
+            mine, theirs = left.transposed[self.left[some]], right.transposed[self.right[some]]
+            found[some] = torch.linalg.vecdot(mine.float(), theirs.float())
+        return found
+
+    def _merge_tensor(self, name: str, theirs: Tensor) -> None:
+        if name != "pairs":
+            super()._merge_tensor(name, theirs)
+        elif not torch.equal(self.pairs, theirs):
+            raise MergeError(f"cannot merge {self.key}", given="other pairs", wanted="the same candidates")
+
+    def result(self) -> "PairMoments":
+        """The sums so far."""
+        return PairMoments(self.count, self.left.cpu().numpy(), self.right.cpu().numpy(), self.cross.cpu().numpy())
+
+
+@dataclass(frozen=True)
+class PairMoments:
+    """Result of `Candidates`: count, the pairs, and Σxy of shifted values."""
+
+    count: int
+    left: Int[np.ndarray, " pairs"]
+    right: Int[np.ndarray, " pairs"]
+    cross: Float[np.ndarray, " pairs"]
+
+    def corr(self, left: Spread, right: Spread) -> Float[np.ndarray, " pairs"]:
+        """The exact ρ of every pair."""
+        sums = [spread.sum.cpu().numpy() for spread in (left, right)]
+        squares = [spread.centred.cpu().numpy() for spread in (left, right)]
+        centred = self.cross - sums[0][self.left] * sums[1][self.right] / self.count
+        return np.clip(centred / np.sqrt(squares[0][self.left] * squares[1][self.right]), -1, 1)
+
+
+def exact_matches(
+    sketched: Matches,
+    proposal: Proposal,
+    wanted: Int[Tensor, " neurons"],
+    asker: Int[np.ndarray, " pairs"],
+    other: Int[np.ndarray, " pairs"],
+    corr: Float[np.ndarray, " pairs"],
+    k: int,
+) -> Matches:
+    """Matches by the exact ρ of the pairs that were computed, and which of them are certified."""
+    n, living = len(sketched.corr), torch.isfinite(sketched.corr[:, 0])
+    k = min(k, int((proposal.index >= 0).sum(1).max()))
+    best, index = _highest(n, asker, other, corr, k)
+    lowest, low_index = _highest(n, asker, other, -corr, 1)
+    back, back_index = _highest(len(sketched.best_back), other, asker, corr, 1)
+    width = proposal.bound.shape[1]
+    beyond = proposal.bound.gather(1, wanted.clamp_max(width - 1)[:, None])[:, 0]
+    beyond = torch.where(wanted < width, beyond, -torch.inf)
+    certified = living & (beyond <= best[:, 0].clamp(-LIMIT, LIMIT).atanh())
+    missing = ~living[:, None] | torch.isinf(best)
+    return replace(
+        sketched,
+        corr=best.masked_fill(missing, torch.nan),
+        index=index.masked_fill(missing, -1),
+        lowest_corr=(-lowest[:, 0]).masked_fill(~living, torch.nan),
+        lowest_index=low_index[:, 0].masked_fill(~living, -1),
+        best_back=back_index[:, 0],
+        back_corr=back[:, 0],
+        certified=certified,
+    )
+
+
+def _highest(
+    n: int, rows: Int[np.ndarray, " pairs"], columns: Int[np.ndarray, " pairs"], values: np.ndarray, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k highest values of every row and their columns; −∞ and −1 where there are fewer."""
+    order = np.lexsort((columns, -values, rows))
+    sorted_rows = rows[order]
+    starts = np.searchsorted(sorted_rows, np.arange(n))
+    rank = np.arange(len(order)) - starts[sorted_rows]
+    kept = rank < k
+    best, index = np.full((n, k), -np.inf), np.full((n, k), -1)
+    best[sorted_rows[kept], rank[kept]] = values[order][kept]
+    index[sorted_rows[kept], rank[kept]] = columns[order][kept]
+    return torch.from_numpy(best), torch.from_numpy(index)

@@ -1,0 +1,299 @@
+"""One model's neurons against all others': matches and baseline maxima, from the statistics of a pass.
+
+Used on the whole pass, on one subset's share of it, and on what has been read so far (convergence).  Where the matrix
+is made in panels, each panel's piece of the answer is kept and the pieces are put together at the end.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from universal_neurons.config import Settings
+from universal_neurons.matching.baselines import excess_correlation, q_values, rotated_best, rotation
+from universal_neurons.matching.candidates import Candidates, PairMoments, Proposal, propose
+from universal_neurons.matching.correlation import (
+    Matches,
+    below,
+    beside,
+    correlation_panels,
+    find_matches,
+    inverse_norms,
+)
+from universal_neurons.statistics import (
+    CANDIDATES_SEEN,
+    Accumulator,
+    Certainty,
+    CoMoments,
+    CrossMoments,
+    Extremes,
+    Key,
+    Kind,
+    LayerCovariance,
+    LayerMoments,
+    Named,
+    Rows,
+    ShardEnergies,
+    ShuffledCoMoments,
+    Spread,
+    Statistics,
+    SumSquares,
+    What,
+    winners_curse,
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one model's neurons found in the others, models in the order of `others`."""
+
+    asker: str
+    others: tuple[str, ...]
+    matches: tuple[Matches, ...]
+    maxima: Float[np.ndarray, "draws models neurons"]
+
+    @cached_property
+    def best(self) -> Float[np.ndarray, "models neurons"]:
+        """The highest ρ in each other model."""
+        return np.stack([m.corr[:, 0].numpy() for m in self.matches])
+
+    @cached_property
+    def best_index(self) -> Int[np.ndarray, "models neurons"]:
+        """Where it was found; −1 for dead neurons."""
+        return np.stack([m.index[:, 0].numpy() for m in self.matches])
+
+    @cached_property
+    def baseline(self) -> Float[np.ndarray, "models neurons"]:
+        """The best baseline ρ, averaged over draws."""
+        return self.maxima.mean(0)
+
+    @cached_property
+    def excess(self) -> Float[np.ndarray, " neurons"]:
+        """Excess correlation (eq 3)."""
+        return excess_correlation(self.best, self.maxima)
+
+    @cached_property
+    def q_value(self) -> Float[np.ndarray, " neurons"]:
+        """False-discovery rate of `baselines.q_values`."""
+        return q_values(self.best, self.maxima)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of one model's neurons (rows) against some of another's (columns): matches, and the baseline's maxima.
+
+    `proposal` holds a screened search's candidates.
+    """
+
+    rows: Rows
+    columns: Rows
+    matches: Matches
+    maxima: Float[Tensor, "draws rows"]
+    proposal: Proposal | None = None
+
+
+def together(pieces: Iterable[Piece]) -> Piece:
+    """The pieces of one pair of models as one."""
+    by_rows: dict[Rows, Piece] = {}
+    for piece in sorted(pieces, key=lambda piece: (piece.rows, piece.columns)):
+        there = by_rows.get(piece.rows)
+        by_rows[piece.rows] = piece if there is None else _beside(there, piece)
+    whole, *others = by_rows.values()
+    for other in others:
+        assert whole.rows[1] == other.rows[0], "pieces with a gap"
+        whole = Piece(
+            (whole.rows[0], other.rows[1]),
+            whole.columns,
+            below(whole.matches, other.matches),
+            torch.cat([whole.maxima, other.maxima], 1),
+            whole.proposal and other.proposal and whole.proposal.below(other.proposal),
+        )
+    return whole
+
+
+def _beside(first: Piece, second: Piece) -> Piece:
+    assert first.columns[1] == second.columns[0], "pieces with a gap"
+    columns = (first.columns[0], second.columns[1])
+    return Piece(
+        first.rows,
+        columns,
+        beside(first.matches, second.matches),
+        torch.fmax(first.maxima, second.maxima),
+        first.proposal and second.proposal and first.proposal.beside(second.proposal),
+    )
+
+
+def groups_of(accumulators: Sequence[Accumulator]) -> list[int]:
+    """The groups of shards that have been read."""
+    return sorted({a.group for a in accumulators if a.count and a.group is not None})
+
+
+class Evidence:
+    """The statistics of some groups of a pass, added up where there are several.
+
+    `of` is what of the models' blocks the co-moments are: activations, or the signed sums of a sketch.
+    """
+
+    def __init__(self, statistics: Statistics, groups: Sequence[int], of: What = What.ACTIVATION) -> None:
+        self.statistics = statistics
+        self.groups = list(groups)
+        self.of = of
+        self._norms: dict[str, Tensor] = {}
+
+    @property
+    def sketched(self) -> bool:
+        """Whether the co-moments are those of a sketch."""
+        return self.of == What.SUMS
+
+    def _total(self, kind: type[Kind], *reads: Named, **attributes: Any) -> Kind:
+        first, *others = (self.statistics.get(kind, *reads, group=group, **attributes) for group in self.groups)
+        if not others:
+            return first
+        total = copy.deepcopy(first)
+        for other in others:
+            total.merge(other)
+        return total
+
+    def layers(self, model: str, of: What = What.ACTIVATION) -> LayerCovariance:
+        """Within-layer covariances of a model."""
+        return self._total(LayerMoments, Key(model, of)).result()
+
+    def spread(self, model: str, of: What = What.ACTIVATION) -> Spread:
+        """Sums and squares of a model's neurons."""
+        return self._total(SumSquares, Key(model, of)).result()
+
+    def dead(self, model: str) -> Tensor:
+        """Mask of a model's dead neurons: constant, or so small that their squares vanish."""
+        return self._total(Extremes, model).result() | (self.spread(model).centred <= 0)
+
+    def norms(self, model: str) -> Tensor:
+        """Inverse norms of a model's neurons (see `inverse_norms`)."""
+        if model not in self._norms:
+            self._norms[model] = inverse_norms(self.spread(model, self.of).centred, self.dead(model))
+        return self._norms[model]
+
+    def count(self, model: str) -> int:
+        """Positions counted."""
+        return self._total(Extremes, model).count
+
+    def certainty(self, asker: str, other: str) -> Certainty:
+        """How far the sketch may be off."""
+        v: dict[str, Tensor] = {}
+        for model in (asker, other):
+            of_all, even = self._total(ShardEnergies, model).result()
+            v[model] = torch.where(self.dead(model), torch.nan, of_all)
+        return Certainty(v[asker], v[other], even)
+
+    def pairs(self, left: str, right: str) -> PairMoments:
+        """Co-moments of the candidates of a screened search."""
+        return self._total(Candidates, left, right).result()
+
+    def cross(self, asker: str, other: str) -> CrossMoments:
+        """Co-moments of all neurons of two models, the asker's in the rows."""
+        ((_, _, moments),) = self.panels(CoMoments, asker, other)
+        return moments
+
+    def panels(
+        self, kind: type[CoMoments], asker: str, other: str, **attributes: Any
+    ) -> list[tuple[Rows, Rows, CrossMoments]]:
+        """Co-moments of two models as far as they are kept, in panels (rows of the asker, columns of the other)."""
+        reads = [Key(model, self.of) for model in (asker, other)]
+        forwards = bool(self.statistics.find(kind, *reads, **attributes))
+        reads = reads if forwards else reads[::-1]
+        panels = []
+        for rows in sorted({panel.rows for panel in self.statistics.find(kind, *reads, **attributes)}):
+            moments = self._total(kind, *reads, rows=rows, **attributes).result()
+            columns = (0, moments.cross.shape[1])
+            panels.append((rows, columns, moments) if forwards else (columns, rows, moments.transposed()))
+        return panels
+
+
+def pieces_of(
+    evidence: Evidence,
+    asker: str,
+    other: str,
+    config: Settings,
+    *,
+    draws: int | None = None,
+    k: int | None = None,
+    z: float | None = None,
+) -> list[Piece]:
+    """Matches and baseline maxima of the asker's neurons in another model, from the panels that are there.
+
+    k matches of each and no histogram of all ρ; by default as many as asked for, and one.  With z, the candidates of a
+    screened search too.
+    """
+    final = k is None
+    draws, k = draws or config.draws, k or config.top_k
+    k = max(k, CANDIDATES_SEEN) if evidence.sketched else k
+    left, right = evidence.norms(asker), evidence.norms(other)
+    layers = None if config.baseline == "permutation" else evidence.layers(other, evidence.of)
+    certainty = evidence.certainty(asker, other) if evidence.sketched else None
+    noise = 0.0 if certainty is None else float(certainty.even)
+    pieces = []
+    for rows, columns, cross in evidence.panels(CoMoments, asker, other):
+        some, theirs = left[slice(*rows)], right[slice(*columns)]
+        matches = find_matches(cross, some, theirs, k, rows=rows[0], columns=columns[0], histogram=final)
+        maxima = torch.full((draws, len(some)), torch.nan, dtype=torch.float64)
+        for draw in range(draws):
+            if layers is None:
+                maxima[draw] = _shuffled(evidence, asker, other, draw, rows, some, theirs)
+                continue
+            turned = rotation(config.baseline, layers.units.width, config.seed, draw)
+            maxima[draw] = rotated_best(cross, some, layers.part(*columns), turned, noise).cpu()
+        proposal = None
+        if z is not None:
+            assert certainty is not None
+            some_certainty = certainty.part(slice(*rows), slice(*columns))
+            proposal = propose(cross, some, theirs, some_certainty, z, rows=rows[0], columns=columns[0])
+        pieces.append(Piece(rows, columns, matches, maxima, proposal))
+    return pieces
+
+
+def _shuffled(evidence: Evidence, asker: str, other: str, draw: int, rows: Rows, left: Tensor, right: Tensor) -> Tensor:
+    """Maxima under one draw of shuffled positions."""
+    found = evidence.panels(ShuffledCoMoments, asker, other, draw=draw)
+    (cross,) = [moments for there, _, moments in found if there == rows]
+    maxima = torch.empty(len(left), dtype=torch.float64)
+    for some, panel in correlation_panels(cross, left, right):
+        highest = panel.nan_to_num(nan=-torch.inf).amax(1)
+        maxima[some] = torch.where(torch.isnan(left[some]), torch.nan, highest).cpu()
+    return maxima
+
+
+def unbiased(piece: Piece, certainty: Certainty, k: int) -> Piece:
+    """A sketch's k best matches without the upward bias of a maximum over noisy correlations."""
+    matches = piece.matches
+    corr, index = matches.corr[:, :k].clone(), matches.index[:, :k]
+    corr[:, 0] -= winners_curse(matches.corr, matches.index, certainty)
+    corr = corr.minimum(corr[:, :1])  # no lower rank above the first
+    return replace(piece, matches=replace(matches, corr=corr, index=index))
+
+
+def compare(
+    evidence: Evidence,
+    asker: str,
+    others: Sequence[str],
+    config: Settings,
+    *,
+    draws: int | None = None,
+    k: int | None = None,
+) -> Comparison:
+    """Matches of the asker's neurons in every other model and `draws` baseline maxima, of whole matrices."""
+    pieces = [together(pieces_of(evidence, asker, other, config, draws=draws, k=k)) for other in others]
+    if evidence.sketched:
+        certainties = [evidence.certainty(asker, other) for other in others]
+        pieces = [unbiased(piece, c, k or config.top_k) for piece, c in zip(pieces, certainties)]
+    return comparison(asker, others, pieces)
+
+
+def comparison(asker: str, others: Sequence[str], pieces: Sequence[Piece]) -> Comparison:
+    """The pieces of every other model as one answer."""
+    maxima = torch.stack([piece.maxima for piece in pieces], 1).numpy()
+    return Comparison(asker, tuple(others), tuple(piece.matches for piece in pieces), maxima)

@@ -1,0 +1,77 @@
+"""What is a model here?  Where its files are, what is checked before and after it is read, its activations and weights.
+
+architectures   one row per model family: where its blocks, MLPs, norms, heads and unembedding are
+locations       where a model's files are: bundled, in a local folder, on the hub
+weight_files    what a folder says before anything is built of it: config.json, shards, tensors
+weight_names    which of a file's weights the model takes, by name and shape
+model           Model: its activations on a batch, its logits
+verification    are its weights numbers; is it what its family's row says
+tokenizer       all that a tokenizer is asked: ids, strings, BOS and EOS, the newline, a digest
+loading         load a model: the above in order
+weights         its processed weights: what a neuron reads and writes
+to_safetensors  a pickle-only checkpoint to a safetensors folder
+"""
+
+from typing import TYPE_CHECKING
+
+from universal_neurons.faces import face
+
+if TYPE_CHECKING:
+    from universal_neurons.models.architectures import AttentionParts, module_at
+    from universal_neurons.models.loading import Weights, load_model, load_weights
+    from universal_neurons.models.locations import (
+        BUNDLED_FOLDER,
+        bundled_models,
+        expand_bundled,
+        folder_of,
+        names_of,
+        resolve_sources,
+    )
+    from universal_neurons.models.model import DTYPES, Described, Model, Sink, matrix_of, quiet_transformers
+    from universal_neurons.models.to_safetensors import convert
+    from universal_neurons.models.tokenizer import (
+        all_special_ids,
+        boundary_tokens,
+        encode,
+        find_tokenizer,
+        load_tokenizer,
+        masked_ids,
+        strings_of,
+        tokenizer_digest,
+        vocabulary_ids,
+    )
+    from universal_neurons.models.verification import verify
+    from universal_neurons.models.weight_files import require_weights
+    from universal_neurons.models.weights import ProcessedWeights, processed_weights
+else:
+    __getattr__, __dir__ = face(
+        __name__,
+        {
+            "architectures": ["AttentionParts", "module_at"],
+            "locations": [
+                "BUNDLED_FOLDER",
+                "bundled_models",
+                "expand_bundled",
+                "folder_of",
+                "names_of",
+                "resolve_sources",
+            ],
+            "weight_files": ["require_weights"],
+            "model": ["DTYPES", "Described", "Model", "Sink", "matrix_of", "quiet_transformers"],
+            "verification": ["verify"],
+            "tokenizer": [
+                "all_special_ids",
+                "boundary_tokens",
+                "encode",
+                "find_tokenizer",
+                "load_tokenizer",
+                "masked_ids",
+                "strings_of",
+                "tokenizer_digest",
+                "vocabulary_ids",
+            ],
+            "loading": ["Weights", "load_model", "load_weights"],
+            "weights": ["ProcessedWeights", "processed_weights"],
+            "to_safetensors": ["convert"],
+        },
+    )

@@ -1,0 +1,147 @@
+"""A model from a local folder, a hub id or the bundled suite: read with care, then checked."""
+
+from pickle import UnpicklingError
+from threading import Lock
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from universal_neurons.errors import ConfigError
+from universal_neurons.legible import first_line
+from universal_neurons.models.architectures import architecture_of
+from universal_neurons.models.locations import Source, digest_of, resolve_sources
+from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of, quiet_transformers
+from universal_neurons.models.tokenizer import load_tokenizer
+from universal_neurons.models.verification import verify
+from universal_neurons.models.weight_files import (
+    impossible_config,
+    pickled_files,
+    pickled_tensors,
+    read_config,
+    require_layers,
+    require_weights,
+    stored_tensors,
+    unreadable_weights,
+)
+from universal_neurons.models.weight_names import require_fit
+from universal_neurons.torch_state import settled_torch
+
+__all__ = [
+    "DTYPES", "Model", "Sink", "load_model", "load_tokenizer", "load_weights", "matrix_of", "quiet_transformers",
+    "verify",
+]  # fmt: skip
+
+ONE_AT_A_TIME = Lock()  # `transformers` changes torch's state while it builds a model
+
+# What broken weights and odd configurations make `transformers` raise.
+UNREADABLE = (
+    SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError,
+    AttributeError, ArithmeticError, ImportError, AssertionError, MemoryError,
+)  # fmt: skip
+
+
+class Weights(NamedTuple):
+    """A Hugging Face model with its weights, whether its head was left out, and what else there is to say."""
+
+    network: Any
+    headless: bool
+    notes: tuple[str, ...]
+
+
+def load_model(
+    source: str | Source, *, revision: str | None = None, device: str = "cpu", dtype: str = "float32", name: str = ""
+) -> Model:
+    """A model from a local folder, a hub id (with `revision`), or `bundled/seed-N`, checked.
+
+    Raises `MissingFileError`, `CheckpointError` (weights that are pickled, truncated, incomplete, quantised, NaN, or
+    others than config.json describes; a tokenizer that does not work) and `ArchitectureError` (a family not in the
+    table, or one whose MLP does not add activation · W_out + b to the residual stream).
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"no such precision: {dtype!r}", wanted="one of " + ", ".join(DTYPES))
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device!r} is not there", given=first_line(error)) from error
+    if isinstance(source, str):
+        source = resolve_sources([f"{source}@{revision}" if revision else source])[0]
+    with ONE_AT_A_TIME, settled_torch():
+        weights = load_weights(source, dtype)
+        tokenizer = load_tokenizer(source.folder)
+        model = Model(
+            weights.network.to(device).requires_grad_(False),
+            name or source.name,
+            tokenizer=tokenizer,
+            digest=digest_of([*require_weights(source), source.folder / "config.json"]),
+            notes=weights.notes,
+        )
+        verify(model)
+    return model
+
+
+def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weights:
+    """The Hugging Face model of a folder; every weight must be there, but for a head that is left out as a whole."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    config = read_config(source)
+    row = architecture_of(config["model_type"], source.given)
+    tensors = (
+        pickled_tensors(pickled_files(source), source.given)
+        if pickled
+        else stored_tensors(require_weights(source), source.given)
+    )
+    require_layers(config, tensors, row, source.given)
+    loader = AutoModelForCausalLM if row.causal else AutoModelForMaskedLM
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            described = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+            shape: Any = loader.from_config(described)
+    except (*UNREADABLE, StrictDataclassError) as error:
+        raise impossible_config(source.given, f"{type(error).__name__}: {error}") from error
+    try:
+        with quiet_transformers():
+            headless, note = require_fit(tensors, shape, row, source)
+            loaded: Any = loader.from_pretrained(
+                source.folder,
+                dtype=DTYPES[dtype],
+                use_safetensors=not pickled,
+                weights_only=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (*UNREADABLE, StrictDataclassError) as error:
+        raise unreadable_weights(source.given, f"{type(error).__name__}: {error}") from error
+    network, report = loaded
+    head = row.unembedding.split(".")[0]
+    lacking = [str(name) for name in report["missing_keys"] if not (headless and str(name).startswith(f"{head}."))]
+    if lacking or report["mismatched_keys"]:
+        raise unreadable_weights(source.given, f"missing or misshapen: {sorted(lacking)[:5]}")
+    notes = [note] if note else []
+    if headless:
+        setattr(network, head, None)
+    elif _are_untied(network):
+        notes.append(
+            "config.json says that embedding and unembedding are one, the file has two that differ: they are taken"
+        )
+    _in_one_kernel(network)
+    return Weights(network, headless, tuple(notes))
+
+
+def _are_untied(network: Any) -> bool:
+    """Whether the configuration ties the unembedding to an embedding that is another."""
+    tied = getattr(network.config, "tie_word_embeddings", False)
+    return bool(tied) and network.get_output_embeddings().weight is not network.get_input_embeddings().weight
+
+
+def _in_one_kernel(network: nn.Module) -> None:
+    """Compute GPT-2's GELU, which `transformers` spells out in eight steps, by the same function of `torch`."""
+    from transformers.activations import GELUTanh, NewGELUActivation
+
+    for module in network.modules():
+        for name, part in module.named_children():
+            if isinstance(part, NewGELUActivation):
+                setattr(module, name, GELUTanh())

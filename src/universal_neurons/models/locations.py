@@ -1,0 +1,158 @@
+"""Where a model's files are: bundled, in a local folder, or on the hub; and pickles made into safetensors.
+
+A hub id is first made a local snapshot (`huggingface_hub.snapshot_download`, which honours `HF_HUB_OFFLINE`);
+from there on everything is a local folder.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from universal_neurons.config import BUNDLED
+from universal_neurons.disk import local_path
+from universal_neurons.errors import CheckpointError, MissingFileError
+from universal_neurons.legible import first_line
+
+BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
+BUNDLED_TOKENIZER = BUNDLED_FOLDER / "tokenizer"  # of all the bundled models
+READABLE = ["*.json", "*.safetensors", "*.txt", "*.model"]
+PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it was named and the folder its files are in."""
+
+    given: str
+    name: str
+    folder: Path
+    revision: str | None = None
+
+
+def bundled_models() -> list[str]:
+    """The names by which the bundled models can be asked for."""
+    return [f"{BUNDLED}/{folder.name}" for folder in sorted(BUNDLED_FOLDER.glob("seed-*"))]
+
+
+def expand_bundled(models: Sequence[str]) -> list[str]:
+    """The list of models with `bundled` replaced by every bundled model."""
+    return [name for model in models for name in (bundled_models() if model == BUNDLED else [model])]
+
+
+def resolve_sources(models: Sequence[str], *, pickles: bool = False) -> list[Source]:
+    """Every model's folder and a unique name for it, downloading from the hub what is not local.
+
+    Raises `MissingFileError` for what is not there.
+    """
+    expanded = expand_bundled(models)
+    parsed = [_split_revision(model) for model in expanded]
+    names = _unique_names(parsed)
+    return [
+        Source(model, name, _folder_of(path, revision, pickles), revision)
+        for model, (path, revision), name in zip(expanded, parsed, names)
+    ]
+
+
+def names_of(models: Sequence[str]) -> list[str]:
+    """The unique name of every model: the last part of its path or id, or more of it."""
+    return _unique_names([_split_revision(model) for model in models])
+
+
+def folder_of(model: str) -> Path:
+    """The local folder of one model, tokenizer or data set of the hub."""
+    return _folder_of(*_split_revision(model), pickles=False)
+
+
+def _split_revision(model: str) -> tuple[str, str | None]:
+    """A path or id, and the revision after the last @, unless a file or folder has the whole as its name."""
+    if "@" not in model or os.path.lexists(local_path(model)):
+        return model, None
+    path, _, revision = model.rpartition("@")
+    return path, revision
+
+
+def _unique_names(parsed: list[tuple[str, str | None]]) -> list[str]:
+    def spelled(path: str, revision: str | None, parts: int) -> str:
+        whole = local_path(path).resolve()
+        tail = "-".join(whole.parts[-parts:] if parts > 1 else [whole.name]) or "model"
+        return f"{tail}@{revision}" if revision and parts > 1 else tail
+
+    names = [spelled(path, revision, 1) for path, revision in parsed]
+    for parts in (2, 3):
+        counts = Counter(names)
+        names = [
+            spelled(path, revision, parts) if counts[name] > 1 else name
+            for (path, revision), name in zip(parsed, names)
+        ]
+    seen: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return unique
+
+
+def _folder_of(path: str, revision: str | None, pickles: bool) -> Path:
+    local = local_path(path)
+    if path.startswith(f"{BUNDLED}/") and not local.is_dir():
+        local = BUNDLED_FOLDER / path.removeprefix(f"{BUNDLED}/")
+        if not local.is_dir():
+            raise MissingFileError(f"{path}: no such bundled model", wanted="one of " + ", ".join(bundled_models()))
+    if os.path.isdir(local):
+        if revision is not None:
+            raise MissingFileError(
+                f"{path}@{revision}: {path} is a folder here, which has no revisions",
+                wanted="a folder alone, or a hub id whose name no folder here has",
+                fix="leave @ and the revision out; to have the hub's, rename the folder or work elsewhere",
+            )
+        return local
+    if os.path.lexists(local):
+        raise MissingFileError(
+            f"{path}: not a model folder",
+            given="a file" if local.exists() else f"a link to {os.readlink(local)[:200]}, which is not there",
+            wanted="a Hugging Face model folder",
+        )
+    if not path or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise MissingFileError(
+            f"{path or 'an empty name'}: no such folder", wanted="a Hugging Face model folder or hub id"
+        )
+    return _snapshot(path, revision, READABLE + (PICKLES if pickles else []))
+
+
+def require_ordinary_files(folder: Path, named: str) -> None:
+    """Refuse a model's folder in which something that would be read as a file is none: reading it may never end."""
+    no_file = next((p for pattern in READABLE for p in sorted(folder.glob(pattern)) if not p.is_file()), None)
+    if no_file is not None:
+        kind = "a folder" if no_file.is_dir() else "no ordinary file" if no_file.exists() else "a link to nothing"
+        raise CheckpointError(
+            f"{named}: {no_file.name} is no file", given=kind, wanted="a file", fix="mend or remove it"
+        )
+
+
+def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise MissingFileError(
+            f"{repository}{at}: neither a local folder nor found on the hub",
+            given=first_line(error),
+            wanted="an existing folder, or a hub id that can be reached or is in the hub's cache",
+            fix="check the spelling and the network (HF_HUB_OFFLINE uses the cache alone)",
+        ) from None
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """SHA-256 over the files' bytes, in order."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,305 @@
+"""What a model's folder says before anything is built of it: its config.json, the files of its weights, their tensors.
+
+Only headers are read, so that a configuration of another size than the weights is refused, not allocated.
+"""
+
+import contextlib
+import json
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from universal_neurons.errors import CheckpointError, MissingFileError
+from universal_neurons.models.architectures import Architecture
+from universal_neurons.models.locations import Source, require_ordinary_files
+
+CONFIG_BYTES = 1 << 24
+MOST_CLASSES = 1 << 20  # `transformers` makes a name for every one
+PLAIN_FORMATS = ("F64", "F32", "F16", "BF16")
+PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+LAYER_SETTINGS = ("num_hidden_layers", "n_layer", "num_layers")
+SHOWN = 200
+POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as its file's header describes it; `plain` are ordinary floating-point numbers."""
+
+    shape: tuple[int, ...]
+    plain: bool
+
+
+def require_model_folder(source: Source) -> None:
+    """Refuse a folder that holds no model, saying what it is instead."""
+    folder = source.folder
+    require_ordinary_files(folder, source.given)
+    if (folder / "config.json").is_file():
+        return
+    _refuse_adapter(source)
+    if any(folder.glob("*.gguf")):
+        raise CheckpointError(
+            f"{source.given}: a GGUF file, not a Hugging Face model folder",
+            wanted="config.json and safetensors",
+            fix="use the model that it was made from",
+        )
+    could_be_an_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.given) and not source.given.startswith(".")
+    hides = f"{source.given} is a folder here, which hides the hub's model of that name; " if could_be_an_id else ""
+    raise MissingFileError(
+        f"{source.given}: no config.json in the folder",
+        given=_listed(folder),
+        wanted="a Hugging Face model folder",
+        fix=f"{hides}rename the folder or work elsewhere for the hub's, or bring the model's files there"
+        if hides
+        else "name the folder that save_pretrained wrote",
+    )
+
+
+def _refuse_adapter(source: Source) -> None:
+    """Say of a folder without a model's weights that it holds an adapter's, if it does."""
+    if not (source.folder / "adapter_config.json").is_file():
+        return
+    adapter = _json_object(source.folder / "adapter_config.json", source.given)
+    base = str(adapter.get("base_model_name_or_path"))[:SHOWN]
+    raise CheckpointError(
+        f"{source.given}: an adapter, not a model",
+        given=f"{str(adapter.get('peft_type'))[:SHOWN]} weights for {base}",
+        wanted="a whole model",
+        fix="merge it into its model first: PeftModel.from_pretrained(base, adapter).merge_and_unload(), "
+        "then save_pretrained(NEW_FOLDER) of that and of the tokenizer",
+    )
+
+
+def _listed(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"[:SHOWN] if names else "an empty folder"
+
+
+def _json_object(path: Path, named: str) -> dict[str, Any]:
+    """A JSON file's object; CheckpointError for anything else."""
+    try:
+        size = path.stat().st_size
+        value = json.loads(path.read_text(encoding="utf-8")) if size <= CONFIG_BYTES else f"a file of {size:,} bytes"
+    except (OSError, ValueError, RecursionError) as error:
+        value = f"{type(error).__name__}: {error}"
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{named}: unreadable {path.name}",
+            given=str(value)[:SHOWN],
+            wanted="a JSON object",
+            fix="copy or download the file again",
+        )
+    return value
+
+
+def read_config(source: Source) -> dict[str, Any]:
+    """The object in config.json; raises `MissingFileError` or `CheckpointError` where it describes no model we read."""
+    require_model_folder(source)
+    config = _json_object(source.folder / "config.json", source.given)
+    if not isinstance(config.get("model_type"), str):
+        raise CheckpointError(
+            f"{source.given}: config.json names no model_type",
+            given=str(config.get("model_type"))[:SHOWN],
+            wanted="an object with model_type",
+        )
+    if config.get("quantization_config") is not None:
+        quantised = config["quantization_config"]
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise quantised_weights(source, f"quantization_config in config.json: {str(method)[:SHOWN]}")
+    for name, value in config.items():
+        most = MOST_CLASSES if name == "num_labels" else 2**63 - 1
+        numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
+        if any(abs(number) > most for number in numbers):
+            raise CheckpointError(
+                f"{source.given}: config.json is out of all bounds",
+                given=f"{name[:SHOWN]}: {str(numbers)[:SHOWN]}",
+                wanted=f"numbers up to {most}",
+                fix="copy or download the file again",
+            )
+    return config
+
+
+def quantised_weights(source: Source, tensor_names: str) -> CheckpointError:
+    """The error for weights that are not plain numbers."""
+    return CheckpointError(
+        f"{source.given}: quantised weights are not read",
+        given=tensor_names,
+        wanted="weights in float32, bfloat16 or float16",
+        fix="use the model that was quantised, or save it dequantised",
+    )
+
+
+def require_weights(source: Source) -> list[Path]:
+    """The safetensors files of a source; a pickle-only or empty folder is a `CheckpointError`."""
+    require_model_folder(source)
+    files = _files(source, "model.safetensors")
+    if files:
+        return files
+    _refuse_adapter(source)
+    folder = source.folder
+    fix = f"uneurons convert {source.given} NEW_FOLDER, then use NEW_FOLDER"
+    if _files(source, "pytorch_model.bin"):
+        raise CheckpointError(f"{source.given}: only pickled weights", wanted="safetensors", fix=fix)
+    kinds = ("safetensors", "bin", "pt", "pth", "gguf", "h5", "msgpack", "onnx")
+    others = sorted(path.name for kind in kinds for path in folder.glob(f"*.{kind}"))
+    raise CheckpointError(
+        f"{source.given}: no safetensors weights under the names that belong to a model folder",
+        given=", ".join(others)[:SHOWN] or "no weights",
+        wanted="model.safetensors, or model.safetensors.index.json and the files that it names",
+        fix="save the model with save_pretrained of transformers" if others else "download the weights too",
+    )
+
+
+def pickled_files(source: Source) -> list[Path]:
+    """The pickled weights of a source; none is a `CheckpointError`."""
+    files = _files(source, "pytorch_model.bin")
+    if not files:
+        raise CheckpointError(f"{source.given}: no pytorch_model.bin", wanted="a pickled model", fix="use it as it is")
+    return files
+
+
+def _files(source: Source, whole: str) -> list[Path]:
+    """The file of this name, or those that its index names; none where neither is there."""
+    folder = source.folder
+    index = source.folder / f"{whole}.index.json"
+    if (folder / whole).is_file():
+        return [folder / whole]
+    if not index.is_file():
+        return []
+    places = _json_object(index, source.given).get("weight_map")
+    names = set(places.values()) if isinstance(places, dict) and _are_names(places.values()) else set()
+    suffix = whole[whole.rindex(".") :]
+    if not names or any(Path(name).name != name or not name.endswith(suffix) for name in names):
+        raise CheckpointError(
+            f"{source.given}: {index.name} does not say where its weights are",
+            given=str(places)[:SHOWN],
+            wanted=f"weight_map, from each tensor's name to a {suffix} file in the same folder",
+            fix="copy or download the file again",
+        )
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        raise CheckpointError(
+            f"{source.given}: its weights are incomplete",
+            given=f"{index.name} names {', '.join(missing)[:SHOWN]}: not there",
+            wanted=f"all {len(names)} files",
+            fix="download or copy what is missing",
+        )
+    return sorted(folder / name for name in names)
+
+
+def _are_names(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) and "\0" not in value for value in values)
+
+
+def stored_tensors(files: Sequence[Path], named: str) -> dict[str, Stored]:
+    """Every tensor in safetensors files, from their headers.  Raises `CheckpointError`."""
+    tensors: dict[str, Stored] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as opened:
+                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+                stored = {
+                    name: Stored(tuple(part.get_shape()), part.get_dtype() in PLAIN_FORMATS)
+                    for name, part in slices.items()
+                }
+        except (SafetensorError, OSError, ValueError) as error:
+            _refuse_pointer(path, named)
+            raise unreadable_weights(named, f"{path.name}: {type(error).__name__}: {error}") from error
+        _require_once(tensors, stored, named)
+        tensors |= stored
+    return tensors
+
+
+def _refuse_pointer(path: Path, named: str) -> None:
+    """Say of a file that stands for weights which git has not fetched."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        if stream.read(len(POINTER)) == POINTER:
+            raise CheckpointError(
+                f"{named}: {path.name} is a pointer of git-lfs",
+                given="its weights were not fetched",
+                wanted="the weights",
+                fix="git lfs pull, in that folder",
+            )
+
+
+def pickled_tensors(files: Sequence[Path], named: str) -> dict[str, Stored]:
+    """Every tensor in pickles, without reading its numbers and without running their code."""
+    tensors: dict[str, Stored] = {}
+    for path in files:
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                value = torch.load(path, map_location="meta", weights_only=True)
+        except Exception as error:
+            raise unreadable_weights(named, f"{path.name}: {type(error).__name__}: {error}") from error
+        entries = value if isinstance(value, Mapping) else {}
+        stored = {
+            str(name): Stored(tuple(tensor.shape), tensor.dtype in PLAIN_DTYPES)
+            for name, tensor in entries.items()
+            if isinstance(tensor, torch.Tensor)
+        }
+        _require_once(tensors, stored, named)
+        tensors |= stored
+    return tensors
+
+
+def _require_once(tensors: Mapping[str, Stored], added: Mapping[str, Stored], named: str) -> None:
+    twice = sorted(tensors.keys() & added.keys())
+    if twice:
+        raise CheckpointError(
+            f"{named}: two files hold the same weights",
+            given=", ".join(twice[:5])[:SHOWN],
+            wanted="each tensor once",
+            fix="remove the files of another model",
+        )
+
+
+def impossible_config(named: str, reason: str) -> CheckpointError:
+    """The error for a configuration that no model can be built by."""
+    return CheckpointError(
+        f"{named}: no model can be built by its config.json",
+        given=reason,
+        wanted="the configuration that belongs to the weights",
+        fix="mend config.json, or copy or download it again",
+    )
+
+
+def unreadable_weights(named: str, reason: str) -> CheckpointError:
+    """The error for weights that a library refuses to read."""
+    return CheckpointError(
+        f"{named}: its weights cannot be read",
+        given=(reason.splitlines() or [""])[0][:300],
+        wanted="complete weights and a config.json that they fit",
+        fix="copy or download the files again",
+    )
+
+
+def require_layers(config: Mapping[str, Any], tensors: Iterable[str], row: Architecture, named: str) -> None:
+    """Refuse a configuration of more layers than the weights have, before anything is built."""
+    block = re.compile(rf"(?:^|\.){re.escape(row.blocks.split('.')[-1])}\.(\d{{1,9}})\.")
+    stored = len({match.group(1) for name in tensors if (match := block.search(name))})
+    claimed = {name: config[name] for name in LAYER_SETTINGS if isinstance(config.get(name), int)}
+    repeats = _repeats(config.get("attention_types"))
+    if repeats is not None:
+        claimed["attention_types"] = repeats
+    for name, layers in claimed.items():
+        if layers > stored:
+            raise CheckpointError(
+                f"{named}: config.json describes another model than the weights",
+                given=f"{name}: {str(layers)[:20]} layers; the weights have {stored}",
+                wanted="as many",
+                fix="copy or download config.json and the weights again",
+            )
+
+
+def _repeats(attention_types: object) -> int | None:
+    """How many layers GPT-Neo's pairs (kinds, how often) make, where they are such."""
+    if not isinstance(attention_types, list):
+        return None
+    pairs = [pair for pair in attention_types if isinstance(pair, list) and len(pair) == 2]
+    return sum(len(kinds) * times for kinds, times in pairs if isinstance(kinds, list) and isinstance(times, int))

@@ -1,0 +1,46 @@
+"""What do people look at?  Figures, pages, and what a terminal and a notebook show.
+
+summary           a study in a few numbers and tables
+one_neuron        one neuron in the terminal
+dynamics_summary  the dynamics in numbers and sentences; one neuron at every checkpoint
+figures/          tables to figures, one file per kind
+pages             stores to self-contained pages
+representations   what a terminal and a notebook show of a store
+integrity         are the files of finished studies those that were written
+"""
+
+from typing import TYPE_CHECKING
+
+from universal_neurons.faces import face
+
+if TYPE_CHECKING:
+    from universal_neurons.report.dynamics_summary import course_view, dynamics_view
+    from universal_neurons.report.integrity import check_stores
+    from universal_neurons.report.one_neuron import neuron_view
+    from universal_neurons.report.pages import (
+        study_figures,
+        study_names,
+        summary_html,
+        write_dynamics_report,
+        write_joint_report,
+        write_report,
+    )
+    from universal_neurons.report.summary import roles_view, study_view
+else:
+    __getattr__, __dir__ = face(
+        __name__,
+        {
+            "summary": ["roles_view", "study_view"],
+            "one_neuron": ["neuron_view"],
+            "dynamics_summary": ["course_view", "dynamics_view"],
+            "pages": [
+                "study_figures",
+                "study_names",
+                "summary_html",
+                "write_dynamics_report",
+                "write_joint_report",
+                "write_report",
+            ],
+            "integrity": ["check_stores"],
+        },
+    )

@@ -1,0 +1,88 @@
+"""Figures 8 and 26: neurons that switch later heads off and on, by way of their attention to BOS (paper §6).
+
+From the tables of `roles.attention` alone.  Changes are what the neuron's path does: original − ablated.
+"""
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from universal_neurons.report.figures.style import ACCENT, REST, SECOND, STYLE, log_counts
+from universal_neurons.units import unit_name
+
+MORE_PAIRS = 5  # of Fig 26
+KINDS = {"random": ("random directions", REST), "neuron": ("neurons", ACCENT)}
+ACTIVATION, BOS, NORM = "activation", "Δ attention to BOS", "Δ norm of the head's output"
+KEY = ["model", "layer", "neuron", "head_layer", "head"]
+
+
+def attention_neurons(histogram: pl.DataFrame, pairs: pl.DataFrame, samples: pl.DataFrame, title: str) -> Figure | None:
+    """Fig 8 of one model: h of neurons against random directions; of the best pair, the change of attention to BOS by
+    activation, and of the output's norm by that.  None where there is no pair."""
+    ranked = best_pairs(pairs)
+    if not len(ranked) or not len(histogram):
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(11, 3.4), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        for kind, (label, colour) in KINDS.items():
+            part = histogram.filter(pl.col("kind") == kind).sort("low")
+            count = part["count"].to_numpy()
+            edges = np.append(part["low"].to_numpy(), part["high"].to_numpy()[-1:])
+            left.stairs(count / max(count.sum(), 1), edges, color=colour, label=label, fill=kind == "random")
+        log_counts(left)
+        left.set(xlabel="h: BOS score per unit of w_out", ylabel="share", title="all pairs of neuron and later head")
+        left.legend(fontsize=8, loc="upper right")
+        _pair(middle, right, ranked.row(0, named=True), samples)
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def attention_pairs(pairs: pl.DataFrame, samples: pl.DataFrame, title: str) -> Figure | None:
+    """Fig 26: the scatters of Fig 8 of up to five more pairs, both signs in turn.  None where there are none."""
+    others = best_pairs(pairs)[1 : 1 + MORE_PAIRS]
+    if not len(others):
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.9 * len(others) + 0.4, 5.6), layout="constrained")
+        grid = figure.subplots(2, len(others), squeeze=False)
+        for column, pair in enumerate(others.iter_rows(named=True)):
+            _pair(grid[0, column], grid[1, column], pair, samples)
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def best_pairs(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Pairs in the order in which they are shown: those with a role first; of these, the best of each sign in turn by
+    |z|, deactivation first."""
+    sign = pl.col("z").sign()
+    ranked = pairs.with_columns(
+        place=pl.col("z").abs().rank("ordinal", descending=True).over(sign, pl.col("role").is_not_null())
+    )
+    return ranked.sort(pl.col("role").is_null(), "place", -sign).drop("place")
+
+
+def _pair(above: Axes, below: Axes, pair: dict[str, Any], samples: pl.DataFrame) -> None:
+    points = samples.filter(*(pl.col(name) == pair[name] for name in KEY))
+    kind = "deactivation" if pair["z"] > 0 else "activation"
+    doubt = "" if pair["role"] else ", unconfirmed"
+    name = f"{unit_name(pair['layer'], pair['neuron'])} on L{pair['head_layer']}.H{pair['head']}"
+    _scatter(above, points, "activation", "delta_bos", pair["pearson_activation_bos"])
+    _scatter(below, points, "delta_bos", "delta_norm", pair["pearson_bos_norm"])
+    above.set(xlabel=ACTIVATION, ylabel=BOS, title=f"{name}\n{kind}, z = {pair['z']:.1f}{doubt}")
+    below.set(xlabel=BOS, ylabel=NORM, title="")
+
+
+def _scatter(axes: Axes, points: pl.DataFrame, x: str, y: str, corr: float | None) -> None:
+    axes.scatter(
+        points[x].to_numpy(), points[y].to_numpy(), s=3, color=SECOND, alpha=0.4, linewidths=0, rasterized=True
+    )
+    axes.axhline(0, color="black", linewidth=0.5, linestyle=":")
+    axes.axvline(0, color="black", linewidth=0.5, linestyle=":")
+    text = "r = –" if corr is None else f"r = {corr:.2f}"
+    height, side = (0.05, "bottom") if corr is not None and corr > 0 else (0.95, "top")  # where no points are
+    axes.text(0.97, height, text, transform=axes.transAxes, ha="right", va=side, fontsize=8)

@@ -1,0 +1,164 @@
+"""Figures 7 and 25, total against direct effects, and functional universality."""
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from universal_neurons.report.figures.style import (
+    ACCENT,
+    REST,
+    SECOND,
+    STYLE,
+    THIRD,
+    PowersOfTen,
+    lettering,
+    log_counts,
+)
+from universal_neurons.units import name_column, unit_name
+
+SWEPT = {
+    "norm_scale": "final norm scale",
+    "reciprocal_rank": "reciprocal rank",
+    "entropy": "entropy, nats",
+    "loss": "loss, nats",
+}
+TRIED = (ACCENT, SECOND, THIRD, "#6b7f82")
+
+
+def fixed_values(
+    interventions: pl.DataFrame, neurons: pl.DataFrame, ablations: pl.DataFrame, histograms: pl.DataFrame
+) -> Figure | None:
+    """Fig 7, 25: candidates for entropy neurons of one model, fixed to a row of values, beside random controls.
+
+    (a) L2 penalties of the last two layers, the candidates marked; (b) their logit effects over the vocabulary;
+    (c–f) metrics against the fixed value, controls thin.
+    """
+    swept = interventions.filter(pl.col("edit") == "fix")
+    tried = ablations.filter(pl.col("kind") == "entropy")
+    if swept.is_empty() or tried.is_empty():
+        return None
+    names = tried.select(name_column()).to_series().to_list()
+    colour = dict(zip(names, TRIED * len(names)))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(11, 6), layout="constrained")
+        grid = figure.subplots(2, 3).ravel()
+        _penalties(grid[0], neurons, tried, colour)
+        _effects(grid[1], histograms, colour)
+        for axes, (metric, label) in zip(grid[2:], SWEPT.items()):
+            for (layer, neuron, kind), rows in swept.sort("value").group_by(
+                ["layer", "neuron", "kind"], maintain_order=True
+            ):
+                if kind == "control":
+                    axes.plot(rows["value"], rows[metric], color=REST, linewidth=0.6, alpha=0.7)
+                elif kind == "entropy":
+                    shade = colour[unit_name(layer, neuron)]
+                    axes.plot(rows["value"], rows[metric], color=shade, marker="o", markersize=3, zorder=3)
+            clean = interventions.filter(pl.col("edit") == "none")[metric].item()
+            axes.axhline(clean, color="black", linewidth=0.6, linestyle=":")
+            axes.set(xlabel="activation fixed to", ylabel=label)
+        verdicts = [
+            f"{name}: {row['mediated']:.0%} through the norm" for name, row in zip(names, tried.iter_rows(named=True))
+        ]
+        confirmed = (tried["role"] == "entropy").fill_null(False).any()
+        kind = "Entropy neurons" if confirmed else "No entropy neuron; the nearest candidates"
+        figure.suptitle(f"{kind} of {lettering(tried['model'][0])}: {', '.join(verdicts)}", fontsize=10)
+    return figure
+
+
+def _penalties(axes: Axes, neurons: pl.DataFrame, tried: pl.DataFrame, colour: dict[str, str]) -> None:
+    late = neurons.filter((pl.col("layer") >= pl.col("layer").max() - 1) & pl.col("l2_penalty").is_finite())
+    axes.hist(late["l2_penalty"].to_numpy(), 60, color=REST)
+    log_counts(axes)
+    for row, (name, shade) in zip(tried.iter_rows(named=True), colour.items()):
+        axes.axvline(row["l2_penalty"], color=shade, label=name)
+    axes.set(xlabel="L2 penalty, last two layers", ylabel="neurons")
+    axes.legend(fontsize=7)
+
+
+def _effects(axes: Axes, histograms: pl.DataFrame, colour: dict[str, str]) -> None:
+    for (layer, neuron), rows in histograms.sort("low").group_by(["layer", "neuron"], maintain_order=True):
+        shade = colour.get(unit_name(layer, neuron))
+        if shade is None:
+            continue
+        bins = rows.group_by("low", "high", maintain_order=True).agg(pl.col("count").sum())
+        edges = np.append(bins["low"].to_numpy(), bins["high"][-1])
+        axes.stairs(bins["count"].to_numpy() / bins["count"].sum(), edges, color=shade)
+    log_counts(axes)
+    axes.set(xlabel="logit effect W_U w_out", ylabel="share of the vocabulary")
+
+
+def total_and_direct(ablations: pl.DataFrame) -> Figure | None:
+    """Total against direct effect of mean ablations: below the diagonal the rest goes through the final norm."""
+    finite = ablations.filter(pl.col("total_effect") > 0)
+    if finite.is_empty():
+        return None
+    kinds = {"control": ("random controls", REST), "frequency": ("frequency candidates", SECOND)}
+    kinds |= {"entropy": ("entropy candidates", ACCENT)}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for kind, (label, colour) in kinds.items():
+            rows = finite.filter(pl.col("kind") == kind)
+            axes.scatter(rows["total_effect"], rows["direct_effect"], s=14, color=colour, label=label)
+            for row in rows.filter(pl.col("role") == "entropy").iter_rows(named=True):
+                point = (row["total_effect"], row["direct_effect"])
+                name = unit_name(row["layer"], row["neuron"], lettering(row["model"]))
+                axes.annotate(name, point, xytext=(4, -8), textcoords="offset points", fontsize=6)
+        low, high = (float(f(finite["total_effect"].to_numpy())) for f in (np.min, np.max))
+        axes.plot([low, high], [low, high], color="black", linewidth=0.6, linestyle=":")
+        axes.set(xscale="log", yscale="log", xlabel="total effect, mean |Δ loss|", ylabel="direct effect, norm frozen")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PowersOfTen())
+            axis.set_minor_formatter(PowersOfTen())
+        axes.legend(fontsize=7)
+    return figure
+
+
+def functional(table: pl.DataFrame, what: str) -> Figure | None:
+    """Functional universality: how alike matched neurons act, by how alike they fire; random partners beside them."""
+    if table.is_empty():
+        return None
+    labels = {"effect_corr": "ρ of logit effects over the vocabulary", "loss_corr": "ρ of loss changes over tokens"}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.5, 3.8), layout="constrained")
+        grid = figure.subplots(1, 2)
+        for axes, (column, label) in zip(grid, labels.items()):
+            for suffix, colour, name in (("_random", REST, "a random neuron of its layer"), ("", ACCENT, "the match")):
+                finite = table.filter(pl.col(f"{column}{suffix}").is_finite())
+                values = finite[f"{column}{suffix}"].to_numpy()
+                median = f", median {np.median(values):.2f}" if len(values) else ""
+                axes.scatter(finite["corr"], values, s=8, color=colour, label=name + median)
+            axes.axhline(0, color="black", linewidth=0.6, linestyle=":")
+            axes.set(xlabel="ρ of activations", ylabel=label, ylim=(-1.05, 1.05))
+            axes.legend(fontsize=7, loc="lower left")
+        shares = [table[name].drop_nulls() for name in ("same_roles", "same_roles_random")]
+        same, random = (f"{int(share.sum())} of {len(share)}" for share in shares)
+        same = f"{same} pairs with a role by weights have the same (random: {random})"
+        figure.suptitle(f"Do matched neurons act alike? {what}; {same}", fontsize=10)
+    return figure
+
+
+def costs(table: pl.DataFrame) -> Figure | None:
+    """What ablating the chosen neurons together costs, against random ones of the same layers."""
+    chosen, random = table.filter(pl.col("set") != "random"), table.filter(pl.col("set") == "random")
+    if chosen.is_empty():
+        return None
+    labels = {"loss_change": "change of the loss, nats", "divergence": "KL to the clean run, nats"}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7, 3.2), layout="constrained")
+        for axes, (column, label) in zip(figure.subplots(1, 2), labels.items()):
+            for place, rows, colour in ((0, random, REST), (1, chosen, ACCENT)):
+                middle = rows[column].to_numpy()
+                reach = np.stack(
+                    [middle - rows[f"{column}_low"].to_numpy(), rows[f"{column}_high"].to_numpy() - middle]
+                )
+                spread = place + (np.linspace(-0.2, 0.2, len(middle)) if len(middle) > 1 else np.zeros(len(middle)))
+                axes.errorbar(spread, middle, np.maximum(reach, 0), fmt="o", color=colour, markersize=4, linewidth=1)
+            axes.axhline(0, color="black", linewidth=0.6, linestyle=":")
+            axes.set_xticks([0, 1], [f"random, {len(random)} draws", chosen["set"][0]])
+            axes.set(ylabel=label, xlim=(-0.6, 1.6))
+        neurons = chosen["neurons"][0]
+        figure.suptitle(f"Mean ablation of {neurons} neurons of {lettering(chosen['model'][0])} together", fontsize=10)
+    return figure

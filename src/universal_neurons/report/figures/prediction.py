@@ -1,0 +1,230 @@
+"""Figures 1 (e, f), 5, 6, 22–24: what neurons do to the next token's logits, and what those of one class do together.
+
+Where no neuron has a role, those that come nearest to it are drawn, and the titles say so (`with_nearest`).
+"""
+
+from collections.abc import Mapping
+from textwrap import fill
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+from scipy import stats
+
+from universal_neurons.labels import ROLES_BY_WEIGHTS
+from universal_neurons.report.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, in_legend, lettering, log_counts
+from universal_neurons.units import unit_name
+
+COLUMNS = 6  # of axes on a page
+PERCENTILES = (5, 25, 50, 75, 95, 99)
+NEAREST_SHARE = 0.01  # of the last third's neurons, where none is above the threshold
+LATE = 3  # the last third of the layers
+FEWEST = 3  # neurons for a density
+SPARSE, WIDE = 200, 4  # fewer values than this are drawn in bins so many times as wide
+LONGEST = 34  # characters of a class's name
+MOST_ENSEMBLES = 30
+SIGNS = {1: "raises", -1: "lowers", 0: "", None: ""}
+
+
+def effects_examples(histograms: pl.DataFrame, title: str, per_role: int = 1) -> Figure | None:
+    """Fig 5, 1 (e, f): logit effects inside and outside the class, the first neurons of every role; Fig 23: ten each.
+
+    `histograms` as of `effect_histograms`, its neurons in the order of preference.  None where there is no neuron.
+    """
+    tables = [table for role in ROLES_BY_WEIGHTS for table in _by_neuron(histograms, role, "effect")[:per_role]]
+    if not tables:
+        return None
+    across = min(len(tables), COLUMNS) if per_role > 1 else len(tables)
+    down = -(-len(tables) // across)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(max(3.0 * across, 6), 2.4 * down + 0.7), layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False)
+        for axes, table in zip(grid.ravel(), tables):
+            first = table.row(0, named=True)
+            _split(axes, table, "logit effect", first["class"], "other tokens")
+            score = first["class_variance_reduction"]
+            reduction = "" if score is None else f" ({score:.2f})"
+            near = "nearest to " if first["nearest"] else ""
+            axes.set_title(f"{_name(first)}: {near}{first['role']}\n{_class(first)}{reduction}", fontsize=8)
+        for axes in grid.ravel()[len(tables) :]:
+            axes.set_axis_off()
+        for axes in grid[:, 0]:
+            axes.set_ylabel("density")
+        figure.suptitle(title + _without_neurons(histograms), fontsize=10)
+    return figure
+
+
+def role_by_layer(neurons: pl.DataFrame, threshold: float, title: str) -> Figure | None:
+    """Fig 6, 22: percentiles of kurtosis and skew of cos(w_out, W_U) by layer; the skew where the kurtosis is high.
+
+    Percentiles are means over the models, with their range; densities are of all models' neurons whose kurtosis is
+    above `threshold`, a line for each layer of the last third.  None where there are no weights.
+    """
+    finite = neurons.select("model", "layer", "vocab_kurt", "vocab_skew").drop_nulls()
+    finite = finite.filter(pl.col("vocab_kurt").is_finite() & pl.col("vocab_skew").is_finite())
+    if finite.is_empty():
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(12.5, 3.8), layout="constrained")
+        a, b, c = figure.subplots(1, 3)
+        _percentiles(a, finite, "vocab_kurt")
+        _percentiles(b, finite, "vocab_skew")
+        a.axhline(threshold, color="black", linewidth=0.8, linestyle=":")
+        log_counts(a)
+        a.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        b.axhline(0, color="black", linewidth=0.8, linestyle=":")
+        a.set(ylabel="kurtosis", title=f"(a) kurtosis of cos(w_out, W_U) (dotted: {threshold:g})")
+        b.set(ylabel="skew", title="(b) skew of cos(w_out, W_U)")
+        a.legend(fontsize=7, title="percentile", title_fontsize=7)
+        _late_skew(c, finite, threshold)
+        count = finite["model"].n_unique()
+        spread = f"mean and range of {count} models" if count > 1 else lettering(finite["model"][0])
+        figure.suptitle(f"{title} ({spread})", fontsize=10)
+    return figure
+
+
+def same_class_figure(histograms: pl.DataFrame, title: str) -> Figure | None:
+    """Fig 24: neurons of one class, logit effects by token (above), activations by the true next token (below).
+
+    `histograms` as of `ensemble_histograms`; of several ensembles the first is drawn.  None where there is none.
+    """
+    if histograms.is_empty():
+        return None
+    role, name = histograms.row(0, named=True)["role"], histograms.row(0, named=True)["class"]
+    one = histograms.filter((pl.col("role") == role) & (pl.col("class") == name))
+    effects, activations = (_by_neuron(one, role, kind) for kind in ("effect", "activation"))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(max(2.7 * len(effects), 6), 5.2), layout="constrained")
+        grid = figure.subplots(2, len(effects), squeeze=False)
+        for column, (effect, activation) in enumerate(zip(effects, activations)):
+            _split(grid[0, column], effect, "logit effect", name, "other tokens", legend=not column)
+            _split(grid[1, column], activation, "activation", f"before {name}", "before others", legend=not column)
+            grid[0, column].set_title(_name(effect.row(0, named=True)), fontsize=8)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("density")
+        near = "neurons nearest to " if one["nearest"].any() else ""
+        after = "" if near else " neurons"
+        figure.suptitle(f"{title}: {near}{role}{after} of {_short(name)}", fontsize=10)
+    return figure
+
+
+def ensembles_figure(ensembles: pl.DataFrame, title: str) -> Figure | None:
+    """Does the sum of an ensemble tell its class better than the best neuron, and how alike are its neurons (§5.1)?
+
+    Rows of `ensembles_table`, the first 30; (a) |ρ| with the true next token's class, (b) the gain with its 95 %
+    interval, (c) the mean correlation of two neurons' signals given the class, and of their errors.
+    """
+    shown = ensembles.filter(pl.col("gain").is_finite()).head(MOST_ENSEMBLES)
+    if shown.is_empty():
+        return None
+    rows = np.arange(len(shown))[::-1]
+    columns = {name: shown[name].cast(pl.Float64).to_numpy() for name in shown.columns if shown[name].dtype.is_float()}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(12, 1.8 + 0.24 * len(shown)), layout="constrained")
+        a, b, c = figure.subplots(1, 3, sharey=True)
+        best, total = np.abs(columns["corr_best"]), np.abs(columns["corr_sum"])
+        a.hlines(rows, best, total, color=REST, linewidth=2)
+        a.plot(best, rows, "o", color=SECOND, markersize=4, label="best neuron")
+        a.plot(total, rows, "o", color=ACCENT, markersize=4, label="sum")
+        b.hlines(rows, columns["gain_low"], columns["gain_high"], color=REST, linewidth=3, label="95 %")
+        b.plot(columns["gain"], rows, "o", color=ACCENT, markersize=4)
+        b.axvline(0, color="black", linewidth=0.8, linestyle=":")
+        c.plot(columns["activation_corr"], rows, "o", color=ACCENT, markersize=4, label="activations, given the class")
+        c.plot(columns["error_corr"], rows, "|", color=THIRD, markersize=8, label="errors (share their target)")
+        c.axvline(0, color="black", linewidth=0.8, linestyle=":")
+        names = [f"{row['role']}: {_short(row['class'])} ({row['neurons']})" for row in shown.iter_rows(named=True)]
+        a.set_yticks(rows, [f"{name}*" if near else name for name, near in zip(names, shown["nearest"])], fontsize=8)
+        a.set(xlabel="|ρ| with the next token's class", title="(a) sum against best", ylim=(-0.6, len(shown) - 0.4))
+        b.set(xlabel="gain in ρ", title="(b) gain of the sum")
+        c.set(xlabel="mean ρ of two neurons", title="(c) how independent")
+        figure.legend(fontsize=7, loc="outside lower center", ncols=5)
+        marked = " (*: only nearest to the role)" if shown["nearest"].any() else ""
+        figure.suptitle(title + marked, fontsize=10)
+    return figure
+
+
+def _by_neuron(histograms: pl.DataFrame, role: str, kind: str) -> list[pl.DataFrame]:
+    """The histograms of each neuron of a role, in their order."""
+    rows = histograms.filter((pl.col("role") == role) & (pl.col("kind") == kind))
+    return rows.partition_by("model", "layer", "neuron", "class", maintain_order=True)
+
+
+def _split(axes: Axes, table: pl.DataFrame, what: str, inside: str, outside: str, *, legend: bool = True) -> None:
+    """The densities of one neuron's values inside and outside its class."""
+    for side, label, colour in ((True, inside, ACCENT), (False, outside, REST)):
+        rows = table.filter(pl.col("in_class") == side).sort("low")
+        counts, low, high = (rows[name].to_numpy() for name in ("count", "low", "high"))
+        if counts.sum():
+            wide = WIDE if counts.sum() < SPARSE and len(counts) % WIDE == 0 else 1
+            counts, edges = counts.reshape(-1, wide).sum(1), np.append(low, high[-1])[::wide]
+            density = counts / counts.sum() / np.diff(edges)
+            axes.stairs(density, edges, color=colour, label=in_legend(label, 2 * LONGEST)[:LONGEST], linewidth=1.2)
+    log_counts(axes)
+    axes.set_xlabel(what)
+    if legend:
+        axes.legend(fontsize=6)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return unit_name(row["layer"], row["neuron"], lettering(row["model"]))
+
+
+def _short(name: str) -> str:
+    letters = lettering(name, 2 * LONGEST)[:LONGEST]
+    return f"{letters}…" if len(name) > LONGEST else letters
+
+
+def _class(row: Mapping[str, Any]) -> str:
+    return f"{SIGNS[row['class_sign']]} {_short(row['class'])}".strip()
+
+
+def _without_neurons(histograms: pl.DataFrame) -> str:
+    """Roles that no neuron has."""
+    roles = histograms.filter(~pl.col("nearest").fill_null(False))["role"].to_list()
+    missing = [role for role in ROLES_BY_WEIGHTS if role not in roles]
+    near = ": the nearest are shown" if histograms["nearest"].any() else ""
+    return f"\nno {' or '.join(missing)} neuron{near}" if missing else ""
+
+
+def _percentiles(axes: Axes, neurons: pl.DataFrame, metric: str) -> None:
+    colours = mpl.colormaps["viridis"](np.linspace(0.9, 0, len(PERCENTILES)))
+    for percent, colour in zip(PERCENTILES, colours):
+        by_model = neurons.group_by("model", "layer").agg(pl.col(metric).quantile(percent / 100, "linear"))
+        value = pl.col(metric)
+        rows = by_model.group_by("layer").agg(mean=value.mean(), low=value.min(), high=value.max()).sort("layer")
+        axes.fill_between(rows["layer"], rows["low"], rows["high"], color=colour, alpha=0.25, linewidth=0)
+        axes.plot(rows["layer"], rows["mean"], "o-", color=colour, markersize=2.5, linewidth=1, label=f"{percent} %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("layer")
+
+
+def _late_skew(axes: Axes, neurons: pl.DataFrame, threshold: float) -> None:
+    """The density of the skew in each of the last layers, of neurons whose kurtosis is above the threshold."""
+    n_layers = int(neurons["layer"].max()) + 1  # type: ignore[arg-type]
+    models = neurons["model"].n_unique()
+    layers = range(n_layers - max(1, n_layers // LATE), n_layers)
+    late = neurons.filter(pl.col("layer").is_in(list(layers)))
+    chosen = late.filter(pl.col("vocab_kurt") > threshold)
+    choice = f"kurtosis > {threshold:g}"
+    if chosen.is_empty():
+        chosen = late.sort("vocab_kurt", descending=True).head(max(FEWEST, round(NEAREST_SHARE * len(late))))
+        choice = f"none has {choice}: the {len(chosen)} highest"
+    bound = float(np.abs(chosen["vocab_skew"].to_numpy()).max()) * 1.4 + 1e-9
+    grid = np.linspace(-bound, bound, 400)
+    counts = []
+    for layer, colour in zip(layers, mpl.colormaps["viridis"](np.linspace(0.85, 0, len(layers)))):
+        skew = chosen.filter(pl.col("layer") == layer)["vocab_skew"].to_numpy()
+        counts.append(f"{len(skew) / models:.1f}".removesuffix(".0"))
+        if len(skew) >= FEWEST and np.ptp(skew) > 0:
+            axes.plot(grid, stats.gaussian_kde(skew)(grid), color=colour, linewidth=1.2, label=f"layer {layer}")
+        elif len(skew):
+            axes.plot(skew, np.zeros(len(skew)), "|", color=colour, markersize=12, label=f"layer {layer}")
+    axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="skew", ylabel="density", ylim=(0, None))
+    what = "neurons a model" if models > 1 else "neurons"
+    axes.set_title(fill(f"(c) skew, {choice}: {' / '.join(counts)} {what}", 48), fontsize=9)
+    axes.legend(fontsize=7)

@@ -1,0 +1,83 @@
+"""What all figures share: their style, whom they single out, and their bytes."""
+
+import io
+import re
+import warnings
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, NullLocator
+
+from universal_neurons.legible import SIGNS, legible, shortened
+from universal_neurons.matching import singled_out
+
+STYLE: Any = {
+    "svg.hashsalt": "universal-neurons",
+    "text.parse_math": False,  # no name, label or token is mathematics, whatever a person's own settings are
+    "text.usetex": False,
+    "axes.formatter.use_mathtext": False,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+}
+LONGEST = 40  # characters of a name
+SPELT = str.maketrans(  # signs that matplotlib's font lacks
+    {sign: f"\\x{ord(control):02x}" for control, sign in SIGNS.items() if sign not in "⏎⇥"}
+)
+DRAWING_WARNINGS = "Glyph .* missing from font|constrained_layout not applied"
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+ACCENT, REST, SECOND, THIRD = "#c8553d", "#9db4c0", "#1f6f8b", "#d9a441"
+
+
+def lettering(text: object, longest: int = LONGEST) -> str:
+    """Text from outside for a figure: on one line, with signs that the font has, shortened where it is long."""
+    return shortened(legible(shortened(str(text), longest)).translate(SPELT), longest)
+
+
+def in_legend(text: object, longest: int = LONGEST) -> str:
+    """As `lettering`, for a legend: matplotlib leaves out what begins with an underscore."""
+    line = lettering(text, longest)
+    return f" {line}" if line.startswith("_") else line
+
+
+class PowersOfTen(LogFormatterSciNotation):
+    """Labels of a logarithmic axis as 10⁻³ and 2×10⁻³, in plain characters."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        plain = super().__call__(x, pos).removeprefix(r"$\mathdefault{").removesuffix("}$").replace(r"\times", "×")
+        return re.sub(r"\^\{(.+?)\}", lambda power: power[1].translate(RAISED), plain)
+
+
+def log_counts(axes: Axes) -> None:
+    """A logarithmic y axis with a tick per power of ten and no others: quick to draw."""
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def highlighted(neurons: pl.DataFrame) -> tuple[np.ndarray, str] | None:
+    """The neurons of a table that figures single out, as a mask, and what they are; None where nobody asked."""
+    chosen, universal = singled_out(neurons.with_row_index("place"))
+    if chosen.is_empty():
+        return None
+    mask = np.zeros(len(neurons), bool)
+    mask[chosen["place"].to_numpy()] = True
+    return mask, "universal" if universal else "top 1 % by excess (none universal)"
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """A figure's bytes as `svg` or `png`, the same every time."""
+    target = io.BytesIO()
+    metadata = {"Date": None, "Creator": "universal-neurons"} if kind == "svg" else {"Software": "universal-neurons"}
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", DRAWING_WARNINGS)
+        figure.savefig(target, format=kind, dpi=150, metadata=metadata)
+    return target.getvalue()

@@ -1,0 +1,145 @@
+"""One neuron in the terminal: its numbers, matches, best labels, histogram and examples (`uneurons show RUN L2.17`)."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from universal_neurons.errors import InputError
+from universal_neurons.legible import legible
+from universal_neurons.report.summary import finite, short
+from universal_neurons.roles import neuron_lines
+from universal_neurons.storage import Store
+from universal_neurons.terminal import TextTable, shown, shown_lines
+from universal_neurons.units import parse_unit, unit_name
+
+TAIL = 0.001
+BARS = 60
+BLOCKS = " ▁▂▃▄▅▆▇█"
+FAINT = 0.1  # activations below this share of the highest stay uncoloured
+
+
+def parse_neuron(name: str, models: Sequence[str]) -> tuple[str, int, int]:
+    """`L3.17` or `seed-1/L3.17` to model, layer, neuron."""
+    parsed = parse_unit(name)
+    if parsed is None:
+        raise InputError(f"{name}: not a neuron's name", wanted="L3.17 or seed-1/L3.17")
+    model, layer, neuron = parsed
+    model = model or models[0]
+    if model not in models:
+        raise InputError(f"{name}: no such model here", wanted="one of " + ", ".join(models))
+    return model, layer, neuron
+
+
+def neuron_view(store: Store, name: str) -> Group:
+    """One neuron: its numbers and its matches."""
+    model, layer, neuron = parse_neuron(name, store.models)
+    this_neuron = (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
+    rows = store.neurons.filter((pl.col("model") == model) & this_neuron).to_dicts()
+    if not rows:
+        shape = next(m for m in store.manifest["models"] if m["name"] == model)
+        raise InputError(
+            f"{name}: no such neuron", wanted=f"layer < {shape['layers']} and neuron < {shape['d_mlp']} in {model}"
+        )
+    row = rows[0]
+    numbers = _numbers(unit_name(layer, neuron, model), row)
+    if row["dead"]:
+        return Group(numbers, shown("Dead: its activation never changes, so it correlates with nothing."))
+    parts: list[Any] = [numbers]
+    if model in store.askers:
+        parts.append(_matches(store, model, this_neuron))
+    elif store.askers:
+        parts.append(shown(f"The study did not ask about {model}'s matches (--pairs all does)."))
+    if store.has("labels"):
+        parts.append(_labels(store, model, this_neuron))
+    if store.has("effects"):
+        strings = store.strings if store.has("vocabulary") else None
+        parts.append(shown_lines("What it does", *neuron_lines(store, model, layer, neuron, strings)))
+    if store.has("examples"):
+        number = store.units[model].number_of(layer, neuron)
+        parts += [_histogram(*store.histogram(model, number)), *_examples(store, model, this_neuron)]
+    return Group(*parts)
+
+
+def _numbers(title: str, row: dict[str, Any]) -> Table:
+    """Every column that has a value, in pairs of columns."""
+    table = TextTable(*[""] * 4, title=title, show_header=False)
+    cells = [
+        (column, f"{value:.4f}" if isinstance(value, float) else value)
+        for column, value in row.items()
+        if column not in ("model", "layer", "neuron") and value is not None
+    ]
+    height = -(-len(cells) // 2)
+    for line in range(height):
+        table.row(*chain.from_iterable(cells[line::height]))
+    return table
+
+
+def _matches(store: Store, model: str, this_neuron: pl.Expr) -> Table:
+    matches = TextTable("model", "rank", "match", "ρ", "held out", "95 %", "mutual", title="Matches")
+    for match in store.matches.filter((pl.col("asker") == model) & this_neuron).iter_rows(named=True):
+        rank = "most negative" if match["rank"] < 0 else str(match["rank"])
+        interval = f"{short(match['corr_low'])} {short(match['corr_high'])}" if finite(match["corr_low"]) else ""
+        heldout = f"{match['corr_heldout']:.3f}" if finite(match["corr_heldout"]) else ""
+        place = unit_name(match["match_layer"], match["match_neuron"])
+        mutual = "⇄" * bool(match["mutual"])
+        matches.row(match["model"], rank, place, f"{match['corr']:.3f}", heldout, interval, mutual)
+    return matches
+
+
+def _labels(store: Store, model: str, this_neuron: pl.Expr) -> Table:
+    table = TextTable("label", "of", "variance explained", "", title="What it fires on: the best labels")
+    for row in store.labels.filter((pl.col("model") == model) & this_neuron).iter_rows(named=True):
+        name = ("previous token: " if row["previous"] else "") + row["label"]
+        direction = "fires" if row["sign"] > 0 else "is silent"
+        table.row(name, row["group"], f"{row['variance_reduction']:.3f}", direction)
+    return table
+
+
+def _histogram(low: np.ndarray, high: np.ndarray, counts: np.ndarray) -> Text:
+    """Pre-activations in a line of bars (log scale), over all but the outermost thousandth on each side."""
+    total = counts.sum()
+    inside = np.cumsum(counts) / max(total, 1)
+    first, last = np.searchsorted(inside, [TAIL, 1 - TAIL])
+    start, end = float(low[first]), float(high[min(last, len(high) - 1)])
+    edges = np.linspace(start, end, BARS + 1)
+    width = np.maximum(high - low, 1e-300)
+    share = np.clip(np.minimum(high, edges[1:, None]) - np.maximum(low, edges[:-1, None]), 0, None) / width
+    bars = (share * counts).sum(1)
+    scale = np.log1p(bars) / max(float(np.log1p(bars).max()), 1e-12)
+    line = "".join(BLOCKS[min(int(np.ceil(s * (len(BLOCKS) - 1))), len(BLOCKS) - 1)] for s in scale)
+    return Text(f"\nPre-activation (log counts)\n{start:8.2f} {line} {end:.2f}")
+
+
+def _examples(store: Store, model: str, this_neuron: pl.Expr) -> list[Text]:
+    """Spans of text, tokens coloured by activation, the example's own token in « »."""
+    strings = store.strings if store.has("vocabulary") else None
+    rows = store.examples.filter((pl.col("model") == model) & this_neuron)
+    peak = max(float(rows["activation"].max() or 0), 1e-12)  # type: ignore[arg-type]
+    parts: list[Text] = []
+    band = None
+    for row in rows.iter_rows(named=True):
+        if row["band"] != band:
+            band = row["band"]
+            title = "Highest activations" if band == "top" else f"From its {band} quantiles"
+            parts.append(Text.assemble("\n", shown(title, "bold")))
+        line = Text(f"{row['activation']:7.2f}  ")
+        for place, (token, activation) in enumerate(zip(row["tokens"], row["activations"]), start=row["start"]):
+            string = legible(strings[token]) if strings else f" {token}"
+            string = f"«{string}»" if place == row["position"] else string
+            line.append(string, style=_colour(activation / peak))
+        parts.append(line)
+    return parts
+
+
+def _colour(share: float) -> str:
+    """Background of a token by its activation's share of the highest."""
+    if not share > FAINT:
+        return ""
+    faded = int(255 * (1 - min(share, 1.0) * 0.75))
+    return f"black on rgb(255,{faded},{faded})"

@@ -1,0 +1,317 @@
+"""A study in a few numbers and tables: what `uneurons show` prints and the report repeats."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+from rich.console import Group
+from rich.table import Column, Table
+
+from universal_neurons.labels import FAMILIES, UNEXPLAINED
+from universal_neurons.legible import legible
+from universal_neurons.matching import singled_out
+from universal_neurons.roles import role_rows
+from universal_neurons.storage import Store
+from universal_neurons.study import ranking
+from universal_neurons.terminal import TextTable, plain
+from universal_neurons.units import unit_name
+
+MODEL_FACTS = ("neurons", "dead", "tokens counted")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One asker's neurons in numbers; correlations are means over the other models."""
+
+    asker: str
+    others: tuple[str, ...]
+    neurons: int
+    dead: int
+    tokens: int
+    threshold: float
+    universal: int
+    universal_heldout: int
+    universal_surely: int
+    universal_possibly: int
+    universal_per_layer: tuple[int, ...]
+    excess_median: float
+    excess_p99: float
+    excess_max: float
+    discoveries: int  # q_value <= 0.05
+    gap_all: float  # mean over neurons of max - min over models of the best correlation
+    gap_universal: float | None
+    mutual: float  # share of best matches that are mutual
+    certainty: str  # how sure the search is that no better match was missed
+    optimism: float  # mean of corr - corr_heldout over best matches
+
+    @property
+    def share(self) -> float:
+        """The share of the asker's neurons that are universal, from 0 to 1."""
+        return self.universal / self.neurons
+
+
+def facts(store: Store, asker: str) -> Facts:
+    """Counts and quantiles of one asker's neurons, from the tables."""
+    table = store.neurons.filter(pl.col("model") == asker)
+    alive = table.filter(pl.col("excess_corr").is_finite())
+    universal = alive.filter("is_universal")
+    best = store.matches.filter((pl.col("asker") == asker) & (pl.col("rank") == 1))
+    threshold = store.config.threshold
+    gap = pl.col("max_corr") - pl.col("min_corr")
+
+    def count(condition: pl.Expr) -> int:
+        return int(alive.select((condition.fill_nan(None) > threshold).sum()).item())
+
+    per_layer = table.group_by("layer").agg(pl.col("is_universal").sum()).sort("layer")["is_universal"]
+    return Facts(
+        asker=asker,
+        others=tuple(name for name in store.models if name != asker),
+        neurons=len(table),
+        dead=int(table["dead"].sum()),
+        tokens=int(store.manifest["counted_tokens"]),
+        threshold=threshold,
+        universal=len(universal),
+        universal_heldout=count(pl.col("excess_heldout")),
+        universal_surely=count(pl.col("excess_low")),
+        universal_possibly=count(pl.col("excess_high")),
+        universal_per_layer=tuple(int(n) for n in per_layer),
+        excess_median=_number(alive["excess_corr"].median()),
+        excess_p99=_number(alive["excess_corr"].quantile(0.99, "linear")),
+        excess_max=_number(alive["excess_corr"].max()),
+        discoveries=int((alive["q_value"] <= 0.05).sum()),
+        gap_all=_number(alive.select(gap.mean()).item()),
+        gap_universal=_number(universal.select(gap.mean()).item()) if len(universal) else None,
+        mutual=_number(best["mutual"].mean()),
+        certainty=certainty(store),
+        optimism=_number(best.select((pl.col("corr") - pl.col("corr_heldout")).fill_nan(None).mean()).item()),
+    )
+
+
+def certainty(store: Store) -> str:
+    """How sure a study's search is of its best matches, in words."""
+    search = store.manifest["search"]
+    if search["search"] == "screened":
+        share = search["certified"] / max(search["matches"], 1)
+        return (
+            f"{search['certified']:,} of {search['matches']:,} ({share:.1%}) certified: no other neuron correlates more"
+        )
+    if search["search"] == "sketch":
+        error, lowered = search["standard_error"], search["lowered"]
+        return f"sketched: a small ρ is off by about {error:.2g}; the best were lowered by {lowered:.2g} on average"
+    return "exact: all correlations computed"
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def shown_neurons(store: Store, asker: str, most: int = 20) -> tuple[pl.DataFrame, str]:
+    """The neurons to show, best first, and what they are: the universal ones, or the top 1 % where none is."""
+    chosen, universal = singled_out(store.neurons.filter(pl.col("model") == asker))
+    first = f", the first {most}" if len(chosen) > most else ""
+    if universal:
+        return chosen.head(most), f"Universal neurons of {asker}{first}"
+    title = f"No neuron of {asker} passes {store.config.threshold:g}: the top 1 % by excess correlation{first}"
+    return chosen.head(most), title
+
+
+def match_cells(
+    store: Store, asker: str, shown: pl.DataFrame, *, intervals: bool = True
+) -> dict[tuple[int, int], dict[str, str]]:
+    """The best match of every shown neuron in each other model, as `L1.151 .78 [.75 .81]`, ⇄ where it is mutual.
+
+    By layer and neuron, then by model.
+    """
+    best = store.matches.filter((pl.col("asker") == asker) & (pl.col("rank") == 1))
+    cells: dict[tuple[int, int], dict[str, str]] = defaultdict(dict)
+    for row in best.join(shown, on=["layer", "neuron"], how="semi").iter_rows(named=True):
+        text = f"{unit_name(row['match_layer'], row['match_neuron'])} {short(row['corr'])}"
+        if intervals and finite(row["corr_low"]):
+            text += f" [{short(row['corr_low'])} {short(row['corr_high'])}]"
+        cells[row["layer"], row["neuron"]][row["model"]] = text + (" ⇄" if row["mutual"] else "")
+    return cells
+
+
+def fires_on(row: dict[str, Any]) -> str:
+    """The label of a neuron that a label explains, else its family."""
+    if row["family"] in (None, "bos", UNEXPLAINED):
+        return row["family"] or "–"
+    if row["family"] == "position" and not row["label"].startswith("position"):
+        return f"position (MI {row['position_mi']:.2f})"
+    return f"{label_of(row)} {short(row['variance_reduction'])}"
+
+
+def label_of(row: dict[str, Any]) -> str:
+    """A neuron's label; `not` where the neuron is silent rather than active when it holds."""
+    label = legible(row["label"] or "") or "–"
+    return f"not {label}" if row["label_sign"] == -1 else label
+
+
+def finite(value: float | None) -> bool:
+    """Whether a value is a number, neither None nor NaN nor infinite."""
+    return value is not None and math.isfinite(value)
+
+
+def short(value: float | None) -> str:
+    """A correlation as .78, −.12, 1.00 or –."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{value:.2f}"
+    return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
+
+
+def fact_lines(asker_facts: Facts) -> list[tuple[str, str]]:
+    """The lines that `show` and the report print of an asker: what each says, and its value as text."""
+    per_layer = " ".join(map(str, asker_facts.universal_per_layer))
+    gap = f"{asker_facts.gap_all:.3f}" + (
+        "" if asker_facts.gap_universal is None else f"; universal {asker_facts.gap_universal:.3f}"
+    )
+    return [
+        ("compared with", ", ".join(asker_facts.others)),
+        ("neurons", f"{asker_facts.neurons:,}" + (f", {asker_facts.dead} dead" if asker_facts.dead else "")),
+        ("tokens counted", f"{asker_facts.tokens:,}"),
+        (
+            f"universal (excess > {asker_facts.threshold:g})",
+            f"{asker_facts.universal} = {asker_facts.share:.2%}; per layer {per_layer}",
+        ),
+        (
+            "on held-out rows",
+            f"{asker_facts.universal_heldout}; surely {asker_facts.universal_surely}, "
+            f"possibly {asker_facts.universal_possibly} (95 %)",
+        ),
+        (
+            "excess correlation",
+            f"median {asker_facts.excess_median:.3f}, p99 {asker_facts.excess_p99:.3f}, "
+            f"max {asker_facts.excess_max:.3f}",
+        ),
+        (
+            "beyond a random basis",
+            f"{asker_facts.discoveries} neurons at q ≤ .05 (the basis is privileged, not universal)",
+        ),
+        ("max − min over models", gap),
+        ("mutual best matches", f"{asker_facts.mutual:.1%}"),
+        ("search", asker_facts.certainty),
+        ("ρ lost on held-out rows", f"{asker_facts.optimism:.3f}"),
+    ]
+
+
+def published_rows(store: Store) -> list[tuple[str, str, str]]:
+    """Ours beside a publication's: what, ours, theirs."""
+    published = store.config.published
+    if published is None:
+        return []
+    ours = facts(store, store.models[0])
+    share = f"{published.universal:,} = {published.universal / published.neurons:.2%}"
+    rows = [
+        ("neurons", f"{ours.neurons:,}", f"{published.neurons:,}"),
+        ("universal", f"{ours.universal:,} = {ours.share:.2%}", share),
+    ]
+    if published.universal_per_layer:
+        per_layer = zip(ours.universal_per_layer, published.universal_per_layer)
+        rows += [
+            (f"universal in layer {n}", str(our_count), str(their_count))
+            for n, (our_count, their_count) in enumerate(per_layer)
+        ]
+    return rows
+
+
+def study_view(store: Store) -> Group:
+    """The tables that `uneurons show STORE` prints."""
+    parts: list[Any] = []
+    if not store.askers:
+        parts.append(models_view(store))
+    for asker in store.askers:
+        table = TextTable(title=f"{asker}: which of its neurons does every model find again?", show_header=False)
+        for label, value in fact_lines(facts(store, asker)):
+            table.row(label, value)
+        parts += [table, neurons_view(store, asker)]
+    if store.has("labels"):
+        parts.append(families_view(store))
+    if store.has("effects"):
+        parts.append(roles_view(store))
+    rows = published_rows(store)
+    if rows and store.config.published:
+        table = TextTable("", "this study", store.config.published.source, title="Beside the published counts")
+        for row in rows:
+            table.row(*row)
+        parts.append(table)
+    return Group(*parts)
+
+
+def models_view(store: Store) -> Table:
+    """Neurons, dead ones and counted tokens of every model, where universality was not asked about."""
+    table = TextTable("model", *MODEL_FACTS, title="Neurons")
+    for row in models_rows(store):
+        table.row(*row)
+    return table
+
+
+def models_rows(store: Store) -> list[tuple[str, str, str, str]]:
+    """Of every model: its name, neurons, dead neurons and the positions counted."""
+    tokens = store.manifest["counted_tokens"]
+    rows = []
+    for name in store.models:
+        table = store.neurons.filter(pl.col("model") == name)
+        dead = "–" if table["dead"].is_null().all() else str(table["dead"].sum())
+        rows.append((name, f"{len(table):,}", dead, f"{tokens:,}" if tokens else "–"))
+    return rows
+
+
+def family_rows(store: Store) -> list[tuple[str, list[int], str]]:
+    """Every family: its neurons in each model, and the reference model's best with its label."""
+    neurons = store.neurons
+    rows = []
+    for family in FAMILIES:
+        members = neurons.filter(pl.col("family") == family)
+        counts = [len(members.filter(pl.col("model") == name)) for name in store.models]
+        best = ""
+        ranked, _ = ranking(members.filter(pl.col("model") == store.models[0]))
+        if family != UNEXPLAINED and len(ranked):
+            first = ranked.row(0, named=True)
+            best = unit_name(first["layer"], first["neuron"]) + ("" if family == "bos" else f" {fires_on(first)}")
+        rows.append((family.replace("_", " "), counts, best))
+    return rows
+
+
+def families_view(store: Store) -> Table:
+    """How many neurons of each model each family has."""
+    best = f"best of {store.models[0]}"
+    title = "What the neurons fire on (variance explained)"
+    table = TextTable("family", *store.models, Column(best, overflow="fold", min_width=16), title=title)
+    for family, counts, example in family_rows(store):
+        table.row(family, *map(str, counts), example)
+    return table
+
+
+def roles_view(store: Store) -> Table:
+    """How many neurons of each model have each role."""
+    best = Column(f"best of {store.models[0]}", overflow="fold", min_width=16)
+    table = TextTable("role", *store.models, best, title="What the neurons do")
+    for role, counts, example in role_rows(store):
+        table.row(role, *map(str, counts), example)
+    return table
+
+
+def neurons_view(store: Store, asker: str) -> Table:
+    """The most universal neurons with their matches."""
+    shown, title = shown_neurons(store, asker)
+    others = [name for name in store.models if name != asker]
+    labelled = store.has("labels")
+    fires = [Column("fires on", overflow="fold", min_width=12)] if labelled else []
+    table = TextTable("neuron", "excess", "95 %", "q", *others, *fires, title=title)
+    matches = match_cells(store, asker, shown, intervals=False)
+    for row in shown.iter_rows(named=True):
+        cells = matches[row["layer"], row["neuron"]]
+        interval = f"{short(row['excess_low'])} {short(row['excess_high'])}"
+        q = f"{row['q_value']:.3f}"
+        place = unit_name(row["layer"], row["neuron"])
+        why = [fires_on(row)] if labelled else []
+        table.row(place, short(row["excess_corr"]), interval, q, *(cells.get(name, "–") for name in others), *why)
+    return table
+
+
+def plain_summary(store: Store) -> str:
+    """`study_view` as plain text."""
+    return plain(study_view(store), 110)

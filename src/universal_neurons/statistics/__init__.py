@@ -1,0 +1,126 @@
+"""What is added up over the text?  One small class per statistic: update, merge, result.
+
+contract        what every accumulator does; Extremes
+keys            what a block is named by
+container       the statistics of a pass, by key
+comoments       cross products of two models' neurons, and within each layer of one
+moments         moments, histograms, sums of squares, means by token and by position
+examples        where a neuron fires: its highest activations and some of a few bands below
+signed_sums     a sketch's sums, how far it may be off, the bias of its maxima
+neuron_columns  weight and activation columns of the neuron table, duplicates, percentiles
+jackknife       how sure an estimate is: stretches of text left out one at a time
+"""
+
+from typing import TYPE_CHECKING
+
+from universal_neurons.faces import face
+
+if TYPE_CHECKING:
+    from universal_neurons.statistics.comoments import (
+        TILE_ROWS,
+        CoMoments,
+        CrossMoments,
+        LayerCovariance,
+        LayerMoments,
+        Rows,
+        ShuffledCoMoments,
+        add_product,
+    )
+    from universal_neurons.statistics.container import Kind, Statistics
+    from universal_neurons.statistics.contract import (
+        Accumulator,
+        Batch,
+        Block,
+        Extremes,
+        Recipe,
+        first_non_finite,
+        seed_of,
+    )
+    from universal_neurons.statistics.examples import AFTER, BANDS, BEFORE, QUANTILES, WINDOW, Examples, TopExamples
+    from universal_neurons.statistics.keys import BY_POSITION, BY_PREVIOUS, BY_ROW, BY_WORD, LABELS, Key, Named, What
+    from universal_neurons.statistics.moments import (
+        FLOAT_BINS,
+        GroupedSums,
+        GroupMeans,
+        Histogram,
+        Moments,
+        Spread,
+        SumSquares,
+        deterministic,
+    )
+    from universal_neurons.statistics.neuron_columns import (
+        PANEL_ELEMENTS,
+        RANKED,
+        activation_statistics,
+        duplicates,
+        percentiles,
+        unit,
+        weight_statistics,
+    )
+    from universal_neurons.statistics.signed_sums import (
+        CANDIDATES_SEEN,
+        LIMIT,
+        Certainty,
+        ShardEnergies,
+        ShardSketch,
+        SignedSums,
+        Signs,
+        quantile_of,
+        round_to,
+        sparse_rows,
+        sums_block,
+        winners_curse,
+    )
+else:
+    __getattr__, __dir__ = face(
+        __name__,
+        {
+            "contract": ["Accumulator", "Batch", "Block", "Extremes", "Recipe", "first_non_finite", "seed_of"],
+            "keys": ["BY_POSITION", "BY_PREVIOUS", "BY_ROW", "BY_WORD", "Key", "LABELS", "Named", "What"],
+            "container": ["Kind", "Statistics"],
+            "comoments": [
+                "CoMoments",
+                "CrossMoments",
+                "LayerCovariance",
+                "LayerMoments",
+                "Rows",
+                "ShuffledCoMoments",
+                "TILE_ROWS",
+                "add_product",
+            ],
+            "moments": [
+                "FLOAT_BINS",
+                "GroupMeans",
+                "GroupedSums",
+                "Histogram",
+                "Moments",
+                "Spread",
+                "SumSquares",
+                "deterministic",
+            ],
+            "examples": ["AFTER", "BANDS", "BEFORE", "Examples", "QUANTILES", "TopExamples", "WINDOW"],
+            "signed_sums": [
+                "CANDIDATES_SEEN",
+                "Certainty",
+                "LIMIT",
+                "ShardEnergies",
+                "ShardSketch",
+                "SignedSums",
+                "Signs",
+                "quantile_of",
+                "round_to",
+                "sparse_rows",
+                "sums_block",
+                "winners_curse",
+            ],
+            "neuron_columns": [
+                "PANEL_ELEMENTS",
+                "RANKED",
+                "activation_statistics",
+                "duplicates",
+                "percentiles",
+                "unit",
+                "weight_statistics",
+            ],
+        },
+    )

@@ -1,0 +1,242 @@
+"""Sketches: all correlations at a fraction of the products, and how far they may be off.
+
+The positions of a shard are multiplied by random signs σ and added in groups of g spread-out ones, the same for every
+model: u_k = Σ_{t∈G_k} σ_t x_t.  The s sums of a shard are a block of their own (`What.SUMS`), from which the usual
+statistics give correlations: E Σ_k u_k v_k = Σ_t x_t y_t.  Centring is exact: subtracting the mean δ of shifted values
+from every position subtracts δ n_k from a sum, n_k = Σ_{t∈G_k} σ_t, so n takes the place of the column of ones and
+Σ n_k² that of the count.
+
+How far off?  With c_h the chance that two positions of shard h share a group and A_h, B_h the energies Σ x², Σ y² of
+that shard, over signs and groups
+
+    Var(Σuv / (|x||y|)) ≤ 2w,   w = Σ_h c_h A_h B_h / (|x|²|y|²) ≤ v_x v_y,   v_x² = Σ_h c_h A_h² / |x|⁴,
+
+which is rigorous, for Σuv normed by the exact norms.  Normed by the sums' own norms the error is smaller, about
+(1−ρ²)√w, so that atanh ρ is off by about √w: a delta method, and Gaussian tails; measured in benchmarks/RESULTS.md.
+All numbers here take w at its bound v_x v_y: O(N), however many neurons are compared.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor
+
+from universal_neurons.statistics.contract import Accumulator, Batch, Block, seed_of
+from universal_neurons.statistics.keys import Key, Named, What
+
+DELTA = 0.01  # the chance that any certificate of a study is wrong
+CANDIDATES_SEEN = 16  # of a neuron's highest sketched correlations, in the expectation of their maximum
+NODES = 129
+LIMIT = 1 - 1e-12
+
+
+@dataclass(frozen=True)
+class Signs:
+    """Random signs and groups of positions: the same for every model, from a seed and the number of the shard."""
+
+    group_size: int
+    seed: int
+
+    def of(self, shard: int, positions: int) -> tuple[Int[np.ndarray, " positions"], Float[np.ndarray, " positions"]]:
+        """Every position's group and sign (1 or −1) in a shard."""
+        draw = np.random.default_rng(seed_of("signs", self.seed, self.group_size, shard))
+        groups = self.groups(positions)
+        return draw.permutation(positions) % groups, draw.integers(0, 2, positions) * 2.0 - 1.0
+
+    def groups(self, positions: int) -> int:
+        """How many groups a shard of so many positions has."""
+        return max(1, -(-positions // self.group_size))
+
+    def together(self, positions: int) -> float:
+        """The chance that two positions of a shard share a group."""
+        size, larger = divmod(positions, self.groups(positions))
+        pairs = larger * (size + 1) * size + (self.groups(positions) - larger) * size * (size - 1)
+        return pairs / max(positions * (positions - 1), 1)
+
+
+class SignedSums:
+    """One model's signed sums over a shard; `start` it, `add` every batch, `finish` gives them as a block."""
+
+    def __init__(self, n_neurons: int, device: torch.device, storage: torch.dtype) -> None:
+        self.storage = storage
+        self.sums = torch.zeros(0, n_neurons, device=device)
+
+    def start(self, groups: int) -> None:
+        """Begin a shard."""
+        if len(self.sums) != groups:
+            self.sums = self.sums.new_empty(groups, self.sums.shape[1])
+        self.sums.zero_()
+
+    def add(self, values: Float[Tensor, "tokens neurons"], group: np.ndarray, sign: np.ndarray) -> None:
+        """Add positions, each to its group."""
+        if values.is_cuda:
+            spread = torch.zeros(len(self.sums), len(values), dtype=values.dtype, device=values.device)
+            places = torch.from_numpy(group).to(values.device), torch.arange(len(values), device=values.device)
+            spread[places] = torch.from_numpy(sign).to(values.device, values.dtype)
+            low = values.dtype != torch.float32
+            self.sums += torch.mm(spread, values, out_dtype=torch.float32) if low else spread @ values
+            return
+        order = np.argsort(group, kind="stable")
+        ends = np.concatenate([[0], np.bincount(group, minlength=len(self.sums)).cumsum()])
+        weights = torch.from_numpy(sign[order].astype(np.float32))
+        spread = sparse_rows(torch.from_numpy(ends), torch.from_numpy(order), weights, (len(self.sums), len(values)))
+        torch.addmm(self.sums, spread, values.float(), out=self.sums)
+
+    def finish(self, basis: str, n: Float[np.ndarray, " groups"], rounding: str) -> Block:
+        """The shard's sums; `n` holds the sums of the signs alone."""
+        values = round_to(self.sums, rounding).to(self.storage)
+        return sums_block(values.clone() if values is self.sums else values, n, basis, rounding)
+
+
+class ShardSketch:
+    """The signed sums of some models over one shard."""
+
+    def __init__(self, signs: Signs, sums: Mapping[str, SignedSums], shard: int, positions: int) -> None:
+        self.sums = sums
+        self.group, self.sign = signs.of(shard, positions)
+        self.n = np.zeros(signs.groups(positions))
+        for of_model in sums.values():
+            of_model.start(len(self.n))
+
+    def add(self, blocks: Mapping[Key, Block], places: Int[np.ndarray, " tokens"]) -> None:
+        """Add a batch's positions; `places` are theirs in the shard."""
+        group, sign = self.group[places], self.sign[places]
+        np.add.at(self.n, group, sign)
+        for name, of_model in self.sums.items():
+            of_model.add(blocks[Key(name)].values, group, sign)
+
+    def blocks(self, precision: Mapping[str, tuple[str, str]]) -> dict[Key, Block]:
+        """The sums as blocks; `precision` is every model's basis and rounding."""
+        finished = {name: self.sums[name].finish(basis, self.n, kind) for name, (basis, kind) in precision.items()}
+        return {Key(name, What.SUMS): block for name, block in finished.items()}
+
+
+def sparse_rows(
+    ends: Int[Tensor, " ends"],
+    columns: Int[Tensor, " entries"],
+    values: Float[Tensor, " entries"],
+    shape: tuple[int, int],
+) -> Tensor:
+    """A sparse matrix by rows; its format is what `torch` warns of, once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.sparse_csr_tensor(ends, columns, values, shape, check_invariants=False)
+
+
+def sums_block(
+    values: Float[Tensor, "groups neurons"], n: Float[np.ndarray, " groups"], basis: str, rounding: str
+) -> Block:
+    """Signed sums as a block whose `sums` and `count` centre them exactly (see the module)."""
+    signs = torch.from_numpy(n).to(values.device)
+    return Block(values, basis, rounding=rounding, weight=int(n @ n), _sums=signs @ values.double())
+
+
+def round_to(values: Float[Tensor, "*shape"], rounding: str) -> Float[Tensor, "*shape"]:
+    """Values rounded to float32, tf32 (ten bits of mantissa) or bfloat16, as float32."""
+    if rounding == "bfloat16":
+        return values.bfloat16().float()
+    if rounding == "tf32":
+        bits = values.float().contiguous().view(torch.int32)
+        rounded = ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+        return torch.where(values.isfinite(), rounded, values.float())
+    return values.float()
+
+
+class ShardEnergies(Accumulator):
+    """Σ_h A_h and Σ_h c_h A_h² of every neuron, A_h = Σx² over shard h: what bounds the sketch's error.
+
+    `even` is the latter of a neuron whose energy in every position is 1.
+    """
+
+    TENSORS = ("total", "squares", "even")
+
+    def __init__(self, model: Named, n_neurons: int, signs: Signs, *, group: int = 0, device: Any = "cpu") -> None:
+        super().__init__((model,), group)
+        self.signs = signs
+        self.total = torch.zeros(n_neurons, dtype=torch.float64, device=device)
+        self.squares = torch.zeros(n_neurons, dtype=torch.float64, device=device)
+        self.even = torch.zeros((), dtype=torch.float64, device=device)
+        self.pending = torch.zeros(n_neurons, dtype=torch.float64, device=device)
+        self.positions = 0
+
+    def update(self, batch: Batch) -> None:
+        """Add a batch of positions."""
+        (block,) = self.blocks(batch)
+        self.count += block.count
+        self.positions += block.count
+        self.pending += block.columns.squares
+
+    def fold(self) -> None:
+        """Add the shard."""
+        if self.positions:
+            self.total += self.pending
+            together = self.signs.together(self.positions)
+            self.squares += together * self.pending.square()
+            self.even += together * self.positions**2
+            self.pending.zero_()
+            self.positions = 0
+
+    def result(self) -> tuple[Float[Tensor, " neurons"], Float[Tensor, ""]]:
+        """v of every neuron (see the module), and w of neurons whose energy is even, about 1/s."""
+        self.fold()
+        return self.squares.sqrt() / self.total, self.even / max(self.count, 1) ** 2
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """How far a sketch may be off: v of the asker's and of the other model's neurons, and w of even ones."""
+
+    asker: Float[Tensor, " neurons"]
+    other: Float[Tensor, " others"]
+    even: Float[Tensor, ""]
+
+    def part(self, askers: slice, others: slice) -> "Certainty":
+        """Of some neurons."""
+        return Certainty(self.asker[askers], self.other[others], self.even)
+
+    def reach(self, z: float, rows: slice, index: Int[Tensor, "rows k"] | None = None) -> Tensor:
+        """z standard errors of atanh ρ: of some askers with all others, or with those of `index`."""
+        theirs = self.other[None] if index is None else self.other[index.clamp_min(0)]
+        return z * (self.asker[rows, None] * theirs).sqrt()
+
+
+def quantile_of(certificates: int, delta: float = DELTA) -> float:
+    """z such that of so many certificates all are right with probability 1 − delta.
+
+    A certificate of a neuron can be wrong only if the error at its one true match, fixed before the signs are drawn,
+    exceeds z standard errors: no union over all other neurons is needed.
+    """
+    return float(stats.norm.isf(delta / max(certificates, 1)))
+
+
+def expected_maximum(
+    means: Float[Tensor, "neurons k"], errors: Float[Tensor, "neurons k"]
+) -> Float[Tensor, " neurons"]:
+    """E max_k (m_k + e_k), e_k independent Gaussians with these standard errors; by Simpson's rule."""
+    low = (means - 6 * errors).amax(1)
+    high = (means + 6 * errors).amax(1)
+    step = (high - low) / (NODES - 1)
+    total = torch.zeros_like(low)
+    for node in range(NODES):
+        x = low + node * step
+        below = torch.special.ndtr((x[:, None] - means) / errors).prod(1)
+        total += (1 - below) * (1 if node in (0, NODES - 1) else 4 if node % 2 else 2)
+    return low + total * step / 3
+
+
+def winners_curse(
+    corr: Float[Tensor, "neurons k"], index: Int[Tensor, "neurons k"], certainty: Certainty
+) -> Float[Tensor, " neurons"]:
+    """How much the highest of a neuron's sketched correlations exceeds the true one, on average.
+
+    The highest ones with fresh errors on top: how far their maximum rises once more.  NaN for dead neurons.
+    """
+    seen = corr[:, :CANDIDATES_SEEN].double()
+    errors = (1 - seen.square()) * certainty.reach(1.0, slice(None), index[:, :CANDIDATES_SEEN]).cpu()
+    return expected_maximum(seen, errors.clamp_min(1e-12)) - seen[:, 0]

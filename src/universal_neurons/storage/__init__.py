@@ -1,0 +1,56 @@
+"""What lies in a folder?  Written whole or not at all, read with nothing taken on trust.
+
+manifest     study.json and dynamics.json: what must stand in them
+leftovers    what a killed writer may leave in a folder
+rewriting    tables of a finished study replaced by others, all at once
+results      a finished folder, read: every table once, checked against its hash
+snapshots    plain tensors in generations, whole or not at all; when one is due
+store        Store and StoreWriter: the only reader and writer of a study's folder
+sketch_file  the file of a portable sketch
+"""
+
+from typing import TYPE_CHECKING
+
+from universal_neurons.faces import face
+
+if TYPE_CHECKING:
+    from universal_neurons.storage.manifest import MANIFEST, SKETCH, Facts, FinishedDynamics, is_ours
+    from universal_neurons.storage.results import Results
+    from universal_neurons.storage.sketch_file import (
+        CODES,
+        STATISTICS,
+        FileInParts,
+        KeptSums,
+        SketchFile,
+        require_free,
+        require_one_text,
+        scratch_folder,
+        scratch_of,
+        sum_rows,
+        tensors_of,
+    )
+    from universal_neurons.storage.snapshots import KEPT, PART_BYTES, Generations, Pace
+    from universal_neurons.storage.store import Store, StoreWriter
+else:
+    __getattr__, __dir__ = face(
+        __name__,
+        {
+            "manifest": ["Facts", "FinishedDynamics", "MANIFEST", "SKETCH", "is_ours"],
+            "results": ["Results"],
+            "snapshots": ["Generations", "KEPT", "PART_BYTES", "Pace"],
+            "store": ["Store", "StoreWriter"],
+            "sketch_file": [
+                "CODES",
+                "FileInParts",
+                "KeptSums",
+                "STATISTICS",
+                "SketchFile",
+                "require_free",
+                "require_one_text",
+                "scratch_folder",
+                "scratch_of",
+                "sum_rows",
+                "tensors_of",
+            ],
+        },
+    )

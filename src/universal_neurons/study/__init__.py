@@ -1,0 +1,46 @@
+"""What happens between a `StudyConfig` and a store?  The stages of a study, and what it takes.
+
+resolve          what `auto` means here: devices, stages, models
+inputs           a study whose inputs are all there
+estimate         memory, time and disk before it starts
+memory           what a study takes in memory, and in how many passes it therefore makes the co-moments
+check            would these models work together
+shown            the neurons that figures show, and what the held-out pass keeps of them
+tables           what was found, as tables
+family_tables    from the labels' sums to families and their tables
+outcome          what the passes have brought so far
+screen           from findings with candidates to exact ones, for all pairs of a screened search
+panel_pass       a pass that makes some panels of the co-moments
+candidates_pass  the last pass of a screened search
+passes           the passes over the rows that choose, with snapshots
+stages           weights, labels, passes, comparison, held-out pass, tables
+run              run_study; resumes
+sketch_maker     make_sketch: a model and a corpus to a portable sketch
+roles_again      study_roles: the roles of a finished study
+"""
+
+from typing import TYPE_CHECKING
+
+from universal_neurons.faces import face
+
+if TYPE_CHECKING:
+    from universal_neurons.study.check import check_models, estimate_study, estimate_view
+    from universal_neurons.study.inputs import Study
+    from universal_neurons.study.resolve import decide, require_same_tokenizer
+    from universal_neurons.study.roles_again import settings_of_roles, study_roles
+    from universal_neurons.study.run import run_study
+    from universal_neurons.study.shown import DUPLICATES, PER_FAMILY, ranking, same_label
+    from universal_neurons.study.sketch_maker import make_sketch
+else:
+    __getattr__, __dir__ = face(
+        __name__,
+        {
+            "resolve": ["decide", "require_same_tokenizer"],
+            "inputs": ["Study"],
+            "check": ["check_models", "estimate_study", "estimate_view"],
+            "shown": ["DUPLICATES", "PER_FAMILY", "ranking", "same_label"],
+            "run": ["run_study"],
+            "sketch_maker": ["make_sketch"],
+            "roles_again": ["settings_of_roles", "study_roles"],
+        },
+    )

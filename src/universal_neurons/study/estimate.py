@@ -1,0 +1,228 @@
+"""What a study will take: memory from the shapes of its statistics, time from a measured batch, disk from both."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import psutil
+import torch
+
+from universal_neurons.config import Settings
+from universal_neurons.features import NeuronSource
+from universal_neurons.interventions import look_seconds
+from universal_neurons.matching import MEAN, Candidates
+from universal_neurons.models import Model
+from universal_neurons.passes import cut, signs_of
+from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES
+from universal_neurons.statistics import (
+    BANDS,
+    BY_POSITION,
+    BY_ROW,
+    Accumulator,
+    Batch,
+    Block,
+    GroupMeans,
+    Histogram,
+    Key,
+    Moments,
+    SumSquares,
+    TopExamples,
+    What,
+    add_product,
+)
+from universal_neurons.storage import KEPT
+from universal_neurons.study.memory import (
+    COLUMN_LABELS,
+    STATE_BYTES,
+    available_memory,
+    memory_plan,
+    pairs_of,
+    plan_layout,
+    shuffles,
+    within_layers,
+)
+from universal_neurons.text import HELDOUT_MOST
+
+EXAMPLE_DISK_BYTES = 80
+HISTOGRAM_BYTES = 1_800  # of a neuron: some 450 bins are in use
+WITHIN_SHARE = 0.625  # of the within-layer products: blocks on and above the diagonal
+SYNTAX_RATE = 8_000  # tokens per second and core that spaCy's small English pipeline reads
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds, bytes of memory at the peak, and bytes of disk at the peak and at the end."""
+
+    seconds_pass: float
+    seconds_compare: float
+    seconds_detail: float
+    seconds_labels: float
+    seconds_roles: float
+    seconds: float
+    memory_peak: int
+    memory_available: int
+    disk_peak: int
+    disk_final: int
+    tokens: int
+    passes: int
+    sums: str
+    device: str
+
+    def as_dict(self) -> dict[str, float | int | str]:
+        """As plain values."""
+        return asdict(self)
+
+
+def gemm_rate(device: str, rounding: str = "float32", size: int = 1536, rounds: int = 3) -> float:
+    """Measured FLOP/s of the correlation's matrix product on this machine, inputs rounded so."""
+    native = device.startswith("cuda")
+    low = native and rounding == "bfloat16"
+    left = torch.randn(2048, size, device=device).to(torch.bfloat16 if low else torch.float32)
+    into = torch.zeros(size, size, device=device)
+    best = 0.0
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        add_product(into, left, left, True, rounding)
+        if native:
+            torch.cuda.synchronize(device)
+        best = max(best, 2 * 2048 * size**2 / (time.perf_counter() - started))
+    return best
+
+
+def gemm_flops(models: Sequence[Model], config: Settings) -> float:
+    """FLOP of the passes' matrix products per token."""
+    pairs = 1.0 * sum(left.n_neurons * right.n_neurons for left, right in pairs_of(config, models))
+    pairs *= 1 + shuffles(config)
+    within = within_layers(config, models) * WITHIN_SHARE
+    labels = sum(m.n_neurons for m in models) * COLUMN_LABELS * ("labels" in config.stages)
+    if config.search != "exact":
+        pairs /= config.group_size
+    return 2 * (pairs + labels + within)
+
+
+def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> Estimate:
+    """Time, memory and disk of a resolved configuration; runs a few batches to measure the machine."""
+    layout = plan_layout(config, models, groups=groups)
+    tokens = config.max_tokens // config.context * config.context
+    resident = _resident(config)
+    heldout = min(tokens // 5, config.heldout_tokens or HELDOUT_MOST)
+    rate = gemm_rate(config.device, config.gemm_dtype)
+    alike = {(m.architecture.name, m.units, m.d_model): m for m in models}
+    measured = {kind: _forward_seconds(model, config) for kind, model in alike.items()}
+    forward = {m.name: measured[m.architecture.name, m.units, m.d_model] for m in models}
+    per_token = sum(forward.values())
+    plan = memory_plan(config, models, layout, groups=groups)
+    pairs = pairs_of(config, models)
+    later = cut(pairs, layout.passes, by_layer=config.pairs == "all")[1:] if pairs else []
+    again = sum(forward[name] for panels in later for name in {m.name for p in panels for m in (p.left, p.right)})
+    askers = len(models) if config.pairs == "all" else 1
+    pair_products = [a.n_neurons * b.n_neurons * b.d_mlp for a, b in pairs]
+    rotated = (
+        0 if config.baseline == "permutation" else 2 * config.draws * sum(pair_products) * (2 if askers > 1 else 1)
+    )
+    seconds_pass = (tokens - heldout) * (per_token + again + gemm_flops(models, config) / rate)
+    if config.search == "screened":
+        seconds_pass += (tokens - heldout) * (per_token + _candidate_seconds(models, config))
+    seconds_compare = (rotated * (1 + 16 / config.draws)) / (0.5 * rate)
+    seconds_detail = heldout * per_token * 1.2
+    seconds_labels = tokens / (SYNTAX_RATE * (os.cpu_count() or 1)) if config.nlp else 0.0
+    seconds_roles = _role_seconds(models, config, forward, heldout) if "roles" in config.stages else 0.0
+    state = plan.statistics * 8 // STATE_BYTES
+    neurons = sum(m.n_neurons for m in models)
+    final = plan.tables // 8 + (4 << 20)
+    if "statistics" in config.stages:
+        final += neurons * (HISTOGRAM_BYTES + len(BANDS) * config.examples * EXAMPLE_DISK_BYTES)
+    return Estimate(
+        seconds_pass=seconds_pass,
+        seconds_compare=seconds_compare,
+        seconds_detail=seconds_detail,
+        seconds_labels=seconds_labels,
+        seconds_roles=seconds_roles,
+        seconds=seconds_pass + seconds_compare + seconds_detail + seconds_labels + seconds_roles,
+        memory_peak=resident + plan.total,
+        memory_available=available_memory(config),
+        disk_peak=final + (KEPT + 1) * state + 4 * tokens,
+        disk_final=final,
+        tokens=tokens,
+        passes=layout.passes,
+        sums="compensated" if layout.compensated else "float64",
+        device=config.device,
+    )
+
+
+def _role_seconds(models: Sequence[Model], config: Settings, forward: Mapping[str, float], heldout: int) -> float:
+    """Seconds of the roles: looks at changed logits, and forward passes (of half the blocks) with something changed."""
+    settings = config.roles
+    predictions = min(settings.tokens, heldout)
+    swept = len(settings.values) + 2
+    looks = (settings.entropy_neurons + FREQUENCY_CANDIDATES) * (swept + 6) + settings.controls * swept / 2
+    found = settings.ablated * 1.5 if "universality" in config.stages else 0.0  # matches, and random ones beside them
+    runs = settings.controls * swept / 2 + found + DRAWS  # whose logits are multiplied anew
+    rate = gemm_rate(config.device, "float32")
+    seconds = 0.0
+    for m in models:
+        product = 2.0 * m.vocab_size * m.d_model / rate
+        later = settings.controls * swept / 2 / m.n_layers + found / 2 + DRAWS  # in forward passes
+        seconds += (looks + runs) * look_seconds(m.device, m.vocab_size) + runs * product + later * forward[m.name]
+    return predictions * seconds
+
+
+def _candidate_seconds(models: Sequence[Model], config: Settings) -> float:
+    """Seconds per token of a screened search's candidates, from a few on random numbers."""
+    device, positions, width = config.device, 1024, 1024
+    pairs = torch.arange(width * width, device=device)[:: width // MEAN]
+    some = Candidates("a", "b", pairs, width, width, device=device)
+    values = torch.randn(positions, width, device=device)
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        some.update(Batch({Key("a"): Block(values), Key("b"): Block(values)}))
+        if config.device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    asked = sum((a.n_neurons + b.n_neurons * (config.pairs == "all")) for a, b in pairs_of(config, models))
+    return best / positions / len(pairs) * MEAN * asked
+
+
+def _resident(config: Settings) -> int:
+    if config.device.startswith("cuda"):
+        return torch.cuda.memory_allocated(torch.device(config.device))
+    return psutil.Process().memory_info().rss
+
+
+def _forward_seconds(model: Model, config: Settings) -> float:
+    """Seconds per token position of a model's forward pass, its activations taken and its own statistics updated."""
+    rows = max(1, config.batch_tokens // config.context)
+    ids = torch.arange(rows * config.context).view(rows, -1) % model.vocab_size
+    keep = torch.arange(rows * config.context)
+    attention = torch.ones_like(ids)
+    pre = "statistics" in config.stages or "labels" in config.stages
+    source = NeuronSource(model, config.gemm_dtype, pre=pre)
+    source.settle(source.provisional_of(ids, attention, keep))
+    name, n, device = model.name, model.n_neurons, model.device
+    index = {BY_ROW: (keep // config.context).to(device), BY_POSITION: (keep % config.context).to(device)}
+    statistics: list[Accumulator] = [SumSquares(name, n, device=device)]
+    if "statistics" in config.stages:
+        statistics += [
+            Moments(Key(name, What.PRE), n, device=device),
+            Histogram(Key(name, What.PRE), n, device=device),
+            TopExamples(name, n, k=config.examples, device=device),
+        ]
+    if "labels" in config.stages:
+        statistics += [GroupMeans(name, BY_POSITION, config.context, n, device=device) for _ in range(4)]
+    signs = signs_of(config)
+    best = float("inf")
+    for _ in range(min(config.examples, 5) + 2):  # by then the examples change as rarely as late in a pass
+        started = time.perf_counter()
+        batch = Batch(source.blocks(ids, attention, keep), index=index)
+        if signs is not None:
+            group, sign = signs.of(0, len(keep))
+            source.sums.start(signs.groups(len(keep)))
+            source.sums.add(batch.blocks[Key(name)].values, group, sign)
+        for accumulator in statistics:
+            accumulator.update(batch)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        best = min(best, time.perf_counter() - started)
+    return best / ids.numel()

@@ -1,0 +1,129 @@
+"""A study whose inputs are all there: models that belong together, text cut into shards, labels of one's own read."""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from universal_neurons import __version__
+from universal_neurons.config import Settings
+from universal_neurons.errors import ConfigError, TextError
+from universal_neurons.features import Reader
+from universal_neurons.labels import Labelling
+from universal_neurons.models import Described, find_tokenizer
+from universal_neurons.passes import Layout, Panel, cut, model_pairs
+from universal_neurons.roles import require_roles
+from universal_neurons.study.resolve import identity
+from universal_neurons.text import Shard, TokenDataset
+
+FINGERPRINTED = ("torch", "transformers", "tokenizers", "polars", "numpy", "scipy", "scikit-learn")
+
+
+class Study:
+    """A study whose inputs are all there; without tokens, one of weights alone."""
+
+    def __init__(
+        self,
+        config: Settings,
+        models: Sequence[Described],
+        reader: Reader,
+        tokens: TokenDataset | None,
+        digest: str | None,
+        functions: Mapping[str, Callable[[str], bool]] | None = None,
+    ) -> None:
+        self.config, self.models, self.reader = config, models, reader
+        self.text, self.tokenizer_digest = tokens, digest
+        self.names = [model.name for model in models]
+        asked = self.names if config.pairs == "all" else self.names[:1]
+        self.askers = asked if "universality" in config.stages else []
+        self.asked = [(asker, other) for asker in self.askers for other in self.names if other != asker]
+        self.lay_out(Layout())
+        self.notes: list[str] = []
+        self.shards: list[Shard] = []
+        self.stretches: list[np.ndarray] = []
+        self.subsets: list[str] = []
+        self.n_groups = 1
+        self.labelling: Labelling | None = None
+        if tokens is None:
+            return
+        if config.subset and not self.askers:
+            raise ConfigError("--subset is for universality", wanted="the stage universality, or no --subset")
+        for model in models:
+            tokens.require_vocabulary(model.vocab_size, model.name)
+        self._require_mask()
+        chosen, self.stretches = tokens.split(config.heldout_tokens)
+        self.subsets, self.notes = self._subsets(chosen)
+        self.n_groups = len(self.subsets) + (len(self.subsets) < len(tokens.subset_names))
+        self.shards = tokens.shards(chosen, self.subsets)
+        assert all(shard.group < self.n_groups for shard in self.shards)
+        if "roles" in config.stages:
+            require_roles(config, reader.networks, tokens, np.concatenate(self.stretches))
+        if "labels" in config.stages:
+            tokenizer = find_tokenizer(config, models, required=False)
+            self.labelling = Labelling(config, reader.networks, tokens, tokenizer, functions or {})
+            self.notes += self.labelling.notes
+
+    def lay_out(self, layout: Layout) -> None:
+        """Settle how the co-moments are made."""
+        self.layout = layout
+        pairs = model_pairs(self.models, self.config.pairs) if self.askers else []
+        both = self.config.pairs == "all"
+        self.panels: list[list[Panel]] = cut(pairs, layout.passes, by_layer=both) if pairs else [[]]
+
+    @property
+    def tokens(self) -> TokenDataset:
+        """The text; a study of weights alone has none and does not ask."""
+        assert self.text is not None
+        return self.text
+
+    def _require_mask(self) -> None:
+        smallest = min(model.vocab_size for model in self.models)
+        outside = [rule for rule in self.config.mask if isinstance(rule, int) and rule >= smallest]
+        if outside:
+            raise ConfigError(f"mask names token {outside[0]}", wanted=f"an id < {smallest}", fix="remove it")
+
+    def _subsets(self, chosen: np.ndarray) -> tuple[list[str], list[str]]:
+        """Subsets to study apart; one whose rows are all held out has nothing to choose from."""
+        names = self.tokens.groups(self.config.subset)
+        there = {self.tokens.subset_names[n] for n in set(self.tokens.subsets[chosen].tolist())}
+        without = [name for name in names if name not in there]
+        if without and tuple(self.config.subset) != ("all",):
+            raise TextError(
+                f"subset {without[0]!r} has no rows besides the held-out ones",
+                wanted="a subset of more rows",
+                fix="give more text of it, or leave it out",
+            )
+        notes = [f"subset {name}: too small to be studied apart" for name in without]
+        return [name for name in names if name in there], notes
+
+    def manifest(self) -> dict[str, Any]:
+        """The study's identity and the environment it runs in."""
+        return {
+            **identity(self.config, self.models),
+            "labels": None if self.labelling is None else self.labelling.describe(),
+            "tokens": None
+            if self.text is None
+            else {
+                "fingerprint": self.tokens.fingerprint,
+                "tokenizer": self.tokenizer_digest,
+                "rows": len(self.tokens),
+                "tokens": self.tokens.n_tokens,
+                "heldout_rows": int(sum(map(len, self.stretches))),
+                "subsets": list(self.tokens.subset_names),
+            },
+            "layout": asdict(self.layout),
+            "environment": {
+                "universal_neurons": __version__,
+                **{name: version(name) for name in (*FINGERPRINTED, *(["spacy"] if self.config.nlp else []))},
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+                "device": torch.cuda.get_device_name(self.config.device)
+                if self.config.device.startswith("cuda")
+                else "cpu",
+                "threads": torch.get_num_threads(),
+            },
+        }

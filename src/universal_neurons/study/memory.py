@@ -1,0 +1,239 @@
+"""How much memory a study needs besides its models, and in how many passes it therefore makes the co-moments."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from universal_neurons.config import Settings
+from universal_neurons.errors import MemoryNeededError
+from universal_neurons.features import BUFFERS
+from universal_neurons.interventions import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU
+from universal_neurons.labels import PANEL_NEURONS, SUMS_BYTES
+from universal_neurons.matching import PANEL_ELEMENTS
+from universal_neurons.models import Described
+from universal_neurons.passes import Layout, Panel, cut, model_pairs
+from universal_neurons.statistics import BANDS, FLOAT_BINS, TILE_ROWS, WINDOW
+from universal_neurons.storage import PART_BYTES
+from universal_neurons.text import SHARD_POSITIONS
+
+STATE_BYTES = 8 + 4  # a float64 sum and a float32 pending product
+MATCH_ROW_BYTES = 160  # a row of the matches table while it is sorted and written
+PAGES_BYTES = 250 << 20  # matplotlib and the report
+EXAMPLE_BYTES = 700  # an example while its table is made
+SYNTAX_BYTES = 24  # of a token position
+PROPOSAL_BYTES = 129 * 24 * 2  # of a neuron's candidates, in a checkpoint too
+MOST_PASSES = 4096
+WORDS_PER_TOKEN = 2  # places in a word in which a token is seen
+COLUMN_LABELS = 300  # syntax of this and the previous token, subsets
+DENSE_LABELS = 3000  # with the labels of words and previous tokens
+LOGITS_COPIES = 5  # of a clean run's logits, while they are made
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes a study adds to a process that has loaded its models."""
+
+    statistics: int
+    blocks: int
+    workspace: int
+    tables: int
+    weights: int = 0
+    roles: int = 0
+
+    @property
+    def total(self) -> int:
+        """At the peak: the weights, the pass with a comparison on top, or the tables or roles once that is gone."""
+        after = self.blocks + max(self.tables, self.roles)
+        return max(self.weights, self.statistics + self.blocks + self.workspace, after)
+
+
+def memory_plan(
+    config: Settings, models: Sequence[Described], layout: Layout | None = None, *, groups: int = 1
+) -> MemoryPlan:
+    """The memory that a study needs besides the models."""
+    weights = max(map(weight_bytes, models)) if "weights" in config.stages else 0
+    if not config.reads_tokens:
+        return MemoryPlan(0, 0, 0, PAGES_BYTES, weights)
+    passes = passes_of(config, models, layout or Layout())
+    compensated = (layout or Layout()).compensated
+    labels = label_bytes(config, models)[0] if "labels" in config.stages else 0
+    lanes = 2 if config.lanes > 1 else 1  # the lane that is added up, and the sum of those that are done
+    askers = models if config.pairs == "all" else models[:1]
+    rows = sum(m.n_neurons for m in askers) * (len(models) - 1) * (config.top_k + 1)
+    tables = max(rows * MATCH_ROW_BYTES, 2 * labels) + PAGES_BYTES  # the labels' sums, and their float64 means
+    roles = max(role_bytes(config, model) for model in models) if "roles" in config.stages else 0
+    return MemoryPlan(
+        lanes * (_statistics(config, models, passes, compensated, groups) + labels),
+        _blocks(config, models, passes),
+        _workspace(config, models, passes, compensated, groups),
+        tables,
+        weights,
+        roles + weights,
+    )
+
+
+def passes_of(config: Settings, models: Sequence[Described], layout: Layout) -> list[list[Panel]]:
+    """The panels of every pass."""
+    pairs = pairs_of(config, models)
+    return cut(pairs, layout.passes, by_layer=config.pairs == "all") if pairs else [[]]
+
+
+def _entry_bytes(config: Settings, compensated: bool) -> int:
+    """Bytes an entry of the co-moments: its sum, and on a CPU a pending float32 product."""
+    return (6 if compensated else 8) + 4 * (not _on_gpu(config))
+
+
+def _on_gpu(config: Settings) -> bool:
+    return config.device.startswith("cuda")
+
+
+def _value_bytes(config: Settings) -> int:
+    """Bytes of an activation in a block."""
+    return 2 if _on_gpu(config) and config.gemm_dtype == "bfloat16" else 4
+
+
+def _statistics(
+    config: Settings, models: Sequence[Described], passes: Sequence[Sequence[Panel]], compensated: bool, groups: int
+) -> int:
+    """Bytes of the pass's statistics but for the labels': the largest pass's panels, and what each model keeps."""
+    largest = max(sum(panel.entries for panel in panels) for panels in passes)
+    size = groups * largest * _entry_bytes(config, compensated) * (1 + shuffles(config))  # each draw has its own
+    size += groups * STATE_BYTES * within_layers(config, models)
+    if "statistics" in config.stages:
+        windows = len(BANDS) * config.examples * (WINDOW + 3) * 4  # int32 and float32: a window, row, position, score
+        size += sum(m.n_neurons for m in models) * (4 * FLOAT_BINS + windows)
+    return size
+
+
+def _blocks(config: Settings, models: Sequence[Described], passes: Sequence[Sequence[Panel]]) -> int:
+    """Bytes of a batch's blocks and of what is copied of them."""
+    gpu, value = _on_gpu(config), _value_bytes(config)
+    turns = BUFFERS if gpu else 1
+    neurons, wide = sum(m.n_neurons for m in models), max(m.d_mlp for m in models)
+    largest_model = max(m.n_neurons for m in models)
+    tallest = max((panel.rows[1] - panel.rows[0] for panels in passes for panel in panels), default=0)
+    # all blocks, and some eight float32 copies of one layer while the forward pass and the shift are under way
+    size = config.batch_tokens * (value * neurons * turns + 4 * 8 * wide)
+    size += 4 * min(tallest, TILE_ROWS) * largest_model * gpu  # a tile of the products
+    if shuffles(config):  # a shard's blocks are kept until it ends, and three copies of a model's are reordered
+        size += value * SHARD_POSITIONS * (neurons + 3 * largest_model)
+    if config.search != "exact":  # signed sums of a shard: being added up, rounded, and as a block
+        size += (SHARD_POSITIONS // config.group_size + 1) * 4 * 3 * neurons
+    if config.search == "screened":  # the candidates' pass reads blocks neuron by neuron
+        size += config.batch_tokens * value * neurons
+    if "labels" in config.stages or "statistics" in config.stages:  # raw pre-activations
+        size += config.batch_tokens * 4 * neurons * turns
+    return size
+
+
+def _workspace(
+    config: Settings, models: Sequence[Described], passes: Sequence[Sequence[Panel]], compensated: bool, groups: int
+) -> int:
+    """Bytes that reading the statistics takes, at the most."""
+    pairs = pairs_of(config, models)
+    wide, largest_model = max(m.d_mlp for m in models), max(m.n_neurons for m in models)
+    # float64: four panels of ρ; a layer's rows against a model, plain and rotated; a layer's covariance and rotation
+    size = PART_BYTES + 8 * (4 * PANEL_ELEMENTS + 2 * wide * largest_model + 4 * wide**2)
+    largest_panel = max((panel.entries for panels in passes for panel in panels), default=0)
+    size += _entry_bytes(config, compensated) * largest_panel * (groups > 1)  # the groups' sum
+    if config.search != "exact":  # how far each ρ of a panel may be off
+        size += 8 * 4 * PANEL_ELEMENTS
+    if config.search == "screened":  # of every group, and of all
+        proposed = sum(a.n_neurons + b.n_neurons for a, b in pairs)
+        size += proposed * (groups + (groups > 1)) * PROPOSAL_BYTES
+    if "statistics" in config.stages:  # windows before and after they are sorted; the rows of the examples' table
+        windows = len(BANDS) * config.examples * (WINDOW + 3) * 4
+        size += largest_model * (2 * windows + len(BANDS) * config.examples * EXAMPLE_BYTES)
+    if "labels" in config.stages:  # six float64 matrices of labels × a panel of neurons; the annotation
+        columns = label_bytes(config, models)[1]
+        size += 6 * 8 * columns * min(largest_model, PANEL_NEURONS)
+        size += SYNTAX_BYTES * config.max_tokens * (config.nlp is not None)
+    return size
+
+
+def role_bytes(config: Settings, model: Described) -> int:
+    """What one model's roles take: logits of the clean run and the activations beside them."""
+    most = LOGITS_ON_GPU if config.device.startswith("cuda") else LOGITS_AT_ONCE
+    positions = min(config.roles.tokens, max(config.context, most // model.vocab_size))
+    copies = COPIES * (2 * model.d_mlp + 4 * model.d_model)
+    return 4 * positions * (LOGITS_COPIES * model.vocab_size + 2 * model.n_neurons + copies)
+
+
+def within_layers(config: Settings, models: Sequence[Described]) -> int:
+    """Entries of the within-layer co-moments of all models."""
+    rotated = models if config.pairs == "all" else models[1:]
+    needed = rotated if "universality" in config.stages and not shuffles(config) else []
+    count = sum(width**2 for m in models for width in m.units.widths) if "statistics" in config.stages else 0
+    if "statistics" not in config.stages or config.search != "exact":
+        count += sum(width**2 for m in needed for width in m.units.widths)
+    return count
+
+
+def plan_layout(config: Settings, models: Sequence[Described], *, groups: int = 1) -> Layout:
+    """As few passes as fit in memory; of as many, with sums in float64 where these fit.
+
+    Raises `MemoryNeededError` where not even single rows of the co-moments fit.
+    """
+    kinds = {"float64": (False,), "compensated": (True,), "auto": (False, True)}[config.sums]
+    if config.panels is not None or not pairs_of(config, models):
+        return Layout(config.panels or 1, kinds[0])
+    free = available_memory(config)
+    rows = sum(left.n_layers if config.pairs == "all" else left.n_neurons for left, _ in pairs_of(config, models))
+    most = min(rows, MOST_PASSES)
+
+    def fewest(compensated: bool) -> int:
+        def fits(passes: int) -> bool:
+            return memory_plan(config, models, Layout(passes, compensated), groups=groups).total <= free
+
+        return 1 + bisect_left(range(1, most + 1), True, key=fits)
+
+    passes, compensated = min((fewest(kind), kind) for kind in kinds)
+    return Layout(passes, compensated) if passes <= most else Layout(most, kinds[-1])
+
+
+def weight_bytes(model: Described) -> int:
+    """Bytes of a model's processed weights in float64, twice while they are put together."""
+    matrices = 3 if model.gated else 2
+    return 2 * 8 * model.d_model * (matrices * model.n_neurons + model.vocab_size)
+
+
+def label_bytes(config: Settings, models: Sequence[Described]) -> tuple[int, int]:
+    """Bytes of the labels' sums, roughly, and how many labels there are."""
+    total = sum(m.n_neurons for m in models)
+    tokens = min(m.vocab_size for m in models) * (WORDS_PER_TOKEN + 1)
+    dense = tokens * total * STATE_BYTES > SUMS_BYTES
+    width = DENSE_LABELS if dense else tokens + COLUMN_LABELS
+    return STATE_BYTES * total * (width + 2 * config.context), DENSE_LABELS
+
+
+def pairs_of(config: Settings, models: Sequence[Described]) -> list[tuple[Described, Described]]:
+    return model_pairs(models, config.pairs) if "universality" in config.stages else []
+
+
+def shuffles(config: Settings) -> int:
+    return config.draws if config.baseline == "permutation" else 0
+
+
+def available_memory(config: Settings) -> int:
+    """Free bytes where the statistics live; on a GPU with those that torch keeps for whoever asks next."""
+    if config.device.startswith("cuda"):
+        device = torch.device(config.device)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return psutil.virtual_memory().available
+
+
+def require_memory(config: Settings, models: Sequence[Described], layout: Layout, *, groups: int = 1) -> None:
+    """Raise `MemoryNeededError` where a study would not fit."""
+    needed, free = memory_plan(config, models, layout, groups=groups).total, available_memory(config)
+    if needed > free:
+        pairs = len(pairs_of(config, models))
+        raise MemoryNeededError(
+            f"{', '.join(config.stages)} of {len(models)} models and {pairs} pairs: not enough memory",
+            given=f"{free / 2**30:.1f} GiB free on {config.device}",
+            wanted=f"{needed / 2**30:.1f} GiB, in {layout.passes} passes",
+            fix="leave --panels to the plan, compare fewer models, or use a machine with more memory",
+        )

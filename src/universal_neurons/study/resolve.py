@@ -1,0 +1,191 @@
+"""A `StudyConfig` resolved before anything is written: what `auto` means here, which stages apply, which models.
+
+What cannot be studied is refused here, by name.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from universal_neurons.config import BUNDLED, DEFAULT_GROUP_SIZE, IN_MEMORY, STAGES, Settings, StudyConfig, is_nameable
+from universal_neurons.errors import ConfigError, ContextError, MissingExtraError, NothingToCompareError, TokenizerError
+from universal_neurons.labels import find_pipeline
+from universal_neurons.models import (
+    DTYPES,
+    Described,
+    Model,
+    bundled_models,
+    expand_bundled,
+    find_tokenizer,
+    load_model,
+    resolve_sources,
+    tokenizer_digest,
+    verify,
+)
+
+PAPER_CONTEXT = 512
+CLUSTER_LANES = 8
+
+
+def from_objects(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
+    """The configuration as models that were given as objects make it; each is checked as a loaded one is."""
+    for model in models:
+        verify(model)
+    devices = {str(model.device) for model in models}
+    dtypes = {str(model.dtype).removeprefix("torch.") for model in models}
+    if len(devices) > 1 or len(dtypes) > 1 or not dtypes <= DTYPES.keys():
+        raise ConfigError(
+            "the models differ in device or precision, or have one that is not supported",
+            given=f"{sorted(devices)}, {sorted(dtypes)}",
+            wanted="one device, and one of " + ", ".join(DTYPES),
+            fix="move them with .to(...)",
+        )
+    names = tuple(f"{IN_MEMORY}:{model.name}" for model in models)
+    for name in names:
+        if not is_nameable(name):
+            raise ConfigError("a model's name cannot be written", given=name, wanted="a short name in UTF-8")
+    return config.model_copy(update={"models": names, "device": devices.pop(), "dtype": dtypes.pop()})
+
+
+def identity(config: StudyConfig, models: Sequence[Described]) -> dict[str, Any]:
+    """What, with the tokens, tells one study from another."""
+    return {
+        "config": config.stored(),
+        "models": [model.describe() for model in models],
+    }
+
+
+def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
+    """The configuration with all decided that does not wait for its models: those it names, or `n_models` objects.
+
+    Raises `ConfigError` for what cannot be studied here.
+    """
+    known = ["cpu"]
+    if torch.cuda.is_available():
+        known += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    device = config.device
+    if device == "auto":
+        device = "cuda" if "cuda" in known else "cpu"
+    if device not in known:
+        raise ConfigError(f"device {device!r} is not there", wanted="one of " + ", ".join(known))
+    kind = torch.device(device).type
+    native = "bfloat16" if kind == "cuda" else "float32"
+    if config.gemm_dtype == "tf32" and kind != "cuda":
+        raise ConfigError("--gemm-dtype tf32 is for CUDA", given=device, wanted="float32 or bfloat16")
+    models = tuple(expand_bundled(config.models))
+    single = (n_models or len(models)) == 1
+    stages = config.stages or tuple(stage for stage in STAGES if not (single and stage == "universality"))
+    if "roles" in stages and not {"weights", "statistics"} <= set(stages):
+        raise ConfigError("roles need weights and statistics", given=", ".join(stages), fix="add them to --stages")
+    if "universality" not in stages:
+        alone = {"search": config.search != "exact", "panels": config.panels, "sums": config.sums != "auto"}
+        for name in (name for name, given in alone.items() if given):
+            wanted = f"the stage universality, or no --{name}"
+            raise ConfigError(f"--{name} is for universality", given=", ".join(stages), wanted=wanted)
+    return config.model_copy(
+        update={
+            "models": models,
+            "device": device,
+            "dtype": native if config.dtype == "auto" else config.dtype,
+            "gemm_dtype": native if config.gemm_dtype == "auto" else config.gemm_dtype,
+            "batch_tokens": config.batch_tokens or (16_384 if kind == "cuda" else 2_048),
+            "lanes": config.lanes or (CLUSTER_LANES if config.cluster else 1),
+            "threads": config.threads or (1 if config.cluster else None),
+            "draws": config.n_draws,
+            "group_size": config.group_size if config.search == "exact" else config.group_size or DEFAULT_GROUP_SIZE,
+            "stages": tuple(stage for stage in STAGES if stage in stages),
+            "nlp": _pipeline(config) if "labels" in stages else None,
+        }
+    )
+
+
+def _pipeline(config: StudyConfig) -> str | None:
+    """The pipeline of the syntax labels; None where they are not asked for, or only by default and not there."""
+    if config.nlp is None or "syntax" not in config.label_groups:
+        return None
+    found = find_pipeline(config.nlp)
+    if found is None and "syntax" in config.labels:
+        raise MissingExtraError(
+            "--labels syntax: no English spaCy pipeline is installed",
+            wanted="the extra nlp",
+            fix="pip install 'universal-neurons[nlp]', or name another pipeline with --nlp",
+        )
+    return found
+
+
+def load_models(config: StudyConfig) -> list[Model]:
+    """The models of a resolved configuration."""
+    if any(Path(model).suffix == ".safetensors" for model in config.models):
+        raise ConfigError("sketches are no models", given=", ".join(config.models), wanted="folders or hub ids")
+    if any(model.startswith(IN_MEMORY) for model in config.models):
+        raise ConfigError("this study was made of models in memory", wanted="folders or hub ids", fix="name --models")
+    sources = resolve_sources(config.models)
+    return [load_model(source, device=config.device, dtype=config.dtype) for source in sources]
+
+
+def require_kin(models: Sequence[Described], config: StudyConfig) -> str | None:
+    """Check that models can be studied together; returns the digest of the tokenizer they share, if any has one."""
+    if len(models) < 2 and "universality" in config.stages:
+        raise NothingToCompareError(
+            "one model alone has nothing to be compared with",
+            given=models[0].name,
+            wanted="two models or more",
+            fix="repeat --models, or ask for other --stages",
+        )
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        raise ConfigError("two models have the same name", given=", ".join(names), fix="give them different names")
+    if not config.reads_tokens:
+        return None
+    readers = {model.name: model.tokenizer for model in models if model.tokenizer is not None}
+    if config.tokenizer is not None:
+        readers[f"--tokenizer {config.tokenizer}"] = find_tokenizer(config, models)
+    return require_same_tokenizer(readers)
+
+
+def require_same_tokenizer(readers: Mapping[str, Any]) -> str | None:
+    """The digest that all these tokenizers, by whose they are, have; None where there is none."""
+    digests = {name: tokenizer_digest(tokenizer) for name, tokenizer in readers.items()}
+    first = next(iter(digests), None)
+    for name, digest in digests.items():
+        if first is not None and digest != digests[first]:
+            raise TokenizerError(
+                "different tokenizers",
+                given=f"{first} and {name} differ in vocabulary or merges",
+                wanted="models that read the same tokens",
+                fix="leave one out; correlations are over token positions, which must be the same",
+            )
+    return digests[first] if first else None
+
+
+def resolve(config: StudyConfig, models: Sequence[Described]) -> Settings:
+    """The settings that a decided configuration (`decide`) and its models make.
+
+    The context is the one asked for, else 512, the paper's, or the shortest that the models can read.  Raises
+    `ContextError` where a model cannot read rows so long.
+    """
+    shortest = min(models, key=lambda model: model.context)
+    context = config.context or min(PAPER_CONTEXT, shortest.context)
+    if context > shortest.context:
+        raise ContextError(
+            f"{shortest.name} cannot read rows of {context} tokens",
+            given=f"--context {context}",
+            wanted=f"at most {shortest.context}",
+            fix=f"--context {shortest.context}",
+        )
+    decided = dict(config) | {"context": context, "group_size": config.group_size or DEFAULT_GROUP_SIZE}
+    return Settings.model_construct(config.model_fields_set, **decided)
+
+
+def default_out(config: StudyConfig, models: Sequence[Described]) -> str:
+    """runs/NAME: `bundled`, or the models' names and the corpus's."""
+    if list(config.models) == bundled_models():
+        name = BUNDLED
+    else:
+        others = [] if len(models) == 1 else [models[1].name if len(models) == 2 else f"{len(models) - 1}-models"]
+        name = "-vs-".join([models[0].name, *others])
+    corpus = Path(config.data).name.split(".")[0]
+    name = name.replace("/", "-")
+    return str(Path("runs") / (name if config.data == BUNDLED else f"{name}-on-{corpus}"))

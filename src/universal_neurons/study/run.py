@@ -1,0 +1,136 @@
+"""A `StudyConfig` to a store, in order: models, tokens, weights, labels, the pass, comparison, the detail pass, tables.
+
+Interrupted and started again, a study goes on from the last checkpoint of its pass and ends with the same bytes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from universal_neurons.config import IN_MEMORY, Settings, StudyConfig
+from universal_neurons.disk import full_disk
+from universal_neurons.errors import ConfigError
+from universal_neurons.features import Networks, Reader, Sketches, are_sketches, open_sketches, settings_of
+from universal_neurons.models import Described, Model
+from universal_neurons.passes import Layout, connected
+from universal_neurons.progress import Reporter, clock
+from universal_neurons.storage import Store, StoreWriter
+from universal_neurons.study.inputs import Study
+from universal_neurons.study.memory import plan_layout, require_memory
+from universal_neurons.study.resolve import (
+    decide,
+    default_out,
+    from_objects,
+    identity,
+    load_models,
+    require_kin,
+    resolve,
+)
+from universal_neurons.study.stages import Stages
+from universal_neurons.text import TokenDataset
+from universal_neurons.torch_state import settled_torch
+
+
+def run_study(
+    config: StudyConfig,
+    *,
+    models: Sequence[Model] | None = None,
+    tokens: TokenDataset | None = None,
+    labels: Mapping[str, Callable[[str], bool]] | None = None,
+    progress: bool = True,
+    checkpoint_seconds: float | None = None,
+    reporter: Reporter | None = None,
+) -> Store:
+    """Run (or resume) a study and return its store.
+
+    `models` and `tokens` may be given as objects in place of what `config` names; `labels` adds labels of your own, by
+    name, as functions of a token's string (with its leading space).  Checkpoints are written at most
+    every `checkpoint_seconds`; by default so that they cost about 2 % of the pass.  Raises an `InputError` for what
+    cannot be studied (nothing is written) and a `StudyError` for what went wrong on the way (run it again to resume).
+    """
+    reporter = reporter or Reporter(quiet=not progress)
+    if models is None and are_sketches(config.models):
+        config = settings_of(config)
+    config = decide(config, None if models is None else len(models))
+    if labels and "labels" not in config.stages:
+        raise ConfigError("labels are given, but not looked for", wanted="the stage labels", fix="add it to stages")
+    with settled_torch(config.threads):
+        with reporter.stage("models"):
+            settings, loaded, reader = _models(config, models, tokens)
+            digest = require_kin(loaded, settings)
+        _say_what_is_studied(settings, loaded, reporter)
+        with connected(settings), StoreWriter(settings.out or default_out(settings, loaded)) as writer:
+            writer.claim(identity(settings, loaded))
+            with reporter.stage("tokens"):
+                text = _text(settings, reader, writer) if tokens is None else tokens
+                study = Study(settings, loaded, reader, text, digest, labels)
+            _lay_out(study, writer)
+            if writer.begin(study.manifest()) and _is_whole(study, writer, reporter):
+                return Store(writer.path)
+            for note in (*([] if text is None else [repr(text), *text.notes]), *study.notes):
+                reporter.note(note)
+            stages = Stages(study, writer, reporter, checkpoint_seconds)
+            tables = stages.run()
+            return _finish(study, stages, tables, writer, reporter)
+
+
+def _models(
+    config: StudyConfig, models: Sequence[Model] | None, tokens: TokenDataset | None
+) -> tuple[Settings, Sequence[Described], Reader]:
+    """The settings that models, and text in memory, make of a configuration; the models, and how they are read."""
+    described: Sequence[Described]
+    reader: Reader
+    if models is not None:
+        config, reader = from_objects(config, models), Networks(models)
+        described = reader.networks
+    elif are_sketches(config.models):
+        config, described = open_sketches(config)
+        reader = Sketches(described)
+    else:
+        reader = Networks(load_models(config))
+        described = reader.networks
+    if tokens is not None:
+        config = config.model_copy(update={"data": IN_MEMORY, "context": tokens.context})
+    return resolve(config, described), described, reader
+
+
+def _say_what_is_studied(config: Settings, models: Sequence[Described], reporter: Reporter) -> None:
+    reporter.note(f"{', '.join(m.name for m in models)}: {', '.join(config.stages)}; {config.device}, {config.dtype}")
+    for note in (f"{model.name}: {note}" for model in models for note in model.notes):
+        reporter.note(note)
+
+
+def _text(settings: Settings, reader: Reader, writer: StoreWriter) -> TokenDataset | None:
+    """The text that the configuration names; of sketches the one they are of."""
+    with full_disk(writer.path):
+        return reader.text(settings, writer.prepare())
+
+
+def _lay_out(study: Study, writer: StoreWriter) -> None:
+    """Settle in how many passes the co-moments are made: as the study was begun, or as memory allows."""
+    begun = writer.under_way("layout")
+    planned = plan_layout(study.config, study.models, groups=study.n_groups) if begun is None else Layout(**begun)
+    study.lay_out(planned)
+    require_memory(study.config, study.models, study.layout, groups=study.n_groups)
+
+
+def _is_whole(study: Study, writer: StoreWriter, reporter: Reporter) -> bool:
+    """Whether a study that is complete has all of its files; else it is begun anew."""
+    missing = Store(writer.path).missing_files()
+    if not missing:
+        reporter.note(f"{writer.path} is complete already")
+        return True
+    reporter.note(f"{writer.path}: {', '.join(missing)} missing; the study is made anew")
+    writer.write_manifest({"complete": False} | study.manifest())
+    return False
+
+
+def _finish(study: Study, stages: Stages, tables: dict[str, str], writer: StoreWriter, reporter: Reporter) -> Store:
+    """Declare the study complete."""
+    manifest = study.manifest() | {
+        "counted_tokens": stages.counted,
+        "search": {"search": study.config.search, **stages.doubts},
+        "tables": tables,
+        "timings": {name: round(seconds, 3) for name, seconds in reporter.timings.items()},
+    }
+    store = writer.finish(manifest)
+    reporter.note("all stages: " + ", ".join(f"{name} {clock(s)}" for name, s in reporter.timings.items()))
+    return store

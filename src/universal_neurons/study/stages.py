@@ -1,0 +1,210 @@
+"""The stages of a study, in order: weights, labels, the pass, comparison, the detail pass, tables.
+
+The pass is checkpointed; what follows it is cheap, or repeats from the last checkpoint.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.torch import save
+
+from universal_neurons.features import Source
+from universal_neurons.matching import (
+    WHOLE,
+    Comparison,
+    Evidence,
+    HeldOut,
+    PairedMoments,
+    Scope,
+    convergence_table,
+    groups_of,
+)
+from universal_neurons.models import find_tokenizer, processed_weights
+from universal_neurons.passes import Pass
+from universal_neurons.progress import Reporter
+from universal_neurons.roles import Roles, vocabulary_of
+from universal_neurons.statistics import (
+    Histogram,
+    Key,
+    Moments,
+    Recipe,
+    Statistics,
+    TopExamples,
+    What,
+    activation_statistics,
+    duplicates,
+    weight_statistics,
+)
+from universal_neurons.storage import StoreWriter
+from universal_neurons.study.family_tables import Explainer
+from universal_neurons.study.inputs import Study
+from universal_neurons.study.outcome import Outcome
+from universal_neurons.study.passes import Passes
+from universal_neurons.study.tables import (
+    correlations_table,
+    examples_table,
+    excess_columns,
+    layers_table,
+    matches_table,
+    neurons_table,
+    subsets_table,
+    universality_columns,
+)
+from universal_neurons.text import Shard
+
+
+class Stages:
+    """A study on its way: each stage adds columns of the neuron table and further tables."""
+
+    def __init__(self, study: Study, writer: StoreWriter, reporter: Reporter, checkpoint_seconds: float | None) -> None:
+        self.study, self.writer, self.reporter = study, writer, reporter
+        self.checkpoint_seconds = checkpoint_seconds
+        self.config, self.models, self.names = study.config, study.models, study.names
+        self.units = {model.name: model.units for model in self.models}
+        self.columns: dict[str, dict[str, Any]] = {name: {} for name in self.names}
+        self.hashes: dict[str, str] = {}
+        self.matches: pl.DataFrame | None = None
+        self.counted = 0
+        self.doubts: dict[str, float | int] = {}
+        self.batch_tokens = self.config.batch_tokens
+
+    def run(self) -> dict[str, str]:
+        """Everything that was asked for, written; returns the tables' hashes."""
+        if "weights" in self.config.stages:
+            with self.reporter.stage("weights"):
+                for model in self.study.reader.networks:
+                    self.columns[model.name] |= weight_statistics(processed_weights(model))
+        if self.config.reads_tokens:
+            self._read()
+        with self.reporter.stage("tables"):
+            neurons = neurons_table(self.units, self.columns)
+        if "roles" in self.config.stages:
+            neurons = self._roles(neurons)
+        self.write("neurons", neurons)
+        return self.hashes
+
+    def _roles(self, neurons: pl.DataFrame) -> pl.DataFrame:
+        """The tables of the roles written; returns the neuron table with its further columns."""
+        study = self.study
+        networks = study.reader.networks
+        tokenizer = find_tokenizer(self.config, networks, required=False)
+        vocabulary, heldout = vocabulary_of(tokenizer, networks), np.concatenate(study.stretches)
+        own = study.labelling.own.tokens if study.labelling is not None else {}
+        roles = Roles(self.config, networks, study.tokens, heldout, vocabulary, neurons, self.matches, own)
+        tables = roles.run(self.reporter)
+        neurons = tables.pop("neurons")
+        for name, table in tables.items():
+            self.write(name, table)
+        return neurons
+
+    def write(self, name: str, table: pl.DataFrame) -> None:
+        """Write a table and keep its hash."""
+        self.hashes[name] = self.writer.write_table(name, table)
+
+    def _comparison(self, outcome: Outcome, asker: str, scope: Scope = WHOLE) -> Comparison:
+        return outcome.findings.comparison(scope, asker, [name for name in self.names if name != asker])
+
+    def _asked(self, stage: str) -> bool:
+        return stage in self.config.stages
+
+    def _read(self) -> None:
+        """What needs text."""
+        labelling = self.study.labelling
+        if labelling is not None:
+            with self.reporter.stage("labels"):
+                labelling.build(self.reporter)
+        with self.reporter.stage("pass"):
+            passes = Passes(self.study, self.writer, self.reporter, self.checkpoint_seconds)
+            passes.run()
+        outcome = passes.outcome
+        statistics = Statistics(outcome.accumulators)
+        everything = Evidence(statistics, groups_of(outcome.accumulators))
+        self.counted = everything.count(self.names[0])
+        with self.reporter.stage("statistics"):
+            self._statistics(statistics, everything)
+        with self.reporter.stage("compare"):
+            self.doubts = outcome.findings.doubts(self.study.asked)
+            comparisons = [self._comparison(outcome, asker) for asker in self.study.askers]
+            for found in comparisons:
+                self.columns[found.asker] |= excess_columns(found, self.config.threshold)
+            subsets = self.study.subsets if self.study.askers else []
+            by_subset = {name: self._comparison(outcome, self.names[0], Scope(subset=name)) for name in subsets}
+        explainer = None
+        if labelling is not None:
+            with self.reporter.stage("labels"):
+                explainer = Explainer(
+                    self.study, self.units, self.columns, labelling, statistics, outcome.sources.values()
+                )
+        outcome.accumulators.clear()
+        del everything, statistics
+        with self.reporter.stage("detail"):
+            heldout = self._detail(list(outcome.sources.values()), comparisons, explainer)
+        with self.reporter.stage("tables"):
+            if explainer is not None:
+                for name, table in explainer.tables().items():
+                    self.write(name, table)
+            for asker, found in zip(self.study.askers, comparisons):
+                self.columns[asker] |= universality_columns(found, heldout[asker], self.config.threshold)
+            if comparisons:
+                self.matches = matches_table(self.units, comparisons, heldout)
+                self.write("matches", self.matches)
+                self.write("layers", layers_table(self.units, comparisons))
+                self.write("correlations", correlations_table(comparisons))
+                table = convergence_table(outcome.findings, self.study.askers, self.names, self.config.threshold)
+                self.write("convergence", table)
+            if by_subset:
+                self.write("subsets", subsets_table(self.units, by_subset, self.config.threshold))
+
+    def _statistics(self, statistics: Statistics, everything: Evidence) -> None:
+        """Columns of activation statistics, histograms and examples."""
+        histograms: dict[str, torch.Tensor] = {}
+        examples = []
+        for name in self.names:
+            dead = everything.dead(name)
+            self.columns[name]["dead"] = dead.cpu().numpy()
+            pre = Key(name, What.PRE)
+            if self._asked("statistics") or self._asked("labels"):
+                moments, first = (statistics.get(Moments, key) for key in (pre, Key(name, What.FIRST)))
+                self.columns[name] |= activation_statistics(moments.result(), first.result())
+            if self._asked("statistics") or self.study.reader.complete:
+                self.columns[name] |= duplicates(everything.layers(name), ~dead)
+            if not self._asked("statistics"):
+                continue
+            result, best = statistics.get(Histogram, pre).result(), statistics.get(TopExamples, name)
+            histograms |= {f"{name}/{part}": tensor.contiguous().cpu() for part, tensor in vars(result).items()}
+            examples.append(examples_table(name, self.units[name], best.result(), self.study.tokens))
+        if examples:
+            self.hashes["histograms"] = self.writer.write_bytes("histograms.safetensors", save(histograms))
+            self.write("examples", pl.concat(examples))
+
+    def _detail(
+        self, sources: list[Source], comparisons: Sequence[Comparison], explainer: Explainer | None
+    ) -> dict[str, list[HeldOut]]:
+        stretches = self.study.stretches
+        recipes: list[Recipe] = [
+            partial(PairedMoments, c.asker, other, torch.from_numpy(index), len(stretches))
+            for c in comparisons
+            for other, index in zip(c.others, c.best_index)
+        ]
+        annotations = []
+        if explainer is not None:
+            annotations = explainer.sources()
+            recipes += explainer.recipes(annotations[0].width)
+        if not recipes:
+            return {}
+        run = Pass(sources, recipes, annotations)
+        shards = [Shard(index, np.asarray(rows)) for index, rows in enumerate(stretches)]
+        total = sum(len(shard.rows) for shard in shards) * self.study.tokens.context
+        with self.reporter.tokens("detail pass", total) as meter:
+            run.run(self.study.tokens, shards, batch_tokens=self.batch_tokens, after_batch=meter)
+        statistics = Statistics(run.accumulators)
+        if explainer is not None:
+            for name, columns in explainer.judge(statistics).items():
+                self.columns[name] |= columns
+        return {
+            c.asker: [statistics.get(PairedMoments, c.asker, other).result() for other in c.others] for c in comparisons
+        }

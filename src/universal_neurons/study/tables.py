@@ -1,0 +1,261 @@
+"""What was found, as tables: neurons, matches, layers, labels, examples (columns as in docs/design.md, "The store")."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+
+from universal_neurons.labels import FEWEST, POSITION, Families, Label, LabelSet
+from universal_neurons.matching import BINS, Comparison, HeldOut, corr_interval, excess_interval, layer_profile
+from universal_neurons.statistics import AFTER, BANDS, BEFORE, RANKED, Examples, GroupedSums, deterministic, percentiles
+from universal_neurons.text import TokenDataset
+from universal_neurons.units import Units
+
+TOP_TOKENS = 10
+
+
+def _places(model: str, units: Units) -> dict[str, Any]:
+    return {"model": [model] * len(units)} | units.table_columns()
+
+
+def _schema(kind: Any, names: str) -> dict[str, Any]:
+    return dict.fromkeys(names.split(), kind)
+
+
+NEURON_SCHEMA: dict[str, Any] = {
+    "model": pl.String, "layer": pl.Int32, "neuron": pl.Int32, "dead": pl.Boolean,
+    **_schema(pl.Float64, """max_corr mean_corr min_corr max_baseline mean_baseline min_baseline excess_corr
+        excess_heldout excess_low excess_high q_value"""),
+    "is_universal": pl.Boolean,
+    **_schema(pl.Float64, """w_in_norm w_up_norm input_bias w_out_norm in_out_sim in_up_sim up_out_sim l2_penalty
+        in_cos_max in_cos_min out_cos_max out_cos_min vocab_mean vocab_var vocab_skew vocab_kurt
+        mean var skew kurt sparsity bos_mean"""),
+    "is_bos": pl.Boolean,
+    "layer_corr_max": pl.Float64, "layer_corr_neuron": pl.Int32,
+    "position_mi": pl.Float64, "family": pl.String, "label": pl.String, "label_sign": pl.Int8,
+    **_schema(pl.Float64, "variance_reduction variance_reduction_heldout variance_reduction_null"),
+    **{f"{metric}_percentile": pl.Float64 for metric in RANKED},
+    "null_fraction": pl.Float64, "roles": pl.List(pl.String),
+}  # fmt: skip
+
+
+def neurons_table(units: Mapping[str, Units], columns: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
+    """A row per neuron of every model; what was not asked is null, what has no answer (dead) NaN."""
+    frames = []
+    for model, units_of_model in units.items():
+        data = _places(model, units_of_model) | dict(columns[model])
+        frames.append(pl.DataFrame(data, schema_overrides={name: NEURON_SCHEMA[name] for name in data}))
+    table = percentiles(pl.concat(frames, how="diagonal"))
+    missing = {name: pl.lit(None, kind) for name, kind in NEURON_SCHEMA.items() if name not in table.columns}
+    return table.with_columns(**missing).select(pl.col(name).cast(kind) for name, kind in NEURON_SCHEMA.items())
+
+
+def universality_columns(comparison: Comparison, heldout: Sequence[HeldOut], threshold: float) -> dict[str, Any]:
+    """The columns of neurons that were asked about."""
+    centre, low, high = excess_interval(heldout, comparison)
+    return excess_columns(comparison, threshold) | {"excess_heldout": centre, "excess_low": low, "excess_high": high}
+
+
+def excess_columns(comparison: Comparison, threshold: float) -> dict[str, Any]:
+    """The columns that the rows which choose decide."""
+    return {
+        "max_corr": comparison.best.max(0),
+        "mean_corr": comparison.best.mean(0),
+        "min_corr": comparison.best.min(0),
+        "max_baseline": comparison.baseline.max(0),
+        "mean_baseline": comparison.baseline.mean(0),
+        "min_baseline": comparison.baseline.min(0),
+        "excess_corr": comparison.excess,
+        "q_value": comparison.q_value,
+        "is_universal": comparison.excess > threshold,
+    }
+
+
+def subsets_table(units: Mapping[str, Units], by_subset: Mapping[str, Comparison], threshold: float) -> pl.DataFrame:
+    """A row per asked neuron and subset."""
+    frames = []
+    for subset, comparison in by_subset.items():
+        places = _places(comparison.asker, units[comparison.asker])
+        frames.append(
+            pl.DataFrame({"subset": [subset] * len(places["model"])} | places | excess_columns(comparison, threshold))
+        )
+    return pl.concat(frames)
+
+
+def matches_table(
+    units: Mapping[str, Units], comparisons: Sequence[Comparison], heldout: Mapping[str, Sequence[HeldOut]]
+) -> pl.DataFrame:
+    """A row per living asker, other model and rank (1 = best, −1 = most negative); intervals for rank 1."""
+    frames = []
+    for comparison in comparisons:
+        for other, matches, held in zip(comparison.others, comparison.matches, heldout[comparison.asker]):
+            for rank in range(1, matches.index.shape[1] + 1):
+                columns = _match(comparison.asker, units[comparison.asker], other, rank)
+                columns |= units[other].table_columns(matches.index[:, rank - 1].numpy(), "match_")
+                columns |= {"corr": matches.corr[:, rank - 1].numpy()}
+                if rank == 1:
+                    low, high = corr_interval(held)
+                    columns |= {
+                        "corr_heldout": held.corr,
+                        "corr_low": low,
+                        "corr_high": high,
+                        "mutual": matches.mutual.numpy(),
+                        "certified": None if matches.certified is None else matches.certified.numpy(),
+                    }
+                frames.append(pl.DataFrame(columns))
+            columns = _match(comparison.asker, units[comparison.asker], other, -1)
+            columns |= units[other].table_columns(matches.lowest_index.numpy(), "match_")
+            frames.append(pl.DataFrame(columns | {"corr": matches.lowest_corr.numpy()}))
+    table = pl.concat(frames, how="diagonal").filter(pl.col("corr").is_finite())
+    order = ["asker", "layer", "neuron", "model", pl.col("rank") < 0, "rank"]
+    return table.sort(order).select(
+        "asker", "layer", "neuron", "model", "rank", "match_layer", "match_neuron",
+        "corr", "corr_heldout", "corr_low", "corr_high", "mutual", pl.col("certified").cast(pl.Boolean),
+    )  # fmt: skip
+
+
+def _match(asker: str, units: Units, other: str, rank: int) -> dict[str, Any]:
+    n = len(units)
+    places = {"asker": [asker] * n} | units.table_columns()
+    return places | {"model": [other] * n, "rank": np.full(n, rank, np.int32)}
+
+
+def layers_table(units: Mapping[str, Units], comparisons: Sequence[Comparison]) -> pl.DataFrame:
+    """The layer profile: per asker layer and other model, the fraction of best matches in each layer (Fig 2c)."""
+    rows = []
+    for comparison in comparisons:
+        for other, matches in zip(comparison.others, comparison.matches):
+            profile = layer_profile(matches.index[:, 0], units[comparison.asker], units[other])
+            for layer, fractions in enumerate(profile.tolist()):
+                for match_layer, fraction in enumerate(fractions):
+                    rows.append((comparison.asker, layer, other, match_layer, fraction))
+    schema = {
+        "asker": pl.String,
+        "layer": pl.Int32,
+        "model": pl.String,
+        "match_layer": pl.Int32,
+        "fraction": pl.Float64,
+    }
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def correlations_table(comparisons: Sequence[Comparison]) -> pl.DataFrame:
+    """How many ρ of an asker's living neurons with another model's lie in each bin, given by its lower edge."""
+    frames = []
+    for comparison in comparisons:
+        for other, matches in zip(comparison.others, comparison.matches):
+            assert matches.histogram is not None
+            counts = matches.histogram.numpy()
+            filled = np.flatnonzero(counts)
+            low = np.round(filled * (2 / BINS) - 1, 2)
+            places = {"asker": [comparison.asker] * len(filled), "model": [other] * len(filled)}
+            frames.append(pl.DataFrame(places | {"low": low, "count": counts[filled]}))
+    return pl.concat(frames)
+
+
+def family_columns(labels: LabelSet, families: Families) -> dict[str, Any]:
+    """The columns of neurons whose labels were looked for."""
+    names = np.array([_full_name(label) for label in (*labels.all, POSITION)])
+    return {
+        "position_mi": families.position_mi,
+        "family": families.family,
+        "label": [name if family else None for name, family in zip(names[families.best.index[0]], families.family)],
+        "label_sign": [int(sign) if family else None for sign, family in zip(families.best.sign[0], families.family)],
+        "variance_reduction": families.best.variance_reduction[0],
+        "variance_reduction_heldout": families.heldout,
+        "variance_reduction_null": families.null,
+    }
+
+
+def _full_name(label: Label) -> str:
+    return f"previous token: {label.name}" if label.previous else label.name
+
+
+def labels_table(units: Mapping[str, Units], labels: LabelSet, families: Mapping[str, Families]) -> pl.DataFrame:
+    """A row per neuron and rank: the labels with the highest variance reduction."""
+    everything = [*labels.all, POSITION]
+    names = np.array([label.name for label in everything])
+    groups = np.array([label.group for label in everything])
+    previous = np.array([label.previous for label in everything])
+    frames = []
+    for model, units_of_model in units.items():
+        best = families[model].best
+        for rank, (index, size, sign) in enumerate(zip(best.index, best.variance_reduction, best.sign), start=1):
+            places = _places(model, units_of_model)
+            columns = {"rank": np.full(len(index), rank, np.int32), "label": names[index], "group": groups[index]}
+            columns |= {"previous": previous[index], "variance_reduction": size, "sign": sign.astype(np.int8)}
+            frames.append(pl.DataFrame(places | columns))
+    table = pl.concat(frames).filter(pl.col("variance_reduction").is_finite())
+    return table.sort("model", "layer", "neuron", "rank", maintain_order=True)
+
+
+def examples_table(model: str, units: Units, examples: Examples, tokens: TokenDataset) -> pl.DataFrame:
+    """A row per neuron, band and rank: a span of tokens and the activations on them (NaN: not counted)."""
+    bands, k, n = examples.row.shape
+    row, position = (part.cpu().numpy().transpose(2, 0, 1).reshape(-1) for part in (examples.row, examples.position))
+    window = examples.window.cpu().numpy().transpose(3, 1, 2, 0).reshape(len(row), -1)
+    places = {name: np.repeat(column, bands * k) for name, column in _places(model, units).items()}
+    band = np.tile(np.repeat(np.arange(bands), k), n)
+    rank = np.tile(np.arange(1, k + 1, dtype=np.int32), n * bands)
+    filled = np.flatnonzero(row >= 0)
+    row, position, window = row[filled], position[filled], window[filled]
+    places_around = position[:, None] + np.arange(-BEFORE, AFTER + 1)
+    inside = (places_around >= 0) & (places_around < tokens.lengths[row][:, None])
+    known, which = np.unique(row, return_inverse=True)
+    ids = tokens.ids(known)[which[:, None], np.clip(places_around, 0, tokens.context - 1)]
+    digits = (window.view(np.uint32) & 0xFFFF_E000).view(np.float32)  # three are kept: half the bytes on disk
+    columns: dict[str, Any] = {name: column[filled] for name, column in places.items()}
+    columns |= {"band": np.array(BANDS)[band[filled]], "rank": rank[filled], "row": row, "position": position}
+    columns |= {"activation": window[:, BEFORE], "start": np.maximum(position - BEFORE, 0).astype(np.int32)}
+    columns |= {"tokens": _lists(ids.astype(np.int32), inside), "activations": _lists(digits, inside)}
+    return pl.DataFrame(columns)
+
+
+def _lists(values: np.ndarray, inside: np.ndarray) -> pl.Series:
+    """The values of each row that are inside, as a column of lists."""
+    ends = np.concatenate([[0], inside.sum(1).cumsum()]).astype(np.int64)
+    return pl.Series(pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values[inside])))
+
+
+def tokens_table(
+    model: str, units: Units, words: GroupedSums, word_tokens: np.ndarray, provisional: np.ndarray, n_tokens: int
+) -> pl.DataFrame:
+    """The ten tokens with the highest mean activation of each neuron, among tokens that occur at least 20 times."""
+    counts = np.zeros(n_tokens, np.int64)
+    np.add.at(counts, word_tokens, words.counts.cpu().numpy()[: len(word_tokens)])
+    sums = torch.zeros(n_tokens, words.sums.shape[1], dtype=torch.float64, device=words.sums.device)
+    token_of_word = torch.from_numpy(word_tokens).to(sums.device)
+    with deterministic(sums.is_cuda):
+        sums.index_add_(0, token_of_word, words.sums[: len(word_tokens)])
+    often = np.flatnonzero(counts >= FEWEST)
+    if not len(often):
+        return pl.DataFrame()
+    means = sums[often] / torch.from_numpy(counts[often]).to(sums.device)[:, None]
+    best = means.topk(min(TOP_TOKENS, len(often)), 0)
+    index = best.indices.cpu().numpy()
+    frames = [
+        pl.DataFrame(
+            _places(model, units)
+            | {"rank": np.full(len(at), rank, np.int32), "token": often[at].astype(np.int32)}
+            | {"mean_activation": mean + provisional, "count": counts[often[at]]}
+        )
+        for rank, (at, mean) in enumerate(zip(index, best.values.cpu().numpy()), start=1)
+    ]
+    return pl.concat(frames).sort("layer", "neuron", "rank")
+
+
+def positions_table(
+    model: str, units: Units, values: GroupedSums, firing: GroupedSums, chosen: np.ndarray, provisional: np.ndarray
+) -> pl.DataFrame:
+    """Mean activation and share of firing of some neurons at every counted position."""
+    positions = (values.counts > 0).cpu().numpy().nonzero()[0]
+    counts = values.counts.cpu().numpy()[positions]
+    means = values.sums[positions][:, chosen].cpu().numpy() / counts[:, None] + provisional[chosen]
+    shares = firing.sums[positions][:, chosen].cpu().numpy() / counts[:, None]
+    places = _places(model, units)
+    columns = {name: np.repeat(np.asarray(column)[chosen], len(positions)) for name, column in places.items()}
+    columns |= {"position": np.tile(positions.astype(np.int32), len(chosen)), "count": np.tile(counts, len(chosen))}
+    return pl.DataFrame(columns | {"mean_activation": means.T.ravel(), "firing": shares.T.ravel()})

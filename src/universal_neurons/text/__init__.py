@@ -1,0 +1,42 @@
+"""What is read?  From files of any format to rows of token ids.
+
+text_files  a file or pipe, decompressed and decoded by its content, in bounded pieces
+records     records to documents: which columns are read, what is left out or mended
+corpora     text, JSON lines, parquet, saved and hub data sets to documents
+tokens      TokenDataset: packed rows of token ids, subsets, mask, fingerprint, held-out rows, shards
+vocabulary  a vocabulary as strings; where in a word a token stands
+"""
+
+from typing import TYPE_CHECKING
+
+from universal_neurons.faces import face
+
+if TYPE_CHECKING:
+    from universal_neurons.text.tokens import HELDOUT_MOST, SHARD_POSITIONS, STRETCHES, Shard, TokenDataset
+    from universal_neurons.text.vocabulary import (
+        INSIDE_WORD,
+        KINDS,
+        WORD,
+        WORD_START,
+        Vocabulary,
+        kind_of,
+        read_vocabulary,
+        token_of,
+    )
+else:
+    __getattr__, __dir__ = face(
+        __name__,
+        {
+            "tokens": ["HELDOUT_MOST", "SHARD_POSITIONS", "STRETCHES", "Shard", "TokenDataset"],
+            "vocabulary": [
+                "INSIDE_WORD",
+                "KINDS",
+                "Vocabulary",
+                "WORD",
+                "WORD_START",
+                "kind_of",
+                "read_vocabulary",
+                "token_of",
+            ],
+        },
+    )

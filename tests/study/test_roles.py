@@ -1,0 +1,206 @@
+"""Roles as part of a study, and of a finished one; the command; what the report and `show` say."""
+
+import hashlib
+import json
+
+import polars as pl
+import pytest
+import yaml
+from conftest import FEW_ROLES, save_tiny, tiny_model
+
+import universal_neurons as un
+from universal_neurons.cli import main
+from universal_neurons.errors import ConfigError, StoreConflictError
+from universal_neurons.labels import ROLES
+from universal_neurons.report import study_figures, write_report
+from universal_neurons.roles import neuron_lines, role_rows
+
+STAGES = ("weights", "statistics", "universality", "roles")
+
+
+def study(out, models, text, **more):
+    config = un.StudyConfig(
+        models=tuple(map(str, models)),
+        data=str(text),
+        out=str(out),
+        draws=2,
+        roles=FEW_ROLES,
+        **{"stages": STAGES} | more,
+    )
+    return un.run_study(config, progress=False)
+
+
+def hashes(store):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in store.path.glob("*.parquet")}
+
+
+@pytest.fixture(scope="module")
+def finished(folders, text_file, tmp_path_factory):
+    return study(tmp_path_factory.mktemp("roles") / "r", folders, text_file)
+
+
+def test_every_neuron_has_a_list_of_roles_from_the_tables(finished):
+    neurons = finished.neurons
+    assert neurons["roles"].null_count() == 0
+    assert set(neurons["roles"].explode().drop_nulls()) <= set(ROLES)
+    said = pl.concat(
+        finished.table(name).filter(pl.col("role").is_not_null()).select("model", "layer", "neuron", "role")
+        for name in ("effects", "ablations", "attention")
+    ).unique()
+    listed = neurons.select("model", "layer", "neuron", role="roles").explode("role").drop_nulls()
+    assert said.sort(said.columns).equals(listed.sort(listed.columns))
+    assert neurons["null_fraction"].is_between(0, 1).all()
+
+
+def test_all_that_was_asked_for_is_tried(finished):
+    swept = finished.table("interventions")
+    assert set(swept["model"]) == set(finished.models)
+    assert set(swept.filter(pl.col("edit") == "fix")["value"]) == set(FEW_ROLES.values)
+    assert set(swept["edit"]) == {"none", "fix", "zero", "relu", "threshold", "multiply"}
+    counted = swept["tokens"].unique().to_list()
+    assert len(counted) == 1
+    assert 256 < counted[0] < 512
+    tried = finished.table("ablations")
+    assert (tried.filter(pl.col("kind") == "control").group_by("model").len()["len"] == FEW_ROLES.controls).all()
+    functional = finished.table("functional")
+    assert set(functional["model"]) == set(finished.models[1:])
+    assert functional.select("layer", "neuron").unique().height <= FEW_ROLES.ablated
+    assert finished.table("costs").filter(pl.col("set") == "random").height == 10
+
+
+def test_a_finished_study_gets_the_same_roles_later(finished, folders, text_file, tmp_path):
+    plain = study(tmp_path / "later", folders, text_file, stages=STAGES[:-1])
+    assert not plain.has("effects")
+    assert plain.neurons["roles"].null_count() == len(plain.neurons)
+    later = un.study_roles(plain.path)
+    assert hashes(later) == hashes(finished)
+    assert later.manifest["tables"] == finished.manifest["tables"]
+    assert "roles" in later.config.stages
+
+
+def test_other_thresholds_from_a_file(folders, text_file, few_roles, tmp_path, monkeypatch, capsys):
+    store = study(tmp_path / "again", folders[:1], text_file, stages=("weights", "statistics", "roles"))
+    before = store.table("effects")
+    strict = yaml.safe_load(few_roles.read_text())["roles"] | {"kurtosis": 1e9, "partition_variance": 1e9}
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({"roles": strict}))
+    drawn = []
+    monkeypatch.setattr("universal_neurons.report.pages.write_report", lambda store: drawn.append(store) or store.path)
+    main(["roles", str(store.path), "-c", str(file)])
+    assert "What the neurons do" in capsys.readouterr().out
+    (after,) = drawn
+    assert after.table("effects")["role"].null_count() == len(before)
+    assert after.config.roles.kurtosis == 1e9
+
+
+def test_the_report_and_show_say_what_neurons_do(finished, svg_only, capsys):
+    page = write_report(finished).read_text()
+    drawn = {path.stem for path in (finished.path / "figures").iterdir()}
+    wanted = {"effects", "roles-by-layer", "entropy", "total-direct", "attention", "functional", "costs"}
+    assert {f"role-{name}" for name in wanted} <= drawn
+    assert "What the neurons do" in page
+    for role, counts, text in role_rows(finished):
+        assert len(counts) == len(finished.models)
+        assert counts[0] or not text or text.startswith("none; nearest L"), role
+    tried = finished.table("ablations").filter(pl.col("model") == finished.models[0]).row(0, named=True)
+    main(["show", str(finished.path), f"L{tried['layer']}.{tried['neuron']}"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "through the final norm" in said
+    assert "most raised" in said
+
+
+def test_roles_need_weights_and_statistics(folders, text_file, tmp_path):
+    with pytest.raises(ConfigError, match="weights and statistics"):
+        study(tmp_path / "r", folders, text_file, stages=("statistics", "roles"))
+    store = study(tmp_path / "u", folders[:2], text_file, stages=("universality",))
+    with pytest.raises(ConfigError, match="weights and statistics"):
+        un.study_roles(store)
+
+
+def test_a_study_whose_text_has_changed_is_refused(folders, text_file, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(text_file.read_text())
+    store = study(tmp_path / "r", folders[:2], text)
+    before = hashes(store)
+    text.write_text(text_file.read_text()[100:])
+    with pytest.raises(StoreConflictError, match="text has changed"):
+        un.study_roles(store)
+    assert hashes(store) == before
+
+
+def test_other_models_in_the_place_of_the_studys_are_refused(folders, text_file, tmp_path):
+    store = study(tmp_path / "r", folders[:1], text_file, stages=("weights", "statistics", "roles"))
+    before = hashes(store)
+    other = un.load_model(str(folders[1]))
+    other.name = "m0"
+    with pytest.raises(StoreConflictError, match="models have changed"):
+        un.study_roles(store, models=[other])
+    assert hashes(store) == before
+
+
+def test_tables_of_roles_that_are_no_longer_found_go(folders, text_file, tmp_path):
+    stages = ("weights", "statistics", "roles")
+    store = study(tmp_path / "r", folders[:1], text_file, stages=stages)
+    (store.path / "ensembles.parquet").write_bytes((store.path / "effects.parquet").read_bytes())
+    manifest = store.manifest | {"tables": store.manifest["tables"] | {"ensembles": "0" * 64}}
+    (store.path / "study.json").write_text(json.dumps(manifest))
+    again = un.study_roles(store)
+    there = {path.stem for path in again.path.glob("*.parquet")}
+    assert there == set(again.manifest["tables"]) - {"histograms"}
+    assert again.manifest["tables"].get("ensembles") != "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("sizes", "baseline"), [({}, "permutation"), ({"n_inner": 1}, "rotation")], ids=["all universal", "one neuron"]
+)
+def test_a_study_with_no_other_neurons_to_compare_with_finishes(text_file, tmp_path, sizes, baseline):
+    copies = [tiny_model(seed=0, name=name, **sizes) for name in ("one", "copy")]
+    config = un.StudyConfig(
+        data=str(text_file), out=str(tmp_path / "r"), draws=2, roles=FEW_ROLES, stages=STAGES, baseline=baseline
+    )
+    store = un.run_study(config, models=copies, progress=False)
+    reference = store.neurons.filter(model="one")
+    assert reference["is_universal"].all() == (baseline == "permutation")
+    assert store.table("costs")["set"].unique().to_list() == [
+        "universal" if baseline == "permutation" else "top 1 % by excess"
+    ]
+    assert "role-costs" in study_figures(store)
+
+
+def test_a_neuron_that_never_changes_is_said_to_have_no_number(finished, monkeypatch):
+    row = finished.table("attention").row(0, named=True)
+    silent = row | {"pearson_activation_bos": None, "delta_bos": None}
+    table = un.Store.table
+
+    def some(self, name):
+        return table(self, name) if name != "attention" else pl.DataFrame([silent], schema=table(self, name).schema)
+
+    monkeypatch.setattr(un.Store, "table", some)
+    assert any("r –" in text for _, _, text in role_rows(finished))
+    lines = neuron_lines(finished, row["model"], row["layer"], row["neuron"], None)
+    assert any(line.endswith("–") for line in lines)
+
+
+def test_values_are_some_and_each_once():
+    for values in ((), (1.0, 1.0), (float("nan"),)):
+        with pytest.raises(ValueError, match=r"each once|a finite number"):
+            un.RoleSettings(values=values)
+
+
+def test_a_file_without_the_section_is_refused(finished, tmp_path, capsys):
+    file = tmp_path / "other.yaml"
+    file.write_text("seed: 3")
+    with pytest.raises(SystemExit):
+        main(["roles", str(finished.path), "-c", str(file)])
+    assert "no section" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "bert"])
+def test_other_families_and_one_model_alone(family, text_file, tmp_path):
+    stages = ("weights", "statistics", "labels", "roles")
+    model = save_tiny(tmp_path / family, family)
+    store = study(tmp_path / "r", [model], text_file, stages=stages, labels=("tokens",))
+    assert store.has("effects") == (family != "bert")
+    assert not store.has("functional")
+    assert store.neurons["roles"].null_count() == 0
+    assert any(name.startswith("role-") for name in study_figures(store)) or family == "bert"
