@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from universal_neurons.interventions.heads import Heads, bos_key, projecting
     from universal_neurons.interventions.paths import path_effects, without_path
-    from universal_neurons.interventions.readout import Metrics, Readout, look_seconds
+    from universal_neurons.interventions.readout import Metrics, Readout, reading_seconds
     from universal_neurons.interventions.trial import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU, Trial, trials
 else:
     __getattr__, __dir__ = face(
@@ -42,7 +42,7 @@ else:
             ],
             "heads": ["Heads", "bos_key", "projecting"],
             "paths": ["path_effects", "without_path"],
-            "readout": ["Metrics", "Readout", "look_seconds"],
+            "readout": ["Metrics", "Readout", "reading_seconds"],
             "trial": ["COPIES", "LOGITS_AT_ONCE", "LOGITS_ON_GPU", "Trial", "trials"],
         },
     )

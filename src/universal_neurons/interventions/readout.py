@@ -166,7 +166,7 @@ class Readout:
         return Metrics(loss, entropy, rank, scale, divergence)
 
 
-def look_seconds(device: torch.device, vocabulary: int) -> float:
+def reading_seconds(device: torch.device, vocabulary: int) -> float:
     """Seconds that one prediction's changed logits take, measured on random ones."""
     step = _step(device, vocabulary)
     logits = torch.randn(step, vocabulary, device=device)

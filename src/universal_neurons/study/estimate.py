@@ -10,7 +10,7 @@ import torch
 
 from universal_neurons.config import Settings
 from universal_neurons.features import NeuronSource
-from universal_neurons.interventions import look_seconds
+from universal_neurons.interventions import reading_seconds
 from universal_neurons.matching import MEAN, Candidates
 from universal_neurons.models import Model
 from universal_neurons.passes import cut, signs_of
@@ -164,7 +164,7 @@ def _role_seconds(models: Sequence[Model], config: Settings, forward: Mapping[st
     for m in models:
         product = 2.0 * m.vocab_size * m.d_model / rate
         later = settings.controls * swept / 2 / m.n_layers + found / 2 + DRAWS  # in forward passes
-        seconds += (looks + runs) * look_seconds(m.device, m.vocab_size) + runs * product + later * forward[m.name]
+        seconds += (looks + runs) * reading_seconds(m.device, m.vocab_size) + runs * product + later * forward[m.name]
     return predictions * seconds
 
 
