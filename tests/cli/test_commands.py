@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import exit_code, save_tiny, some_text
 
-from universal_neurons.cli.commands import StudyFlags
+from universal_neurons.cli.frame import StudyFlags
 from universal_neurons.config import StudyConfig
 
 COMMANDS = ("run", "dynamics", "show", "roles", "report", "check", "estimate", "convert")

@@ -44,7 +44,7 @@ from universal_neurons.passes.lanes import LaneRun
 from universal_neurons.progress import Reporter
 from universal_neurons.statistics import Accumulator
 from universal_neurons.storage import Generations, Pace, StoreWriter
-from universal_neurons.study.passes import lane_ends
+from universal_neurons.study.run_passes import lane_ends
 
 ray = pytest.importorskip("ray")
 SHARD = 1024

@@ -13,7 +13,7 @@ from universal_neurons.errors import MemoryNeededError
 from universal_neurons.models import Described
 from universal_neurons.passes import Layout, cut, model_pairs
 from universal_neurons.study import memory
-from universal_neurons.study.passes import lane_ends
+from universal_neurons.study.run_passes import lane_ends
 from universal_neurons.units import Units
 
 CONTEXT = 40

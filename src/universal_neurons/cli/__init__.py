@@ -1,6 +1,10 @@
 """The command `uneurons`.
 
-commands  every command and its flags
+frame     every setting as a flag, settings from a file and flags
+studies   run, dynamics, sketch, roles, estimate
+results   show, report
+checks    check, convert
+commands  the entry point and its exit codes
 """
 
 from typing import TYPE_CHECKING
@@ -8,11 +12,13 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
-    from universal_neurons.cli.commands import app, main
+    from universal_neurons.cli.commands import main
+    from universal_neurons.cli.frame import app
 else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "commands": ["app", "main"],
+            "frame": ["app"],
+            "commands": ["main"],
         },
     )

@@ -48,7 +48,7 @@ class NeuronSource:
         """
         known, name = self.provisional, self.name
         ids, attends, keep = self._on_device(ids, attention, keep)
-        assert known is not None, "look at some rows first"
+        assert known is not None, "no provisional means yet"
         values = _next_of(self.buffers, len(keep))
         units = self.units
 

@@ -1,10 +1,11 @@
 """What changes when neurons are changed?  On the model's own forward pass.
 
-edits    edit neurons while a model runs; freeze its final norm
-heads    queries, keys, values and outputs of attention heads; the key of BOS
-paths    one neuron's direct path out of one head's query
-readout  final norm and unembedding: what a prediction is like after a change
-trial    one clean run of some rows, from which every intervention goes on
+edits       edit neurons while a model runs
+final_norm  what the final norm reads; frozen at another run's scale
+heads       queries, keys, values and outputs of attention heads; the key of BOS
+paths       one neuron's direct path out of one head's query
+readout     final norm and unembedding: what a prediction is like after a change
+trial       one clean run of some rows, from which every intervention goes on
 """
 
 from typing import TYPE_CHECKING
@@ -14,14 +15,12 @@ from universal_neurons.faces import face
 if TYPE_CHECKING:
     from universal_neurons.interventions.edits import (
         Edit,
-        FinalNorm,
         Kind,
-        final_residual,
         flat_numbers,
-        frozen_norm,
         intervene,
         repeated,
     )
+    from universal_neurons.interventions.final_norm import FinalNorm, final_residual, frozen_norm
     from universal_neurons.interventions.heads import Heads, bos_key, projecting
     from universal_neurons.interventions.paths import path_effects, without_path
     from universal_neurons.interventions.readout import Metrics, Readout, reading_seconds
@@ -32,14 +31,12 @@ else:
         {
             "edits": [
                 "Edit",
-                "FinalNorm",
                 "Kind",
-                "final_residual",
                 "flat_numbers",
-                "frozen_norm",
                 "intervene",
                 "repeated",
             ],
+            "final_norm": ["FinalNorm", "final_residual", "frozen_norm"],
             "heads": ["Heads", "bos_key", "projecting"],
             "paths": ["path_effects", "without_path"],
             "readout": ["Metrics", "Readout", "reading_seconds"],

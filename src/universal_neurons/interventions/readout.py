@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from universal_neurons.errors import ArchitectureError
-from universal_neurons.interventions.edits import FinalNorm, final_residual
+from universal_neurons.interventions.final_norm import FinalNorm, final_residual
 from universal_neurons.models import Model, matrix_of, module_at
 
 CACHED = 1 << 18  # logits read together on a CPU

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from universal_neurons.interventions.edits import Edit, final_residual, repeated
+from universal_neurons.interventions.edits import Edit, repeated
+from universal_neurons.interventions.final_norm import final_residual
 from universal_neurons.interventions.readout import Clean, Metrics, Readout
 from universal_neurons.models import Model, matrix_of
 from universal_neurons.text import TokenDataset

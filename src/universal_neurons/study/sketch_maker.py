@@ -32,8 +32,8 @@ from universal_neurons.storage import (
     sum_rows,
     tensors_of,
 )
-from universal_neurons.study.passes import SNAPSHOT_SECONDS, SNAPSHOT_SHARE
 from universal_neurons.study.resolve import decide, load_models, resolve
+from universal_neurons.study.run_passes import SNAPSHOT_SECONDS, SNAPSHOT_SHARE
 from universal_neurons.text import Shard, TokenDataset
 from universal_neurons.torch_state import settled_torch
 

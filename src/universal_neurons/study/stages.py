@@ -43,7 +43,7 @@ from universal_neurons.storage import StoreWriter
 from universal_neurons.study.family_tables import Explainer
 from universal_neurons.study.inputs import Study
 from universal_neurons.study.outcome import Outcome
-from universal_neurons.study.passes import Passes
+from universal_neurons.study.run_passes import Passes
 from universal_neurons.study.tables import (
     correlations_table,
     examples_table,
