@@ -306,7 +306,7 @@ def test_a_study_begun_alone_goes_on_over_a_cluster_and_back(folders, text_file,
 
 def test_failures_of_a_worker_have_their_names(job, monkeypatch):
     def broken(self):
-        return self.reads[0], 30
+        return self.reads[0].source, 30
 
     fake = FakeRay(2)
     monkeypatch.setitem(sys.modules, "ray", fake)

@@ -99,7 +99,7 @@ def planned(free, monkeypatch, models=5, groups=1, **settings):
 @pytest.mark.parametrize("settings", [{}, {"pairs": "all"}, {"search": "screened"}, {"pairs": "all", "lanes": 3}])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_as_few_passes_as_fit_and_compensated_sums_before_a_further_pass(monkeypatch, settings, groups):
-    monkeypatch.setattr(estimate, "MOST_PASSES", 64)  # trying thousands of passes, each with its panels, takes seconds
+    monkeypatch.setattr(memory, "MOST_PASSES", 64)  # trying thousands of passes, each with its panels, takes seconds
     _, needed, config, shapes = planned(1 << 60, monkeypatch, groups=groups, **settings)
     whole, small = needed(Layout(1, False)), needed(Layout(1, True))
     assert small < whole

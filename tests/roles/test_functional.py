@@ -136,7 +136,7 @@ def test_matched_neurons_of_a_permuted_copy_do_the_same():
     pairs = counterparts(best_matches(), "original", CHOSEN, {"original": UNITS, "permuted": UNITS})
     matches = pairs["match"].to_list()
     asked = {"original": CHOSEN, "permuted": matches + [random_partner(m, UNITS, seed, "permuted") for m in matches]}
-    changes = {m.name: added(LossChanges(m, asked[m.name], means_of(m)), m) for m in models}
+    changes = {m.name: added(LossChanges(m, asked[m.name], means_of(m)), m).by_number() for m in models}
     roles = {"original": [[ROLES[n % 3], *(["entropy"] if n % 2 else [])] for n in range(2 * D_MLP)]}
     roles["permuted"] = [[] for _ in range(2 * D_MLP)]
     for number in range(2 * D_MLP):
@@ -169,15 +169,15 @@ def test_loss_changes_are_those_of_runs_of_their_own():
     assert LossChanges(model, [30, 40], means).first == 1
     for number in CHOSEN:
         expected = after(model, [number], means[[number]])["change"]
-        np.testing.assert_allclose(changes.of(number), expected, atol=1e-4)
+        np.testing.assert_allclose(changes.by_number()[number], expected, atol=1e-4)
 
 
 def test_effects_over_vocabularies_that_are_padded_differently():
     model = original()
-    changes = {"original": added(LossChanges(model, [3], means_of(model)), model)}
+    changes = {"original": added(LossChanges(model, [3], means_of(model)), model).by_number()}
     other = Model(model.hf, "other")
     partner = random_partner(3, UNITS, 0, "other")
-    changes["other"] = added(LossChanges(other, [3, partner], means_of(model)), other)
+    changes["other"] = added(LossChanges(other, [3, partner], means_of(model)), other).by_number()
     effects = logit_effects(model)
     padded = {number: np.append(effect, np.zeros(5, np.float32)) for number, effect in effects.items()}
     pairs = pl.DataFrame({"flat": [3], "model": ["other"], "match": [3], "corr": [1.0]})
