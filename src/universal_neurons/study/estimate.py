@@ -152,19 +152,22 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
 
 
 def _role_seconds(models: Sequence[Model], config: Settings, forward: Mapping[str, float], heldout: int) -> float:
-    """Seconds of the roles: readings of changed logits, and forward passes (of half the blocks) with something changed."""
+    """Seconds of the roles: readings of changed logits, and forward passes with something changed halfway up."""
     settings = config.roles
     predictions = min(settings.tokens, heldout)
-    swept = len(settings.values) + 2
-    readings = (settings.entropy_neurons + FREQUENCY_CANDIDATES) * (swept + 6) + settings.controls * swept / 2
-    found = settings.ablated * 1.5 if "universality" in config.stages else 0.0  # matches, and random ones beside them
-    runs = settings.controls * swept / 2 + found + DRAWS  # whose logits are multiplied anew
+    swept = len(settings.values) + 2  # the values, and the edits of the paper's two tables
+    controls = settings.controls * swept / 2  # controls are tried at half the edits
+    candidates = settings.entropy_neurons + FREQUENCY_CANDIDATES
+    readings = candidates * (swept + 6) + controls  # six: with the norm frozen, along directions, ablated
+    ablated = settings.ablated * 1.5 if "universality" in config.stages else 0.0  # matches, and random ones beside them
+    runs = controls + ablated + DRAWS  # whose logits are multiplied anew
     rate = gemm_rate(config.device, "float32")
     seconds = 0.0
     for m in models:
         product = 2.0 * m.vocab_size * m.d_model / rate
-        later = settings.controls * swept / 2 / m.n_layers + found / 2 + DRAWS  # in forward passes
-        seconds += (readings + runs) * reading_seconds(m.device, m.vocab_size) + runs * product + later * forward[m.name]
+        forwards = controls / m.n_layers + ablated / 2 + DRAWS
+        seconds += (readings + runs) * reading_seconds(m.device, m.vocab_size)
+        seconds += runs * product + forwards * forward[m.name]
     return predictions * seconds
 
 
