@@ -155,10 +155,11 @@ def _role_seconds(models: Sequence[Model], config: Settings, forward: Mapping[st
     """Seconds of the roles: readings of changed logits, and forward passes with something changed halfway up."""
     settings = config.roles
     predictions = min(settings.tokens, heldout)
-    swept = len(settings.values) + 2  # the values, and the edits of the paper's two tables
-    controls = settings.controls * swept / 2  # controls are tried at half the edits
+    swept = len(settings.values) + 2  # the values; the mean ablation, whole and direct
+    # half of the controls lie in the last layer, where the clean run's products serve; the others' logits are made anew
+    controls = settings.controls * swept / 2
     candidates = settings.entropy_neurons + FREQUENCY_CANDIDATES
-    readings = candidates * (swept + 6) + controls  # six: with the norm frozen, along directions, ablated
+    readings = candidates * (swept + 6) + controls  # four more edits; token frequency restored, read twice
     ablated = settings.ablated * 1.5 if "universality" in config.stages else 0.0  # matches, and random ones beside them
     runs = controls + ablated + DRAWS  # whose logits are multiplied anew
     rate = gemm_rate(config.device, "float32")
