@@ -16,6 +16,7 @@ from universal_neurons.report import figures
 from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows, sentences
 from universal_neurons.report.summary import (
     MODEL_FACTS,
+    basis_test,
     fact_lines,
     facts,
     family_rows,
@@ -220,7 +221,7 @@ def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]
                 "interval": f"{short(row['excess_low'])} – {short(row['excess_high'])}",
                 "mean_corr": short(row["mean_corr"]),
                 "baseline": short(row["mean_baseline"]),
-                "q": f"{row['q_value']:.3f}",
+                "q": basis_test(row["q_value"], store.config.n_draws),
                 "fires": fires_on(row),
                 "matches": [cells.get(name, "–") for name in others],
             }

@@ -162,6 +162,12 @@ def short(value: float | None) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
 
 
+def basis_test(q_value: float, draws: int) -> str:
+    """q as text; so many draws of a random basis can say no less than 1 / draws."""
+    least = 1 / draws
+    return f"≤ {least:.2f}" if q_value < least else f"{q_value:.2f}"
+
+
 def fact_lines(asker_facts: Facts) -> list[tuple[str, str]]:
     """The lines that `show` and the report print of an asker: what each says, and its value as text."""
     per_layer = " ".join(map(str, asker_facts.universal_per_layer))
@@ -187,8 +193,8 @@ def fact_lines(asker_facts: Facts) -> list[tuple[str, str]]:
             f"max {asker_facts.excess_max:.3f}",
         ),
         (
-            "beyond a random basis",
-            f"{asker_facts.discoveries} neurons at q ≤ .05 (the basis is privileged, not universal)",
+            "basis test",
+            f"{asker_facts.discoveries} neurons at q ≤ .05 (better matched than in a random basis; not: universal)",
         ),
         ("max − min over models", gap),
         ("mutual best matches", f"{asker_facts.mutual:.1%}"),
@@ -300,12 +306,12 @@ def neurons_view(store: Store, asker: str) -> Table:
     others = [name for name in store.models if name != asker]
     labelled = store.has("labels")
     fires = [Column("fires on", overflow="fold", min_width=12)] if labelled else []
-    table = TextTable("neuron", "excess", "95 %", "q", *others, *fires, title=title)
+    table = TextTable("neuron", "excess", "95 %", "basis q", *others, *fires, title=title)
     matches = match_cells(store, asker, shown, intervals=False)
     for row in shown.iter_rows(named=True):
         cells = matches[row["layer"], row["neuron"]]
         interval = f"{short(row['excess_low'])} {short(row['excess_high'])}"
-        q = f"{row['q_value']:.3f}"
+        q = basis_test(row["q_value"], store.config.n_draws)
         place = unit_name(row["layer"], row["neuron"])
         why = [fires_on(row)] if labelled else []
         table.row(place, short(row["excess_corr"]), interval, q, *(cells.get(name, "–") for name in others), *why)
