@@ -194,7 +194,7 @@ def fact_lines(asker_facts: Facts) -> list[tuple[str, str]]:
         ),
         (
             "basis test",
-            f"{asker_facts.discoveries} neurons at q ≤ .05 (better matched than in a random basis; not: universal)",
+            f"{asker_facts.discoveries} neurons at q ≤ .05 (beyond a random basis: privileged, not universal)",
         ),
         ("max − min over models", gap),
         ("mutual best matches", f"{asker_facts.mutual:.1%}"),
