@@ -8,6 +8,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from universal_neurons import moved  # noqa: F401 - modules by their former names
+
 if TYPE_CHECKING:
     from universal_neurons.config import DynamicsConfig, RoleSettings, StudyConfig
     from universal_neurons.dynamics import Dynamics, run_dynamics
