@@ -20,7 +20,7 @@ CODE_MIB=18     # of it the code: what was measured of the others (34 + 8 MiB) m
 PACKAGES="polars polars-runtime-32 pydantic pydantic-core annotated-types typing-inspection cyclopts docstring-parser
           rich-rst docutils datasets dill multiprocess beartype"
 PLATFORMS="manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1"
-PYTHON=${PYTHON:-python3}
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || echo python3)}  # `make test` makes .venv
 
 bytes_of() { git ls-files -z --cached --others --exclude-standard -- "$@" | xargs -0 du -cb --apparent-size | tail -1 | cut -f1; }
 

@@ -34,8 +34,8 @@ class Case:
 
 
 FULL = (
-    Case("small", 5, {"exact": 524_288, "screened": 524_288, "sketch": 524_288}),
-    Case("medium", 2, {"exact": 262_144, "screened": 262_144}),
+    Case("small", 5, {"exact": 524_288, "sketch": 262_144, "screened": 131_072}),
+    Case("medium", 2, {"exact": 131_072, "screened": 65_536}),
 )
 TOY = (Case("toy", 3, {"exact": 16_384, "screened": 16_384, "sketch": 16_384}), Case("toy", 2, {"exact": 16_384}))
 
