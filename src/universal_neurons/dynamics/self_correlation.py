@@ -37,7 +37,7 @@ def self_correlations(
 
     `stores` are the checkpoints' studies.  Raises `StoreConflictError` where the text is no longer theirs.
     """
-    found: dict[tuple[str, str], pl.DataFrame] = {}
+    correlations: dict[tuple[str, str], pl.DataFrame] = {}
     config = stores[-1].settings
     text: TokenDataset | None = None
     for index, seed in enumerate(training.seeds):
@@ -56,9 +56,9 @@ def self_correlations(
                 del model  # before the next is loaded
                 saved = _columns(corr, *corr_interval(corr)), 1
                 kept.save(*saved)
-            found[checkpoint.name, seed] = pl.DataFrame({name: saved[0][name].numpy() for name in COLUMNS})
-        found[training.checkpoints[-1].name, seed] = _with_itself(stores[-1], stores[-1].models[index])
-    return found
+            correlations[checkpoint.name, seed] = pl.DataFrame({name: saved[0][name].numpy() for name in COLUMNS})
+        correlations[training.checkpoints[-1].name, seed] = _with_itself(stores[-1], stores[-1].models[index])
+    return correlations
 
 
 def _load(model: str, name: str, config: Settings) -> Model:
@@ -89,7 +89,7 @@ def correlation_of(
     """ρ of every neuron of one model with the same neuron of another, on the held-out rows of a text."""
     _, stretches = text.split(config.heldout_tokens)
     same = torch.arange(final.n_neurons)
-    sources = [NeuronSource(some, config.gemm_dtype) for some in (model, final)]
+    sources = [NeuronSource(one, config.gemm_dtype) for one in (model, final)]
     run = Pass(sources, [partial(PairedMoments, model.name, final.name, same, len(stretches))])
     shards = [Shard(index, np.asarray(rows)) for index, rows in enumerate(stretches)]
     run.run(text, shards, batch_tokens=config.batch_tokens, after_batch=after_batch)

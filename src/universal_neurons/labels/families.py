@@ -177,11 +177,11 @@ class LabelEvidence:
     def of(self, model: str, index: Int[np.ndarray, " neurons"]) -> Float[np.ndarray, " neurons"]:
         """The signed variance reduction of one label for each neuron."""
         where = torch.from_numpy(index)
-        found = []
+        parts = []
         for panel in self._panels(model):
             values = self.reductions(model, panel)
-            found.append(values.gather(0, where[panel][None].to(values.device))[0])
-        return torch.cat(found).cpu().numpy()
+            parts.append(values.gather(0, where[panel][None].to(values.device))[0])
+        return torch.cat(parts).cpu().numpy()
 
     def _panels(self, model: str) -> list[slice]:
         n = len(self.spread(model).sum)
@@ -217,8 +217,8 @@ def variance_reduction(
 
 def adjusted_eta_squared(groups: GroupedSums, squares: Float[Tensor, " neurons"]) -> Float[Tensor, " neurons"]:
     """Between-group share of the variance, adjusted for the number of groups (ε² of Kelley); not below 0."""
-    there = groups.counts > 0
-    counts, sums = groups.counts[there].double(), groups.sums[there]
+    seen = groups.counts > 0
+    counts, sums = groups.counts[seen].double(), groups.sums[seen]
     n, t = int(counts.sum()), len(counts)
     if n <= t:
         return torch.full_like(squares, torch.nan)
@@ -232,11 +232,11 @@ def mutual_information(firing: GroupedSums) -> Float[Tensor, " neurons"]:
 
     0 ln 0 = 0; its bias in small samples, (T − 1)/2n, is taken off.
     """
-    there = firing.counts > 0
-    counts = firing.counts[there].double()
+    seen = firing.counts > 0
+    counts = firing.counts[seen].double()
     if not len(counts):
         return torch.full_like(firing.sums[0], torch.nan)
-    share = firing.sums[there] / counts[:, None]
+    share = firing.sums[seen] / counts[:, None]
     mean = share.mean(0)
 
     def part(p: Tensor, q: Tensor) -> Tensor:

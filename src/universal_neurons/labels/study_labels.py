@@ -66,10 +66,10 @@ class Labelling:
 
     def describe(self) -> dict[str, Any]:
         """What the manifest keeps: which labels of one's own there are, and what they say."""
-        told = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, values in (*self.own.tokens.items(), *self.own.spans.items()):
-            told.update(name.encode() + values.tobytes())
-        return {"groups": list(self.groups), "own": [*self.own.tokens, *self.own.spans], "sha256": told.hexdigest()}
+            digest.update(name.encode() + values.tobytes())
+        return {"groups": list(self.groups), "own": [*self.own.tokens, *self.own.spans], "sha256": digest.hexdigest()}
 
     def build(self, reporter: Reporter) -> LabelSet:
         """Find the topics and the syntax (cached), and build all labels."""

@@ -83,9 +83,9 @@ def q_values(
     excess = excess_correlation(best, maxima)
     rates = np.zeros_like(excess)
     total = maxima.sum(0)
-    for own in maxima:
-        others = (total - own) / (n_draws - 1)
-        null = np.sort((own - others).mean(0))
+    for draw in maxima:
+        others = (total - draw) / (n_draws - 1)
+        null = np.sort((draw - others).mean(0))
         observed = np.sort((best - others).mean(0))
         n_null = len(null) - np.searchsorted(null, excess, side="left")
         n_observed = len(observed) - np.searchsorted(observed, excess, side="left")

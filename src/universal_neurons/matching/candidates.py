@@ -42,9 +42,9 @@ class Proposal:
     def below(self, other: "Proposal") -> "Proposal":
         """The candidates of these askers and of others."""
         names = ("bound", "index", "lowest", "lowest_corr")
-        own = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
+        joined = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
         back, back_corr = _best_few(self.back, self.back_corr, other.back, other.back_corr)
-        return Proposal(**own, back=back, back_corr=back_corr)
+        return Proposal(**joined, back=back, back_corr=back_corr)
 
     def beside(self, other: "Proposal") -> "Proposal":
         """The candidates of the same askers in two parts of the other model."""
@@ -78,21 +78,21 @@ def propose(
     columns: int = 0,
 ) -> Proposal:
     """The candidates of every left neuron; arguments as of `correlation.find_matches`."""
-    found = []
+    panels = []
     most, few = min(MOST + 1, len(right)), min(FEW, len(right))
     back, back_corr = torch.full((len(right), FEW), -1), torch.full((len(right), FEW), -torch.inf, dtype=torch.float64)
-    for some, rho in correlation_panels(cross, left, right):
+    for rows_here, rho in correlation_panels(cross, left, right):
         missing = torch.isnan(rho)
         highest, asker = rho.masked_fill(missing, -torch.inf).T.topk(min(FEW, len(rho)), 1)
-        back, back_corr = _best_few(back, back_corr, asker.cpu() + some.start + rows, highest.cpu())
+        back, back_corr = _best_few(back, back_corr, asker.cpu() + rows_here.start + rows, highest.cpu())
         low, lowest = rho.masked_fill(missing, torch.inf).topk(few, 1, largest=False)
-        bound = rho.clamp(-LIMIT, LIMIT).atanh_().add_(certainty.reach(z, some)).masked_fill_(missing, -torch.inf)
+        bound = rho.clamp(-LIMIT, LIMIT).atanh_().add_(certainty.reach(z, rows_here)).masked_fill_(missing, -torch.inf)
         bound, index = bound.topk(most, 1)
         none = torch.isinf(bound)
         index = (index + columns).masked_fill(none, -1)
         lowest = (lowest + columns).masked_fill(torch.isinf(low), -1)
-        found.append([part.cpu() for part in (bound, index, lowest, low)])
-    parts = dict(zip(("bound", "index", "lowest", "lowest_corr"), map(torch.cat, zip(*found))))
+        panels.append([part.cpu() for part in (bound, index, lowest, low)])
+    parts = dict(zip(("bound", "index", "lowest", "lowest_corr"), map(torch.cat, zip(*panels))))
     return Proposal(**parts, back=back.masked_fill(torch.isinf(back_corr), -1), back_corr=back_corr)
 
 
@@ -154,13 +154,13 @@ class Candidates(Accumulator):
         return torch.sparse.sampled_addmm(wanted, left.transposed.float(), right.transposed.float().T).values()
 
     def _gathered(self, left: Block, right: Block) -> Float[Tensor, " pairs"]:
-        found = torch.empty(len(self.pairs), device=self.cross.device)
+        products = torch.empty(len(self.pairs), device=self.cross.device)
         step = max(1, BYTES_AT_ONCE // (4 * left.values.element_size() * len(left.values)))
-        for start in range(0, len(found), step):
-            some = slice(start, start + step)
-            mine, theirs = left.transposed[self.left[some]], right.transposed[self.right[some]]
-            found[some] = torch.linalg.vecdot(mine.float(), theirs.float())
-        return found
+        for start in range(0, len(products), step):
+            piece = slice(start, start + step)
+            mine, theirs = left.transposed[self.left[piece]], right.transposed[self.right[piece]]
+            products[piece] = torch.linalg.vecdot(mine.float(), theirs.float())
+        return products
 
     def _merge_tensor(self, name: str, theirs: Tensor) -> None:
         if name != "pairs":

@@ -102,8 +102,8 @@ def together(pieces: Iterable[Piece]) -> Piece:
     """The pieces of one pair of models as one."""
     by_rows: dict[Rows, Piece] = {}
     for piece in sorted(pieces, key=lambda piece: (piece.rows, piece.columns)):
-        there = by_rows.get(piece.rows)
-        by_rows[piece.rows] = piece if there is None else _beside(there, piece)
+        earlier = by_rows.get(piece.rows)
+        by_rows[piece.rows] = piece if earlier is None else _beside(earlier, piece)
     whole, *others = by_rows.values()
     for other in others:
         assert whole.rows[1] == other.rows[0], "pieces with a gap"
@@ -238,32 +238,32 @@ def pieces_of(
     noise = 0.0 if certainty is None else float(certainty.even)
     pieces = []
     for rows, columns, cross in evidence.panels(CoMoments, asker, other):
-        some, theirs = left[slice(*rows)], right[slice(*columns)]
-        matches = find_matches(cross, some, theirs, k, rows=rows[0], columns=columns[0], histogram=final)
-        maxima = torch.full((draws, len(some)), torch.nan, dtype=torch.float64)
+        ours, theirs = left[slice(*rows)], right[slice(*columns)]
+        matches = find_matches(cross, ours, theirs, k, rows=rows[0], columns=columns[0], histogram=final)
+        maxima = torch.full((draws, len(ours)), torch.nan, dtype=torch.float64)
         for draw in range(draws):
             if layers is None:
-                maxima[draw] = _shuffled(evidence, asker, other, draw, rows, some, theirs)
+                maxima[draw] = _shuffled(evidence, asker, other, draw, rows, ours, theirs)
                 continue
             turned = rotation(config.baseline, layers.units.width, config.seed, draw)
-            maxima[draw] = rotated_best(cross, some, layers.part(*columns), turned, noise).cpu()
+            maxima[draw] = rotated_best(cross, ours, layers.part(*columns), turned, noise).cpu()
         proposal = None
         if z is not None:
             assert certainty is not None
             some_certainty = certainty.part(slice(*rows), slice(*columns))
-            proposal = propose(cross, some, theirs, some_certainty, z, rows=rows[0], columns=columns[0])
+            proposal = propose(cross, ours, theirs, some_certainty, z, rows=rows[0], columns=columns[0])
         pieces.append(Piece(rows, columns, matches, maxima, proposal))
     return pieces
 
 
 def _shuffled(evidence: Evidence, asker: str, other: str, draw: int, rows: Rows, left: Tensor, right: Tensor) -> Tensor:
     """Maxima under one draw of shuffled positions."""
-    found = evidence.panels(ShuffledCoMoments, asker, other, draw=draw)
-    (cross,) = [moments for there, _, moments in found if there == rows]
+    panels = evidence.panels(ShuffledCoMoments, asker, other, draw=draw)
+    (cross,) = [moments for of_rows, _, moments in panels if of_rows == rows]
     maxima = torch.empty(len(left), dtype=torch.float64)
-    for some, panel in correlation_panels(cross, left, right):
+    for neurons, panel in correlation_panels(cross, left, right):
         highest = panel.nan_to_num(nan=-torch.inf).amax(1)
-        maxima[some] = torch.where(torch.isnan(left[some]), torch.nan, highest).cpu()
+        maxima[neurons] = torch.where(torch.isnan(left[neurons]), torch.nan, highest).cpu()
     return maxima
 
 

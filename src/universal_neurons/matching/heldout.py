@@ -54,9 +54,9 @@ class PairedMoments(Accumulator):
 
     def non_finite(self) -> tuple[str, int] | None:
         """The first asker or match in which a NaN or infinity was seen."""
-        own, theirs = self.sums[:, [0, 2]].sum((0, 1)), self.sums[:, [1, 3]].sum((0, 1))
+        ours, theirs = self.sums[:, [0, 2]].sum((0, 1)), self.sums[:, [1, 3]].sum((0, 1))
         bad = first_non_finite(self.reads[1].source, theirs)
-        return first_non_finite(self.reads[0].source, own) or (bad and (bad[0], int(self.match[bad[1]])))
+        return first_non_finite(self.reads[0].source, ours) or (bad and (bad[0], int(self.match[bad[1]])))
 
     def result(self) -> "HeldOut":
         """Correlations on all stretches and on all but each one."""

@@ -79,14 +79,14 @@ class Findings:
     def doubts(self, pairs: Iterable[tuple[str, str]]) -> dict[str, float | int]:
         """How sure the whole text's answer is: of a screened search the matches certified, of how many; of a sketch the
         standard error of a small ρ and by how much the best ones were lowered, on average."""
-        found = [self.of[WHOLE, *pair] for pair in pairs]
-        sketched = [finding for finding in found if finding.certainty is not None]
+        findings = [self.of[WHOLE, *pair] for pair in pairs]
+        sketched = [finding for finding in findings if finding.certainty is not None]
         if sketched:
             raw = torch.cat([together(finding.pieces).matches.corr[:, 0] for finding in sketched])
             corrected = torch.cat([finding.whole(1).matches.corr[:, 0] for finding in sketched])
             errors = [float(finding.certainty.even.sqrt()) for finding in sketched if finding.certainty is not None]
             return {"standard_error": max(errors), "lowered": float((raw - corrected).nanmean())}
-        matches = [piece.matches for finding in found for piece in finding.pieces]
+        matches = [piece.matches for finding in findings for piece in finding.pieces]
         if not matches or any(m.certified is None for m in matches):
             return {}
         certified = sum(int(m.certified.sum()) for m in matches if m.certified is not None)
@@ -124,9 +124,9 @@ def _flat(piece: Piece) -> dict[str, Tensor]:
     tensors = {"place": torch.tensor([*piece.rows, *piece.columns])}
     tensors["maxima"] = piece.maxima
     for part in ("matches", "proposal"):
-        there = getattr(piece, part)
-        if there is not None:
-            tensors |= {f"{part}.{name}": t for name, t in vars(there).items() if t is not None}
+        value = getattr(piece, part)
+        if value is not None:
+            tensors |= {f"{part}.{name}": t for name, t in vars(value).items() if t is not None}
     return tensors
 
 

@@ -51,18 +51,18 @@ def load_tokenizer(folder: str | Path) -> Any:
 def find_tokenizer(config: StudyConfig, models: Sequence[Described], *, required: bool = True) -> Any:
     """The tokenizer that is asked for, or the first that a model has (None, where there is none and none is needed)."""
     if config.tokenizer is not None:
-        found = load_tokenizer(folder_of(config.tokenizer))
+        tokenizer = load_tokenizer(folder_of(config.tokenizer))
     else:
-        found = next((model.tokenizer for model in models if model.tokenizer is not None), None)
-    if found is None and required:
+        tokenizer = next((model.tokenizer for model in models if model.tokenizer is not None), None)
+    if tokenizer is None and required:
         raise TokenizerError(
             f"{config.tokenizer or models[0].name}: no tokenizer there",
             wanted="tokenizer.json or another tokenizer's files",
             fix="--tokenizer FOLDER",
         )
-    if found is not None:
-        require_same_ids_every_time(found)
-    return found
+    if tokenizer is not None:
+        require_same_ids_every_time(tokenizer)
+    return tokenizer
 
 
 def _require_sane_ids(folder: Path) -> None:

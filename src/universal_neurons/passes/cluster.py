@@ -274,10 +274,10 @@ def connected(config: StudyConfig) -> Iterator[None]:
             fix="pip install 'universal-neurons[cluster]'",
         ) from None
     if ray.is_initialized():
-        there = ray.get_runtime_context().gcs_address
-        if config.cluster not in ("auto", there):
+        address = ray.get_runtime_context().gcs_address
+        if config.cluster not in ("auto", address):
             raise ClusterAddressError(
-                f"--cluster {config.cluster}: this process is connected to another cluster", given=there, wanted="one"
+                f"--cluster {config.cluster}: this process is connected to another cluster", given=address, wanted="one"
             )
         yield
         return

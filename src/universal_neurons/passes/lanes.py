@@ -103,11 +103,11 @@ class LaneJob:
 
     def identity(self) -> str:
         """Tells these lanes from those of other provisional means, labels or recipes in the same study's folder."""
-        told = hashlib.sha256()
+        digest = hashlib.sha256()
         labels = [a.labels.digest() for a in self.annotations if isinstance(a, LabelSource)]
         for part in (self.ends, self.signs, labels, self.rounding, self.pre, self.provisional, self.recipes):
-            _tell(told, part)
-        return told.hexdigest()[:16]
+            _tell(digest, part)
+        return digest.hexdigest()[:16]
 
     def bounds(self, lane: int) -> tuple[int, int]:
         """The numbers of a lane's first shard and of the one after its last."""

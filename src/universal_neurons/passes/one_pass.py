@@ -178,8 +178,8 @@ class Pass:
                 BY_POSITION: torch.from_numpy(flat % tokens.context),
             }
             for annotation in self.annotations:
-                more, sorted_by = annotation.batch(rows, flat)
-                blocks |= more
+                of_labels, sorted_by = annotation.batch(rows, flat)
+                blocks |= of_labels
                 index |= sorted_by
             index = {name: numbers.to(self.device) for name, numbers in index.items()}
             yield len(rows) * tokens.context, Batch(blocks, shard.group, shard.index, index)

@@ -161,8 +161,8 @@ class CoMoments(Accumulator):
             return
         for start in range(0, len(self.cross), TILE_ROWS):
             tile = slice(start, min(start + TILE_ROWS, len(self.cross)))
-            some = left.values[:, self.rows[0] + tile.start : self.rows[0] + tile.stop]
-            self._take(tile, product_of(some, right.values, left.rounding))
+            columns = left.values[:, self.rows[0] + tile.start : self.rows[0] + tile.stop]
+            self._take(tile, product_of(columns, right.values, left.rounding))
 
     def _take(self, rows: slice, product: Tensor) -> None:
         if self.cross.dtype == torch.float64:

@@ -143,11 +143,11 @@ class Accumulator:
 
     def blocks(self, batch: Batch) -> list[Block]:
         """The blocks it reads; all batches must be shifted by the same provisional mean."""
-        found = [batch.blocks[name] for name in self.reads if name in batch.blocks]
-        basis = tuple(block.basis for block in found)
+        blocks = [batch.blocks[name] for name in self.reads if name in batch.blocks]
+        basis = tuple(block.basis for block in blocks)
         assert self.basis in (None, basis), "batches with different provisional means"
         self.basis = basis
-        return found
+        return blocks
 
     @property
     def key(self) -> str:

@@ -64,8 +64,8 @@ class TopExamples(Accumulator):
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)[:-1]])
         segments = block.values.split(lengths.tolist())
         best = [segment.max(0) for segment in segments]
-        top = torch.stack([found.values for found in best]).float()
-        top_at = torch.stack([found.indices for found in best]) + starts[:, None]
+        top = torch.stack([ranked.values for ranked in best]).float()
+        top_at = torch.stack([ranked.indices for ranked in best]) + starts[:, None]
         hashes = [seed_of("example", self.seed, int(number)) for number in rows]
         sampled_at = starts + torch.tensor([h % n for h, n in zip(hashes, lengths.tolist())], device=starts.device)
         sampled = block.values[sampled_at].float()
@@ -99,9 +99,9 @@ class TopExamples(Accumulator):
         where = torch.full((int(row.max()) + 1, int(position.max()) + 1 + WINDOW), NOWHERE, device=at.device)
         where[row, position] = torch.arange(len(row), device=at.device)
         for step, offset in enumerate(range(-BEFORE, AFTER + 1)):
-            there = where[row[centre], position[centre] + offset]  # before the start: the unused tail
-            found = values[there.clamp_min(0), neuron].float() + mean[neuron].float()
-            self.window[step, band, rank, neuron] = found.where(there >= 0, torch.nan)
+            place = where[row[centre], position[centre] + offset]  # before the start: the unused tail
+            shown = values[place.clamp_min(0), neuron].float() + mean[neuron].float()
+            self.window[step, band, rank, neuron] = shown.where(place >= 0, torch.nan)
 
     def merge(self, other: "Accumulator") -> None:
         """Keep the best of both; the shards of both must differ."""

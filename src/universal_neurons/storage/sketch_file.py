@@ -86,8 +86,8 @@ class FileInParts:
         """Whether there is a file to go on with: one of this size and of no other name."""
         if not os.path.lexists(self.partial):
             return False
-        there = self.partial.lstat()
-        return stat.S_ISREG(there.st_mode) and there.st_nlink == 1 and there.st_size == size
+        status = self.partial.lstat()
+        return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_size == size
 
     def _opened(self) -> BinaryIO:
         return os.fdopen(os.open(self.partial, os.O_RDWR | NOFOLLOW | BINARY), "r+b")
@@ -202,12 +202,12 @@ def sum_rows(shards: Sequence[Shard], signs: Signs, context: int) -> tuple[dict[
 
 def tensors_of(accumulators: Sequence[Accumulator]) -> dict[str, Tensor]:
     """The small tensors of a sketch: moments, extremes, energies, within-layer co-moments."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for accumulator in accumulators:
         kind = STATISTICS.get(type(accumulator))
         if kind is not None:
-            found |= {f"{kind}.{name}": tensor for name, tensor in accumulator.state().items()}
-    return found
+            tensors |= {f"{kind}.{name}": tensor for name, tensor in accumulator.state().items()}
+    return tensors
 
 
 STATISTICS: dict[type[Accumulator], str] = {

@@ -176,12 +176,12 @@ def _candidate_seconds(models: Sequence[Model], config: Settings) -> float:
     """Seconds per token of a screened search's candidates, from a few on random numbers."""
     device, positions, width = config.device, 1024, 1024
     pairs = torch.arange(width * width, device=device)[:: width // MEAN]
-    some = Candidates("a", "b", pairs, width, width, device=device)
+    candidates = Candidates("a", "b", pairs, width, width, device=device)
     values = torch.randn(positions, width, device=device)
     best = float("inf")
     for _ in range(3):
         started = time.perf_counter()
-        some.update(Batch({Key("a"): Block(values), Key("b"): Block(values)}))
+        candidates.update(Batch({Key("a"): Block(values), Key("b"): Block(values)}))
         if config.device.startswith("cuda"):
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)

@@ -89,8 +89,8 @@ class Study:
     def _subsets(self, chosen: np.ndarray) -> tuple[list[str], list[str]]:
         """Subsets to study apart; one whose rows are all held out has nothing to choose from."""
         names = self.tokens.groups(self.config.subset)
-        there = {self.tokens.subset_names[n] for n in set(self.tokens.subsets[chosen].tolist())}
-        without = [name for name in names if name not in there]
+        chosen_from = {self.tokens.subset_names[n] for n in set(self.tokens.subsets[chosen].tolist())}
+        without = [name for name in names if name not in chosen_from]
         if without and tuple(self.config.subset) != ("all",):
             raise TextError(
                 f"subset {without[0]!r} has no rows besides the held-out ones",
@@ -98,7 +98,7 @@ class Study:
                 fix="give more text of it, or leave it out",
             )
         notes = [f"subset {name}: too small to be studied apart" for name in without]
-        return [name for name in names if name in there], notes
+        return [name for name in names if name in chosen_from], notes
 
     def manifest(self) -> dict[str, Any]:
         """The study's identity and the environment it runs in."""

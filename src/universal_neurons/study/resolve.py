@@ -105,14 +105,14 @@ def _pipeline(config: StudyConfig) -> str | None:
     """The pipeline of the syntax labels; None where they are not asked for, or only by default and not there."""
     if config.nlp is None or "syntax" not in config.label_groups:
         return None
-    found = find_pipeline(config.nlp)
-    if found is None and "syntax" in config.labels:
+    pipeline = find_pipeline(config.nlp)
+    if pipeline is None and "syntax" in config.labels:
         raise MissingExtraError(
             "--labels syntax: no English spaCy pipeline is installed",
             wanted="the extra nlp",
             fix="pip install 'universal-neurons[nlp]', or name another pipeline with --nlp",
         )
-    return found
+    return pipeline
 
 
 def load_models(config: StudyConfig) -> list[Model]:

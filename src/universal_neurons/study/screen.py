@@ -38,13 +38,13 @@ class Screen:
 
     def recipes(self) -> list[Recipe]:
         """The sums of all candidates, of every group of shards."""
-        found: list[Recipe] = []
+        recipes: list[Recipe] = []
         for left, right in self._unordered():
             pairs = self._pairs(left, right)
             n_left, n_right = self.models[left].n_neurons, self.models[right].n_neurons
             for group in range(self.study.n_groups):
-                found.append(partial(Candidates, left, right, pairs, n_left, n_right, group=group))
-        return found
+                recipes.append(partial(Candidates, left, right, pairs, n_left, n_right, group=group))
+        return recipes
 
     def settle(self, candidates: Sequence[Accumulator], statistics: Sequence[Accumulator]) -> None:
         """Replace what the sketch found by what the candidates say."""
@@ -65,11 +65,11 @@ class Screen:
             self.findings.of[scope, asker, other] = Finding([replace(piece, matches=matches, proposal=None)])
 
     def _unordered(self) -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = []
+        pairs: list[tuple[str, str]] = []
         for asker, other in self.study.asked:
-            if (other, asker) not in found:
-                found.append((asker, other))
-        return found
+            if (other, asker) not in pairs:
+                pairs.append((asker, other))
+        return pairs
 
     def _pairs(self, left: str, right: str) -> Tensor:
         """The candidates of two models, either way, of the whole text and of subsets."""

@@ -93,8 +93,8 @@ class Stages:
         networks = study.reader.networks
         tokenizer = find_tokenizer(self.config, networks, required=False)
         vocabulary, heldout = vocabulary_of(tokenizer, networks), np.concatenate(study.stretches)
-        own = study.labelling.own.tokens if study.labelling is not None else {}
-        roles = Roles(self.config, networks, study.tokens, heldout, vocabulary, neurons, self.matches, own)
+        token_sets = study.labelling.own.tokens if study.labelling is not None else {}
+        roles = Roles(self.config, networks, study.tokens, heldout, vocabulary, neurons, self.matches, token_sets)
         tables = roles.run(self.reporter)
         neurons = tables.pop("neurons")
         for name, table in tables.items():
@@ -129,8 +129,8 @@ class Stages:
         with self.reporter.stage("compare"):
             self.doubts = outcome.findings.doubts(self.study.asked)
             comparisons = [self._comparison(outcome, asker) for asker in self.study.askers]
-            for found in comparisons:
-                self.columns[found.asker] |= excess_columns(found, self.config.threshold)
+            for comparison in comparisons:
+                self.columns[comparison.asker] |= excess_columns(comparison, self.config.threshold)
             subsets = self.study.subsets if self.study.askers else []
             by_subset = {name: self._comparison(outcome, self.names[0], Scope(subset=name)) for name in subsets}
         explainer = None
@@ -147,8 +147,8 @@ class Stages:
             if explainer is not None:
                 for name, table in explainer.tables().items():
                     self.write(name, table)
-            for asker, found in zip(self.study.askers, comparisons):
-                self.columns[asker] |= universality_columns(found, heldout[asker], self.config.threshold)
+            for asker, comparison in zip(self.study.askers, comparisons):
+                self.columns[asker] |= universality_columns(comparison, heldout[asker], self.config.threshold)
             if comparisons:
                 self.matches = matches_table(self.units, comparisons, heldout)
                 self.write("matches", self.matches)
