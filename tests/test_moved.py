@@ -29,7 +29,7 @@ def test_what_is_set_by_a_former_name_is_set(monkeypatch):
     assert import_module("universal_neurons.text.tokens").SHARD_POSITIONS == 7
 
 
-@pytest.mark.parametrize("name", ["universal_neurons.no_such", "tokens", "universal_neurons.text.stream"])
+@pytest.mark.parametrize("name", ["universal_neurons.no_such", "self_correlation", "universal_neurons.text.stream"])
 def test_no_other_name_is_found(name):
     with pytest.raises(ModuleNotFoundError):
         import_module(name)
