@@ -11,12 +11,11 @@ from measure import PeakMemory, timed
 from searches import CONTEXT, Run, forwards, random_model, random_tokens, settings_of
 
 from universal_neurons.models import Model
-from universal_neurons.passes import model_pairs
+from universal_neurons.study.estimate import gemm_flops
 from universal_neurons.study.memory import memory_plan, plan_layout
 
 PAPER_TOKENS = 100_000_000
 WARM_TOKENS = 65_536
-UPPER_BLOCKS = 0.625  # of a layer's products with itself: those on and above the diagonal
 COLUMNS = (
     "models", "search", "tokens", "forwards alone, s", "pass, s", "second pass, s", "answer, s",
     "products at the peak / (pass − forwards)", "(forwards + products at the peak) / whole",
@@ -46,13 +45,6 @@ def product_peak(device: str, dtype: torch.dtype, size: int) -> float:
     into = torch.empty(size, size, device=device, dtype=dtype)
     seconds = min(timed(lambda: torch.mm(left, right, out=into))[0] for _ in range(8))
     return 2.0 * size**3 / seconds
-
-
-def products_per_token(models: Sequence[Model]) -> float:
-    """FLOP of an exact search's products, a token."""
-    pairs = sum(left.n_neurons * right.n_neurons for left, right in model_pairs(models, "reference"))
-    within = sum(width**2 for model in models[1:] for width in model.units.widths)
-    return 2.0 * (pairs + UPPER_BLOCKS * within)
 
 
 def speed_on_gpu(*, toy: bool = False) -> None:
@@ -96,7 +88,7 @@ def cells(models: Sequence[Model], search: str, count: int, device: str, peak: f
         run.go()
     first, second = run.seconds["pass"], run.seconds.get("second pass", 0.0)
     answer = run.total - first - second
-    products = products_per_token(models) * tokens.counted / peak
+    products = gemm_flops(models, config) * tokens.counted / peak
     shares = [f"{products / (first - forward):.0%}", f"{(forward + products) / run.total:.0%}"]
     whole = (first + second) * PAPER_TOKENS / tokens.counted + answer
     return [

@@ -18,16 +18,14 @@ from universal_neurons.features import NeuronSource
 from universal_neurons.matching import WHOLE, Evidence, Findings
 from universal_neurons.models import Model
 from universal_neurons.passes import (
-    Panel,
     Pass,
     blocks_of,
     model_pairs,
-    model_recipes,
-    panel_recipes,
     provisional_state,
     settle_from,
     signs_of,
 )
+from universal_neurons.passes.panels import study_recipes
 from universal_neurons.statistics import Statistics
 from universal_neurons.study import decide
 from universal_neurons.study.resolve import resolve
@@ -91,9 +89,8 @@ class Run:
         shards = self.tokens.shards(np.arange(len(self.tokens)))
         asked = [(names[0], other) for other in names[1:]]
         sources = [NeuronSource(model, config.gemm_dtype) for model in models]
-        panels = [Panel(left, right, (0, left.n_neurons)) for left, right in model_pairs(models, "reference")]
-        recipes = model_recipes(models, set(names[1:]), config)
-        recipes += panel_recipes(panels, config, compensated=self.compensated)
+        pairs = model_pairs(models, "reference")
+        recipes = study_recipes(models, pairs, config, compensated=self.compensated)
         run = Pass(sources, recipes, signs=signs_of(config))
         read = partial(run.run, self.tokens, shards, batch_tokens=config.batch_tokens)
         self.stage("pass", read)

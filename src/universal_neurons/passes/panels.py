@@ -134,9 +134,15 @@ def model_recipes(
 
 
 def study_recipes(
-    models: Sequence[Described], pairs: Sequence[tuple[Described, Described]], config: Settings, groups: int = 1
+    models: Sequence[Described],
+    pairs: Sequence[tuple[Described, Described]],
+    config: Settings,
+    groups: int = 1,
+    *,
+    compensated: bool = False,
 ) -> list[Recipe]:
     """All that a comparison of whole matrices needs."""
     whole = [Panel(left, right, (0, left.n_neurons)) for left, right in pairs]
     rotated = {model.name for pair in pairs for model in (pair if config.pairs == "all" else pair[1:])}
-    return model_recipes(models, rotated, config, groups) + panel_recipes(whole, config, groups)
+    own = model_recipes(models, rotated, config, groups)
+    return own + panel_recipes(whole, config, groups, compensated=compensated)

@@ -13,7 +13,7 @@ from universal_neurons.features import NeuronSource
 from universal_neurons.interventions import reading_seconds
 from universal_neurons.matching import MEAN, Candidates
 from universal_neurons.models import Model
-from universal_neurons.passes import cut, signs_of
+from universal_neurons.passes import signs_of
 from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES
 from universal_neurons.statistics import (
     BANDS,
@@ -38,6 +38,7 @@ from universal_neurons.study.memory import (
     available_memory,
     memory_plan,
     pairs_of,
+    passes_of,
     plan_layout,
     shuffles,
     within_layers,
@@ -114,7 +115,7 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
     per_token = sum(forward.values())
     plan = memory_plan(config, models, layout, groups=groups)
     pairs = pairs_of(config, models)
-    later = cut(pairs, layout.passes, by_layer=config.pairs == "all")[1:] if pairs else []
+    later = passes_of(config, models, layout)[1:]
     again = sum(forward[name] for panels in later for name in {m.name for p in panels for m in (p.left, p.right)})
     askers = len(models) if config.pairs == "all" else 1
     pair_products = [a.n_neurons * b.n_neurons * b.d_mlp for a, b in pairs]

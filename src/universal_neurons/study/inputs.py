@@ -15,8 +15,9 @@ from universal_neurons.errors import ConfigError, TextError
 from universal_neurons.features import Reader
 from universal_neurons.labels import Labelling
 from universal_neurons.models import Described, find_tokenizer
-from universal_neurons.passes import Layout, Panel, cut, model_pairs
+from universal_neurons.passes import Layout, Panel
 from universal_neurons.roles import require_roles
+from universal_neurons.study.memory import passes_of
 from universal_neurons.study.resolve import identity
 from universal_neurons.text import Shard, TokenDataset
 
@@ -70,9 +71,7 @@ class Study:
     def lay_out(self, layout: Layout) -> None:
         """Settle how the co-moments are made."""
         self.layout = layout
-        pairs = model_pairs(self.models, self.config.pairs) if self.askers else []
-        both = self.config.pairs == "all"
-        self.panels: list[list[Panel]] = cut(pairs, layout.passes, by_layer=both) if pairs else [[]]
+        self.panels: list[list[Panel]] = passes_of(self.config, self.models, layout)
 
     @property
     def tokens(self) -> TokenDataset:

@@ -57,8 +57,8 @@ def memory_plan(
     weights = max(map(weight_bytes, models)) if "weights" in config.stages else 0
     if not config.reads_tokens:
         return MemoryPlan(0, 0, 0, PAGES_BYTES, weights)
-    passes = passes_of(config, models, layout or Layout())
-    compensated = (layout or Layout()).compensated
+    layout = layout or Layout()
+    passes, compensated = passes_of(config, models, layout), layout.compensated
     labels = label_bytes(config, models)[0] if "labels" in config.stages else 0
     lanes = 2 if config.lanes > 1 else 1  # the lane that is added up, and the sum of those that are done
     askers = models if config.pairs == "all" else models[:1]
@@ -95,6 +95,11 @@ def _value_bytes(config: Settings) -> int:
     return 2 if _on_gpu(config) and config.gemm_dtype == "bfloat16" else 4
 
 
+def _example_bytes(config: Settings) -> int:
+    """Bytes of a neuron's examples in the pass: of each a window, row, position and score, four bytes a number."""
+    return len(BANDS) * config.examples * (WINDOW + 3) * 4
+
+
 def _statistics(
     config: Settings, models: Sequence[Described], passes: Sequence[Sequence[Panel]], compensated: bool, groups: int
 ) -> int:
@@ -103,8 +108,7 @@ def _statistics(
     size = groups * largest * _entry_bytes(config, compensated) * (1 + shuffles(config))  # each draw has its own
     size += groups * STATE_BYTES * within_layers(config, models)
     if "statistics" in config.stages:
-        windows = len(BANDS) * config.examples * (WINDOW + 3) * 4  # int32 and float32: a window, row, position, score
-        size += sum(m.n_neurons for m in models) * (4 * FLOAT_BINS + windows)
+        size += sum(m.n_neurons for m in models) * (4 * FLOAT_BINS + _example_bytes(config))
     return size
 
 
@@ -145,8 +149,7 @@ def _workspace(
         proposed = sum(a.n_neurons + b.n_neurons for a, b in pairs)
         size += proposed * (groups + (groups > 1)) * PROPOSAL_BYTES
     if "statistics" in config.stages:  # windows before and after they are sorted; the rows of the examples' table
-        windows = len(BANDS) * config.examples * (WINDOW + 3) * 4
-        size += largest_model * (2 * windows + len(BANDS) * config.examples * EXAMPLE_BYTES)
+        size += largest_model * (2 * _example_bytes(config) + len(BANDS) * config.examples * EXAMPLE_BYTES)
     if "labels" in config.stages:  # six float64 matrices of labels × a panel of neurons; the annotation
         columns = label_bytes(config, models)[1]
         size += 6 * 8 * columns * min(largest_model, PANEL_NEURONS)
