@@ -6,16 +6,25 @@ layer and model of equal width.  `gaussian` takes the authors' matrix instead: G
 `permutation` shuffles token positions during the pass (`comoments.ShuffledCoMoments`).
 
 Excess correlation (eq 3): mean over models of [best ρ − mean over draws of the best baseline ρ].
+
+Two things make the paper's rotation hard to read.  Where a few neurons hold most of a layer's variance every rotated
+neuron is mostly these, so their own baseline is near 1; and no excess exceeds 1 − baseline.  So each draw is applied to
+standardised neurons too, and `normalised` says how much of the way from the baseline to 1 a neuron went.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from universal_neurons.statistics import CrossMoments, LayerCovariance, seed_of
 
 PANEL_ROWS = 4096
+NO_UNIT = -1
+HIGHEST_BASELINE = 0.95  # above it an excess says nothing
 
 
 def rotation(kind: str, width: int, seed: int, draw: int) -> Float[Tensor, "width width"]:
@@ -29,35 +38,97 @@ def rotation(kind: str, width: int, seed: int, draw: int) -> Float[Tensor, "widt
     return q * r.diagonal().sign()
 
 
+@dataclass(frozen=True)
+class Maxima:
+    """Every neuron's highest ρ with the other model's rotated neurons, in some draws of the baseline.
+
+    `unit` says which rotated neuron it is with (layer · width + row of the draw's matrix); −1 where there is none.
+    """
+
+    corr: Float[Tensor, "draws neurons"]
+    unit: Int[Tensor, "draws neurons"]
+
+    @classmethod
+    def nothing(cls, draws: int, neurons: int) -> "Maxima":
+        """Of no comparison."""
+        return cls(torch.full((draws, neurons), torch.nan, dtype=torch.float64), torch.full((draws, neurons), NO_UNIT))
+
+    def beside(self, other: "Maxima") -> "Maxima":
+        """Of the same neurons with two parts of the other model: with both."""
+        better = (other.corr > self.corr) | self.corr.isnan()
+        return Maxima(torch.where(better, other.corr, self.corr), torch.where(better, other.unit, self.unit))
+
+    def below(self, other: "Maxima") -> "Maxima":
+        """Of two parts of the neurons: of both."""
+        return Maxima(torch.cat([self.corr, other.corr], 1), torch.cat([self.unit, other.unit], 1))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The maxima of several other models: their ρ, and the rotated neurons they are with."""
+
+    maxima: Float[np.ndarray, "draws models neurons"]
+    units: Int[np.ndarray, "draws models neurons"]
+
+    @classmethod
+    def of(cls, maxima: Sequence[Maxima]) -> "Baseline":
+        """Of the other models, in this order."""
+        parts = [torch.stack([getattr(one, name) for one in maxima], 1).numpy() for name in ("corr", "unit")]
+        return cls(*parts)
+
+    @property
+    def mean(self) -> Float[np.ndarray, "models neurons"]:
+        """The baseline of every neuron in each model: the mean over draws."""
+        return np.asarray(self.maxima.mean(0))
+
+
 def rotated_best(
     cross: CrossMoments,
     left: Float[Tensor, " left"],
     right: LayerCovariance,
     rotated: Float[Tensor, "width width"],
     noise: float = 0.0,
-) -> Float[Tensor, " left"]:
-    """Every left neuron's highest ρ with the rotated neurons of the other model, over all its layers.
+    *,
+    standardised: bool = False,
+) -> tuple[Float[Tensor, " left"], Int[Tensor, " left"]]:
+    """Every left neuron's highest ρ with the rotated neurons of the other model, over all its layers; and with which.
 
     `left` holds inverse norms; NaN (dead) stays NaN.  `noise` is the error variance of a sketch's ρ: the ρ with a
     layer's rotated neurons are near Gaussian, so their maximum shrinks with their spread, √(1 − noise / mean ρ²).
+    `standardised` rotates the other model's neurons after each was brought to variance 1: else the few of largest
+    variance are most of every rotated one.  A rotated neuron is numbered layer · width + row of `rotated`.
     """
     single = rotated.to(left.device, torch.float32)
     rotated = rotated.to(left.device)
     best = torch.full_like(left, -torch.inf, dtype=torch.float32)
+    unit = torch.full(left.shape, NO_UNIT, device=left.device)
     for layer, covariance in enumerate(right.centred):
+        columns = right.units.columns(layer)
+        inverse = inverse_deviations(covariance) if standardised else None
+        if inverse is not None:
+            covariance = covariance * inverse[:, None] * inverse
         variance = ((rotated @ covariance) * rotated).sum(1)
         scale = torch.where(variance > 0, variance.rsqrt(), torch.nan).float()
-        columns = right.units.columns(layer)
         for start in range(0, len(left), PANEL_ROWS):
             rows = slice(start, start + PANEL_ROWS)
-            standardised = (cross.centred(rows, columns) * left[rows, None]).float()
-            rho = (standardised @ single.T).mul_(scale)
-            highest = rho.nan_to_num(nan=-torch.inf).amax(1)
+            centred = cross.centred(rows, columns) * left[rows, None]
+            if inverse is not None:
+                centred *= inverse
+            rho = (centred.float() @ single.T).mul_(scale)
+            highest, row = rho.nan_to_num(nan=-torch.inf).max(1)
             if noise:
                 highest *= (1 - noise / rho.square_().nanmean(1)).clamp_min(0).sqrt()
-            best[rows] = torch.maximum(best[rows], highest)
-    best = torch.where(torch.isfinite(best), best.clamp(-1, 1), torch.nan)
-    return torch.where(torch.isnan(left), torch.nan, best.double())
+            better = highest > best[rows]
+            best[rows] = torch.where(better, highest, best[rows])
+            unit[rows] = torch.where(better, row + columns.start, unit[rows])
+    known = torch.isfinite(best) & ~torch.isnan(left)
+    return torch.where(known, best.clamp(-1, 1).double(), torch.nan), torch.where(known, unit, NO_UNIT)
+
+
+def inverse_deviations(covariance: Float[Tensor, "width width"]) -> Float[Tensor, " width"]:
+    """1/√Σ(x−x̄)² of a layer's neurons, 0 for dead ones: what standardises them."""
+    squares = covariance.diagonal()
+    return torch.where(squares > 0, squares.rsqrt(), 0)
 
 
 def excess_correlation(
@@ -65,6 +136,17 @@ def excess_correlation(
 ) -> Float[np.ndarray, " neurons"]:
     """Eq 3, the baseline averaged over its draws."""
     return (best - maxima.mean(0)).mean(0)
+
+
+def normalised_excess(
+    best: Float[np.ndarray, "models neurons"], baseline: Float[np.ndarray, "models neurons"]
+) -> Float[np.ndarray, " neurons"]:
+    """Mean over models of (ρ − b) / (1 − b): 1 where every match is perfect, 0 where it is the baseline's.
+
+    NaN where a baseline exceeds .95: there is nothing left to measure.
+    """
+    room = np.where(baseline <= HIGHEST_BASELINE, 1 - baseline, np.nan)
+    return np.asarray(((best - baseline) / room).mean(0))
 
 
 def q_values(

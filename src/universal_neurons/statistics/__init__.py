@@ -37,7 +37,18 @@ if TYPE_CHECKING:
         seed_of,
     )
     from universal_neurons.statistics.examples import AFTER, BANDS, BEFORE, QUANTILES, WINDOW, Examples, TopExamples
-    from universal_neurons.statistics.keys import BY_POSITION, BY_PREVIOUS, BY_ROW, BY_WORD, LABELS, Key, Named, What
+    from universal_neurons.statistics.jackknife import Jackknifed
+    from universal_neurons.statistics.keys import (
+        BY_POSITION,
+        BY_PREVIOUS,
+        BY_ROW,
+        BY_TOKEN,
+        BY_WORD,
+        LABELS,
+        Key,
+        Named,
+        What,
+    )
     from universal_neurons.statistics.moments import (
         FLOAT_BINS,
         GroupedSums,
@@ -76,7 +87,7 @@ else:
         __name__,
         {
             "contract": ["Accumulator", "Batch", "Block", "Extremes", "Recipe", "first_non_finite", "seed_of"],
-            "keys": ["BY_POSITION", "BY_PREVIOUS", "BY_ROW", "BY_WORD", "Key", "LABELS", "Named", "What"],
+            "keys": ["BY_POSITION", "BY_PREVIOUS", "BY_ROW", "BY_TOKEN", "BY_WORD", "Key", "LABELS", "Named", "What"],
             "container": ["Kind", "Statistics"],
             "comoments": [
                 "CoMoments",
@@ -98,6 +109,7 @@ else:
                 "SumSquares",
                 "deterministic",
             ],
+            "jackknife": ["Jackknifed"],
             "examples": ["AFTER", "BANDS", "BEFORE", "Examples", "QUANTILES", "TopExamples", "WINDOW"],
             "signed_sums": [
                 "CANDIDATES_SEEN",
