@@ -88,7 +88,9 @@ def test_the_estimates_are_differences_on_the_same_stretches_and_stay_possible()
     chooser = np.random.default_rng(1)
     value, base = chooser.uniform(0.5, 0.99, (2, NEURONS)), chooser.uniform(0.1, 0.4, (2, NEURONS))
     noise = 0.05 * chooser.standard_normal((2, 20, NEURONS))
-    matches = [HeldOut(Jackknifed(v, v + e), np.full(NEURONS, 20.0)) for v, e in zip(value, noise)]
+    matches = [
+        HeldOut(Jackknifed(v, v + e), np.full(NEURONS, 20.0), np.ones((2, NEURONS))) for v, e in zip(value, noise)
+    ]
     heldout = [Jackknifed(b, b + e) for b, e in zip(base, noise)]  # the same noise: the difference has none
     baseline = Baseline(np.broadcast_to(base, (4, 2, NEURONS)), np.zeros((4, 2, NEURONS), int))
     excess = excess_estimate(matches, baseline, heldout)

@@ -204,6 +204,10 @@ class Evidence:
         """Mask of a model's dead neurons: constant, or so small that their squares vanish."""
         return self._total(Extremes, model).result() | (self.spread(model).centred <= 0)
 
+    def variances(self, model: str) -> Tensor:
+        """Every neuron's variance."""
+        return self.spread(model).centred / max(self.count(model), 1)
+
     def position_share(self, model: str) -> Tensor:
         """The largest share that one position has of every neuron's Σ(x−x̄)²; NaN for dead ones."""
         spread, extremes = self.spread(model), self._total(Extremes, model)

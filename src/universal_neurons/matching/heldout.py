@@ -58,15 +58,18 @@ class PairedMoments(Accumulator):
     def result(self) -> "HeldOut":
         """Correlations on all stretches and on all but each one, and how many stretches carry them."""
         counts, sums = self.counts.numpy(), self.sums.cpu().numpy()
-        return HeldOut(Jackknifed.of(rho, counts, sums), carrying_stretches(counts, sums))
+        total, (a, b, aa, bb, _) = max(counts.sum(), 1), sums.sum(0)
+        variances = np.stack([aa / total - (a / total) ** 2, bb / total - (b / total) ** 2]).clip(0)
+        return HeldOut(Jackknifed.of(rho, counts, sums), carrying_stretches(counts, sums), variances)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """ρ of every neuron with its match on held-out rows, and how many stretches of them carry it."""
+    """ρ of every neuron with its match on held-out rows, how many stretches of them carry it, the variances of both."""
 
     corr: Jackknifed
     stretches: Float[np.ndarray, " neurons"]
+    variances: Float[np.ndarray, "2 neurons"]
 
 
 def rho(count: float, sums: Float[np.ndarray, "5 neurons"]) -> Float[np.ndarray, " neurons"]:

@@ -129,6 +129,7 @@ class Stages:
                 self.columns[comparison.asker] |= excess_columns(comparison, self.config.threshold)
             for name in self.names:
                 self.columns[name]["position_share"] = everything.position_share(name).cpu().numpy()
+            variances = {name: everything.variances(name).cpu().numpy() for name in self.names}
             deviations = {name: everything.norms(name).nan_to_num(nan=0).cpu() for name in self.names}
             subsets = self.study.subsets if self.study.askers else []
             by_subset = {name: self._comparison(outcome, self.names[0], Scope(subset=name)) for name in subsets}
@@ -149,9 +150,10 @@ class Stages:
                     self.write(name, table)
             shares = {name: self.columns[name]["position_share"] for name in self.names}
             for comparison in comparisons:
-                self.columns[comparison.asker] |= heldout_columns(comparison, details[comparison.asker], shares)
+                detail = details[comparison.asker]
+                self.columns[comparison.asker] |= heldout_columns(comparison, detail, shares, variances)
             if comparisons:
-                self.matches = matches_table(self.units, comparisons, details)
+                self.matches = matches_table(self.units, comparisons, details, variances)
                 self.write("matches", self.matches)
                 self.write("layers", layers_table(self.units, comparisons))
                 self.write("correlations", correlations_table(comparisons))

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import torch
+from jaxtyping import Float
 
 from universal_neurons.labels import FEWEST, POSITION, Families, Label, LabelSet
 from universal_neurons.matching import (
@@ -25,7 +26,8 @@ from universal_neurons.text import TokenDataset
 from universal_neurons.units import Units
 
 TOP_TOKENS = 10
-FEW_STRETCHES, LARGE_SHARE = 5, 0.05  # of stretches of text, and of one position in a neuron's variance
+FEW_STRETCHES, LARGE_SHARE = 3, 0.05  # of stretches of text, and of one position in a neuron's variance
+UNLIKE = 1.5  # held-out rows whose variance is so many times that of the rows that choose, or less by as much
 
 
 def _places(model: str, units: Units) -> dict[str, Any]:
@@ -68,8 +70,13 @@ def neurons_table(units: Mapping[str, Units], columns: Mapping[str, Mapping[str,
     return table.with_columns(**missing).select(pl.col(name).cast(kind) for name, kind in NEURON_SCHEMA.items())
 
 
-def heldout_columns(comparison: Comparison, detail: Detail, shares: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What held-out rows say of neurons that were asked about; `shares` is the `position_share` of every model."""
+def heldout_columns(
+    comparison: Comparison, detail: Detail, shares: Mapping[str, np.ndarray], variances: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """What held-out rows say of neurons that were asked about.
+
+    `shares` is the `position_share` of every model, `variances` those of its activations on the rows that choose.
+    """
     raw = heldout_baseline(comparison.raw, detail.rotated, detail.matches)
     standardised = heldout_baseline(comparison.standardised, detail.standardised, detail.matches)
     excess = excess_estimate(detail.matches, comparison.raw, raw)
@@ -82,16 +89,38 @@ def heldout_columns(comparison: Comparison, detail: Detail, shares: Mapping[str,
     columns |= {"baseline_standardised_low": baseline.low, "baseline_standardised_high": baseline.high}
     for name, estimate in further.items():
         columns |= {f"{name}_heldout": estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    return columns | {"carried_by_few": _carried_by_few(comparison, detail, shares)}
+    return columns | {"carried_by_few": _carried_by_few(comparison, detail, shares, variances)}
 
 
-def _carried_by_few(comparison: Comparison, detail: Detail, shares: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Whether few stretches of text carry a neuron's matches, or one position much of it or of a match."""
-    share = shares[comparison.asker]
-    for other, match in zip(comparison.others, comparison.best_index):
-        share = np.fmax(share, shares[other][match])
-    stretches = np.min([match.stretches for match in detail.matches], 0)
-    return np.asarray((share > LARGE_SHARE) | (stretches < FEW_STRETCHES))
+def _carried_by_few(
+    comparison: Comparison, detail: Detail, shares: Mapping[str, np.ndarray], variances: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Whether a neuron's matches rest on little text.
+
+    On few stretches; a large part of a neuron on one position; or on text of which held-out rows have another share than
+    the rows that choose.
+    """
+    few = shares[comparison.asker] > LARGE_SHARE
+    for place, (other, match) in enumerate(zip(comparison.others, comparison.best_index)):
+        ratio = variance_ratio(comparison, detail, place, variances)
+        few |= shares[other][match] > LARGE_SHARE
+        few |= (detail.matches[place].stretches < FEW_STRETCHES) | (np.abs(np.log(ratio)) > np.log(UNLIKE))
+    return few
+
+
+def variance_ratio(
+    comparison: Comparison, detail: Detail, place: int, variances: Mapping[str, np.ndarray]
+) -> Float[np.ndarray, " neurons"]:
+    """Variance on held-out rows over that on the rows that choose, of a neuron or its match: the one further from 1.
+
+    NaN of sketches, which know no single position.
+    """
+    if detail.ranks is None:
+        return np.full(len(comparison.excess), np.nan)
+    theirs = variances[comparison.others[place]][comparison.best_index[place]]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mine, match = detail.matches[place].variances / np.stack([variances[comparison.asker], theirs])
+        return np.asarray(np.where(np.abs(np.log(mine)) >= np.abs(np.log(match)), mine, match))
 
 
 def excess_columns(comparison: Comparison, threshold: float) -> dict[str, Any]:
@@ -130,7 +159,10 @@ def subsets_table(units: Mapping[str, Units], by_subset: Mapping[str, Comparison
 
 
 def matches_table(
-    units: Mapping[str, Units], comparisons: Sequence[Comparison], details: Mapping[str, Detail]
+    units: Mapping[str, Units],
+    comparisons: Sequence[Comparison],
+    details: Mapping[str, Detail],
+    variances: Mapping[str, np.ndarray],
 ) -> pl.DataFrame:
     """A row per living asker, other model and rank (1 = best, −1 = most negative); intervals for rank 1."""
     frames = []
@@ -153,6 +185,7 @@ def matches_table(
                         "corr_ranks": None if detail.ranks is None else detail.ranks[place],
                         "corr_within_tokens": None if detail.within is None else detail.within[place],
                         "stretches": heldout.stretches,
+                        "variance_ratio": variance_ratio(comparison, detail, place, variances),
                     }
                 frames.append(pl.DataFrame(columns))
             columns = _match(comparison.asker, units[comparison.asker], other, -1)
@@ -163,7 +196,7 @@ def matches_table(
     return table.sort(order).select(
         "asker", "layer", "neuron", "model", "rank", "match_layer", "match_neuron",
         "corr", "corr_heldout", "corr_low", "corr_high", "mutual", pl.col("certified").cast(pl.Boolean),
-        pl.col("corr_ranks", "corr_within_tokens", "stretches").cast(pl.Float64),
+        pl.col("corr_ranks", "corr_within_tokens", "stretches", "variance_ratio").cast(pl.Float64),
     )  # fmt: skip
 
 
