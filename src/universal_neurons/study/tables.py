@@ -97,8 +97,8 @@ def _carried_by_few(
 ) -> np.ndarray:
     """Whether a neuron's matches rest on little text.
 
-    On few stretches; a large part of a neuron on one position; or on text of which held-out rows have another share than
-    the rows that choose.
+    On few stretches; a large part of a neuron on one position; or on text of which held-out rows have another share
+    than the rows that choose.
     """
     few = shares[comparison.asker] > LARGE_SHARE
     for place, (other, match) in enumerate(zip(comparison.others, comparison.best_index)):
