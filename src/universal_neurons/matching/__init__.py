@@ -7,6 +7,9 @@ comparison   one model's neurons against all others', from a pass's statistics, 
 pieces       the pieces of every pair, until they make a whole
 convergence  the answer so far, at log-spaced numbers of tokens
 heldout      the match's correlation on held-out rows, with intervals
+significance p-values and false-discovery rates under untrained networks
+thresholds   how many are universal at many thresholds, and how many by chance
+cliques      units of all models that are each other's best matches, and those of random bases
 selection    the universal neurons, or the top 1 % where none is
 """
 
@@ -23,12 +26,15 @@ if TYPE_CHECKING:
         how_many,
         pairs_of,
     )
+    from universal_neurons.matching.cliques import Cliques, RandomBases, best_of, can_be_rotated, mutual_cliques
     from universal_neurons.matching.comparison import Comparison, Evidence, Piece, groups_of
     from universal_neurons.matching.convergence import DRAWS, convergence_table, reading_points
     from universal_neurons.matching.correlation import BINS, PANEL_ELEMENTS, layer_profile
     from universal_neurons.matching.heldout import HeldOut, PairedMoments, corr_interval, excess_interval
     from universal_neurons.matching.pieces import WHOLE, Finding, Findings, Place, Scope
     from universal_neurons.matching.selection import singled_out
+    from universal_neurons.matching.significance import discovery_rates, p_values
+    from universal_neurons.matching.thresholds import counts_above, null_counts, null_excess, thresholds_with
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -39,6 +45,9 @@ else:
             "pieces": ["Finding", "Findings", "Place", "Scope", "WHOLE"],
             "convergence": ["DRAWS", "convergence_table", "reading_points"],
             "heldout": ["HeldOut", "PairedMoments", "corr_interval", "excess_interval"],
+            "significance": ["discovery_rates", "p_values"],
+            "thresholds": ["counts_above", "null_counts", "null_excess", "thresholds_with"],
+            "cliques": ["Cliques", "RandomBases", "best_of", "can_be_rotated", "mutual_cliques"],
             "selection": ["singled_out"],
         },
     )
