@@ -28,7 +28,7 @@ def _schema(kind: Any, names: str) -> dict[str, Any]:
 NEURON_SCHEMA: dict[str, Any] = {
     "model": pl.String, "layer": pl.Int32, "neuron": pl.Int32, "dead": pl.Boolean,
     **_schema(pl.Float64, """max_corr mean_corr min_corr max_baseline mean_baseline min_baseline excess_corr
-        excess_heldout excess_low excess_high q_value"""),
+        excess_heldout excess_low excess_high q_value p_untrained fdr_untrained"""),
     "is_universal": pl.Boolean,
     **_schema(pl.Float64, """w_in_norm w_up_norm input_bias w_out_norm in_out_sim in_up_sim up_out_sim l2_penalty
         in_cos_max in_cos_min out_cos_max out_cos_min vocab_mean vocab_var vocab_skew vocab_kurt
