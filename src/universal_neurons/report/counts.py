@@ -32,9 +32,9 @@ def _around(rows: pl.DataFrame, own: float) -> pl.DataFrame:
 
 def untrained_line(store: Store, asker: str) -> str:
     """How many neurons exceed untrained ones, and how far these come."""
-    null = store.table("null").filter(pl.col("asker") == asker)["excess_corr"]
+    null = store.table("null").filter(pl.col("asker") == asker)["excess_corr"].to_numpy()
     rates = store.neurons.filter(pl.col("model") == asker)["fdr_untrained"]
-    largest = "none of theirs lives" if null.is_empty() else f"their largest excess is {null.max():.3f}"
+    largest = f"their largest excess is {null.max():.3f}" if len(null) else "none of theirs lives"
     found = int((rates <= DISCOVERY).sum())
     draws = store.manifest["null"]["draws"]
     return f"{found} neurons at FDR ≤ {_number(DISCOVERY)}; {largest} ({draws} draw{'s' if draws > 1 else ''})"

@@ -310,7 +310,7 @@ def roles_view(store: Store) -> Table:
 
 def cliques_view(store: Store) -> Table:
     """How many mutual cliques there are, and how many by chance."""
-    title = "Mutual cliques: a neuron of every model, each two each other's best match"
+    title = "Mutual cliques: one neuron of every model"
     table = TextTable(title=title, show_header=False)
     for label, value in clique_lines(store):
         table.row(label, value)
