@@ -97,7 +97,15 @@ def test_every_column_is_described(tmp_path, folders, text_file):
     models = tuple(map(str, folders[:2]))
     store = un.run_study(
         un.StudyConfig(
-            models=models, data=str(text_file), out=str(tmp_path / "r"), draws=2, subset=("all",), roles=FEW_ROLES
+            models=models,
+            data=str(text_file),
+            out=str(tmp_path / "r"),
+            draws=2,
+            subset=("all",),
+            roles=FEW_ROLES,
+            pairs="all",
+            null="untrained",
+            null_draws=1,
         ),
         progress=False,
     )
@@ -113,6 +121,10 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "tokens",
         "positions",
         "vocabulary",
+        "thresholds",
+        "null",
+        "cliques",
+        "clique_levels",
     )
     roles = (
         "effects",
@@ -130,7 +142,20 @@ def test_every_column_is_described(tmp_path, folders, text_file):
     for name in names:
         for column in store.table(name).columns:
             assert column in DOCS["design.md"], (name, column)
-    for name in ("neurons", "matches", "labels", "examples", "tokens", "positions", "vocabulary", *roles):
+    for name in (
+        "neurons",
+        "matches",
+        "labels",
+        "examples",
+        "tokens",
+        "positions",
+        "vocabulary",
+        "thresholds",
+        "null",
+        "cliques",
+        "clique_levels",
+        *roles,
+    ):
         if not store.has(name):
             continue
         for column in store.table(name).columns:

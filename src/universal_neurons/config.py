@@ -28,9 +28,10 @@ LABEL_GROUPS = ("tokens", "unigrams", "syntax", "subsets", "position", "topics")
 MOST = 10**12  # tokens or neurons: more than anybody has, and far from what overflows
 MOST_ROWS = 10**6  # of a table that is kept per neuron or model
 DYNAMICS_FILE = "dynamics.json"
-NOT_OF_DYNAMICS = ("pairs", "subset", "examples", "roles", "published")  # settings of `run` alone
+NOT_OF_DYNAMICS = ("pairs", "subset", "examples", "roles", "published", "null", "null_draws")  # settings of `run` alone
 DEFAULT_GROUP_SIZE = 64
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
+DEFAULT_NULL_DRAWS = 5
 
 
 def is_nameable(text: str) -> bool:
@@ -148,6 +149,12 @@ class StudyConfig(BaseModel):
         description="Orthogonal rotations, the authors' Gaussian rows (both from the co-moments), or shuffled tokens.",
     )
     draws: int | None = Field(None, ge=2, le=10_000, description="Draws of the baseline; else 20 (permutation: 2).")
+    null: Literal["untrained"] | None = Field(
+        None, description="Hold the excess against that of untrained networks of the same architecture."
+    )
+    null_draws: int | None = Field(
+        None, ge=1, le=1000, description="Untrained networks drawn for each model, a study of them each; else 5."
+    )
     top_k: int = Field(10, ge=1, le=10_000, description="Matches kept per neuron and model.")
     threshold: float = Field(
         0.5, allow_inf_nan=False, description="A neuron is universal above this excess correlation."
@@ -228,6 +235,10 @@ class StudyConfig(BaseModel):
         asked = self.labels != ("default",) or self.nlp not in (None, "auto")
         if asked and self.stages and "labels" not in self.stages:
             raise ValueError("labels or nlp without the stage labels")
+        if self.null_draws is not None and self.null is None:
+            raise ValueError("null_draws without null (--null untrained)")
+        if self.null is not None and self.cluster is not None:
+            raise ValueError("null untrained runs on one machine, not on a cluster")
         return self
 
     @model_validator(mode="after")
@@ -365,6 +376,8 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], bool]:
     if stored:
         settings = settings["config"]
         settings = replayed(settings) if isinstance(settings, dict) else settings
+    if isinstance(settings, dict) and None in settings and "null" not in settings:  # how YAML reads the key `null`
+        settings = {"null" if key is None else key: value for key, value in settings.items()}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise ConfigError(f"{path}: not a mapping of names", given=brief_repr(settings), wanted="keys of StudyConfig")
     return settings, stored

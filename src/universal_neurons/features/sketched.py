@@ -196,6 +196,13 @@ def settings_of(config: StudyConfig) -> StudyConfig:
         raise ConfigError("of sketches only universality can be studied", given=config.stages, wanted="universality")
     if "search" in config.model_fields_set and config.search == "exact":
         raise ConfigError("--search exact needs models", given="sketches", wanted="screened or sketch")
+    if config.null is not None:
+        raise ConfigError(
+            f"--null {config.null} needs models",
+            given="sketches",
+            wanted="models that can be built anew",
+            fix="leave it out",
+        )
     search = config.search if config.search != "exact" else "sketch"
     return config.model_copy(update={"stages": ("universality",), "search": search})
 

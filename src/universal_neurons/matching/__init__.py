@@ -11,6 +11,9 @@ rotated_heldout  the baseline's rotated neurons on the same rows
 intervals    how sure a match and an excess are
 ranks        ρ of the match's mid-ranks: how much of it is scale
 within_tokens  ρ of the match within single tokens: how much of it is the vocabulary
+significance p-values and false-discovery rates under untrained networks
+thresholds   how many are universal at many thresholds, and how many by chance
+cliques      units of all models that are each other's best matches, and those of random bases
 selection    the universal neurons, or the top 1 % where none is
 """
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
         how_many,
         pairs_of,
     )
+    from universal_neurons.matching.cliques import Cliques, RandomBases, best_of, can_be_rotated, mutual_cliques
     from universal_neurons.matching.comparison import Comparison, Evidence, Piece, groups_of
     from universal_neurons.matching.convergence import DRAWS, convergence_table, reading_points
     from universal_neurons.matching.correlation import BINS, PANEL_ELEMENTS, layer_profile
@@ -43,6 +47,8 @@ if TYPE_CHECKING:
     from universal_neurons.matching.ranks import CLASSES, RankMoments, RankTable
     from universal_neurons.matching.rotated_heldout import ROTATED_DRAWS, RotatedMoments
     from universal_neurons.matching.selection import singled_out
+    from universal_neurons.matching.significance import discovery_rates, p_values
+    from universal_neurons.matching.thresholds import counts_above, null_counts, null_excess, thresholds_with
     from universal_neurons.matching.within_tokens import MOST_TOKENS, FrequentTokens, WithinTokens
 else:
     __getattr__, __dir__ = face(
@@ -65,6 +71,9 @@ else:
             ],
             "ranks": ["CLASSES", "RankMoments", "RankTable"],
             "within_tokens": ["FrequentTokens", "MOST_TOKENS", "WithinTokens"],
+            "significance": ["discovery_rates", "p_values"],
+            "thresholds": ["counts_above", "null_counts", "null_excess", "thresholds_with"],
+            "cliques": ["Cliques", "RandomBases", "best_of", "can_be_rotated", "mutual_cliques"],
             "selection": ["singled_out"],
         },
     )

@@ -8,6 +8,7 @@ model           Model: its activations on a batch, its logits
 verification    are its weights numbers; is it what its family's row says
 tokenizer       all that a tokenizer is asked: ids, strings, BOS and EOS, the newline, a digest
 loading         load a model: the above in order
+untrained       a network of the same architecture that never learned anything
 weights         its processed weights: what a neuron reads and writes
 to_safetensors  a pickle-only checkpoint to a safetensors folder
 """
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         tokenizer_digest,
         vocabulary_ids,
     )
+    from universal_neurons.models.untrained import require_initialiser, untrained_model
     from universal_neurons.models.verification import verify
     from universal_neurons.models.weight_files import require_weights
     from universal_neurons.models.weights import ProcessedWeights, processed_weights
@@ -70,6 +72,7 @@ else:
                 "tokenizer_digest",
                 "vocabulary_ids",
             ],
+            "untrained": ["require_initialiser", "untrained_model"],
             "loading": ["Weights", "load_model", "load_weights"],
             "weights": ["ProcessedWeights", "processed_weights"],
             "to_safetensors": ["convert"],

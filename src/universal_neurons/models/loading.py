@@ -127,7 +127,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weight
         notes.append(
             "config.json says that embedding and unembedding are one, the file has two that differ: they are taken"
         )
-    _in_one_kernel(network)
+    in_one_kernel(network)
     return Weights(network, headless, tuple(notes))
 
 
@@ -137,7 +137,7 @@ def _are_untied(network: Any) -> bool:
     return bool(tied) and network.get_output_embeddings().weight is not network.get_input_embeddings().weight
 
 
-def _in_one_kernel(network: nn.Module) -> None:
+def in_one_kernel(network: nn.Module) -> None:
     """Compute GPT-2's GELU, which `transformers` spells out in eight steps, by the same function of `torch`."""
     from transformers.activations import GELUTanh, NewGELUActivation
 

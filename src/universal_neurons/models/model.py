@@ -138,6 +138,11 @@ class Model(Described):
         return self.hf.dtype
 
     @property
+    def n_bytes(self) -> int:
+        """Bytes of its weights in memory."""
+        return sum(t.numel() * t.element_size() for t in (*self.hf.parameters(), *self.hf.buffers()))
+
+    @property
     def embedding(self) -> Float[Tensor, "vocabulary width"]:
         """The input embedding, a row per token id."""
         return self.hf.get_input_embeddings().weight.detach()

@@ -1,6 +1,7 @@
 """What do people look at?  Figures, pages, and what a terminal and a notebook show.
 
 summary           a study in a few numbers and tables
+counts            counts over thresholds, beside untrained networks, of cliques, as lines
 one_neuron        one neuron in the terminal
 dynamics_summary  the dynamics in numbers and sentences; one neuron at every checkpoint
 figures/          tables to figures, one file per kind

@@ -66,11 +66,16 @@ def neuron_view(store: Store, name: str) -> Group:
     return Group(*parts)
 
 
+def _text(column: str, value: float) -> str:
+    """A number to four decimals; a p or a rate, which is never 0, to two digits."""
+    return f"{value:.2g}" if column.startswith(("p_", "fdr_")) else f"{value:.4f}"
+
+
 def _numbers(title: str, row: dict[str, Any]) -> Table:
     """Every column that has a value, in pairs of columns."""
     table = TextTable(*[""] * 4, title=title, show_header=False)
     cells = [
-        (column, f"{value:.4f}" if isinstance(value, float) else value)
+        (column, _text(column, value) if isinstance(value, float) else value)
         for column, value in row.items()
         if column not in ("model", "layer", "neuron") and value is not None
     ]

@@ -13,12 +13,12 @@ from universal_neurons.disk import disk_errors, write_atomically
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.legible import file_names, legible
 from universal_neurons.report import figures
+from universal_neurons.report.counts import clique_lines
 from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows, sentences
 from universal_neurons.report.summary import (
     MODEL_FACTS,
+    asker_lines,
     basis_test,
-    fact_lines,
-    facts,
     family_rows,
     fires_on,
     match_cells,
@@ -67,6 +67,8 @@ def study_figures(store: Store) -> dict[str, Figure]:
     for asker, place in file_names(store.askers).items():
         drawn[f"universality-{place}"] = figures.universality(store.neurons, store.layers, asker, threshold)
         shown, title = shown_neurons(store, asker)
+        if store.has("thresholds"):
+            drawn[f"thresholds-{place}"] = figures.thresholds(store.table("thresholds"), asker, threshold)
         drawn[f"intervals-{place}"] = figures.intervals(shown, threshold, title)
     drawn["densities"] = figures.densities(_by_asker(store))
     drawn["convergence"] = figures.convergence(store.convergence, threshold)
@@ -155,7 +157,7 @@ def write_joint_report(stores: Sequence[Store], target: Path) -> Path:
         pictures = {key: _embedded(figures.render(figure, "svg")) for key, figure in study_figures(store).items()}
         sections.append(_section(store, pictures) | {"name": name})
         tables |= _by_asker(store, f"{name}: ")
-        compared += [{"": f"{name}: {asker}"} | dict(fact_lines(facts(store, asker))) for asker in store.askers]
+        compared += [{"": f"{name}: {asker}"} | dict(asker_lines(store, asker)) for asker in store.askers]
     densities = _embedded(figures.render(figures.densities(tables), "svg")) if tables else None
     labels = dict.fromkeys(label for values in compared for label in values)
     rows = [[label, *(values.get(label, "–") for values in compared)] for label in labels]
@@ -185,6 +187,7 @@ def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
     return {
         "name": store.path.resolve().name,
         "asked": [_asked(store, asker, pictures) for asker in store.askers],
+        "cliques": clique_lines(store),
         "densities": pictures.get("densities"),
         "convergence": pictures.get("convergence"),
         "convergence_text": _convergence_text(store) if store.askers else "",
@@ -229,11 +232,12 @@ def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]
     return {
         "asker": asker,
         "others": others,
-        "facts": fact_lines(facts(store, asker)),
+        "facts": asker_lines(store, asker),
         "title": title,
         "rows": rows,
         "universality": pictures.get(f"universality-{place}"),
         "intervals": pictures.get(f"intervals-{place}"),
+        "thresholds": pictures.get(f"thresholds-{place}"),
     }
 
 

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from universal_neurons.labels import FAMILIES, UNEXPLAINED
 from universal_neurons.legible import legible
 from universal_neurons.matching import singled_out
+from universal_neurons.report.counts import clique_lines, count_lines
 from universal_neurons.roles import role_rows
 from universal_neurons.storage import Store
 from universal_neurons.study import ranking
@@ -203,6 +204,11 @@ def fact_lines(asker_facts: Facts) -> list[tuple[str, str]]:
     ]
 
 
+def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
+    """All lines of an asker: its facts, then its counts over thresholds and beside untrained networks."""
+    return fact_lines(facts(store, asker)) + count_lines(store, asker)
+
+
 def published_rows(store: Store) -> list[tuple[str, str, str]]:
     """Ours beside a publication's: what, ours, theirs."""
     published = store.config.published
@@ -230,9 +236,11 @@ def study_view(store: Store) -> Group:
         parts.append(models_view(store))
     for asker in store.askers:
         table = TextTable(title=f"{asker}: which of its neurons does every model find again?", show_header=False)
-        for label, value in fact_lines(facts(store, asker)):
+        for label, value in asker_lines(store, asker):
             table.row(label, value)
         parts += [table, neurons_view(store, asker)]
+    if clique_lines(store):
+        parts.append(cliques_view(store))
     if store.has("labels"):
         parts.append(families_view(store))
     if store.has("effects"):
@@ -297,6 +305,15 @@ def roles_view(store: Store) -> Table:
     table = TextTable("role", *store.models, best, title="What the neurons do")
     for role, counts, example in role_rows(store):
         table.row(role, *map(str, counts), example)
+    return table
+
+
+def cliques_view(store: Store) -> Table:
+    """How many mutual cliques there are, and how many by chance."""
+    title = "Mutual cliques: one neuron of every model"
+    table = TextTable(title=title, show_header=False)
+    for label, value in clique_lines(store):
+        table.row(label, value)
     return table
 
 

@@ -9,11 +9,11 @@ from universal_neurons.disk import refuse_link
 from universal_neurons.storage.manifest import MANIFEST
 
 LOCK, WORK, STAGING, FIGURES, STEPS = ".lock", "work", ".rewriting", "figures", "steps"
-COSTLY = ("checkpoint-", "lanes", "self-")  # of the scratch folder: what took time to find
+COSTLY = ("checkpoint-", "lanes", "self-", "untrained-")  # of the scratch folder: what took time to find
 PAGE = ".report.html.partial"  # drawn without the lock
 PARTIALS = re.compile(r"\.(study\.json|dynamics\.json|histograms\.safetensors|report\.html|[\w-]+\.parquet)\.partial")
 INSIDE = {  # what a writer puts into its folders
-    WORK: re.compile(r"\.?(checkpoint-|self-).*|lanes|rows\.(partial|i32)"),
+    WORK: re.compile(r"\.?(checkpoint-|self-).*|lanes|untrained-\d+|rows\.(partial|i32)"),
     STAGING: re.compile(r"\.?[\w-]+\.parquet(\.partial)?"),
     FIGURES: re.compile(r"\..+\.(svg|png)\.partial"),
 }

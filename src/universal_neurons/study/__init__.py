@@ -7,6 +7,7 @@ memory           what a study takes in memory, and in how many passes it therefo
 check            would these models work together
 shown            the neurons that figures show, and what the held-out pass keeps of them
 tables           what was found, as tables
+counts           counts beside what chance gives: over thresholds, of mutual cliques
 family_tables    from the labels' sums to families and their tables
 outcome          what the passes have brought so far
 screen           from findings with candidates to exact ones, for all pairs of a screened search
@@ -14,6 +15,7 @@ panel_pass       a pass that makes some panels of the co-moments
 candidates_pass  the last pass of a screened search
 detail           held-out rows, read once more with the matches that were chosen
 run_passes       the passes over the rows that choose, resumed from their snapshots
+untrained        the untrained null: the passes again with networks that learned nothing
 stages           weights, labels, passes, comparison, held-out pass, tables
 run              run_study; resumes
 sketch_maker     make_sketch: a model and a corpus to a portable sketch

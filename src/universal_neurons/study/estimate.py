@@ -11,9 +11,9 @@ import torch
 from universal_neurons.config import Settings
 from universal_neurons.features import NeuronSource
 from universal_neurons.interventions import reading_seconds
-from universal_neurons.matching import MEAN, ROTATED_DRAWS, Candidates
+from universal_neurons.matching import MEAN, ROTATED_DRAWS, Candidates, can_be_rotated
 from universal_neurons.models import Model
-from universal_neurons.passes import signs_of
+from universal_neurons.passes import Layout, signs_of
 from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES
 from universal_neurons.statistics import (
     BANDS,
@@ -43,9 +43,12 @@ from universal_neurons.study.memory import (
     shuffles,
     within_layers,
 )
+from universal_neurons.study.resolve import settings_of_null
 from universal_neurons.text import HELDOUT_MOST
 
 EXAMPLE_DISK_BYTES = 80
+NULL_ROW_BYTES = 12  # of the untrained null: an excess, and its place
+POINTS = 8  # at which the passes are read on the way, at most, with two draws
 HISTOGRAM_BYTES = 1_800  # of a neuron: some 450 bins are in use
 WITHIN_SHARE = 0.625  # of the within-layer products: blocks on and above the diagonal
 RANK_RATE, GPU_RANK_RATE = 1.2e7, 2e9  # mid-ranks looked up per second
@@ -61,6 +64,7 @@ class Estimate:
     seconds_detail: float
     seconds_labels: float
     seconds_roles: float
+    seconds_null: float
     seconds: float
     memory_peak: int
     memory_available: int
@@ -120,29 +124,19 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
     resident = _resident(config)
     heldout = min(tokens // 5, config.heldout_tokens or HELDOUT_MOST)
     rate = gemm_rate(config.device, config.gemm_dtype)
-    alike = {(m.architecture.name, m.units, m.d_model): m for m in models}
-    measured = {kind: _forward_seconds(model, config) for kind, model in alike.items()}
-    forward = {m.name: measured[m.architecture.name, m.units, m.d_model] for m in models}
-    per_token = sum(forward.values())
+    forward = _forward_by_model(models, config)
     plan = memory_plan(config, models, layout, groups=groups)
-    pairs = pairs_of(config, models)
-    later = passes_of(config, models, layout)[1:]
-    again = sum(forward[name] for panels in later for name in {m.name for p in panels for m in (p.left, p.right)})
-    askers = len(models) if config.pairs == "all" else 1
-    pair_products = [a.n_neurons * b.n_neurons * b.d_mlp for a, b in pairs]
-    rotated = (
-        0 if config.baseline == "permutation" else 2 * config.draws * sum(pair_products) * (2 if askers > 1 else 1)
-    )
-    seconds_pass = (tokens - heldout) * (per_token + again + gemm_flops(models, config) / rate)
-    if config.search == "screened":
-        seconds_pass += (tokens - heldout) * (per_token + _candidate_seconds(models, config))
-    seconds_compare = (rotated * (2 + 16 / config.draws)) / (0.5 * rate)  # of neurons as they are, and standardised
-    seconds_detail = heldout * (per_token * 1.2 + _match_seconds(config, models, rate))
+    seconds_pass = (tokens - heldout) * _reading_seconds(models, config, layout, forward, rate)
+    of_random_bases = 1 if can_be_rotated(config) else 0  # as many products as a draw, both ways
+    of_draws = 2 * config.draws + 2 * POINTS + of_random_bases  # of neurons as they are, and standardised
+    seconds_compare = _rotated_seconds(models, config, rate) * of_draws
+    seconds_detail = heldout * (sum(forward.values()) * 1.2 + _match_seconds(config, models, rate))
+    null = _Null.of(models, config, layout, rate) if config.null else _Null(0.0, 0, 0)
     seconds_labels = tokens / (SYNTAX_RATE * (os.cpu_count() or 1)) if config.nlp else 0.0
     seconds_roles = _role_seconds(models, config, forward, heldout) if "roles" in config.stages else 0.0
     state = plan.statistics * 8 // STATE_BYTES
     neurons = sum(m.n_neurons for m in models)
-    final = plan.tables // 8 + (4 << 20)
+    final = plan.tables // 8 + (4 << 20) + null.table
     if "statistics" in config.stages:
         final += neurons * (HISTOGRAM_BYTES + len(BANDS) * config.examples * EXAMPLE_DISK_BYTES)
     return Estimate(
@@ -151,16 +145,67 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
         seconds_detail=seconds_detail,
         seconds_labels=seconds_labels,
         seconds_roles=seconds_roles,
-        seconds=seconds_pass + seconds_compare + seconds_detail + seconds_labels + seconds_roles,
+        seconds_null=null.seconds,
+        seconds=seconds_pass + seconds_compare + seconds_detail + seconds_labels + seconds_roles + null.seconds,
         memory_peak=resident + plan.total,
         memory_available=available_memory(config),
-        disk_peak=final + (KEPT + 1) * state + 4 * tokens,
+        disk_peak=final + (KEPT + 1) * (state + null.state) + 4 * tokens,
         disk_final=final,
         tokens=tokens,
         passes=layout.passes,
         sums="compensated" if layout.compensated else "float64",
         device=config.device,
     )
+
+
+@dataclass(frozen=True)
+class _Null:
+    """The untrained null: seconds of all its draws, bytes of a draw's snapshot and of the table."""
+
+    seconds: float
+    state: int
+    table: int
+
+    @classmethod
+    def of(cls, models: Sequence[Model], config: Settings, layout: Layout, rate: float) -> "_Null":
+        """From a few batches, read as a draw's pass reads them."""
+        assert config.null_draws is not None
+        alone = settings_of_null(config)
+        tokens = config.max_tokens // config.context * config.context
+        chosen = tokens - min(tokens // 5, config.heldout_tokens or HELDOUT_MOST)
+        seconds = chosen * _reading_seconds(models, alone, layout, _forward_by_model(models, alone), rate)
+        seconds += _rotated_seconds(models, alone, rate) * config.draws
+        state = memory_plan(alone, models, layout).statistics * 8 // STATE_BYTES
+        asked = models if config.pairs == "all" else models[:1]
+        rows = config.null_draws * sum(model.n_neurons for model in asked)
+        return cls(config.null_draws * seconds, state, rows * NULL_ROW_BYTES)
+
+
+def _forward_by_model(models: Sequence[Model], config: Settings) -> dict[str, float]:
+    """Seconds per token position that each model takes (see `_forward_seconds`), measured once of each kind."""
+    alike = {(m.architecture.name, m.units, m.d_model): m for m in models}
+    measured = {kind: _forward_seconds(model, config) for kind, model in alike.items()}
+    return {m.name: measured[m.architecture.name, m.units, m.d_model] for m in models}
+
+
+def _reading_seconds(
+    models: Sequence[Model], config: Settings, layout: Layout, forward: Mapping[str, float], rate: float
+) -> float:
+    """Seconds per token position of all passes over the rows that choose."""
+    later = passes_of(config, models, layout)[1:]
+    again = sum(forward[name] for panels in later for name in {m.name for p in panels for m in (p.left, p.right)})
+    per_token = sum(forward.values())
+    seconds = per_token + again + gemm_flops(models, config) / rate
+    return seconds + (per_token + _candidate_seconds(models, config) if config.search == "screened" else 0.0)
+
+
+def _rotated_seconds(models: Sequence[Model], config: Settings, rate: float) -> float:
+    """Seconds of one draw of the rotated baseline."""
+    if config.baseline == "permutation":
+        return 0.0
+    products = sum(a.n_neurons * b.n_neurons * b.d_mlp for a, b in pairs_of(config, models))
+    both_ways = 2 if config.pairs == "all" and len(models) > 1 else 1
+    return 2 * products * both_ways / (0.5 * rate)
 
 
 def _role_seconds(models: Sequence[Model], config: Settings, forward: Mapping[str, float], heldout: int) -> float:

@@ -14,7 +14,7 @@ from universal_neurons.config import Settings
 from universal_neurons.errors import ConfigError, TextError
 from universal_neurons.features import Reader
 from universal_neurons.labels import Labelling
-from universal_neurons.models import Described, find_tokenizer
+from universal_neurons.models import Described, find_tokenizer, require_initialiser
 from universal_neurons.passes import Layout, Panel
 from universal_neurons.roles import require_roles
 from universal_neurons.study.memory import passes_of
@@ -61,6 +61,8 @@ class Study:
         self.n_groups = len(self.subsets) + (len(self.subsets) < len(tokens.subset_names))
         self.shards = tokens.shards(chosen, self.subsets)
         assert all(shard.group < self.n_groups for shard in self.shards)
+        for model in reader.networks if config.null else ():
+            require_initialiser(model)
         if "roles" in config.stages:
             require_roles(config, reader.networks, tokens, np.concatenate(self.stretches))
         if "labels" in config.stages:

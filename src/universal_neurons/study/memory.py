@@ -13,10 +13,11 @@ from universal_neurons.features import BUFFERS
 from universal_neurons.interventions import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU
 from universal_neurons.labels import PANEL_NEURONS, SUMS_BYTES
 from universal_neurons.matching import CLASSES, MOST_TOKENS, PANEL_ELEMENTS, ROTATED_DRAWS
-from universal_neurons.models import Described
+from universal_neurons.models import Described, Model
 from universal_neurons.passes import Layout, Panel, cut, model_pairs
 from universal_neurons.statistics import BANDS, FLOAT_BINS, TILE_ROWS, WINDOW
 from universal_neurons.storage import PART_BYTES
+from universal_neurons.study.resolve import settings_of_null
 from universal_neurons.text import SHARD_POSITIONS, STRETCHES
 
 STATE_BYTES = 8 + 4  # a float64 sum and a float32 pending product
@@ -44,11 +45,13 @@ class MemoryPlan:
     weights: int = 0
     roles: int = 0
     detail: int = 0
+    null: int = 0
 
     @property
     def total(self) -> int:
-        """At the peak: the weights, the pass with a comparison on top, or what comes once that is gone."""
-        after = self.blocks + max(self.tables, self.roles, self.detail)
+        """At the peak: the weights, the pass with a comparison on top, or what comes once that is gone: the untrained
+        networks with a pass of theirs, the tables or the roles."""
+        after = max(self.null, self.blocks + max(self.tables, self.roles, self.detail))
         return max(self.weights, self.statistics + self.blocks + self.workspace, after)
 
 
@@ -75,6 +78,7 @@ def memory_plan(
         weights,
         roles + weights,
         _detail(config, models),
+        null_bytes(config, models, layout) if config.null else 0,
     )
 
 
@@ -179,6 +183,13 @@ def _detail(config: Settings, models: Sequence[Described]) -> int:
         + (STATE_BYTES * MOST_TOKENS + RANKS_BYTES) * neurons
         + RANKS_BYTES * matches
     )
+
+
+def null_bytes(config: Settings, models: Sequence[Described], layout: Layout) -> int:
+    """What a draw of the untrained null takes: a network beside every model, and their pass, cut as the study's is."""
+    networks = sum(model.n_bytes for model in models if isinstance(model, Model))
+    plan = memory_plan(settings_of_null(config), models, layout)
+    return networks + plan.statistics + plan.blocks + plan.workspace
 
 
 def within_layers(config: Settings, models: Sequence[Described]) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from universal_neurons.matching import Findings
+from universal_neurons.matching import Findings, RandomBases, can_be_rotated
 from universal_neurons.passes import provisional_state, restore, settle_from, state_of
 from universal_neurons.statistics import Accumulator, Recipe
 from universal_neurons.study.inputs import Study
@@ -20,6 +20,7 @@ class Outcome:
         self.device = study.models[0].device
         self.sources = {model.name: study.reader.source(model, config.gemm_dtype, pre=pre) for model in study.models}
         self.findings = Findings(config)
+        self.random_bases = RandomBases(config) if can_be_rotated(config) else None
         self.accumulators: list[Accumulator] = []
         self.labels: dict[str, Tensor] = {}
         if study.labelling is not None:
@@ -28,7 +29,7 @@ class Outcome:
     def state(self) -> dict[str, Tensor]:
         """As plain tensors."""
         kept = state_of(self.accumulators, "kept/") | self.labels | provisional_state(self.sources.values())
-        return kept | self.findings.state()
+        return kept | self.findings.state() | ({} if self.random_bases is None else self.random_bases.state())
 
     def of_other_labels(self, state: dict[str, Tensor]) -> bool:
         """Whether a state was written with other labels."""
@@ -37,6 +38,8 @@ class Outcome:
     def restore(self, state: dict[str, Tensor], first: Sequence[Recipe]) -> None:
         """Take over a state written by `state`; `first` makes the first pass's statistics, where it is done."""
         self.findings.restore(state)
+        if self.random_bases is not None:
+            self.random_bases.restore(state)
         settle_from(state, self.sources.values())
         self.accumulators = [recipe(device=self.device) for recipe in first]
         restore(self.accumulators, state, "kept/")

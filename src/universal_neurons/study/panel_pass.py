@@ -110,6 +110,8 @@ class PanelPass:
             z = None if self.screen is None else self.screen.z
             findings, pairs = self.outcome.findings, self._pairs()
             findings.take_in(WHOLE, Evidence(statistics, groups_of(run.accumulators), of), pairs, z=z)
+            if self.outcome.random_bases is not None:
+                self.outcome.random_bases.take_in(Evidence(statistics, groups_of(run.accumulators), of), pairs)
             of_reference = [pair for pair in pairs if pair[0] == self.study.names[0]]
             for group, name in enumerate(self.study.subsets):
                 findings.take_in(Scope(subset=name), Evidence(statistics, [group], of), of_reference, z=z)

@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 
-from universal_neurons.config import BUNDLED, DEFAULT_GROUP_SIZE, IN_MEMORY, STAGES, Settings, StudyConfig, is_nameable
+from universal_neurons.config import (
+    BUNDLED,
+    DEFAULT_GROUP_SIZE,
+    DEFAULT_NULL_DRAWS,
+    IN_MEMORY,
+    STAGES,
+    Settings,
+    StudyConfig,
+    is_nameable,
+)
 from universal_neurons.errors import ConfigError, ContextError, MissingExtraError, NothingToCompareError, TokenizerError
 from universal_neurons.labels import find_pipeline
 from universal_neurons.models import (
@@ -80,7 +89,12 @@ def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
     if "roles" in stages and not {"weights", "statistics"} <= set(stages):
         raise ConfigError("roles need weights and statistics", given=", ".join(stages), fix="add them to --stages")
     if "universality" not in stages:
-        alone = {"search": config.search != "exact", "panels": config.panels, "sums": config.sums != "auto"}
+        alone = {
+            "search": config.search != "exact",
+            "panels": config.panels,
+            "sums": config.sums != "auto",
+            "null": config.null,
+        }
         for name in (name for name, given in alone.items() if given):
             wanted = f"the stage universality, or no --{name}"
             raise ConfigError(f"--{name} is for universality", given=", ".join(stages), wanted=wanted)
@@ -94,6 +108,7 @@ def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
             "lanes": config.lanes or (CLUSTER_LANES if config.cluster else 1),
             "threads": config.threads or (1 if config.cluster else None),
             "draws": config.n_draws,
+            "null_draws": config.null_draws or (DEFAULT_NULL_DRAWS if config.null else None),
             "group_size": config.group_size if config.search == "exact" else config.group_size or DEFAULT_GROUP_SIZE,
             "stages": tuple(stage for stage in STAGES if stage in stages),
             "nlp": _pipeline(config) if "labels" in stages else None,
@@ -177,6 +192,12 @@ def resolve(config: StudyConfig, models: Sequence[Described]) -> Settings:
         )
     decided = dict(config) | {"context": context, "group_size": config.group_size or DEFAULT_GROUP_SIZE}
     return Settings.model_construct(config.model_fields_set, **decided)
+
+
+def settings_of_null(config: Settings) -> Settings:
+    """The settings of the untrained null's passes: the study's, universality alone."""
+    alone = {"stages": ("universality",), "subset": (), "nlp": None, "null": None, "null_draws": None}
+    return config.model_copy(update=alone)
 
 
 def default_out(config: StudyConfig, models: Sequence[Described]) -> str:

@@ -128,6 +128,7 @@ def _finish(study: Study, stages: Stages, tables: dict[str, str], writer: StoreW
     manifest = study.manifest() | {
         "counted_tokens": stages.counted,
         "search": {"search": study.config.search, **stages.doubts},
+        **({} if stages.null is None else {"null": stages.null.describe()}),
         "tables": tables,
         "timings": {name: round(seconds, 3) for name, seconds in reporter.timings.items()},
     }

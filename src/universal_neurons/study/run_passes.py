@@ -33,12 +33,25 @@ def lane_ends(shards: int, lanes: int) -> list[int]:
 
 
 class Passes:
-    """A study's passes in their order: `run` them, then ask the `outcome`."""
+    """A study's passes in their order: `run` them, then ask the `outcome`.
 
-    def __init__(self, study: Study, writer: StoreWriter, reporter: Reporter, checkpoint_seconds: float | None) -> None:
+    Those of a null (`bare`) are not read on the way and look for nothing in random bases.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        writer: StoreWriter,
+        reporter: Reporter,
+        checkpoint_seconds: float | None,
+        *,
+        bare: bool = False,
+    ) -> None:
         self.study, self.writer, self.reporter = study, writer, reporter
         self.checkpoint_seconds = checkpoint_seconds
         self.outcome = Outcome(study)
+        if bare:
+            self.outcome.random_bases = None
         screen = Screen(study, self.outcome.findings) if study.config.search == "screened" and study.askers else None
         panels = [PanelPass(study, self.outcome, screen, number) for number in range(len(study.panels))]
         self.first = panels[0]
@@ -47,7 +60,7 @@ class Passes:
             self.each.append(CandidatesPass(study, self.outcome, screen, writer.prepare()))
         self.shards = study.shards
         self.lanes = lane_ends(len(self.shards), study.config.lanes)
-        self.points = self._points()
+        self.points = [] if bare else self._points()
 
     def _points(self) -> list[int]:
         """After which shards the statistics so far are read."""

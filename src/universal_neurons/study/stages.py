@@ -3,6 +3,7 @@
 The pass is checkpointed; what follows it is cheap, or repeats from the last checkpoint.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from universal_neurons.matching import (
     Comparison,
     Evidence,
     Scope,
+    best_of,
     convergence_table,
     groups_of,
+    mutual_cliques,
 )
 from universal_neurons.models import find_tokenizer, processed_weights
 from universal_neurons.passes import Pass
@@ -35,6 +38,7 @@ from universal_neurons.statistics import (
     weight_statistics,
 )
 from universal_neurons.storage import StoreWriter
+from universal_neurons.study.counts import clique_levels_table, cliques_table, thresholds_table
 from universal_neurons.study.detail import Detail, DetailPass
 from universal_neurons.study.family_tables import Explainer
 from universal_neurons.study.inputs import Study
@@ -50,6 +54,7 @@ from universal_neurons.study.tables import (
     neurons_table,
     subsets_table,
 )
+from universal_neurons.study.untrained import UntrainedNull
 from universal_neurons.text import Shard
 
 
@@ -64,6 +69,7 @@ class Stages:
         self.columns: dict[str, dict[str, Any]] = {name: {} for name in self.names}
         self.hashes: dict[str, str] = {}
         self.matches: pl.DataFrame | None = None
+        self.null: UntrainedNull | None = None
         self.counted = 0
         self.doubts: dict[str, float | int] = {}
         self.batch_tokens = self.config.batch_tokens
@@ -144,6 +150,9 @@ class Stages:
         with self.reporter.stage("detail"):
             sources = list(outcome.sources.values())
             details = self._detail(sources, DetailPass(self.study, sources, comparisons, deviations), explainer)
+        if self.config.null is not None:
+            with self.reporter.stage("null"):
+                self._untrained()
         with self.reporter.stage("tables"):
             if explainer is not None:
                 for name, table in explainer.tables().items():
@@ -159,8 +168,28 @@ class Stages:
                 self.write("correlations", correlations_table(comparisons))
                 table = convergence_table(outcome.findings, self.study.askers, self.names, self.config.threshold)
                 self.write("convergence", table)
+                self._counts(outcome, comparisons)
             if by_subset:
                 self.write("subsets", subsets_table(self.units, by_subset, self.config.threshold))
+
+    def _untrained(self) -> None:
+        """The untrained null's passes, its table, and what it says of the neurons that were asked about."""
+        self.null = UntrainedNull(self.study, self.writer, self.reporter, self.checkpoint_seconds)
+        self.null.run()
+        self.write("null", self.null.table)
+        for asker in self.study.askers:
+            self.columns[asker] |= self.null.columns(asker, self.columns[asker])
+
+    def _counts(self, outcome: Outcome, comparisons: Sequence[Comparison]) -> None:
+        """The tables of counts: over thresholds, and of mutual cliques where every model is asked about."""
+        null, draws = (None, 0) if self.null is None else (self.null.table, self.null.draws)
+        self.write("thresholds", thresholds_table(comparisons, self.columns, self.config.threshold, null, draws))
+        if self.config.pairs == "all":
+            universal = {name: self.columns[name]["is_universal"] for name in self.names}
+            table = cliques_table(mutual_cliques(self.names, best_of(comparisons)), self.units, universal)
+            random = None if outcome.random_bases is None else outcome.random_bases.cliques(self.names)
+            self.write("cliques", table)
+            self.write("clique_levels", clique_levels_table(table, random))
 
     def _statistics(self, statistics: Statistics, everything: Evidence) -> None:
         """Columns of activation statistics, histograms and examples."""

@@ -8,6 +8,7 @@ from universal_neurons.report.figures.families import families_figures
 from universal_neurons.report.figures.properties import by_layer, nearest, percentiles, sparsity_against_cosine
 from universal_neurons.report.figures.roles import ROLE_TABLES, roles_figures
 from universal_neurons.report.figures.style import render
+from universal_neurons.report.figures.thresholds import thresholds
 from universal_neurons.report.figures.universality import by_subset, convergence, densities, intervals, universality
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "render",
     "roles_figures",
     "sparsity_against_cosine",
+    "thresholds",
     "universality",
 ]

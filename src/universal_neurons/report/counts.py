@@ -1,0 +1,79 @@
+"""Counts beside what chance gives, as lines for a terminal and a page: over thresholds, untrained networks, cliques."""
+
+from collections.abc import Iterable
+
+import polars as pl
+
+from universal_neurons.legible import legible
+from universal_neurons.storage import Store
+
+DISCOVERY = 0.05  # the false-discovery rate that counts are given at
+SHOWN_LEVELS = (0.3, 0.5, 0.7, 0.9)
+
+
+def count_lines(store: Store, asker: str) -> list[tuple[str, str]]:
+    """What `show` and the report say of an asker's counts: at thresholds around its own, beside untrained networks."""
+    lines = []
+    if store.has("thresholds"):
+        around = _around(store.table("thresholds").filter(pl.col("asker") == asker), store.config.threshold)
+        counts = " ".join(map(str, around["universal"]))
+        lines.append((f"at thresholds {_numbers(around['threshold'])}", counts))
+    if store.has("null"):
+        lines.append(("beside untrained networks", untrained_line(store, asker)))
+    return lines
+
+
+def _around(rows: pl.DataFrame, own: float) -> pl.DataFrame:
+    """The study's own threshold with the one before and after."""
+    rows = rows.sort("threshold")
+    place = rows["threshold"].to_list().index(own)
+    return rows[max(place - 1, 0) : place + 2]
+
+
+def untrained_line(store: Store, asker: str) -> str:
+    """How many neurons exceed untrained ones, and how far these come."""
+    null = store.table("null").filter(pl.col("asker") == asker)["excess_corr"].to_numpy()
+    rates = store.neurons.filter(pl.col("model") == asker)["fdr_untrained"]
+    largest = f"their largest excess is {null.max():.3f}" if len(null) else "none of theirs lives"
+    found = int((rates <= DISCOVERY).sum())
+    draws = store.manifest["null"]["draws"]
+    return f"{found} neurons at FDR ≤ {_number(DISCOVERY)}; {largest} ({draws} draw{'s' if draws > 1 else ''})"
+
+
+def clique_lines(store: Store) -> list[tuple[str, str]]:
+    """What they say of the mutual cliques of a study that asked about every model; nothing of another study."""
+    if not store.has("clique_levels"):
+        return []
+    levels = store.table("clique_levels")
+    every = levels.row(0, named=True)
+    reference = legible(store.models[0])
+    lines = [
+        ("mutual cliques", str(every["cliques"])),
+        (f"universal in {reference}", str(every["universal"])),
+        ("universal in every model", str(every["universal_everywhere"])),
+        ("in random bases", "–" if every["rotated"] is None else _with_largest(store, every["rotated"])),
+    ]
+    shown = levels.filter(pl.col("level").is_in(SHOWN_LEVELS))
+    at = _numbers(shown["level"])
+    lines.append((f"at min ρ ≥ {at}", " ".join(map(str, shown["cliques"]))))
+    if every["rotated"] is not None:
+        lines.append((f"random bases, at min ρ ≥ {at}", " ".join(map(str, shown["rotated"]))))
+    return lines
+
+
+def _with_largest(store: Store, count: int) -> str:
+    """The cliques of random bases, and up to which level there are any."""
+    if not count:
+        return "0"
+    filled = store.table("clique_levels").filter(pl.col("rotated") > 0)["level"].to_list()
+    return f"{count}, none at min ρ ≥ {_number(min(1.0, round(max(filled) + 0.1, 1)))}"
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return " ".join(map(_number, values))
+
+
+def _number(value: float) -> str:
+    """A threshold or level as .45, or with as many digits as it has."""
+    text = f"{value:.2f}" if round(value, 2) == value else f"{value:g}"
+    return text.replace("0.", ".", 1)

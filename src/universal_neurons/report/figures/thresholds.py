@@ -1,0 +1,45 @@
+"""How many neurons are universal, at every threshold: with the interval's ends, and beside what chance gives."""
+
+import matplotlib as mpl
+import polars as pl
+from matplotlib.figure import Figure
+
+from universal_neurons.report.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, lettering, log_counts
+
+LEAST = 0.5  # of a neuron, the axis's end: no count is below 1, an average over draws may be
+
+
+def thresholds(counts: pl.DataFrame, asker: str, threshold: float) -> Figure:
+    """The counts of one asker over thresholds, the band from surely to possibly, and both nulls' counts in a draw."""
+    rows = counts.filter(pl.col("asker") == asker).sort("threshold")
+    at = rows["threshold"]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        low, high = (_from_one(rows[name]) for name in ("surely", "possibly"))
+        axes.fill_between(at, low, high, color=REST, alpha=0.45, linewidth=0, label="surely to possibly (95 %)")
+        axes.plot(at, _from_one(rows["universal_heldout"]), "--", color=SECOND, linewidth=1.1, label="held-out rows")
+        axes.plot(at, _shown(rows["universal"]), "o-", color=ACCENT, markersize=3, linewidth=1.4, label="universal")
+        axes.plot(at, _shown(rows["rotated"]), "s:", color="#6b6b6b", markersize=3, label="random bases, a draw")
+        if rows["untrained"].is_not_null().any():
+            axes.plot(
+                at, _shown(rows["untrained"]), "^:", color=THIRD, markersize=3, label="untrained networks, a draw"
+            )
+        log_counts(axes)
+        axes.axvline(threshold, color="black", linewidth=0.8, linestyle=":")
+        axes.set_ylim(LEAST, 2 * max([1, *rows["possibly"], *rows["universal"]]))
+        axes.set_xlim(0, 1)
+        title = f"{lettering(asker)}: the count is the threshold's"
+        axes.set(xlabel="threshold of the excess correlation", ylabel="neurons above it", title=title)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _from_one(counts: pl.Series) -> list[float]:
+    """Counts for a logarithmic axis: none lies at its end."""
+    return [max(float(count), LEAST) for count in counts]
+
+
+def _shown(counts: pl.Series) -> list[float]:
+    """Counts without those that a logarithmic axis cannot show: none ends the line."""
+    return [float(count) if count > 0 else float("nan") for count in counts]
