@@ -5,7 +5,8 @@ the other model, Cov(A, R V_ℓ) = Cov(A, V_ℓ) Rᵀ and Var(R V_ℓ) = diag(R 
 layer and model of equal width.  `gaussian` takes the authors' matrix instead: Gaussian, its rows of unit norm.
 `permutation` shuffles token positions during the pass (`comoments.ShuffledCoMoments`).
 
-Excess correlation (eq 3): mean over models of [best ρ − mean over draws of the best baseline ρ].
+Excess correlation (eq 3): mean over models of [best ρ − mean over draws of the best baseline ρ]; |ρ| in both where
+either model is gated (`correlation`).
 """
 
 import numpy as np
@@ -35,23 +36,29 @@ def rotated_best(
     right: LayerCovariance,
     rotated: Float[Tensor, "width width"],
     noise: float = 0.0,
+    by_size: bool = False,
+    signs: Float[Tensor, " right"] | None = None,
 ) -> Float[Tensor, " left"]:
-    """Every left neuron's highest ρ with the rotated neurons of the other model, over all its layers.
+    """Every left neuron's highest ρ (`by_size`: |ρ|) with the rotated neurons of the other model, over all its layers.
 
     `left` holds inverse norms; NaN (dead) stays NaN.  `noise` is the error variance of a sketch's ρ: the ρ with a
     layer's rotated neurons are near Gaussian, so their maximum shrinks with their spread, √(1 − noise / mean ρ²).
+    `signs` (1 or −1) are what the other model's neurons are taken times before they are rotated.
     """
-    single = rotated.to(left.device, torch.float32)
     rotated = rotated.to(left.device)
     best = torch.full_like(left, -torch.inf, dtype=torch.float32)
     for layer, covariance in enumerate(right.centred):
-        variance = ((rotated @ covariance) * rotated).sum(1)
-        scale = torch.where(variance > 0, variance.rsqrt(), torch.nan).float()
         columns = right.units.columns(layer)
+        turned = rotated if signs is None else rotated * signs[columns]
+        single = turned.float()
+        variance = ((turned @ covariance) * turned).sum(1)
+        scale = torch.where(variance > 0, variance.rsqrt(), torch.nan).float()
         for start in range(0, len(left), PANEL_ROWS):
             rows = slice(start, start + PANEL_ROWS)
             standardised = (cross.centred(rows, columns) * left[rows, None]).float()
             rho = (standardised @ single.T).mul_(scale)
+            if by_size:
+                rho.abs_()
             highest = rho.nan_to_num(nan=-torch.inf).amax(1)
             if noise:
                 highest *= (1 - noise / rho.square_().nanmean(1)).clamp_min(0).sqrt()

@@ -7,6 +7,8 @@ for each of at most 20 stretches of rows.  From them:
 - its 95 % interval: a jackknife that leaves out one stretch at a time, on atanh ρ, Student's t with G − 1 degrees;
 - the interval of the excess: the jackknife of the mean of ρ over models, minus the baseline of the main pass, widened
   by the standard error of that baseline over its draws.
+
+Where matches are by size (`correlation`), the excess takes a ρ times the sign that it had on the rows that chose.
 """
 
 from collections.abc import Sequence
@@ -97,8 +99,8 @@ def excess_interval(
     heldout: Sequence[HeldOut], comparison: Comparison, level: float = jackknife.LEVEL
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The excess on held-out rows and its interval (see the module)."""
-    centre = np.mean([h.corr for h in heldout], 0) - comparison.baseline.mean(0)
-    error = jackknife.standard_error(np.mean([h.without for h in heldout], 0))
+    centre = np.mean([h.corr * sign for h, sign in zip(heldout, comparison.signs)], 0) - comparison.baseline.mean(0)
+    error = jackknife.standard_error(np.mean([h.without * sign for h, sign in zip(heldout, comparison.signs)], 0))
     draws = comparison.maxima.mean(1)
     draw_error = draws.std(0, ddof=1) / np.sqrt(len(draws))
     reach = jackknife.quantile(len(heldout[0].without), level) * np.sqrt(error**2 + draw_error**2)

@@ -1,0 +1,197 @@
+"""Matches by |ρ|, as those of gated models are: against NumPy's whole matrix, in every search."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from test_candidates import DEAD_LEFT, N_LEFT, N_RIGHT, SHARED, by_shard, fed, planted, rho_by_numpy, sketched
+from test_correlation import captured, run_pass, some_tokens
+
+from universal_neurons.matching import (
+    CANDIDATES_LEAST,
+    Candidates,
+    Comparison,
+    HeldOut,
+    exact_matches,
+    excess_interval,
+    how_many,
+    pairs_of,
+)
+from universal_neurons.matching.baselines import rotated_best, rotation
+from universal_neurons.matching.candidates import propose
+from universal_neurons.matching.comparison import Piece, unbiased
+from universal_neurons.matching.correlation import Matches, below, beside, find_matches
+from universal_neurons.statistics import CANDIDATES_SEEN, CoMoments, CrossMoments, quantile_of
+
+DEAD = 29
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    models = [tiny_model("llama", seed) for seed in (0, 1)]
+    for model in models:
+        with torch.no_grad():
+            model.blocks[1].mlp.up_proj.weight[DEAD - 24] = 0
+    tokens = some_tokens()
+    return run_pass(models, tokens), *(captured(model, tokens) for model in models)
+
+
+@pytest.fixture(scope="module")
+def rho(evidence):
+    _, a, b = evidence
+    with np.errstate(invalid="ignore"):
+        return np.corrcoef(a.T, b.T)[:48, 48:]
+
+
+def arguments_of(evidence):
+    return evidence.cross("llama-0", "llama-1"), evidence.norms("llama-0"), evidence.norms("llama-1")
+
+
+def test_the_best_are_those_of_highest_size_with_their_sign(evidence, rho):
+    found = find_matches(*arguments_of(evidence[0]), 5, by_size=True)
+    alive = np.arange(48) != DEAD
+    size = np.where(np.isnan(rho), -np.inf, np.abs(rho))
+    order = np.argsort(-size, 1)[:, :5]
+    np.testing.assert_array_equal(found.index.numpy()[alive], order[alive])
+    expected = np.take_along_axis(rho, order, 1)[alive]
+    assert 0.2 < (expected < 0).mean() < 0.8
+    np.testing.assert_allclose(found.corr.numpy()[alive], expected, atol=1e-6)
+    np.testing.assert_allclose(found.strength.numpy()[alive], np.abs(expected), atol=1e-6)
+    assert torch.isnan(found.corr[DEAD]).all()
+    assert (found.index[DEAD] == -1).all()
+    np.testing.assert_array_equal(found.best_back.numpy()[alive], size.argmax(0)[alive])
+    assert found.best_back[DEAD] == -1
+    mutual = (size.argmax(0)[size.argmax(1)] == np.arange(48)) & alive
+    np.testing.assert_array_equal(found.mutual.numpy(), mutual)
+    np.testing.assert_array_equal(found.lowest_index.numpy()[alive], np.nanargmin(rho[alive], 1))
+
+
+def test_parts_and_panels_make_the_same_whole(evidence, monkeypatch):
+    cross, left, right = arguments_of(evidence[0])
+    whole = find_matches(cross, left, right, 5, by_size=True)
+    monkeypatch.setattr("universal_neurons.matching.correlation.PANEL_ELEMENTS", 100)
+    halves = slice(0, 20), slice(20, 48)
+    rows = [
+        (CrossMoments(cross.count, cross.left_sum[r], cross.right_sum, cross.cross[r]), left[r], right, r.start, 0)
+        for r in halves
+    ]
+    columns = [
+        (CrossMoments(cross.count, cross.left_sum, cross.right_sum[c], cross.cross[:, c]), left, right[c], 0, c.start)
+        for c in halves
+    ]
+    of_rows, of_columns = (
+        [find_matches(*part, 5, rows=row, columns=column, by_size=True) for *part, row, column in parts]
+        for parts in (rows, columns)
+    )
+    for found in (find_matches(cross, left, right, 5, by_size=True), below(*of_rows), beside(*of_columns)):
+        assert found.by_size
+        for name in ("index", "corr"):
+            np.testing.assert_array_equal(getattr(found, name)[:, :5], getattr(whole, name))
+        for name in ("mutual", "best_back", "lowest_index", "lowest_corr"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+
+
+@pytest.mark.parametrize("kind", ["rotation", "gaussian"])
+def test_the_baseline_is_that_of_rotated_activations_times_their_signs(evidence, kind):
+    evidence, a, b = evidence
+    signs = np.where(b.mean(0) < 0, -1.0, 1.0)
+    rotated = rotation(kind, 24, 0, 0)
+    cross, left, _ = arguments_of(evidence)
+    layers = evidence.layers("llama-1")
+    found = rotated_best(cross, left, layers, rotated, by_size=True, signs=torch.from_numpy(signs)).numpy()
+    turned = np.concatenate([layer @ rotated.numpy().T for layer in np.split(b * signs, 2, 1)], 1)
+    with np.errstate(invalid="ignore"):
+        expected = np.corrcoef(a.T, turned.T)[:48, 48:]
+    np.testing.assert_allclose(found, np.abs(expected).max(1), atol=1e-6)
+    assert (np.abs(expected).max(1) > expected.max(1) + 0.01).any()
+
+
+def test_a_held_out_correlation_counts_by_the_sign_of_the_one_that_chose():
+    """A match of ρ < 0 speaks for the neuron; one whose ρ has the other sign on held-out rows speaks against it."""
+    corr = torch.tensor([0.8, -0.8, -0.8, torch.nan]).double()[:, None]
+    held = np.array([0.7, -0.7, 0.1, np.nan])
+    nothing = torch.zeros(4, dtype=torch.int64)
+    match = Matches(corr, nothing[:, None], corr[:, 0], nothing, nothing, corr[:, 0].abs(), by_size=True)
+    comparison = Comparison("a", ("b",), (match,), np.full((3, 1, 4), 0.3))
+    np.testing.assert_allclose(comparison.best[0], [0.8, 0.8, 0.8, np.nan])
+    np.testing.assert_allclose(comparison.excess, [0.5, 0.5, 0.5, np.nan])
+    heldout = [HeldOut(held, held + np.linspace(-0.01, 0.01, 5)[:, None])]
+    centre, low, high = excess_interval(heldout, comparison)
+    np.testing.assert_allclose(centre, [0.4, 0.4, -0.4, np.nan])
+    np.testing.assert_allclose((high - low)[:3], (high - low)[0])
+    signed = Comparison("a", ("b",), (dataclasses.replace(match, by_size=False),), comparison.maxima)
+    np.testing.assert_allclose(excess_interval(heldout, signed)[0], held - 0.3)
+
+
+@pytest.fixture(scope="module")
+def negated():
+    """The planted neurons of both models, some negated, and their whole matrix."""
+    chooser = np.random.default_rng(3)
+    left, right = (part * np.where(chooser.random(part.shape[1]) < 0.5, -1, 1).astype("f4") for part in planted())
+    return left, right, rho_by_numpy(left, right)
+
+
+def proposed(evidence, z):
+    ((_, _, cross),) = evidence.panels(CoMoments, "a", "b")
+    certainty = evidence.certainty("a", "b")
+    norms = evidence.norms("a"), evidence.norms("b")
+    proposal = propose(cross, *norms, certainty, z, by_size=True)
+    return proposal, find_matches(cross, *norms, CANDIDATES_SEEN, by_size=True), certainty
+
+
+def test_screened_matches_and_certificates(negated):
+    """Five seeds of signs: a match of |ρ| ≥ .3 is always found, with its sign; a certificate is never wrong."""
+    left, right, rho = negated
+    size = np.where(np.isnan(rho), -np.inf, np.abs(rho))
+    high = size.max(1) >= 0.3
+    truth = size.argmax(1)
+    certified = 0.0
+    for seed in range(5):
+        evidence = sketched(left, right, seed)
+        proposal, matches, certainty = proposed(evidence, quantile_of(N_LEFT))
+        wanted = how_many(proposal, matches.strength[:, 0], certainty, CANDIDATES_LEAST)
+        pairs = torch.from_numpy(pairs_of(proposal, wanted, N_RIGHT))
+        candidates = Candidates("a", "b", pairs, N_LEFT, N_RIGHT)
+        fed([candidates], by_shard(left, right, seed))
+        moments = candidates.result()
+        corr = moments.corr(evidence.spread("a"), evidence.spread("b"))
+        found = exact_matches(matches, proposal, wanted, moments.left, moments.right, corr, 10)
+        index = found.index[:, 0].numpy()
+        np.testing.assert_array_equal(index[high], truth[high])
+        np.testing.assert_allclose(found.corr[high, 0], rho[high, truth[high]], atol=1e-6)
+        sure = found.certified.numpy()
+        np.testing.assert_array_equal(index[sure], truth[sure])
+        certified += sure[:SHARED].mean() / 5
+        assert torch.isnan(found.corr[DEAD_LEFT]).all()
+        computed = np.full((N_LEFT, N_RIGHT), -np.inf)
+        computed[moments.left, moments.right] = np.abs(corr)
+        alive = np.arange(N_LEFT) != DEAD_LEFT
+        order = np.argsort(-computed, 1, kind="stable")[alive, :10]
+        np.testing.assert_array_equal(found.index.numpy()[alive], order)
+        np.testing.assert_allclose(found.corr.numpy()[alive], np.take_along_axis(rho[alive], order, 1), atol=1e-6)
+        backs = np.isfinite(computed.max(0))
+        np.testing.assert_array_equal(found.best_back.numpy()[backs], computed.argmax(0)[backs])
+    assert (rho[high, truth[high]] < 0).any()
+    assert certified > 0.5
+
+
+def test_a_sketch_is_lowered_in_size_and_keeps_its_sign(negated):
+    """On average the corrected |ρ| of the best match is that of its neuron's true best, and its rank stays."""
+    left, right, rho = negated
+    truth = np.nanmax(np.where(np.isnan(rho), -np.inf, np.abs(rho)), 1)
+    raw, corrected = [], []
+    alive = np.isfinite(truth) & (np.arange(N_LEFT) != DEAD_LEFT)
+    for seed in range(5):
+        evidence = sketched(left, right, seed)
+        _, matches, certainty = proposed(evidence, 3.0)
+        piece = Piece((0, N_LEFT), (0, N_RIGHT), matches, torch.zeros(1, N_LEFT))
+        found = unbiased(piece, certainty, 3).matches
+        assert (found.strength[alive, :1] >= found.strength[alive]).all()
+        keeps = (found.corr.sign() == matches.corr[:, :3].sign()) | (found.corr == 0)
+        assert keeps[alive].all()
+        raw.append((matches.strength[:, 0].numpy() - truth)[alive].mean())
+        corrected.append((found.strength[:, 0].numpy() - truth)[alive].mean())
+    assert np.mean(raw) > 0.01
+    assert abs(np.mean(corrected)) < 0.4 * np.mean(raw)
