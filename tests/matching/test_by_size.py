@@ -5,14 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import settled, tiny_model
 from test_candidates import DEAD_LEFT, N_LEFT, N_RIGHT, SHARED, by_shard, fed, planted, rho_by_numpy, sketched
 from test_correlation import captured, run_pass, some_tokens
 
 from universal_neurons.matching import (
     CANDIDATES_LEAST,
+    WHOLE,
     Candidates,
     Comparison,
+    Findings,
     HeldOut,
     exact_matches,
     excess_interval,
@@ -123,6 +125,30 @@ def test_a_held_out_correlation_counts_by_the_sign_of_the_one_that_chose():
     np.testing.assert_allclose((high - low)[:3], (high - low)[0])
     signed = Comparison("a", ("b",), (dataclasses.replace(match, by_size=False),), comparison.maxima)
     np.testing.assert_allclose(excess_interval(heldout, signed)[0], held - 0.3)
+
+
+@pytest.mark.parametrize("baseline", ["rotation", "gaussian"])
+def test_findings_are_by_size_where_a_model_is_gated_and_survive_a_snapshot(evidence, rho, baseline):
+    """Either side gated; restored from plain tensors the answer is the same, bit for bit."""
+    evidence, _, _ = evidence
+    config = settled(draws=2, baseline=baseline)
+    size = np.where(np.isnan(rho), -np.inf, np.abs(rho))
+    alive = np.arange(48) != DEAD
+    for gated in ("llama-0", "llama-1"):
+        evidence.signs = {gated: torch.ones(48, dtype=torch.float64)}
+        findings, restored = Findings(config), Findings(config)
+        findings.take_in(WHOLE, evidence, [("llama-0", "llama-1")])
+        restored.restore(findings.state())
+        found, again = (f.comparison(WHOLE, "llama-0", ["llama-1"]) for f in (findings, restored))
+        np.testing.assert_allclose(found.best[0, alive], size.max(1)[alive], atol=1e-6)
+        assert again.matches[0].by_size
+        for name in ("best", "best_index", "signs", "maxima"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+    evidence.signs = {}
+    findings = Findings(config)
+    findings.take_in(WHOLE, evidence, [("llama-0", "llama-1")])
+    best = findings.comparison(WHOLE, "llama-0", ["llama-1"]).best[0, alive]
+    np.testing.assert_allclose(best, np.nanmax(rho[alive], 1), atol=1e-6)
 
 
 @pytest.fixture(scope="module")
