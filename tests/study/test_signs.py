@@ -11,7 +11,8 @@ from polars.testing import assert_frame_equal
 
 import universal_neurons as un
 from universal_neurons.cli import main
-from universal_neurons.models import Model, quiet_transformers
+from universal_neurons.errors import ArchitectureError
+from universal_neurons.models import Model, is_gated, quiet_transformers
 from universal_neurons.progress import Reporter
 from universal_neurons.report.summary import facts, match_cells
 from universal_neurons.storage import StoreWriter
@@ -207,6 +208,16 @@ def test_orientation_is_that_of_the_mean_activation(studies):
         np.testing.assert_array_equal(both["orientation"] < 0, both["mean_activation"] < 0)
 
 
+def test_matches_that_fire_by_opposite_signs_act_alike(studies):
+    for store in studies(**SEARCHES["exact"]):
+        table = store.table("functional").filter(
+            (pl.col("model") == "b") & (pl.col("match_neuron") == pl.col("neuron"))
+        )
+        assert len(table) > 3
+        assert (table["corr"] < 0).any()
+        assert (table["effect_corr"] > 0.8).all()
+
+
 def test_the_lowest_activations_take_the_place_of_the_highest(studies, networks):
     original, flipped = (store.examples for store in studies(**SEARCHES["exact"]))
     signs = networks[3]
@@ -301,6 +312,13 @@ def test_sketches_in_files_know_that_their_models_are_gated(saved, networks, tex
     assert_frame_equal(neurons.drop("mean_activation"), flipped_neurons.drop("mean_activation"), abs_tol=1e-5)
     sign = np.concatenate([networks[3], np.ones(48)])
     np.testing.assert_allclose(flipped_neurons["mean_activation"], neurons["mean_activation"] * sign, atol=1e-6)
+
+
+def test_a_family_that_nobody_knows_may_be_gated_or_not():
+    assert is_gated("Llama", "a sketch")
+    assert not is_gated("GPT-2", "a sketch")
+    with pytest.raises(ArchitectureError, match="a sketch: of an unknown architecture"):
+        is_gated("GPT-9", "a sketch")
 
 
 def test_roles_of_a_study_without_mean_activations_take_those_of_the_sample(saved, text_file, tmp_path):

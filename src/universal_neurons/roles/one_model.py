@@ -117,7 +117,7 @@ class OneModel:
 
     `neurons` are its rows of the neuron table.  `concerned` are neurons whose ablation functional universality asks
     about: `changes` and `effects` (logit effects) are theirs.  Of the reference `chosen` are its universal neurons,
-    ablated together; the tables call them `chosen_as`.
+    ablated together; the tables call them `chosen_as`.  `orientation` is every neuron's.
     """
 
     def __init__(
@@ -142,6 +142,7 @@ class OneModel:
         self.chosen_as = chosen_as
         self.tables: dict[str, pl.DataFrame] = {}
         self.null_fraction = np.full(model.n_neurons, np.nan)
+        self.orientation = np.ones(model.n_neurons)
         self.roles: list[list[str]] = [[] for _ in range(model.n_neurons)]
         self.effects: dict[int, np.ndarray] = {}
         self.changes: dict[int, np.ndarray] = {}
@@ -150,7 +151,7 @@ class OneModel:
         """Try the model's neurons out; returns the tables that have rows, by name."""
         model = self.model
         means = self._means(batch_tokens)
-        orientation = self._orientation(means)
+        orientation = self.orientation = self._orientation(means)
         weights = _oriented(processed_weights(model), orientation)
         stats = self.neurons.with_columns(vocab_skew=pl.col("vocab_skew") * pl.Series(orientation))
         self.null_fraction = null_fraction(weights, model.architecture.norm == "layer").cpu().numpy()
