@@ -141,7 +141,7 @@ def _one_seed(
     corrected = torch.stack([finding.whole(1).matches.corr[:, 0] for finding in sketched])
     first = torch.stack([finding.pieces[0].matches.index[:, 0] for finding in sketched])
     errors = [_sketched_rho(evidence, *pair) - rho for pair, rho in zip(asked, exact)]
-    baseline = torch.stack([finding.pieces[0].maxima for finding in sketched]).mean((0, 1))
+    baseline = torch.stack([finding.pieces[0].maxima.corr for finding in sketched]).mean((0, 1))
     true_baseline = _true_baseline(models, kept, asked)
     candidates = [recipe(device="cpu") for recipe in screen.recipes()]
     for shard, (blocks, _) in zip(shards, kept):
@@ -187,6 +187,6 @@ def _true_baseline(models: Any, kept: Kept, asked: Any) -> torch.Tensor:
         for number, (blocks, _) in enumerate(kept):
             _feed(accumulators, Batch({Key(name): Block(values) for name, values in blocks.items()}, shard=number))
         evidence = Evidence(Statistics(accumulators), [0])
-        maxima = [pieces_of(evidence, *pair, config, draws=2)[0].maxima for pair in asked]
+        maxima = [pieces_of(evidence, *pair, config, draws=2)[0].maxima.corr for pair in asked]
         _BASELINE["there"] = torch.stack(maxima).mean((0, 1))
     return _BASELINE["there"]

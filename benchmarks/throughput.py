@@ -50,7 +50,7 @@ def our_answer(run: Pass, models) -> tuple[torch.Tensor, torch.Tensor]:
     cross = evidence.cross(left, right)
     matches = find_matches(cross, evidence.norms(left), evidence.norms(right))
     turned = rotation("rotation", models[1].d_mlp, 0, 0)
-    return matches.corr[:, 0], rotated_best(cross, evidence.norms(left), evidence.layers(right), turned)
+    return matches.corr[:, 0], rotated_best(cross, evidence.norms(left), evidence.layers(right), turned)[0]
 
 
 def forwards(models, tokens) -> None:

@@ -597,5 +597,5 @@ def test_a_dead_neuron_is_not_itself_either():
     values[:, 1] = 0
     for stretch in range(2):
         moments.update(Batch({Key("then"): Block(values), Key("now"): Block(values)}, shard=stretch))
-    assert moments.result().corr[0] == pytest.approx(1)
-    assert np.isnan(moments.result().corr[1])
+    assert moments.result().corr.value[0] == pytest.approx(1)
+    assert np.isnan(moments.result().corr.value[1])

@@ -36,10 +36,18 @@ def test_the_algebra_is_rotating_the_activations(kind, family):
     a, b = (captured(model, tokens) for model in models)
     for draw in range(3):
         rotated = rotation(kind, 24, 0, draw)
-        found = rotated_best(evidence.cross(left, right), evidence.norms(left), evidence.layers(right), rotated)
-        turned = np.concatenate([layer @ rotated.numpy().T for layer in np.split(b, 2, 1)], 1)
-        expected = np.corrcoef(a.T, turned.T)[:48, 48:]
-        np.testing.assert_allclose(found.numpy(), expected.max(1), atol=1e-6)
+        for standardised, values in ((False, b), (True, b / b.std(0))):
+            corr, unit = rotated_best(
+                evidence.cross(left, right),
+                evidence.norms(left),
+                evidence.layers(right),
+                rotated,
+                standardised=standardised,
+            )
+            turned = np.concatenate([layer @ rotated.numpy().T for layer in np.split(values, 2, 1)], 1)
+            expected = np.corrcoef(a.T, turned.T)[:48, 48:]
+            np.testing.assert_allclose(corr.numpy(), expected.max(1), atol=1e-6)
+            np.testing.assert_array_equal(unit.numpy(), expected.argmax(1))
 
 
 def test_dead_neurons_have_no_baseline_and_disturb_none():

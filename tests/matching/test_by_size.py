@@ -16,16 +16,28 @@ from universal_neurons.matching import (
     Comparison,
     Findings,
     HeldOut,
+    RotatedMoments,
     exact_matches,
-    excess_interval,
+    excess_estimate,
+    heldout_baseline,
     how_many,
     pairs_of,
 )
-from universal_neurons.matching.baselines import rotated_best, rotation
+from universal_neurons.matching.baselines import Baseline, Maxima, rotated_best, rotation
 from universal_neurons.matching.candidates import propose
 from universal_neurons.matching.comparison import Piece, unbiased
 from universal_neurons.matching.correlation import Matches, below, beside, find_matches
-from universal_neurons.statistics import CANDIDATES_SEEN, CoMoments, CrossMoments, quantile_of
+from universal_neurons.statistics import (
+    CANDIDATES_SEEN,
+    Batch,
+    Block,
+    CoMoments,
+    CrossMoments,
+    Jackknifed,
+    Key,
+    quantile_of,
+)
+from universal_neurons.units import Units
 
 DEAD = 29
 
@@ -102,11 +114,13 @@ def test_the_baseline_is_that_of_rotated_activations_times_their_signs(evidence,
     rotated = rotation(kind, 24, 0, 0)
     cross, left, _ = arguments_of(evidence)
     layers = evidence.layers("llama-1")
-    found = rotated_best(cross, left, layers, rotated, by_size=True, signs=torch.from_numpy(signs)).numpy()
+    found, unit = rotated_best(cross, left, layers, rotated, by_size=True, signs=torch.from_numpy(signs))
     turned = np.concatenate([layer @ rotated.numpy().T for layer in np.split(b * signs, 2, 1)], 1)
     with np.errstate(invalid="ignore"):
         expected = np.corrcoef(a.T, turned.T)[:48, 48:]
-    np.testing.assert_allclose(found, np.abs(expected).max(1), atol=1e-6)
+    np.testing.assert_allclose(found.abs(), np.abs(expected).max(1), atol=1e-6)
+    alive = np.arange(48) != DEAD
+    np.testing.assert_allclose(found[alive], expected[alive, unit[alive]], atol=1e-6)
     assert (np.abs(expected).max(1) > expected.max(1) + 0.01).any()
 
 
@@ -116,15 +130,55 @@ def test_a_held_out_correlation_counts_by_the_sign_of_the_one_that_chose():
     held = np.array([0.7, -0.7, 0.1, np.nan])
     nothing = torch.zeros(4, dtype=torch.int64)
     match = Matches(corr, nothing[:, None], corr[:, 0], nothing, nothing, corr[:, 0].abs(), by_size=True)
-    comparison = Comparison("a", ("b",), (match,), np.full((3, 1, 4), 0.3))
+    baseline = Baseline(np.full((3, 1, 4), 0.3), np.zeros((3, 1, 4), int))
+    comparison = Comparison("a", ("b",), (match,), baseline, baseline)
     np.testing.assert_allclose(comparison.best[0], [0.8, 0.8, 0.8, np.nan])
     np.testing.assert_allclose(comparison.excess, [0.5, 0.5, 0.5, np.nan])
-    heldout = [HeldOut(held, held + np.linspace(-0.01, 0.01, 5)[:, None])]
-    centre, low, high = excess_interval(heldout, comparison)
-    np.testing.assert_allclose(centre, [0.4, 0.4, -0.4, np.nan])
-    np.testing.assert_allclose((high - low)[:3], (high - low)[0])
-    signed = Comparison("a", ("b",), (dataclasses.replace(match, by_size=False),), comparison.maxima)
-    np.testing.assert_allclose(excess_interval(heldout, signed)[0], held - 0.3)
+    heldout = HeldOut(Jackknifed(held, held + np.linspace(-0.01, 0.01, 5)[:, None]), np.full(4, 5.0))
+
+    def excess_of(comparison):
+        matches = [heldout.times(comparison.signs[0])]
+        return excess_estimate(matches, comparison.raw, heldout_baseline(comparison.raw, None, matches))
+
+    found = excess_of(comparison)
+    np.testing.assert_allclose(found.value, [0.4, 0.4, -0.4, np.nan])
+    np.testing.assert_allclose((found.high - found.low)[:3], (found.high - found.low)[0])
+    signed = dataclasses.replace(comparison, matches=(dataclasses.replace(match, by_size=False),))
+    np.testing.assert_allclose(excess_of(signed).value, held - 0.3)
+
+
+def test_a_rotated_neuron_is_asked_again_with_its_sign():
+    """The mean over draws of sign · ρ of a and R (d ∘ b), by NumPy, on held-out rows; standardised or not."""
+    chooser = np.random.default_rng(0)
+    a, b = chooser.normal(size=(400, 6)).astype("f4"), chooser.normal(size=(400, 6)).astype("f4")
+    units = Units.equal(2, 3)
+    unit = torch.from_numpy(chooser.integers(0, 6, (2, 6)))
+    sign, turned = (np.where(chooser.random(shape) < 0.5, -1, 1) for shape in ((2, 6), 6))
+    scale = torch.from_numpy(1 / b.std(0))
+    matrices = [rotation("rotation", 3, 7, draw).numpy() for draw in range(2)]
+    for given in (None, scale):
+        signs = torch.from_numpy(turned).double()
+        moments = RotatedMoments("a", "b", unit, units, "rotation", 7, 1, scale=given, turned=signs, sign=sign)
+        assert moments.standardised == (given is not None)
+        moments.update(Batch({Key("a"): Block(torch.from_numpy(a)), Key("b"): Block(torch.from_numpy(b))}, shard=0))
+        scaled = b * turned * (1 if given is None else given.numpy())
+        expected = np.zeros(6)
+        for draw, matrix in enumerate(matrices):
+            rotated = np.concatenate([layer @ matrix.T for layer in np.split(scaled, 2, 1)], 1)
+            corr = np.corrcoef(a.T, rotated.T)[:6, 6:]
+            expected += sign[draw] * corr[np.arange(6), unit[draw].numpy()] / 2
+        np.testing.assert_allclose(moments.result().value, expected, atol=1e-5)
+
+
+def test_maxima_by_size_keep_the_sign_of_the_one_that_was_highest():
+    first, second = (Maxima.nothing(1, 3, by_size=True) for _ in range(2))
+    first.put(0, torch.tensor([-0.5, 0.2, torch.nan]).double(), torch.tensor([4, 5, -1]))
+    second.put(0, torch.tensor([0.4, -0.3, torch.nan]).double(), torch.tensor([6, 7, -1]))
+    both, wider = first.beside(second), first.below(second)
+    np.testing.assert_allclose(both.corr, [[0.5, 0.3, np.nan]], rtol=1e-6)
+    np.testing.assert_array_equal(both.unit, [[4, 7, -1]])
+    np.testing.assert_array_equal(both.sign[0, :2], [-1, -1])
+    np.testing.assert_array_equal(wider.sign[0], [-1, 1, 1, 1, -1, 1])
 
 
 @pytest.mark.parametrize("baseline", ["rotation", "gaussian"])
@@ -142,6 +196,7 @@ def test_findings_are_by_size_where_a_model_is_gated_and_survive_a_snapshot(evid
         found, again = (f.comparison(WHOLE, "llama-0", ["llama-1"]) for f in (findings, restored))
         np.testing.assert_allclose(found.best[0, alive], size.max(1)[alive], atol=1e-6)
         assert again.matches[0].by_size
+        np.testing.assert_array_equal(again.raw.signs[0], found.raw.signs[0])
         for name in ("best", "best_index", "signs", "maxima"):
             np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
     evidence.signs = {}
@@ -212,7 +267,7 @@ def test_a_sketch_is_lowered_in_size_and_keeps_its_sign(negated):
     for seed in range(5):
         evidence = sketched(left, right, seed)
         _, matches, certainty = proposed(evidence, 3.0)
-        piece = Piece((0, N_LEFT), (0, N_RIGHT), matches, torch.zeros(1, N_LEFT))
+        piece = Piece((0, N_LEFT), (0, N_RIGHT), matches, Maxima.nothing(1, N_LEFT))
         found = unbiased(piece, certainty, 3).matches
         assert (found.strength[alive, :1] >= found.strength[alive]).all()
         keeps = (found.corr.sign() == matches.corr[:, :3].sign()) | (found.corr == 0)

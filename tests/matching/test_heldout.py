@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from scipy import stats
 
-from universal_neurons.matching import Comparison, HeldOut, PairedMoments, corr_interval, excess_interval
-from universal_neurons.matching.correlation import Matches
+from universal_neurons.matching import HeldOut, PairedMoments, corr_interval, excess_estimate, heldout_baseline
+from universal_neurons.matching.baselines import Baseline
 from universal_neurons.statistics import Batch, Block, Key
-from universal_neurons.statistics.jackknife import standard_error
+from universal_neurons.statistics.jackknife import degrees_of_freedom, standard_error
 
 
 def paired(rho, neurons, stretches=20, length=200, seed=0):
@@ -27,10 +27,10 @@ def test_against_numpy():
     found, data = paired(0.6, 5, stretches=4)
     for neuron in range(5):
         everything = [np.concatenate([pair[side][:, neuron] for pair in data]) for side in (0, 1)]
-        np.testing.assert_allclose(found.corr[neuron], stats.pearsonr(*everything)[0], atol=1e-6)
+        np.testing.assert_allclose(found.corr.value[neuron], stats.pearsonr(*everything)[0], atol=1e-6)
         for out in range(4):
             rest = [np.concatenate([p[s][:, neuron] for n, p in enumerate(data) if n != out]) for s in (0, 1)]
-            np.testing.assert_allclose(found.without[out, neuron], stats.pearsonr(*rest)[0], atol=1e-6)
+            np.testing.assert_allclose(found.corr.without[out, neuron], stats.pearsonr(*rest)[0], atol=1e-6)
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error():
@@ -57,24 +57,41 @@ def test_the_width_is_fishers_for_independent_tokens():
 
 
 def test_excess_intervals_cover_the_truth():
-    """Two other models with known ρ, a baseline that is the same in every draw."""
+    """Two other models with known ρ, a baseline that is the same in every draw and was not rotated."""
     neurons, rhos = 1000, (0.7, 0.5)
     heldout = [paired(rho, neurons, seed=n)[0] for n, rho in enumerate(rhos)]
-    k = torch.zeros(neurons, 1, dtype=torch.int64)
-    matches = [
-        Matches(torch.full((neurons, 1), r).double(), k, k[:, 0].double(), k[:, 0], k[:, 0], k[:, 0].double())
-        for r in rhos
-    ]
     chooser = np.random.default_rng(0)
     maxima = 0.2 + 0.01 * chooser.standard_normal((10, 2, neurons))
-    comparison = Comparison("a", ("b", "c"), tuple(matches), maxima)
-    centre, low, high = excess_interval(heldout, comparison)
-    np.testing.assert_allclose(comparison.excess, 0.6 - maxima.mean((0, 1)))
-    assert 0.92 <= ((low <= 0.4) & (high >= 0.4)).mean() <= 0.985
-    still = Comparison("a", ("b", "c"), tuple(matches), np.full_like(maxima, 0.2))
-    _, low_still, high_still = excess_interval(heldout, still)
-    assert ((high - low) > (high_still - low_still)).all()
-    np.testing.assert_allclose(centre, np.mean([h.corr for h in heldout], 0) - maxima.mean((0, 1)))
+    units = np.full(maxima.shape, -1)
+    estimate = excess_of(heldout, Baseline(maxima, units))
+    assert 0.92 <= ((estimate.low <= 0.4) & (estimate.high >= 0.4)).mean() <= 0.985
+    still = excess_of(heldout, Baseline(np.full_like(maxima, 0.2), units))
+    assert ((estimate.high - estimate.low) > (still.high - still.low)).all()
+    np.testing.assert_allclose(estimate.value, np.mean([h.corr.value for h in heldout], 0) - maxima.mean((0, 1)))
+
+
+def excess_of(heldout, baseline):
+    return excess_estimate(heldout, baseline, heldout_baseline(baseline, None, heldout))
+
+
+def test_one_stretch_that_carries_a_match_is_counted_as_one():
+    """All of ρ comes from one stretch of ten in the first pair, from every stretch alike in the second."""
+    moments = PairedMoments("a", "b", torch.arange(2), 10)
+    for stretch in range(10):
+        a = torch.randn(400, 2, generator=torch.Generator().manual_seed(stretch))
+        b = a.clone()
+        a[:, 0] *= 100 if stretch == 3 else 0.01
+        moments.update(Batch({Key("a"): Block(a), Key("b"): Block(b)}, shard=stretch))
+    one, all_of_them = moments.result().stretches
+    assert one < 1.05
+    assert all_of_them > 9.5
+
+
+def test_few_stretches_that_carry_the_spread_leave_few_degrees_of_freedom():
+    even, one = np.random.default_rng(0).standard_normal((2, 20, 1))
+    one[4] = 100
+    assert degrees_of_freedom(even)[0] > 12
+    assert degrees_of_freedom(one)[0] < 3
 
 
 def test_a_neuron_that_is_silent_on_held_out_rows_has_no_interval():
@@ -94,4 +111,4 @@ def test_stretches_without_tokens_do_not_count():
         moments.update(Batch({Key("a"): Block(torch.randn(50, 1)), Key("b"): Block(torch.randn(50, 1))}, shard=stretch))
     found = moments.result()
     assert isinstance(found, HeldOut)
-    assert found.without.shape == (3, 1)
+    assert found.corr.without.shape == (3, 1)

@@ -51,7 +51,7 @@ def result(name, accumulator):
         return found.centred.numpy()
     if name == "Extremes":
         return torch.stack([accumulator.low, accumulator.high]).numpy()
-    return np.concatenate([found.corr[None], found.without])
+    return np.concatenate([found.corr.value[None], found.corr.without])
 
 
 def by_numpy(name):

@@ -10,6 +10,7 @@ from test_study import contents
 
 from universal_neurons import StudyConfig, run_study
 from universal_neurons.matching import WHOLE, Finding, Findings, Piece, Scope
+from universal_neurons.matching.baselines import Maxima
 from universal_neurons.matching.candidates import Proposal
 from universal_neurons.matching.correlation import Matches
 from universal_neurons.progress import Reporter
@@ -148,7 +149,8 @@ def a_piece(rows, columns, screened, certified=False):
     proposal = Proposal(some(n, 5), places(n, 5), places(n, 2), some(n, 2), places(others, 4), some(others, 4))
     sure = torch.rand(n) > 0.5 if certified else None
     matches = Matches(some(n, 3), places(n, 3), some(n), places(n), places(others), some(others), sure)
-    return Piece(rows, columns, matches, some(2, n), proposal if screened else None)
+    maxima = [Maxima(some(2, n), places(2, n)) for _ in range(2)]
+    return Piece(rows, columns, matches, maxima[0], maxima[1] if certified else None, proposal if screened else None)
 
 
 def findings_of(config):

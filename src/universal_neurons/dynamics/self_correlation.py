@@ -97,7 +97,7 @@ def correlation_of(
 
 
 def _columns(corr: HeldOut, low: np.ndarray, high: np.ndarray) -> dict[str, Tensor]:
-    return {name: torch.as_tensor(values) for name, values in zip(COLUMNS, (corr.corr, low, high))}
+    return {name: torch.as_tensor(values) for name, values in zip(COLUMNS, (corr.corr.value, low, high))}
 
 
 def _with_itself(store: Store, model: str) -> pl.DataFrame:

@@ -6,7 +6,11 @@ candidates   what a sketch proposes, their exact correlations, certificates
 comparison   one model's neurons against all others', from a pass's statistics, in pieces
 pieces       the pieces of every pair, until they make a whole
 convergence  the answer so far, at log-spaced numbers of tokens
-heldout      the match's correlation on held-out rows, with intervals
+heldout      the match's correlation on held-out rows
+rotated_heldout  the baseline's rotated neurons on the same rows
+intervals    how sure a match and an excess are
+ranks        ρ of the match's mid-ranks: how much of it is scale
+within_tokens  ρ of the match within single tokens: how much of it is the vocabulary
 selection    the universal neurons, or the top 1 % where none is
 """
 
@@ -26,9 +30,20 @@ if TYPE_CHECKING:
     from universal_neurons.matching.comparison import Comparison, Evidence, Piece, groups_of
     from universal_neurons.matching.convergence import DRAWS, convergence_table, reading_points
     from universal_neurons.matching.correlation import BINS, PANEL_ELEMENTS, layer_profile
-    from universal_neurons.matching.heldout import HeldOut, PairedMoments, corr_interval, excess_interval
+    from universal_neurons.matching.heldout import HeldOut, PairedMoments
+    from universal_neurons.matching.intervals import (
+        Estimate,
+        baseline_estimate,
+        corr_interval,
+        excess_estimate,
+        heldout_baseline,
+        normalised_estimate,
+    )
     from universal_neurons.matching.pieces import WHOLE, Finding, Findings, Place, Scope
+    from universal_neurons.matching.ranks import CLASSES, RankMoments, RankTable
+    from universal_neurons.matching.rotated_heldout import ROTATED_DRAWS, RotatedMoments
     from universal_neurons.matching.selection import singled_out
+    from universal_neurons.matching.within_tokens import MOST_TOKENS, FrequentTokens, WithinTokens
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -38,7 +53,18 @@ else:
             "comparison": ["Comparison", "Evidence", "Piece", "groups_of"],
             "pieces": ["Finding", "Findings", "Place", "Scope", "WHOLE"],
             "convergence": ["DRAWS", "convergence_table", "reading_points"],
-            "heldout": ["HeldOut", "PairedMoments", "corr_interval", "excess_interval"],
+            "heldout": ["HeldOut", "PairedMoments"],
+            "rotated_heldout": ["ROTATED_DRAWS", "RotatedMoments"],
+            "intervals": [
+                "Estimate",
+                "baseline_estimate",
+                "corr_interval",
+                "excess_estimate",
+                "heldout_baseline",
+                "normalised_estimate",
+            ],
+            "ranks": ["CLASSES", "RankMoments", "RankTable"],
+            "within_tokens": ["FrequentTokens", "MOST_TOKENS", "WithinTokens"],
             "selection": ["singled_out"],
         },
     )

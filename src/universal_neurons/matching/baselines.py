@@ -7,16 +7,26 @@ layer and model of equal width.  `gaussian` takes the authors' matrix instead: G
 
 Excess correlation (eq 3): mean over models of [best ρ − mean over draws of the best baseline ρ]; |ρ| in both where
 either model is gated (`correlation`).
+Excess correlation (eq 3): mean over models of [best ρ − mean over draws of the best baseline ρ].
+
+Two things make the paper's rotation hard to read.  Where a few neurons hold most of a layer's variance every rotated
+neuron is mostly these, so their own baseline is near 1; and no excess exceeds 1 − baseline.  So each draw is applied to
+standardised neurons too, and `normalised` says how much of the way from the baseline to 1 a neuron went.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from universal_neurons.statistics import CrossMoments, LayerCovariance, seed_of
 
 PANEL_ROWS = 4096
+NO_UNIT = -1
+HIGHEST_BASELINE = 0.95  # above it an excess says nothing
 
 
 def rotation(kind: str, width: int, seed: int, draw: int) -> Float[Tensor, "width width"]:
@@ -30,41 +40,127 @@ def rotation(kind: str, width: int, seed: int, draw: int) -> Float[Tensor, "widt
     return q * r.diagonal().sign()
 
 
+@dataclass(frozen=True)
+class Maxima:
+    """Every neuron's highest ρ with the other model's rotated neurons, in some draws of the baseline.
+
+    `unit` says which rotated neuron it is with (layer · width + row of the draw's matrix); −1 where there is none.  By
+    size, `corr` is |ρ| and `sign` ρ's sign; else it is None.
+    """
+
+    corr: Float[Tensor, "draws neurons"]
+    unit: Int[Tensor, "draws neurons"]
+    sign: Int[Tensor, "draws neurons"] | None = None
+
+    @classmethod
+    def nothing(cls, draws: int, neurons: int, *, by_size: bool = False) -> "Maxima":
+        """Of no comparison."""
+        shape = draws, neurons
+        sign = torch.ones(shape, dtype=torch.int8) if by_size else None
+        return cls(torch.full(shape, torch.nan, dtype=torch.float64), torch.full(shape, NO_UNIT), sign)
+
+    def put(self, draw: int, corr: Float[Tensor, " neurons"], unit: Int[Tensor, " neurons"]) -> None:
+        """Set a draw's maxima, their ρ signed."""
+        self.corr[draw], self.unit[draw] = corr, unit
+        if self.sign is not None:
+            self.sign[draw] = torch.where(self.corr[draw] < 0, -1, 1).to(torch.int8)
+            self.corr[draw] = self.corr[draw].abs()
+
+    def beside(self, other: "Maxima") -> "Maxima":
+        """Of the same neurons with two parts of the other model: with both."""
+        better = (other.corr > self.corr) | self.corr.isnan()
+        sign = None
+        if self.sign is not None and other.sign is not None:
+            sign = torch.where(better, other.sign, self.sign)
+        return Maxima(torch.where(better, other.corr, self.corr), torch.where(better, other.unit, self.unit), sign)
+
+    def below(self, other: "Maxima") -> "Maxima":
+        """Of two parts of the neurons: of both."""
+        sign = None
+        if self.sign is not None and other.sign is not None:
+            sign = torch.cat([self.sign, other.sign], 1)
+        return Maxima(torch.cat([self.corr, other.corr], 1), torch.cat([self.unit, other.unit], 1), sign)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The maxima of several other models: their ρ, or |ρ| by size, and the rotated neurons they are with.
+
+    `signs` holds, of each model that is matched by size, the signs of these ρ; None of others.
+    """
+
+    maxima: Float[np.ndarray, "draws models neurons"]
+    units: Int[np.ndarray, "draws models neurons"]
+    signs: tuple[Int[np.ndarray, "draws neurons"] | None, ...] = ()
+
+    @classmethod
+    def of(cls, maxima: Sequence[Maxima]) -> "Baseline":
+        """Of the other models, in this order."""
+        corr, unit = (torch.stack([getattr(one, name) for one in maxima], 1).numpy() for name in ("corr", "unit"))
+        return cls(corr, unit, tuple(None if one.sign is None else one.sign.numpy() for one in maxima))
+
+    @property
+    def mean(self) -> Float[np.ndarray, "models neurons"]:
+        """The baseline of every neuron in each model: the mean over draws."""
+        return np.asarray(self.maxima.mean(0))
+
+
 def rotated_best(
     cross: CrossMoments,
     left: Float[Tensor, " left"],
     right: LayerCovariance,
     rotated: Float[Tensor, "width width"],
     noise: float = 0.0,
+    *,
+    standardised: bool = False,
     by_size: bool = False,
     signs: Float[Tensor, " right"] | None = None,
-) -> Float[Tensor, " left"]:
-    """Every left neuron's highest ρ (`by_size`: |ρ|) with the rotated neurons of the other model, over all its layers.
+) -> tuple[Float[Tensor, " left"], Int[Tensor, " left"]]:
+    """Every left neuron's highest ρ with the rotated neurons of the other model, over all its layers; and with which.
 
     `left` holds inverse norms; NaN (dead) stays NaN.  `noise` is the error variance of a sketch's ρ: the ρ with a
     layer's rotated neurons are near Gaussian, so their maximum shrinks with their spread, √(1 − noise / mean ρ²).
-    `signs` (1 or −1) are what the other model's neurons are taken times before they are rotated.
+    `standardised` rotates the other model's neurons after each was brought to variance 1: else the few of largest
+    variance are most of every rotated one.  A rotated neuron is numbered layer · width + row of `rotated`.  `by_size`
+    takes the ρ of highest size, signed; `signs` (1 or −1) are what the other model's neurons are taken times before
+    they are rotated.
     """
     rotated = rotated.to(left.device)
     best = torch.full_like(left, -torch.inf, dtype=torch.float32)
+    unit = torch.full(left.shape, NO_UNIT, device=left.device)
+    negative = torch.zeros(left.shape, dtype=torch.bool, device=left.device)
     for layer, covariance in enumerate(right.centred):
         columns = right.units.columns(layer)
         turned = rotated if signs is None else rotated * signs[columns]
         single = turned.float()
+        inverse = inverse_deviations(covariance) if standardised else None
+        if inverse is not None:
+            covariance = covariance * inverse[:, None] * inverse
         variance = ((turned @ covariance) * turned).sum(1)
         scale = torch.where(variance > 0, variance.rsqrt(), torch.nan).float()
         for start in range(0, len(left), PANEL_ROWS):
             rows = slice(start, start + PANEL_ROWS)
-            standardised = (cross.centred(rows, columns) * left[rows, None]).float()
-            rho = (standardised @ single.T).mul_(scale)
-            if by_size:
-                rho.abs_()
-            highest = rho.nan_to_num(nan=-torch.inf).amax(1)
+            centred = cross.centred(rows, columns) * left[rows, None]
+            if inverse is not None:
+                centred *= inverse
+            rho = (centred.float() @ single.T).mul_(scale)
+            highest, row = (rho.abs() if by_size else rho).nan_to_num(nan=-torch.inf).max(1)
+            below = by_size & (rho.gather(1, row[:, None])[:, 0] < 0)
             if noise:
                 highest *= (1 - noise / rho.square_().nanmean(1)).clamp_min(0).sqrt()
-            best[rows] = torch.maximum(best[rows], highest)
-    best = torch.where(torch.isfinite(best), best.clamp(-1, 1), torch.nan)
-    return torch.where(torch.isnan(left), torch.nan, best.double())
+            better = highest > best[rows]
+            best[rows] = torch.where(better, highest, best[rows])
+            unit[rows] = torch.where(better, row + columns.start, unit[rows])
+            negative[rows] = torch.where(better, below, negative[rows])
+    known = torch.isfinite(best) & ~torch.isnan(left)
+    best = torch.where(negative, -best, best)
+    return torch.where(known, best.clamp(-1, 1).double(), torch.nan), torch.where(known, unit, NO_UNIT)
+
+
+def inverse_deviations(covariance: Float[Tensor, "width width"]) -> Float[Tensor, " width"]:
+    """1/√Σ(x−x̄)² of a layer's neurons, 0 for dead ones: what standardises them."""
+    squares = covariance.diagonal()
+    return torch.where(squares > 0, squares.rsqrt(), 0)
 
 
 def excess_correlation(
@@ -72,6 +168,17 @@ def excess_correlation(
 ) -> Float[np.ndarray, " neurons"]:
     """Eq 3, the baseline averaged over its draws."""
     return (best - maxima.mean(0)).mean(0)
+
+
+def normalised_excess(
+    best: Float[np.ndarray, "models neurons"], baseline: Float[np.ndarray, "models neurons"]
+) -> Float[np.ndarray, " neurons"]:
+    """Mean over models of (ρ − b) / (1 − b): 1 where every match is perfect, 0 where it is the baseline's.
+
+    NaN where a baseline exceeds .95: there is nothing left to measure.
+    """
+    room = np.where(baseline <= HIGHEST_BASELINE, 1 - baseline, np.nan)
+    return np.asarray(((best - baseline) / room).mean(0))
 
 
 def q_values(

@@ -16,7 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from universal_neurons.config import Settings
-from universal_neurons.matching.baselines import excess_correlation, q_values, rotated_best, rotation
+from universal_neurons.matching.baselines import (
+    Baseline,
+    Maxima,
+    excess_correlation,
+    normalised_excess,
+    q_values,
+    rotated_best,
+    rotation,
+)
 from universal_neurons.matching.candidates import Candidates, PairMoments, Proposal, propose
 from universal_neurons.matching.correlation import (
     Matches,
@@ -51,12 +59,17 @@ from universal_neurons.statistics import (
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one model's neurons found in the others, models in the order of `others`."""
+    """What one model's neurons found in the others, models in the order of `others`.
+
+    `raw` and `standardised` are the baselines: of the other models' neurons as they are, as the paper has it, and of
+    neurons of variance 1.
+    """
 
     asker: str
     others: tuple[str, ...]
     matches: tuple[Matches, ...]
-    maxima: Float[np.ndarray, "draws models neurons"]
+    raw: Baseline
+    standardised: Baseline
 
     @cached_property
     def best(self) -> Float[np.ndarray, "models neurons"]:
@@ -73,15 +86,30 @@ class Comparison:
         """Where it was found; −1 for dead neurons."""
         return np.stack([m.index[:, 0].numpy() for m in self.matches])
 
+    @property
+    def maxima(self) -> Float[np.ndarray, "draws models neurons"]:
+        """The best baseline ρ of every draw."""
+        return self.raw.maxima
+
     @cached_property
     def baseline(self) -> Float[np.ndarray, "models neurons"]:
         """The best baseline ρ, averaged over draws."""
-        return self.maxima.mean(0)
+        return self.raw.mean
 
     @cached_property
     def excess(self) -> Float[np.ndarray, " neurons"]:
         """Excess correlation (eq 3)."""
         return excess_correlation(self.best, self.maxima)
+
+    @cached_property
+    def excess_standardised(self) -> Float[np.ndarray, " neurons"]:
+        """The excess over the baseline of standardised neurons."""
+        return excess_correlation(self.best, self.standardised.maxima)
+
+    @cached_property
+    def excess_normalised(self) -> Float[np.ndarray, " neurons"]:
+        """How far from that baseline to 1 (`baselines.normalised_excess`)."""
+        return normalised_excess(self.best, self.standardised.mean)
 
     @cached_property
     def q_value(self) -> Float[np.ndarray, " neurons"]:
@@ -91,15 +119,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some of one model's neurons (rows) against some of another's (columns): matches, and the baseline's maxima.
+    """Some of one model's neurons (rows) against some of another's (columns): matches, and the baselines' maxima.
 
-    `proposal` holds a screened search's candidates.
+    `maxima` are of the other model's neurons as they are, `standardised` of these with variance 1 (None: not asked, or
+    no different).  `proposal` holds a screened search's candidates.
     """
 
     rows: Rows
     columns: Rows
     matches: Matches
-    maxima: Float[Tensor, "draws rows"]
+    maxima: Maxima
+    standardised: Maxima | None = None
     proposal: Proposal | None = None
 
 
@@ -116,7 +146,8 @@ def together(pieces: Iterable[Piece]) -> Piece:
             (whole.rows[0], other.rows[1]),
             whole.columns,
             below(whole.matches, other.matches),
-            torch.cat([whole.maxima, other.maxima], 1),
+            whole.maxima.below(other.maxima),
+            whole.standardised and other.standardised and whole.standardised.below(other.standardised),
             whole.proposal and other.proposal and whole.proposal.below(other.proposal),
         )
     return whole
@@ -129,7 +160,8 @@ def _beside(first: Piece, second: Piece) -> Piece:
         first.rows,
         columns,
         beside(first.matches, second.matches),
-        torch.fmax(first.maxima, second.maxima),
+        first.maxima.beside(second.maxima),
+        first.standardised and second.standardised and first.standardised.beside(second.standardised),
         first.proposal and second.proposal and first.proposal.beside(second.proposal),
     )
 
@@ -190,6 +222,13 @@ class Evidence:
     def dead(self, model: str) -> Tensor:
         """Mask of a model's dead neurons: constant, or so small that their squares vanish."""
         return self._total(Extremes, model).result() | (self.spread(model).centred <= 0)
+
+    def position_share(self, model: str) -> Tensor:
+        """The largest share that one position has of every neuron's Σ(x−x̄)²; NaN for dead ones."""
+        spread, extremes = self.spread(model), self._total(Extremes, model)
+        mean = spread.sum / max(spread.count, 1)
+        furthest = torch.maximum(extremes.high - mean, mean - extremes.low)
+        return torch.where(self.dead(model), torch.nan, (furthest.square() / spread.centred).clamp_max(1))
 
     def norms(self, model: str) -> Tensor:
         """Inverse norms of a model's neurons (see `inverse_norms`)."""
@@ -261,34 +300,73 @@ def pieces_of(
         ours, theirs = left[slice(*rows)], right[slice(*columns)]
         first = {"rows": rows[0], "columns": columns[0]}
         matches = find_matches(cross, ours, theirs, k, **first, histogram=final, by_size=by_size)
-        maxima = torch.full((draws, len(ours)), torch.nan, dtype=torch.float64)
-        for draw in range(draws):
-            if layers is None:
-                maxima[draw] = _shuffled(evidence, asker, other, draw, rows, ours, theirs)
-                continue
-            turned = rotation(config.baseline, layers.units.width, config.seed, draw)
-            some_signs = None if signs is None else signs[slice(*columns)]
-            best = rotated_best(cross, ours, layers.part(*columns), turned, noise, by_size, some_signs)
-            maxima[draw] = best.cpu()
+        if layers is None:
+            maxima, standardised = _shuffled(evidence, asker, other, draws, rows, ours, theirs), None
+        else:
+            part, turned = layers.part(*columns), None if signs is None else signs[slice(*columns)]
+            drawing = _Drawing(config, draws, noise, by_size, turned)
+            maxima, standardised = _rotated(cross, ours, part, drawing, columns[0], both=final)
         proposal = None
         if z is not None:
             assert certainty is not None
             some_certainty = certainty.part(slice(*rows), slice(*columns))
             proposal = propose(cross, ours, theirs, some_certainty, z, **first, by_size=by_size)
-        pieces.append(Piece(rows, columns, matches, maxima, proposal))
+        pieces.append(Piece(rows, columns, matches, maxima, standardised, proposal))
     return pieces
 
 
-def _shuffled(evidence: Evidence, asker: str, other: str, draw: int, rows: Rows, left: Tensor, right: Tensor) -> Tensor:
-    """Maxima under one draw of shuffled positions."""
-    panels = evidence.panels(ShuffledCoMoments, asker, other, draw=draw)
-    (cross,) = [moments for of_rows, _, moments in panels if of_rows == rows]
-    maxima = torch.empty(len(left), dtype=torch.float64)
-    for neurons, panel in correlation_panels(cross, left, right):
-        if evidence.by_size(asker, other):
-            panel.abs_()
-        highest = panel.nan_to_num(nan=-torch.inf).amax(1)
-        maxima[neurons] = torch.where(torch.isnan(left[neurons]), torch.nan, highest).cpu()
+@dataclass(frozen=True)
+class _Drawing:
+    """How rotations are drawn and compared; `signs` are what the other model's neurons are taken times."""
+
+    config: Settings
+    draws: int
+    noise: float
+    by_size: bool
+    signs: Tensor | None
+
+
+def _rotated(
+    cross: CrossMoments, left: Tensor, right: LayerCovariance, how: _Drawing, first: int, *, both: bool
+) -> tuple[Maxima, Maxima | None]:
+    """Maxima under rotations, of neurons as they are and (`both`) of standardised ones.
+
+    `first` is the number of the first of the other model's neurons that are there.
+    """
+    maxima = {
+        standardised: Maxima.nothing(how.draws, len(left), by_size=how.by_size)
+        for standardised in (False, *[True] * both)
+    }
+    for draw in range(how.draws):
+        turned = rotation(how.config.baseline, right.units.width, how.config.seed, draw)
+        for standardised, into in maxima.items():
+            corr, unit = rotated_best(
+                cross,
+                left,
+                right,
+                turned,
+                how.noise,
+                standardised=standardised,
+                by_size=how.by_size,
+                signs=how.signs,
+            )
+            into.put(draw, corr, torch.where(unit >= 0, unit + first, unit))
+    return maxima[False], maxima.get(True)
+
+
+def _shuffled(
+    evidence: Evidence, asker: str, other: str, draws: int, rows: Rows, left: Tensor, right: Tensor
+) -> Maxima:
+    """Maxima under shuffled positions: whatever the scale of a neuron."""
+    maxima = Maxima.nothing(draws, len(left))
+    for draw in range(draws):
+        panels = evidence.panels(ShuffledCoMoments, asker, other, draw=draw)
+        (cross,) = [moments for of_rows, _, moments in panels if of_rows == rows]
+        for neurons, panel in correlation_panels(cross, left, right):
+            if evidence.by_size(asker, other):
+                panel.abs_()
+            highest = panel.nan_to_num(nan=-torch.inf).amax(1)
+            maxima.corr[draw, neurons] = torch.where(torch.isnan(left[neurons]), torch.nan, highest).cpu()
     return maxima
 
 
@@ -322,5 +400,6 @@ def compare(
 
 def comparison(asker: str, others: Sequence[str], pieces: Sequence[Piece]) -> Comparison:
     """The pieces of every other model as one answer."""
-    maxima = torch.stack([piece.maxima for piece in pieces], 1).numpy()
-    return Comparison(asker, tuple(others), tuple(piece.matches for piece in pieces), maxima)
+    matches = tuple(piece.matches for piece in pieces)
+    raw, standardised = [p.maxima for p in pieces], [p.standardised or p.maxima for p in pieces]
+    return Comparison(asker, tuple(others), matches, Baseline.of(raw), Baseline.of(standardised))

@@ -4,25 +4,20 @@ Rows that did not choose the matches are read once more.  For each asker and its
 for each of at most 20 stretches of rows.  From them:
 
 - `corr_heldout`, the match's ρ on those rows, free of the bias of having been chosen as the maximum;
-- its 95 % interval: a jackknife that leaves out one stretch at a time, on atanh ρ, Student's t with G − 1 degrees;
-- the interval of the excess: the jackknife of the mean of ρ over models, minus the baseline of the main pass, widened
-  by the standard error of that baseline over its draws.
-
-Where matches are by size (`correlation`), the excess takes a ρ times the sign that it had on the rows that chose.
+- its interval (`intervals`): a jackknife that leaves out one stretch at a time;
+- how many stretches carry it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from universal_neurons.errors import MergeError
-from universal_neurons.matching.comparison import Comparison
-from universal_neurons.statistics import Accumulator, Batch, first_non_finite, jackknife
+from universal_neurons.statistics import Accumulator, Batch, Jackknifed, Named, first_non_finite
 
 
 class PairedMoments(Accumulator):
@@ -33,7 +28,7 @@ class PairedMoments(Accumulator):
 
     TENSORS = ("match", "counts", "sums")
 
-    def __init__(self, asker: str, other: str, match: Tensor, stretches: int, *, device: Any = "cpu") -> None:
+    def __init__(self, asker: Named, other: Named, match: Tensor, stretches: int, *, device: Any = "cpu") -> None:
         super().__init__((asker, other))
         self.match = match.clamp_min(0).to(device)
         self.counts = torch.zeros(stretches, dtype=torch.int64)
@@ -61,47 +56,40 @@ class PairedMoments(Accumulator):
         return first_non_finite(self.reads[0].source, ours) or (bad and (bad[0], int(self.match[bad[1]])))
 
     def result(self) -> "HeldOut":
-        """Correlations on all stretches and on all but each one."""
-        counts, sums = self.counts.double().numpy(), self.sums.cpu().numpy()
-        used = counts > 0
-        if not used.any():
-            nothing = np.full(sums.shape[2], np.nan)
-            return HeldOut(nothing, nothing[None])
-        counts, sums = counts[used], sums[used]
-        without = np.stack([_rho(counts.sum() - n, sums.sum(0) - s) for n, s in zip(counts, sums)])
-        return HeldOut(_rho(counts.sum(), sums.sum(0)), without)
+        """Correlations on all stretches and on all but each one, and how many stretches carry them."""
+        counts, sums = self.counts.numpy(), self.sums.cpu().numpy()
+        return HeldOut(Jackknifed.of(rho, counts, sums), carrying_stretches(counts, sums))
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """ρ of every neuron with its match on held-out rows, and with each stretch left out."""
+    """ρ of every neuron with its match on held-out rows, and how many stretches of them carry it."""
 
-    corr: Float[np.ndarray, " neurons"]
-    without: Float[np.ndarray, "stretches neurons"]
+    corr: Jackknifed
+    stretches: Float[np.ndarray, " neurons"]
+
+    def times(self, signs: Float[np.ndarray, " neurons"]) -> "HeldOut":
+        """ρ times the sign that it had on the rows that chose (`Comparison.signs`): what speaks for the match."""
+        return HeldOut(self.corr.map(lambda corr: corr * signs), self.stretches)
 
 
-def _rho(count: float, sums: Float[np.ndarray, "5 neurons"]) -> Float[np.ndarray, " neurons"]:
+def rho(count: float, sums: Float[np.ndarray, "5 neurons"]) -> Float[np.ndarray, " neurons"]:
+    """ρ from Σa, Σb, Σa², Σb², Σab; NaN where either does not vary."""
     a, b, aa, bb, ab = sums
     spread = np.clip(aa - a * a / count, 0, None) * np.clip(bb - b * b / count, 0, None)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(spread > 0, np.clip((ab - a * b / count) / np.sqrt(spread), -1, 1), np.nan)
 
 
-def corr_interval(heldout: HeldOut, level: float = jackknife.LEVEL) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of ρ (see the module)."""
-    limit = 1 - 1e-12
-    z = np.arctanh(np.clip(heldout.corr, -limit, limit))
-    reach = jackknife.reach(np.arctanh(np.clip(heldout.without, -limit, limit)), level)
-    return np.tanh(z - reach), np.tanh(z + reach)
+def carrying_stretches(
+    counts: Int[np.ndarray, " stretches"], sums: Float[np.ndarray, "stretches 5 neurons"]
+) -> Float[np.ndarray, " neurons"]:
+    """How many stretches carry a covariance: (Σ|c|)² / Σc², c a stretch's part of Σ(a−ā)(b−b̄).
 
-
-def excess_interval(
-    heldout: Sequence[HeldOut], comparison: Comparison, level: float = jackknife.LEVEL
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The excess on held-out rows and its interval (see the module)."""
-    centre = np.mean([h.corr * sign for h, sign in zip(heldout, comparison.signs)], 0) - comparison.baseline.mean(0)
-    error = jackknife.standard_error(np.mean([h.without * sign for h, sign in zip(heldout, comparison.signs)], 0))
-    draws = comparison.maxima.mean(1)
-    draw_error = draws.std(0, ddof=1) / np.sqrt(len(draws))
-    reach = jackknife.quantile(len(heldout[0].without), level) * np.sqrt(error**2 + draw_error**2)
-    return centre, centre - reach, centre + reach
+    1 where one stretch has all of it, their number where each has as much.
+    """
+    total = max(counts.sum(), 1)
+    a, b = (sums[:, n].sum(0) / total for n in (0, 1))
+    parts = np.abs(sums[:, 4] - a * sums[:, 1] - b * sums[:, 0] + counts[:, None] * a * b)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(parts.sum(0) ** 2 / (parts**2).sum(0))

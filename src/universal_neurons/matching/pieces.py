@@ -7,11 +7,13 @@ plain tensors too, as part of the pass's checkpoints.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from universal_neurons.config import Settings
+from universal_neurons.matching.baselines import Maxima
 from universal_neurons.matching.candidates import Proposal
 from universal_neurons.matching.comparison import Comparison, Evidence, Piece, comparison, pieces_of, together, unbiased
 from universal_neurons.matching.correlation import Matches
@@ -123,8 +125,7 @@ class Findings:
 def _flat(piece: Piece) -> dict[str, Tensor]:
     tensors = {"place": torch.tensor([*piece.rows, *piece.columns])}
     tensors["by_size"] = torch.tensor(piece.matches.by_size)
-    tensors["maxima"] = piece.maxima
-    for part in ("matches", "proposal"):
+    for part in ("matches", "maxima", "standardised", "proposal"):
         value = getattr(piece, part)
         if value is not None:
             known = {name: t for name, t in vars(value).items() if t is not None and name != "by_size"}
@@ -133,16 +134,15 @@ def _flat(piece: Piece) -> dict[str, Tensor]:
 
 
 def _piece(tensors: dict[str, Tensor]) -> Piece:
-    def parts(kind: type) -> dict[str, Tensor]:
-        name = kind.__name__.lower()
-        return {f.name: tensors[f"{name}.{f.name}"] for f in fields(kind) if f"{name}.{f.name}" in tensors}
+    def part(name: str, kind: type) -> Any:
+        return kind(**{f.name: tensors[f"{name}.{f.name}"] for f in fields(kind) if f"{name}.{f.name}" in tensors})
 
     first, stop, left, right = tensors["place"].tolist()
-    proposal = parts(Proposal)
     return Piece(
         (first, stop),
         (left, right),
-        Matches(**parts(Matches), by_size=bool(tensors["by_size"])),
-        tensors["maxima"],
-        Proposal(**proposal) if proposal else None,
+        replace(part("matches", Matches), by_size=bool(tensors["by_size"])),
+        part("maxima", Maxima),
+        part("standardised", Maxima) if "standardised.corr" in tensors else None,
+        part("proposal", Proposal) if "proposal.bound" in tensors else None,
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Pass,
         provisional_state,
         restore,
+        sample,
         settle_from,
         state_of,
         under,
@@ -37,7 +38,16 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "one_pass": ["Annotations", "Pass", "provisional_state", "restore", "settle_from", "state_of", "under"],
+            "one_pass": [
+                "Annotations",
+                "Pass",
+                "provisional_state",
+                "restore",
+                "sample",
+                "settle_from",
+                "state_of",
+                "under",
+            ],
             "panels": [
                 "Layout",
                 "Panel",

@@ -139,11 +139,7 @@ class Pass:
 
     def _settle_means(self, tokens: TokenDataset, rows: np.ndarray) -> None:
         """Settle the provisional means on rows that are spread evenly over all."""
-        most = max(1, SETTLING_POSITIONS // tokens.context)
-        spread = rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
-        ids, attention, keep = _inputs(tokens, spread)
-        if not len(keep):  # next to nothing is counted: take all there is
-            ids, attention, keep = _inputs(tokens, rows)
+        ids, attention, keep = _spread(tokens, rows)
         for source in self.sources.values() if len(keep) else ():
             source.settle(source.provisional_of(ids, attention, keep))
 
@@ -247,6 +243,18 @@ def restore(accumulators: Iterable[Accumulator], state: dict[str, Tensor], prefi
 def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The part of a state whose keys begin so, without that."""
     return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+
+def sample(source: Source, tokens: TokenDataset, shards: Sequence[Shard]) -> dict[Key, Block]:
+    """A source's blocks of the rows that provisional means are settled by."""
+    return source.blocks(*_spread(tokens, np.concatenate([shard.rows for shard in shards])))
+
+
+def _spread(tokens: TokenDataset, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """The inputs of rows that are spread evenly over all."""
+    most = max(1, SETTLING_POSITIONS // tokens.context)
+    inputs = _inputs(tokens, rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))])
+    return inputs if len(inputs[2]) else _inputs(tokens, rows)  # next to nothing is counted: take all there is
 
 
 def _inputs(tokens: TokenDataset, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

@@ -46,7 +46,18 @@ if TYPE_CHECKING:
         Examples,
         TopExamples,
     )
-    from universal_neurons.statistics.keys import BY_POSITION, BY_PREVIOUS, BY_ROW, BY_WORD, LABELS, Key, Named, What
+    from universal_neurons.statistics.jackknife import Jackknifed
+    from universal_neurons.statistics.keys import (
+        BY_POSITION,
+        BY_PREVIOUS,
+        BY_ROW,
+        BY_TOKEN,
+        BY_WORD,
+        LABELS,
+        Key,
+        Named,
+        What,
+    )
     from universal_neurons.statistics.moments import (
         FLOAT_BINS,
         GroupedSums,
@@ -86,7 +97,7 @@ else:
         __name__,
         {
             "contract": ["Accumulator", "Batch", "Block", "Extremes", "Recipe", "first_non_finite", "seed_of"],
-            "keys": ["BY_POSITION", "BY_PREVIOUS", "BY_ROW", "BY_WORD", "Key", "LABELS", "Named", "What"],
+            "keys": ["BY_POSITION", "BY_PREVIOUS", "BY_ROW", "BY_TOKEN", "BY_WORD", "Key", "LABELS", "Named", "What"],
             "container": ["Kind", "Statistics"],
             "comoments": [
                 "CoMoments",
@@ -108,6 +119,7 @@ else:
                 "SumSquares",
                 "deterministic",
             ],
+            "jackknife": ["Jackknifed"],
             "examples": ["AFTER", "BANDS", "BEFORE", "BOTTOM", "Examples", "QUANTILES", "TopExamples", "WINDOW"],
             "signed_sums": [
                 "CANDIDATES_SEEN",

@@ -4,6 +4,9 @@ Neighbouring tokens are alike, so what is left out is a stretch of rows.  Interv
 freedom fewer than there are stretches.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
@@ -19,10 +22,60 @@ def stretch_of(rows: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, " tokens"]:
     return place * STRETCHES // len(known)
 
 
+@dataclass(frozen=True)
+class Jackknifed:
+    """An estimate of many things at once, and the same with each stretch of text left out."""
+
+    value: Float[np.ndarray, "*any"]
+    without: Float[np.ndarray, "stretches *any"]
+
+    @classmethod
+    def of(
+        cls,
+        estimate: Callable[[float, np.ndarray], np.ndarray],
+        counts: Int[np.ndarray, " stretches"],
+        sums: Float[np.ndarray, "stretches *sums"],
+    ) -> "Jackknifed":
+        """An estimate made of a count and sums, from those of every stretch; stretches without a position are none."""
+        used = counts > 0
+        counts, sums = counts[used].astype(np.float64), sums[used]
+        total, whole = counts.sum(), sums.sum(0)
+        value = estimate(total, whole)
+        if len(counts) < 2:
+            return cls(value, np.full((1, *value.shape), np.nan))
+        return cls(value, np.stack([estimate(total - n, whole - part) for n, part in zip(counts, sums)]))
+
+    def map(self, function: Callable[..., np.ndarray], *others: "Jackknifed") -> "Jackknifed":
+        """A function of this and other estimates from the same stretches."""
+        values, without = [other.value for other in others], [other.without for other in others]
+        parts = [function(*stretch) for stretch in zip(self.without, *without)]
+        return Jackknifed(function(self.value, *values), np.stack(parts))
+
+    def interval(
+        self, level: float = LEVEL, other_error: float | Float[np.ndarray, "*any"] = 0.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper end (see the module); `other_error` is a standard error from elsewhere, added in squares."""
+        error = np.sqrt(standard_error(self.without) ** 2 + np.square(other_error))
+        reach = stats.t.ppf((1 + level) / 2, degrees_of_freedom(self.without)) * error
+        return self.value - reach, self.value + reach
+
+
 def standard_error(without: Float[np.ndarray, "stretches *any"]) -> Float[np.ndarray, "*any"]:
     """Standard error of an estimate from its values with one of G stretches left out."""
     n = len(without)
     return np.asarray(np.sqrt((n - 1) / n * ((without - without.mean(0)) ** 2).sum(0)))
+
+
+def degrees_of_freedom(without: Float[np.ndarray, "stretches *any"]) -> Float[np.ndarray, "*any"]:
+    """Of Student's t, by Satterthwaite: 2G / (κ − 1), κ the kurtosis of what stretches contribute; at most G − 1.
+
+    Where one stretch carries nearly all of the spread the standard error is itself hardly known.
+    """
+    n = len(without)
+    deviations = without - without.mean(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kurtosis = n * (deviations**4).sum(0) / (deviations**2).sum(0) ** 2
+        return np.asarray(np.clip(np.nan_to_num(2 * n / (kurtosis - 1), nan=n - 1), 1, max(n - 1, 1)))
 
 
 def quantile(stretches: int, level: float = LEVEL) -> float:

@@ -40,4 +40,5 @@ def key_of(named: Named) -> Key:
 
 # what positions are sorted by
 BY_ROW, BY_POSITION, BY_WORD, BY_PREVIOUS = Key("row"), Key("position"), Key("word"), Key("previous")
+BY_TOKEN = Key("token")  # its number among the most frequent
 LABELS = Key("@labels")  # the labels' columns: no model can have this name

@@ -12,6 +12,7 @@ outcome          what the passes have brought so far
 screen           from findings with candidates to exact ones, for all pairs of a screened search
 panel_pass       a pass that makes some panels of the co-moments
 candidates_pass  the last pass of a screened search
+detail           held-out rows, read once more with the matches that were chosen
 run_passes       the passes over the rows that choose, resumed from their snapshots
 stages           weights, labels, passes, comparison, held-out pass, tables
 run              run_study; resumes

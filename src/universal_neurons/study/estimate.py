@@ -11,7 +11,7 @@ import torch
 from universal_neurons.config import Settings
 from universal_neurons.features import NeuronSource
 from universal_neurons.interventions import reading_seconds
-from universal_neurons.matching import MEAN, Candidates
+from universal_neurons.matching import MEAN, ROTATED_DRAWS, Candidates
 from universal_neurons.models import Model
 from universal_neurons.passes import signs_of
 from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES
@@ -48,6 +48,7 @@ from universal_neurons.text import HELDOUT_MOST
 EXAMPLE_DISK_BYTES = 80
 HISTOGRAM_BYTES = 1_800  # of a neuron: some 450 bins are in use
 WITHIN_SHARE = 0.625  # of the within-layer products: blocks on and above the diagonal
+RANK_RATE, GPU_RANK_RATE = 1.2e7, 2e9  # mid-ranks looked up per second
 SYNTAX_RATE = 8_000  # tokens per second and core that spaCy's small English pipeline reads
 
 
@@ -102,6 +103,16 @@ def gemm_flops(models: Sequence[Model], config: Settings) -> float:
     return 2 * (pairs + labels + within)
 
 
+def _match_seconds(config: Settings, models: Sequence[Model], rate: float) -> float:
+    """What the detail pass asks of the matches, a token: rotated neurons again, ranks."""
+    pairs = pairs_of(config, models)
+    both_ways = [*pairs, *[(b, a) for a, b in pairs]] if config.pairs == "all" else pairs
+    rotations = 0 if config.baseline == "permutation" else 2 * ROTATED_DRAWS
+    products = sum(2 * other.n_neurons * min(other.d_mlp, asker.n_neurons) for asker, other in both_ways)
+    ranked = sum(2 * asker.n_neurons for asker, _ in both_ways)
+    return rotations * products / (0.5 * rate) + ranked / (GPU_RANK_RATE if "cuda" in config.device else RANK_RATE)
+
+
 def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> Estimate:
     """Time, memory and disk of a resolved configuration; runs a few batches to measure the machine."""
     layout = plan_layout(config, models, groups=groups)
@@ -125,8 +136,8 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
     seconds_pass = (tokens - heldout) * (per_token + again + gemm_flops(models, config) / rate)
     if config.search == "screened":
         seconds_pass += (tokens - heldout) * (per_token + _candidate_seconds(models, config))
-    seconds_compare = (rotated * (1 + 16 / config.draws)) / (0.5 * rate)
-    seconds_detail = heldout * per_token * 1.2
+    seconds_compare = (rotated * (2 + 16 / config.draws)) / (0.5 * rate)  # of neurons as they are, and standardised
+    seconds_detail = heldout * (per_token * 1.2 + _match_seconds(config, models, rate))
     seconds_labels = tokens / (SYNTAX_RATE * (os.cpu_count() or 1)) if config.nlp else 0.0
     seconds_roles = _role_seconds(models, config, forward, heldout) if "roles" in config.stages else 0.0
     state = plan.statistics * 8 // STATE_BYTES

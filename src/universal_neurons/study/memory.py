@@ -12,12 +12,12 @@ from universal_neurons.errors import MemoryNeededError
 from universal_neurons.features import BUFFERS
 from universal_neurons.interventions import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU
 from universal_neurons.labels import PANEL_NEURONS, SUMS_BYTES
-from universal_neurons.matching import PANEL_ELEMENTS
+from universal_neurons.matching import CLASSES, MOST_TOKENS, PANEL_ELEMENTS, ROTATED_DRAWS
 from universal_neurons.models import Described
 from universal_neurons.passes import Layout, Panel, cut, model_pairs
 from universal_neurons.statistics import BANDS, FLOAT_BINS, TILE_ROWS, WINDOW
 from universal_neurons.storage import PART_BYTES
-from universal_neurons.text import SHARD_POSITIONS
+from universal_neurons.text import SHARD_POSITIONS, STRETCHES
 
 STATE_BYTES = 8 + 4  # a float64 sum and a float32 pending product
 MATCH_ROW_BYTES = 160  # a row of the matches table while it is sorted and written
@@ -29,6 +29,7 @@ MOST_PASSES = 4096
 WORDS_PER_TOKEN = 2  # places in a word in which a token is seen
 COLUMN_LABELS = 300  # syntax of this and the previous token, subsets
 DENSE_LABELS = 3000  # with the labels of words and previous tokens
+RANKS_BYTES = 2 * CLASSES * 4  # of a neuron's classes of ranks
 LOGITS_COPIES = 5  # of a clean run's logits, while they are made
 
 
@@ -42,11 +43,12 @@ class MemoryPlan:
     tables: int
     weights: int = 0
     roles: int = 0
+    detail: int = 0
 
     @property
     def total(self) -> int:
-        """At the peak: the weights, the pass with a comparison on top, or the tables or roles once that is gone."""
-        after = self.blocks + max(self.tables, self.roles)
+        """At the peak: the weights, the pass with a comparison on top, or what comes once that is gone."""
+        after = self.blocks + max(self.tables, self.roles, self.detail)
         return max(self.weights, self.statistics + self.blocks + self.workspace, after)
 
 
@@ -72,6 +74,7 @@ def memory_plan(
         tables,
         weights,
         roles + weights,
+        _detail(config, models),
     )
 
 
@@ -170,6 +173,19 @@ def role_bytes(config: Settings, model: Described) -> int:
     positions = min(config.roles.tokens, max(config.context, most // model.vocab_size))
     copies = COPIES * (2 * model.d_mlp + 4 * model.d_model)
     return 4 * positions * (LOGITS_COPIES * model.vocab_size + 2 * model.n_neurons + copies)
+
+
+def _detail(config: Settings, models: Sequence[Described]) -> int:
+    """Bytes of the detail pass: sums of every match and of its rotated neurons, sums by token, classes of ranks."""
+    rotated = 0 if config.baseline == "permutation" else 2 * (2 + 3 * ROTATED_DRAWS)
+    askers = models if config.pairs == "all" else models[:1]
+    matches = sum(m.n_neurons for m in askers) * (len(models) - 1) if pairs_of(config, models) else 0
+    neurons = sum(m.n_neurons for m in models) if matches else 0
+    return (
+        8 * STRETCHES * (5 + rotated) * matches
+        + (STATE_BYTES * MOST_TOKENS + RANKS_BYTES) * neurons
+        + RANKS_BYTES * matches
+    )
 
 
 def within_layers(config: Settings, models: Sequence[Described]) -> int:

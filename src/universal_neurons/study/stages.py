@@ -3,8 +3,6 @@
 The pass is checkpointed; what follows it is cheap, or repeats from the last checkpoint.
 """
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,6 @@ from universal_neurons.matching import (
     WHOLE,
     Comparison,
     Evidence,
-    HeldOut,
-    PairedMoments,
     Scope,
     convergence_table,
     groups_of,
@@ -31,7 +27,6 @@ from universal_neurons.statistics import (
     Histogram,
     Key,
     Moments,
-    Recipe,
     Statistics,
     TopExamples,
     What,
@@ -40,6 +35,7 @@ from universal_neurons.statistics import (
     weight_statistics,
 )
 from universal_neurons.storage import StoreWriter
+from universal_neurons.study.detail import Detail, DetailPass
 from universal_neurons.study.family_tables import Explainer
 from universal_neurons.study.inputs import Study
 from universal_neurons.study.outcome import Outcome
@@ -48,11 +44,11 @@ from universal_neurons.study.tables import (
     correlations_table,
     examples_table,
     excess_columns,
+    heldout_columns,
     layers_table,
     matches_table,
     neurons_table,
     subsets_table,
-    universality_columns,
 )
 from universal_neurons.text import Shard
 
@@ -132,6 +128,9 @@ class Stages:
             comparisons = [self._comparison(outcome, asker) for asker in self.study.askers]
             for comparison in comparisons:
                 self.columns[comparison.asker] |= excess_columns(comparison, self.config.threshold)
+            for name in self.names:
+                self.columns[name]["position_share"] = everything.position_share(name).cpu().numpy()
+            deviations = {name: everything.norms(name).nan_to_num(nan=0).cpu() for name in self.names}
             subsets = self.study.subsets if self.study.askers else []
             by_subset = {name: self._comparison(outcome, self.names[0], Scope(subset=name)) for name in subsets}
         explainer = None
@@ -143,15 +142,19 @@ class Stages:
         outcome.accumulators.clear()
         del everything, statistics
         with self.reporter.stage("detail"):
-            heldout = self._detail(list(outcome.sources.values()), comparisons, explainer)
+            sources = list(outcome.sources.values())
+            details = self._detail(
+                sources, DetailPass(self.study, sources, comparisons, deviations, outcome.signs), explainer
+            )
         with self.reporter.stage("tables"):
             if explainer is not None:
                 for name, table in explainer.tables().items():
                     self.write(name, table)
-            for asker, comparison in zip(self.study.askers, comparisons):
-                self.columns[asker] |= universality_columns(comparison, heldout[asker], self.config.threshold)
+            shares = {name: self.columns[name]["position_share"] for name in self.names}
+            for comparison in comparisons:
+                self.columns[comparison.asker] |= heldout_columns(comparison, details[comparison.asker], shares)
             if comparisons:
-                self.matches = matches_table(self.units, comparisons, heldout)
+                self.matches = matches_table(self.units, comparisons, details)
                 self.write("matches", self.matches)
                 self.write("layers", layers_table(self.units, comparisons))
                 self.write("correlations", correlations_table(comparisons))
@@ -191,23 +194,17 @@ class Stages:
             mean = source.provisional.mean.double() + spread.sum / max(spread.count, 1)
             self.columns[name]["mean_activation"] = mean.cpu().numpy()
 
-    def _detail(
-        self, sources: list[Source], comparisons: Sequence[Comparison], explainer: Explainer | None
-    ) -> dict[str, list[HeldOut]]:
-        stretches = self.study.stretches
-        recipes: list[Recipe] = [
-            partial(PairedMoments, c.asker, other, torch.from_numpy(index), len(stretches))
-            for c in comparisons
-            for other, index in zip(c.others, c.best_index)
-        ]
-        annotations = []
+    def _detail(self, sources: list[Source], of_matches: DetailPass, explainer: Explainer | None) -> dict[str, Detail]:
+        """Held-out rows read once more; the labels' columns of it, and what it says of the matches."""
+        recipes, annotations = of_matches.recipes(), of_matches.annotations()
         if explainer is not None:
-            annotations = explainer.sources()
-            recipes += explainer.recipes(annotations[0].width)
+            of_labels = explainer.sources()
+            recipes += explainer.recipes(of_labels[0].width)
+            annotations += of_labels
         if not recipes:
             return {}
         run = Pass(sources, recipes, annotations)
-        shards = [Shard(index, np.asarray(rows)) for index, rows in enumerate(stretches)]
+        shards = [Shard(index, np.asarray(rows)) for index, rows in enumerate(self.study.stretches)]
         total = sum(len(shard.rows) for shard in shards) * self.study.tokens.context
         with self.reporter.tokens("detail pass", total) as meter:
             run.run(self.study.tokens, shards, batch_tokens=self.batch_tokens, after_batch=meter)
@@ -215,6 +212,4 @@ class Stages:
         if explainer is not None:
             for name, columns in explainer.judge(statistics).items():
                 self.columns[name] |= columns
-        return {
-            c.asker: [statistics.get(PairedMoments, c.asker, other).result() for other in c.others] for c in comparisons
-        }
+        return of_matches.read(statistics)

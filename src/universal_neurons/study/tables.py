@@ -9,7 +9,16 @@ import pyarrow as pa
 import torch
 
 from universal_neurons.labels import FEWEST, POSITION, Families, Label, LabelSet
-from universal_neurons.matching import BINS, Comparison, HeldOut, corr_interval, excess_interval, layer_profile
+from universal_neurons.matching import (
+    BINS,
+    Comparison,
+    baseline_estimate,
+    corr_interval,
+    excess_estimate,
+    heldout_baseline,
+    layer_profile,
+    normalised_estimate,
+)
 from universal_neurons.statistics import (
     AFTER,
     BANDS,
@@ -21,10 +30,12 @@ from universal_neurons.statistics import (
     deterministic,
     percentiles,
 )
+from universal_neurons.study.detail import Detail
 from universal_neurons.text import TokenDataset
 from universal_neurons.units import Units
 
 TOP_TOKENS = 10
+FEW_STRETCHES, LARGE_SHARE = 5, 0.05  # of stretches of text, and of one position in a neuron's variance
 
 
 def _places(model: str, units: Units) -> dict[str, Any]:
@@ -40,6 +51,10 @@ NEURON_SCHEMA: dict[str, Any] = {
     **_schema(pl.Float64, """max_corr mean_corr min_corr max_baseline mean_baseline min_baseline excess_corr
         excess_heldout excess_low excess_high q_value"""),
     "is_universal": pl.Boolean,
+    **_schema(pl.Float64, """baseline_standardised baseline_standardised_low baseline_standardised_high
+        excess_standardised excess_standardised_heldout excess_standardised_low excess_standardised_high
+        excess_normalised excess_normalised_heldout excess_normalised_low excess_normalised_high position_share"""),
+    "carried_by_few": pl.Boolean,
     **_schema(pl.Float64, """w_in_norm w_up_norm input_bias w_out_norm in_out_sim in_up_sim up_out_sim l2_penalty
         in_cos_max in_cos_min out_cos_max out_cos_min vocab_mean vocab_var vocab_skew vocab_kurt
         mean var skew kurt sparsity bos_mean"""),
@@ -64,10 +79,31 @@ def neurons_table(units: Mapping[str, Units], columns: Mapping[str, Mapping[str,
     return table.with_columns(**missing).select(pl.col(name).cast(kind) for name, kind in NEURON_SCHEMA.items())
 
 
-def universality_columns(comparison: Comparison, heldout: Sequence[HeldOut], threshold: float) -> dict[str, Any]:
-    """The columns of neurons that were asked about."""
-    centre, low, high = excess_interval(heldout, comparison)
-    return excess_columns(comparison, threshold) | {"excess_heldout": centre, "excess_low": low, "excess_high": high}
+def heldout_columns(comparison: Comparison, detail: Detail, shares: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What held-out rows say of neurons that were asked about; `shares` is the `position_share` of every model."""
+    matches = [match.times(signs) for match, signs in zip(detail.matches, comparison.signs)]
+    raw = heldout_baseline(comparison.raw, detail.rotated, matches)
+    standardised = heldout_baseline(comparison.standardised, detail.standardised, matches)
+    excess = excess_estimate(matches, comparison.raw, raw)
+    baseline = baseline_estimate(comparison.standardised, standardised)
+    further = {
+        "excess_standardised": excess_estimate(matches, comparison.standardised, standardised),
+        "excess_normalised": normalised_estimate(matches, comparison.standardised, standardised),
+    }
+    columns = {"excess_heldout": excess.value, "excess_low": excess.low, "excess_high": excess.high}
+    columns |= {"baseline_standardised_low": baseline.low, "baseline_standardised_high": baseline.high}
+    for name, estimate in further.items():
+        columns |= {f"{name}_heldout": estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return columns | {"carried_by_few": _carried_by_few(comparison, detail, shares)}
+
+
+def _carried_by_few(comparison: Comparison, detail: Detail, shares: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Whether few stretches of text carry a neuron's matches, or one position much of it or of a match."""
+    share = shares[comparison.asker]
+    for other, match in zip(comparison.others, comparison.best_index):
+        share = np.fmax(share, shares[other][match])
+    stretches = np.min([match.stretches for match in detail.matches], 0)
+    return np.asarray((share > LARGE_SHARE) | (stretches < FEW_STRETCHES))
 
 
 def excess_columns(comparison: Comparison, threshold: float) -> dict[str, Any]:
@@ -80,9 +116,18 @@ def excess_columns(comparison: Comparison, threshold: float) -> dict[str, Any]:
         "mean_baseline": comparison.baseline.mean(0),
         "min_baseline": comparison.baseline.min(0),
         "excess_corr": comparison.excess,
+        "baseline_standardised": comparison.standardised.mean.mean(0),
+        "excess_standardised": comparison.excess_standardised,
+        "excess_normalised": _null_where_full(comparison),
         "q_value": comparison.q_value,
         "is_universal": comparison.excess > threshold,
     }
+
+
+def _null_where_full(comparison: Comparison) -> list[float | None]:
+    """The normalised excess, null where a living neuron's baseline leaves nothing to measure."""
+    full = np.isfinite(comparison.excess) & np.isnan(comparison.excess_normalised)
+    return [None if nothing else value for value, nothing in zip(comparison.excess_normalised.tolist(), full)]
 
 
 def subsets_table(units: Mapping[str, Units], by_subset: Mapping[str, Comparison], threshold: float) -> pl.DataFrame:
@@ -97,24 +142,29 @@ def subsets_table(units: Mapping[str, Units], by_subset: Mapping[str, Comparison
 
 
 def matches_table(
-    units: Mapping[str, Units], comparisons: Sequence[Comparison], heldout: Mapping[str, Sequence[HeldOut]]
+    units: Mapping[str, Units], comparisons: Sequence[Comparison], details: Mapping[str, Detail]
 ) -> pl.DataFrame:
     """A row per living asker, other model and rank (1 = best, −1 = most negative); intervals for rank 1."""
     frames = []
     for comparison in comparisons:
-        for other, matches, held in zip(comparison.others, comparison.matches, heldout[comparison.asker]):
+        detail = details[comparison.asker]
+        for place, (other, matches) in enumerate(zip(comparison.others, comparison.matches)):
             for rank in range(1, matches.index.shape[1] + 1):
                 columns = _match(comparison.asker, units[comparison.asker], other, rank)
                 columns |= units[other].table_columns(matches.index[:, rank - 1].numpy(), "match_")
                 columns |= {"corr": matches.corr[:, rank - 1].numpy()}
                 if rank == 1:
-                    low, high = corr_interval(held)
+                    heldout = detail.matches[place]
+                    low, high = corr_interval(heldout)
                     columns |= {
-                        "corr_heldout": held.corr,
+                        "corr_heldout": heldout.corr.value,
                         "corr_low": low,
                         "corr_high": high,
                         "mutual": matches.mutual.numpy(),
                         "certified": None if matches.certified is None else matches.certified.numpy(),
+                        "corr_ranks": None if detail.ranks is None else detail.ranks[place],
+                        "corr_within_tokens": None if detail.within is None else detail.within[place],
+                        "stretches": heldout.stretches,
                     }
                 frames.append(pl.DataFrame(columns))
             columns = _match(comparison.asker, units[comparison.asker], other, -1)
@@ -125,6 +175,7 @@ def matches_table(
     return table.sort(order).select(
         "asker", "layer", "neuron", "model", "rank", "match_layer", "match_neuron",
         "corr", "corr_heldout", "corr_low", "corr_high", "mutual", pl.col("certified").cast(pl.Boolean),
+        pl.col("corr_ranks", "corr_within_tokens", "stretches").cast(pl.Float64),
     )  # fmt: skip
 
 
