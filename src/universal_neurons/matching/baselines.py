@@ -157,6 +157,42 @@ def rotated_best(
     return torch.where(known, best.clamp(-1, 1).double(), torch.nan), torch.where(known, unit, NO_UNIT)
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How rotations are drawn, and compared: `noise` and `by_size` as of `rotated_best`."""
+
+    kind: str
+    seed: int
+    draws: int
+    noise: float = 0.0
+    by_size: bool = False
+
+
+def rotated_maxima(
+    cross: CrossMoments,
+    left: Float[Tensor, " left"],
+    right: LayerCovariance,
+    drawing: Drawing,
+    first: int,
+    signs: Float[Tensor, " right"] | None = None,
+    *,
+    both: bool,
+) -> tuple[Maxima, Maxima | None]:
+    """Maxima under rotations, of neurons as they are and (`both`) of standardised ones; `signs` as of `rotated_best`.
+
+    `first` is the number of the first of the other model's neurons that are there.
+    """
+    kinds, by_size = (False, *[True] * both), drawing.by_size
+    maxima = {kind: Maxima.nothing(drawing.draws, len(left), by_size=by_size) for kind in kinds}
+    for draw in range(drawing.draws):
+        turned = rotation(drawing.kind, right.units.width, drawing.seed, draw)
+        for standardised, into in maxima.items():
+            how = {"standardised": standardised, "by_size": by_size}
+            corr, unit = rotated_best(cross, left, right, turned, drawing.noise, **how, signs=signs)
+            into.put(draw, corr, torch.where(unit >= 0, unit + first, unit))
+    return maxima[False], maxima.get(True)
+
+
 def inverse_deviations(covariance: Float[Tensor, "width width"]) -> Float[Tensor, " width"]:
     """1/√Σ(x−x̄)² of a layer's neurons, 0 for dead ones: what standardises them."""
     squares = covariance.diagonal()

@@ -18,12 +18,12 @@ from torch import Tensor
 from universal_neurons.config import Settings
 from universal_neurons.matching.baselines import (
     Baseline,
+    Drawing,
     Maxima,
     excess_correlation,
     normalised_excess,
     q_values,
-    rotated_best,
-    rotation,
+    rotated_maxima,
 )
 from universal_neurons.matching.candidates import Candidates, PairMoments, Proposal, propose
 from universal_neurons.matching.correlation import (
@@ -303,9 +303,9 @@ def pieces_of(
         if layers is None:
             maxima, standardised = _shuffled(evidence, asker, other, draws, rows, ours, theirs), None
         else:
-            part, turned = layers.part(*columns), None if signs is None else signs[slice(*columns)]
-            drawing = _Drawing(config, draws, noise, by_size, turned)
-            maxima, standardised = _rotated(cross, ours, part, drawing, columns[0], both=final)
+            part, some_signs = layers.part(*columns), None if signs is None else signs[slice(*columns)]
+            drawing = Drawing(config.baseline, config.seed, draws, noise, by_size)
+            maxima, standardised = rotated_maxima(cross, ours, part, drawing, columns[0], some_signs, both=final)
         proposal = None
         if z is not None:
             assert certainty is not None
@@ -313,45 +313,6 @@ def pieces_of(
             proposal = propose(cross, ours, theirs, some_certainty, z, **first, by_size=by_size)
         pieces.append(Piece(rows, columns, matches, maxima, standardised, proposal))
     return pieces
-
-
-@dataclass(frozen=True)
-class _Drawing:
-    """How rotations are drawn and compared; `signs` are what the other model's neurons are taken times."""
-
-    config: Settings
-    draws: int
-    noise: float
-    by_size: bool
-    signs: Tensor | None
-
-
-def _rotated(
-    cross: CrossMoments, left: Tensor, right: LayerCovariance, how: _Drawing, first: int, *, both: bool
-) -> tuple[Maxima, Maxima | None]:
-    """Maxima under rotations, of neurons as they are and (`both`) of standardised ones.
-
-    `first` is the number of the first of the other model's neurons that are there.
-    """
-    maxima = {
-        standardised: Maxima.nothing(how.draws, len(left), by_size=how.by_size)
-        for standardised in (False, *[True] * both)
-    }
-    for draw in range(how.draws):
-        turned = rotation(how.config.baseline, right.units.width, how.config.seed, draw)
-        for standardised, into in maxima.items():
-            corr, unit = rotated_best(
-                cross,
-                left,
-                right,
-                turned,
-                how.noise,
-                standardised=standardised,
-                by_size=how.by_size,
-                signs=how.signs,
-            )
-            into.put(draw, corr, torch.where(unit >= 0, unit + first, unit))
-    return maxima[False], maxima.get(True)
 
 
 def _shuffled(
