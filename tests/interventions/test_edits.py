@@ -274,3 +274,31 @@ def test_edits_that_say_too_little_or_too_much_are_refused():
     for kind in ("zero", "relu"):
         with pytest.raises(ConfigError, match=kind):
             Edit(kind, 0.0)
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=str)
+def test_an_oriented_edit_is_one_of_the_negated_neuron(edit):
+    """Of a neuron whose w_up and w_out are negated, an edit of the activation times −1 does what it did before."""
+    plain, negated = Model(tiny_network("llama"), "plain"), Model(tiny_network("llama"), "negated")
+    signs = torch.tensor([1.0, -1.0, -1.0])
+    for name, sign in zip(NEURONS, signs):
+        layer, neuron = (int(part) for part in name[1:].split("."))
+        mlp = negated.blocks[layer].mlp
+        mlp.up_proj.weight[neuron] *= sign
+        mlp.down_proj.weight[:, neuron] *= sign
+    oriented = Edit(edit.kind, edit.value, signs)
+    ids = torch.arange(24).view(2, 12)
+    with intervene(plain, NEURONS, edit):
+        expected = plain.logits(ids)
+    with intervene(negated, NEURONS, oriented):
+        found = negated.logits(ids)
+    assert torch.equal(found, expected)
+    assert not same(found, plain.logits(ids))
+
+
+def test_an_orientation_is_one_per_neuron():
+    with (
+        pytest.raises(ConfigError, match="values of an intervention"),
+        intervene(any_model("llama"), NEURONS, Edit("zero", None, torch.ones(2))),
+    ):
+        pass

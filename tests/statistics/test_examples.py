@@ -223,3 +223,33 @@ def test_merge_refuses_what_does_not_belong_together():
     another.update(batch_of(ROWS[:5], basis="another"))
     with pytest.raises(MergeError, match="provisional means"):
         feed(ROWS[5:]).merge(another)
+
+
+def of_negated(examples, rows=ROWS, per_batch=8):
+    """Fed with the negated values."""
+    for start in range(0, len(rows), per_batch):
+        batch = batch_of(rows[start : start + per_batch])
+        block = batch.blocks[Key("a")]
+        negated = Block(-block.values, "shift", -block.mean, block.bounds)
+        examples.update(Batch({Key("a"): negated}, index=batch.index))
+    return examples
+
+
+def test_the_lowest_of_both_tails_are_the_highest_of_the_negated():
+    found = feed(ROWS, 7, TopExamples("a", NEURONS, k=K, both_tails=True)).result()
+    mirrored = of_negated(TopExamples("a", NEURONS, k=K)).result()
+    assert len(found.row) == len(BANDS) + 1
+    np.testing.assert_array_equal(found.row[-1], mirrored.row[0])
+    np.testing.assert_array_equal(found.position[-1], mirrored.position[0])
+    np.testing.assert_array_equal(found.window[:, -1], -mirrored.window[:, 0])
+    for band in range(len(BANDS)):
+        np.testing.assert_array_equal(found.row[band], by_force(ROWS)[0][band])
+
+
+def test_both_tails_merge():
+    one, other = (feed(rows, 5, TopExamples("a", NEURONS, k=K, both_tails=True)) for rows in (ROWS[:20], ROWS[20:]))
+    one.merge(other)
+    whole = feed(ROWS, 8, TopExamples("a", NEURONS, k=K, both_tails=True)).result()
+    same(one, (whole.row.numpy(), whole.position.numpy(), whole.window.numpy()))
+    with pytest.raises(MergeError):
+        feed(ROWS).merge(other)

@@ -17,6 +17,7 @@ from universal_neurons.statistics import (
     Moments,
     activation_statistics,
     duplicates,
+    orientation_of,
     percentiles,
     weight_statistics,
 )
@@ -178,6 +179,27 @@ def test_duplicates_are_corrcoefs():
         alive = ~np.isnan(rho).all(1)
         np.testing.assert_allclose(found["layer_corr_max"][columns][alive], np.nanmax(rho[alive], 1), rtol=1e-12)
         np.testing.assert_array_equal(found["layer_corr_neuron"][columns][alive], np.nanargmax(rho[alive], 1))
+
+
+def test_by_size_a_negated_duplicate_is_one_too():
+    values = some_activations()
+    values[:, 0, 2] *= -1
+    values[:, 0, 9] *= -1
+    centred = values - values.mean(0)
+    layers = LayerCovariance(len(values), torch.from_numpy(np.einsum("tla,tlb->lab", centred, centred)))
+    alive = torch.from_numpy(values.min(0) < values.max(0)).flatten()
+    found = duplicates(layers, alive, by_size=True)
+    expected = duplicates_of(some_activations())
+    assert np.flatnonzero(duplicates(layers, alive)["layer_corr_max"] > 0.9).tolist() == []
+    assert found["layer_corr_neuron"][[5, 9]].tolist() == [9, 5]
+    assert (found["layer_corr_max"] >= expected["layer_corr_max"] - 1e-9)[alive].all()
+    rho = np.abs(np.corrcoef(values[:, 0].T))
+    np.fill_diagonal(rho, np.nan)
+    np.testing.assert_allclose(found["layer_corr_max"][:WIDTH], np.nanmax(rho, 1), rtol=1e-12)
+
+
+def test_orientation_is_the_sign_of_the_mean():
+    np.testing.assert_array_equal(orientation_of(np.array([0.2, -0.1, 0.0, -0.0, np.nan])), [1, -1, 1, 1, 1])
 
 
 def test_a_planted_duplicate_is_found_within_its_layer_only():

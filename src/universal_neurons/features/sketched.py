@@ -12,7 +12,7 @@ from universal_neurons.config import TEXT_SETTINGS, Settings, StudyConfig
 from universal_neurons.errors import ConfigError, MissingFileError, SketchError
 from universal_neurons.features.neurons import NeuronSource, basis_of
 from universal_neurons.features.source import Provisional, Source
-from universal_neurons.models import Described, Model, find_tokenizer, load_model
+from universal_neurons.models import Described, Model, find_tokenizer, is_gated, load_model
 from universal_neurons.statistics import Accumulator, Block, Key, Recipe, SignedSums, What, sums_block
 from universal_neurons.storage import SKETCH, STATISTICS, SketchFile, require_one_text, sum_rows
 from universal_neurons.text import Shard, TokenDataset
@@ -43,6 +43,7 @@ class SketchedModel(Described):
         super().__init__(about["name"])
         self.units, self.d_model = Units.equal(about["layers"], about["d_mlp"]), about["d_model"]
         self.vocab_size, self.context, self.digest = about["vocabulary"], about["context"], about["sha256"]
+        self.gated = is_gated(about["architecture"], str(self.file.path))
         self._device = torch.device(device)
 
     @property

@@ -29,11 +29,13 @@ class Edit:
     """What becomes of an activation a.
 
     zero: 0; relu: max(a, 0); mean, fix: the value; threshold: min(a, value); multiply: a · value.  `value` is one
-    number, or one per neuron.  Raises `ConfigError` where a value is missing or not used.
+    number, or one per neuron.  `orientation`, 1 or −1 per neuron, says what a is: the activation times it.  Raises
+    `ConfigError` where a value is missing or not used.
     """
 
     kind: Kind
     value: float | Float[Tensor, " neurons"] | None = None
+    orientation: Float[Tensor, " neurons"] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -44,6 +46,20 @@ class Edit:
 
     def __call__(self, activation: Float[Tensor, "*positions neurons"]) -> Float[Tensor, "*positions neurons"]:
         """The activations after the edit, in the shape of those before."""
+        if self.orientation is None:
+            return self._edited(activation)
+        signs = self.orientation.to(activation)
+        return self._edited(activation * signs) * signs
+
+    def of(self, places: Sequence[int]) -> "Edit":
+        """The same for some of its neurons."""
+
+        def some(values: Any) -> Any:
+            return values[list(places)] if isinstance(values, Tensor) and values.dim() else values
+
+        return Edit(self.kind, some(self.value), some(self.orientation))
+
+    def _edited(self, activation: Float[Tensor, "*positions neurons"]) -> Float[Tensor, "*positions neurons"]:
         if self.kind == "zero":
             return torch.zeros_like(activation)
         if self.kind == "relu":
@@ -91,9 +107,9 @@ def intervene(
     Raises `ConfigError` for neurons that are not there, twice there, or values that are not one per neuron.
     """
     numbers = flat_numbers(model, neurons)
-    values = edit.value if isinstance(edit.value, Tensor) else None
-    if values is not None and values.dim() and values.shape != (len(numbers),):
-        raise ConfigError("values of an intervention", given=tuple(values.shape), wanted=f"one, or {len(numbers)}")
+    for values in (edit.value, edit.orientation):
+        if isinstance(values, Tensor) and values.dim() and values.shape != (len(numbers),):
+            raise ConfigError("values of an intervention", given=tuple(values.shape), wanted=f"one, or {len(numbers)}")
     by_layer = model.units.by_layer(numbers)
     calls = dict.fromkeys(by_layer, 0)
     place = {number: place for place, number in enumerate(numbers)}
@@ -101,8 +117,7 @@ def intervene(
     def edited(layer: int, in_layer: list[int]) -> Any:
         columns = torch.tensor(model.units.within_layers(in_layer))
         width = model.units.widths[layer]
-        places = [place[number] for number in in_layer]
-        layer_edit = Edit(edit.kind, values[places]) if values is not None and values.dim() else edit
+        layer_edit = edit.of([place[number] for number in in_layer])
 
         def hook(_m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             assert args[0].shape[-1] == width, "hooked something that is not the output projection"

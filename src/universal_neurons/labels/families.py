@@ -12,7 +12,7 @@
    where it fires at BOS more than anywhere, or unexplained.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -98,10 +98,22 @@ class Scores:
 
 
 class LabelEvidence:
-    """What a pass's statistics say of every label with every neuron, on the CPU; with `null`, of the null's labels."""
+    """What a pass's statistics say of every label with every neuron, on the CPU; with `null`, of the null's labels.
 
-    def __init__(self, labels: LabelSet, statistics: Statistics, *, dense: bool, null: bool = False) -> None:
+    `orientation` holds, of gated models, 1 or −1 for every neuron: by which its activation counts (`orientation_of`).
+    """
+
+    def __init__(
+        self,
+        labels: LabelSet,
+        statistics: Statistics,
+        *,
+        dense: bool,
+        null: bool = False,
+        orientation: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.labels, self.statistics, self.dense, self.null = labels, statistics, dense, null
+        self.orientation = {name: torch.from_numpy(signs) for name, signs in (orientation or {}).items()}
         self.tables = [_sparse(t) for t in (labels.word_table, labels.previous_table, labels.position_table)]
 
     def spread(self, model: str) -> Spread:
@@ -148,7 +160,8 @@ class LabelEvidence:
         return torch.cat(counts), torch.cat(sums)
 
     def reductions(self, model: str, neurons: slice = slice(None)) -> Float[Tensor, "labels neurons"]:
-        """Signed variance reduction of every label (the last row: position as a whole) for some neurons.
+        """Signed variance reduction of every label (the last row: position as a whole) for some neurons; of gated ones
+        the sign is that of the activation times its orientation.
 
         −1 … 1; NaN for neurons that never change, and for labels that hold, or do not, at fewer than 20 positions.
         """
@@ -156,6 +169,8 @@ class LabelEvidence:
         total = spread.centred[neurons]
         counts, sums = self.sums(model, neurons)
         rows = [variance_reduction(counts, sums, spread.count, spread.sum[neurons], total)]
+        if model in self.orientation:
+            rows[0] *= self.orientation[model][neurons]
         positions = self.grouped(model, BY_POSITION, neurons=neurons)
         if positions is not None:
             rows.append(adjusted_eta_squared(positions, total)[None])

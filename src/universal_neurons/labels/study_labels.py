@@ -122,6 +122,8 @@ class Labelling:
         """Sums of all labels with all neurons."""
         return label_recipes(self.labels, self.models, dense=self.dense, width=width, null=null)
 
-    def evidence(self, statistics: Statistics, *, null: bool = False) -> LabelEvidence:
-        """What the statistics of a pass say of the labels, or of the null's."""
-        return LabelEvidence(self.labels, statistics, dense=self.dense, null=null)
+    def evidence(
+        self, statistics: Statistics, *, null: bool = False, orientation: Mapping[str, np.ndarray] | None = None
+    ) -> LabelEvidence:
+        """What the statistics of a pass say of the labels, or of the null's; `orientation` as of `LabelEvidence`."""
+        return LabelEvidence(self.labels, statistics, dense=self.dense, null=null, orientation=orientation)

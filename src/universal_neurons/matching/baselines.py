@@ -5,6 +5,8 @@ the other model, Cov(A, R V_ℓ) = Cov(A, V_ℓ) Rᵀ and Var(R V_ℓ) = diag(R 
 layer and model of equal width.  `gaussian` takes the authors' matrix instead: Gaussian, its rows of unit norm.
 `permutation` shuffles token positions during the pass (`comoments.ShuffledCoMoments`).
 
+Excess correlation (eq 3): mean over models of [best ρ − mean over draws of the best baseline ρ]; |ρ| in both where
+either model is gated (`correlation`).
 Excess correlation (eq 3): mean over models of [best ρ − mean over draws of the best baseline ρ].
 
 Two things make the paper's rotation hard to read.  Where a few neurons hold most of a layer's variance every rotated
@@ -42,39 +44,60 @@ def rotation(kind: str, width: int, seed: int, draw: int) -> Float[Tensor, "widt
 class Maxima:
     """Every neuron's highest ρ with the other model's rotated neurons, in some draws of the baseline.
 
-    `unit` says which rotated neuron it is with (layer · width + row of the draw's matrix); −1 where there is none.
+    `unit` says which rotated neuron it is with (layer · width + row of the draw's matrix); −1 where there is none.  By
+    size, `corr` is |ρ| and `sign` ρ's sign; else it is None.
     """
 
     corr: Float[Tensor, "draws neurons"]
     unit: Int[Tensor, "draws neurons"]
+    sign: Int[Tensor, "draws neurons"] | None = None
 
     @classmethod
-    def nothing(cls, draws: int, neurons: int) -> "Maxima":
+    def nothing(cls, draws: int, neurons: int, *, by_size: bool = False) -> "Maxima":
         """Of no comparison."""
-        return cls(torch.full((draws, neurons), torch.nan, dtype=torch.float64), torch.full((draws, neurons), NO_UNIT))
+        shape = draws, neurons
+        sign = torch.ones(shape, dtype=torch.int8) if by_size else None
+        return cls(torch.full(shape, torch.nan, dtype=torch.float64), torch.full(shape, NO_UNIT), sign)
+
+    def put(self, draw: int, corr: Float[Tensor, " neurons"], unit: Int[Tensor, " neurons"]) -> None:
+        """Set a draw's maxima, their ρ signed."""
+        self.corr[draw], self.unit[draw] = corr, unit
+        if self.sign is not None:
+            self.sign[draw] = torch.where(self.corr[draw] < 0, -1, 1).to(torch.int8)
+            self.corr[draw] = self.corr[draw].abs()
 
     def beside(self, other: "Maxima") -> "Maxima":
         """Of the same neurons with two parts of the other model: with both."""
         better = (other.corr > self.corr) | self.corr.isnan()
-        return Maxima(torch.where(better, other.corr, self.corr), torch.where(better, other.unit, self.unit))
+        sign = None
+        if self.sign is not None and other.sign is not None:
+            sign = torch.where(better, other.sign, self.sign)
+        return Maxima(torch.where(better, other.corr, self.corr), torch.where(better, other.unit, self.unit), sign)
 
     def below(self, other: "Maxima") -> "Maxima":
         """Of two parts of the neurons: of both."""
-        return Maxima(torch.cat([self.corr, other.corr], 1), torch.cat([self.unit, other.unit], 1))
+        sign = None
+        if self.sign is not None and other.sign is not None:
+            sign = torch.cat([self.sign, other.sign], 1)
+        return Maxima(torch.cat([self.corr, other.corr], 1), torch.cat([self.unit, other.unit], 1), sign)
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The maxima of several other models: their ρ, and the rotated neurons they are with."""
+    """The maxima of several other models: their ρ, or |ρ| by size, and the rotated neurons they are with.
+
+    `signs` holds, of each model that is matched by size, the signs of these ρ; None of others.
+    """
 
     maxima: Float[np.ndarray, "draws models neurons"]
     units: Int[np.ndarray, "draws models neurons"]
+    signs: tuple[Int[np.ndarray, "draws neurons"] | None, ...] = ()
 
     @classmethod
     def of(cls, maxima: Sequence[Maxima]) -> "Baseline":
         """Of the other models, in this order."""
-        parts = [torch.stack([getattr(one, name) for one in maxima], 1).numpy() for name in ("corr", "unit")]
-        return cls(*parts)
+        corr, unit = (torch.stack([getattr(one, name) for one in maxima], 1).numpy() for name in ("corr", "unit"))
+        return cls(corr, unit, tuple(None if one.sign is None else one.sign.numpy() for one in maxima))
 
     @property
     def mean(self) -> Float[np.ndarray, "models neurons"]:
@@ -90,24 +113,30 @@ def rotated_best(
     noise: float = 0.0,
     *,
     standardised: bool = False,
+    by_size: bool = False,
+    signs: Float[Tensor, " right"] | None = None,
 ) -> tuple[Float[Tensor, " left"], Int[Tensor, " left"]]:
     """Every left neuron's highest ρ with the rotated neurons of the other model, over all its layers; and with which.
 
     `left` holds inverse norms; NaN (dead) stays NaN.  `noise` is the error variance of a sketch's ρ: the ρ with a
     layer's rotated neurons are near Gaussian, so their maximum shrinks with their spread, √(1 − noise / mean ρ²).
     `standardised` rotates the other model's neurons after each was brought to variance 1: else the few of largest
-    variance are most of every rotated one.  A rotated neuron is numbered layer · width + row of `rotated`.
+    variance are most of every rotated one.  A rotated neuron is numbered layer · width + row of `rotated`.  `by_size`
+    takes the ρ of highest size, signed; `signs` (1 or −1) are what the other model's neurons are taken times before
+    they are rotated.
     """
-    single = rotated.to(left.device, torch.float32)
     rotated = rotated.to(left.device)
     best = torch.full_like(left, -torch.inf, dtype=torch.float32)
     unit = torch.full(left.shape, NO_UNIT, device=left.device)
+    negative = torch.zeros(left.shape, dtype=torch.bool, device=left.device)
     for layer, covariance in enumerate(right.centred):
         columns = right.units.columns(layer)
+        turned = rotated if signs is None else rotated * signs[columns]
+        single = turned.float()
         inverse = inverse_deviations(covariance) if standardised else None
         if inverse is not None:
             covariance = covariance * inverse[:, None] * inverse
-        variance = ((rotated @ covariance) * rotated).sum(1)
+        variance = ((turned @ covariance) * turned).sum(1)
         scale = torch.where(variance > 0, variance.rsqrt(), torch.nan).float()
         for start in range(0, len(left), PANEL_ROWS):
             rows = slice(start, start + PANEL_ROWS)
@@ -115,14 +144,53 @@ def rotated_best(
             if inverse is not None:
                 centred *= inverse
             rho = (centred.float() @ single.T).mul_(scale)
-            highest, row = rho.nan_to_num(nan=-torch.inf).max(1)
+            highest, row = (rho.abs() if by_size else rho).nan_to_num(nan=-torch.inf).max(1)
+            below = by_size & (rho.gather(1, row[:, None])[:, 0] < 0)
             if noise:
                 highest *= (1 - noise / rho.square_().nanmean(1)).clamp_min(0).sqrt()
             better = highest > best[rows]
             best[rows] = torch.where(better, highest, best[rows])
             unit[rows] = torch.where(better, row + columns.start, unit[rows])
+            negative[rows] = torch.where(better, below, negative[rows])
     known = torch.isfinite(best) & ~torch.isnan(left)
+    best = torch.where(negative, -best, best)
     return torch.where(known, best.clamp(-1, 1).double(), torch.nan), torch.where(known, unit, NO_UNIT)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How rotations are drawn, and compared: `noise` and `by_size` as of `rotated_best`."""
+
+    kind: str
+    seed: int
+    draws: int
+    noise: float = 0.0
+    by_size: bool = False
+
+
+def rotated_maxima(
+    cross: CrossMoments,
+    left: Float[Tensor, " left"],
+    right: LayerCovariance,
+    drawing: Drawing,
+    first: int,
+    signs: Float[Tensor, " right"] | None = None,
+    *,
+    both: bool,
+) -> tuple[Maxima, Maxima | None]:
+    """Maxima under rotations, of neurons as they are and (`both`) of standardised ones; `signs` as of `rotated_best`.
+
+    `first` is the number of the first of the other model's neurons that are there.
+    """
+    kinds, by_size = (False, *[True] * both), drawing.by_size
+    maxima = {kind: Maxima.nothing(drawing.draws, len(left), by_size=by_size) for kind in kinds}
+    for draw in range(drawing.draws):
+        turned = rotation(drawing.kind, right.units.width, drawing.seed, draw)
+        for standardised, into in maxima.items():
+            how = {"standardised": standardised, "by_size": by_size}
+            corr, unit = rotated_best(cross, left, right, turned, drawing.noise, **how, signs=signs)
+            into.put(draw, corr, torch.where(unit >= 0, unit + first, unit))
+    return maxima[False], maxima.get(True)
 
 
 def inverse_deviations(covariance: Float[Tensor, "width width"]) -> Float[Tensor, " width"]:

@@ -76,16 +76,18 @@ def propose(
     *,
     rows: int = 0,
     columns: int = 0,
+    by_size: bool = False,
 ) -> Proposal:
-    """The candidates of every left neuron; arguments as of `correlation.find_matches`."""
+    """The candidates of every left neuron; arguments as of `correlation.find_matches` (`by_size`: bounds of |ρ|)."""
     panels = []
     most, few = min(MOST + 1, len(right)), min(FEW, len(right))
     back, back_corr = torch.full((len(right), FEW), -1), torch.full((len(right), FEW), -torch.inf, dtype=torch.float64)
     for rows_here, rho in correlation_panels(cross, left, right):
         missing = torch.isnan(rho)
+        low, lowest = rho.masked_fill(missing, torch.inf).topk(few, 1, largest=False)
+        rho = rho.abs_() if by_size else rho
         highest, asker = rho.masked_fill(missing, -torch.inf).T.topk(min(FEW, len(rho)), 1)
         back, back_corr = _best_few(back, back_corr, asker.cpu() + rows_here.start + rows, highest.cpu())
-        low, lowest = rho.masked_fill(missing, torch.inf).topk(few, 1, largest=False)
         bound = rho.clamp(-LIMIT, LIMIT).atanh_().add_(certainty.reach(z, rows_here)).masked_fill_(missing, -torch.inf)
         bound, index = bound.topk(most, 1)
         none = torch.isinf(bound)
@@ -202,9 +204,10 @@ def exact_matches(
     """Matches by the exact ρ of the pairs that were computed, and which of them are certified."""
     n, living = len(sketched.corr), torch.isfinite(sketched.corr[:, 0])
     k = min(k, int((proposal.index >= 0).sum(1).max()))
-    best, index = _highest(n, asker, other, corr, k)
+    strength = np.abs(corr) if sketched.by_size else corr
+    best, index = _highest(n, asker, other, strength, k)
     lowest, low_index = _highest(n, asker, other, -corr, 1)
-    back, back_index = _highest(len(sketched.best_back), other, asker, corr, 1)
+    back, back_index = _highest(len(sketched.best_back), other, asker, strength, 1)
     width = proposal.bound.shape[1]
     beyond = proposal.bound.gather(1, wanted.clamp_max(width - 1)[:, None])[:, 0]
     beyond = torch.where(wanted < width, beyond, -torch.inf)
@@ -212,7 +215,7 @@ def exact_matches(
     missing = ~living[:, None] | torch.isinf(best)
     return replace(
         sketched,
-        corr=best.masked_fill(missing, torch.nan),
+        corr=(_signed(best, index, asker, other, corr) if sketched.by_size else best).masked_fill(missing, torch.nan),
         index=index.masked_fill(missing, -1),
         lowest_corr=(-lowest[:, 0]).masked_fill(~living, torch.nan),
         lowest_index=low_index[:, 0].masked_fill(~living, -1),
@@ -220,6 +223,20 @@ def exact_matches(
         back_corr=back[:, 0],
         certified=certified,
     )
+
+
+def _signed(
+    best: Tensor,
+    index: Tensor,
+    asker: Int[np.ndarray, " pairs"],
+    other: Int[np.ndarray, " pairs"],
+    corr: Float[np.ndarray, " pairs"],
+) -> Tensor:
+    """The best |ρ| of every row with the signs that the pairs have."""
+    width = int(other.max(initial=0)) + 1
+    negative = torch.from_numpy((asker * width + other)[corr < 0])
+    codes = torch.arange(len(index))[:, None] * width + index
+    return torch.where((index >= 0) & torch.isin(codes, negative), -best, best)
 
 
 def _highest(

@@ -19,7 +19,7 @@ from torch import Tensor
 from universal_neurons.config import Settings
 from universal_neurons.matching.baselines import rotation
 from universal_neurons.matching.comparison import Comparison, Evidence
-from universal_neurons.statistics import CoMoments, LayerCovariance, Rows, seed_of
+from universal_neurons.statistics import CoMoments, Rows, seed_of
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,15 @@ class RandomBases:
     def take_in(self, evidence: Evidence, pairs: Iterable[tuple[str, str]]) -> None:
         """Add what a pass's panels, whole layers, say of some pairs of models; either order stands for both."""
         for left, right in dict.fromkeys(min(pair, pair[::-1]) for pair in pairs):
-            ours, theirs = (_Basis(self.config, name, evidence.layers(name)) for name in (left, right))
+            ours, theirs = (_Basis(self.config, name, evidence) for name in (left, right))
+            by_size = evidence.by_size(left, right)
             there, back = self._best(left, right, ours), self._best(right, left, theirs)
             for rows, columns, cross in evidence.panels(CoMoments, left, right):
                 for i, mine in ours.layers(*rows):
                     for j, others in theirs.layers(*columns):
                         block = cross.centred(_within(mine, rows), _within(others, columns))
                         rho = ours.turned(i, theirs.turned(j, block.T).T)
+                        rho = rho.abs() if by_size else rho
                         _raise(there, rho, mine, others.start)
                         _raise(back, rho.T, others, mine.start)
 
@@ -124,14 +126,20 @@ class RandomBases:
 
 
 class _Basis:
-    """A model's layers in a random basis; products in float32, scaled so that none of them overflows."""
+    """A model's layers in a random basis; products in float32, scaled so that none of them overflows.
 
-    def __init__(self, config: Settings, name: str, covariance: LayerCovariance) -> None:
+    Gated neurons are taken times their signs first (`Evidence`).
+    """
+
+    def __init__(self, config: Settings, name: str, evidence: Evidence) -> None:
+        covariance = evidence.layers(name)
         self.units = covariance.units
         seed = seed_of("random basis", config.seed, name)
         basis = rotation(config.baseline, self.units.width, seed, 0).to(covariance.centred.device)
-        variance = torch.stack([((basis @ layer) * basis).sum(1) for layer in covariance.centred])
-        self.basis = basis.float()
+        signs = evidence.signs.get(name, torch.ones(len(self.units))).to(basis.device, basis.dtype)
+        turned = [basis * some for some in signs.split(self.units.widths)]
+        variance = torch.stack([((b @ layer) * b).sum(1) for b, layer in zip(turned, covariance.centred)])
+        self.bases = [b.float() for b in turned]
         self.typical = variance.clamp_min(0).mean(1).rsqrt()  # of a layer; infinite where all are dead
         self.scale = torch.where(variance > 0, variance.rsqrt() / self.typical[:, None], torch.nan).float()
 
@@ -142,7 +150,7 @@ class _Basis:
 
     def turned(self, layer: int, block: Float[Tensor, "neurons others"]) -> Float[Tensor, "units others"]:
         """A layer's co-moments with something as those of its rotated units, of variance 1."""
-        return (self.basis @ (block * self.typical[layer]).float()) * self.scale[layer][:, None]
+        return (self.bases[layer] @ (block * self.typical[layer]).float()) * self.scale[layer][:, None]
 
 
 def _within(neurons: slice, panel: Rows) -> slice:

@@ -5,7 +5,7 @@ is made in panels, each panel's piece of the answer is kept and the pieces are p
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,12 +18,12 @@ from torch import Tensor
 from universal_neurons.config import Settings
 from universal_neurons.matching.baselines import (
     Baseline,
+    Drawing,
     Maxima,
     excess_correlation,
     normalised_excess,
     q_values,
-    rotated_best,
-    rotation,
+    rotated_maxima,
 )
 from universal_neurons.matching.candidates import Candidates, PairMoments, Proposal, propose
 from universal_neurons.matching.correlation import (
@@ -73,8 +73,13 @@ class Comparison:
 
     @cached_property
     def best(self) -> Float[np.ndarray, "models neurons"]:
-        """The highest ρ in each other model."""
-        return np.stack([m.corr[:, 0].numpy() for m in self.matches])
+        """The highest ρ in each other model; the highest |ρ| where either is gated."""
+        return np.stack([m.strength[:, 0].numpy() for m in self.matches])
+
+    @cached_property
+    def signs(self) -> Float[np.ndarray, "models neurons"]:
+        """What makes another ρ with the best match speak for it: −1 where that is one of negative ρ, by size."""
+        return np.stack([np.where(m.by_size & (m.corr[:, 0].numpy() < 0), -1.0, 1.0) for m in self.matches])
 
     @cached_property
     def best_index(self) -> Int[np.ndarray, "models neurons"]:
@@ -169,19 +174,33 @@ def groups_of(accumulators: Sequence[Accumulator]) -> list[int]:
 class Evidence:
     """The statistics of some groups of a pass, added up where there are several.
 
-    `of` is what of the models' blocks the co-moments are: activations, or the signed sums of a sketch.
+    `of` is what of the models' blocks the co-moments are: activations, or the signed sums of a sketch.  `signs` holds,
+    of the gated models, 1 or −1 for every neuron, that change sign where the neuron's activation does (those of its
+    provisional means): rotations are drawn about activations times them, lest the sign that a neuron happens to have
+    be another draw.
     """
 
-    def __init__(self, statistics: Statistics, groups: Sequence[int], of: What = What.ACTIVATION) -> None:
+    def __init__(
+        self,
+        statistics: Statistics,
+        groups: Sequence[int],
+        of: What = What.ACTIVATION,
+        signs: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.statistics = statistics
         self.groups = list(groups)
         self.of = of
+        self.signs = dict(signs or {})
         self._norms: dict[str, Tensor] = {}
 
     @property
     def sketched(self) -> bool:
         """Whether the co-moments are those of a sketch."""
         return self.of == What.SUMS
+
+    def by_size(self, *models: str) -> bool:
+        """Whether models are matched by |ρ|: one of them is gated."""
+        return not self.signs.keys().isdisjoint(models)
 
     def _total(self, kind: type[Kind], *reads: Named, **attributes: Any) -> Kind:
         first, *others = (self.statistics.get(kind, *reads, group=group, **attributes) for group in self.groups)
@@ -279,46 +298,25 @@ def pieces_of(
     layers = None if config.baseline == "permutation" else evidence.layers(other, evidence.of)
     certainty = evidence.certainty(asker, other) if evidence.sketched else None
     noise = 0.0 if certainty is None else float(certainty.even)
+    by_size, signs = evidence.by_size(asker, other), evidence.signs.get(other)
     pieces = []
     for rows, columns, cross in evidence.panels(CoMoments, asker, other):
         ours, theirs = left[slice(*rows)], right[slice(*columns)]
-        matches = find_matches(cross, ours, theirs, k, rows=rows[0], columns=columns[0], histogram=final)
+        first = {"rows": rows[0], "columns": columns[0]}
+        matches = find_matches(cross, ours, theirs, k, **first, histogram=final, by_size=by_size)
         if layers is None:
             maxima, standardised = _shuffled(evidence, asker, other, draws, rows, ours, theirs), None
         else:
-            part = layers.part(*columns)
-            maxima, standardised = _rotated(cross, ours, part, config, draws, noise, columns[0], both=final)
+            part, some_signs = layers.part(*columns), None if signs is None else signs[slice(*columns)]
+            drawing = Drawing(config.baseline, config.seed, draws, noise, by_size)
+            maxima, standardised = rotated_maxima(cross, ours, part, drawing, columns[0], some_signs, both=final)
         proposal = None
         if z is not None:
             assert certainty is not None
             some_certainty = certainty.part(slice(*rows), slice(*columns))
-            proposal = propose(cross, ours, theirs, some_certainty, z, rows=rows[0], columns=columns[0])
+            proposal = propose(cross, ours, theirs, some_certainty, z, **first, by_size=by_size)
         pieces.append(Piece(rows, columns, matches, maxima, standardised, proposal))
     return pieces
-
-
-def _rotated(
-    cross: CrossMoments,
-    left: Tensor,
-    right: LayerCovariance,
-    config: Settings,
-    draws: int,
-    noise: float,
-    first: int,
-    *,
-    both: bool,
-) -> tuple[Maxima, Maxima | None]:
-    """Maxima under rotations, of neurons as they are and (`both`) of standardised ones.
-
-    `first` is the number of the first of the other model's neurons that are there.
-    """
-    maxima = {standardised: Maxima.nothing(draws, len(left)) for standardised in (False, *[True] * both)}
-    for draw in range(draws):
-        turned = rotation(config.baseline, right.units.width, config.seed, draw)
-        for standardised, into in maxima.items():
-            corr, unit = rotated_best(cross, left, right, turned, noise, standardised=standardised)
-            into.corr[draw], into.unit[draw] = corr, torch.where(unit >= 0, unit + first, unit)
-    return maxima[False], maxima.get(True)
 
 
 def _shuffled(
@@ -330,17 +328,21 @@ def _shuffled(
         panels = evidence.panels(ShuffledCoMoments, asker, other, draw=draw)
         (cross,) = [moments for of_rows, _, moments in panels if of_rows == rows]
         for neurons, panel in correlation_panels(cross, left, right):
+            if evidence.by_size(asker, other):
+                panel.abs_()
             highest = panel.nan_to_num(nan=-torch.inf).amax(1)
             maxima.corr[draw, neurons] = torch.where(torch.isnan(left[neurons]), torch.nan, highest).cpu()
     return maxima
 
 
 def unbiased(piece: Piece, certainty: Certainty, k: int) -> Piece:
-    """A sketch's k best matches without the upward bias of a maximum over noisy correlations."""
+    """A sketch's k best matches without the upward bias of a maximum over noisy correlations; by size, of |ρ|."""
     matches = piece.matches
-    corr, index = matches.corr[:, :k].clone(), matches.index[:, :k]
-    corr[:, 0] -= winners_curse(matches.corr, matches.index, certainty)
+    corr, index = matches.strength[:, :k].clone(), matches.index[:, :k]
+    corr[:, 0] -= winners_curse(matches.strength, matches.index, certainty)
     corr = corr.minimum(corr[:, :1])  # no lower rank above the first
+    if matches.by_size:
+        corr = corr.clamp_min(0).copysign(matches.corr[:, :k])
     return replace(piece, matches=replace(matches, corr=corr, index=index))
 
 

@@ -2,6 +2,9 @@
 
 ρ_ij = Σ(x_i−x̄_i)(y_j−ȳ_j) / √(Σ(x_i−x̄_i)² Σ(y_j−ȳ_j)²), in float64, in row panels, so that the correlation matrix is
 never held whole.  Dead neurons have ρ = NaN and match nothing.
+
+Matches of a pair of models of which either is gated are by size, |ρ|: negating w_up and w_out of a gated neuron leaves
+the model the same, so that the sign of its activation, and of ρ, is nobody's choice.
 """
 
 from collections.abc import Iterator
@@ -23,9 +26,10 @@ class Matches:
     """The k best matches of every neuron of one model in another, best first, and the most negative one.
 
     Neurons are given by number (`units`).  Dead askers, and askers of a model whose neurons are all dead, have NaN and
-    −1.  `best_back` is, for every neuron of the other model, its own best match among the askers; `certified`, after a
-    screened search, whether it is certain that no other neuron correlates more.  `histogram` counts all ρ, of living
-    neurons, in bins of .01.
+    −1.  `by_size`: the best are those of highest |ρ|, best back likewise; `corr` is signed all the same.  `best_back`
+    is, for every neuron of the other model, its own best match among the askers, and `back_corr` what that was chosen
+    by; `certified`, after a screened search, whether it is certain that no other neuron correlates more.  `histogram`
+    counts all ρ, of living neurons, in bins of .01.
     """
 
     corr: Float[Tensor, "neurons k"]
@@ -36,6 +40,12 @@ class Matches:
     back_corr: Float[Tensor, " others"]
     certified: Bool[Tensor, " neurons"] | None = None
     histogram: Int[Tensor, " bins"] | None = None
+    by_size: bool = False
+
+    @property
+    def strength(self) -> Float[Tensor, "neurons k"]:
+        """What matches are ranked by: ρ, or |ρ|."""
+        return self.corr.abs() if self.by_size else self.corr
 
     @property
     def mutual(self) -> Bool[Tensor, " neurons"]:
@@ -71,8 +81,9 @@ def find_matches(
     rows: int = 0,
     columns: int = 0,
     histogram: bool = False,
+    by_size: bool = False,
 ) -> Matches:
-    """The k best and the most negative match of every left neuron among the right ones.
+    """The k best and the most negative match of every left neuron among the right ones; `by_size` ranks by |ρ|.
 
     The first of the left and right neurons are numbers `rows` and `columns` of their models.
     """
@@ -87,8 +98,10 @@ def find_matches(
             counts += torch.histc(panel, BINS, -1, 1).long().cpu()
         low, low_index = panel.masked_fill(missing, torch.inf).min(1)
         panel.masked_fill_(missing, -torch.inf)
-        corr, index = panel.topk(k, 1)
-        highest, asker = panel.max(0)
+        strength = panel.abs().masked_fill_(missing, -torch.inf) if by_size else panel
+        corr, index = strength.topk(k, 1)
+        corr = panel.gather(1, index) if by_size else corr
+        highest, asker = strength.max(0)
         better = highest > back_corr
         back_corr = torch.where(better, highest, back_corr)
         best_back = torch.where(better.cpu(), asker.cpu() + panel_columns.start + rows, best_back)
@@ -97,7 +110,8 @@ def find_matches(
         lows.append(low.cpu())
         low_indices.append(low_index.cpu() + columns)
     corr, index, low, low_index = map(torch.cat, (corrs, indices, lows, low_indices))
-    return replace(_without_dead(corr, index, low, low_index, best_back, back_corr.cpu()), histogram=counts)
+    found = _without_dead(corr, index, low, low_index, best_back, back_corr.cpu())
+    return replace(found, histogram=counts, by_size=by_size)
 
 
 def _without_dead(
@@ -117,8 +131,9 @@ def _without_dead(
 
 def beside(first: Matches, second: Matches) -> Matches:
     """The matches of the same askers in two parts of the other model, as matches in both together: all of both."""
-    corr = torch.cat([first.corr, second.corr], 1).nan_to_num(nan=-torch.inf)
-    corr, order = corr.sort(dim=1, descending=True, stable=True)
+    strength = torch.cat([first.strength, second.strength], 1).nan_to_num(nan=-torch.inf)
+    order = strength.argsort(dim=1, descending=True, stable=True)
+    corr = torch.cat([first.corr, second.corr], 1).gather(1, order)
     index = torch.cat([first.index, second.index], 1).gather(1, order)
     lows = [m.lowest_corr.nan_to_num(nan=torch.inf) for m in (first, second)]
     lower = lows[1] < lows[0]
@@ -130,7 +145,7 @@ def beside(first: Matches, second: Matches) -> Matches:
         torch.cat([first.best_back, second.best_back]),
         torch.cat([first.back_corr, second.back_corr]),
     )
-    return replace(matches, histogram=_added(first, second))
+    return replace(matches, histogram=_added(first, second), by_size=first.by_size)
 
 
 def _added(first: Matches, second: Matches) -> Int[Tensor, " bins"] | None:
@@ -150,6 +165,7 @@ def below(first: Matches, second: Matches) -> Matches:
         best_back=torch.where(better, second.best_back, first.best_back),
         back_corr=torch.where(better, second.back_corr, first.back_corr),
         histogram=_added(first, second),
+        by_size=first.by_size,
     )
 
 

@@ -71,6 +71,10 @@ class HeldOut:
     stretches: Float[np.ndarray, " neurons"]
     variances: Float[np.ndarray, "2 neurons"]
 
+    def times(self, signs: Float[np.ndarray, " neurons"]) -> "HeldOut":
+        """ρ times the sign that it had on the rows that chose (`Comparison.signs`): what speaks for the match."""
+        return HeldOut(self.corr.map(lambda corr: corr * signs), self.stretches, self.variances)
+
 
 def rho(count: float, sums: Float[np.ndarray, "5 neurons"]) -> Float[np.ndarray, " neurons"]:
     """ρ from Σa, Σb, Σa², Σb², Σab; NaN where either does not vary."""

@@ -84,8 +84,8 @@ class Findings:
         findings = [self.of[WHOLE, *pair] for pair in pairs]
         sketched = [finding for finding in findings if finding.certainty is not None]
         if sketched:
-            raw = torch.cat([together(finding.pieces).matches.corr[:, 0] for finding in sketched])
-            corrected = torch.cat([finding.whole(1).matches.corr[:, 0] for finding in sketched])
+            raw = torch.cat([together(finding.pieces).matches.strength[:, 0] for finding in sketched])
+            corrected = torch.cat([finding.whole(1).matches.strength[:, 0] for finding in sketched])
             errors = [float(finding.certainty.even.sqrt()) for finding in sketched if finding.certainty is not None]
             return {"standard_error": max(errors), "lowered": float((raw - corrected).nanmean())}
         matches = [piece.matches for finding in findings for piece in finding.pieces]
@@ -124,10 +124,12 @@ class Findings:
 
 def _flat(piece: Piece) -> dict[str, Tensor]:
     tensors = {"place": torch.tensor([*piece.rows, *piece.columns])}
+    tensors["by_size"] = torch.tensor(piece.matches.by_size)
     for part in ("matches", "maxima", "standardised", "proposal"):
         value = getattr(piece, part)
         if value is not None:
-            tensors |= {f"{part}.{name}": t for name, t in vars(value).items() if t is not None}
+            known = {name: t for name, t in vars(value).items() if t is not None and name != "by_size"}
+            tensors |= {f"{part}.{name}": t for name, t in known.items()}
     return tensors
 
 
@@ -139,7 +141,7 @@ def _piece(tensors: dict[str, Tensor]) -> Piece:
     return Piece(
         (first, stop),
         (left, right),
-        part("matches", Matches),
+        replace(part("matches", Matches), by_size=bool(tensors["by_size"])),
         part("maxima", Maxima),
         part("standardised", Maxima) if "standardised.corr" in tensors else None,
         part("proposal", Proposal) if "proposal.bound" in tensors else None,

@@ -43,7 +43,9 @@ class RotatedMoments(Accumulator):
     """Σa, Σa² of every neuron a and, in some draws, Σr, Σr², Σar of its rotated neuron r, per held-out stretch.
 
     `unit` holds each draw's rotated neurons as `Maxima` has them, `scale` what the other model's neurons are multiplied
-    by before they are rotated: their inverse deviations where they are standardised.
+    by before they are rotated: their inverse deviations where they are standardised.  Of a pair that is matched by size
+    `turned` are the signs that the other model's neurons are taken times too, and `sign` those of the maxima's ρ: a
+    rotated neuron of negative ρ counts negated.
     """
 
     TENSORS = ("unit", "counts", "asker", "rotated")
@@ -60,6 +62,8 @@ class RotatedMoments(Accumulator):
         stretches: int,
         *,
         scale: Float[Tensor, " others"] | None = None,
+        turned: Float[Tensor, " others"] | None = None,
+        sign: Int[np.ndarray, "draws neurons"] | None = None,
         device: Any = "cpu",
     ) -> None:
         super().__init__((asker, other))
@@ -67,9 +71,12 @@ class RotatedMoments(Accumulator):
         self.unit, self.units = unit, units
         draws, neurons = unit.shape
         self.scale = torch.ones(len(units), device=device) if scale is None else scale.to(device, torch.float32)
-        turned = [rotation(kind, units.width, seed, draw).float() for draw in range(draws)]
+        if turned is not None:
+            self.scale = self.scale * turned.to(self.scale)
+        self.sign = np.ones((draws, neurons)) if sign is None else sign
+        rotated = [rotation(kind, units.width, seed, draw).float() for draw in range(draws)]
         self.parts = [
-            _Part.of(draw, unit[draw], units.columns(layer), turned[draw], device)
+            _Part.of(draw, unit[draw], units.columns(layer), rotated[draw], device)
             for draw in range(draws)
             for layer in range(units.layers)
         ]
@@ -99,7 +106,7 @@ class RotatedMoments(Accumulator):
             raise MergeError(f"cannot merge {self.key}", given="other rotated neurons", wanted="the same ones")
 
     def result(self) -> Jackknifed:
-        """The mean over draws of ρ with the rotated neuron."""
+        """The mean over draws of ρ with the rotated neuron, times its `sign`."""
         sums = torch.cat([self.asker.flatten(1), self.rotated.flatten(1)], 1).cpu().numpy()
         return Jackknifed.of(self._mean, self.counts.numpy(), sums)
 
@@ -107,4 +114,5 @@ class RotatedMoments(Accumulator):
         draws, neurons = self.unit.shape
         a, aa = sums[: 2 * neurons].reshape(2, neurons)
         rotated = sums[2 * neurons :].reshape(draws, 3, neurons)
-        return np.asarray(np.mean([rho(count, np.stack([a, r, aa, rr, ar])) for r, rr, ar in rotated], 0))
+        corr = [sign * rho(count, np.stack([a, r, aa, rr, ar])) for sign, (r, rr, ar) in zip(self.sign, rotated)]
+        return np.asarray(np.mean(corr, 0))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
-    from universal_neurons.models.architectures import AttentionParts, module_at
+    from universal_neurons.models.architectures import AttentionParts, is_gated, module_at
     from universal_neurons.models.loading import Weights, load_model, load_weights
     from universal_neurons.models.locations import (
         BUNDLED_FOLDER,
@@ -49,7 +49,7 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "architectures": ["AttentionParts", "module_at"],
+            "architectures": ["AttentionParts", "is_gated", "module_at"],
             "locations": [
                 "BUNDLED_FOLDER",
                 "bundled_models",

@@ -144,6 +144,19 @@ def architecture_of(model_type: str, source: str) -> Architecture:
     )
 
 
+def is_gated(name: str, source: str) -> bool:
+    """Whether the family of this name, as sketches hold it, is gated; `source` names the file in the error."""
+    for row in ARCHITECTURES:
+        if row.name == name:
+            return row.gated
+    raise ArchitectureError(
+        f"{source}: of an unknown architecture",
+        given=name,
+        wanted="one of " + ", ".join(row.name for row in ARCHITECTURES),
+        fix="use the version that wrote it",
+    )
+
+
 def module_at(root: Any, path: str) -> Any:
     """The submodule at an attribute path, `None` where a part is missing."""
     for part in path.split("."):

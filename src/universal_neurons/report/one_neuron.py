@@ -14,6 +14,7 @@ from universal_neurons.errors import InputError
 from universal_neurons.legible import legible
 from universal_neurons.report.summary import finite, short
 from universal_neurons.roles import neuron_lines
+from universal_neurons.statistics import BOTTOM
 from universal_neurons.storage import Store
 from universal_neurons.terminal import TextTable, shown, shown_lines
 from universal_neurons.units import parse_unit, unit_name
@@ -22,6 +23,7 @@ TAIL = 0.001
 BARS = 60
 BLOCKS = " ▁▂▃▄▅▆▇█"
 FAINT = 0.1  # activations below this share of the highest stay uncoloured
+BANDS = {"top": "Highest activations", BOTTOM: "Lowest activations (the sign of a gated neuron is arbitrary)"}
 
 
 def parse_neuron(name: str, models: Sequence[str]) -> tuple[str, int, int]:
@@ -122,29 +124,31 @@ def _histogram(low: np.ndarray, high: np.ndarray, counts: np.ndarray) -> Text:
 
 
 def _examples(store: Store, model: str, this_neuron: pl.Expr) -> list[Text]:
-    """Spans of text, tokens coloured by activation, the example's own token in « »."""
+    """Spans of text, tokens coloured by activation, the example's own token in « »; of a gated neuron by both signs."""
     strings = store.strings if store.has("vocabulary") else None
     rows = store.examples.filter((pl.col("model") == model) & this_neuron)
-    peak = max(float(rows["activation"].max() or 0), 1e-12)  # type: ignore[arg-type]
+    both_tails = (rows["band"] == BOTTOM).any()
+    size = rows["activation"].abs() if both_tails else rows["activation"]
+    peak = max(float(size.max() or 0), 1e-12)  # type: ignore[arg-type]
     parts: list[Text] = []
     band = None
     for row in rows.iter_rows(named=True):
         if row["band"] != band:
             band = row["band"]
-            title = "Highest activations" if band == "top" else f"From its {band} quantiles"
+            title = BANDS.get(band, f"From its {band} quantiles")
             parts.append(Text.assemble("\n", shown(title, "bold")))
         line = Text(f"{row['activation']:7.2f}  ")
         for place, (token, activation) in enumerate(zip(row["tokens"], row["activations"]), start=row["start"]):
             string = legible(strings[token]) if strings else f" {token}"
             string = f"«{string}»" if place == row["position"] else string
-            line.append(string, style=_colour(activation / peak))
+            line.append(string, style=_colour(activation / peak, both_tails))
         parts.append(line)
     return parts
 
 
-def _colour(share: float) -> str:
-    """Background of a token by its activation's share of the highest."""
-    if not share > FAINT:
+def _colour(share: float, both_tails: bool = False) -> str:
+    """Background of a token by its activation's share of the highest: red, with both tails blue below 0."""
+    if not (abs(share) if both_tails else share) > FAINT:
         return ""
-    faded = int(255 * (1 - min(share, 1.0) * 0.75))
-    return f"black on rgb(255,{faded},{faded})"
+    faded = int(255 * (1 - min(abs(share), 1.0) * 0.75))
+    return f"black on rgb(255,{faded},{faded})" if share > 0 else f"black on rgb({faded},{faded},255)"

@@ -86,8 +86,16 @@ def facts(store: Store, asker: str) -> Facts:
         gap_universal=_number(universal.select(gap.mean()).item()) if len(universal) else None,
         mutual=_number(best["mutual"].mean()),
         certainty=certainty(store),
-        optimism=_number(best.select((pl.col("corr") - pl.col("corr_heldout")).fill_nan(None).mean()).item()),
+        optimism=_optimism(store, asker, best),
     )
+
+
+def _optimism(store: Store, asker: str, best: pl.DataFrame) -> float:
+    """By how much best matches are worse on held-out rows: in ρ, where matches are by size in the ρ that counts."""
+    by_size = pl.lit(asker in store.gated) | pl.col("model").is_in(list(store.gated))
+    sign = pl.when(by_size & (pl.col("corr") < 0)).then(-1).otherwise(1)
+    lost = (pl.col("corr") - pl.col("corr_heldout")) * sign
+    return _number(best.select(lost.fill_nan(None).mean()).item())
 
 
 def certainty(store: Store) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from universal_neurons.roles.entropy import FREQUENCY_CANDIDATES
     from universal_neurons.roles.functional import DRAWS
     from universal_neurons.roles.one_model import ROLE_TABLES
-    from universal_neurons.roles.overview import neuron_lines, role_rows
+    from universal_neurons.roles.overview import neuron_lines, role_rows, with_oriented_skew
     from universal_neurons.roles.stage import Roles, require_roles, vocabulary_of
 else:
     __getattr__, __dir__ = face(
@@ -28,6 +28,6 @@ else:
             "functional": ["DRAWS"],
             "one_model": ["ROLE_TABLES"],
             "stage": ["Roles", "require_roles", "vocabulary_of"],
-            "overview": ["neuron_lines", "role_rows"],
+            "overview": ["neuron_lines", "role_rows", "with_oriented_skew"],
         },
     )

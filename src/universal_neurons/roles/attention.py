@@ -205,9 +205,11 @@ def attention_table(
     *,
     counted: Bool[Tensor, "rows context"] | None = None,
     seed: int = 0,
+    orientation: Float[np.ndarray, " neurons"] | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The best pairs (`candidates`, `attention_pairs` of each sign) with their path ablated on rows that begin with
-    BOS, over all positions of the second half of the context (`counted` ones if given).
+    BOS, over all positions of the second half of the context (`counted` ones if given).  Activations are taken times
+    the neurons' `orientation`, as `scores` are.
 
     Pairs: PAIRS_SCHEMA; changes are original − ablated, `delta_bos` of a probability, `delta_norm` of ‖W_O z‖, means;
     correlations over positions, null where a side does not change.  `role` is attention_deactivation where z >
@@ -237,6 +239,8 @@ def attention_table(
         effects = path_effects(model, ids, layer, torch.tensor(neurons), head_layer, head)
         for place, neuron in enumerate(neurons):
             columns = {name: effect[place].cpu()[keep].numpy() for name, effect in effects.items()}
+            if orientation is not None:
+                columns["activation"] *= np.float32(orientation[model.units.number_of(layer, neuron)])
             by_pair[layer, neuron, head_layer, head] = columns
     for pair in chosen:
         key = {name: pair[name] for name in PAIR_KEY}

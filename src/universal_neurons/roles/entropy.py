@@ -7,7 +7,7 @@ frozen, it is gone.  Token-frequency neurons move predictions along the tokens' 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -158,11 +158,16 @@ class EntropyTrial:
         settings: RoleSettings,
         direction: Float[Tensor, " vocabulary"],
         log_frequency: Float[Tensor, " vocabulary"],
+        orientation: Float[np.ndarray, " neurons"] | None = None,
     ) -> None:
-        """`kinds` says of each flat neuron what it is tried as; `means` are all neurons' mean activations."""
+        """`kinds` says of each flat neuron what it is tried as; `means` are all neurons' mean activations.
+
+        What is edited is an activation times its `orientation` (1 or −1), if given.
+        """
         self.model = model
         self.kinds = kinds
         self.means = means
+        self.orientation = torch.ones(len(means)) if orientation is None else torch.from_numpy(orientation).float()
         self.settings = settings
         self.direction = direction.to(model.device)
         self.log_frequency = log_frequency.to(model.device)
@@ -194,7 +199,8 @@ class EntropyTrial:
     def _sweep(self, trial: Trial, layer: int, numbers: list[int], edits: list[Edit]) -> None:
         if not numbers:
             return
-        metrics = trial.try_out(layer, self.model.units.within_layers(numbers), edits)
+        oriented = [replace(edit, orientation=self.orientation[numbers]) for edit in edits]
+        metrics = trial.try_out(layer, self.model.units.within_layers(numbers), oriented)
         for place, number in enumerate(numbers):
             for which, edit in enumerate(edits):
                 part = Metrics(*(values[place, which] for values in vars(metrics).values()))

@@ -81,14 +81,18 @@ def functional_table(
     effects: Mapping[str, Mapping[int, Float[np.ndarray, " vocabulary"]]],
     roles: Mapping[str, Sequence[Sequence[str]]],
     seed: int,
+    orientation: Mapping[str, Float[np.ndarray, " neurons"]] | None = None,
 ) -> pl.DataFrame:
     """A row per chosen neuron of the first model and other model.
 
     `pairs` are those of `counterparts`.  By model and flat number, of all neurons concerned: `changes` of the loss at
-    every token, and logit `effects`.  `roles` are those of all neurons.
+    every token, and logit `effects`, times the neurons' `orientation` where it is given.  `roles` are those of all
+    neurons.  Of a pair with a gated side the effect of a match counts by the sign of the pair's ρ: those that fire
+    together by opposite signs act alike if their effects are opposite too.
     """
     asker = models[0]
     units = {model.name: model.units for model in models}
+    gated = {model.name: model.gated for model in models}
     rows: list[dict[str, Any]] = []
     for flat, name, match, corr in pairs.iter_rows():
         (layer, neuron), (match_layer, match_neuron) = asker.units.place_of(flat), units[name].place_of(match)
@@ -100,6 +104,8 @@ def functional_table(
             if number is not None:
                 row[f"effect_corr{kind}"] = _corr(effects[asker.name][flat], effects[name][number])
                 row[f"loss_corr{kind}"] = _corr(changes[asker.name][flat], changes[name][number])
+        if orientation is not None and (asker.gated or gated[name]):
+            row["effect_corr"] *= np.copysign(1.0, corr * orientation[asker.name][flat] * orientation[name][match])
         asker_roles = roles[asker.name][flat]
         row |= {"roles": list(asker_roles), "match_roles": list(roles[name][match])}
         for kind, number in compared.items():

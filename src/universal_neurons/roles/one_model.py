@@ -1,7 +1,11 @@
-"""The roles of one model's neurons: weights say who is a candidate, one reading of the sample tries them all out."""
+"""The roles of one model's neurons: weights say who is a candidate, one reading of the sample tries them all out.
+
+The sign of a gated neuron is arbitrary (`orientation_of`): its activation and its w_out are taken times its
+orientation here, so that what it raises is what it raises by its mean activation.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,6 +39,7 @@ from universal_neurons.roles.prediction import (
     role_examples,
     with_nearest,
 )
+from universal_neurons.statistics import orientation_of
 from universal_neurons.text import TokenDataset, Vocabulary
 
 ROLE_TABLES = (
@@ -78,10 +83,11 @@ class Sample:
 
 
 class Together:
-    """Activations of some (flat) neurons at every kept position, with the next token and the row."""
+    """Activations of some (flat) neurons, times their orientation, at every kept position, with next token and row."""
 
-    def __init__(self, model: Model, numbers: Sequence[int]) -> None:
+    def __init__(self, model: Model, numbers: Sequence[int], orientation: Float[np.ndarray, " neurons"]) -> None:
         self.numbers = list(numbers)
+        self.signs = torch.from_numpy(orientation[self.numbers]).float()
         self.units = model.units
         self.first = self.units.layer_of(min(self.numbers, default=0))
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -90,7 +96,7 @@ class Together:
         """Keep a batch's activations, next tokens and rows."""
         places = [self.units.place_of(number) for number in self.numbers]
         columns = [trial.activations[layer][trial.kept, neuron] for layer, neuron in places]
-        self.parts.append((torch.stack(columns, 1).cpu(), trial.clean.targets.cpu(), trial.row_of))
+        self.parts.append((torch.stack(columns, 1).cpu() * self.signs, trial.clean.targets.cpu(), trial.row_of))
 
     def joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Activations (positions, neurons), next tokens, rows."""
@@ -98,12 +104,20 @@ class Together:
         return activations, following, rows
 
 
+def _oriented(weights: ProcessedWeights, orientation: Float[np.ndarray, " neurons"]) -> ProcessedWeights:
+    """The weights, each w_out times its neuron's orientation."""
+    if (orientation > 0).all():
+        return weights
+    signs = torch.from_numpy(orientation).to(weights.w_out).view(weights.w_out.shape[:2])
+    return replace(weights, w_out=weights.w_out * signs[..., None])
+
+
 class OneModel:
     """One model's roles; `run` gives its tables, `roles` and `null_fraction` speak of every neuron.
 
     `neurons` are its rows of the neuron table.  `concerned` are neurons whose ablation functional universality asks
     about: `changes` and `effects` (logit effects) are theirs.  Of the reference `chosen` are its universal neurons,
-    ablated together; the tables call them `chosen_as`.
+    ablated together; the tables call them `chosen_as`.  `orientation` is every neuron's.
     """
 
     def __init__(
@@ -128,6 +142,7 @@ class OneModel:
         self.chosen_as = chosen_as
         self.tables: dict[str, pl.DataFrame] = {}
         self.null_fraction = np.full(model.n_neurons, np.nan)
+        self.orientation = np.ones(model.n_neurons)
         self.roles: list[list[str]] = [[] for _ in range(model.n_neurons)]
         self.effects: dict[int, np.ndarray] = {}
         self.changes: dict[int, np.ndarray] = {}
@@ -135,21 +150,23 @@ class OneModel:
     def run(self, reporter: Reporter, batch_tokens: int) -> dict[str, pl.DataFrame]:
         """Try the model's neurons out; returns the tables that have rows, by name."""
         model = self.model
-        weights = processed_weights(model)
+        means = self._means(batch_tokens)
+        orientation = self.orientation = self._orientation(means)
+        weights = _oriented(processed_weights(model), orientation)
+        stats = self.neurons.with_columns(vocab_skew=pl.col("vocab_skew") * pl.Series(orientation))
         self.null_fraction = null_fraction(weights, model.architecture.norm == "layer").cpu().numpy()
         flat = weights.w_out.flatten(0, 1)
         self.effects = {n: (weights.w_u @ flat[n]).float().cpu().numpy() for n in self.concerned}
         labels = self.sample.labels
-        effects = effects_table(model.name, weights, self.neurons, self.sample.vocabulary, labels, self.settings)
-        self.tables["effects"] = effects
-        means = self._means(batch_tokens)
+        effects = effects_table(model.name, weights, stats, self.sample.vocabulary, labels, self.settings)
+        effects = self.tables["effects"] = effects.with_columns(orientation=pl.Series(orientation, dtype=pl.Int8))
         direction, log_frequency = self._frequency(weights)
         kinds = self._candidates(weights, direction)
-        trial = EntropyTrial(model, kinds, means, self.settings, direction, log_frequency)
+        trial = EntropyTrial(model, kinds, means, self.settings, direction, log_frequency, orientation)
         changes = LossChanges(model, self.concerned, means)
-        nearest = with_nearest(effects, self.neurons, NEAREST)
+        nearest = with_nearest(effects, stats, NEAREST)
         numbers, ensembles = ensembles_of(same_class(nearest), weights, self.sample.vocabulary, labels)
-        together = Together(model, numbers.tolist()) if ensembles else None
+        together = Together(model, numbers.tolist(), orientation) if ensembles else None
         costs = Costs(model, self.chosen, means, self.neurons["dead"].to_numpy(), self.seed) if self.chosen else None
         self._read([trial, changes, together, costs], reporter)
         self.changes = changes.by_number()
@@ -165,7 +182,7 @@ class OneModel:
             self.tables["class_histograms"] = ensemble_histograms(
                 model.name, ensembles[:1], weights, self.sample.vocabulary, activations, following
             )
-        self._attention(weights)
+        self._attention(weights, orientation)
         self._name_roles()
         return {name: table for name, table in self.tables.items() if len(table)}
 
@@ -221,7 +238,15 @@ class OneModel:
                 model.forward(torch.from_numpy(tokens.ids(batch)))
         return (total / max(counted, 1)).float()
 
-    def _attention(self, weights: ProcessedWeights) -> None:
+    def _orientation(self, means: Float[Tensor, " neurons"]) -> Float[np.ndarray, " neurons"]:
+        """Every neuron's orientation, 1 where the model is not gated; of an older study by `means`, the sample's."""
+        if not self.model.gated:
+            return np.ones(self.model.n_neurons)
+        if "mean_activation" in self.neurons.columns:
+            return orientation_of(self.neurons["mean_activation"].to_numpy())
+        return orientation_of(means.cpu().numpy())
+
+    def _attention(self, weights: ProcessedWeights, orientation: Float[np.ndarray, " neurons"]) -> None:
         if self.model.architecture.attention is None or self.model.n_layers < 2:
             return
         tokens, rows = self.sample.tokens, self.sample.rows
@@ -232,7 +257,13 @@ class OneModel:
         self.tables["heads"] = heads_table(scores, norms)
         self.tables["head_scores"] = scores_histogram(scores)
         pair_tables = attention_table(
-            self.model, ids.to(self.model.device), self.settings, scores, counted=counted, seed=self.seed
+            self.model,
+            ids.to(self.model.device),
+            self.settings,
+            scores,
+            counted=counted,
+            seed=self.seed,
+            orientation=orientation,
         )
         self.tables["attention"], self.tables["attention_samples"] = pair_tables
 

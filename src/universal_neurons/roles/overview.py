@@ -27,8 +27,9 @@ def _best(store: Store, model: str, role: str) -> dict[str, Any] | None:
     """What the tables say of the model's neuron that has a role most, whether or not enough."""
     of_model = pl.col("model") == model
     if role in ("prediction", "suppression", "partition"):
-        moments = store.neurons.select("model", "layer", "neuron", "vocab_kurt", "vocab_skew", "vocab_var")
-        table = store.table("effects").filter(of_model).join(moments, on=("model", "layer", "neuron"))
+        places = ("model", "layer", "neuron")
+        moments = with_oriented_skew(store).select(*places, "vocab_kurt", "vocab_skew", "vocab_var")
+        table = store.table("effects").filter(of_model).join(moments, on=places)
         side = {"prediction": pl.col("vocab_skew") > 0, "suppression": pl.col("vocab_skew") < 0}
         table = table.filter(side.get(role, pl.lit(True)))
         by = pl.col("vocab_var" if role == "partition" else "vocab_kurt")
@@ -45,6 +46,21 @@ def _best(store: Store, model: str, role: str) -> dict[str, Any] | None:
         (pl.col("role") == role).fill_null(False), by, descending=True, nulls_last=True
     )
     return ranked.row(0, named=True) if len(ranked) else None
+
+
+def with_oriented_skew(store: Store) -> pl.DataFrame:
+    """The neuron table, `vocab_skew` times the neuron's orientation: the skew of what it adds on average.
+
+    As it is where the study is without roles, or of a version that knew no orientation.
+    """
+    neurons = store.neurons
+    if not store.has("effects") or "orientation" not in store.table("effects").columns:
+        return neurons
+    places = ["model", "layer", "neuron"]
+    signs = store.table("effects").select(*places, "orientation")
+    joined = neurons.join(signs, on=places, how="left", maintain_order="left")
+    skew = pl.col("vocab_skew") * pl.col("orientation").fill_null(1)
+    return joined.with_columns(vocab_skew=skew).drop("orientation")
 
 
 def _role_line(row: dict[str, Any], role: str) -> str:

@@ -79,6 +79,7 @@ class Roles:
                 {name: one.effects for name, one in by_model.items()},
                 {name: one.roles for name, one in by_model.items()},
                 self.config.seed,
+                {name: one.orientation for name, one in by_model.items()},
             )
         if "labels" not in self.config.stages and any(self.sample.vocabulary.strings):
             tables["vocabulary"] = self.sample.vocabulary.table(self.sample.counts[:, None])

@@ -5,7 +5,7 @@ keys            what a block is named by
 container       the statistics of a pass, by key
 comoments       cross products of two models' neurons, and within each layer of one
 moments         moments, histograms, sums of squares, means by token and by position
-examples        where a neuron fires: its highest activations and some of a few bands below
+examples        where a neuron fires: its highest activations and some of a few bands below; a gated one's lowest too
 signed_sums     a sketch's sums, how far it may be off, the bias of its maxima
 neuron_columns  weight and activation columns of the neuron table, duplicates, percentiles
 jackknife       how sure an estimate is: stretches of text left out one at a time
@@ -36,7 +36,16 @@ if TYPE_CHECKING:
         first_non_finite,
         seed_of,
     )
-    from universal_neurons.statistics.examples import AFTER, BANDS, BEFORE, QUANTILES, WINDOW, Examples, TopExamples
+    from universal_neurons.statistics.examples import (
+        AFTER,
+        BANDS,
+        BEFORE,
+        BOTTOM,
+        QUANTILES,
+        WINDOW,
+        Examples,
+        TopExamples,
+    )
     from universal_neurons.statistics.jackknife import Jackknifed
     from universal_neurons.statistics.keys import (
         BY_POSITION,
@@ -64,6 +73,7 @@ if TYPE_CHECKING:
         RANKED,
         activation_statistics,
         duplicates,
+        orientation_of,
         percentiles,
         unit,
         weight_statistics,
@@ -110,7 +120,7 @@ else:
                 "deterministic",
             ],
             "jackknife": ["Jackknifed"],
-            "examples": ["AFTER", "BANDS", "BEFORE", "Examples", "QUANTILES", "TopExamples", "WINDOW"],
+            "examples": ["AFTER", "BANDS", "BEFORE", "BOTTOM", "Examples", "QUANTILES", "TopExamples", "WINDOW"],
             "signed_sums": [
                 "CANDIDATES_SEEN",
                 "Certainty",
@@ -130,6 +140,7 @@ else:
                 "RANKED",
                 "activation_statistics",
                 "duplicates",
+                "orientation_of",
                 "percentiles",
                 "unit",
                 "weight_statistics",

@@ -5,9 +5,11 @@
 2. Of every row one position, chosen by a hash of the row's number, is a candidate for the band its value falls into.
    Bands are cut at quantiles of the provisional rows; a band keeps the candidates with the smallest hashes, so that
    any split of the tokens keeps the same ones.
-3. What enters brings the activations around it, so nothing is read twice.
+3. Of a gated neuron, whose sign is arbitrary, a row's lowest activation is a candidate too: for its bottom examples.
+4. What enters brings the activations around it, so nothing is read twice.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,6 +23,7 @@ from universal_neurons.statistics.keys import BY_POSITION, BY_ROW
 
 QUANTILES = (0.5, 0.75, 0.9, 0.97, 0.995)
 BANDS = ("top", *(f"{low:g}–{high:g}" for low, high in pairwise(QUANTILES)))
+BOTTOM = "bottom"  # the lowest, after BANDS, where both tails are kept
 BEFORE, AFTER = 16, 7
 WINDOW = BEFORE + 1 + AFTER
 NOWHERE = -1
@@ -28,7 +31,7 @@ NOWHERE = -1
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples of every neuron: by band, rank and neuron.
+    """The examples of every neuron: by band (BANDS, then `BOTTOM` where both tails are kept), rank and neuron.
 
     `row` is −1 where there is none; `window` holds the activations from `BEFORE` tokens before the example to `AFTER`
     after, NaN where the row ends or a position is not counted.
@@ -40,14 +43,17 @@ class Examples:
 
 
 class TopExamples(Accumulator):
-    """The k highest activations of every neuron, one per row, and k from each quantile band."""
+    """The k highest activations of every neuron, one per row, and k from each quantile band; `both_tails` adds the k
+    lowest."""
 
     TENSORS = ("score", "row", "position", "window")
 
-    def __init__(self, model: str, n_neurons: int, *, k: int = 5, seed: int = 0, device: Any = "cpu") -> None:
+    def __init__(
+        self, model: str, n_neurons: int, *, k: int = 5, seed: int = 0, both_tails: bool = False, device: Any = "cpu"
+    ) -> None:
         super().__init__((model,), None)
-        self.k, self.seed = k, seed
-        shape = (len(BANDS), k, n_neurons)
+        self.k, self.seed, self.both_tails = k, seed, both_tails
+        shape = (len(BANDS) + both_tails, k, n_neurons)
         self.score = torch.full(shape, -torch.inf, device=device)
         self.row = torch.full(shape, NOWHERE, dtype=torch.int32, device=device)
         self.position = torch.full(shape, NOWHERE, dtype=torch.int32, device=device)
@@ -63,9 +69,7 @@ class TopExamples(Accumulator):
         rows, local, lengths = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)[:-1]])
         segments = block.values.split(lengths.tolist())
-        best = [segment.max(0) for segment in segments]
-        top = torch.stack([ranked.values for ranked in best]).float()
-        top_at = torch.stack([ranked.indices for ranked in best]) + starts[:, None]
+        top, top_at = _stacked([segment.max(0) for segment in segments], starts)
         hashes = [seed_of("example", self.seed, int(number)) for number in rows]
         sampled_at = starts + torch.tensor([h % n for h, n in zip(hashes, lengths.tolist())], device=starts.device)
         sampled = block.values[sampled_at].float()
@@ -75,6 +79,10 @@ class TopExamples(Accumulator):
             inside = (sampled >= low) & (sampled < high)
             keys.append(torch.where(inside, -draw[:, None], -torch.inf))
             ats.append(sampled_at[:, None].expand_as(sampled))
+        if self.both_tails:
+            bottom, bottom_at = _stacked([segment.min(0) for segment in segments], starts)
+            keys.append(-bottom)
+            ats.append(bottom_at)
         entered = self._merge(torch.stack(keys), rows[:, None].expand_as(top), position, torch.stack(ats))
         self._fill(entered, block.values, local, position, block.mean)
 
@@ -120,6 +128,12 @@ class TopExamples(Accumulator):
     def result(self) -> Examples:
         """The examples so far."""
         return Examples(self.row, self.position, self.window)
+
+
+def _stacked(ranked: Sequence[Any], starts: Int[Tensor, " rows"]) -> tuple[Tensor, Tensor]:
+    """One value of every row, and its place in the batch."""
+    at = torch.stack([one.indices for one in ranked]) + starts[:, None]
+    return torch.stack([one.values for one in ranked]).float(), at
 
 
 def ordered(key: Float[Tensor, "bands many neurons"], row: Int[Tensor, "bands many neurons"]) -> Tensor:

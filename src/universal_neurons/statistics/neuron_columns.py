@@ -106,12 +106,22 @@ def activation_statistics(moments: NeuronMoments, bos: NeuronMoments) -> dict[st
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
-def duplicates(layers: LayerCovariance, alive: Tensor) -> dict[str, np.ndarray]:
-    """The highest correlation of each neuron with another of its own layer, and which one (−1: none)."""
+def orientation_of(mean_activation: Float[np.ndarray, " neurons"]) -> Float[np.ndarray, " neurons"]:
+    """1, or −1 where a neuron's mean activation is negative: times it, w_out is what the neuron adds on average.
+
+    Negating w_up and w_out of a gated neuron leaves the model the same; its orientation then changes sign with its
+    activation and its w_out, so that either times it stays what it was.
+    """
+    return np.where(mean_activation < 0, -1.0, 1.0)
+
+
+def duplicates(layers: LayerCovariance, alive: Tensor, *, by_size: bool = False) -> dict[str, np.ndarray]:
+    """The highest ρ (`by_size`: |ρ|) of each neuron with another of its own layer, and which one (−1: none)."""
     corr, neuron = [], []
     for centred, living in zip(layers.centred, alive.split(layers.units.widths)):
         scale = torch.where(living, centred.diagonal().rsqrt(), torch.nan)
         rho = (centred * scale[:, None] * scale).clamp(-1, 1)
+        rho = rho.abs() if by_size else rho
         rho.fill_diagonal_(torch.nan)
         best = rho.nan_to_num(nan=-torch.inf).max(1)
         none = ~torch.isfinite(best.values)

@@ -29,6 +29,7 @@ from universal_neurons.disk import (
     written_atomically,
 )
 from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
+from universal_neurons.models import is_gated
 from universal_neurons.storage import rewriting
 from universal_neurons.storage.leftovers import (
     FIGURES,
@@ -66,6 +67,11 @@ class Store(Results):
     def models(self) -> list[str]:
         """Names of its models, the reference first."""
         return [model["name"] for model in self.manifest["models"]]
+
+    @property
+    def gated(self) -> set[str]:
+        """Models whose MLPs are gated: the signs of their activations are arbitrary, their matches are by |ρ|."""
+        return {model["name"] for model in self.manifest["models"] if is_gated(model["architecture"], str(self.path))}
 
     @property
     def askers(self) -> list[str]:

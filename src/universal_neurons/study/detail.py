@@ -44,7 +44,10 @@ class Detail:
 
 
 class DetailPass:
-    """What the comparisons need of held-out rows; `deviations` are every model's 1/√Σ(x−x̄)², 0 for dead neurons."""
+    """What the comparisons need of held-out rows; `deviations` are every model's 1/√Σ(x−x̄)², 0 for dead neurons.
+
+    `signs` are those of the gated models, as `Evidence` has them.
+    """
 
     def __init__(
         self,
@@ -52,7 +55,9 @@ class DetailPass:
         sources: Sequence[Source],
         comparisons: Sequence[Comparison],
         deviations: dict[str, torch.Tensor],
+        signs: dict[str, torch.Tensor],
     ) -> None:
+        self.signs = signs
         self.study, self.comparisons, self.deviations = study, comparisons, deviations
         self.sources = {source.name: source for source in sources}
         self.rotates = study.config.baseline != "permutation"
@@ -92,8 +97,11 @@ class DetailPass:
                 config.seed,
                 len(self.study.stretches),
                 scale=scale,
+                turned=self.signs.get(other),
+                sign=None if sign is None else sign[:ROTATED_DRAWS],
             )
             for baseline, scale in both
+            for sign in [baseline.signs[place]]
         ]
 
     def _of_tokens(self, tokens: int) -> list[Recipe]:

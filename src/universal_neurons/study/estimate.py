@@ -16,7 +16,6 @@ from universal_neurons.models import Model
 from universal_neurons.passes import Layout, signs_of
 from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES
 from universal_neurons.statistics import (
-    BANDS,
     BY_POSITION,
     BY_ROW,
     Accumulator,
@@ -37,6 +36,7 @@ from universal_neurons.study.memory import (
     STATE_BYTES,
     available_memory,
     memory_plan,
+    n_examples,
     pairs_of,
     passes_of,
     plan_layout,
@@ -138,7 +138,8 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
     neurons = sum(m.n_neurons for m in models)
     final = plan.tables // 8 + (4 << 20) + null.table
     if "statistics" in config.stages:
-        final += neurons * (HISTOGRAM_BYTES + len(BANDS) * config.examples * EXAMPLE_DISK_BYTES)
+        of_examples = sum(m.n_neurons * n_examples(config, m) for m in models)
+        final += neurons * HISTOGRAM_BYTES + of_examples * EXAMPLE_DISK_BYTES
     return Estimate(
         seconds_pass=seconds_pass,
         seconds_compare=seconds_compare,
@@ -268,7 +269,7 @@ def _forward_seconds(model: Model, config: Settings) -> float:
         statistics += [
             Moments(Key(name, What.PRE), n, device=device),
             Histogram(Key(name, What.PRE), n, device=device),
-            TopExamples(name, n, k=config.examples, device=device),
+            TopExamples(name, n, k=config.examples, both_tails=model.gated, device=device),
         ]
     if "labels" in config.stages:
         statistics += [GroupMeans(name, BY_POSITION, config.context, n, device=device) for _ in range(4)]

@@ -17,7 +17,16 @@ from universal_neurons.labels import (
     explain,
     family_of,
 )
-from universal_neurons.statistics import BY_POSITION, BY_WORD, GroupedSums, Key, Recipe, Statistics, What
+from universal_neurons.statistics import (
+    BY_POSITION,
+    BY_WORD,
+    GroupedSums,
+    Key,
+    Recipe,
+    Statistics,
+    What,
+    orientation_of,
+)
 from universal_neurons.study.inputs import Study
 from universal_neurons.study.shown import Details, choose_shown
 from universal_neurons.study.tables import family_columns, labels_table, neurons_table, positions_table, tokens_table
@@ -30,8 +39,8 @@ MOST_BY_POSITION = 50
 class Explainer:
     """From the labels' sums to families: chooses on the pass, judges on the detail pass.
 
-    `columns` are those of the neuron table that are known by then: `dead`, `is_bos` and, where it was asked about,
-    `excess_corr` and `is_universal`.
+    `columns` are those of the neuron table that are known by then: `dead`, `is_bos`, `mean_activation` and, where it
+    was asked about, `excess_corr` and `is_universal`.
     """
 
     def __init__(
@@ -45,7 +54,8 @@ class Explainer:
     ) -> None:
         self.study, self.units, self.columns = study, units, columns
         self.labelling, self.labels = labelling, labelling.labels
-        evidence = labelling.evidence(statistics)
+        self.orientation = {name: orientation_of(columns[name]["mean_activation"]) for name in study.gated}
+        evidence = labelling.evidence(statistics, orientation=self.orientation)
         self.best: dict[str, Scores] = {}
         self.position_mi: dict[str, np.ndarray | None] = {}
         self.by_position: dict[str, tuple[GroupedSums, GroupedSums] | None] = {}
@@ -79,7 +89,13 @@ class Explainer:
         tokens = np.zeros(self.labels.n_words - 1, np.int64)
         tokens[self.labels.word_of[codes]] = token_of(codes)
         return tokens_table(
-            model, self.units[model], words, tokens, self.provisional[model], len(self.labelling.vocabulary)
+            model,
+            self.units[model],
+            words,
+            tokens,
+            self.provisional[model],
+            len(self.labelling.vocabulary),
+            by_size=model in self.study.gated,
         )
 
     def _before_judging(self, model: str) -> pl.DataFrame:
@@ -120,7 +136,9 @@ class Explainer:
 
     def judge(self, statistics: Statistics) -> dict[str, dict[str, Any]]:
         """Families, by what the held-out rows say: columns of every model's neuron table."""
-        heldout, null = self.labelling.evidence(statistics), self.labelling.evidence(statistics, null=True)
+        heldout, null = (
+            self.labelling.evidence(statistics, null=null, orientation=self.orientation) for null in (False, True)
+        )
         for name in self.study.names:
             columns = self.columns[name]
             self.families[name] = explain(

@@ -39,6 +39,7 @@ class Study:
         self.config, self.models, self.reader = config, models, reader
         self.text, self.tokenizer_digest = tokens, digest
         self.names = [model.name for model in models]
+        self.gated = frozenset(model.name for model in models if model.gated)
         asked = self.names if config.pairs == "all" else self.names[:1]
         self.askers = asked if "universality" in config.stages else []
         self.asked = [(asker, other) for asker in self.askers for other in self.names if other != asker]

@@ -102,9 +102,14 @@ def _value_bytes(config: Settings) -> int:
     return 2 if _on_gpu(config) and config.gemm_dtype == "bfloat16" else 4
 
 
-def _example_bytes(config: Settings) -> int:
+def n_examples(config: Settings, model: Described) -> int:
+    """How many examples of each of a model's neurons a study keeps: of every band, and of gated ones the lowest."""
+    return (len(BANDS) + model.gated) * config.examples
+
+
+def _example_bytes(config: Settings, model: Described) -> int:
     """Bytes of a neuron's examples in the pass: of each a window, row, position and score, four bytes a number."""
-    return len(BANDS) * config.examples * (WINDOW + 3) * 4
+    return n_examples(config, model) * (WINDOW + 3) * 4
 
 
 def _statistics(
@@ -115,7 +120,7 @@ def _statistics(
     size = groups * largest * _entry_bytes(config, compensated) * (1 + shuffles(config))  # each draw has its own
     size += groups * STATE_BYTES * within_layers(config, models)
     if "statistics" in config.stages:
-        size += sum(m.n_neurons for m in models) * (4 * FLOAT_BINS + _example_bytes(config))
+        size += sum(m.n_neurons * (4 * FLOAT_BINS + _example_bytes(config, m)) for m in models)
     return size
 
 
@@ -156,7 +161,9 @@ def _workspace(
         proposed = sum(a.n_neurons + b.n_neurons for a, b in pairs)
         size += proposed * (groups + (groups > 1)) * PROPOSAL_BYTES
     if "statistics" in config.stages:  # windows before and after they are sorted; the rows of the examples' table
-        size += largest_model * (2 * _example_bytes(config) + len(BANDS) * config.examples * EXAMPLE_BYTES)
+        size += max(
+            m.n_neurons * (2 * _example_bytes(config, m) + n_examples(config, m) * EXAMPLE_BYTES) for m in models
+        )
     if "labels" in config.stages:  # six float64 matrices of labels × a panel of neurons; the annotation
         columns = label_bytes(config, models)[1]
         size += 6 * 8 * columns * min(largest_model, PANEL_NEURONS)

@@ -15,7 +15,7 @@ class Outcome:
     """Sources with their provisional means, what was found, and the statistics of the first pass (co-moments apart)."""
 
     def __init__(self, study: Study) -> None:
-        config = study.config
+        self.study, config = study, study.config
         pre = bool({"statistics", "labels"} & set(config.stages))
         self.device = study.models[0].device
         self.sources = {model.name: study.reader.source(model, config.gemm_dtype, pre=pre) for model in study.models}
@@ -25,6 +25,16 @@ class Outcome:
         self.labels: dict[str, Tensor] = {}
         if study.labelling is not None:
             self.labels = {"labels": study.labelling.fingerprint()}
+
+    @property
+    def signs(self) -> dict[str, Tensor]:
+        """1 or −1 for every neuron of the gated models, by its provisional mean: as `Evidence` takes them."""
+        signs: dict[str, Tensor] = {}
+        for name in self.study.gated:
+            provisional = self.sources[name].provisional
+            assert provisional is not None
+            signs[name] = torch.where(provisional.mean < 0, -1.0, 1.0).double()
+        return signs
 
     def state(self) -> dict[str, Tensor]:
         """As plain tensors."""

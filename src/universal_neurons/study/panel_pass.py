@@ -83,7 +83,9 @@ class PanelPass:
         if "statistics" in stages or "labels" in stages:
             recipes += [partial(Moments, pre, n), partial(Moments, first, n)]
         if "statistics" in stages:
-            examples = partial(TopExamples, model.name, n, k=self.config.examples, seed=self.config.seed)
+            examples = partial(
+                TopExamples, model.name, n, k=self.config.examples, seed=self.config.seed, both_tails=model.gated
+            )
             recipes += [partial(Histogram, pre, n), examples]
         return recipes
 
@@ -98,7 +100,7 @@ class PanelPass:
         groups = groups_of(accumulators)
         if not groups or not self.study.askers:
             return
-        evidence = Evidence(Statistics(accumulators), groups, blocks_of(self.config))
+        evidence = Evidence(Statistics(accumulators), groups, blocks_of(self.config), self.outcome.signs)
         scope = Scope(tokens=evidence.count(next(iter(run.sources))))
         draws = min(DRAWS, self.config.draws)
         self.outcome.findings.take_in(scope, evidence, self._pairs(), draws=draws, k=1)
@@ -108,12 +110,13 @@ class PanelPass:
         if self.study.askers:
             statistics, of = Statistics(run.accumulators), blocks_of(self.config)
             z = None if self.screen is None else self.screen.z
-            findings, pairs = self.outcome.findings, self._pairs()
-            findings.take_in(WHOLE, Evidence(statistics, groups_of(run.accumulators), of), pairs, z=z)
+            findings, pairs, signs = self.outcome.findings, self._pairs(), self.outcome.signs
+            whole = Evidence(statistics, groups_of(run.accumulators), of, signs)
+            findings.take_in(WHOLE, whole, pairs, z=z)
             if self.outcome.random_bases is not None:
-                self.outcome.random_bases.take_in(Evidence(statistics, groups_of(run.accumulators), of), pairs)
+                self.outcome.random_bases.take_in(whole, pairs)
             of_reference = [pair for pair in pairs if pair[0] == self.study.names[0]]
             for group, name in enumerate(self.study.subsets):
-                findings.take_in(Scope(subset=name), Evidence(statistics, [group], of), of_reference, z=z)
+                findings.take_in(Scope(subset=name), Evidence(statistics, [group], of, signs), of_reference, z=z)
         if self.is_first:
             self.outcome.accumulators = run.accumulators[len(self.of_panels) :]

@@ -89,6 +89,6 @@ class Screen:
             assert finding.certainty is not None
             assert piece.proposal is not None
             least = max(CANDIDATES_LEAST, self.study.config.top_k)
-            wanted = how_many(piece.proposal, piece.matches.corr[:, 0], finding.certainty, least)
+            wanted = how_many(piece.proposal, piece.matches.strength[:, 0], finding.certainty, least)
             self._chosen[place] = piece, wanted
         return self._chosen[place]

@@ -124,10 +124,11 @@ class Stages:
             passes.run()
         outcome = passes.outcome
         statistics = Statistics(outcome.accumulators)
-        everything = Evidence(statistics, groups_of(outcome.accumulators))
+        everything = Evidence(statistics, groups_of(outcome.accumulators), signs=outcome.signs)
         self.counted = everything.count(self.names[0])
         with self.reporter.stage("statistics"):
             self._statistics(statistics, everything)
+            self._mean_activations(everything, outcome)
         with self.reporter.stage("compare"):
             self.doubts = outcome.findings.doubts(self.study.asked)
             comparisons = [self._comparison(outcome, asker) for asker in self.study.askers]
@@ -149,7 +150,9 @@ class Stages:
         del everything, statistics
         with self.reporter.stage("detail"):
             sources = list(outcome.sources.values())
-            details = self._detail(sources, DetailPass(self.study, sources, comparisons, deviations), explainer)
+            details = self._detail(
+                sources, DetailPass(self.study, sources, comparisons, deviations, outcome.signs), explainer
+            )
         if self.config.null is not None:
             with self.reporter.stage("null"):
                 self._untrained()
@@ -203,7 +206,8 @@ class Stages:
                 moments, first = (statistics.get(Moments, key) for key in (pre, Key(name, What.FIRST)))
                 self.columns[name] |= activation_statistics(moments.result(), first.result())
             if self._asked("statistics") or self.study.reader.complete:
-                self.columns[name] |= duplicates(everything.layers(name), ~dead)
+                by_size = everything.by_size(name)
+                self.columns[name] |= duplicates(everything.layers(name), ~dead, by_size=by_size)
             if not self._asked("statistics"):
                 continue
             result, best = statistics.get(Histogram, pre).result(), statistics.get(TopExamples, name)
@@ -212,6 +216,14 @@ class Stages:
         if examples:
             self.hashes["histograms"] = self.writer.write_bytes("histograms.safetensors", save(histograms))
             self.write("examples", pl.concat(examples))
+
+    def _mean_activations(self, everything: Evidence, outcome: Outcome) -> None:
+        """The column of mean activations."""
+        for name, source in outcome.sources.items():
+            assert source.provisional is not None
+            spread = everything.spread(name)
+            mean = source.provisional.mean.double() + spread.sum / max(spread.count, 1)
+            self.columns[name]["mean_activation"] = mean.cpu().numpy()
 
     def _detail(self, sources: list[Source], of_matches: DetailPass, explainer: Explainer | None) -> dict[str, Detail]:
         """Held-out rows read once more; the labels' columns of it, and what it says of the matches."""

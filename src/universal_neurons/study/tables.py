@@ -20,7 +20,17 @@ from universal_neurons.matching import (
     layer_profile,
     normalised_estimate,
 )
-from universal_neurons.statistics import AFTER, BANDS, BEFORE, RANKED, Examples, GroupedSums, deterministic, percentiles
+from universal_neurons.statistics import (
+    AFTER,
+    BANDS,
+    BEFORE,
+    BOTTOM,
+    RANKED,
+    Examples,
+    GroupedSums,
+    deterministic,
+    percentiles,
+)
 from universal_neurons.study.detail import Detail
 from universal_neurons.text import TokenDataset
 from universal_neurons.units import Units
@@ -51,6 +61,7 @@ NEURON_SCHEMA: dict[str, Any] = {
         in_cos_max in_cos_min out_cos_max out_cos_min vocab_mean vocab_var vocab_skew vocab_kurt
         mean var skew kurt sparsity bos_mean"""),
     "is_bos": pl.Boolean,
+    "mean_activation": pl.Float64,
     "layer_corr_max": pl.Float64, "layer_corr_neuron": pl.Int32,
     "position_mi": pl.Float64, "family": pl.String, "label": pl.String, "label_sign": pl.Int8,
     **_schema(pl.Float64, "variance_reduction variance_reduction_heldout variance_reduction_null"),
@@ -77,13 +88,14 @@ def heldout_columns(
 
     `shares` is the `position_share` of every model, `variances` those of its activations on the rows that choose.
     """
-    raw = heldout_baseline(comparison.raw, detail.rotated, detail.matches)
-    standardised = heldout_baseline(comparison.standardised, detail.standardised, detail.matches)
-    excess = excess_estimate(detail.matches, comparison.raw, raw)
+    matches = [match.times(signs) for match, signs in zip(detail.matches, comparison.signs)]
+    raw = heldout_baseline(comparison.raw, detail.rotated, matches)
+    standardised = heldout_baseline(comparison.standardised, detail.standardised, matches)
+    excess = excess_estimate(matches, comparison.raw, raw)
     baseline = baseline_estimate(comparison.standardised, standardised)
     further = {
-        "excess_standardised": excess_estimate(detail.matches, comparison.standardised, standardised),
-        "excess_normalised": normalised_estimate(detail.matches, comparison.standardised, standardised),
+        "excess_standardised": excess_estimate(matches, comparison.standardised, standardised),
+        "excess_normalised": normalised_estimate(matches, comparison.standardised, standardised),
     }
     columns = {"excess_heldout": excess.value, "excess_low": excess.low, "excess_high": excess.high}
     columns |= {"baseline_standardised_low": baseline.low, "baseline_standardised_high": baseline.high}
@@ -291,7 +303,12 @@ def examples_table(model: str, units: Units, examples: Examples, tokens: TokenDa
     ids = tokens.ids(known)[which[:, None], np.clip(places_around, 0, tokens.context - 1)]
     digits = (window.view(np.uint32) & 0xFFFF_E000).view(np.float32)  # three are kept: half the bytes on disk
     columns: dict[str, Any] = {name: column[filled] for name, column in places.items()}
-    columns |= {"band": np.array(BANDS)[band[filled]], "rank": rank[filled], "row": row, "position": position}
+    columns |= {
+        "band": np.array([*BANDS, BOTTOM])[band[filled]],
+        "rank": rank[filled],
+        "row": row,
+        "position": position,
+    }
     columns |= {"activation": window[:, BEFORE], "start": np.maximum(position - BEFORE, 0).astype(np.int32)}
     columns |= {"tokens": _lists(ids.astype(np.int32), inside), "activations": _lists(digits, inside)}
     return pl.DataFrame(columns)
@@ -304,9 +321,19 @@ def _lists(values: np.ndarray, inside: np.ndarray) -> pl.Series:
 
 
 def tokens_table(
-    model: str, units: Units, words: GroupedSums, word_tokens: np.ndarray, provisional: np.ndarray, n_tokens: int
+    model: str,
+    units: Units,
+    words: GroupedSums,
+    word_tokens: np.ndarray,
+    provisional: np.ndarray,
+    n_tokens: int,
+    *,
+    by_size: bool = False,
 ) -> pl.DataFrame:
-    """The ten tokens with the highest mean activation of each neuron, among tokens that occur at least 20 times."""
+    """The ten tokens with the highest mean activation of each neuron, among tokens that occur at least 20 times.
+
+    `by_size`: with the largest |mean activation|.
+    """
     counts = np.zeros(n_tokens, np.int64)
     np.add.at(counts, word_tokens, words.counts.cpu().numpy()[: len(word_tokens)])
     sums = torch.zeros(n_tokens, words.sums.shape[1], dtype=torch.float64, device=words.sums.device)
@@ -317,15 +344,16 @@ def tokens_table(
     if not len(often):
         return pl.DataFrame()
     means = sums[often] / torch.from_numpy(counts[often]).to(sums.device)[:, None]
-    best = means.topk(min(TOP_TOKENS, len(often)), 0)
-    index = best.indices.cpu().numpy()
+    size = (means + torch.from_numpy(provisional).to(means.device)).abs() if by_size else means
+    best = size.topk(min(TOP_TOKENS, len(often)), 0).indices
+    index = best.cpu().numpy()
     frames = [
         pl.DataFrame(
             _places(model, units)
             | {"rank": np.full(len(at), rank, np.int32), "token": often[at].astype(np.int32)}
             | {"mean_activation": mean + provisional, "count": counts[often[at]]}
         )
-        for rank, (at, mean) in enumerate(zip(index, best.values.cpu().numpy()), start=1)
+        for rank, (at, mean) in enumerate(zip(index, means.gather(0, best).cpu().numpy()), start=1)
     ]
     return pl.concat(frames).sort("layer", "neuron", "rank")
 
