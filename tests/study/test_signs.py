@@ -14,7 +14,8 @@ from universal_neurons.cli import main
 from universal_neurons.errors import ArchitectureError
 from universal_neurons.models import Model, is_gated, quiet_transformers
 from universal_neurons.progress import Reporter
-from universal_neurons.report.summary import facts, match_cells
+from universal_neurons.report.facts import facts
+from universal_neurons.report.summary import match_cells
 from universal_neurons.storage import StoreWriter
 from universal_neurons.study import make_sketch
 

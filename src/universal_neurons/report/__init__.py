@@ -1,6 +1,7 @@
 """What do people look at?  Figures, pages, and what a terminal and a notebook show.
 
 summary           a study in a few numbers and tables
+facts             what was found of one model's neurons, in ten lines
 counts            counts over thresholds, beside untrained networks, of cliques, as lines
 one_neuron        one neuron in the terminal
 dynamics_summary  the dynamics in numbers and sentences; one neuron at every checkpoint

@@ -11,16 +11,10 @@ DISCOVERY = 0.05  # the false-discovery rate that counts are given at
 SHOWN_LEVELS = (0.3, 0.5, 0.7, 0.9)
 
 
-def count_lines(store: Store, asker: str) -> list[tuple[str, str]]:
-    """What `show` and the report say of an asker's counts: at thresholds around its own, beside untrained networks."""
-    lines = []
-    if store.has("thresholds"):
-        around = _around(store.table("thresholds").filter(pl.col("asker") == asker), store.config.threshold)
-        counts = " ".join(map(str, around["universal"]))
-        lines.append((f"at thresholds {_numbers(around['threshold'])}", counts))
-    if store.has("null"):
-        lines.append(("beside untrained networks", untrained_line(store, asker)))
-    return lines
+def threshold_counts(store: Store, asker: str, column: str) -> tuple[str, str]:
+    """The thresholds around the study's own, and an asker's counts there, as text."""
+    around = _around(store.table("thresholds").filter(pl.col("asker") == asker), store.config.threshold)
+    return _numbers(around["threshold"]), " ".join(map(str, around[column]))
 
 
 def _around(rows: pl.DataFrame, own: float) -> pl.DataFrame:

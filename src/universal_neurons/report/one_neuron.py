@@ -12,7 +12,7 @@ from rich.text import Text
 
 from universal_neurons.errors import InputError
 from universal_neurons.legible import legible
-from universal_neurons.report.summary import finite, short
+from universal_neurons.report.facts import finite, short
 from universal_neurons.roles import neuron_lines
 from universal_neurons.statistics import BOTTOM
 from universal_neurons.storage import Store

@@ -1,8 +1,6 @@
 """A study in a few numbers and tables: what `uneurons show` prints and the report repeats."""
 
-import math
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -12,7 +10,8 @@ from rich.table import Column, Table
 from universal_neurons.labels import FAMILIES, UNEXPLAINED
 from universal_neurons.legible import legible
 from universal_neurons.matching import singled_out
-from universal_neurons.report.counts import clique_lines, count_lines
+from universal_neurons.report.counts import clique_lines
+from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, short
 from universal_neurons.roles import role_rows
 from universal_neurons.storage import Store
 from universal_neurons.study import ranking
@@ -20,100 +19,6 @@ from universal_neurons.terminal import TextTable, plain
 from universal_neurons.units import unit_name
 
 MODEL_FACTS = ("neurons", "dead", "tokens counted")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """One asker's neurons in numbers; correlations are means over the other models."""
-
-    asker: str
-    others: tuple[str, ...]
-    neurons: int
-    dead: int
-    tokens: int
-    threshold: float
-    universal: int
-    universal_heldout: int
-    universal_surely: int
-    universal_possibly: int
-    universal_per_layer: tuple[int, ...]
-    excess_median: float
-    excess_p99: float
-    excess_max: float
-    discoveries: int  # q_value <= 0.05
-    gap_all: float  # mean over neurons of max - min over models of the best correlation
-    gap_universal: float | None
-    mutual: float  # share of best matches that are mutual
-    certainty: str  # how sure the search is that no better match was missed
-    optimism: float  # mean of corr - corr_heldout over best matches
-
-    @property
-    def share(self) -> float:
-        """The share of the asker's neurons that are universal, from 0 to 1."""
-        return self.universal / self.neurons
-
-
-def facts(store: Store, asker: str) -> Facts:
-    """Counts and quantiles of one asker's neurons, from the tables."""
-    table = store.neurons.filter(pl.col("model") == asker)
-    alive = table.filter(pl.col("excess_corr").is_finite())
-    universal = alive.filter("is_universal")
-    best = store.matches.filter((pl.col("asker") == asker) & (pl.col("rank") == 1))
-    threshold = store.config.threshold
-    gap = pl.col("max_corr") - pl.col("min_corr")
-
-    def count(condition: pl.Expr) -> int:
-        return int(alive.select((condition.fill_nan(None) > threshold).sum()).item())
-
-    per_layer = table.group_by("layer").agg(pl.col("is_universal").sum()).sort("layer")["is_universal"]
-    return Facts(
-        asker=asker,
-        others=tuple(name for name in store.models if name != asker),
-        neurons=len(table),
-        dead=int(table["dead"].sum()),
-        tokens=int(store.manifest["counted_tokens"]),
-        threshold=threshold,
-        universal=len(universal),
-        universal_heldout=count(pl.col("excess_heldout")),
-        universal_surely=count(pl.col("excess_low")),
-        universal_possibly=count(pl.col("excess_high")),
-        universal_per_layer=tuple(int(n) for n in per_layer),
-        excess_median=_number(alive["excess_corr"].median()),
-        excess_p99=_number(alive["excess_corr"].quantile(0.99, "linear")),
-        excess_max=_number(alive["excess_corr"].max()),
-        discoveries=int((alive["q_value"] <= 0.05).sum()),
-        gap_all=_number(alive.select(gap.mean()).item()),
-        gap_universal=_number(universal.select(gap.mean()).item()) if len(universal) else None,
-        mutual=_number(best["mutual"].mean()),
-        certainty=certainty(store),
-        optimism=_optimism(store, asker, best),
-    )
-
-
-def _optimism(store: Store, asker: str, best: pl.DataFrame) -> float:
-    """By how much best matches are worse on held-out rows: in ρ, where matches are by size in the ρ that counts."""
-    by_size = pl.lit(asker in store.gated) | pl.col("model").is_in(list(store.gated))
-    sign = pl.when(by_size & (pl.col("corr") < 0)).then(-1).otherwise(1)
-    lost = (pl.col("corr") - pl.col("corr_heldout")) * sign
-    return _number(best.select(lost.fill_nan(None).mean()).item())
-
-
-def certainty(store: Store) -> str:
-    """How sure a study's search is of its best matches, in words."""
-    search = store.manifest["search"]
-    if search["search"] == "screened":
-        share = search["certified"] / max(search["matches"], 1)
-        return (
-            f"{search['certified']:,} of {search['matches']:,} ({share:.1%}) certified: no other neuron correlates more"
-        )
-    if search["search"] == "sketch":
-        error, lowered = search["standard_error"], search["lowered"]
-        return f"sketched: a small ρ is off by about {error:.2g}; the best were lowered by {lowered:.2g} on average"
-    return "exact: all correlations computed"
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
 
 
 def shown_neurons(store: Store, asker: str, most: int = 20) -> tuple[pl.DataFrame, str]:
@@ -156,65 +61,6 @@ def label_of(row: dict[str, Any]) -> str:
     """A neuron's label; `not` where the neuron is silent rather than active when it holds."""
     label = legible(row["label"] or "") or "–"
     return f"not {label}" if row["label_sign"] == -1 else label
-
-
-def finite(value: float | None) -> bool:
-    """Whether a value is a number, neither None nor NaN nor infinite."""
-    return value is not None and math.isfinite(value)
-
-
-def short(value: float | None) -> str:
-    """A correlation as .78, −.12, 1.00 or –."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    text = f"{value:.2f}"
-    return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
-
-
-def basis_test(q_value: float, draws: int) -> str:
-    """q as text; so many draws of a random basis can say no less than 1 / draws."""
-    least = 1 / draws
-    return f"≤ {least:.2f}" if q_value < least else f"{q_value:.2f}"
-
-
-def fact_lines(asker_facts: Facts) -> list[tuple[str, str]]:
-    """The lines that `show` and the report print of an asker: what each says, and its value as text."""
-    per_layer = " ".join(map(str, asker_facts.universal_per_layer))
-    gap = f"{asker_facts.gap_all:.3f}" + (
-        "" if asker_facts.gap_universal is None else f"; universal {asker_facts.gap_universal:.3f}"
-    )
-    return [
-        ("compared with", ", ".join(asker_facts.others)),
-        ("neurons", f"{asker_facts.neurons:,}" + (f", {asker_facts.dead} dead" if asker_facts.dead else "")),
-        ("tokens counted", f"{asker_facts.tokens:,}"),
-        (
-            f"universal (excess > {asker_facts.threshold:g})",
-            f"{asker_facts.universal} = {asker_facts.share:.2%}; per layer {per_layer}",
-        ),
-        (
-            "on held-out rows",
-            f"{asker_facts.universal_heldout}; surely {asker_facts.universal_surely}, "
-            f"possibly {asker_facts.universal_possibly} (95 %)",
-        ),
-        (
-            "excess correlation",
-            f"median {asker_facts.excess_median:.3f}, p99 {asker_facts.excess_p99:.3f}, "
-            f"max {asker_facts.excess_max:.3f}",
-        ),
-        (
-            "basis test",
-            f"{asker_facts.discoveries} neurons at q ≤ .05 (beyond a random basis: privileged, not universal)",
-        ),
-        ("max − min over models", gap),
-        ("mutual best matches", f"{asker_facts.mutual:.1%}"),
-        ("search", asker_facts.certainty),
-        ("ρ lost on held-out rows", f"{asker_facts.optimism:.3f}"),
-    ]
-
-
-def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
-    """All lines of an asker: its facts, then its counts over thresholds and beside untrained networks."""
-    return fact_lines(facts(store, asker)) + count_lines(store, asker)
 
 
 def published_rows(store: Store) -> list[tuple[str, str, str]]:

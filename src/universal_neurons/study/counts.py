@@ -50,8 +50,8 @@ def thresholds_table(
                 continue
             for counted, name in zip(COUNTED, names):
                 counts[counted + ending] = counts_above(np.asarray(own[name]), at)
-            if not ending:
-                counts["rotated"] = null_counts(null_excess(comparison.maxima), at)
+            maxima = comparison.standardised.maxima if ending else comparison.maxima
+            counts["rotated" + ending] = null_counts(null_excess(maxima), at)
             counts["untrained" + ending] = _untrained(null, null_draws, comparison.asker, names[0], at)
         frames.append(
             pl.DataFrame(counts, schema_overrides={n: pl.Float64 for n in counts if n.startswith("untrained")})

@@ -55,7 +55,8 @@ NEURON_SCHEMA: dict[str, Any] = {
     "is_universal": pl.Boolean,
     **_schema(pl.Float64, """baseline_standardised baseline_standardised_low baseline_standardised_high
         excess_standardised excess_standardised_heldout excess_standardised_low excess_standardised_high
-        excess_normalised excess_normalised_heldout excess_normalised_low excess_normalised_high position_share"""),
+        excess_normalised excess_normalised_heldout excess_normalised_low excess_normalised_high
+        p_untrained_standardised fdr_untrained_standardised position_share"""),
     "carried_by_few": pl.Boolean,
     **_schema(pl.Float64, """w_in_norm w_up_norm input_bias w_out_norm in_out_sim in_up_sim up_out_sim l2_penalty
         in_cos_max in_cos_min out_cos_max out_cos_min vocab_mean vocab_var vocab_skew vocab_kurt

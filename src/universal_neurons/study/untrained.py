@@ -26,7 +26,10 @@ from universal_neurons.study.resolve import settings_of_null
 from universal_neurons.study.run_passes import Passes
 from universal_neurons.study.tables import excess_columns
 
-NULLED = {"excess_corr": "untrained"}  # which excess is held against the null, and how its p and FDR are called
+NULLED = {  # which excess is held against the null, and how its p and FDR are called
+    "excess_corr": "untrained",
+    "excess_standardised": "untrained_standardised",
+}
 PLACE = ("asker", "draw", "layer", "neuron")
 
 
