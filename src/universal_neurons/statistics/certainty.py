@@ -21,7 +21,8 @@ are drawn, downwards.  Let x and y have energy 1, p = (x+y)/√2, m = (x−y)/�
    S = (cosh 3 − 1 − 9/2)/3⁴.  |J| ≤ 2√(a_x a_y) + r(a_x + a_y), a = max x² / Σ x², and by Minkowski
    K = Σ c J⁴ ≤ [(8 k_x k_y)^¼ + r 2^-¼ (√k_x + √k_y)]⁴, k² = Σ_h c_h (Σ x⁴ in h)² / (Σ_h A_h)⁴.
 
-So ρ is below r + what solves 3, with a λ that is best for one of its terms and not too high for the others: `upper_bound`, O(N) numbers a model.
+So ρ is below r + what solves 3, with a λ that is best for one of its terms and not too high for the others:
+`upper_bound`, from O(N) numbers a model.
 Proven: 1, 2 and the bounds of J and K.  Approximate: 3 treats jumps as independent of each other and of the rest, the
 energy of every group without such jumps as its mean, and takes z from the Gaussian tail; measured to be cautious
 (benchmarks/certificates.py).  Energies are those about the provisional mean, over those about the mean.
