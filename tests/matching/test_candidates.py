@@ -262,6 +262,9 @@ def test_a_model_without_a_living_neuron_has_no_candidates(data):
     for part in (proposal.index, proposal.lowest, proposal.back):
         assert (part == -1).all()
     assert len(pairs_of(proposal, torch.full((N_LEFT,), 16), torch.zeros(N_LEFT), 20)) == 0
+    found, *_ = screened(left, np.zeros((len(left), 20), np.float32))
+    assert torch.isnan(found.corr).all()
+    assert not found.certified.any()
 
 
 def test_the_easiest_neurons_are_served_first(data, monkeypatch):
