@@ -53,7 +53,7 @@ def accuracy(seeds: int, count: int) -> None:
         rows.append(_one_seed(config, models, pairs, asked, kept, shards, tokens.context, sources, exact, best, index))
     total = {key: sum(row[key] for row in rows) for key in rows[0]}
     worst = {key: max(row[key] for row in rows) for key in rows[0]}
-    cases = seeds * best.numel()
+    cases = seeds * int((best != 0).sum())  # living neurons
     high = int((best >= 0.3).sum()) * seeds
     print(f"""## scale: accuracy
 
@@ -124,7 +124,7 @@ def _one_seed(
         positions = len(shard.rows) * context
         group, sign = signs.of(shard.index, positions)
         n = np.bincount(group[places], sign[places], signs.groups(positions))
-        batch = {name: Block(values) for name, values in blocks.items()}
+        batch = {Key(name): Block(values) for name, values in blocks.items()}
         for source in sources:
             source.sums.start(len(n))
             source.sums.add(blocks[source.name], group[places], sign[places])

@@ -289,17 +289,23 @@ def test_sums_by_group(seen, kind, block, by):
 
 def test_energies(seen):
     _, spy, found, *_ = seen
-    energies, chances, sizes = [], [], []
+    energies, fourths, chances, sizes = [], [], [], []
     for shard in range(STRETCHES):
         values = spy.of(A, shard)
         size = np.bincount(np.arange(len(values)) % SIGNS.groups(len(values)))
         energies.append((values**2).sum(0))
+        fourths.append((values**4).sum(0))
         chances.append((size * (size - 1)).sum() / (len(values) * (len(values) - 1)))
         sizes.append(len(values))
-    v, even = found["energies"].result()
+    result = found["energies"].result()
     squares = (np.array(chances)[:, None] * np.square(energies)).sum(0)
-    np.testing.assert_allclose(v.cpu().numpy(), np.sqrt(squares) / np.sum(energies, 0), rtol=2e-6)
-    assert float(even) == pytest.approx((np.array(chances) * np.square(sizes)).sum() / sum(sizes) ** 2)
+    np.testing.assert_allclose(result.v.cpu().numpy(), np.sqrt(squares) / np.sum(energies, 0), rtol=2e-6)
+    largest = (np.array(chances)[:, None] * energies).max(0) / np.sum(energies, 0)
+    np.testing.assert_allclose(result.largest.cpu().numpy(), largest, rtol=2e-6)
+    squared_fourths = np.array(chances)[:, None] * np.square(fourths)
+    fourth = np.sqrt(squared_fourths.sum(0)) / np.sum(energies, 0) ** 2
+    np.testing.assert_allclose(result.fourth.cpu().numpy(), fourth, rtol=2e-6)
+    assert float(result.even) == pytest.approx((np.array(chances) * np.square(sizes)).sum() / sum(sizes) ** 2)
 
 
 def test_pairs(seen):

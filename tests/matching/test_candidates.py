@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from universal_neurons.errors import MergeError
-from universal_neurons.matching import Candidates, Evidence, exact_matches, how_many, pairs_of
+from universal_neurons.matching import Candidates, Evidence, exact_matches, how_many, least_best, pairs_of
 from universal_neurons.matching import candidates as screening
 from universal_neurons.matching.candidates import propose
 from universal_neurons.matching.correlation import find_matches
@@ -118,9 +118,10 @@ def screened(left, right, seed=0, z=None, k=10):
     evidence = sketched(left, right, seed)
     z = z or quantile_of(left.shape[1])
     proposal, matches, certainty = proposed(evidence, z)
-    wanted = how_many(proposal, matches.corr[:, 0], certainty, max(screening.CANDIDATES_LEAST, k))
+    floor = least_best(matches.corr[:, 0], certainty)
+    wanted = how_many(proposal, floor, max(screening.CANDIDATES_LEAST, k))
     n_left, n_right = left.shape[1], right.shape[1]
-    pairs = torch.from_numpy(pairs_of(proposal, wanted, n_right))
+    pairs = torch.from_numpy(pairs_of(proposal, wanted, floor, n_right))
     candidates = Candidates("a", "b", pairs, n_left, n_right)
     fed([candidates], by_shard(left, right, seed))
     moments = candidates.result()
@@ -260,15 +261,19 @@ def test_a_model_without_a_living_neuron_has_no_candidates(data):
     proposal, _, _ = proposed(evidence, 3.0)
     for part in (proposal.index, proposal.lowest, proposal.back):
         assert (part == -1).all()
-    assert len(pairs_of(proposal, torch.full((N_LEFT,), 16), 20)) == 0
+    assert len(pairs_of(proposal, torch.full((N_LEFT,), 16), torch.zeros(N_LEFT), 20)) == 0
+    found, *_ = screened(left, np.zeros((len(left), 20), np.float32))
+    assert torch.isnan(found.corr).all()
+    assert not found.certified.any()
 
 
 def test_the_easiest_neurons_are_served_first(data, monkeypatch):
     left, right, _ = data
     proposal, matches, certainty = proposed(sketched(left, right), 3.0)
-    free = how_many(proposal, matches.corr[:, 0], certainty, 16)
+    floor = least_best(matches.corr[:, 0], certainty)
+    free = how_many(proposal, floor, 16)
     monkeypatch.setattr(screening, "MEAN", 17)
-    tight = how_many(proposal, matches.corr[:, 0], certainty, 16)
+    tight = how_many(proposal, floor, 16)
     assert free.sum() > tight.sum() > 16 * N_LEFT
     assert tight.sum() <= 17 * N_LEFT
     served = tight > 16
@@ -276,28 +281,39 @@ def test_the_easiest_neurons_are_served_first(data, monkeypatch):
     assert free[served].max() <= free[(free > 16) & ~served].min()
 
 
+def in_the_way(proposal, neuron, wanted, floor):
+    """Of the others that are left out the few of highest upper bounds, as far as these exceed the floor."""
+    listed = zip(proposal.upper[neuron, wanted:].tolist(), proposal.index[neuron, wanted:].tolist())
+    others = [*listed, *zip(proposal.beyond_upper[neuron].tolist(), proposal.beyond[neuron].tolist())]
+    return [other for upper, other in sorted(others, reverse=True)[: screening.FEW] if upper > floor]
+
+
 def test_pairs_are_every_candidate_once_either_way(data):
     left, right, _ = data
     proposal, _, _ = proposed(sketched(left, right), 3.0)
     wanted = torch.arange(N_LEFT) % 20 + 16
     expected = set()
+    floor = torch.linspace(0.1, 1, N_LEFT)
     for neuron in range(N_LEFT):
         expected |= {(neuron, int(other)) for other in proposal.index[neuron, : wanted[neuron]]}
+        expected |= {
+            (neuron, other) for other in in_the_way(proposal, neuron, int(wanted[neuron]), float(floor[neuron]))
+        }
         expected |= {(neuron, int(other)) for other in proposal.lowest[neuron]}
     expected |= {(int(asker), other) for other in range(N_RIGHT) for asker in proposal.back[other]}
     expected = {pair for pair in expected if min(pair) >= 0}
-    codes = pairs_of(proposal, wanted, N_RIGHT)
+    codes = pairs_of(proposal, wanted, floor, N_RIGHT)
     assert (np.diff(codes) > 0).all()
     assert set(zip(codes // N_RIGHT, codes % N_RIGHT)) == expected
-    codes = pairs_of(proposal, wanted, N_RIGHT, back=True)
+    codes = pairs_of(proposal, wanted, floor, N_RIGHT, back=True)
     assert (np.diff(codes) > 0).all()
     assert {(asker, other) for other, asker in zip(codes // N_LEFT, codes % N_LEFT)} == expected
 
 
 def same(one, other):
-    for name in ("bound", "lowest_corr", "back_corr"):
+    for name in ("bound", "upper", "beyond_upper", "lowest_corr", "back_corr"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-12)
-    for name in ("index", "lowest", "back"):
+    for name in ("index", "beyond", "lowest", "back"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
@@ -339,7 +355,7 @@ def test_what_narrow_parts_dropped_is_not_certified(data):
     parts = [proposed(evidence, VOID, columns=cut)[0] for cut in ((0, 20), (20, 40), (40, 60))]
     proposal = parts[0].beside(parts[1]).beside(parts[2])
     wanted = torch.full((N_LEFT,), 20)
-    pairs = pairs_of(proposal, wanted, 60)
+    pairs = pairs_of(proposal, wanted, torch.ones(N_LEFT), 60)
     rho = rho_by_numpy(left, right)[pairs // 60, pairs % 60]
     found = exact_matches(matches, proposal, wanted, pairs // 60, pairs % 60, rho, 5)
     assert not found.certified.any()

@@ -21,7 +21,7 @@ from universal_neurons.statistics import (
     quantile_of,
     winners_curse,
 )
-from universal_neurons.statistics.signed_sums import expected_maximum
+from universal_neurons.statistics.certainty import expected_maximum
 
 CPU = torch.device("cpu")
 SIZES = (512, 512, 300)  # positions of the shards
@@ -206,22 +206,28 @@ def test_shard_energies_four_ways():
     energy = np.stack([(shard.astype(np.float64) ** 2).sum(0) for shard in shards])
     together = np.array([Signs(16, 0).together(len(shard)) for shard in shards])
     expected = np.sqrt((together[:, None] * energy**2).sum(0)) / energy.sum(0)
+    largest = (together[:, None] * energy).max(0) / energy.sum(0)
+    fourths = np.stack([(shard.astype(np.float64) ** 4).sum(0) for shard in shards])
+    fourth = np.sqrt((together[:, None] * fourths**2).sum(0)) / energy.sum(0) ** 2
     even = (together * np.array(SIZES) ** 2).sum() / sum(SIZES) ** 2
     for found in (one, many, parts[1], restored):
         assert found.count == sum(SIZES)
-        v, w = found.result()
-        np.testing.assert_allclose(v.numpy(), expected, rtol=1e-5)
-        assert float(w) == pytest.approx(even)
+        result = found.result()
+        np.testing.assert_allclose(result.v.numpy(), expected, rtol=1e-5)
+        np.testing.assert_allclose(result.largest.numpy(), largest, rtol=1e-5)
+        np.testing.assert_allclose(result.fourth.numpy(), fourth, rtol=1e-5)
+        np.testing.assert_allclose(result.total.numpy(), energy.sum(0), rtol=1e-5)
+        assert float(result.even) == pytest.approx(even)
     with pytest.raises(MergeError):
         one.merge(ShardEnergies("b", NEURONS, Signs(16, 0)))
 
 
 def test_even_energy_has_the_least_possible_error():
     values = np.random.default_rng(0).choice([-1.0, 1.0], (4, 256, NEURONS)).astype(np.float32)
-    v, even = energies([(n, [shard]) for n, shard in enumerate(values)]).result()
-    np.testing.assert_allclose(v.numpy(), np.sqrt(float(even)), rtol=1e-6)
+    result = energies([(n, [shard]) for n, shard in enumerate(values)]).result()
+    np.testing.assert_allclose(result.v.numpy(), np.sqrt(float(result.even)), rtol=1e-6)
     uneven = values * np.array([1, 1, 1, 5], np.float32)[:, None, None]
-    assert (energies([(n, [shard]) for n, shard in enumerate(uneven)]).result()[0] > v).all()
+    assert (energies([(n, [shard]) for n, shard in enumerate(uneven)]).result().v > result.v).all()
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.05, 1.0])
@@ -235,9 +241,8 @@ def test_the_expected_maximum_is_monte_carlos(spread):
 
 
 def certain(w, askers, others=400):
-    return Certainty(
-        torch.full((askers,), np.sqrt(w)).double(), torch.full((others,), np.sqrt(w)).double(), torch.tensor(w).double()
-    )
+    v = [torch.full((count,), np.sqrt(w)).double() for count in (askers, others)]
+    return Certainty(*v, torch.tensor(w).double(), *(part.expand(4, -1) for part in v))
 
 
 def test_a_clear_winner_carries_no_curse_and_ties_do():
@@ -281,7 +286,8 @@ def test_all_certificates_are_right_but_for_delta(certificates, delta):
 
 
 def test_the_reach_of_pairs_is_that_of_the_matrix():
-    certainty = Certainty(torch.tensor([0.1, 0.4]), torch.tensor([0.2, 0.3, 0.5]), torch.tensor(0.01))
+    v = torch.tensor([0.1, 0.4]), torch.tensor([0.2, 0.3, 0.5])
+    certainty = Certainty(*v, torch.tensor(0.01), *(part.expand(4, -1) for part in v))
     whole = certainty.reach(2.0, slice(None))
     np.testing.assert_allclose(whole.numpy(), 2 * np.sqrt(np.outer([0.1, 0.4], [0.2, 0.3, 0.5])), rtol=1e-6)
     index = torch.tensor([[2, 0], [1, -1]])

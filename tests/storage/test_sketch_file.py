@@ -187,10 +187,11 @@ def test_metadata_that_are_not_as_written_are_refused_by_name(whole, tmp_path, c
         SketchedModel(str(tmp_path / "m.safetensors"), "cpu")
 
 
-def test_one_of_an_earlier_version_says_to_make_it_again(tmp_path):
-    old = {"format": "universal-neurons sketch 1", "about": "{}"}
+@pytest.mark.parametrize(("number", "lacks"), [(1, "hashes"), (2, "what bounds its errors")])
+def test_one_of_an_earlier_version_says_to_make_it_again(tmp_path, number, lacks):
+    old = {"format": f"universal-neurons sketch {number}", "about": "{}"}
     save_file({"sums": torch.zeros(2, 2)}, tmp_path / "old.safetensors", metadata=old)
-    with pytest.raises(SketchError, match="without hashes") as refused:
+    with pytest.raises(SketchError, match=f"without {lacks}") as refused:
         SketchFile(tmp_path / "old.safetensors")
     assert "make it again with `uneurons sketch`" in str(refused.value)
 

@@ -146,7 +146,9 @@ def places(*shape):
 
 def a_piece(rows, columns, screened, certified=False):
     n, others = rows[1] - rows[0], columns[1] - columns[0]
-    proposal = Proposal(some(n, 5), places(n, 5), places(n, 2), some(n, 2), places(others, 4), some(others, 4))
+    beyond = some(n, 5), places(n, 4), some(n, 4)
+    back = places(others, 4), some(others, 4)
+    proposal = Proposal(some(n, 5), places(n, 5), *beyond, places(n, 2), some(n, 2), *back)
     sure = torch.rand(n) > 0.5 if certified else None
     matches = Matches(some(n, 3), places(n, 3), some(n), places(n), places(others), some(others), sure)
     maxima = [Maxima(some(2, n), places(2, n)) for _ in range(2)]
@@ -155,7 +157,7 @@ def a_piece(rows, columns, screened, certified=False):
 
 def findings_of(config):
     found = Findings(config)
-    sure = [Certainty(some(6), some(8), some(1)[0]) for _ in range(2)]
+    sure = [Certainty(some(6), some(8), some(1)[0], some(4, 6), some(4, 8)) for _ in range(2)]
     found.of[WHOLE, "a", "b"] = Finding([a_piece((0, 4), (0, 8), True), a_piece((4, 6), (0, 8), True)], sure[0])
     found.of[WHOLE, "b", "a"] = Finding([a_piece((0, 8), (0, 6), False, certified=True)])
     found.of[Scope(subset="of/any.name"), "a", "b"] = Finding([a_piece((0, 6), (0, 3), False)], sure[1])

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Candidates,
         exact_matches,
         how_many,
+        least_best,
         pairs_of,
     )
     from universal_neurons.matching.cliques import Cliques, RandomBases, best_of, can_be_rotated, mutual_cliques
@@ -55,7 +56,15 @@ else:
         __name__,
         {
             "correlation": ["BINS", "PANEL_ELEMENTS", "layer_profile"],
-            "candidates": ["CANDIDATES_LEAST", "Candidates", "MEAN", "exact_matches", "how_many", "pairs_of"],
+            "candidates": [
+                "CANDIDATES_LEAST",
+                "Candidates",
+                "MEAN",
+                "exact_matches",
+                "how_many",
+                "least_best",
+                "pairs_of",
+            ],
             "comparison": ["Comparison", "Evidence", "Piece", "groups_of"],
             "pieces": ["Finding", "Findings", "Place", "Scope", "WHOLE"],
             "convergence": ["DRAWS", "convergence_table", "reading_points"],

@@ -1,14 +1,15 @@
 """Screened search: a sketch proposes, a second pass computes exactly, a certificate says what was missed.
 
-1. The candidates of a neuron are those with the highest upper bounds atanh ρ̂ + z√w (see `signed_sums`): as many as seem
-   needed to certify the best of them, at least 16, at most 128, on average at most 32.
+1. The candidates of a neuron are those with the highest atanh ρ̂ + z√w (see `certainty`): as many as seem needed to
+   find the best of them and be sure, at least 16, at most 128, on average at most 32.  Beside these a few others whose
+   upper bounds of ρ stand in a certificate's way: of neurons with much energy in few positions they may say nothing.
 2. A second pass adds up Σxy of these pairs alone, over all positions that choose; with the first pass's Σx and Σx²
    that is their exact ρ.
-3. A match is certified where the upper bound of every other neuron is below its exact ρ.  It is called mutual by the
-   pairs that were computed; these hold the four likeliest askers of every neuron of the other model.
+3. A match is certified where the upper bound of every pair that was not computed is below its exact ρ.  It is called
+   mutual by the pairs that were computed; these hold the four likeliest askers of every neuron of the other model.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,24 @@ from universal_neurons.matching.correlation import Matches, correlation_panels
 from universal_neurons.statistics import LIMIT, Accumulator, Batch, Block, Certainty, CrossMoments, Spread, sparse_rows
 
 CANDIDATES_LEAST, MOST, MEAN = 16, 128, 32  # candidates of a neuron
-FEW = 4  # candidates for the most negative ρ; and, of every neuron of the other model, among the askers
+FEW = 4  # for the most negative ρ; of every neuron of the other model, among the askers; in a certificate's way
 BYTES_AT_ONCE = 1 << 31  # of activations gathered together on a GPU
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Candidates of one model's neurons in another, by falling upper bound of atanh ρ; −∞ and −1 where there is none.
+    """Candidates of one model's neurons in another, by falling atanh ρ̂ + z√w; −∞ and −1 where there is none.
 
-    `lowest` are the most negative, with their sketched ρ; `back` the best askers of every neuron of the other model.
+    `upper` bounds their ρ; `beyond` are of all others those with the highest bounds, `beyond_upper`, whose last bounds
+    the rest.  `lowest` are the most negative, with their sketched ρ; `back` the best askers of every neuron of the
+    other model.
     """
 
     bound: Float[Tensor, "neurons k"]
     index: Int[Tensor, "neurons k"]
+    upper: Float[Tensor, "neurons k"]
+    beyond: Int[Tensor, "neurons beyond"]
+    beyond_upper: Float[Tensor, "neurons beyond"]
     lowest: Int[Tensor, "neurons lows"]
     lowest_corr: Float[Tensor, "neurons lows"]
     back: Int[Tensor, "others few"]
@@ -41,8 +47,8 @@ class Proposal:
 
     def below(self, other: "Proposal") -> "Proposal":
         """The candidates of these askers and of others."""
-        names = ("bound", "index", "lowest", "lowest_corr")
-        joined = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
+        own = [f.name for f in fields(self) if not f.name.startswith("back")]
+        joined = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in own}
         back, back_corr = _best_few(self.back, self.back_corr, other.back, other.back_corr)
         return Proposal(**joined, back=back, back_corr=back_corr)
 
@@ -50,16 +56,38 @@ class Proposal:
         """The candidates of the same askers in two parts of the other model."""
         width = min(self.bound.shape[1] + other.bound.shape[1], MOST + 1)
         few = min(self.lowest.shape[1] + other.lowest.shape[1], FEW)
-        bound, order = torch.cat([self.bound, other.bound], 1).topk(width, 1)
+        bound, order = torch.cat([self.bound, other.bound], 1).sort(dim=1, descending=True, stable=True)
+        index, upper = (
+            torch.cat([getattr(p, n) for p in (self, other)], 1).gather(1, order) for n in ("index", "upper")
+        )
         low, low_order = torch.cat([self.lowest_corr, other.lowest_corr], 1).topk(few, 1, largest=False)
+        dropped = torch.cat([self.beyond_upper, other.beyond_upper, upper[:, width:]], 1)
+        beyond_upper, beyond_order = dropped.topk(min(dropped.shape[1], FEW + 1), 1)
         return Proposal(
-            bound,
-            torch.cat([self.index, other.index], 1).gather(1, order),
+            bound[:, :width],
+            index[:, :width],
+            upper[:, :width],
+            torch.cat([self.beyond, other.beyond, index[:, width:]], 1).gather(1, beyond_order),
+            beyond_upper,
             torch.cat([self.lowest, other.lowest], 1).gather(1, low_order),
             low,
             torch.cat([self.back, other.back]),
             torch.cat([self.back_corr, other.back_corr]),
         )
+
+    def left_out(self, wanted: Int[Tensor, " neurons"]) -> tuple[Tensor, Tensor]:
+        """Upper bounds of the others that are not among the `wanted` first candidates, and their numbers."""
+        within = torch.arange(self.upper.shape[1])[None] < wanted[:, None]
+        upper = torch.cat([self.upper.masked_fill(within, -torch.inf), self.beyond_upper], 1)
+        return upper, torch.cat([self.index, self.beyond], 1)
+
+    def in_the_way(
+        self, wanted: Int[Tensor, " neurons"], floor: Float[Tensor, " neurons"]
+    ) -> Int[Tensor, "neurons few"]:
+        """The few of these whose upper bounds most exceed what the best ρ is at least; −1 where there are fewer."""
+        upper, index = self.left_out(wanted)
+        upper, order = upper.topk(min(FEW, upper.shape[1]), 1)
+        return index.gather(1, order).masked_fill(~(upper > floor[:, None]), -1)
 
 
 def _best_few(index: Tensor, corr: Tensor, more: Tensor, more_corr: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,28 +117,34 @@ def propose(
         highest, asker = rho.masked_fill(missing, -torch.inf).T.topk(min(FEW, len(rho)), 1)
         back, back_corr = _best_few(back, back_corr, asker.cpu() + rows_here.start + rows, highest.cpu())
         bound = rho.clamp(-LIMIT, LIMIT).atanh_().add_(certainty.reach(z, rows_here)).masked_fill_(missing, -torch.inf)
+        upper = certainty.upper(rho, z, rows_here).masked_fill_(missing, -torch.inf)
         bound, index = bound.topk(most, 1)
-        none = torch.isinf(bound)
-        index = (index + columns).masked_fill(none, -1)
+        listed = upper.gather(1, index)
+        beyond_upper, beyond = upper.scatter_(1, index, -torch.inf).topk(min(FEW + 1, len(right)), 1)
+        index = (index + columns).masked_fill(torch.isinf(bound), -1)
+        beyond = (beyond + columns).masked_fill(beyond_upper == -torch.inf, -1)
         lowest = (lowest + columns).masked_fill(torch.isinf(low), -1)
-        panels.append([part.cpu() for part in (bound, index, lowest, low)])
-    parts = dict(zip(("bound", "index", "lowest", "lowest_corr"), map(torch.cat, zip(*panels))))
+        panels.append([part.cpu() for part in (bound, index, listed, beyond, beyond_upper, lowest, low)])
+    names = [f.name for f in fields(Proposal) if not f.name.startswith("back")]
+    parts = dict(zip(names, map(torch.cat, zip(*panels))))
     return Proposal(**parts, back=back.masked_fill(torch.isinf(back_corr), -1), back_corr=back_corr)
 
 
-def how_many(
-    proposal: Proposal, best: Float[Tensor, " neurons"], certainty: Certainty, least: int
-) -> Int[Tensor, " neurons"]:
-    """How many candidates of every neuron to compute: as many as may reach the best one's `best` ρ, expected.
+def least_best(best: Float[Tensor, " neurons"], certainty: Certainty) -> Float[Tensor, " neurons"]:
+    """What the highest exact ρ of every neuron is at least, expected, where `best` is the sketched one."""
+    return (best.clamp(-LIMIT, LIMIT).atanh() - certainty.even.cpu().sqrt()).tanh()
+
+
+def how_many(proposal: Proposal, floor: Float[Tensor, " neurons"], least: int) -> Int[Tensor, " neurons"]:
+    """How many candidates of every neuron to compute: all that may exceed `floor` (see `least_best`), expected.
 
     The easiest neurons first, until there are `MEAN` per neuron.
     """
     width = proposal.bound.shape[1]
-    floor = best.clamp(-LIMIT, LIMIT).atanh() - certainty.even.cpu().sqrt()
-    needed = (proposal.bound > floor[:, None]).sum(1)
+    needed = (proposal.upper > floor[:, None]).sum(1)
     least, most = min(least, width), min(MOST, width)
     wanted = needed.clamp(least, most)
-    wanted[(needed > most) | torch.isnan(best)] = least
+    wanted[(needed > most) | torch.isnan(floor)] = least
     order = wanted.argsort(stable=True)
     allowed = least * len(wanted) + (wanted[order] - least).cumsum(0) <= max(MEAN, least) * len(wanted)
     wanted[order[~allowed]] = least
@@ -118,12 +152,16 @@ def how_many(
 
 
 def pairs_of(
-    proposal: Proposal, wanted: Int[Tensor, " neurons"], n_others: int, back: bool = False
+    proposal: Proposal,
+    wanted: Int[Tensor, " neurons"],
+    floor: Float[Tensor, " neurons"],
+    n_others: int,
+    back: bool = False,
 ) -> Int[np.ndarray, " pairs"]:
     """The pairs to compute as sorted numbers asker · n_others + other (`back`: other · n_askers + asker)."""
     (n, width), n_back = proposal.index.shape, len(proposal.back)
     index = proposal.index.masked_fill(torch.arange(width)[None] >= wanted[:, None], -1)
-    index = torch.cat([index, proposal.lowest], 1)
+    index = torch.cat([index, proposal.in_the_way(wanted, floor), proposal.lowest], 1)
     asker = torch.cat([torch.arange(n)[:, None].expand_as(index)[index >= 0], proposal.back[proposal.back >= 0]])
     other = torch.cat([index[index >= 0], torch.arange(n_back)[:, None].expand_as(proposal.back)[proposal.back >= 0]])
     return np.unique((other * n + asker if back else asker * n_others + other).numpy())
@@ -203,15 +241,12 @@ def exact_matches(
 ) -> Matches:
     """Matches by the exact ρ of the pairs that were computed, and which of them are certified."""
     n, living = len(sketched.corr), torch.isfinite(sketched.corr[:, 0])
-    k = min(k, int((proposal.index >= 0).sum(1).max()))
+    k = max(1, min(k, int((proposal.index >= 0).sum(1).max())))
     strength = np.abs(corr) if sketched.by_size else corr
     best, index = _highest(n, asker, other, strength, k)
     lowest, low_index = _highest(n, asker, other, -corr, 1)
     back, back_index = _highest(len(sketched.best_back), other, asker, strength, 1)
-    width = proposal.bound.shape[1]
-    beyond = proposal.bound.gather(1, wanted.clamp_max(width - 1)[:, None])[:, 0]
-    beyond = torch.where(wanted < width, beyond, -torch.inf)
-    certified = living & (beyond <= best[:, 0].clamp(-LIMIT, LIMIT).atanh())
+    certified = living & (_highest_left_out(proposal, wanted, asker, other) <= best[:, 0])
     missing = ~living[:, None] | torch.isinf(best)
     return replace(
         sketched,
@@ -237,6 +272,17 @@ def _signed(
     negative = torch.from_numpy((asker * width + other)[corr < 0])
     codes = torch.arange(len(index))[:, None] * width + index
     return torch.where((index >= 0) & torch.isin(codes, negative), -best, best)
+
+
+def _highest_left_out(
+    proposal: Proposal, wanted: Tensor, asker: Int[np.ndarray, " pairs"], other: Int[np.ndarray, " pairs"]
+) -> Float[Tensor, " neurons"]:
+    """The highest upper bound of the pairs of every neuron that were not computed."""
+    upper, index = proposal.left_out(wanted)
+    n_others = len(proposal.back)
+    codes = (torch.arange(len(index))[:, None] * n_others + index)[:, :-1].numpy()
+    computed = torch.from_numpy(np.isin(codes, asker * n_others + other)) & (index[:, :-1] >= 0)
+    return torch.maximum(upper[:, :-1].masked_fill(computed, -torch.inf).amax(1), upper[:, -1])
 
 
 def _highest(

@@ -247,10 +247,14 @@ class Evidence:
     def certainty(self, asker: str, other: str) -> Certainty:
         """How far the sketch may be off."""
         v: dict[str, Tensor] = {}
+        tails: dict[str, Tensor] = {}
         for model in (asker, other):
-            of_all, even = self._total(ShardEnergies, model).result()
-            v[model] = torch.where(self.dead(model), torch.nan, of_all)
-        return Certainty(v[asker], v[other], even)
+            energies, dead, spread = self._total(ShardEnergies, model).result(), self.dead(model), self.spread(model)
+            v[model] = torch.where(dead, torch.nan, energies.v)
+            highest = self._total(Extremes, model).highest_square(spread.sum / max(spread.count, 1))
+            tails[model] = torch.where(dead, torch.nan, energies.tails(spread.centred, highest))
+            even = energies.even
+        return Certainty(v[asker], v[other], even, tails[asker], tails[other])
 
     def pairs(self, left: str, right: str) -> PairMoments:
         """Co-moments of the candidates of a screened search."""

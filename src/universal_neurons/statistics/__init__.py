@@ -6,7 +6,8 @@ container       the statistics of a pass, by key
 comoments       cross products of two models' neurons, and within each layer of one
 moments         moments, histograms, sums of squares, means by token and by position
 examples        where a neuron fires: its highest activations and some of a few bands below; a gated one's lowest too
-signed_sums     a sketch's sums, how far it may be off, the bias of its maxima
+signed_sums     a sketch's sums
+certainty       how far a sketch may be off, upper bounds of every ρ, the bias of its maxima
 neuron_columns  weight and activation columns of the neuron table, duplicates, percentiles
 jackknife       how sure an estimate is: stretches of text left out one at a time
 """
@@ -16,6 +17,14 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.statistics.certainty import (
+        CANDIDATES_SEEN,
+        LIMIT,
+        Certainty,
+        ShardEnergies,
+        quantile_of,
+        winners_curse,
+    )
     from universal_neurons.statistics.comoments import (
         TILE_ROWS,
         CoMoments,
@@ -79,18 +88,12 @@ if TYPE_CHECKING:
         weight_statistics,
     )
     from universal_neurons.statistics.signed_sums import (
-        CANDIDATES_SEEN,
-        LIMIT,
-        Certainty,
-        ShardEnergies,
         ShardSketch,
         SignedSums,
         Signs,
-        quantile_of,
         round_to,
         sparse_rows,
         sums_block,
-        winners_curse,
     )
 else:
     __getattr__, __dir__ = face(
@@ -121,18 +124,13 @@ else:
             ],
             "jackknife": ["Jackknifed"],
             "examples": ["AFTER", "BANDS", "BEFORE", "BOTTOM", "Examples", "QUANTILES", "TopExamples", "WINDOW"],
-            "signed_sums": [
+            "signed_sums": ["ShardSketch", "SignedSums", "Signs", "round_to", "sparse_rows", "sums_block"],
+            "certainty": [
                 "CANDIDATES_SEEN",
                 "Certainty",
                 "LIMIT",
                 "ShardEnergies",
-                "ShardSketch",
-                "SignedSums",
-                "Signs",
                 "quantile_of",
-                "round_to",
-                "sparse_rows",
-                "sums_block",
                 "winners_curse",
             ],
             "neuron_columns": [

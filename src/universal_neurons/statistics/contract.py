@@ -247,3 +247,7 @@ class Extremes(Accumulator):
     def result(self) -> Tensor:
         """Which neurons are dead, as a mask."""
         return self.low >= self.high
+
+    def highest_square(self, mean: Float[Tensor, " features"]) -> Float[Tensor, " features"]:
+        """The highest (x − mean)² of every neuron."""
+        return torch.maximum((self.low - mean).square(), (self.high - mean).square())

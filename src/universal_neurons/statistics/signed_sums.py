@@ -1,39 +1,23 @@
-"""Sketches: all correlations at a fraction of the products, and how far they may be off.
+"""Sketches: all correlations at a fraction of the products.
 
 The positions of a shard are multiplied by random signs σ and added in groups of g spread-out ones, the same for every
 model: u_k = Σ_{t∈G_k} σ_t x_t.  The s sums of a shard are a block of their own (`What.SUMS`), from which the usual
 statistics give correlations: E Σ_k u_k v_k = Σ_t x_t y_t.  Centring is exact: subtracting the mean δ of shifted values
 from every position subtracts δ n_k from a sum, n_k = Σ_{t∈G_k} σ_t, so n takes the place of the column of ones and
-Σ n_k² that of the count.
-
-How far off?  With c_h the chance that two positions of shard h share a group and A_h, B_h the energies Σ x², Σ y² of
-that shard, over signs and groups
-
-    Var(Σuv / (|x||y|)) ≤ 2w,   w = Σ_h c_h A_h B_h / (|x|²|y|²) ≤ v_x v_y,   v_x² = Σ_h c_h A_h² / |x|⁴,
-
-which is rigorous, for Σuv normed by the exact norms.  Normed by the sums' own norms the error is smaller, about
-(1−ρ²)√w, so that atanh ρ is off by about √w: a delta method, and Gaussian tails; measured in benchmarks/RESULTS.md.
-All numbers here take w at its bound v_x v_y: O(N), however many neurons are compared.
+Σ n_k² that of the count.  How far off a ρ may be, `certainty` says.
 """
 
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
 from torch import Tensor
 
-from universal_neurons.statistics.contract import Accumulator, Batch, Block, seed_of
-from universal_neurons.statistics.keys import Key, Named, What
-
-DELTA = 0.01  # the chance that any certificate of a study is wrong
-CANDIDATES_SEEN = 16  # of a neuron's highest sketched correlations, in the expectation of their maximum
-NODES = 129
-LIMIT = 1 - 1e-12
+from universal_neurons.statistics.contract import Block, seed_of
+from universal_neurons.statistics.keys import Key, What
 
 
 @dataclass(frozen=True)
@@ -146,97 +130,3 @@ def round_to(values: Float[Tensor, "*shape"], rounding: str) -> Float[Tensor, "*
         rounded = ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
         return torch.where(values.isfinite(), rounded, values.float())
     return values.float()
-
-
-class ShardEnergies(Accumulator):
-    """Σ_h A_h and Σ_h c_h A_h² of every neuron, A_h = Σx² over shard h: what bounds the sketch's error.
-
-    `even` is the latter of a neuron whose energy in every position is 1.
-    """
-
-    TENSORS = ("total", "squares", "even")
-
-    def __init__(self, model: Named, n_neurons: int, signs: Signs, *, group: int = 0, device: Any = "cpu") -> None:
-        super().__init__((model,), group)
-        self.signs = signs
-        self.total = torch.zeros(n_neurons, dtype=torch.float64, device=device)
-        self.squares = torch.zeros(n_neurons, dtype=torch.float64, device=device)
-        self.even = torch.zeros((), dtype=torch.float64, device=device)
-        self.pending = torch.zeros(n_neurons, dtype=torch.float64, device=device)
-        self.positions = 0
-
-    def update(self, batch: Batch) -> None:
-        """Add a batch of positions."""
-        (block,) = self.blocks(batch)
-        self.count += block.count
-        self.positions += block.count
-        self.pending += block.columns.squares
-
-    def fold(self) -> None:
-        """Add the shard."""
-        if self.positions:
-            self.total += self.pending
-            together = self.signs.together(self.positions)
-            self.squares += together * self.pending.square()
-            self.even += together * self.positions**2
-            self.pending.zero_()
-            self.positions = 0
-
-    def result(self) -> tuple[Float[Tensor, " neurons"], Float[Tensor, ""]]:
-        """v of every neuron (see the module), and w of neurons whose energy is even, about 1/s."""
-        self.fold()
-        return self.squares.sqrt() / self.total, self.even / max(self.count, 1) ** 2
-
-
-@dataclass(frozen=True)
-class Certainty:
-    """How far a sketch may be off: v of the asker's and of the other model's neurons, and w of even ones."""
-
-    asker: Float[Tensor, " neurons"]
-    other: Float[Tensor, " others"]
-    even: Float[Tensor, ""]
-
-    def part(self, askers: slice, others: slice) -> "Certainty":
-        """Of some neurons."""
-        return Certainty(self.asker[askers], self.other[others], self.even)
-
-    def reach(self, z: float, rows: slice, index: Int[Tensor, "rows k"] | None = None) -> Tensor:
-        """z standard errors of atanh ρ: of some askers with all others, or with those of `index`."""
-        theirs = self.other[None] if index is None else self.other[index.clamp_min(0)]
-        return z * (self.asker[rows, None] * theirs).sqrt()
-
-
-def quantile_of(certificates: int, delta: float = DELTA) -> float:
-    """z such that of so many certificates all are right with probability 1 − delta.
-
-    A certificate of a neuron can be wrong only if the error at its one true match, fixed before the signs are drawn,
-    exceeds z standard errors: no union over all other neurons is needed.
-    """
-    return float(stats.norm.isf(delta / max(certificates, 1)))
-
-
-def expected_maximum(
-    means: Float[Tensor, "neurons k"], errors: Float[Tensor, "neurons k"]
-) -> Float[Tensor, " neurons"]:
-    """E max_k (m_k + e_k), e_k independent Gaussians with these standard errors; by Simpson's rule."""
-    low = (means - 6 * errors).amax(1)
-    high = (means + 6 * errors).amax(1)
-    step = (high - low) / (NODES - 1)
-    total = torch.zeros_like(low)
-    for node in range(NODES):
-        x = low + node * step
-        below = torch.special.ndtr((x[:, None] - means) / errors).prod(1)
-        total += (1 - below) * (1 if node in (0, NODES - 1) else 4 if node % 2 else 2)
-    return low + total * step / 3
-
-
-def winners_curse(
-    corr: Float[Tensor, "neurons k"], index: Int[Tensor, "neurons k"], certainty: Certainty
-) -> Float[Tensor, " neurons"]:
-    """How much the highest of a neuron's sketched correlations exceeds the true one, on average.
-
-    The highest ones with fresh errors on top: how far their maximum rises once more.  NaN for dead neurons.
-    """
-    seen = corr[:, :CANDIDATES_SEEN].double()
-    errors = (1 - seen.square()) * certainty.reach(1.0, slice(None), index[:, :CANDIDATES_SEEN]).cpu()
-    return expected_maximum(seen, errors.clamp_min(1e-12)) - seen[:, 0]

@@ -50,8 +50,8 @@ from universal_neurons.statistics import (
 from universal_neurons.storage.snapshots import Generations
 from universal_neurons.text import Shard, TokenDataset
 
-FORMAT = "universal-neurons sketch 2"
-UNHASHED = "universal-neurons sketch 1"
+FORMAT = "universal-neurons sketch 3"
+EARLIER = {"universal-neurons sketch 1": "hashes", "universal-neurons sketch 2": "what bounds its errors"}  # they lack
 PIECE_BYTES = 1 << 24
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I32": torch.int32, "I64": torch.int64}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -236,9 +236,9 @@ class SketchFile:
         except (SafetensorError, OSError) as error:
             raise SketchError(f"{path}: cannot be read", given=error, wanted="a whole sketch") from None
         given = metadata.get("format", "another safetensors file")
-        if given == UNHASHED:
+        if given in EARLIER:
             raise SketchError(
-                f"{path}: a sketch without hashes, as an earlier version wrote them",
+                f"{path}: a sketch without {EARLIER[given]}, as an earlier version wrote them",
                 given=given,
                 wanted=FORMAT,
                 fix="make it again with `uneurons sketch`",

@@ -25,7 +25,7 @@ MATCH_ROW_BYTES = 160  # a row of the matches table while it is sorted and writt
 PAGES_BYTES = 250 << 20  # matplotlib and the report
 EXAMPLE_BYTES = 700  # an example while its table is made
 SYNTAX_BYTES = 24  # of a token position
-PROPOSAL_BYTES = 129 * 24 * 2  # of a neuron's candidates, in a checkpoint too
+PROPOSAL_BYTES = 129 * 32 * 2  # of a neuron's candidates, in a checkpoint too
 MOST_PASSES = 4096
 WORDS_PER_TOKEN = 2  # places in a word in which a token is seen
 COLUMN_LABELS = 300  # syntax of this and the previous token, subsets
@@ -156,7 +156,7 @@ def _workspace(
     largest_panel = max((panel.entries for panels in passes for panel in panels), default=0)
     size += _entry_bytes(config, compensated) * largest_panel * (groups > 1)  # the groups' sum
     if config.search != "exact":  # how far each ρ of a panel may be off
-        size += 8 * 4 * PANEL_ELEMENTS
+        size += 8 * 5 * PANEL_ELEMENTS
     if config.search == "screened":  # of every group, and of all
         proposed = sum(a.n_neurons + b.n_neurons for a, b in pairs)
         size += proposed * (groups + (groups > 1)) * PROPOSAL_BYTES

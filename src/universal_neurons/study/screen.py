@@ -21,6 +21,7 @@ from universal_neurons.matching import (
     exact_matches,
     groups_of,
     how_many,
+    least_best,
     pairs_of,
 )
 from universal_neurons.statistics import Accumulator, Recipe, Statistics, quantile_of
@@ -34,7 +35,7 @@ class Screen:
         self.study, self.findings = study, findings
         self.models = {model.name: model for model in study.models}
         self.z = quantile_of(sum(self.models[asker].n_neurons for asker, _ in study.asked))
-        self._chosen: dict[Place, tuple[Piece, Tensor]] = {}
+        self._chosen: dict[Place, tuple[Piece, Tensor, Tensor]] = {}
 
     def recipes(self) -> list[Recipe]:
         """The sums of all candidates, of every group of shards."""
@@ -59,7 +60,7 @@ class Screen:
             moments = evidence.pairs(left, right)
             corr = moments.corr(evidence.spread(left), evidence.spread(right))
             places = (moments.left, moments.right) if left == asker else (moments.right, moments.left)
-            piece, wanted = self._wanted((scope, asker, other))
+            piece, wanted, _ = self._wanted((scope, asker, other))
             assert piece.proposal is not None
             matches = exact_matches(piece.matches, piece.proposal, wanted, *places, corr, self.study.config.top_k)
             self.findings.of[scope, asker, other] = Finding([replace(piece, matches=matches, proposal=None)])
@@ -76,19 +77,20 @@ class Screen:
         codes = []
         for scope, asker, other in self.findings.of:
             if {asker, other} == {left, right} and scope.tokens is None:
-                piece, wanted = self._wanted((scope, asker, other))
+                piece, wanted, floor = self._wanted((scope, asker, other))
                 assert piece.proposal is not None
-                codes.append(pairs_of(piece.proposal, wanted, self.models[right].n_neurons, back=asker == right))
+                n_right = self.models[right].n_neurons
+                codes.append(pairs_of(piece.proposal, wanted, floor, n_right, back=asker == right))
         return torch.from_numpy(np.unique(np.concatenate(codes)))
 
-    def _wanted(self, place: Place) -> tuple[Piece, Tensor]:
-        """What the sketch found, and how many candidates of each neuron to compute."""
+    def _wanted(self, place: Place) -> tuple[Piece, Tensor, Tensor]:
+        """What the sketch found, how many candidates of each neuron to compute, and what its best ρ is at least."""
         if place not in self._chosen:
             finding = self.findings.of[place]
             piece = finding.whole(self.study.config.top_k)
             assert finding.certainty is not None
             assert piece.proposal is not None
             least = max(CANDIDATES_LEAST, self.study.config.top_k)
-            wanted = how_many(piece.proposal, piece.matches.strength[:, 0], finding.certainty, least)
-            self._chosen[place] = piece, wanted
+            floor = least_best(piece.matches.strength[:, 0], finding.certainty)
+            self._chosen[place] = piece, how_many(piece.proposal, floor, least), floor
         return self._chosen[place]
