@@ -8,10 +8,17 @@ from test_correlation import captured, run_pass, some_tokens
 from transformers import AutoModelForCausalLM
 
 from universal_neurons import TokenDataset
-from universal_neurons.matching.baselines import excess_correlation, q_values, rotated_best, rotation
+from universal_neurons.matching import Evidence
+from universal_neurons.matching.baselines import (
+    excess_correlation,
+    normalised_excess,
+    q_values,
+    rotated_best,
+    rotation,
+)
 from universal_neurons.matching.comparison import compare
 from universal_neurons.models import Model, load_model
-from universal_neurons.statistics import Key, Statistics
+from universal_neurons.statistics import Batch, Block, CoMoments, Extremes, Key, LayerMoments, Statistics, SumSquares
 from universal_neurons.units import Units
 
 
@@ -65,25 +72,47 @@ def test_dead_neurons_have_no_baseline_and_disturb_none():
 
 def test_a_rotated_model_looks_like_its_own_baseline():
     """If the other model's neurons mean nothing, the excess is nothing: a planted null, with a shared subspace."""
-    from universal_neurons.matching import Evidence
-    from universal_neurons.statistics import Batch, Block, CoMoments, Extremes, LayerMoments, SumSquares
-
     generator = torch.Generator().manual_seed(0)
     shared = torch.randn(20_000, 32, generator=generator)
     left = shared @ torch.randn(32, 64, generator=generator) + torch.randn(20_000, 64, generator=generator)
     right = shared @ torch.randn(32, 64, generator=generator) + torch.randn(20_000, 64, generator=generator)
-    parts = [CoMoments("a", "b", 64, 64)]
+    found = compare(evidence_of(left, right), "a", ["b"], settled(), draws=20)
+    assert found.best.mean() > 0.4
+    assert abs(found.excess.mean()) < 0.02
+
+
+def evidence_of(left, right):
+    """What a pass would hold of two models of one layer."""
+    width = left.shape[1]
+    parts = [CoMoments("a", "b", width, width)]
     for name in "ab":
         parts += [
-            LayerMoments(name, Units.equal(1, 64)),
-            Extremes(name, 64),
-            SumSquares(name, 64, group=0),
+            LayerMoments(name, Units.equal(1, width)),
+            Extremes(name, width),
+            SumSquares(name, width, group=0),
         ]
     for part in parts:
         part.update(Batch({Key("a"): Block(left), Key("b"): Block(right)}))
-    found = compare(Evidence(Statistics(parts), [0]), "a", ["b"], settled(), draws=20)
-    assert found.best.mean() > 0.4
-    assert abs(found.excess.mean()) < 0.02
+    return Evidence(Statistics(parts), [0])
+
+
+def test_an_identical_copy_is_wholly_universal_whatever_the_scale_of_a_few():
+    """Two neurons hold nearly all variance of the layer: the paper's baseline for them is near 1, the other is not."""
+    values = torch.randn(4000, 256, generator=torch.Generator().manual_seed(0))
+    values[:, [3, 70]] *= 100
+    found = compare(evidence_of(values, values[:, torch.randperm(256)]), "a", ["b"], settled(draws=4))
+    np.testing.assert_allclose(found.best, 1, atol=1e-6)
+    assert found.baseline[0, [3, 70]].min() > 0.9
+    assert not (found.excess > 0.5).all()
+    assert (found.excess_standardised > 0.5).all()
+    np.testing.assert_allclose(found.excess_normalised, 1, atol=1e-5)
+
+
+def test_the_normalised_excess_is_its_definition_and_nothing_where_chance_is_nearly_perfect():
+    best, baseline = np.array([[0.9, 0.8, 0.99], [0.7, 0.2, 0.99]]), np.array([[0.5, 0.6, 0.96], [0.4, 0.3, 0.1]])
+    found = normalised_excess(best, baseline)
+    np.testing.assert_allclose(found[:2], [(0.4 / 0.5 + 0.3 / 0.6) / 2, (0.2 / 0.4 - 0.1 / 0.7) / 2])
+    assert np.isnan(found[2])
 
 
 def q_by_definition(best, maxima):

@@ -40,6 +40,10 @@ class FrequentTokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def describe(self) -> dict[str, float | int]:
+        """What the manifest keeps: how many tokens, and which share of the positions they take."""
+        return {"tokens": len(self), "coverage": round(self.coverage, 4)}
+
     def batch(
         self, rows: Int[np.ndarray, " rows"], keep: Int[np.ndarray, " positions"]
     ) -> tuple[dict[Key, Block], dict[Key, Tensor]]:

@@ -45,6 +45,7 @@ class Facts:
     corr: tuple[float, float]  # means: of all best matches, of the universal neurons'
     ranks: tuple[float, float] | None
     within_tokens: tuple[float, float] | None
+    coverage: float | None  # share of positions that within_tokens is of
     gap_all: float  # mean over neurons of max - min over models of the best correlation
     gap_universal: float | None
     mutual: float  # share of best matches that are mutual
@@ -102,6 +103,7 @@ def facts(store: Store, asker: str) -> Facts:
         corr=mean("corr") or (math.nan, math.nan),
         ranks=mean("corr_ranks"),
         within_tokens=mean("corr_within_tokens"),
+        coverage=store.manifest.get("within_tokens", {}).get("coverage"),
         gap_all=_number(alive.select(gap.mean()).item()),
         gap_universal=_number(universal.select(gap.mean()).item()) if len(universal) else None,
         mutual=_number(best["mutual"].mean()),
@@ -223,9 +225,10 @@ def _excess_line(told: Facts) -> str:
 
 def _scale_lines(told: Facts) -> list[tuple[str, str]]:
     """How much of ρ is left of ranks, and within single tokens: of universal neurons, or of all where there is none."""
-    if told.ranks is None or told.within_tokens is None:
+    if told.ranks is None or told.within_tokens is None or told.coverage is None:
         return []
     place, whose = (0, "all neurons") if math.isnan(told.corr[1]) else (1, "universal neurons")
     corr, ranks, within = (short(values[place]) for values in (told.corr, told.ranks, told.within_tokens))
-    line = f"of {whose} mean ρ {corr}; of ranks, whatever the size, {ranks}; within single tokens {within}"
+    line = f"of {whose} mean ρ {corr}; of ranks, whatever the size, {ranks}; "
+    line += f"within single tokens ({told.coverage:.0%} of positions) {within}"
     return [("scale and vocabulary", line)]

@@ -129,6 +129,7 @@ def _finish(study: Study, stages: Stages, tables: dict[str, str], writer: StoreW
         "counted_tokens": stages.counted,
         "search": {"search": study.config.search, **stages.doubts},
         **({} if stages.null is None else {"null": stages.null.describe()}),
+        **({} if stages.frequent is None else {"within_tokens": stages.frequent.describe()}),
         "tables": tables,
         "timings": {name: round(seconds, 3) for name, seconds in reporter.timings.items()},
     }

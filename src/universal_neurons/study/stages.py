@@ -16,6 +16,7 @@ from universal_neurons.matching import (
     WHOLE,
     Comparison,
     Evidence,
+    FrequentTokens,
     Scope,
     best_of,
     convergence_table,
@@ -70,6 +71,7 @@ class Stages:
         self.hashes: dict[str, str] = {}
         self.matches: pl.DataFrame | None = None
         self.null: UntrainedNull | None = None
+        self.frequent: FrequentTokens | None = None
         self.counted = 0
         self.doubts: dict[str, float | int] = {}
         self.batch_tokens = self.config.batch_tokens
@@ -228,6 +230,7 @@ class Stages:
     def _detail(self, sources: list[Source], of_matches: DetailPass, explainer: Explainer | None) -> dict[str, Detail]:
         """Held-out rows read once more; the labels' columns of it, and what it says of the matches."""
         recipes, annotations = of_matches.recipes(), of_matches.annotations()
+        self.frequent = of_matches.frequent
         if explainer is not None:
             of_labels = explainer.sources()
             recipes += explainer.recipes(of_labels[0].width)
