@@ -14,7 +14,7 @@ from text import encode, read
 from transformers import AutoModelForCausalLM
 
 import universal_neurons as un
-from universal_neurons.report.summary import facts
+from universal_neurons.report.facts import facts
 
 ROWS_AT_ONCE = 32
 
@@ -66,9 +66,9 @@ def universality(store: un.Store) -> dict[str, Any]:
             "dead": seen.dead,
             "universal": seen.universal,
             "universal_per_layer": list(seen.universal_per_layer),
-            "universal_heldout": seen.universal_heldout,
-            "universal_surely": seen.universal_surely,
-            "universal_possibly": seen.universal_possibly,
+            "universal_heldout": seen.paper.heldout,
+            "universal_surely": seen.paper.surely,
+            "universal_possibly": seen.paper.possibly,
             "excess_median": seen.excess_median,
             "excess_p99": seen.excess_p99,
             "families": families,
@@ -127,8 +127,8 @@ def growth(recipe: dict, out: Path) -> list[dict[str, Any]]:
                 "tokens": step * per_step,
                 "neurons": seen.neurons,
                 "universal": seen.universal,
-                "surely": seen.universal_surely,
-                "possibly": seen.universal_possibly,
+                "surely": seen.paper.surely,
+                "possibly": seen.paper.possibly,
                 "excess_median": seen.excess_median,
                 "excess_p99": seen.excess_p99,
             }

@@ -100,5 +100,8 @@ def test_the_estimates_are_differences_on_the_same_stretches_and_stay_possible()
     np.testing.assert_allclose(normalised.value, ((value - base) / (1 - base)).mean(0))
     assert (normalised.high <= 1).all()
     alone = baseline_estimate(baseline, heldout)
+    certain = [Jackknifed(np.full(NEURONS, 0.9), np.full((20, NEURONS), 0.9)) for _ in range(2)]
+    wide = [HeldOut(Jackknifed(v, v + 20 * e), m.stretches, m.variances) for v, e, m in zip(value, noise, matches)]
+    np.testing.assert_allclose(excess_estimate(wide, baseline, certain).high, 0.1)  # no ρ exceeds 1
     assert (alone.high > alone.low).all()
     assert (alone.low >= -1).all()

@@ -128,6 +128,8 @@ def test_both_excesses_and_the_held_out_ones(store, seen):
         assert (neurons[f"{name}_low"] <= neurons[f"{name}_heldout"]).all()
         assert (neurons[f"{name}_heldout"] <= neurons[f"{name}_high"]).all()
         assert (neurons[f"{name}_high"] <= 1).all()
+    most = 1 - neurons["baseline_standardised_low"]
+    assert (neurons["excess_standardised_high"] <= most + 1e-12).all()
 
 
 def test_how_much_one_position_holds(store, seen):

@@ -6,7 +6,7 @@
   rows that choose is added to b, and the standard error of all draws to the interval.
 - Where nothing was rotated (shuffled positions) b is that of the rows that choose.
 
-A correlation lies between −1 and 1, an excess below 1: intervals end there.
+A correlation lies between −1 and 1, so an excess between −1 − b and 1 − b: intervals end there, b at its own end.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,8 @@ def baseline_estimate(baseline: Baseline, heldout: Sequence[Jackknifed]) -> Esti
 def excess_estimate(matches: Sequence[HeldOut], baseline: Baseline, heldout: Sequence[Jackknifed]) -> Estimate:
     """Mean over models of ρ − b (eq 3)."""
     excess = [match.corr.map(np.subtract, b) for match, b in zip(matches, heldout)]
-    return _estimate(_mean(excess), _draw_error(baseline), least=-2.0, most=1.0)
+    b = baseline_estimate(baseline, heldout)
+    return _estimate(_mean(excess), _draw_error(baseline), least=-1 - b.high, most=1 - b.low)
 
 
 def normalised_estimate(matches: Sequence[HeldOut], baseline: Baseline, heldout: Sequence[Jackknifed]) -> Estimate:
@@ -82,6 +83,8 @@ def _draw_error(baseline: Baseline) -> Float[np.ndarray, " neurons"]:
     return np.asarray(draws.std(0, ddof=1) / np.sqrt(len(draws)))
 
 
-def _estimate(jackknifed: Jackknifed, other_error: np.ndarray, *, least: float, most: float) -> Estimate:
+def _estimate(
+    jackknifed: Jackknifed, other_error: np.ndarray, *, least: float | np.ndarray, most: float | np.ndarray
+) -> Estimate:
     low, high = jackknifed.interval(other_error=other_error)
     return Estimate(jackknifed.value, np.clip(low, least, most), np.clip(high, least, most))
