@@ -13,13 +13,15 @@ from test_correlation import captured, some_tokens
 
 import universal_neurons
 from universal_neurons.features import NeuronSource
-from universal_neurons.matching import Candidates, PairedMoments
+from universal_neurons.matching import Candidates, PairedMoments, RankMoments, RankTable, RotatedMoments, WithinTokens
+from universal_neurons.matching.baselines import rotation
 from universal_neurons.passes import Pass
 from universal_neurons.passes import prefetch as overlap
 from universal_neurons.statistics import (
     BEFORE,
     BY_POSITION,
     BY_ROW,
+    BY_TOKEN,
     BY_WORD,
     Accumulator,
     Batch,
@@ -43,6 +45,7 @@ from universal_neurons.statistics.keys import key_of
 from universal_neurons.storage import FileInParts, KeptSums
 from universal_neurons.study.shown import Details
 from universal_neurons.text import Shard
+from universal_neurons.units import Units
 
 pytestmark = pytest.mark.cuda
 
@@ -53,6 +56,8 @@ N, ROWS, WORDS, SEED, STRETCHES = 48, (5, 29), 11, 3, 4
 SIGNS = Signs(8, SEED)
 MATCH = torch.arange(N).flip(0).where(torch.arange(N) % 5 > 0, -1)
 PAIRS = torch.arange(0, N * N, 7)
+TURNED = torch.stack([torch.arange(N).roll(3), torch.arange(N).flip(0)])
+TABLE = RankTable.of(torch.linspace(-0.5, 0.5, 65)[:, None].repeat(1, N))
 
 
 class Spy(Accumulator):
@@ -84,7 +89,8 @@ class Words:
         self.tokens = tokens
 
     def batch(self, rows, keep):
-        return {}, {BY_WORD: torch.from_numpy(self.tokens.ids(rows).ravel()[keep].astype(np.int64) % WORDS)}
+        number = torch.from_numpy(self.tokens.ids(rows).ravel()[keep].astype(np.int64) % WORDS)
+        return {}, {BY_WORD: number, BY_TOKEN: number}
 
 
 RECIPES = {
@@ -104,6 +110,11 @@ RECIPES = {
     "energies": partial(ShardEnergies, A, N, SIGNS),
     "paired": partial(PairedMoments, A, B, MATCH, STRETCHES),
     "candidates": partial(Candidates, A, B, PAIRS, N, N),
+    "rotated": partial(RotatedMoments, A, B, TURNED, Units.equal(2, N // 2), "rotation", SEED, STRETCHES),
+    "ranks": partial(RankMoments, A, [B], MATCH[None], [TABLE, TABLE]),
+    "within": partial(WithinTokens, A, B, MATCH, WORDS - 1),
+    "tokens": partial(GroupMeans, A, BY_TOKEN, WORDS, N),
+    "their tokens": partial(GroupMeans, B, BY_TOKEN, WORDS, N),
 }
 
 
@@ -314,14 +325,38 @@ def test_pairs(seen):
     heldout = found["paired"].result()
     match = np.maximum(MATCH.numpy(), 0)
     expected = np.array([np.corrcoef(left[:, n], right[:, match[n]])[0, 1] for n in range(N)])
-    np.testing.assert_allclose(heldout.corr, expected, atol=2e-6)
+    np.testing.assert_allclose(heldout.corr.value, expected, atol=2e-6)
     rest = np.concatenate([np.full(len(spy.of(A, shard)), shard) for shard in range(STRETCHES)]) != 1
     expected = np.array([np.corrcoef(left[rest, n], right[rest, match[n]])[0, 1] for n in range(N)])
-    np.testing.assert_allclose(heldout.without[1], expected, atol=2e-6)
+    np.testing.assert_allclose(heldout.corr.without[1], expected, atol=2e-6)
     some = found["candidates"].result()
     cross = (left[:, some.left] * right[:, some.right]).sum(0)
     scale = np.linalg.norm(left[:, some.left], axis=0) * np.linalg.norm(right[:, some.right], axis=0)
     assert (np.abs(some.cross - cross) / scale).max() < 1e-6
+
+
+def test_what_is_asked_of_matches_on_held_out_rows(seen):
+    _, spy, found, *_ = seen
+    left, right, number = spy.of(A), spy.of(B), spy.index(BY_TOKEN)
+    match = np.maximum(MATCH.numpy(), 0)
+    turned = []
+    for draw in range(len(TURNED)):
+        turn = rotation("rotation", N // 2, SEED, draw).numpy()
+        turned.append(np.concatenate([layer @ turn.T for layer in np.split(right, 2, 1)], 1)[:, TURNED[draw]])
+    expected = [[np.corrcoef(left[:, n], values[:, n])[0, 1] for n in range(N)] for values in turned]
+    np.testing.assert_allclose(found["rotated"].result().value, np.mean(expected, 0), atol=5e-6)
+    places = [np.searchsorted(TABLE.ends[0].double().numpy(), values, side="right") for values in (left, right)]
+    a, b = (TABLE.ranks[0].double().numpy()[place] for place in places)
+    expected = [np.corrcoef(a[:, n], b[:, match[n]])[0, 1] if MATCH[n] >= 0 else np.nan for n in range(N)]
+    np.testing.assert_allclose(found["ranks"].result()[0], expected, atol=1e-5)
+    da, db = left.copy(), right[:, match].copy()
+    for word in range(WORDS - 1):
+        here = number == word
+        da[here], db[here] = da[here] - da[here].mean(0), db[here] - db[here].mean(0)
+    da, db = da[number < WORDS - 1], db[number < WORDS - 1]
+    within = found["within"].corr(found["tokens"].result(), found["their tokens"].result())
+    expected = (da * db).sum(0) / np.sqrt((da**2).sum(0) * (db**2).sum(0))
+    np.testing.assert_allclose(within, expected, atol=2e-5)
 
 
 def test_states_come_back_to_the_device(seen, device):

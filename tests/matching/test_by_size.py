@@ -21,6 +21,7 @@ from universal_neurons.matching import (
     excess_estimate,
     heldout_baseline,
     how_many,
+    least_best,
     pairs_of,
 )
 from universal_neurons.matching.baselines import Baseline, Maxima, rotated_best, rotation
@@ -232,13 +233,16 @@ def test_screened_matches_and_certificates(negated):
     for seed in range(5):
         evidence = sketched(left, right, seed)
         proposal, matches, certainty = proposed(evidence, quantile_of(N_LEFT))
-        wanted = how_many(proposal, matches.strength[:, 0], certainty, CANDIDATES_LEAST)
-        pairs = torch.from_numpy(pairs_of(proposal, wanted, N_RIGHT))
+        floor = least_best(matches.strength[:, 0], certainty)
+        wanted = how_many(proposal, floor, CANDIDATES_LEAST)
+        pairs = torch.from_numpy(pairs_of(proposal, wanted, floor, N_RIGHT))
         candidates = Candidates("a", "b", pairs, N_LEFT, N_RIGHT)
         fed([candidates], by_shard(left, right, seed))
         moments = candidates.result()
         corr = moments.corr(evidence.spread("a"), evidence.spread("b"))
-        found = exact_matches(matches, proposal, wanted, moments.left, moments.right, corr, 10)
+        found = exact_matches(
+            matches, proposal, wanted, moments.left, moments.right, corr, 10, np.ones(len(corr), bool)
+        )
         index = found.index[:, 0].numpy()
         np.testing.assert_array_equal(index[high], truth[high])
         np.testing.assert_allclose(found.corr[high, 0], rho[high, truth[high]], atol=1e-6)

@@ -113,6 +113,11 @@ def proposed(evidence, z, asker="a", other="b", rows=None, columns=None):
     return found, find_matches(part, *norms, CANDIDATES_SEEN, rows=rows[0], columns=columns[0]), certainty
 
 
+def every(corr):
+    """All pairs, each of which may be the best."""
+    return np.ones(len(corr), bool)
+
+
 def screened(left, right, seed=0, z=None, k=10):
     """A screened search from beginning to end: exact matches, and how many candidates each neuron had."""
     evidence = sketched(left, right, seed)
@@ -126,7 +131,12 @@ def screened(left, right, seed=0, z=None, k=10):
     fed([candidates], by_shard(left, right, seed))
     moments = candidates.result()
     corr = moments.corr(evidence.spread("a"), evidence.spread("b"))
-    return exact_matches(matches, proposal, wanted, moments.left, moments.right, corr, k), moments, corr, wanted
+    return (
+        exact_matches(matches, proposal, wanted, moments.left, moments.right, corr, k, every(corr)),
+        moments,
+        corr,
+        wanted,
+    )
 
 
 def test_the_correlations_of_candidates_are_numpys(data):
@@ -357,7 +367,7 @@ def test_what_narrow_parts_dropped_is_not_certified(data):
     wanted = torch.full((N_LEFT,), 20)
     pairs = pairs_of(proposal, wanted, torch.ones(N_LEFT), 60)
     rho = rho_by_numpy(left, right)[pairs // 60, pairs % 60]
-    found = exact_matches(matches, proposal, wanted, pairs // 60, pairs % 60, rho, 5)
+    found = exact_matches(matches, proposal, wanted, pairs // 60, pairs % 60, rho, 5, every(rho))
     assert not found.certified.any()
 
 

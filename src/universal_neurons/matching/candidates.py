@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from universal_neurons.errors import MergeError
@@ -157,11 +157,16 @@ def pairs_of(
     floor: Float[Tensor, " neurons"],
     n_others: int,
     back: bool = False,
+    *,
+    lowest: bool = True,
 ) -> Int[np.ndarray, " pairs"]:
-    """The pairs to compute as sorted numbers asker · n_others + other (`back`: other · n_askers + asker)."""
+    """The pairs to compute as sorted numbers asker · n_others + other (`back`: other · n_askers + asker).
+
+    Those of the most negative ρ among them, or (`lowest`) not.
+    """
     (n, width), n_back = proposal.index.shape, len(proposal.back)
     index = proposal.index.masked_fill(torch.arange(width)[None] >= wanted[:, None], -1)
-    index = torch.cat([index, proposal.in_the_way(wanted, floor), proposal.lowest], 1)
+    index = torch.cat([index, proposal.in_the_way(wanted, floor), proposal.lowest[:, : None if lowest else 0]], 1)
     asker = torch.cat([torch.arange(n)[:, None].expand_as(index)[index >= 0], proposal.back[proposal.back >= 0]])
     other = torch.cat([index[index >= 0], torch.arange(n_back)[:, None].expand_as(proposal.back)[proposal.back >= 0]])
     return np.unique((other * n + asker if back else asker * n_others + other).numpy())
@@ -238,15 +243,22 @@ def exact_matches(
     other: Int[np.ndarray, " pairs"],
     corr: Float[np.ndarray, " pairs"],
     k: int,
+    likely: Bool[np.ndarray, " pairs"],
 ) -> Matches:
-    """Matches by the exact ρ of the pairs that were computed, and which of them are certified."""
+    """Matches by the exact ρ of the pairs that were computed, and which of them are certified.
+
+    `likely` pairs are those computed because they may be the best.  By size only these certify: which others were, for
+    the most negative ρ, depends on signs that are nobody's choice.
+    """
     n, living = len(sketched.corr), torch.isfinite(sketched.corr[:, 0])
     k = max(1, min(k, int((proposal.index >= 0).sum(1).max())))
     strength = np.abs(corr) if sketched.by_size else corr
     best, index = _highest(n, asker, other, strength, k)
     lowest, low_index = _highest(n, asker, other, -corr, 1)
     back, back_index = _highest(len(sketched.best_back), other, asker, strength, 1)
-    certified = living & (_highest_left_out(proposal, wanted, asker, other) <= best[:, 0])
+    certifying = likely if sketched.by_size else np.ones(len(likely), bool)
+    left_out = _highest_left_out(proposal, wanted, asker[certifying], other[certifying])
+    certified = living & (left_out <= best[:, 0])
     missing = ~living[:, None] | torch.isinf(best)
     return replace(
         sketched,

@@ -36,8 +36,9 @@ class RankTable:
         return cls(*(torch.cat(columns) for columns in zip(*parts)))
 
     def part(self, neurons: Int[Tensor, " neurons"]) -> "RankTable":
-        """Of some neurons."""
-        return RankTable(self.ends.index_select(0, neurons), self.ranks.index_select(0, neurons))
+        """Of some neurons, on their device."""
+        ends, ranks = (t.to(neurons.device).index_select(0, neurons) for t in (self.ends, self.ranks))
+        return RankTable(ends, ranks)
 
     def rank(self, values: Float[Tensor, "neurons tokens"], neurons: slice) -> Float[Tensor, "neurons tokens"]:
         """The mid-ranks of some neurons' values."""
@@ -76,9 +77,9 @@ class RankMoments(Accumulator):
         super().__init__((asker, *others))
         self.matches = matches.clamp_min(0).to(device)
         self.living = (matches >= 0).any(0).nonzero().flatten().to(device)
-        self.mine = tables[0].part(self.living.to(tables[0].ends.device))
+        self.mine = tables[0].part(self.living)
         chosen = self.matches[:, self.living]
-        self.theirs = [table.part(match.to(table.ends.device)) for table, match in zip(tables[1:], chosen)]
+        self.theirs = [table.part(match) for table, match in zip(tables[1:], chosen)]
         self.sums = torch.zeros(*self.matches.shape, 5, dtype=torch.float64, device=device)
 
     def update(self, batch: Batch) -> None:

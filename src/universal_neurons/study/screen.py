@@ -62,7 +62,11 @@ class Screen:
             places = (moments.left, moments.right) if left == asker else (moments.right, moments.left)
             piece, wanted, _ = self._wanted((scope, asker, other))
             assert piece.proposal is not None
-            matches = exact_matches(piece.matches, piece.proposal, wanted, *places, corr, self.study.config.top_k)
+            likely = np.isin(
+                moments.left * self.models[right].n_neurons + moments.right, self._pairs(left, right, False)
+            )
+            top_k = self.study.config.top_k
+            matches = exact_matches(piece.matches, piece.proposal, wanted, *places, corr, top_k, likely)
             self.findings.of[scope, asker, other] = Finding([replace(piece, matches=matches, proposal=None)])
 
     def _unordered(self) -> list[tuple[str, str]]:
@@ -72,15 +76,15 @@ class Screen:
                 pairs.append((asker, other))
         return pairs
 
-    def _pairs(self, left: str, right: str) -> Tensor:
-        """The candidates of two models, either way, of the whole text and of subsets."""
+    def _pairs(self, left: str, right: str, *, lowest: bool = True) -> Tensor:
+        """The candidates of two models, either way, of the whole text and of subsets; of the `lowest` ρ too, or not."""
         codes = []
         for scope, asker, other in self.findings.of:
             if {asker, other} == {left, right} and scope.tokens is None:
                 piece, wanted, floor = self._wanted((scope, asker, other))
                 assert piece.proposal is not None
                 n_right = self.models[right].n_neurons
-                codes.append(pairs_of(piece.proposal, wanted, floor, n_right, back=asker == right))
+                codes.append(pairs_of(piece.proposal, wanted, floor, n_right, asker == right, lowest=lowest))
         return torch.from_numpy(np.unique(np.concatenate(codes)))
 
     def _wanted(self, place: Place) -> tuple[Piece, Tensor, Tensor]:

@@ -117,7 +117,7 @@ def _carried_by_few(
     for place, (other, match) in enumerate(zip(comparison.others, comparison.best_index)):
         ratio = variance_ratio(comparison, detail, place, variances)
         few |= shares[other][match] > LARGE_SHARE
-        few |= (detail.matches[place].stretches < FEW_STRETCHES) | (np.abs(np.log(ratio)) > np.log(UNLIKE))
+        few |= (detail.matches[place].stretches < FEW_STRETCHES) | (ratio > UNLIKE) | (ratio < 1 / UNLIKE)
     return few
 
 
