@@ -62,9 +62,8 @@ class Screen:
             places = (moments.left, moments.right) if left == asker else (moments.right, moments.left)
             piece, wanted, _ = self._wanted((scope, asker, other))
             assert piece.proposal is not None
-            likely = np.isin(
-                moments.left * self.models[right].n_neurons + moments.right, self._pairs(left, right, False)
-            )
+            pairs = moments.left * self.models[right].n_neurons + moments.right
+            likely = np.isin(pairs, self._pairs(left, right, lowest=False))
             top_k = self.study.config.top_k
             matches = exact_matches(piece.matches, piece.proposal, wanted, *places, corr, top_k, likely)
             self.findings.of[scope, asker, other] = Finding([replace(piece, matches=matches, proposal=None)])
