@@ -3,6 +3,7 @@
 text_files  a file or pipe, decompressed and decoded by its content, in bounded pieces
 records     records to documents: which columns are read, what is left out or mended
 corpora     text, JSON lines, parquet, saved and hub data sets to documents
+row_file    rows of numbers, in memory or in a file
 tokens      TokenDataset: packed rows of token ids, subsets, mask, fingerprint, held-out rows, shards
 vocabulary  a vocabulary as strings; where in a word a token stands
 """
