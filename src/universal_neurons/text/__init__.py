@@ -5,6 +5,8 @@ records     records to documents: which columns are read, what is left out or me
 corpora     text, JSON lines, parquet, saved and hub data sets to documents
 row_file    rows of numbers, in memory or in a file
 tokens      TokenDataset: packed rows of token ids, subsets, mask, fingerprint, held-out rows, shards
+byte_ranges which bytes of the text each token of a tokenizer stands for
+spans       the stretches of text between boundaries that all tokenizers share
 vocabulary  a vocabulary as strings; where in a word a token stands
 """
 
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
-    from universal_neurons.text.tokens import HELDOUT_MOST, SHARD_POSITIONS, STRETCHES, Shard, TokenDataset
+    from universal_neurons.text.    from universal_neurons.text.tokens import HELDOUT_MOST, SHARD_POSITIONS, STRETCHES, Shard, TokenDataset
     from universal_neurons.text.vocabulary import (
         INSIDE_WORD,
         KINDS,
