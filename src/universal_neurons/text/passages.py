@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Int, Int64, UInt8
 
 from universal_neurons.config import StudyConfig
 from universal_neurons.errors import ConfigError, TextError
@@ -29,8 +29,8 @@ from universal_neurons.text.span_fit import SpanFit, span_numbers
 from universal_neurons.text.span_rows import Stretch, span_rows, stretches_of
 from universal_neurons.text.tokens import FEWEST_ROWS, GrowingRows, Rows, TokenDataset
 
-TEXT_FILE = "spans.utf8"
-RANGES_FILE = "spans.i32"
+TEXT_FILE = "text.utf8"
+RANGES_FILE = "ranges.i32"
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Passages(Rows):
     subset_names: tuple[str, ...]
     counted: int
     ranges: Int[np.ndarray, "rows ends"] | Path
-    text: Int[np.ndarray, " bytes"] | Path
+    text: UInt8[np.ndarray, " bytes"] | Path
     text_ends: Int[np.ndarray, " rows"]
     fit: SpanFit
     fingerprint: str
@@ -243,11 +243,11 @@ class _Growing:
         readings: tuple[Reading, ...],
         tokenizers: dict[str, int],
         ranges: Int[np.ndarray, "rows ends"] | Path,
-        text: Int[np.ndarray, "bytes 1"] | Path,
+        text: UInt8[np.ndarray, "bytes 1"] | Path,
         fit: SpanFit,
     ) -> Passages:
         first = readings[0].tokens
-        names = sorted(reading.digest for reading in readings)
+        names = sorted([one.digest, one.tokens.bos, list(one.tokens.masked)] for one in readings)
         about = [names, self.context, self.lengths, first.subsets.tolist(), first.subset_names]
         self.digest.update(json.dumps(about).encode())
         return Passages(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from universal_neurons.disk import create_anew, removing
 
@@ -39,7 +39,7 @@ class RowFile:
         assert self.path is not None
         return self.path.with_suffix(".partial")
 
-    def add(self, row: Int[np.ndarray, " width"]) -> None:
+    def add(self, row: Integer[np.ndarray, " width"]) -> None:
         """Append a row, of the file's kind of number."""
         assert row.dtype == self.kind
         if self._file is None:
@@ -47,7 +47,7 @@ class RowFile:
         else:
             self._file.write(row.tobytes())
 
-    def rows(self, width: int) -> Int[np.ndarray, "rows width"] | Path:
+    def rows(self, width: int) -> Integer[np.ndarray, "rows width"] | Path:
         """All rows: an array, or the file that holds them."""
         if self.path is not None:
             return self.path

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from universal_neurons.errors import TokenizerError
 from universal_neurons.text.byte_ranges import ByteReader, JoinedTexts
@@ -25,7 +25,7 @@ from universal_neurons.text.tokens import batches_of
 class Stretch(NamedTuple):
     """Text of one subset: its bytes, its units (whose ranges count within these bytes), each tokenizer's ids."""
 
-    text: Int[np.ndarray, " bytes"]
+    text: UInt8[np.ndarray, " bytes"]
     units: Units
     ids: tuple[Int[np.ndarray, " tokens"], ...]
 
