@@ -7,6 +7,7 @@ weight_names    which of a file's weights the model takes, by name and shape
 model           Model: its activations on a batch, its logits
 verification    are its weights numbers; is it what its family's row says
 tokenizer       all that a tokenizer is asked: ids, strings, BOS and EOS, the newline, a digest
+token_bytes     where in the text tokens stand, which bytes they spell
 loading         load a model: the above in order
 untrained       a network of the same architecture that never learned anything
 weights         its processed weights: what a neuron reads and writes
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
     from universal_neurons.models.model import DTYPES, Described, Model, Sink, matrix_of, quiet_transformers
     from universal_neurons.models.to_safetensors import convert
+    from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
     from universal_neurons.models.tokenizer import (
         all_special_ids,
         boundary_tokens,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
         find_tokenizer,
         load_tokenizer,
         masked_ids,
+        named_errors,
         strings_of,
         tokenizer_digest,
         vocabulary_ids,
@@ -61,6 +64,7 @@ else:
             "weight_files": ["require_weights"],
             "model": ["DTYPES", "Described", "Model", "Sink", "matrix_of", "quiet_transformers"],
             "verification": ["verify"],
+            "token_bytes": ["Placed", "encode_with_places", "require_places", "spelling_of"],
             "tokenizer": [
                 "all_special_ids",
                 "boundary_tokens",
@@ -68,6 +72,7 @@ else:
                 "find_tokenizer",
                 "load_tokenizer",
                 "masked_ids",
+                "named_errors",
                 "strings_of",
                 "tokenizer_digest",
                 "vocabulary_ids",

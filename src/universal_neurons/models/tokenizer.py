@@ -35,7 +35,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     require_ordinary_files(Path(folder), str(folder))
     _require_sane_ids(Path(folder))
     try:
-        with _named_errors("its tokenizer cannot be read"), quiet_transformers():
+        with named_errors("its tokenizer cannot be read"), quiet_transformers():
             from transformers import AutoTokenizer
 
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -94,7 +94,7 @@ def _ids_in(content: object) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _named_errors(what: str) -> Iterator[None]:
+def named_errors(what: str) -> Iterator[None]:
     """`TokenizerError` for whatever the library raises; a panic of its is no `Exception`."""
     try:
         yield
@@ -142,7 +142,7 @@ def _try_out(tokenizer: Any) -> None:
 
 def vocabulary_ids(tokenizer: Any) -> dict[str, int]:
     """The id of every token.  Raises `TokenizerError` where there are none, or ids that are no numbers."""
-    with _named_errors("its tokenizer has no vocabulary"):
+    with named_errors("its tokenizer has no vocabulary"):
         vocabulary = {str(token): number for token, number in tokenizer.get_vocab().items()}
     odd = next((token for token, number in vocabulary.items() if not _is_id(number)), None)
     if odd is not None or not vocabulary:
@@ -157,7 +157,7 @@ def _is_id(value: object) -> bool:
 
 def special_ids(tokenizer: Any) -> dict[str, int | None]:
     """The ids of BOS, EOS, CLS, SEP, padding and the unknown token, None where there is none such."""
-    with _named_errors("its tokenizer's special tokens cannot be read"):
+    with named_errors("its tokenizer's special tokens cannot be read"):
         ids = {name: getattr(tokenizer, name, None) for name in SPECIAL}
     for name, number in ids.items():
         if number is not None:
@@ -167,7 +167,7 @@ def special_ids(tokenizer: Any) -> dict[str, int | None]:
 
 def all_special_ids(tokenizer: Any) -> list[int]:
     """The ids of all special tokens, those without a name of their own too."""
-    with _named_errors("its tokenizer's special tokens cannot be read"):
+    with named_errors("its tokenizer's special tokens cannot be read"):
         ids = list(tokenizer.all_special_ids)
     for number in ids:
         _require_id("all_special_ids", number)
@@ -181,13 +181,13 @@ def _require_id(name: str, number: object) -> None:
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text, without special tokens."""
-    with _named_errors("its tokenizer cannot encode the text"):
+    with named_errors("its tokenizer cannot encode the text"):
         return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
 def decode(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
     """The text of each row of ids, special tokens included, nothing tidied up."""
-    with _named_errors("its tokenizer cannot decode tokens"):
+    with named_errors("its tokenizer cannot decode tokens"):
         texts = tokenizer.batch_decode(
             [list(row) for row in rows], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
@@ -252,7 +252,7 @@ def newline_tokens(tokenizer: Any) -> set[int]:
 def tokenizer_digest(tokenizer: Any) -> str:
     """SHA-256 of the vocabulary and, where it has them, the merges: what decides which ids a text becomes."""
     vocabulary = vocabulary_ids(tokenizer)
-    with _named_errors("its tokenizer cannot be read"):
+    with named_errors("its tokenizer cannot be read"):
         backend = getattr(tokenizer, "backend_tokenizer", None)
         merges = json.loads(backend.to_str())["model"].get("merges") if backend is not None else None
     return hashlib.sha256(json.dumps([sorted(vocabulary.items()), merges]).encode()).hexdigest()

@@ -3,7 +3,13 @@
 text_files  a file or pipe, decompressed and decoded by its content, in bounded pieces
 records     records to documents: which columns are read, what is left out or mended
 corpora     text, JSON lines, parquet, saved and hub data sets to documents
+row_file    rows of numbers, in memory or in a file
 tokens      TokenDataset: packed rows of token ids, subsets, mask, fingerprint, held-out rows, shards
+byte_ranges which bytes of the text each token of a tokenizer stands for
+spans       the stretches of text between boundaries that all tokenizers share
+span_rows   documents to rows of the same spans for several tokenizers
+span_fit    how well tokenizers fit: tokens a span, text left out
+passages    Passages: such rows, each tokenizer's tokens in them, and which spans are counted
 vocabulary  a vocabulary as strings; where in a word a token stands
 """
 
@@ -12,6 +18,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.text.passages import Passages
     from universal_neurons.text.tokens import HELDOUT_MOST, SHARD_POSITIONS, STRETCHES, Shard, TokenDataset
     from universal_neurons.text.vocabulary import (
         INSIDE_WORD,
@@ -27,6 +34,7 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
+            "passages": ["Passages"],
             "tokens": ["HELDOUT_MOST", "SHARD_POSITIONS", "STRETCHES", "Shard", "TokenDataset"],
             "vocabulary": [
                 "INSIDE_WORD",

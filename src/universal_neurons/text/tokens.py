@@ -10,23 +10,22 @@
 Rows may live in a file: memory then does not grow with the corpus.
 """
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
 from universal_neurons.config import StudyConfig
-from universal_neurons.disk import create_anew, removing
 from universal_neurons.errors import TextError, TokenRangeError
 from universal_neurons.models import boundary_tokens, encode, masked_ids, tokenizer_digest
 from universal_neurons.text.corpora import Corpus
 from universal_neurons.text.records import Document
+from universal_neurons.text.row_file import KIND, RowFile, rows_of
 
 __all__ = ["Shard", "TokenDataset", "boundary_tokens", "masked_ids", "pack", "tokenised", "tokenizer_digest"]
 
@@ -47,51 +46,20 @@ class Shard:
     group: int = 0
 
 
-@dataclass
-class TokenDataset:
-    """Packed rows of token ids.
+class Rows:
+    """Rows of positions in a text: which are held out, which subsets they are of, how they are cut into shards.
 
-    `rows` is an array (rows, context) of ids or the file that holds it (no row of it, where a sketch keeps the lengths
-    alone); `lengths` counts each row's tokens before padding; `subsets` numbers each row's subset in `subset_names`;
-    `masked` are ids that are never counted, and `counted` is the number of positions that are.
+    What the positions are (tokens, or the spans of several tokenizers) is not its business.
     """
 
-    rows: Int[np.ndarray, "stored context"] | Path
-    lengths: Int[np.ndarray, " rows"]
     context: int
+    lengths: Int[np.ndarray, " rows"]
     subsets: Int[np.ndarray, " rows"]
     subset_names: tuple[str, ...]
-    masked: tuple[int, ...]
-    bos: int
-    dtype: np.dtype
-    fingerprint: str
-    largest_id: int
     counted: int
-    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    @property
-    def n_tokens(self) -> int:
-        """Positions that are not padding."""
-        return int(self.lengths.sum())
-
-    def ids(self, rows: Int[np.ndarray, " rows"]) -> Int64[np.ndarray, "rows context"]:
-        """Token ids (rows, context) as int64; padding repeats BOS."""
-        if isinstance(self.rows, Path):
-            table = np.memmap(self.rows, self.dtype, "r", shape=(len(self), self.context))
-            return table[rows].astype(np.int64)
-        return self.rows[rows].astype(np.int64)
-
-    def mask(self, rows: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, "rows context"]:
-        """Which positions (rows, context) are counted."""
-        ids = self.ids(rows)
-        real = np.arange(self.context)[None] < self.lengths[rows][:, None]
-        counted = real & ~np.isin(ids, self.masked)
-        if self.bos in self.masked:
-            counted[:, 0] = False
-        return counted
 
     def split(
         self, heldout_tokens: int | None = None
@@ -153,6 +121,47 @@ class TokenDataset:
         cuts.sort(key=lambda cut: cut[0])
         return [Shard(index, part, group) for index, (_, part, group) in enumerate(cuts)]
 
+
+@dataclass
+class TokenDataset(Rows):
+    """Packed rows of token ids.
+
+    `rows` is an array (rows, context) of ids or the file that holds it (no row of it, where a sketch keeps the lengths
+    alone); `lengths` counts each row's tokens before padding; `subsets` numbers each row's subset in `subset_names`;
+    `masked` are ids that are never counted, and `counted` is the number of positions that are.
+    """
+
+    rows: Int[np.ndarray, "stored context"] | Path
+    lengths: Int[np.ndarray, " rows"]
+    context: int
+    subsets: Int[np.ndarray, " rows"]
+    subset_names: tuple[str, ...]
+    masked: tuple[int, ...]
+    bos: int
+    dtype: np.dtype
+    fingerprint: str
+    largest_id: int
+    counted: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions that are not padding."""
+        return int(self.lengths.sum())
+
+    def ids(self, rows: Int[np.ndarray, " rows"]) -> Int64[np.ndarray, "rows context"]:
+        """Token ids (rows, context) as int64; padding repeats BOS."""
+        return rows_of(self.rows, rows, len(self), self.context)
+
+    def mask(self, rows: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, "rows context"]:
+        """Which positions (rows, context) are counted."""
+        ids = self.ids(rows)
+        real = np.arange(self.context)[None] < self.lengths[rows][:, None]
+        counted = real & ~np.isin(ids, self.masked)
+        if self.bos in self.masked:
+            counted[:, 0] = False
+        return counted
+
     @classmethod
     def load(cls, config: StudyConfig, tokenizer: Any, *, context: int, folder: Path | None = None) -> "TokenDataset":
         """Tokenise `config.data` into rows of `context`; in `folder`, the rows are kept in a file there."""
@@ -186,49 +195,13 @@ class TokenDataset:
         folder: Path | None = None,
     ) -> "TokenDataset":
         """Rows from (subset, ids) pieces of at most `context` − 1 tokens; at most `most` rows."""
-        names: dict[str, int] = {}
-        lengths: list[int] = []
-        subsets: list[int] = []
-        kept: list[np.ndarray] = []
-        dtype = np.dtype(np.int32)
-        digest = hashlib.sha256()
-        largest = bos
-        masks = np.array(sorted(masked))
-        counted = 0
-        with _rows_file(folder) as file:
+        growing = GrowingRows(context, bos, masked)
+        with RowFile(folder, ROWS_FILE) as file:
             for subset, ids in pieces:
-                if most is not None and len(lengths) >= most:
+                if most is not None and len(growing.lengths) >= most:
                     break
-                row = np.full(context, bos, dtype)
-                row[1 : len(ids) + 1] = ids
-                largest = max(largest, int(row.max()))
-                if row.min() < 0:
-                    raise TokenRangeError(
-                        f"row {len(lengths)}: a negative token id", given=int(row.min()), wanted="ids ≥ 0"
-                    )
-                lengths.append(len(ids) + 1)
-                subsets.append(names.setdefault(subset, len(names)))
-                counted += len(ids) - int(np.isin(ids, masks).sum())
-                counted += 0 if bos in masked else 1
-                digest.update(row.tobytes())
-                if file is None:
-                    kept.append(row)
-                else:
-                    file.write(row.tobytes())
-        digest.update(json.dumps([context, bos, sorted(masked), lengths, subsets, list(names)]).encode())
-        return cls(
-            rows=np.array(kept, dtype).reshape(-1, context) if folder is None else folder / ROWS_FILE,
-            lengths=np.array(lengths, np.int32),
-            context=context,
-            subsets=np.array(subsets, np.int32),
-            subset_names=tuple(names),
-            masked=tuple(sorted(masked)),
-            bos=bos,
-            dtype=dtype,
-            fingerprint=digest.hexdigest(),
-            largest_id=largest,
-            counted=counted,
-        )
+                file.add(growing.add(subset, ids))
+        return growing.finish(file.rows(context))
 
     def require_vocabulary(self, size: int, name: str) -> None:
         """Raise `TokenRangeError` where an id is not in a vocabulary of `size`."""
@@ -245,17 +218,52 @@ class TokenDataset:
         return f"TokenDataset({self.n_tokens:,} tokens in {len(self):,} rows of {self.context}{named})"
 
 
-@contextlib.contextmanager
-def _rows_file(folder: Path | None) -> Iterator[IO[bytes] | None]:
-    """The file that rows are written to, there whole or not at all; none where they stay in memory."""
-    if folder is None:
-        yield None
-        return
-    partial = folder / "rows.partial"
-    with removing(partial):
-        with create_anew(partial) as file:
-            yield file
-        partial.rename(folder / ROWS_FILE)
+class GrowingRows:
+    """The rows of a `TokenDataset` as they are made one by one, with all that is known of them in the end."""
+
+    def __init__(self, context: int, bos: int, masked: Collection[int]) -> None:
+        self.context, self.bos, self.masked = context, bos, tuple(sorted(masked))
+        self.lengths: list[int] = []
+        self.subsets: list[int] = []
+        self._masks = np.array(self.masked)
+        self._names: dict[str, int] = {}
+        self._digest = hashlib.sha256()
+        self._largest = bos
+        self._counted = 0
+
+    def add(self, subset: str, ids: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, " context"]:
+        """The row of at most `context` − 1 ids, BOS in front."""
+        row = np.full(self.context, self.bos, KIND)
+        row[1 : len(ids) + 1] = ids
+        self._largest = max(self._largest, int(row.max()))
+        if row.min() < 0:
+            raise TokenRangeError(
+                f"row {len(self.lengths)}: a negative token id", given=int(row.min()), wanted="ids ≥ 0"
+            )
+        self.lengths.append(len(ids) + 1)
+        self.subsets.append(self._names.setdefault(subset, len(self._names)))
+        self._counted += len(ids) - int(np.isin(ids, self._masks).sum())
+        self._counted += 0 if self.bos in self.masked else 1
+        self._digest.update(row.tobytes())
+        return row
+
+    def finish(self, rows: Int[np.ndarray, "rows context"] | Path) -> "TokenDataset":
+        """The data set of these rows, as they were kept."""
+        about = [self.context, self.bos, list(self.masked), self.lengths, self.subsets, list(self._names)]
+        self._digest.update(json.dumps(about).encode())
+        return TokenDataset(
+            rows=rows,
+            lengths=np.array(self.lengths, np.int32),
+            context=self.context,
+            subsets=np.array(self.subsets, np.int32),
+            subset_names=tuple(self._names),
+            masked=self.masked,
+            bos=self.bos,
+            dtype=KIND,
+            fingerprint=self._digest.hexdigest(),
+            largest_id=self._largest,
+            counted=self._counted,
+        )
 
 
 class Tokenised(NamedTuple):
@@ -292,13 +300,24 @@ def pack(documents: Iterable[Tokenised], bos: int, eos: int, context: int) -> It
 
 def tokenised(documents: Iterable[Document], tokenizer: Any, min_characters: int) -> Iterator[Tokenised]:
     """The ids of every document; text is tokenised in batches, tokenised documents pass as they are."""
+    for batch in batches_of(documents, min_characters):
+        if isinstance(batch[0].content, list):
+            given = np.array(batch[0].content, np.int64)
+            yield Tokenised(batch[0].subset, _without_padding(given, tokenizer), joined=False)
+        else:
+            texts = [str(document.content) for document in batch]
+            for document, ids in zip(batch, encode(tokenizer, texts)):
+                yield Tokenised(document.subset, np.asarray(ids, np.int64), ends=document.ends)
+
+
+def batches_of(documents: Iterable[Document], min_characters: int) -> Iterator[list[Document]]:
+    """Texts of more than `min_characters` that are tokenised together; a document that is tokens comes alone."""
     batch: list[Document] = []
     characters = 0
     goes_on = False
     for document in documents:
         if isinstance(document.content, list):
-            ids = _without_padding(np.array(document.content, np.int64), tokenizer)
-            yield Tokenised(document.subset, ids, joined=False)
+            yield [document]
             continue
         whole = document.ends and not goes_on
         goes_on = not document.ends
@@ -307,9 +326,10 @@ def tokenised(documents: Iterable[Document], tokenizer: Any, min_characters: int
         batch.append(document)
         characters += len(document.content)
         if characters >= TOKENISE_CHARACTERS:
-            yield from _tokenise(batch, tokenizer)
+            yield batch
             batch, characters = [], 0
-    yield from _tokenise(batch, tokenizer)
+    if batch:
+        yield batch
 
 
 def _without_padding(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
@@ -319,10 +339,3 @@ def _without_padding(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
         return ids
     real = np.flatnonzero(ids != pad)
     return ids[real[0] : real[-1] + 1] if len(real) else ids[:0]
-
-
-def _tokenise(batch: list[Document], tokenizer: Any) -> Iterator[Tokenised]:
-    if batch:
-        texts = [str(document.content) for document in batch]
-        for document, ids in zip(batch, encode(tokenizer, texts)):
-            yield Tokenised(document.subset, np.asarray(ids, np.int64), ends=document.ends)
