@@ -1,6 +1,8 @@
 """What gives blocks of units for positions?  A model's neurons, or the sketch of a model.
 
 source    the protocol of a source
+pooling   from the tokens of a model to positions: a token each, or spans of several
+inputs    what a model reads of some rows, and which of its tokens make up the positions
 neurons   the neurons of a model
 readers   how a study comes to its blocks: from models that read text, or from sketches
 sketched  a portable sketch in the place of a model
@@ -11,7 +13,9 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.features.inputs import Inputs, counted_positions, inputs_of
     from universal_neurons.features.neurons import BUFFERS, NeuronSource
+    from universal_neurons.features.pooling import Places, Pooling, PoolingKind
     from universal_neurons.features.readers import Networks, Reader
     from universal_neurons.features.sketched import Sketches, are_sketches, open_sketches, settings_of
     from universal_neurons.features.source import Provisional, Source
@@ -20,6 +24,8 @@ else:
         __name__,
         {
             "source": ["Provisional", "Source"],
+            "pooling": ["Places", "Pooling", "PoolingKind"],
+            "inputs": ["Inputs", "counted_positions", "inputs_of"],
             "neurons": ["BUFFERS", "NeuronSource"],
             "readers": ["Networks", "Reader"],
             "sketched": ["Sketches", "are_sketches", "open_sketches", "settings_of"],

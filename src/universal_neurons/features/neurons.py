@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from universal_neurons.features.pooling import Places, taken
 from universal_neurons.features.source import Provisional
 from universal_neurons.models import Model
 from universal_neurons.statistics import QUANTILES, Block, Key, SignedSums, What, round_to
@@ -40,9 +41,9 @@ class NeuronSource:
         self,
         ids: Int[Tensor, "rows context"],
         attention: Int[Tensor, "rows context"],
-        keep: Int[Tensor, " tokens"],
+        keep: Places,
     ) -> dict[Key, Block]:
-        """The blocks of one batch: positions `keep` of the flattened rows.
+        """The blocks of one batch: positions `keep` of the flattened rows, or what they are pooled from.
 
         They are valid until the next call, on a GPU for `BUFFERS` calls.
         """
@@ -54,7 +55,7 @@ class NeuronSource:
 
         def take(layer: int, activation: Tensor) -> None:
             columns = units.columns(layer)
-            kept = activation.index_select(0, keep)
+            kept = taken(activation, keep)
             if self.rounding == "float32":
                 torch.sub(kept, known.mean[columns], out=values[:, columns])
             else:
@@ -70,7 +71,7 @@ class NeuronSource:
 
         def take_pre(layer: int, pre: Tensor) -> None:
             columns = units.columns(layer)
-            raw[:, columns] = pre.index_select(0, keep)
+            raw[:, columns] = taken(pre, keep)
             first[:, columns] = pre[:: ids.shape[1]]
 
         with self.model.capturing(take), self.model.capturing(take_pre, pre_activations=True):
@@ -79,7 +80,7 @@ class NeuronSource:
         blocks[Key(name, What.FIRST)] = Block(first)
         return blocks
 
-    def _on_device(self, ids: Tensor, attention: Tensor, keep: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _on_device(self, ids: Tensor, attention: Tensor, keep: Places) -> tuple[Tensor, Tensor | None, Places]:
         """The inputs where the model is; only encoders need the attention."""
         attends = None if self.model.architecture.causal else attention.to(self.device)
         return ids.to(self.device), attends, keep.to(self.device)
@@ -104,7 +105,7 @@ class NeuronSource:
             self._basis[block] = basis_of(mean)
 
     def provisional_of(
-        self, ids: Int[Tensor, "rows context"], attention: Int[Tensor, "rows context"], keep: Int[Tensor, " tokens"]
+        self, ids: Int[Tensor, "rows context"], attention: Int[Tensor, "rows context"], keep: Places
     ) -> Provisional:
         """Provisional means and quantiles from some rows."""
         ids, attends, keep = self._on_device(ids, attention, keep)
@@ -113,13 +114,13 @@ class NeuronSource:
         ranks = [min(int(q * len(keep)), len(keep) - 1) for q in QUANTILES]
 
         def take(layer: int, activation: Tensor) -> None:
-            kept = activation.index_select(0, keep).float()
+            kept = taken(activation, keep).float()
             means[layer] = kept.mean(0).clamp(kept.amin(0), kept.amax(0))
             if self.pre:
                 bounds[layer] = _ranked(kept, ranks) - means[layer]
 
         def take_pre(layer: int, pre: Tensor) -> None:
-            pre_means[layer] = pre.index_select(0, keep).float().mean(0)
+            pre_means[layer] = taken(pre, keep).float().mean(0)
 
         with self.model.capturing(take), self.model.capturing(take_pre, pre_activations=True):
             self.model.forward(ids, attends)

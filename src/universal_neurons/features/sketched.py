@@ -11,6 +11,7 @@ from torch import Tensor
 from universal_neurons.config import TEXT_SETTINGS, Settings, StudyConfig
 from universal_neurons.errors import ConfigError, MissingFileError, SketchError
 from universal_neurons.features.neurons import NeuronSource, basis_of
+from universal_neurons.features.pooling import Places
 from universal_neurons.features.source import Provisional, Source
 from universal_neurons.models import Described, Model, find_tokenizer, is_gated, load_model
 from universal_neurons.statistics import Accumulator, Block, Key, Recipe, SignedSums, What, sums_block
@@ -134,11 +135,11 @@ class SketchSource:
         signs = self.file.rows("heldout_n", start, stop).to(values.device)
         return {Key(self.name): Block((values.double() - signs[:, None] * self.shift).float(), self.basis)}
 
-    def blocks(self, ids: Tensor, attention: Tensor, keep: Tensor) -> dict[Key, Block]:
+    def blocks(self, ids: Tensor, attention: Tensor, keep: Places) -> dict[Key, Block]:
         """No batch is ever read."""
         raise AssertionError("a sketch has no tokens to read")
 
-    def provisional_of(self, ids: Tensor, attention: Tensor, keep: Tensor) -> Provisional:
+    def provisional_of(self, ids: Tensor, attention: Tensor, keep: Places) -> Provisional:
         """No batch is ever read."""
         raise AssertionError("a sketch has its provisional means")
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from universal_neurons.features.pooling import Places
 from universal_neurons.statistics import Block, Key, SignedSums
 from universal_neurons.text import Shard
 from universal_neurons.units import Units
@@ -54,13 +55,13 @@ class Source(Protocol):
         ...
 
     def blocks(
-        self, ids: Int[Tensor, "rows context"], attention: Int[Tensor, "rows context"], keep: Int[Tensor, " tokens"]
+        self, ids: Int[Tensor, "rows context"], attention: Int[Tensor, "rows context"], keep: Places
     ) -> dict[Key, Block]:
-        """The blocks of one batch: positions `keep` of the flattened rows."""
+        """The blocks of one batch: positions `keep` of the flattened rows, or what they are pooled from."""
         ...
 
     def provisional_of(
-        self, ids: Int[Tensor, "rows context"], attention: Int[Tensor, "rows context"], keep: Int[Tensor, " tokens"]
+        self, ids: Int[Tensor, "rows context"], attention: Int[Tensor, "rows context"], keep: Places
     ) -> Provisional:
         """Provisional means and quantiles from some rows."""
         ...

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from universal_neurons.errors import NonFiniteActivationsError
-from universal_neurons.features import Provisional, Source
+from universal_neurons.features import Provisional, Source, counted_positions, inputs_of
 from universal_neurons.passes.prefetch import ahead
 from universal_neurons.statistics import BY_POSITION, BY_ROW, Accumulator, Batch, Block, Key, Recipe, ShardSketch, Signs
-from universal_neurons.text import Shard, TokenDataset
+from universal_neurons.text import Rows, Shard
 
 SETTLING_POSITIONS = 4096
 
@@ -69,7 +69,7 @@ class Pass:
 
     def run(
         self,
-        tokens: TokenDataset,
+        tokens: Rows,
         shards: Sequence[Shard],
         *,
         batch_tokens: int,
@@ -89,7 +89,7 @@ class Pass:
 
     def read(
         self,
-        tokens: TokenDataset,
+        tokens: Rows,
         shards: Sequence[Shard],
         *,
         batch_tokens: int,
@@ -108,7 +108,7 @@ class Pass:
             yield shard
 
     def _steps(
-        self, tokens: TokenDataset, shards: Sequence[Shard], batch_tokens: int
+        self, tokens: Rows, shards: Sequence[Shard], batch_tokens: int
     ) -> Iterator[tuple[tuple[Shard, int], Batch | None]]:
         """Every shard's batches, then None where it ends."""
         for shard in shards:
@@ -132,18 +132,18 @@ class Pass:
         if self.lanes:
             self.close_lane()
 
-    def settle_means(self, tokens: TokenDataset, shards: Sequence[Shard]) -> None:
+    def settle_means(self, tokens: Rows, shards: Sequence[Shard]) -> None:
         """Settle the provisional means on rows that are spread evenly over the shards, unless they are settled."""
         if any(source.provisional is None for source in self.sources.values()):
             self._settle_means(tokens, np.concatenate([shard.rows for shard in shards]))
 
-    def _settle_means(self, tokens: TokenDataset, rows: np.ndarray) -> None:
+    def _settle_means(self, tokens: Rows, rows: np.ndarray) -> None:
         """Settle the provisional means on rows that are spread evenly over all."""
-        ids, attention, keep = _spread(tokens, rows)
-        for source in self.sources.values() if len(keep) else ():
-            source.settle(source.provisional_of(ids, attention, keep))
+        spread = _spread(tokens, rows)
+        for source in self.sources.values() if len(counted_positions(tokens, spread)) else ():
+            source.settle(source.provisional_of(*inputs_of(tokens, source.name, spread)))
 
-    def batches(self, tokens: TokenDataset, shard: Shard, batch_tokens: int) -> Iterable[tuple[int, Batch]]:
+    def batches(self, tokens: Rows, shard: Shard, batch_tokens: int) -> Iterable[tuple[int, Batch]]:
         """A shard's batches with the positions each one read; every model runs once on each.
 
         With a sketch the last one holds the shard's signed sums, and read none.
@@ -160,13 +160,12 @@ class Pass:
             sketch = ShardSketch(self.signs, sums, shard.index, len(shard.rows) * tokens.context)
         for start in range(0, len(shard.rows), per_batch):
             rows = shard.rows[start : start + per_batch]
-            ids, attention, keep = _inputs(tokens, rows)
-            if not len(keep):
+            flat = counted_positions(tokens, rows)
+            if not len(flat):
                 continue
             blocks: dict[Key, Block] = {}
             for source in self.sources.values():
-                blocks |= source.blocks(ids, attention, keep)
-            flat = keep.numpy()
+                blocks |= source.blocks(*inputs_of(tokens, source.name, rows))
             if sketch is not None:
                 sketch.add(blocks, start * tokens.context + flat)
             index = {
@@ -245,21 +244,14 @@ def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
 
 
-def sample(source: Source, tokens: TokenDataset, shards: Sequence[Shard]) -> dict[Key, Block]:
+def sample(source: Source, tokens: Rows, shards: Sequence[Shard]) -> dict[Key, Block]:
     """A source's blocks of the rows that provisional means are settled by."""
-    return source.blocks(*_spread(tokens, np.concatenate([shard.rows for shard in shards])))
+    rows = _spread(tokens, np.concatenate([shard.rows for shard in shards]))
+    return source.blocks(*inputs_of(tokens, source.name, rows))
 
 
-def _spread(tokens: TokenDataset, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """The inputs of rows that are spread evenly over all."""
+def _spread(tokens: Rows, rows: np.ndarray) -> np.ndarray:
+    """Rows that are spread evenly over all."""
     most = max(1, SETTLING_POSITIONS // tokens.context)
-    inputs = _inputs(tokens, rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))])
-    return inputs if len(inputs[2]) else _inputs(tokens, rows)  # next to nothing is counted: take all there is
-
-
-def _inputs(tokens: TokenDataset, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, attention mask (1 where not padding) and flat indices of the counted positions."""
-    ids = torch.from_numpy(tokens.ids(rows))
-    attention = torch.arange(tokens.context)[None] < torch.from_numpy(tokens.lengths[rows]).long()[:, None]
-    keep = torch.from_numpy(np.flatnonzero(tokens.mask(rows)))
-    return ids, attention.long(), keep
+    spread = rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
+    return spread if len(counted_positions(tokens, spread)) else rows  # next to nothing is counted: take all there is

@@ -19,7 +19,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.text.passages import Passages
-    from universal_neurons.text.tokens import HELDOUT_MOST, SHARD_POSITIONS, STRETCHES, Shard, TokenDataset
+    from universal_neurons.text.tokens import HELDOUT_MOST, SHARD_POSITIONS, STRETCHES, Rows, Shard, TokenDataset
     from universal_neurons.text.vocabulary import (
         INSIDE_WORD,
         KINDS,
@@ -35,7 +35,7 @@ else:
         __name__,
         {
             "passages": ["Passages"],
-            "tokens": ["HELDOUT_MOST", "SHARD_POSITIONS", "STRETCHES", "Shard", "TokenDataset"],
+            "tokens": ["HELDOUT_MOST", "SHARD_POSITIONS", "STRETCHES", "Rows", "Shard", "TokenDataset"],
             "vocabulary": [
                 "INSIDE_WORD",
                 "KINDS",

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt8
@@ -49,7 +49,7 @@ class Passages(Rows):
     `readings` has one entry per tokenizer, `tokenizers` says which of them each model has.  `context` is the length
     of the rows of tokens, and the most spans that a row may have; `lengths` are the rows' numbers of spans.
     `ranges` are each span's first byte and the one after its last, within the row's text; `text` holds the rows' texts
-    one behind the other, up to `text_ends`.
+    one behind the other, up to `text_ends`.  `pooling` says what the activations of a span's tokens become.
     """
 
     readings: tuple[Reading, ...]
@@ -64,6 +64,7 @@ class Passages(Rows):
     text_ends: Int[np.ndarray, " rows"]
     fit: SpanFit
     fingerprint: str
+    pooling: Literal["mean", "last", "max"] = "mean"
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -58,6 +58,10 @@ class Rows:
     subset_names: tuple[str, ...]
     counted: int
 
+    def mask(self, rows: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, "rows context"]:
+        """Which positions (rows, context) are counted."""
+        raise NotImplementedError
+
     def __len__(self) -> int:
         return len(self.lengths)
 

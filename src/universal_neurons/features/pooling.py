@@ -1,0 +1,57 @@
+"""From the tokens of a model to positions: a token each, or spans that several tokens make up.
+
+The position of a study whose models have different tokenizers is a span.  A model's activations on the tokens of a span
+are pooled: their mean, that of the last token, or the largest.  Where every position is one token, nothing is computed.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from universal_neurons.statistics import sparse_rows
+
+PoolingKind = Literal["mean", "last", "max"]
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Which tokens make up each position: tokens by flat number, in the order of the positions; `ends` of each one's.
+
+    `kind` says what becomes of several; every position has a token at least.
+    """
+
+    kind: PoolingKind
+    tokens: Int[Tensor, " tokens"]
+    ends: Int[Tensor, " positions"]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def to(self, device: torch.device) -> "Pooling":
+        """The same on a device."""
+        return Pooling(self.kind, self.tokens.to(device), self.ends.to(device))
+
+    def take(self, values: Float[Tensor, "tokens units"]) -> Float[Tensor, "positions units"]:
+        """The positions' values."""
+        if self.kind == "last" or len(self.tokens) == len(self.ends):
+            return values.index_select(0, self.tokens[self.ends - 1])
+        lengths = self.ends.diff(prepend=self.ends.new_zeros(1))
+        if self.kind == "max":
+            largest = torch.segment_reduce(
+                values.index_select(0, self.tokens).float(), "max", lengths=lengths, unsafe=True
+            )
+            return largest.to(values.dtype)
+        ends = torch.cat([self.ends.new_zeros(1), self.ends])
+        shares = (1 / lengths).float().repeat_interleave(lengths)
+        return (sparse_rows(ends, self.tokens, shares, (len(self), len(values))) @ values.float()).to(values.dtype)
+
+
+Places = Tensor | Pooling  # flat numbers of the tokens that are positions, or what makes them up
+
+
+def taken(values: Float[Tensor, "tokens units"], places: Places) -> Float[Tensor, "positions units"]:
+    """The values at positions."""
+    return places.take(values) if isinstance(places, Pooling) else values.index_select(0, places)
