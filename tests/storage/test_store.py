@@ -291,6 +291,10 @@ LEFT = {
     "a manifest half written": lambda folder: (folder / ".study.json.partial").write_text("{"),
     "a table half written": lambda folder: (folder / ".neurons.parquet.partial").write_text("PAR1"),
     "rows": lambda folder: ((folder / "work").mkdir(), (folder / "work" / "rows.partial").touch()),
+    "rows of spans": lambda folder: (
+        (folder / "work").mkdir(),
+        *((folder / "work" / name).touch() for name in ("rows-0.i32", "spans-1.partial", "ranges.i32", "text.utf8")),
+    ),
     "a checkpoint of nobody's": lambda folder: (folder / "work" / "checkpoint-00000003").mkdir(parents=True),
     "new tables": lambda folder: ((folder / ".rewriting").mkdir(), (folder / ".rewriting" / "heads.parquet").touch()),
     "a figure half written": lambda folder: (

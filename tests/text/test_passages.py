@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from conftest import some_text
 from plain_spans import PlainTokens, plain_units
-from test_spans import renumbered, way_of
-from tokenizer_kinds import changed, hard_texts, kinds, wrapped
+from tokenizer_kinds import changed, hard_texts, kinds, renumbered, way_of, wrapped
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from universal_neurons import StudyConfig, TokenDataset

@@ -1,14 +1,13 @@
 """Byte ranges and spans of tokenizers of every kind, against a plain reading of hard text character by character."""
 
 import gc
-import random
 from itertools import combinations
 
 import numpy as np
 import pytest
 import transformers
 from plain_spans import PlainTokens, plain_units
-from tokenizer_kinds import changed, hard_texts, kinds, wrapped
+from tokenizer_kinds import hard_texts, kinds, renumbered, way_of
 
 from universal_neurons.errors import TokenizerError
 from universal_neurons.models import Placed
@@ -17,10 +16,6 @@ from universal_neurons.text.byte_ranges import ByteReader, JoinedTexts
 from universal_neurons.text.spans import Why, shared_units
 
 TEXTS = 10_000
-
-
-def way_of(name):
-    return next((way for way in ("byte-level", "fallback") if way in name), "")
 
 
 def plainly(name, texts):
@@ -92,31 +87,6 @@ def test_spans_of_several_tokenizers_are_those_of_a_plain_reading(read):
     units, _ = shared_units(joined, [readers[name] for name in names], [tokens[name] for name in names])
     expected = [unit[2:] for row in zip(*(plain[name] for name in names)) for unit in plain_units(*row)]
     assert list(zip(*units.sizes.T.tolist(), units.are_spans.tolist())) == expected
-
-
-def renumbered(tokenizer, seed=0):
-    """The same tokenizer with other ids."""
-
-    def change(parts):
-        vocabulary = parts["model"]["vocab"]
-        of_tokens = isinstance(vocabulary, dict)
-        names = list(vocabulary) if of_tokens else [entry[0] for entry in vocabulary]
-        order = list(range(len(names)))
-        random.Random(seed).shuffle(order)
-        number = dict(zip(names, order))
-        if of_tokens:
-            parts["model"]["vocab"] = number
-        else:
-            unknown = names[parts["model"]["unk_id"]]
-            parts["model"]["vocab"] = sorted(vocabulary, key=lambda entry: number[entry[0]])
-            parts["model"]["unk_id"] = number[unknown]
-        for token in parts["added_tokens"]:
-            token["id"] = number[token["content"]]
-
-    return wrapped(
-        changed(tokenizer.backend_tokenizer, change),
-        **{name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token")},
-    )
 
 
 @pytest.mark.parametrize("name", kinds())

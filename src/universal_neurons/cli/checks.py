@@ -8,7 +8,7 @@ from universal_neurons.terminal import output, say
 
 
 @app.command
-def check(models: list[str], /, *, tokenizer: str | None = None) -> None:
+def check(models: list[str], /, *, tokenizer: str | None = None, data: str | None = None) -> None:
     """Say whether these models would work together, and why not; or whether finished studies are whole.
 
     Parameters
@@ -17,6 +17,8 @@ def check(models: list[str], /, *, tokenizer: str | None = None) -> None:
         Local folders or hub ids; or folders of studies or training dynamics, whose every table is checked.
     tokenizer
         A tokenizer's folder or hub id, where the models bring none.
+    data
+        Text on which the tokenizers are held against each other; else the bundled text, where they differ.
     """
     from universal_neurons.storage import is_ours
 
@@ -25,7 +27,7 @@ def check(models: list[str], /, *, tokenizer: str | None = None) -> None:
         from universal_neurons.errors import ConfigError
         from universal_neurons.report import check_stores
 
-        if len(stores) < len(models) or tokenizer is not None:
+        if len(stores) < len(models) or tokenizer is not None or data is not None:
             raise ConfigError(
                 "models, and what was made of them, are checked apart", given=", ".join(models), wanted="one kind"
             )
@@ -33,7 +35,7 @@ def check(models: list[str], /, *, tokenizer: str | None = None) -> None:
         return
     from universal_neurons.study import check_models
 
-    output().print(check_models(models, tokenizer))
+    output().print(check_models(models, tokenizer, data))
 
 
 @app.command

@@ -2,33 +2,46 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 
-from universal_neurons.config import Settings, StudyConfig, make_config
-from universal_neurons.errors import ArchitectureError, ConfigError, InputError, TokenRangeError
+from universal_neurons.config import BUNDLED, Settings, StudyConfig, make_config
+from universal_neurons.errors import ArchitectureError, ConfigError, InputError, TokenizerError, TokenRangeError
 from universal_neurons.models import (
     Model,
     expand_bundled,
     find_tokenizer,
     load_model,
     resolve_sources,
+    tokenizer_digest,
     verify,
     vocabulary_ids,
 )
 from universal_neurons.progress import clock
 from universal_neurons.study.estimate import Estimate, estimate
-from universal_neurons.study.resolve import decide, load_models, require_kin, resolve
+from universal_neurons.study.resolve import PAPER_CONTEXT, decide, load_models, require_kin, resolve, tokenizers_of
 from universal_neurons.terminal import TextTable, shown
-from universal_neurons.text import TokenDataset
+from universal_neurons.text import Passages, TokenDataset
 
+FIT_TOKENS = 100_000  # on which tokenizers are compared
+LEFT_OUT = {
+    "bytes_special": "special tokens",
+    "bytes_white_space": "white space",
+    "bytes_dropped": "other text",
+    "bytes_too_long": "in no row",
+}
 SUBSET_TOKENS = 1_000_000  # how far a corpus is read to see which subsets it has
 
 
-def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
-    """Load every model and say what it is; raises an `InputError` that lists all that keeps them apart."""
-    config = make_config({"models": tuple(models), "tokenizer": tokenizer, "stages": ("statistics",)}, "command line")
+def check_models(models: Sequence[str], tokenizer: str | None = None, data: str | None = None) -> Group:
+    """Load every model and say what it is; raises an `InputError` that lists all that keeps them apart.
+
+    Where their tokenizers differ, or `data` names a text, it says how well they fit on that text, else on the bundled.
+    """
+    given = {"models": tuple(models), "tokenizer": tokenizer, "stages": ("statistics",), "max_tokens": FIT_TOKENS}
+    config = make_config(given | ({} if data is None else {"data": data}), "command line")
     problems: list[InputError] = []
     loaded: list[Model] = []
     notes = []
@@ -52,10 +65,11 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
         )
         table.row(name, model.architecture.name, *row)
 
-    for requirement in (_require_vocabularies, _require_kin):
+    views: list[Any] = []
+    for requirement in (_require_vocabularies, _tokenizers):
         try:
             if len(loaded) > 1 or not problems:
-                requirement(loaded, config)
+                views += requirement(_numbered(loaded), config)
         except InputError as error:
             problems.append(error)
     if len(problems) == 1:
@@ -63,26 +77,76 @@ def check_models(models: Sequence[str], tokenizer: str | None = None) -> Group:
     if problems:
         causes = [f"{type(problem).__name__}: {problem}" for problem in problems]
         raise ArchitectureError("these models do not work together:", causes=causes)
-    return Group(table, *notes, shown(f"They work together: {len(loaded)} models, one tokenizer."))
+    return Group(table, *notes, *views)
 
 
-def _require_vocabularies(models: Sequence[Model], config: StudyConfig) -> None:
-    largest = max(vocabulary_ids(find_tokenizer(config, models)).values())
+def _numbered(models: Sequence[Model]) -> list[Model]:
+    """Models of which those of one name are called by their place too: such folders may be compared."""
+    names = [model.name for model in models]
+    numbered = [copy.copy(model) for model in models]
+    for number, model in enumerate(numbered, start=1):
+        if names.count(model.name) > 1:
+            model.name = f"{model.name} ({number})"
+    return numbered
+
+
+def _require_vocabularies(models: Sequence[Model], config: StudyConfig) -> list[Any]:
+    shared = find_tokenizer(config, models)
     for model in models:
+        largest = max(vocabulary_ids(model.tokenizer or shared).values())
         if largest >= model.vocab_size:
             raise TokenRangeError(
                 f"{model.name}: its vocabulary is smaller than the tokenizer's",
                 given=f"{model.vocab_size} ids",
                 wanted=f"more than {largest}",
             )
+    return []
 
 
-def _require_kin(models: Sequence[Model], config: StudyConfig) -> None:
-    """`require_kin` of models that are called by their place too: folders of one name may be compared."""
-    numbered = [copy.copy(model) for model in models]
-    for number, model in enumerate(numbered, start=1):
-        model.name = f"{model.name} ({number})"
-    require_kin(numbered, config)
+def _tokenizers(models: Sequence[Model], config: StudyConfig) -> list[Any]:
+    """Whether the models share a tokenizer; where they do not, or a text is named, how well theirs fit."""
+    refusal = None
+    try:
+        require_kin(models, config)
+    except TokenizerError as error:
+        refusal = error
+    views: list[Any] = []
+    if refusal is not None or config.data != BUNDLED:
+        views.append(fit_view(_passages(models, config), config.data))
+    if refusal is None:
+        return [*views, shown(f"They work together: {len(models)} models, one tokenizer.")]
+    return [*views, shown(f"`uneurons run` refuses them: {refusal.what} ({refusal.given}). {refusal.fix}.")]
+
+
+def _passages(models: Sequence[Model], config: StudyConfig) -> Passages:
+    """Rows of spans of every tokenizer.  Raises `TokenizerError` for a model that has none where others differ."""
+    tokenizers = tokenizers_of(models, config)
+    without = [model.name for model in models if model.tokenizer is None]
+    if without and len({tokenizer_digest(tokenizer) for tokenizer in tokenizers.values()}) > 1:
+        raise TokenizerError(
+            f"{without[0]}: no tokenizer there, and those of the others differ",
+            wanted="a tokenizer in every model's folder",
+            fix="put its tokenizer.json and tokenizer_config.json into its folder",
+        )
+    context = min(PAPER_CONTEXT, *(model.context for model in models))
+    return Passages.load(config, tokenizers, context=context)
+
+
+def fit_view(passages: Passages, data: str) -> Table:
+    """How well tokenizers fit, as a table: tokens a span, tokens that are one of their own, text left out and why."""
+    text = "the bundled text" if data == BUNDLED else data
+    title = f"Tokenizers on {text}: {passages.n_spans:,} spans"
+    table = TextTable("tokenizer of", "tokens", "tokens a span", "spans of their own", "text left out", title=title)
+    for row in passages.fit_table().iter_rows(named=True):
+        left_out = [f"{reason} {row[column]:,}" for column, reason in LEFT_OUT.items() if row[column]]
+        table.row(
+            row["model"],
+            f"{row['tokens']:,}",
+            f"{row['tokens_per_span']:.2f}",
+            f"{row['own_fraction']:.1%}",
+            f"of {row['bytes']:,} bytes: {', '.join(left_out)}" if left_out else "none",
+        )
+    return table
 
 
 def estimate_study(config: StudyConfig) -> Estimate:

@@ -154,10 +154,15 @@ def require_kin(models: Sequence[Described], config: StudyConfig) -> str | None:
         raise ConfigError("two models have the same name", given=", ".join(names), fix="give them different names")
     if not config.reads_tokens:
         return None
-    readers = {model.name: model.tokenizer for model in models if model.tokenizer is not None}
+    return require_same_tokenizer(tokenizers_of(models, config))
+
+
+def tokenizers_of(models: Sequence[Described], config: StudyConfig) -> dict[str, Any]:
+    """The tokenizers of the models that bring one, by name, and the one that is asked for beside them."""
+    tokenizers = {model.name: model.tokenizer for model in models if model.tokenizer is not None}
     if config.tokenizer is not None:
-        readers[f"--tokenizer {config.tokenizer}"] = find_tokenizer(config, models)
-    return require_same_tokenizer(readers)
+        tokenizers[f"--tokenizer {config.tokenizer}"] = find_tokenizer(config, models)
+    return tokenizers
 
 
 def require_same_tokenizer(readers: Mapping[str, Any]) -> str | None:

@@ -115,3 +115,33 @@ def hard_texts(how_many: int, seed: int = 0) -> list[str]:
     """Random strings of letters, marks, emoji, white space, control characters and special tokens' names."""
     chooser = random.Random(seed)
     return ["".join(chooser.choices(LETTERS, k=chooser.randint(1, 6))) for _ in range(how_many)]
+
+
+def way_of(name):
+    """How the tokens of a kind spell bytes."""
+    return next((way for way in ("byte-level", "fallback") if way in name), "")
+
+
+def renumbered(tokenizer, seed=0):
+    """The same tokenizer with other ids."""
+
+    def change(parts):
+        vocabulary = parts["model"]["vocab"]
+        of_tokens = isinstance(vocabulary, dict)
+        names = list(vocabulary) if of_tokens else [entry[0] for entry in vocabulary]
+        order = list(range(len(names)))
+        random.Random(seed).shuffle(order)
+        number = dict(zip(names, order))
+        if of_tokens:
+            parts["model"]["vocab"] = number
+        else:
+            unknown = names[parts["model"]["unk_id"]]
+            parts["model"]["vocab"] = sorted(vocabulary, key=lambda entry: number[entry[0]])
+            parts["model"]["unk_id"] = number[unknown]
+        for token in parts["added_tokens"]:
+            token["id"] = number[token["content"]]
+
+    return wrapped(
+        changed(tokenizer.backend_tokenizer, change),
+        **{name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token")},
+    )

@@ -9,7 +9,7 @@ LETTER = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 class PlainTokens:
-    """The tokens of one text: their ranges of bytes, in order, and its boundaries."""
+    """The tokens of one text: their ranges of bytes, in order, and their boundaries."""
 
     def __init__(self, text, ids, offsets, strings, special, way):
         self.data = text.encode()
@@ -19,7 +19,13 @@ class PlainTokens:
         for number, place in enumerate(self.ranges):
             if place is None:
                 self.ranges[number], self.special[number] = (0, 0), True
+        self.any_special = any(self.special)
         self.boundaries = {0, len(self.data)}.union(*self.ranges)
+        self.before, number = [], 0  # how many tokens begin before each byte
+        for byte in range(len(self.data) + 1):
+            while number < len(ids) and self.ranges[number][0] < byte:
+                number += 1
+            self.before.append(number)
 
 
 @cache
@@ -82,21 +88,18 @@ def plain_ranges(text, offsets, own, way):
 def plain_units(*tokenized):
     """(start, stop, tokens of each, whether it is a span) of one text, from its `PlainTokens` by each tokenizer."""
     shared = sorted(set.intersection(*(tokens.boundaries for tokens in tokenized)))
-    at = [0] * len(tokenized)
+    special = any(tokens.any_special for tokens in tokenized)
+    befores = [tokens.before for tokens in tokenized]
     units = []
     for start, stop in pairwise(shared):
-        inside = []
-        for place, tokens in enumerate(tokenized):
-            first = at[place]
-            while at[place] < len(tokens.ids) and tokens.ranges[at[place]][0] < stop:
-                assert tokens.ranges[at[place]][0] >= start
-                at[place] += 1
-            inside.append(range(first, at[place]))
-        sizes = [len(numbers) for numbers in inside]
-        ordinary = all(sizes) and not any(
-            tokens.special[number] for tokens, numbers in zip(tokenized, inside) for number in numbers
-        )
-        parts = sizes[0] if ordinary and sizes[0] > 1 and len(set(sizes)) == 1 and alike(tokenized, inside) else 1
+        sizes = [before[stop] - before[start] for before in befores]
+        ordinary, parts = 0 not in sizes, 1
+        if special or (ordinary and sizes[0] > 1 and sizes.count(sizes[0]) == len(sizes)):
+            inside = [range(before[start], before[stop]) for before in befores]
+            ordinary = ordinary and not any(
+                tokens.special[number] for tokens, numbers in zip(tokenized, inside) for number in numbers
+            )
+            parts = sizes[0] if ordinary and len(set(sizes)) == 1 and alike(tokenized, inside) else 1
         units += [(start, stop, *([1] * len(sizes) if parts > 1 else sizes), ordinary)] * parts
     return units
 
