@@ -126,6 +126,9 @@ class StudyConfig(BaseModel):
     context: int | None = Field(
         None, ge=2, le=2**20, description="Tokens per row, BOS included; else 512 or the models' own."
     )
+    pooling: Literal["mean", "last", "max"] | None = Field(
+        None, description="What the activations of a span's tokens become where tokenizers differ; else mean."
+    )
     mask: tuple[MaskRule, ...] = Field(
         ("bos", "eos", "newline"), description="Tokens left out of every statistic: bos, eos, newline or an id."
     )

@@ -13,7 +13,11 @@ BY_NUMPY = {"mean": lambda v: v.mean(0), "last": lambda v: v[-1], "max": lambda 
 
 
 def pooling(kind, spans=SPANS):
-    return Pooling(kind, torch.tensor(sum(spans, [])), torch.tensor(np.cumsum([len(s) for s in spans])))
+    return Pooling(
+        kind,
+        torch.tensor([token for span in spans for token in span]),
+        torch.tensor(np.cumsum([len(s) for s in spans])),
+    )
 
 
 @pytest.mark.parametrize("kind", BY_NUMPY)

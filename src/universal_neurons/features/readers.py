@@ -9,7 +9,7 @@ from universal_neurons.features.neurons import NeuronSource
 from universal_neurons.features.source import Source
 from universal_neurons.models import Described, Model, find_tokenizer
 from universal_neurons.statistics import Recipe
-from universal_neurons.text import TokenDataset
+from universal_neurons.text import Passages, Rows, TokenDataset
 
 
 @runtime_checkable
@@ -27,7 +27,7 @@ class Reader(Protocol):
         """A model as a source of blocks."""
         ...
 
-    def text(self, settings: Settings, folder: Path) -> TokenDataset | None:
+    def text(self, settings: Settings, folder: Path) -> Rows | None:
         """The text of the study, its rows in a file in a folder; None where no text is read."""
         ...
 
@@ -35,7 +35,7 @@ class Reader(Protocol):
         """Statistics as this study makes them."""
         ...
 
-    def again(self, settings: Settings, tokens: TokenDataset, folder: Path) -> tuple[list[Source], TokenDataset]:
+    def again(self, settings: Settings, tokens: Rows, folder: Path) -> tuple[list[Source], Rows]:
         """Sources that run the models, and the text with its tokens: for a second pass over the same text."""
         ...
 
@@ -53,10 +53,15 @@ class Networks:
         """Its neurons."""
         return NeuronSource(self._by_name[model.name], rounding, pre=pre)
 
-    def text(self, settings: Settings, folder: Path) -> TokenDataset | None:
+    def text(self, settings: Settings, folder: Path) -> Rows | None:
         """What the configuration names."""
         if not settings.reads_tokens:
             return None
+        if settings.pooling is not None:
+            readers = {model.name: model.tokenizer for model in self.networks}
+            passages = Passages.load(settings, readers, context=settings.context, folder=folder)
+            passages.pooling = settings.pooling
+            return passages
         tokenizer = find_tokenizer(settings, self.networks)
         return TokenDataset.load(settings, tokenizer, context=settings.context, folder=folder)
 
@@ -64,6 +69,6 @@ class Networks:
         """As they are."""
         return list(recipes)
 
-    def again(self, settings: Settings, tokens: TokenDataset, folder: Path) -> tuple[list[Source], TokenDataset]:
+    def again(self, settings: Settings, tokens: Rows, folder: Path) -> tuple[list[Source], Rows]:
         """The same models and text."""
         return [NeuronSource(model, settings.gemm_dtype) for model in self.networks], tokens

@@ -16,7 +16,7 @@ from universal_neurons.features.source import Provisional, Source
 from universal_neurons.models import Described, Model, find_tokenizer, is_gated, load_model
 from universal_neurons.statistics import Accumulator, Block, Key, Recipe, SignedSums, What, sums_block
 from universal_neurons.storage import SKETCH, STATISTICS, SketchFile, require_one_text, sum_rows
-from universal_neurons.text import Shard, TokenDataset
+from universal_neurons.text import Rows, Shard, TokenDataset
 from universal_neurons.units import Units
 
 FIXED = (*TEXT_SETTINGS, "group_size", "tokenizer", "subset", "lanes", "cluster", "dtype", "batch_tokens")
@@ -158,7 +158,7 @@ class Sketches:
         """Its sketch; the file decides the rounding."""
         return SketchSource(self.models[model.name])
 
-    def text(self, settings: Settings, folder: Path) -> TokenDataset:
+    def text(self, settings: Settings, folder: Path) -> Rows:
         """The rows that the models read, without their tokens."""
         return next(iter(self.models.values())).file.token_rows()
 
@@ -167,7 +167,7 @@ class Sketches:
         files = {name: model.file for name, model in self.models.items()}
         return [partial(_filled, recipe, files) for recipe in recipes]
 
-    def again(self, settings: Settings, tokens: TokenDataset, folder: Path) -> tuple[list[Source], TokenDataset]:
+    def again(self, settings: Settings, tokens: Rows, folder: Path) -> tuple[list[Source], Rows]:
         """The models and the text from where they were.  Raises `SketchError` where either has changed."""
         first = next(iter(self.models.values()))
         networks = [model.original() for model in self.models.values()]
@@ -226,7 +226,7 @@ def open_sketches(config: StudyConfig) -> tuple[StudyConfig, list[SketchedModel]
     return config.model_copy(update=text), models
 
 
-def original_tokens(config: Settings, models: Sequence[Model], there: TokenDataset, folder: Path) -> TokenDataset:
+def original_tokens(config: Settings, models: Sequence[Model], there: Rows, folder: Path) -> Rows:
     """The text of sketches again, for a second pass.  Raises `SketchError` where it has changed."""
     tokens = TokenDataset.load(config, find_tokenizer(config, models), context=config.context, folder=folder)
     if tokens.fingerprint != there.fingerprint:

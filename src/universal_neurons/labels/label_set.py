@@ -23,7 +23,7 @@ from universal_neurons.labels.own_labels import OwnLabels
 from universal_neurons.labels.syntax import Syntax
 from universal_neurons.labels.token_tests import TOKEN_TESTS
 from universal_neurons.statistics import BY_POSITION, BY_PREVIOUS, BY_WORD, LABELS, Block, Key, seed_of
-from universal_neurons.text import KINDS, TokenDataset, Vocabulary, kind_of, token_of
+from universal_neurons.text import KINDS, Rows, Vocabulary, kind_of, token_of
 
 UNIGRAM_COUNT, PAPER_TOKENS = 3000, 10_000_000  # the paper's: more than 3000 occurrences in 10 M tokens …
 UNIGRAM_VARIANTS = 4  # … and more than three variants, in a vocabulary of 50 000
@@ -97,7 +97,7 @@ class LabelSet:
 
 def build_labels(
     groups: Sequence[str],
-    tokens: TokenDataset,
+    tokens: Rows,
     vocabulary: Vocabulary,
     *,
     embedding: Float[Tensor, "vocabulary width"] | None = None,
@@ -220,7 +220,7 @@ def position_masks(context: int) -> list[tuple[Label, np.ndarray]]:
     return masks
 
 
-def _columns(groups: Sequence[str], tokens: TokenDataset, syntax: Syntax | None, own_labels: OwnLabels) -> list[Column]:
+def _columns(groups: Sequence[str], tokens: Rows, syntax: Syntax | None, own_labels: OwnLabels) -> list[Column]:
     columns = []
     if syntax is not None:
         table = syntax.codes
@@ -263,7 +263,7 @@ class LabelSource:
     def __init__(
         self,
         labels: LabelSet,
-        tokens: TokenDataset,
+        tokens: Rows,
         *,
         dense: bool,
         partner: np.ndarray | None = None,

@@ -25,7 +25,7 @@ from universal_neurons.errors import LabelError, MissingFileError
 from universal_neurons.labels.user_code import Contained
 from universal_neurons.legible import brief_repr, shortened
 from universal_neurons.plain_values import read_values
-from universal_neurons.text import TokenDataset, Vocabulary
+from universal_neurons.text import Rows, Vocabulary
 
 SETS_BYTES = 1 << 25
 MOST_SPANS = 10**7
@@ -56,7 +56,7 @@ def read_own_labels(
     sources: tuple[str, ...],
     functions: Mapping[str, Callable[[str], bool]],
     vocabulary: Vocabulary,
-    tokens: TokenDataset,
+    tokens: Rows,
 ) -> OwnLabels:
     """All labels of the files and functions.  Raises `LabelError` and `MissingFileError`."""
     labels = OwnLabels()
@@ -173,7 +173,7 @@ def _members(path: Path, name: str, members: list[str], vocabulary: Vocabulary) 
     return mask
 
 
-def _spans(path: Path, tokens: TokenDataset) -> dict[str, np.ndarray]:
+def _spans(path: Path, tokens: Rows) -> dict[str, np.ndarray]:
     table = _span_table(path)
     if not len(table):
         raise LabelError(f"{path}: no spans", wanted="a row for every span")

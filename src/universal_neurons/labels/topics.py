@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 from scipy import sparse
 
-from universal_neurons.text import TokenDataset, Vocabulary
+from universal_neurons.text import Rows, Vocabulary
 
 MOST_ROWS = 20_000
 FEWEST_ROWS = 5  # a word in fewer rows, or in more than half of them, says nothing about topics
@@ -18,7 +18,7 @@ WORDS = 30
 NAMED = 3
 
 
-def find_topics(tokens: TokenDataset, vocabulary: Vocabulary, n_topics: int, seed: int = 0) -> dict[str, list[int]]:
+def find_topics(tokens: Rows, vocabulary: Vocabulary, n_topics: int, seed: int = 0) -> dict[str, list[int]]:
     """Token ids of each topic, named by its first words; fewer topics, or none, where the text has no more."""
     from sklearn.decomposition import NMF
     from sklearn.exceptions import ConvergenceWarning
@@ -53,7 +53,7 @@ def find_topics(tokens: TokenDataset, vocabulary: Vocabulary, n_topics: int, see
     return topics
 
 
-def _count(tokens: TokenDataset, rows: np.ndarray, word_of: np.ndarray, n_words: int) -> sparse.csr_matrix:
+def _count(tokens: Rows, rows: np.ndarray, word_of: np.ndarray, n_words: int) -> sparse.csr_matrix:
     words = word_of[tokens.ids(rows)]
     kept = (words >= 0) & tokens.mask(rows)
     row, _ = np.nonzero(kept)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from universal_neurons.errors import MergeError
 from universal_neurons.statistics import BY_TOKEN, Accumulator, Batch, Block, GroupedSums, Key
-from universal_neurons.text import TokenDataset
+from universal_neurons.text import Rows
 
 MOST_TOKENS = 1024
 SMALLEST = 1e-12  # of what two neurons vary altogether: less within tokens is rounding
@@ -29,7 +29,7 @@ class FrequentTokens:
     the counted positions that a frequent token takes.
     """
 
-    def __init__(self, tokens: TokenDataset, rows: Int[np.ndarray, " rows"], most: int = MOST_TOKENS) -> None:
+    def __init__(self, tokens: Rows, rows: Int[np.ndarray, " rows"], most: int = MOST_TOKENS) -> None:
         self.tokens = tokens
         counted = tokens.ids(rows).ravel()[np.flatnonzero(tokens.mask(rows))]
         known, counts = np.unique(counted, return_counts=True)

@@ -30,7 +30,7 @@ from universal_neurons.models import Model, load_model
 from universal_neurons.passes.one_pass import Annotations, Pass, provisional_state, restore, settle_from, state_of
 from universal_neurons.statistics import Recipe, Signs
 from universal_neurons.storage import Generations, Pace
-from universal_neurons.text import Shard, TokenDataset
+from universal_neurons.text import Rows, Shard
 
 SEEN_SECONDS = 120.0  # until what another node wrote is seen here, at most: NFS keeps listings for a minute
 
@@ -51,7 +51,7 @@ class LaneJob:
     recipes: list[Recipe]
     annotations: list[Annotations]
     signs: Signs | None
-    tokens: TokenDataset
+    tokens: Rows
     shards: list[Shard]
     ends: list[int]
     pace: Pace
@@ -63,7 +63,7 @@ class LaneJob:
         run: Pass,
         models: Sequence[Model],
         config: Settings,
-        tokens: TokenDataset,
+        tokens: Rows,
         shards: Sequence[Shard],
         pace: Pace,
         folder: Path,
@@ -72,8 +72,7 @@ class LaneJob:
 
         The lanes' folders lie in a folder of `folder` that is named after what decides their bits.
         """
-        if isinstance(tokens.rows, Path):
-            tokens.rows = tokens.rows.resolve()
+        tokens.resolve_files()
         places = {model.name: _absolute(given) for model, given in zip(models, config.models)}
         sources = list(run.sources.values())
         job = cls(

@@ -21,7 +21,15 @@ from universal_neurons.models import (
 )
 from universal_neurons.progress import clock
 from universal_neurons.study.estimate import Estimate, estimate
-from universal_neurons.study.resolve import PAPER_CONTEXT, decide, load_models, require_kin, resolve, tokenizers_of
+from universal_neurons.study.resolve import (
+    PAPER_CONTEXT,
+    decide,
+    differ,
+    load_models,
+    require_kin,
+    resolve,
+    tokenizers_of,
+)
 from universal_neurons.terminal import TextTable, shown
 from universal_neurons.text import Passages, TokenDataset
 
@@ -105,17 +113,13 @@ def _require_vocabularies(models: Sequence[Model], config: StudyConfig) -> list[
 
 def _tokenizers(models: Sequence[Model], config: StudyConfig) -> list[Any]:
     """Whether the models share a tokenizer; where they do not, or a text is named, how well theirs fit."""
-    refusal = None
-    try:
-        require_kin(models, config)
-    except TokenizerError as error:
-        refusal = error
+    require_kin(models, config)
+    several = differ(config, models)
     views: list[Any] = []
-    if refusal is not None or config.data != BUNDLED:
+    if several or config.data != BUNDLED:
         views.append(fit_view(_passages(models, config), config.data))
-    if refusal is None:
-        return [*views, shown(f"They work together: {len(models)} models, one tokenizer.")]
-    return [*views, shown(f"`uneurons run` refuses them: {refusal.what} ({refusal.given}). {refusal.fix}.")]
+    how = "several tokenizers: their positions are the spans that all of them share" if several else "one tokenizer"
+    return [*views, shown(f"They work together: {len(models)} models, {how}.")]
 
 
 def _passages(models: Sequence[Model], config: StudyConfig) -> Passages:

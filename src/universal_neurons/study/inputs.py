@@ -19,7 +19,7 @@ from universal_neurons.passes import Layout, Panel
 from universal_neurons.roles import require_roles
 from universal_neurons.study.memory import passes_of
 from universal_neurons.study.resolve import identity
-from universal_neurons.text import Shard, TokenDataset
+from universal_neurons.text import Passages, Rows, Shard, TokenDataset
 
 FINGERPRINTED = ("torch", "transformers", "tokenizers", "polars", "numpy", "scipy", "scikit-learn")
 
@@ -32,7 +32,7 @@ class Study:
         config: Settings,
         models: Sequence[Described],
         reader: Reader,
-        tokens: TokenDataset | None,
+        tokens: Rows | None,
         digest: str | None,
         functions: Mapping[str, Callable[[str], bool]] | None = None,
     ) -> None:
@@ -59,12 +59,15 @@ class Study:
         self._require_mask()
         chosen, self.stretches = tokens.split(config.heldout_tokens)
         self.subsets, self.notes = self._subsets(chosen)
+        if isinstance(tokens, Passages):
+            self.notes.append("tokenizers differ: no roles, which are of each model's own tokens")
         self.n_groups = len(self.subsets) + (len(self.subsets) < len(tokens.subset_names))
         self.shards = tokens.shards(chosen, self.subsets)
         assert all(shard.group < self.n_groups for shard in self.shards)
         for model in reader.networks if config.null else ():
             require_initialiser(model)
         if "roles" in config.stages:
+            assert isinstance(tokens, TokenDataset)
             require_roles(config, reader.networks, tokens, np.concatenate(self.stretches))
         if "labels" in config.stages:
             tokenizer = find_tokenizer(config, models, required=False)
@@ -77,7 +80,7 @@ class Study:
         self.panels: list[list[Panel]] = passes_of(self.config, self.models, layout)
 
     @property
-    def tokens(self) -> TokenDataset:
+    def tokens(self) -> Rows:
         """The text; a study of weights alone has none and does not ask."""
         assert self.text is not None
         return self.text
@@ -102,6 +105,13 @@ class Study:
         notes = [f"subset {name}: too small to be studied apart" for name in without]
         return [name for name in names if name in chosen_from], notes
 
+    def _of_spans(self) -> dict[str, Any]:
+        """Where positions are spans: the digests of the tokenizers that they are of."""
+        if not isinstance(self.text, Passages):
+            return {}
+        digests = [reading.digest for reading in self.text.readings]
+        return {"tokenizers": {model: digests[place] for model, place in self.text.tokenizers.items()}}
+
     def manifest(self) -> dict[str, Any]:
         """The study's identity and the environment it runs in."""
         return {
@@ -112,6 +122,7 @@ class Study:
             else {
                 "fingerprint": self.tokens.fingerprint,
                 "tokenizer": self.tokenizer_digest,
+                **self._of_spans(),
                 "rows": len(self.tokens),
                 "tokens": self.tokens.n_tokens,
                 "heldout_rows": int(sum(map(len, self.stretches))),

@@ -20,7 +20,7 @@ from universal_neurons.statistics import Histogram, Key, LayerMoments, Moments, 
 from universal_neurons.study.inputs import Study
 from universal_neurons.study.outcome import Outcome
 from universal_neurons.study.screen import Screen
-from universal_neurons.text import TokenDataset
+from universal_neurons.text import Rows
 
 
 class PanelPass:
@@ -35,7 +35,7 @@ class PanelPass:
         self.of_panels = panel_recipes(self.panels, self.config, study.n_groups, compensated=study.layout.compensated)
 
     @property
-    def tokens(self) -> TokenDataset:
+    def tokens(self) -> Rows:
         """The text it reads."""
         return self.study.tokens
 

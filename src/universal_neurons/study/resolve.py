@@ -16,6 +16,7 @@ from universal_neurons.config import (
     IN_MEMORY,
     STAGES,
     Settings,
+    Stage,
     StudyConfig,
     is_nameable,
 )
@@ -29,6 +30,7 @@ from universal_neurons.models import (
     expand_bundled,
     find_tokenizer,
     load_model,
+    require_places,
     resolve_sources,
     tokenizer_digest,
     verify,
@@ -154,7 +156,41 @@ def require_kin(models: Sequence[Described], config: StudyConfig) -> str | None:
         raise ConfigError("two models have the same name", given=", ".join(names), fix="give them different names")
     if not config.reads_tokens:
         return None
+    if differ(config, models):
+        _require_spans(models, config)
+        return None
     return require_same_tokenizer(tokenizers_of(models, config))
+
+
+def differ(config: StudyConfig, models: Sequence[Described]) -> bool:
+    """Whether the models' own tokenizers differ, so that positions are spans."""
+    tokenizers = [model.tokenizer for model in models if model.tokenizer is not None]
+    return config.tokenizer is None and len(set(map(tokenizer_digest, tokenizers))) > 1
+
+
+def _require_spans(models: Sequence[Described], config: StudyConfig) -> None:
+    """Refuse what cannot be asked of spans."""
+    without = [model.name for model in models if model.tokenizer is None]
+    if without:
+        raise TokenizerError(
+            f"{without[0]} has no tokenizer, and the others' differ",
+            wanted="a tokenizer of every model: their shared boundaries are looked for",
+            fix="put its tokenizer into its folder",
+        )
+    if config.data == IN_MEMORY:
+        raise TokenizerError(
+            "ready-made tokens are those of one tokenizer, and the models' differ",
+            wanted="text that every model reads by its own tokenizer",
+            fix="name the text with data, and give no tokens",
+        )
+    if config.pooling == "max" and config.baseline != "permutation" and "universality" in config.stages:
+        raise ConfigError(
+            "--pooling max has no rotated baseline: the largest of rotated neurons is no rotation of the largest",
+            wanted="mean or last",
+            fix="leave --pooling out, or take --baseline permutation",
+        )
+    for model in models:
+        require_places(model.tokenizer, model.name)
 
 
 def tokenizers_of(models: Sequence[Described], config: StudyConfig) -> dict[str, Any]:
@@ -195,8 +231,33 @@ def resolve(config: StudyConfig, models: Sequence[Described]) -> Settings:
             wanted=f"at most {shortest.context}",
             fix=f"--context {shortest.context}",
         )
-    decided = dict(config) | {"context": context, "group_size": config.group_size or DEFAULT_GROUP_SIZE}
+    pooling = (config.pooling or "mean") if config.reads_tokens and differ(config, models) else None
+    if config.pooling is not None and pooling is None:
+        raise ConfigError(
+            "--pooling is for models of different tokenizers",
+            given="one tokenizer, whose tokens are positions as they are",
+            wanted="no --pooling",
+            fix="leave it out",
+        )
+    decided = dict(config) | {
+        "context": context,
+        "group_size": config.group_size or DEFAULT_GROUP_SIZE,
+        "pooling": pooling,
+        "stages": config.stages if pooling is None else _stages_of_spans(config.stages),
+    }
     return Settings.model_construct(config.model_fields_set, **decided)
+
+
+def _stages_of_spans(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """All stages but roles: these are of each model's own tokens, and so of a study of its own."""
+    if "roles" in stages and stages != STAGES:
+        raise ConfigError(
+            "roles are of each model's own tokens, and the tokenizers differ",
+            given=", ".join(stages),
+            wanted="other stages",
+            fix="study the roles of each model by itself: uneurons run --models ONE",
+        )
+    return tuple(stage for stage in stages if stage != "roles")
 
 
 def settings_of_null(config: Settings) -> Settings:

@@ -25,7 +25,7 @@ from universal_neurons.study.resolve import (
     resolve,
 )
 from universal_neurons.study.stages import Stages
-from universal_neurons.text import TokenDataset
+from universal_neurons.text import Rows
 from universal_neurons.torch_state import settled_torch
 
 
@@ -33,7 +33,7 @@ def run_study(
     config: StudyConfig,
     *,
     models: Sequence[Model] | None = None,
-    tokens: TokenDataset | None = None,
+    tokens: Rows | None = None,
     labels: Mapping[str, Callable[[str], bool]] | None = None,
     progress: bool = True,
     checkpoint_seconds: float | None = None,
@@ -73,7 +73,7 @@ def run_study(
 
 
 def _models(
-    config: StudyConfig, models: Sequence[Model] | None, tokens: TokenDataset | None
+    config: StudyConfig, models: Sequence[Model] | None, tokens: Rows | None
 ) -> tuple[Settings, Sequence[Described], Reader]:
     """The settings that models, and text in memory, make of a configuration; the models, and how they are read."""
     described: Sequence[Described]
@@ -98,7 +98,7 @@ def _say_what_is_studied(config: Settings, models: Sequence[Described], reporter
         reporter.note(note)
 
 
-def _text(settings: Settings, reader: Reader, writer: StoreWriter) -> TokenDataset | None:
+def _text(settings: Settings, reader: Reader, writer: StoreWriter) -> Rows | None:
     """The text that the configuration names; of sketches the one they are of."""
     with full_disk(writer.path):
         return reader.text(settings, writer.prepare())

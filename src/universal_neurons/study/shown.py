@@ -27,7 +27,7 @@ from universal_neurons.statistics import (
     What,
     seed_of,
 )
-from universal_neurons.text import TokenDataset, kind_of
+from universal_neurons.text import Rows, kind_of
 from universal_neurons.units import Units, unit_name
 
 PER_FAMILY = 4
@@ -142,7 +142,7 @@ class Details(Accumulator):
                     columns.append(block.values[kept, offset + label].bool().cpu())
         return torch.stack(columns, 1)
 
-    def table(self, tokens: TokenDataset) -> pl.DataFrame:
+    def table(self, tokens: Rows) -> pl.DataFrame:
         """A row per position: `L1.2` is an activation, `L1.2 pre` a pre-activation, `L1.2 label` whether it holds."""
         joined = {name: torch.cat([part[name] for part in self.parts]).cpu().numpy() for name in self.parts[0]}
         known, which = np.unique(joined["row"], return_inverse=True)

@@ -56,7 +56,7 @@ from universal_neurons.study.tables import (
     subsets_table,
 )
 from universal_neurons.study.untrained import UntrainedNull
-from universal_neurons.text import Shard
+from universal_neurons.text import Passages, Shard, TokenDataset
 
 
 class Stages:
@@ -98,6 +98,7 @@ class Stages:
         tokenizer = find_tokenizer(self.config, networks, required=False)
         vocabulary, heldout = vocabulary_of(tokenizer, networks), np.concatenate(study.stretches)
         token_sets = study.labelling.own.tokens if study.labelling is not None else {}
+        assert isinstance(study.tokens, TokenDataset)
         roles = Roles(self.config, networks, study.tokens, heldout, vocabulary, neurons, self.matches, token_sets)
         tables = roles.run(self.reporter)
         neurons = tables.pop("neurons")
@@ -125,6 +126,8 @@ class Stages:
             passes = Passes(self.study, self.writer, self.reporter, self.checkpoint_seconds)
             passes.run()
         outcome = passes.outcome
+        if isinstance(self.study.tokens, Passages):
+            self.write("spans", self.study.tokens.fit_table())
         statistics = Statistics(outcome.accumulators)
         everything = Evidence(statistics, groups_of(outcome.accumulators), signs=outcome.signs)
         self.counted = everything.count(self.names[0])

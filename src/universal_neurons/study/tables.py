@@ -32,7 +32,7 @@ from universal_neurons.statistics import (
     percentiles,
 )
 from universal_neurons.study.detail import Detail
-from universal_neurons.text import TokenDataset
+from universal_neurons.text import Rows
 from universal_neurons.units import Units
 
 TOP_TOKENS = 10
@@ -288,7 +288,7 @@ def labels_table(units: Mapping[str, Units], labels: LabelSet, families: Mapping
     return table.sort("model", "layer", "neuron", "rank", maintain_order=True)
 
 
-def examples_table(model: str, units: Units, examples: Examples, tokens: TokenDataset) -> pl.DataFrame:
+def examples_table(model: str, units: Units, examples: Examples, tokens: Rows) -> pl.DataFrame:
     """A row per neuron, band and rank: a span of tokens and the activations on them (NaN: not counted)."""
     bands, k, n = examples.row.shape
     row, position = (part.cpu().numpy().transpose(2, 0, 1).reshape(-1) for part in (examples.row, examples.position))

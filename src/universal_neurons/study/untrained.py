@@ -25,6 +25,7 @@ from universal_neurons.study.inputs import Study
 from universal_neurons.study.resolve import settings_of_null
 from universal_neurons.study.run_passes import Passes
 from universal_neurons.study.tables import excess_columns
+from universal_neurons.text import Passages
 
 NULLED = {  # which excess is held against the null, and how its p and FDR are called
     "excess_corr": "untrained",
@@ -80,7 +81,10 @@ class UntrainedNull:
 
     def _store(self, draw: int, models: Sequence[Model]) -> Store:
         """The store of a draw, made where it is not whole yet."""
-        study = Study(settings_of_null(self.study.config), models, Networks(models), self.study.tokens, None)
+        text = self.study.tokens
+        if isinstance(text, Passages):
+            text = text.read_by(dict(zip([model.name for model in models], self.study.names)))
+        study = Study(settings_of_null(self.study.config), models, Networks(models), text, None)
         study.lay_out(self.study.layout)
         manifest = study.manifest()
         with StoreWriter(self.writer.prepare() / f"untrained-{draw}") as writer:

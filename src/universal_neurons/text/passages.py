@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +24,14 @@ from universal_neurons.errors import ConfigError, TextError
 from universal_neurons.models import boundary_tokens, masked_ids
 from universal_neurons.text.byte_ranges import ByteReader
 from universal_neurons.text.corpora import Corpus
-from universal_neurons.text.row_file import KIND, RowFile, rows_of
+from universal_neurons.text.row_file import KIND, RowFile, resolved, rows_of
 from universal_neurons.text.span_fit import SpanFit, span_numbers
 from universal_neurons.text.span_rows import Stretch, span_rows, stretches_of
 from universal_neurons.text.tokens import FEWEST_ROWS, GrowingRows, Rows, TokenDataset
 
 TEXT_FILE = "text.utf8"
 RANGES_FILE = "ranges.i32"
+IDS_FILE = "span-ids.i32"
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Passages(Rows):
 
     `readings` has one entry per tokenizer, `tokenizers` says which of them each model has.  `context` is the length
     of the rows of tokens, and the most spans that a row may have; `lengths` are the rows' numbers of spans.
+    `span_ids` number each row's spans by what they say, which `strings` spells out.
     `ranges` are each span's first byte and the one after its last, within the row's text; `text` holds the rows' texts
     one behind the other, up to `text_ends`.  `pooling` says what the activations of a span's tokens become.
     """
@@ -59,6 +61,8 @@ class Passages(Rows):
     subsets: Int[np.ndarray, " rows"]
     subset_names: tuple[str, ...]
     counted: int
+    span_ids: Int[np.ndarray, "rows context"] | Path
+    strings: tuple[str, ...]
     ranges: Int[np.ndarray, "rows ends"] | Path
     text: UInt8[np.ndarray, " bytes"] | Path
     text_ends: Int[np.ndarray, " rows"]
@@ -71,6 +75,30 @@ class Passages(Rows):
     def n_spans(self) -> int:
         """How many spans all rows hold."""
         return int(self.lengths.sum())
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions: spans."""
+        return self.n_spans
+
+    def ids(self, rows: Int[np.ndarray, " rows"]) -> Int64[np.ndarray, "rows context"]:
+        """What the spans (rows, context) say, as numbers of `strings`; 0 after a row's last."""
+        return rows_of(self.span_ids, rows, len(self), self.context)
+
+    def require_vocabulary(self, size: int, model: str) -> None:
+        """Raise `TokenRangeError` where a model reads tokens that it does not know."""
+        self.tokens_of(model).require_vocabulary(size, model)
+
+    def resolve_files(self) -> None:
+        """Name its files by their whole paths."""
+        for reading in self.readings:
+            reading.tokens.resolve_files()
+            reading.numbers = resolved(reading.numbers)
+        self.span_ids, self.ranges, self.text = map(resolved, (self.span_ids, self.ranges, self.text))
+
+    def read_by(self, names: Mapping[str, str]) -> "Passages":
+        """The same rows for other models, each (its name) with the tokenizer of one of these."""
+        return replace(self, tokenizers={name: self.tokenizers[like] for name, like in names.items()})
 
     def tokens_of(self, model: str) -> TokenDataset:
         """A model's rows of token ids, with their mask."""
@@ -182,6 +210,7 @@ class _Growing:
         self.tokens, self.context = tokens, context
         self.lengths: list[int] = []
         self.text_ends: list[int] = []
+        self.known: dict[bytes, int] = {}
         self.digest = hashlib.sha256()
 
     def fill(
@@ -199,6 +228,7 @@ class _Growing:
         with ExitStack() as stack:
             id_files = [stack.enter_context(RowFile(folder, f"rows-{n}.i32")) for n in places]
             number_files = [stack.enter_context(RowFile(folder, f"spans-{n}.i32")) for n in places]
+            span_ids = stack.enter_context(RowFile(folder, IDS_FILE))
             ranges = stack.enter_context(RowFile(folder, RANGES_FILE))
             text = stack.enter_context(RowFile(folder, TEXT_FILE, np.uint8))
             for subset, row in rows:
@@ -207,13 +237,23 @@ class _Growing:
                 for n in places:
                     id_files[n].add(self.tokens[n].add(subset, row.ids[n]))
                     number_files[n].add(self._numbers(row, n))
-                ranges.add(self._spans(row, fit))
+                ends = self._spans(row, fit)
+                ranges.add(ends)
+                span_ids.add(self._ids(row, ends.reshape(-1, 2)[: self.lengths[-1]]))
                 text.add(row.text)
         readings = (
             Reading(reader.digest, tokens.finish(ids.rows(self.context)), numbers.rows(self.context))
             for reader, tokens, ids, numbers in zip(readers, self.tokens, id_files, number_files)
         )
-        return self._finish(tuple(readings), tokenizers, ranges.rows(2 * self.context), text.rows(1), fit)
+        ids_of_spans, ends_of_spans = span_ids.rows(self.context), ranges.rows(2 * self.context)
+        return self._finish(tuple(readings), tokenizers, ids_of_spans, ends_of_spans, text.rows(1), fit)
+
+    def _ids(self, row: Stretch, ends: Int[np.ndarray, "spans 2"]) -> Int[np.ndarray, " context"]:
+        """What each span of a row says, as a number."""
+        ids, letters = np.zeros(self.context, KIND), row.text.tobytes()
+        for place, (start, stop) in enumerate(ends.tolist()):
+            ids[place] = self.known.setdefault(letters[start:stop], len(self.known))
+        return ids
 
     def _numbers(self, row: Stretch, n: int) -> Int[np.ndarray, " context"]:
         """The span of each token of a row, BOS in front."""
@@ -243,6 +283,7 @@ class _Growing:
         self,
         readings: tuple[Reading, ...],
         tokenizers: dict[str, int],
+        span_ids: Int[np.ndarray, "rows context"] | Path,
         ranges: Int[np.ndarray, "rows ends"] | Path,
         text: UInt8[np.ndarray, "bytes 1"] | Path,
         fit: SpanFit,
@@ -259,6 +300,8 @@ class _Growing:
             subsets=first.subsets,
             subset_names=first.subset_names,
             counted=fit.counted,
+            span_ids=span_ids,
+            strings=tuple(letters.decode("utf-8", "replace") for letters in self.known),
             ranges=ranges,
             text=text if isinstance(text, Path) else text.reshape(-1),
             text_ends=np.array(self.text_ends, np.int64),

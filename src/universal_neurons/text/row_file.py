@@ -2,7 +2,7 @@
 
 import contextlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Int, Integer
@@ -52,6 +52,11 @@ class RowFile:
         if self.path is not None:
             return self.path
         return np.concatenate([np.zeros(0, self.kind), *self._kept]).reshape(-1, width)
+
+
+def resolved(table: np.ndarray | Path) -> Any:
+    """A table, its file by its whole path."""
+    return table.resolve() if isinstance(table, Path) else table
 
 
 def rows_of(

@@ -25,7 +25,7 @@ from universal_neurons.errors import TextError, TokenRangeError
 from universal_neurons.models import boundary_tokens, encode, masked_ids, tokenizer_digest
 from universal_neurons.text.corpora import Corpus
 from universal_neurons.text.records import Document
-from universal_neurons.text.row_file import KIND, RowFile, rows_of
+from universal_neurons.text.row_file import KIND, RowFile, resolved, rows_of
 
 __all__ = ["Shard", "TokenDataset", "boundary_tokens", "masked_ids", "pack", "tokenised", "tokenizer_digest"]
 
@@ -57,9 +57,28 @@ class Rows:
     subsets: Int[np.ndarray, " rows"]
     subset_names: tuple[str, ...]
     counted: int
+    fingerprint: str
+    notes: list[str]
 
     def mask(self, rows: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, "rows context"]:
         """Which positions (rows, context) are counted."""
+        raise NotImplementedError
+
+    def ids(self, rows: Int[np.ndarray, " rows"]) -> Int64[np.ndarray, "rows context"]:
+        """What the positions (rows, context) say, as numbers."""
+        raise NotImplementedError
+
+    def resolve_files(self) -> None:
+        """Name its files by their whole paths, for processes that run elsewhere."""
+        raise NotImplementedError
+
+    def require_vocabulary(self, size: int, model: str) -> None:
+        """Raise `TokenRangeError` where a model reads tokens that it does not know."""
+        raise NotImplementedError
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions that are not padding."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -152,6 +171,10 @@ class TokenDataset(Rows):
     def n_tokens(self) -> int:
         """Positions that are not padding."""
         return int(self.lengths.sum())
+
+    def resolve_files(self) -> None:
+        """Name its file by its whole path."""
+        self.rows = resolved(self.rows)
 
     def ids(self, rows: Int[np.ndarray, " rows"]) -> Int64[np.ndarray, "rows context"]:
         """Token ids (rows, context) as int64; padding repeats BOS."""

@@ -14,7 +14,7 @@ import polars as pl
 from jaxtyping import Int
 
 from universal_neurons.models import all_special_ids, strings_of, vocabulary_ids
-from universal_neurons.text.tokens import TokenDataset
+from universal_neurons.text.tokens import Rows
 
 NO_WORD, WORD, WORD_START, INSIDE_WORD = range(4)
 KINDS = {WORD: "word", WORD_START: "word start", INSIDE_WORD: "inside word"}
@@ -66,7 +66,7 @@ class Vocabulary:
         """Each token together with where in a word it stands, as one number (see `token_of`, `kind_of`)."""
         return N_KINDS * ids + self.kinds(ids)
 
-    def counts(self, tokens: TokenDataset) -> Int[np.ndarray, "vocabulary kinds"]:
+    def counts(self, tokens: Rows) -> Int[np.ndarray, "vocabulary kinds"]:
         """How often each token is counted in each place of a word."""
         counts = np.zeros(N_KINDS * len(self), np.int64)
         for start in range(0, len(tokens), ROWS_AT_ONCE):
