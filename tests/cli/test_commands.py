@@ -126,6 +126,7 @@ def test_estimate(study, capsys):
     assert not run.exists()
 
 
+OF_ROLES = [word for stage in ("weights", "statistics", "roles") for word in ("--stages", stage)]
 BAD_INPUT = {
     "a missing model": (["--models", "./nowhere", "--models", "./nowhere-2"], "MissingFileError"),
     "one model, compared": (["--models", "{0}", "--stages", "universality"], "NothingToCompareError"),
@@ -139,7 +140,11 @@ BAD_INPUT = {
     "a short corpus": (["--data", "{short}"], "TextError"),
     "not UTF-8": (["--data", "{latin}"], "TextError"),
     "a token id outside the vocabulary": (["--data", "{tokens}"], "TokenRangeError"),
-    "different tokenizers": (["--models", "{0}", "--models", "{tokenizer}"], "TokenizerError"),
+    "roles of different tokenizers": (
+        ["--models", "{0}", "--models", "{tokenizer}", *OF_ROLES],
+        "roles are of each model",
+    ),
+    "pooling with one tokenizer": (["--pooling", "last"], "for models of different tokenizers"),
     "truncated weights": (["--models", "{0}", "--models", "{truncated}"], "CheckpointError"),
     "a pickle": (["--models", "{0}", "--models", "{pickle}"], "uneurons convert"),
     "an unknown architecture": (["--models", "{0}", "--models", "{oddity}"], "ArchitectureError"),

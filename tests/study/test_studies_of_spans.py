@@ -14,6 +14,8 @@ from universal_neurons import Model, StudyConfig, run_study
 from universal_neurons.errors import ConfigError, TokenizerError
 from universal_neurons.features import inputs_of
 from universal_neurons.matching.baselines import rotation
+from universal_neurons.report import write_report
+from universal_neurons.report.summary import plain_summary
 from universal_neurons.text import Passages, TokenDataset
 
 UNIVERSALITY = ("universality",)
@@ -195,6 +197,11 @@ def test_all_stages_but_roles_of_spans(tmp_path, text):
     row = store.table("examples").row(0, named=True)
     assert all(0 <= token < len(strings) for token in row["tokens"])
     assert store.neurons["family"].is_not_null().any()
+    shown = plain_summary(store)
+    page = write_report(store).read_text()
+    for words in ("tokens a span", "spans of their own"):
+        assert words in shown
+        assert words in page
 
 
 @pytest.mark.parametrize("search", ["screened", "sketch"])

@@ -29,6 +29,7 @@ from universal_neurons.report.summary import (
 )
 from universal_neurons.roles import role_rows, with_oriented_skew
 from universal_neurons.storage import Results, Store
+from universal_neurons.study import FIT_FACTS, fit_rows
 from universal_neurons.units import unit_name
 
 FAMILY_FIGURES = ("teaser", "more-families", "family-")
@@ -188,6 +189,9 @@ def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
         "name": store.path.resolve().name,
         "asked": [_asked(store, asker, pictures) for asker in store.askers],
         "cliques": clique_lines(store),
+        "spans": fit_rows(store.table("spans")) if store.has("spans") else [],
+        "fit_facts": FIT_FACTS,
+        "pooling": store.config.pooling,
         "densities": pictures.get("densities"),
         "convergence": pictures.get("convergence"),
         "convergence_text": _convergence_text(store) if store.askers else "",

@@ -14,7 +14,7 @@ from universal_neurons.report.counts import clique_lines
 from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, short
 from universal_neurons.roles import role_rows
 from universal_neurons.storage import Store
-from universal_neurons.study import ranking
+from universal_neurons.study import FIT_FACTS, fit_rows, ranking
 from universal_neurons.terminal import TextTable, plain
 from universal_neurons.units import unit_name
 
@@ -95,6 +95,8 @@ def study_view(store: Store) -> Group:
         parts += [table, neurons_view(store, asker)]
     if clique_lines(store):
         parts.append(cliques_view(store))
+    if store.has("spans"):
+        parts.append(spans_view(store))
     if store.has("labels"):
         parts.append(families_view(store))
     if store.has("effects"):
@@ -159,6 +161,16 @@ def roles_view(store: Store) -> Table:
     table = TextTable("role", *store.models, best, title="What the neurons do")
     for role, counts, example in role_rows(store):
         table.row(role, *map(str, counts), example)
+    return table
+
+
+def spans_view(store: Store) -> Table:
+    """How well the models' tokenizers fit, where they differ."""
+    spans = store.table("spans")
+    title = f"Positions are spans: {spans['spans'][0]:,} stretches that all tokenizers share"
+    table = TextTable("tokenizer of", *FIT_FACTS, title=title)
+    for row in fit_rows(spans):
+        table.row(*row)
     return table
 
 

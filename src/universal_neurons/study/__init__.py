@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
-    from universal_neurons.study.check import check_models, estimate_study, estimate_view
+    from universal_neurons.study.check import FIT_FACTS, check_models, estimate_study, estimate_view, fit_rows
     from universal_neurons.study.inputs import Study
     from universal_neurons.study.resolve import decide, require_same_tokenizer
     from universal_neurons.study.roles_again import settings_of_roles, study_roles
@@ -40,7 +40,7 @@ else:
         {
             "resolve": ["decide", "require_same_tokenizer"],
             "inputs": ["Study"],
-            "check": ["check_models", "estimate_study", "estimate_view"],
+            "check": ["FIT_FACTS", "check_models", "estimate_study", "estimate_view", "fit_rows"],
             "shown": ["DUPLICATES", "PER_FAMILY", "ranking", "same_label"],
             "run": ["run_study"],
             "sketch_maker": ["make_sketch"],

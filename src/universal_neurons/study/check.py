@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import polars as pl
 from rich.console import Group
 from rich.table import Table
 
@@ -113,11 +114,18 @@ def _require_vocabularies(models: Sequence[Model], config: StudyConfig) -> list[
 
 def _tokenizers(models: Sequence[Model], config: StudyConfig) -> list[Any]:
     """Whether the models share a tokenizer; where they do not, or a text is named, how well theirs fit."""
-    require_kin(models, config)
-    several = differ(config, models)
+    several, refusal = differ(config, models), None
+    try:
+        require_kin(models, config)
+    except TokenizerError as error:
+        if several:
+            raise
+        refusal = error
     views: list[Any] = []
-    if several or config.data != BUNDLED:
+    if several or refusal is not None or config.data != BUNDLED:
         views.append(fit_view(_passages(models, config), config.data))
+    if refusal is not None:
+        return [*views, shown(f"`uneurons run` refuses them: {refusal.what} ({refusal.given}). {refusal.fix}.")]
     how = "several tokenizers: their positions are the spans that all of them share" if several else "one tokenizer"
     return [*views, shown(f"They work together: {len(models)} models, {how}.")]
 
@@ -140,17 +148,24 @@ def fit_view(passages: Passages, data: str) -> Table:
     """How well tokenizers fit, as a table: tokens a span, tokens that are one of their own, text left out and why."""
     text = "the bundled text" if data == BUNDLED else data
     title = f"Tokenizers on {text}: {passages.n_spans:,} spans"
-    table = TextTable("tokenizer of", "tokens", "tokens a span", "spans of their own", "text left out", title=title)
-    for row in passages.fit_table().iter_rows(named=True):
-        left_out = [f"{reason} {row[column]:,}" for column, reason in LEFT_OUT.items() if row[column]]
-        table.row(
-            row["model"],
-            f"{row['tokens']:,}",
-            f"{row['tokens_per_span']:.2f}",
-            f"{row['own_fraction']:.1%}",
-            f"of {row['bytes']:,} bytes: {', '.join(left_out)}" if left_out else "none",
-        )
+    table = TextTable("tokenizer of", *FIT_FACTS, title=title)
+    for row in fit_rows(passages.fit_table()):
+        table.row(*row)
     return table
+
+
+FIT_FACTS = ("tokens", "tokens a span", "spans of their own", "text left out")
+
+
+def fit_rows(fit: pl.DataFrame) -> list[tuple[str, str, str, str, str]]:
+    """The table `spans` as text: a model's name, then what `FIT_FACTS` names."""
+    rows = []
+    for row in fit.iter_rows(named=True):
+        left_out = [f"{reason} {row[column]:,}" for column, reason in LEFT_OUT.items() if row[column]]
+        kept = f"of {row['bytes']:,} bytes: {', '.join(left_out)}" if left_out else "none"
+        share = f"{row['own_fraction']:.1%}"
+        rows.append((row["model"], f"{row['tokens']:,}", f"{row['tokens_per_span']:.2f}", share, kept))
+    return rows
 
 
 def estimate_study(config: StudyConfig) -> Estimate:
