@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import transformers
 from plain_spans import PlainTokens, plain_units
-from tokenizer_kinds import hard_texts, kinds, renumbered, way_of
+from tokenizer_kinds import hard_texts, kinds, odd_kinds, renumbered, way_of
 
 from universal_neurons.errors import TokenizerError
 from universal_neurons.models import Placed
@@ -20,7 +20,7 @@ TEXTS = 10_000
 
 def plainly(name, texts):
     """The tokens of texts as a plain reading has them."""
-    tokenizer = kinds()[name]
+    tokenizer = (kinds() | odd_kinds())[name]
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     strings = [tokenizer.convert_ids_to_tokens(ids) for ids in encoded["input_ids"]]
@@ -79,6 +79,18 @@ def test_spans_of_all_pairs_are_those_of_a_plain_reading_none_lost_none_counted_
         assert whole[0, 0] == 0
         assert (whole[0, 1:] == whole[1, :-1]).all()
         assert whole[1, -1] == len(joined.bytes)
+
+
+@pytest.mark.parametrize("name", odd_kinds())
+def test_odd_pipelines_too_are_read_plainly(name):
+    texts = hard_texts(1000, 1)
+    joined, tokenizers = JoinedTexts(texts), [odd_kinds()[name], kinds()["byte-level"]]
+    readers = [ByteReader(tokenizer, name) for tokenizer in tokenizers]
+    units, _ = shared_units(joined, readers, [reader.read(joined) for reader in readers])
+    plain = zip(plainly(name, texts), plainly("byte-level", texts))
+    expected = [unit for both in plain for unit in plain_units(*both)]
+    assert list(zip(*units.sizes.T.tolist(), units.are_spans.tolist())) == [unit[2:] for unit in expected]
+    assert (units.stop - units.start).tolist() == [unit[1] - unit[0] for unit in expected]
 
 
 def test_spans_of_several_tokenizers_are_those_of_a_plain_reading(read):
