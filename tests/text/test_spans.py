@@ -13,6 +13,7 @@ from universal_neurons.errors import TokenizerError
 from universal_neurons.models import Placed
 from universal_neurons.text import byte_ranges
 from universal_neurons.text.byte_ranges import ByteReader, JoinedTexts
+from universal_neurons.text.span_fit import SpanFit
 from universal_neurons.text.spans import Why, shared_units
 
 TEXTS = 10_000
@@ -127,6 +128,9 @@ def test_parts_of_a_character_are_spans_where_all_tokenizers_split_it_alike():
     assert shown(units_of("b½b", byte_level, nfkc), "b½b")[1] == ("½".encode(), [1, 3], True)
     alike = units_of("b½b", nfkc, renumbered(nfkc))
     assert shown(alike, "b½b")[1:4] == [("½".encode(), [1, 1], True)] * 3
+    fit = SpanFit(2)
+    fit.add_row(alike, [np.ones(5, bool)] * 2)
+    assert (fit.spans, fit.bytes, fit.own.tolist()) == (5, len("b½b".encode()), [5, 5])
 
 
 def test_special_tokens_and_dropped_text_are_in_no_span():
