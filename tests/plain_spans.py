@@ -51,11 +51,11 @@ def plain_ranges(text, offsets, own, way):
             start, stop = ranges[number]
             if data[at : at + len(spelled)] == spelled:
                 start, stop = at, at + len(spelled)
-            elif (
-                spelled[:1] == b" "
-                and (spelled != b" " or start == stop)
-                and data[at : at + len(spelled) - 1] == spelled[1:]
-            ):
+            elif spelled == b" " and start == stop > at and data[start - 1] == ord(" "):
+                start = stop - 1
+            elif spelled == b" " and (start == stop or ([*ranges, (len(data), 0)][number + 1][0] < stop)):
+                start, stop = at, at
+            elif spelled[:1] == b" " != spelled and data[at : at + len(spelled) - 1] == spelled[1:]:
                 start, stop = at, at + len(spelled) - 1
             elif start > at and data[start : start + len(spelled)] == spelled:
                 stop = start + len(spelled)

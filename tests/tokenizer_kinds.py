@@ -111,6 +111,35 @@ def kinds() -> dict[str, PreTrainedTokenizerFast]:
     return {name: wrapped(tokenizer) for name, tokenizer in made.items()}
 
 
+@cache
+def odd_kinds() -> dict[str, PreTrainedTokenizerFast]:
+    """More that normalise, split and put spaces in front in ways of their own."""
+    norm, pre, trim = normalizers, pre_tokenizers, processors.ByteLevel(trim_offsets=True)
+    llama3 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    bytewise, alphabet = pre.ByteLevel(add_prefix_space=False, use_regex=False), {"initial_alphabet": ALPHABET}
+    bare = norm.Sequence([norm.NFD(), norm.StripAccents(), norm.Lowercase()])
+    collapsed = norm.Sequence([norm.Nmt(), norm.NFKC(), norm.Strip(False, True), norm.Replace(Regex(" {2,}"), "▁")])
+    made = {
+        "byte-level, prefix untrimmed": byte_level(True),
+        "byte-level, prefix, NFC": byte_level(True, normalizer=norm.NFC(), post_processor=trim),
+        "byte-level, no accents": byte_level(normalizer=bare, post_processor=trim),
+        "byte-level, Llama 3": bpe(train=alphabet, pre_tokenizer=pre.Sequence([pre.Split(Regex(llama3), "isolated"), bytewise])),
+        "byte-level, digits apart": bpe(train=alphabet, pre_tokenizer=pre.Sequence([pre.Digits(True), bytewise])),
+        "byte-level by its normaliser": bpe(train=alphabet, normalizer=norm.ByteLevel()),
+        "T5": unigram(normalizer=collapsed),
+        "ends of words": bpe(
+            train={"end_of_word_suffix": "</w>"}, unknown="<unk>", pre_tokenizer=pre.Whitespace(),
+            normalizer=norm.Sequence([norm.NFC(), norm.Replace(Regex(r"\s+"), " "), norm.Lowercase()]),
+        ),
+        "first space": bpe(unknown="<unk>", pre_tokenizer=pre.Metaspace(prepend_scheme="first")),
+        "no space": bpe(unknown="<unk>", pre_tokenizer=pre.Metaspace(prepend_scheme="never", split=False)),
+        "stripped, scripts apart": bpe(
+            unknown="<unk>", normalizer=norm.Sequence([norm.Strip(), norm.NFKC()]), pre_tokenizer=pre.UnicodeScripts()
+        ),
+    }  # fmt: skip
+    return {name: wrapped(tokenizer) for name, tokenizer in made.items()}
+
+
 def hard_texts(how_many: int, seed: int = 0) -> list[str]:
     """Random strings of letters, marks, emoji, white space, control characters and special tokens' names."""
     chooser = random.Random(seed)

@@ -149,7 +149,7 @@ def test_counts_are_those_of_plain_python(passages, plain):
 
 
 def test_what_is_counted_and_pooled_is_what_no_mask_leaves_out(corpus):
-    passages = load(corpus, of_kinds("byte-level", "byte-level, prefix space", "byte-level, NFKC"), max_tokens=5000)
+    passages = load(corpus, of_kinds("byte-level", "byte fallback", "byte-level, NFKC"), max_tokens=5000)
     rows = every(passages)
     counted = np.zeros((len(rows), CONTEXT), bool)
     alive = {name: [] for name in passages.tokenizers}

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import transformers
 from plain_spans import PlainTokens, plain_units
-from tokenizer_kinds import hard_texts, kinds, renumbered, way_of
+from tokenizer_kinds import hard_texts, kinds, odd_kinds, renumbered, way_of
 
 from universal_neurons.errors import TokenizerError
 from universal_neurons.models import Placed
 from universal_neurons.text import byte_ranges
 from universal_neurons.text.byte_ranges import ByteReader, JoinedTexts
+from universal_neurons.text.span_fit import SpanFit
 from universal_neurons.text.spans import Why, shared_units
 
 TEXTS = 10_000
@@ -20,7 +21,7 @@ TEXTS = 10_000
 
 def plainly(name, texts):
     """The tokens of texts as a plain reading has them."""
-    tokenizer = kinds()[name]
+    tokenizer = (kinds() | odd_kinds())[name]
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     strings = [tokenizer.convert_ids_to_tokens(ids) for ids in encoded["input_ids"]]
@@ -81,6 +82,18 @@ def test_spans_of_all_pairs_are_those_of_a_plain_reading_none_lost_none_counted_
         assert whole[1, -1] == len(joined.bytes)
 
 
+@pytest.mark.parametrize("name", odd_kinds())
+def test_odd_pipelines_too_are_read_plainly(name):
+    texts = hard_texts(1000, 1)
+    joined, tokenizers = JoinedTexts(texts), [odd_kinds()[name], kinds()["byte-level"]]
+    readers = [ByteReader(tokenizer, name) for tokenizer in tokenizers]
+    units, _ = shared_units(joined, readers, [reader.read(joined) for reader in readers])
+    plain = zip(plainly(name, texts), plainly("byte-level", texts))
+    expected = [unit for both in plain for unit in plain_units(*both)]
+    assert list(zip(*units.sizes.T.tolist(), units.are_spans.tolist())) == [unit[2:] for unit in expected]
+    assert (units.stop - units.start).tolist() == [unit[1] - unit[0] for unit in expected]
+
+
 def test_spans_of_several_tokenizers_are_those_of_a_plain_reading(read):
     joined, readers, tokens, plain = read
     names = ["byte-level", "byte fallback", "unigram, NFKC", "WordPiece, BERT"]
@@ -115,6 +128,9 @@ def test_parts_of_a_character_are_spans_where_all_tokenizers_split_it_alike():
     assert shown(units_of("b½b", byte_level, nfkc), "b½b")[1] == ("½".encode(), [1, 3], True)
     alike = units_of("b½b", nfkc, renumbered(nfkc))
     assert shown(alike, "b½b")[1:4] == [("½".encode(), [1, 1], True)] * 3
+    fit = SpanFit(2)
+    fit.add_row(alike, [np.ones(5, bool)] * 2)
+    assert (fit.spans, fit.bytes, fit.own.tolist()) == (5, len("b½b".encode()), [5, 5])
 
 
 def test_special_tokens_and_dropped_text_are_in_no_span():

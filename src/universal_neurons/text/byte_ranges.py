@@ -159,9 +159,10 @@ class ByteReader:
     def _walk(self, ids: np.ndarray, ranges: np.ndarray, letters: bytes) -> np.ndarray:
         """The ranges in one text of tokens that do not all spell their bytes: some were normalised."""
         laid, at = [], 0
-        for token, (start, stop) in zip(ids.tolist(), ranges.tolist()):
+        following = [*ranges[1:, 0].tolist(), len(letters)]
+        for token, (start, stop), after in zip(ids.tolist(), ranges.tolist(), following):
             spelled = self.spelled[token]
-            place = None if spelled is None else _place(spelled, letters, at, start, stop)
+            place = None if spelled is None else _place(spelled, letters, at, (start, stop), after)
             laid.append(place or (start, stop))
             at = max(at, laid[-1][1])
         return np.array(laid)
@@ -204,12 +205,20 @@ class ByteReader:
         start[parts], stop[parts] = ends - lengths + shift, ends + shift
 
 
-def _place(spelled: bytes, letters: bytes, at: int, start: int, stop: int) -> tuple[int, int] | None:
-    """Where a token's bytes stand: behind the token before, there without a space in front, or where they should."""
+def _place(spelled: bytes, letters: bytes, at: int, given: tuple[int, int], after: int) -> tuple[int, int] | None:
+    """Where a token's bytes stand: behind the token before, there without a space in front, or where they should.
+
+    `at` is where the token before ends, `given` the token's place, and `after` where the next one's begins.
+    """
+    start, stop = given
     if letters.startswith(spelled, at):
         return at, at + len(spelled)
-    in_front = spelled.startswith(b" ") and (len(spelled) > 1 or start >= stop)
-    if in_front and letters.startswith(spelled[1:], at):
+    if spelled == b" ":
+        if start == stop > at and letters[start - 1 : start] == spelled:
+            return start - 1, start
+        if start == stop or after < stop:
+            return at, at
+    elif spelled.startswith(b" ") and letters.startswith(spelled[1:], at):
         return at, at + len(spelled) - 1
     if start > at and letters.startswith(spelled, start):
         return start, start + len(spelled)
