@@ -4,7 +4,7 @@
 
 The bundled held-out text is cut into six disjoint parts.  Of each part a study is made: matches and baselines from the rows
 that choose, intervals from its held-out stretches.  The value on other text is that of the same matches and rotated
-neurons on the five other parts.  Twice:
+neurons on every third row of the five other parts.  Twice:
 
 - `alike`: parts are dealt ten rows at a time, so that all read of the same documents;
 - `drifting`: a part is a sixth of the text in its order; other parts hold other documents.
@@ -45,7 +45,7 @@ from universal_neurons.statistics.jackknife import quantile, standard_error
 from universal_neurons.study.tables import FEW_STRETCHES, UNLIKE
 from universal_neurons.text import Shard, TokenDataset
 
-PARTS, DEALT = 6, 10
+PARTS, DEALT, THINNED = 6, 10, 3
 KINDS = ("ρ of the match", "excess", "excess before", "excess, standardised")
 
 
@@ -186,7 +186,9 @@ def main() -> None:
 {machine()}
 """)
     for name, part_of in (("alike", every // DEALT % PARTS), ("drifting", every * PARTS // len(tokens))):
-        parts = [one_part(models, tokens, every[part_of == n], every[part_of != n], config) for n in range(PARTS)]
+        parts = [
+            one_part(models, tokens, every[part_of == n], every[part_of != n][::THINNED], config) for n in range(PARTS)
+        ]
         print(f"Text that is {name}:\n\n{table(parts)}\n", flush=True)
 
 
