@@ -247,3 +247,22 @@ def test_one_tokenizer_takes_tokens_as_they_are():
     tokens = TokenDataset.from_pieces([("", np.arange(1, 30))] * 4, context=32, bos=0, masked={0})
     places = inputs_of(tokens, "anything", np.arange(4)).places
     assert isinstance(places, torch.Tensor)
+
+
+def test_a_study_of_spans_that_was_killed_goes_on_to_the_same_bytes(tmp_path, text, monkeypatch):
+    pair = [
+        Model(tiny_network("gpt2", 0), "words", tokenizer=small_tokenizer()),
+        Model(tiny_network("gpt2", 1), "letters", tokenizer=letters_of(text)),
+    ]
+    whole = study(tmp_path / "whole", pair, text, max_tokens=60_000)
+    settings = {"max_tokens": 60_000}
+    with monkeypatch.context() as patched:
+        patched.setattr("universal_neurons.study.stages.DetailPass", None)  # once the pass is done
+        with pytest.raises(TypeError):
+            study(tmp_path / "killed", pair, text, **settings)
+    work = tmp_path / "killed" / "run" / "work"
+    assert {"span-ids.i32", "ranges.i32", "text.utf8"} <= {path.name for path in work.iterdir()}
+    again = study(tmp_path / "killed", pair, text, **settings)
+    for name in ("matches", "neurons", "spans", "convergence"):
+        assert again.table(name).equals(whole.table(name))
+    assert not work.exists()
