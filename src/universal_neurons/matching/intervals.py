@@ -6,7 +6,8 @@
   rows that choose is added to b, and the standard error of all draws to the interval.
 - Where nothing was rotated (shuffled positions) b is that of the rows that choose.
 
-A correlation lies between −1 and 1, so an excess between −1 − b and 1 − b: intervals end there, b at its own end.
+A correlation lies between −1 and 1, so an excess between −1 − b and 1 − b, and below 1, for b is a maximum: intervals
+end there, b at its own end.
 """
 
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def excess_estimate(matches: Sequence[HeldOut], baseline: Baseline, heldout: Seq
     """Mean over models of ρ − b (eq 3)."""
     excess = [match.corr.map(np.subtract, b) for match, b in zip(matches, heldout)]
     b = baseline_estimate(baseline, heldout)
-    return _estimate(_mean(excess), _draw_error(baseline), least=-1 - b.high, most=1 - b.low)
+    return _estimate(_mean(excess), _draw_error(baseline), least=-1 - b.high, most=np.minimum(1 - b.low, 1))
 
 
 def normalised_estimate(matches: Sequence[HeldOut], baseline: Baseline, heldout: Sequence[Jackknifed]) -> Estimate:

@@ -28,7 +28,7 @@ TRIED = 8  # tokens whose own strings are encoded to see whether a tokenizer wor
 
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer in a local folder, or None where there is none; `CheckpointError` for one that does not work."""
-    if Path(folder).parent == BUNDLED_FOLDER:
+    if Path(folder).resolve().parent == BUNDLED_FOLDER:
         folder = BUNDLED_TOKENIZER
     if not any((Path(folder) / name).exists() for name in FILES):
         return None
