@@ -12,7 +12,7 @@ from conftest import exit_code, tiny_model
 from test_correlation import some_tokens
 from test_study import quiet
 
-from universal_neurons import Store, StudyConfig
+from universal_neurons import Store, StudyConfig, TokenDataset
 from universal_neurons.errors import InputError
 from universal_neurons.report import anchors_view, study_view, write_report
 from universal_neurons.report.facts import asker_lines
@@ -74,6 +74,18 @@ def test_the_column_and_the_counts_are_those_of_the_table_of_matches(store, mode
                 assert 0 <= row["anchors_rotated"] <= row["pairs_rotated"] <= 96
     assert DEAD not in least_of(store, "m0")
     assert store.neurons.filter((pl.col("model") == "m0") & pl.col("dead"))["mutual_all"].to_list() == [False]
+
+
+def test_of_a_subset_they_are_those_of_its_text(models, tmp_path):
+    """The text is one subset: its matches are the whole's."""
+    draw = np.random.default_rng(0)
+    tokens = TokenDataset.from_pieces(
+        [("prose", draw.integers(1, 1024, 39)) for _ in range(60)], context=40, bos=0, masked=(0,)
+    )
+    config = StudyConfig(out=str(tmp_path / "run"), draws=2, stages=("universality",), subset=("prose",))
+    of = quiet(config, models=models, tokens=tokens)
+    assert of.subsets["mutual_all"].to_list() == of.neurons["mutual_all"][:48].to_list()
+    assert of.subsets["mutual_all"].any()
 
 
 @pytest.mark.parametrize("search", ["screened", "sketch"])

@@ -22,7 +22,6 @@ from universal_neurons.matching import (
     convergence_table,
     groups_of,
     mutual_cliques,
-    mutual_pairs,
 )
 from universal_neurons.models import find_tokenizer, processed_weights
 from universal_neurons.passes import Pass
@@ -140,7 +139,6 @@ class Stages:
             comparisons = [self._comparison(outcome, asker) for asker in self.study.askers]
             for comparison in comparisons:
                 self.columns[comparison.asker] |= excess_columns(comparison, self.config.threshold)
-                self.columns[comparison.asker]["mutual_all"] = mutual_pairs(comparison).anchors
             for name in self.names:
                 self.columns[name]["position_share"] = everything.position_share(name).cpu().numpy()
             variances = {name: everything.variances(name).cpu().numpy() for name in self.names}

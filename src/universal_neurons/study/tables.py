@@ -18,6 +18,7 @@ from universal_neurons.matching import (
     excess_estimate,
     heldout_baseline,
     layer_profile,
+    mutual_pairs,
     normalised_estimate,
 )
 from universal_neurons.statistics import (
@@ -151,6 +152,7 @@ def excess_columns(comparison: Comparison, threshold: float) -> dict[str, Any]:
         "excess_normalised": _null_where_full(comparison),
         "q_value": comparison.q_value,
         "is_universal": comparison.excess > threshold,
+        "mutual_all": mutual_pairs(comparison).anchors,
     }
 
 
