@@ -89,6 +89,9 @@ def compare(found, expected, name, tolerance):
     if found.columns != expected.columns or abs(len(found) - len(expected)) > DIFFERING * len(expected):
         return [f"{name}: {found.shape} in place of {expected.shape}"]
     assert found.schema == expected.schema
+    if name == "anchors":  # a near tie that rounding decides moves the counts of all levels
+        found, expected = (table.with_columns(pl.col(pl.Int64).cast(pl.Float64)) for table in (found, expected))
+        tolerance = (DIFFERING * 96, 0.0)
     if name in PLACES:  # one example more or less in one band moves all that follow
         both = found.select(PLACES[name]).join(expected.select(PLACES[name]), PLACES[name], how="inner")
         assert len(both) >= (1 - DIFFERING) * len(expected)

@@ -123,6 +123,7 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "vocabulary",
         "thresholds",
         "null",
+        "anchors",
         "cliques",
         "clique_levels",
     )
@@ -152,6 +153,7 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "vocabulary",
         "thresholds",
         "null",
+        "anchors",
         "cliques",
         "clique_levels",
         *roles,

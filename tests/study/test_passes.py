@@ -13,6 +13,7 @@ from universal_neurons.matching import WHOLE, Finding, Findings, Piece, Scope
 from universal_neurons.matching.baselines import Maxima
 from universal_neurons.matching.candidates import Proposal
 from universal_neurons.matching.correlation import Matches
+from universal_neurons.matching.rotated_pairs import RotatedPairs
 from universal_neurons.progress import Reporter
 from universal_neurons.statistics import Certainty
 from universal_neurons.storage import StoreWriter
@@ -152,7 +153,12 @@ def a_piece(rows, columns, screened, certified=False):
     sure = torch.rand(n) > 0.5 if certified else None
     matches = Matches(some(n, 3), places(n, 3), some(n), places(n), places(others), some(others), sure)
     maxima = [Maxima(some(2, n), places(2, n)) for _ in range(2)]
-    return Piece(rows, columns, matches, maxima[0], maxima[1] if certified else None, proposal if screened else None)
+    further = (
+        (maxima[1], RotatedPairs(some(n), some(n), places(n), some(others), places(others)))
+        if certified
+        else (None, None)
+    )
+    return Piece(rows, columns, matches, maxima[0], further[0], proposal if screened else None, further[1])
 
 
 def findings_of(config):

@@ -11,7 +11,7 @@ from universal_neurons.terminal import output, say
 
 
 @app.command
-def show(store: Path, neuron: str | None = None, /) -> None:
+def show(store: Path, neuron: str | None = None, /, *, anchors: bool = False) -> None:
     """Show a study, training dynamics, or one neuron of them, in the terminal.
 
     Parameters
@@ -20,20 +20,43 @@ def show(store: Path, neuron: str | None = None, /) -> None:
         The folder of a study or of training dynamics.
     neuron
         A neuron, L2.17 or seed-1/L2.17.
+    anchors
+        Of a study, in place of the summary: the neurons whose best match is mutual in every other model.
     """
     store = local_path(store)
-    if (store / DYNAMICS_FILE).exists():
+    dynamics = (store / DYNAMICS_FILE).exists()
+    if anchors:
+        _refuse_anchors(store, neuron, dynamics=dynamics)
+    if dynamics:
         from universal_neurons.dynamics import Dynamics
         from universal_neurons.report import course_view, dynamics_view
 
         finished = Dynamics(store)
         output().print(dynamics_view(finished) if neuron is None else course_view(finished, neuron))
         return
-    from universal_neurons.report import neuron_view, study_view
+    from universal_neurons.report import anchors_view, neuron_view, study_view
     from universal_neurons.storage import Store
 
     study = Store(store)
-    output().print(study_view(study) if neuron is None else neuron_view(study, neuron))
+    if neuron is not None:
+        output().print(neuron_view(study, neuron))
+    else:
+        output().print(anchors_view(study) if anchors else study_view(study))
+
+
+def _refuse_anchors(store: Path, neuron: str | None, *, dynamics: bool) -> None:
+    """Raise `ConfigError` where --anchors would be ignored."""
+    from universal_neurons.errors import ConfigError
+
+    if neuron is not None:
+        raise ConfigError("--anchors is of a study", given=f"{neuron}, one neuron", wanted="no neuron, or no --anchors")
+    if dynamics:
+        raise ConfigError(
+            "--anchors is of a study",
+            given=f"{store}, training dynamics",
+            wanted="the study of a checkpoint",
+            fix=f"uneurons show {store / 'steps' / 'STEP'} --anchors",
+        )
 
 
 @app.command

@@ -2,6 +2,7 @@
 
 correlation  co-moments to correlations, matches and the layer profile
 baselines    rotated, Gaussian and permutation baselines; excess correlation, error rates
+rotated_pairs  who is whose best match where one model's basis is random
 candidates   what a sketch proposes, their exact correlations, certificates
 comparison   one model's neurons against all others', from a pass's statistics, in pieces
 pieces       the pieces of every pair, until they make a whole
@@ -13,6 +14,7 @@ ranks        ρ of the match's mid-ranks: how much of it is scale
 within_tokens  ρ of the match within single tokens: how much of it is the vocabulary
 significance p-values and false-discovery rates under untrained networks
 thresholds   how many are universal at many thresholds, and how many by chance
+anchors      neurons whose match is mutual in every model, and those of a random basis
 cliques      units of all models that are each other's best matches, and those of random bases
 selection    the universal neurons, or the top 1 % where none is
 """
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.matching.anchors import MutualPairs, mutual_pairs, rotated_mutual_pairs
     from universal_neurons.matching.candidates import (
         CANDIDATES_LEAST,
         MEAN,
@@ -55,6 +58,7 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
+            "anchors": ["MutualPairs", "mutual_pairs", "rotated_mutual_pairs"],
             "correlation": ["BINS", "PANEL_ELEMENTS", "layer_profile"],
             "candidates": [
                 "CANDIDATES_LEAST",

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from universal_neurons.matching.rotated_pairs import RotatedPairs
 from universal_neurons.statistics import CrossMoments, LayerCovariance, seed_of
 
 PANEL_ROWS = 4096
@@ -115,6 +116,7 @@ def rotated_best(
     standardised: bool = False,
     by_size: bool = False,
     signs: Float[Tensor, " right"] | None = None,
+    pairs: RotatedPairs | None = None,
 ) -> tuple[Float[Tensor, " left"], Int[Tensor, " left"]]:
     """Every left neuron's highest ρ with the rotated neurons of the other model, over all its layers; and with which.
 
@@ -123,7 +125,7 @@ def rotated_best(
     `standardised` rotates the other model's neurons after each was brought to variance 1: else the few of largest
     variance are most of every rotated one.  A rotated neuron is numbered layer · width + row of `rotated`.  `by_size`
     takes the ρ of highest size, signed; `signs` (1 or −1) are what the other model's neurons are taken times before
-    they are rotated.
+    they are rotated.  `pairs` is shown all ρ.
     """
     rotated = rotated.to(left.device)
     best = torch.full_like(left, -torch.inf, dtype=torch.float32)
@@ -144,10 +146,15 @@ def rotated_best(
             if inverse is not None:
                 centred *= inverse
             rho = (centred.float() @ single.T).mul_(scale)
-            highest, row = (rho.abs() if by_size else rho).nan_to_num(nan=-torch.inf).max(1)
+            strength = (rho.abs() if by_size else rho).nan_to_num(nan=-torch.inf)
+            highest, row = strength.max(1)
             below = by_size & (rho.gather(1, row[:, None])[:, 0] < 0)
+            kept: Tensor | float = 1.0
             if noise:
-                highest *= (1 - noise / rho.square_().nanmean(1)).clamp_min(0).sqrt()
+                kept = (1 - noise / rho.square_().nanmean(1)).clamp_min(0).sqrt()
+                highest *= kept
+            if pairs is not None:
+                pairs.see(rows, columns, strength, kept)
             better = highest > best[rows]
             best[rows] = torch.where(better, highest, best[rows])
             unit[rows] = torch.where(better, row + columns.start, unit[rows])
@@ -173,24 +180,27 @@ def rotated_maxima(
     left: Float[Tensor, " left"],
     right: LayerCovariance,
     drawing: Drawing,
-    first: int,
+    first: tuple[int, int],
     signs: Float[Tensor, " right"] | None = None,
     *,
-    both: bool,
-) -> tuple[Maxima, Maxima | None]:
-    """Maxima under rotations, of neurons as they are and (`both`) of standardised ones; `signs` as of `rotated_best`.
+    final: bool,
+) -> tuple[Maxima, Maxima | None, RotatedPairs | None]:
+    """Maxima under rotations, of neurons as they are and (`final`) of standardised ones; `signs` as of `rotated_best`.
 
-    `first` is the number of the first of the other model's neurons that are there.
+    `final`: also who is whose best in the first draw, neurons as they are.  `first` are the numbers of the first of the
+    asker's and of the other model's neurons that are there.
     """
-    kinds, by_size = (False, *[True] * both), drawing.by_size
+    kinds, by_size = (False, *[True] * final), drawing.by_size
     maxima = {kind: Maxima.nothing(drawing.draws, len(left), by_size=by_size) for kind in kinds}
+    pairs = RotatedPairs.nothing(len(left), len(right.units), left.device) if final else None
     for draw in range(drawing.draws):
         turned = rotation(drawing.kind, right.units.width, drawing.seed, draw)
         for standardised, into in maxima.items():
+            shown = None if draw or standardised else pairs
             how = {"standardised": standardised, "by_size": by_size}
-            corr, unit = rotated_best(cross, left, right, turned, drawing.noise, **how, signs=signs)
-            into.put(draw, corr, torch.where(unit >= 0, unit + first, unit))
-    return maxima[False], maxima.get(True)
+            corr, unit = rotated_best(cross, left, right, turned, drawing.noise, **how, signs=signs, pairs=shown)
+            into.put(draw, corr, torch.where(unit >= 0, unit + first[1], unit))
+    return maxima[False], maxima.get(True), None if pairs is None else pairs.numbered(*first)
 
 
 def inverse_deviations(covariance: Float[Tensor, "width width"]) -> Float[Tensor, " width"]:

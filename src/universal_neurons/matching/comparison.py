@@ -34,6 +34,7 @@ from universal_neurons.matching.correlation import (
     find_matches,
     inverse_norms,
 )
+from universal_neurons.matching.rotated_pairs import RotatedPairs
 from universal_neurons.statistics import (
     CANDIDATES_SEEN,
     Accumulator,
@@ -62,7 +63,7 @@ class Comparison:
     """What one model's neurons found in the others, models in the order of `others`.
 
     `raw` and `standardised` are the baselines: of the other models' neurons as they are, as the paper has it, and of
-    neurons of variance 1.
+    neurons of variance 1.  `rotated` are the pairs of the first's first draw; empty where nobody asked.
     """
 
     asker: str
@@ -70,6 +71,7 @@ class Comparison:
     matches: tuple[Matches, ...]
     raw: Baseline
     standardised: Baseline
+    rotated: tuple[RotatedPairs, ...] = ()
 
     @cached_property
     def best(self) -> Float[np.ndarray, "models neurons"]:
@@ -122,7 +124,8 @@ class Piece:
     """Some of one model's neurons (rows) against some of another's (columns): matches, and the baselines' maxima.
 
     `maxima` are of the other model's neurons as they are, `standardised` of these with variance 1 (None: not asked, or
-    no different).  `proposal` holds a screened search's candidates.
+    no different), `rotated` the pairs of the first draw (None likewise).  `proposal` holds a screened search's
+    candidates.
     """
 
     rows: Rows
@@ -131,6 +134,7 @@ class Piece:
     maxima: Maxima
     standardised: Maxima | None = None
     proposal: Proposal | None = None
+    rotated: RotatedPairs | None = None
 
 
 def together(pieces: Iterable[Piece]) -> Piece:
@@ -149,6 +153,7 @@ def together(pieces: Iterable[Piece]) -> Piece:
             whole.maxima.below(other.maxima),
             whole.standardised and other.standardised and whole.standardised.below(other.standardised),
             whole.proposal and other.proposal and whole.proposal.below(other.proposal),
+            whole.rotated and other.rotated and whole.rotated.below(other.rotated),
         )
     return whole
 
@@ -163,6 +168,7 @@ def _beside(first: Piece, second: Piece) -> Piece:
         first.maxima.beside(second.maxima),
         first.standardised and second.standardised and first.standardised.beside(second.standardised),
         first.proposal and second.proposal and first.proposal.beside(second.proposal),
+        first.rotated and second.rotated and first.rotated.beside(second.rotated),
     )
 
 
@@ -309,17 +315,19 @@ def pieces_of(
         first = {"rows": rows[0], "columns": columns[0]}
         matches = find_matches(cross, ours, theirs, k, **first, histogram=final, by_size=by_size)
         if layers is None:
-            maxima, standardised = _shuffled(evidence, asker, other, draws, rows, ours, theirs), None
+            maxima = _shuffled(evidence, asker, other, draws, rows, ours, theirs)
+            standardised, rotated = None, None
         else:
             part, some_signs = layers.part(*columns), None if signs is None else signs[slice(*columns)]
             drawing = Drawing(config.baseline, config.seed, draws, noise, by_size)
-            maxima, standardised = rotated_maxima(cross, ours, part, drawing, columns[0], some_signs, both=final)
+            places = rows[0], columns[0]
+            maxima, standardised, rotated = rotated_maxima(cross, ours, part, drawing, places, some_signs, final=final)
         proposal = None
         if z is not None:
             assert certainty is not None
             some_certainty = certainty.part(slice(*rows), slice(*columns))
             proposal = propose(cross, ours, theirs, some_certainty, z, **first, by_size=by_size)
-        pieces.append(Piece(rows, columns, matches, maxima, standardised, proposal))
+        pieces.append(Piece(rows, columns, matches, maxima, standardised, proposal, rotated))
     return pieces
 
 
@@ -371,4 +379,6 @@ def comparison(asker: str, others: Sequence[str], pieces: Sequence[Piece]) -> Co
     """The pieces of every other model as one answer."""
     matches = tuple(piece.matches for piece in pieces)
     raw, standardised = [p.maxima for p in pieces], [p.standardised or p.maxima for p in pieces]
-    return Comparison(asker, tuple(others), matches, Baseline.of(raw), Baseline.of(standardised))
+    rotated = tuple(p.rotated for p in pieces if p.rotated is not None)
+    assert len(rotated) in (0, len(pieces)), "pairs of some models only"
+    return Comparison(asker, tuple(others), matches, Baseline.of(raw), Baseline.of(standardised), rotated)

@@ -17,6 +17,7 @@ from universal_neurons.matching.baselines import Maxima
 from universal_neurons.matching.candidates import Proposal
 from universal_neurons.matching.comparison import Comparison, Evidence, Piece, comparison, pieces_of, together, unbiased
 from universal_neurons.matching.correlation import Matches
+from universal_neurons.matching.rotated_pairs import RotatedPairs
 from universal_neurons.statistics import Certainty
 
 
@@ -125,7 +126,7 @@ class Findings:
 def _flat(piece: Piece) -> dict[str, Tensor]:
     tensors = {"place": torch.tensor([*piece.rows, *piece.columns])}
     tensors["by_size"] = torch.tensor(piece.matches.by_size)
-    for part in ("matches", "maxima", "standardised", "proposal"):
+    for part in ("matches", "maxima", "standardised", "proposal", "rotated"):
         value = getattr(piece, part)
         if value is not None:
             known = {name: t for name, t in vars(value).items() if t is not None and name != "by_size"}
@@ -145,4 +146,5 @@ def _piece(tensors: dict[str, Tensor]) -> Piece:
         part("maxima", Maxima),
         part("standardised", Maxima) if "standardised.corr" in tensors else None,
         part("proposal", Proposal) if "proposal.bound" in tensors else None,
+        part("rotated", RotatedPairs) if "rotated.unit" in tensors else None,
     )

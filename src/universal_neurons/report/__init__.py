@@ -2,8 +2,9 @@
 
 summary           a study in a few numbers and tables
 facts             what was found of one model's neurons, in ten lines
-counts            counts over thresholds, beside untrained networks, of cliques, as lines
+counts            counts over thresholds, beside untrained networks, of anchors and cliques, as lines
 one_neuron        one neuron in the terminal
+anchors           the neurons that are mutual in every model, in the terminal
 dynamics_summary  the dynamics in numbers and sentences; one neuron at every checkpoint
 figures/          tables to figures, one file per kind
 pages             stores to self-contained pages
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.report.anchors import anchors_view
     from universal_neurons.report.dynamics_summary import course_view, dynamics_view
     from universal_neurons.report.integrity import check_stores
     from universal_neurons.report.one_neuron import neuron_view
@@ -34,6 +36,7 @@ else:
         {
             "summary": ["roles_view", "study_view"],
             "one_neuron": ["neuron_view"],
+            "anchors": ["anchors_view"],
             "dynamics_summary": ["course_view", "dynamics_view"],
             "pages": [
                 "study_figures",

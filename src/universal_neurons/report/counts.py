@@ -1,4 +1,7 @@
-"""Counts beside what chance gives, as lines for a terminal and a page: over thresholds, untrained networks, cliques."""
+"""Counts beside what chance gives, as lines for a terminal and a page.
+
+Over thresholds, beside untrained networks, of mutual pairs and anchors, of cliques.
+"""
 
 from collections.abc import Iterable
 
@@ -9,6 +12,14 @@ from universal_neurons.storage import Store
 
 DISCOVERY = 0.05  # the false-discovery rate that counts are given at
 SHOWN_LEVELS = (0.3, 0.5, 0.7, 0.9)
+ANCHOR_LEVEL = 0.5  # of the line that tells of anchors
+ANCHOR_ROWS = {
+    "mutual pairs": "pairs",
+    "in a random basis": "pairs_rotated",
+    "anchors": "anchors",
+    "anchors in a random basis": "anchors_rotated",
+    "universal anchors": "universal",
+}
 
 
 def threshold_counts(store: Store, asker: str, column: str) -> tuple[str, str]:
@@ -32,6 +43,34 @@ def untrained_line(store: Store, asker: str) -> str:
     found = int((rates <= DISCOVERY).sum())
     draws = store.manifest["null"]["draws"]
     return f"{found} neurons at FDR ≤ {_number(DISCOVERY)}; {largest} ({draws} draw{'s' if draws > 1 else ''})"
+
+
+def anchors_line(store: Store, asker: str) -> str | None:
+    """How many anchors an asker has, at any |ρ| and at .5, and how many in a random basis; None of an older study."""
+    if not store.has("anchors"):
+        return None
+    rows = store.table("anchors").filter(pl.col("asker") == asker)
+    every, above = (rows.row(by_predicate=pl.col("level") == level, named=True) for level in (0.0, ANCHOR_LEVEL))
+    line = (
+        f"{every['anchors']} anchors (mutual in every model), {above['anchors']} of them at ρ ≥ {_number(ANCHOR_LEVEL)}"
+    )
+    if every["anchors_rotated"] is None:
+        return line
+    return f"{line}; in a random basis {every['anchors_rotated']} and {above['anchors_rotated']}"
+
+
+def anchor_lines(store: Store, asker: str) -> list[tuple[str, ...]]:
+    """Mutual pairs and anchors of an asker by least |ρ|, beside those of a random basis; nothing of an older study.
+
+    The first row says what the columns are.
+    """
+    if not store.has("anchors"):
+        return []
+    levels = store.table("anchors").filter((pl.col("asker") == asker) & pl.col("level").is_in([0.0, *SHOWN_LEVELS]))
+    rows = [("at ρ ≥", *("any" if level == 0 else _number(level) for level in levels["level"]))]
+    for title, column in ANCHOR_ROWS.items():
+        rows.append((title, *("–" if count is None else f"{count:,}" for count in levels[column])))
+    return rows
 
 
 def clique_lines(store: Store) -> list[tuple[str, str]]:

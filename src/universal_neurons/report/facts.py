@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from universal_neurons.report.counts import threshold_counts, untrained_line
+from universal_neurons.report.counts import anchors_line, threshold_counts, untrained_line
 from universal_neurons.storage import Store
 
 
@@ -169,7 +169,9 @@ def basis_test(q_value: float, draws: int) -> str:
 def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
     """The lines that `show` and the report print of an asker: what each says, and its value as text."""
     told = facts(store, asker)
-    matches = f"{told.mutual:.1%} mutual; ρ {told.optimism:.3f} lower on held-out rows; {told.certainty}"
+    anchors = anchors_line(store, asker)
+    mutual = f"{told.mutual:.1%} mutual" + ("" if anchors is None else f"; {anchors}")
+    matches = f"{mutual}; ρ {told.optimism:.3f} lower on held-out rows; {told.certainty}"
     return [
         ("compared with", f"{', '.join(told.others)}; on {told.tokens:,} tokens"),
         ("neurons", f"{told.neurons:,}" + (f", {told.dead} dead" if told.dead else "")),

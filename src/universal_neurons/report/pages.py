@@ -13,7 +13,7 @@ from universal_neurons.disk import disk_errors, write_atomically
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.legible import file_names, legible
 from universal_neurons.report import figures
-from universal_neurons.report.counts import clique_lines
+from universal_neurons.report.counts import anchor_lines, clique_lines
 from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows, sentences
 from universal_neurons.report.summary import (
     MODEL_FACTS,
@@ -237,6 +237,7 @@ def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]
         "asker": asker,
         "others": others,
         "facts": asker_lines(store, asker),
+        "anchors": anchor_lines(store, asker),
         "title": title,
         "rows": rows,
         "universality": pictures.get(f"universality-{place}"),

@@ -28,7 +28,7 @@ from universal_neurons.disk import disk_errors, own_folder, removing, sha256_of,
 KEPT = 2
 PART_BYTES = 1 << 25
 ABANDONED_SECONDS = 3600.0
-FORMAT = f"universal-neurons generation 4, {__version__}"
+FORMAT = f"universal-neurons generation 5, {__version__}"
 MANIFEST = "manifest.json"
 MOST_MANIFEST_BYTES = 1 << 26
 

@@ -7,7 +7,7 @@ memory           what a study takes in memory, and in how many passes it therefo
 check            would these models work together
 shown            the neurons that figures show, and what the held-out pass keeps of them
 tables           what was found, as tables
-counts           counts beside what chance gives: over thresholds, of mutual cliques
+counts           counts beside what chance gives: over thresholds, of anchors and mutual cliques
 family_tables    from the labels' sums to families and their tables
 outcome          what the passes have brought so far
 screen           from findings with candidates to exact ones, for all pairs of a screened search

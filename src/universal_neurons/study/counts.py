@@ -1,4 +1,4 @@
-"""Counts beside what chance gives, as tables: neurons above many thresholds, mutual cliques."""
+"""Counts beside what chance gives, as tables: neurons above many thresholds, mutual pairs and anchors, cliques."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,14 +9,17 @@ import polars as pl
 from universal_neurons.matching import (
     Cliques,
     Comparison,
+    MutualPairs,
     counts_above,
+    mutual_pairs,
     null_counts,
     null_excess,
+    rotated_mutual_pairs,
     thresholds_with,
 )
 from universal_neurons.units import Units
 
-LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of a clique's least |ρ|
+LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of an anchor's, or a clique's, least |ρ|
 KINDS = {  # how a kind's counts end, and of which excess they are
     "": ("excess_corr", "excess_heldout", "excess_low", "excess_high"),
     "_standardised": (
@@ -26,6 +29,7 @@ KINDS = {  # how a kind's counts end, and of which excess they are
         "excess_standardised_high",
     ),
 }
+ROTATED_COUNTS = ("pairs_rotated", "anchors_rotated")
 COUNTED = ("universal", "universal_heldout", "surely", "possibly")
 
 
@@ -67,6 +71,36 @@ def _untrained(
         return None
     of_asker = null.filter(pl.col("asker") == asker)
     return null_counts((of_asker.filter(pl.col("draw") == d)[excess].to_numpy() for d in range(draws)), at)
+
+
+def anchors_table(comparisons: Sequence[Comparison], columns: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
+    """A row per asker and level of |ρ|: mutual pairs and anchors from there up, and those of rotated models.
+
+    `columns` are those of the neuron table.  The rotated counts are null where the baseline rotates nothing.
+    """
+    frames = []
+    for comparison in comparisons:
+        found, rotated = mutual_pairs(comparison), rotated_mutual_pairs(comparison)
+        universal = columns[comparison.asker]["is_universal"]
+        counts = {
+            "asker": [comparison.asker] * len(LEVELS),
+            "level": LEVELS,
+            "pairs": _pairs(found),
+            "pairs_rotated": None if rotated is None else _pairs(rotated),
+            "anchors": _anchors(found),
+            "anchors_rotated": None if rotated is None else _anchors(rotated),
+            "universal": [int((found.anchors_from(level) & universal).sum()) for level in LEVELS],
+        }
+        frames.append(pl.DataFrame(counts, schema_overrides=dict.fromkeys(ROTATED_COUNTS, pl.Int64)))
+    return pl.concat(frames)
+
+
+def _pairs(found: MutualPairs) -> list[int]:
+    return [found.pairs_from(level) for level in LEVELS]
+
+
+def _anchors(found: MutualPairs) -> list[int]:
+    return [int(found.anchors_from(level).sum()) for level in LEVELS]
 
 
 def cliques_table(cliques: Cliques, units: Mapping[str, Units], universal: Mapping[str, np.ndarray]) -> pl.DataFrame:

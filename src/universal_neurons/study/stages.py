@@ -39,7 +39,7 @@ from universal_neurons.statistics import (
     weight_statistics,
 )
 from universal_neurons.storage import StoreWriter
-from universal_neurons.study.counts import clique_levels_table, cliques_table, thresholds_table
+from universal_neurons.study.counts import anchors_table, clique_levels_table, cliques_table, thresholds_table
 from universal_neurons.study.detail import Detail, DetailPass
 from universal_neurons.study.family_tables import Explainer
 from universal_neurons.study.inputs import Study
@@ -189,9 +189,10 @@ class Stages:
             self.columns[asker] |= self.null.columns(asker, self.columns[asker])
 
     def _counts(self, outcome: Outcome, comparisons: Sequence[Comparison]) -> None:
-        """The tables of counts: over thresholds, and of mutual cliques where every model is asked about."""
+        """The tables of counts: over thresholds, of anchors, and of mutual cliques where every model is asked about."""
         null, draws = (None, 0) if self.null is None else (self.null.table, self.null.draws)
         self.write("thresholds", thresholds_table(comparisons, self.columns, self.config.threshold, null, draws))
+        self.write("anchors", anchors_table(comparisons, self.columns))
         if self.config.pairs == "all":
             universal = {name: self.columns[name]["is_universal"] for name in self.names}
             table = cliques_table(mutual_cliques(self.names, best_of(comparisons)), self.units, universal)

@@ -18,6 +18,7 @@ from universal_neurons.matching import (
     excess_estimate,
     heldout_baseline,
     layer_profile,
+    mutual_pairs,
     normalised_estimate,
 )
 from universal_neurons.statistics import (
@@ -52,7 +53,7 @@ NEURON_SCHEMA: dict[str, Any] = {
     "model": pl.String, "layer": pl.Int32, "neuron": pl.Int32, "dead": pl.Boolean,
     **_schema(pl.Float64, """max_corr mean_corr min_corr max_baseline mean_baseline min_baseline excess_corr
         excess_heldout excess_low excess_high q_value p_untrained fdr_untrained"""),
-    "is_universal": pl.Boolean,
+    "is_universal": pl.Boolean, "mutual_all": pl.Boolean,
     **_schema(pl.Float64, """baseline_standardised baseline_standardised_low baseline_standardised_high
         excess_standardised excess_standardised_heldout excess_standardised_low excess_standardised_high
         excess_normalised excess_normalised_heldout excess_normalised_low excess_normalised_high
@@ -151,6 +152,7 @@ def excess_columns(comparison: Comparison, threshold: float) -> dict[str, Any]:
         "excess_normalised": _null_where_full(comparison),
         "q_value": comparison.q_value,
         "is_universal": comparison.excess > threshold,
+        "mutual_all": mutual_pairs(comparison).anchors,
     }
 
 
