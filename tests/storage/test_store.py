@@ -403,7 +403,7 @@ def test_after_any_refusal_the_folder_is_free(run, tmp_path, text_file, monkeypa
     assert folder.exists() == existing
     assert not existing or not any(folder.iterdir())
     with monkeypatch.context() as patched:  # not a named error: a defect of ours
-        patched.setattr("universal_neurons.study.run.TokenDataset.load", lambda *_, **__: [][0])
+        patched.setattr("universal_neurons.features.readers.TokenDataset.load", lambda *_, **__: [][0])
         refused(run, folder, IndexError, data=str(tmp_path / "short.txt"))
     store, _ = run(folder, data=str(text_file))
     assert len(store.neurons) == 96
@@ -413,7 +413,7 @@ def test_trouble_with_the_text_is_not_blamed_on_the_folder(run, tmp_path, monkey
     def unreadable(*_, **__):
         raise PermissionError(13, "Permission denied", "corpus.txt")
 
-    monkeypatch.setattr("universal_neurons.study.run.TokenDataset.load", unreadable)
+    monkeypatch.setattr("universal_neurons.features.readers.TokenDataset.load", unreadable)
     with pytest.raises(PermissionError, match=r"corpus\.txt") as caught:
         run(tmp_path / "run")
     assert "cannot be written" not in str(caught.value)

@@ -242,16 +242,18 @@ def test_bad_input_leaves_nothing_behind(config, tmp_path, folders):
         assert not (tmp_path / "run").exists()
 
 
-def test_models_must_share_the_tokenizer(config, tmp_path):
+def test_models_that_do_not_share_the_tokenizer_are_studied_on_spans(config, tmp_path):
     other = save_tiny(tmp_path / "other", seed=5)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-1]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert quiet(config.model_copy(update={"models": (config.models[0], str(other))})).has("spans")
     with pytest.raises(TokenizerError, match="vocabulary or merges"):
-        quiet(config.model_copy(update={"models": (config.models[0], str(other))}))
+        quiet(config.model_copy(update={"tokenizer": str(other), "out": str(tmp_path / "another")}))
+    config = config.model_copy(update={"out": str(tmp_path / "same")})
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (other / name).unlink()
-    quiet(config.model_copy(update={"models": (config.models[0], str(other))}))
+    assert not quiet(config.model_copy(update={"models": (config.models[0], str(other))})).has("spans")
 
 
 def test_a_smaller_vocabulary_is_refused(config, tmp_path):
