@@ -28,7 +28,9 @@ LABEL_GROUPS = ("tokens", "unigrams", "syntax", "subsets", "position", "topics")
 MOST = 10**12  # tokens or neurons: more than anybody has, and far from what overflows
 MOST_ROWS = 10**6  # of a table that is kept per neuron or model
 DYNAMICS_FILE = "dynamics.json"
-NOT_OF_DYNAMICS = ("pairs", "subset", "examples", "roles", "published", "null", "null_draws", "pooling")  # settings of `run` alone
+NOT_OF_DYNAMICS = (  # settings of `run` alone
+    "pairs", "subset", "examples", "roles", "published", "null", "null_draws", "pooling",
+)  # fmt: skip
 DEFAULT_GROUP_SIZE = 64
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
 DEFAULT_NULL_DRAWS = 5
