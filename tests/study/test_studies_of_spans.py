@@ -10,8 +10,8 @@ from conftest import quiet_transformers, small_tokenizer, some_text, tiny_networ
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from universal_neurons import Model, StudyConfig, run_study
-from universal_neurons.errors import ConfigError, TokenizerError
+from universal_neurons import Model, StudyConfig, make_sketch, run_study
+from universal_neurons.errors import ConfigError, SketchError, TokenizerError
 from universal_neurons.features import inputs_of
 from universal_neurons.matching.baselines import rotation
 from universal_neurons.report import write_report
@@ -266,3 +266,41 @@ def test_a_study_of_spans_that_was_killed_goes_on_to_the_same_bytes(tmp_path, te
     for name in ("matches", "neurons", "spans", "convergence"):
         assert again.table(name).equals(whole.table(name))
     assert not work.exists()
+
+
+def saved(folder, network, tokenizer):
+    with quiet_transformers():
+        network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_sketches_of_spans_are_compared_like_their_models(tmp_path, text):
+    """Each is made with the other's tokenizer; two made with other tokenizers are refused, and told apart."""
+    a = saved(tmp_path / "words", tiny_network("gpt2", 0), small_tokenizer())
+    b = saved(tmp_path / "letters", tiny_network("gpt2", 1), letters_of(text))
+    given = {"data": str(text), "context": 32, "max_tokens": 30_000}
+    files = []
+    for model, other in ((a, b), (b, a)):
+        out = f"{model}.safetensors"
+        make_sketch(StudyConfig(models=(model,), out=out, **given), tokenizers=(other,))
+        files.append(out)
+    stores = {}
+    for search in ("sketch", "screened"):
+        settings = {"search": search, "draws": 2, "stages": UNIVERSALITY}
+        config = StudyConfig(
+            models=(a, b), out=str(tmp_path / f"m-{search}"), gemm_dtype="bfloat16", **settings, **given
+        )
+        of_files = StudyConfig(models=tuple(files), out=str(tmp_path / f"f-{search}"), search=search, draws=2)
+        stores[search] = [run_study(one, progress=False) for one in (config, of_files)]
+    for models_store, files_store in stores.values():
+        best = [store.matches.filter(pl.col("rank") == 1) for store in (models_store, files_store)]
+        np.testing.assert_allclose(best[0]["corr"], best[1]["corr"], atol=2e-3)
+        assert (best[0]["match_neuron"] == best[1]["match_neuron"]).mean() > 0.95
+    alone = f"{a}-alone.safetensors"
+    make_sketch(StudyConfig(models=(a,), out=alone, **given))
+    with pytest.raises(SketchError, match="other spans") as caught:
+        run_study(StudyConfig(models=(alone, files[1]), out=str(tmp_path / "x")), progress=False)
+    assert "spans of letters" in str(caught.value)
+    with pytest.raises(ConfigError, match="all the model's own"):
+        make_sketch(StudyConfig(models=(a,), out=f"{a}-own.safetensors", **given), tokenizers=(a,))

@@ -84,14 +84,20 @@ def dynamics(
 
 
 SKETCH_SETTINGS = (
-    *TEXT_SETTINGS, "tokenizer", "out", "group_size", "seed", "device", "dtype", "gemm_dtype", "batch_tokens",
-    "threads",
+    *TEXT_SETTINGS, "tokenizer", "pooling", "out", "group_size", "seed", "device", "dtype", "gemm_dtype",
+    "batch_tokens", "threads",
 )  # fmt: skip
 SketchFlags: Any = create_model("SketchFlags", **{name: flags_of()[name] for name in SKETCH_SETTINGS})
 
 
 @app.command
-def sketch(model: str, /, *, flags: Annotated[SketchFlags | None, Parameter(name="*")] = None) -> None:
+def sketch(
+    model: str,
+    /,
+    *,
+    tokenizers: tuple[str, ...] = (),
+    flags: Annotated[SketchFlags | None, Parameter(name="*")] = None,
+) -> None:
     """Write a model's portable sketch, which `run --models` takes in the model's place.
 
     Interrupted, the same command resumes.
@@ -100,12 +106,14 @@ def sketch(model: str, /, *, flags: Annotated[SketchFlags | None, Parameter(name
     ----------
     model
         A local folder or hub id.
+    tokenizers
+        Folders or hub ids of the other tokenizers, repeated: spans need the boundaries that all of them share.
     """
     named = {} if flags is None else {k: v for k, v in flags.model_dump().items() if v is not None}
     settings = make_config({"search": "sketch"} | named | {"models": (model,)}, "command line")
     from universal_neurons.study import make_sketch
 
-    path = make_sketch(settings)
+    path = make_sketch(settings, tokenizers=tokenizers)
     say(output(), f"{path.resolve()}: {path.stat().st_size / 2**20:,.1f} MiB")
 
 

@@ -16,7 +16,7 @@ from universal_neurons.features.source import Provisional, Source
 from universal_neurons.models import Described, Model, find_tokenizer, is_gated, load_model
 from universal_neurons.statistics import Accumulator, Block, Key, Recipe, SignedSums, What, sums_block
 from universal_neurons.storage import SKETCH, STATISTICS, SketchFile, require_one_text, sum_rows
-from universal_neurons.text import Rows, Shard, TokenDataset
+from universal_neurons.text import Passages, Rows, Shard, TokenDataset
 from universal_neurons.units import Units
 
 FIXED = (*TEXT_SETTINGS, "group_size", "tokenizer", "subset", "lanes", "cluster", "dtype", "batch_tokens")
@@ -171,7 +171,7 @@ class Sketches:
         """The models and the text from where they were.  Raises `SketchError` where either has changed."""
         first = next(iter(self.models.values()))
         networks = [model.original() for model in self.models.values()]
-        text = original_tokens(settings, networks, tokens, folder)
+        text = original_tokens(settings, networks, tokens, folder, first.file.about.get("spans"))
         return [NeuronSource(model, first.file.about["rounding"]) for model in networks], text
 
 
@@ -226,9 +226,19 @@ def open_sketches(config: StudyConfig) -> tuple[StudyConfig, list[SketchedModel]
     return config.model_copy(update=text), models
 
 
-def original_tokens(config: Settings, models: Sequence[Model], there: Rows, folder: Path) -> Rows:
-    """The text of sketches again, for a second pass.  Raises `SketchError` where it has changed."""
-    tokens = TokenDataset.load(config, find_tokenizer(config, models), context=config.context, folder=folder)
+def original_tokens(
+    config: Settings, models: Sequence[Model], there: Rows, folder: Path, spans: dict[str, Any] | None = None
+) -> Rows:
+    """The text of sketches again, for a second pass; `spans` where they are of these.
+
+    Raises `SketchError` where it has changed.
+    """
+    tokens: Rows
+    if spans is None:
+        tokens = TokenDataset.load(config, find_tokenizer(config, models), context=config.context, folder=folder)
+    else:
+        tokens = Passages.load(config, {m.name: m.tokenizer for m in models}, context=config.context, folder=folder)
+        tokens.pooling = spans["pooling"]
     if tokens.fingerprint != there.fingerprint:
         raise SketchError(
             f"{config.data}: not the text the sketches were made of", given=tokens.fingerprint, wanted=there.fingerprint

@@ -320,6 +320,8 @@ def require_one_text(files: Sequence[SketchFile]) -> None:
     """Raise `SketchError` where sketches are of other tokens, rows, signs or tokenizers."""
     first = files[0]
     for other in files[1:]:
+        _require_same_spans(first, other)
+    for other in files[1:]:
         for what in ("tokens", "signs", "tokenizer", "heldout_tokens"):
             if first.about[what] != other.about[what]:
                 raise SketchError(
@@ -328,6 +330,23 @@ def require_one_text(files: Sequence[SketchFile]) -> None:
                     wanted="the same text, context, mask, group size and seed for all",
                     fix="make them with the same options of `uneurons sketch`",
                 )
+
+
+def _require_same_spans(first: SketchFile, other: SketchFile) -> None:
+    """Of the same tokenizers, in any order, and pooled alike; or both of tokens."""
+    spans = [file.about.get("spans") for file in (first, other)]
+    same = [one and (one["pooling"], set(one["tokenizers"].values())) for one in spans]
+    if same[0] != same[1]:
+        told = [
+            f"{file.path.name}: " + (f"spans of {', '.join(one['tokenizers'])}, {one['pooling']}" if one else "tokens")
+            for file, one in zip((first, other), spans)
+        ]
+        raise SketchError(
+            f"{other.path.name} and {first.path.name}: sketches of other spans",
+            given="; ".join(told),
+            wanted="the boundaries that the same tokenizers share, pooled alike",
+            fix="make each with --tokenizers naming all the others' tokenizers",
+        )
 
 
 def _short(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import torch
 from universal_neurons import __version__
 from universal_neurons.config import TEXT_SETTINGS, Settings, StudyConfig
 from universal_neurons.disk import disk_errors, local_path
-from universal_neurons.errors import ConfigError, StoreConflictError
+from universal_neurons.errors import ConfigError, StoreConflictError, TokenizerError
 from universal_neurons.features import NeuronSource
-from universal_neurons.models import Model, find_tokenizer, resolve_sources, tokenizer_digest
+from universal_neurons.models import Model, find_tokenizer, folder_of, load_tokenizer, resolve_sources, tokenizer_digest
 from universal_neurons.passes import Pass, provisional_state, settle_from
 from universal_neurons.progress import Reporter
 from universal_neurons.statistics import Extremes, LayerMoments, Recipe, ShardEnergies, Signs, SumSquares
@@ -34,16 +34,23 @@ from universal_neurons.storage import (
 )
 from universal_neurons.study.resolve import decide, load_models, resolve
 from universal_neurons.study.run_passes import SNAPSHOT_SECONDS, SNAPSHOT_SHARE
-from universal_neurons.text import Shard, TokenDataset
+from universal_neurons.text import Passages, Rows, Shard, TokenDataset
 from universal_neurons.torch_state import settled_torch
 
 HELDOUT = 1 << 40  # shard numbers of held-out stretches: signs of their own
 
 
 def make_sketch(
-    config: StudyConfig, *, reporter: Reporter | None = None, checkpoint_seconds: float | None = None
+    config: StudyConfig,
+    *,
+    tokenizers: Sequence[str] = (),
+    reporter: Reporter | None = None,
+    checkpoint_seconds: float | None = None,
 ) -> Path:
     """Write the sketch of `config.models`' one model to `config.out`; goes on where it was interrupted.
+
+    `tokenizers` are the other models' (folders or hub ids) where these differ: then the sums are of spans, to which
+    `config.pooling` pools.
 
     Raises what reading models and text raises, and `StoreConflictError` where `out` is there already.
     """
@@ -59,29 +66,51 @@ def make_sketch(
         raise StoreConflictError(f"{out}: no folder {out.parent}", wanted="a folder that is there")
     config = decide(config.model_copy(update={"stages": ("statistics",), "search": "exact"}))
     with settled_torch(config.threads):
-        return _sketch(config, out, reporter, checkpoint_seconds)
+        return _sketch(config, tokenizers, out, reporter, checkpoint_seconds)
 
 
-def _sketch(config: StudyConfig, out: Path, reporter: Reporter, checkpoint_seconds: float | None) -> Path:
+def _sketch(
+    config: StudyConfig, tokenizers: Sequence[str], out: Path, reporter: Reporter, checkpoint_seconds: float | None
+) -> Path:
     """The sketch of a resolved configuration."""
     (model,) = load_models(config)
     for note in model.notes:
         reporter.note(f"{model.name}: {note}")
-    settings = resolve(config, [model])
+    pooling = config.pooling if tokenizers else None
+    settings = resolve(config.model_copy(update={"pooling": None} if tokenizers else {}), [model])
     tokenizer = find_tokenizer(config, [model])
+    readers = {model.name: tokenizer} | {name: _tokenizer_at(name) for name in tokenizers}
+    digests = {name: tokenizer_digest(reader) for name, reader in readers.items()}
+    if tokenizers and len(set(digests.values())) == 1:
+        raise ConfigError(
+            "--tokenizers are all the model's own", given=", ".join(tokenizers), wanted="others", fix="leave them out"
+        )
     with scratch_folder(out) as scratch:
         with disk_errors(out):
-            tokens = TokenDataset.load(settings, tokenizer, context=settings.context, folder=scratch)
+            tokens: Rows
+            if tokenizers:
+                tokens = Passages.load(settings, readers, context=settings.context, folder=scratch)
+                tokens.pooling = pooling or "mean"
+            else:
+                tokens = TokenDataset.load(settings, tokenizer, context=settings.context, folder=scratch)
         tokens.require_vocabulary(model.vocab_size, model.name)
         for text in (repr(tokens), *tokens.notes):
             reporter.note(text)
-        return _Sketching(settings, model, tokens, tokenizer_digest(tokenizer), out).run(reporter, checkpoint_seconds)
+        return _Sketching(settings, model, tokens, digests, out).run(reporter, checkpoint_seconds)
+
+
+def _tokenizer_at(name: str) -> Any:
+    """A tokenizer by its folder or hub id."""
+    tokenizer = load_tokenizer(folder_of(name))
+    if tokenizer is None:
+        raise TokenizerError(f"{name}: no tokenizer there", wanted="tokenizer.json or another tokenizer's files")
+    return tokenizer
 
 
 class _Sketching:
     """A sketch on its way to its file."""
 
-    def __init__(self, config: Settings, model: Model, tokens: TokenDataset, digest: str, out: Path) -> None:
+    def __init__(self, config: Settings, model: Model, tokens: Rows, digests: Mapping[str, str], out: Path) -> None:
         self.config, self.model, self.tokens, self.out = config, model, tokens, out
         self.signs = Signs(config.group_size, config.seed)
         chosen, self.stretches = tokens.split(config.heldout_tokens)
@@ -108,15 +137,23 @@ class _Sketching:
         }
         shapes |= {name: (t.dtype if t.dtype in CODES else torch.float64, tuple(t.shape)) for name, t in empty.items()}
         shapes["layers.cross"] = (torch.float32, tuple(empty["layers.cross"].shape))
-        self.about = json.dumps(self._about(digest))
+        self.about = json.dumps(self._about(digests))
         self.file = FileInParts(out, shapes, self.about)
 
-    def _about(self, digest: str) -> dict[str, Any]:
+    def _about(self, digests: Mapping[str, str]) -> dict[str, Any]:
         tokens, config = self.tokens, self.config
+        if isinstance(tokens, Passages):
+            of_ids: dict[str, Any] = {"masked": [], "bos": 0, "largest_id": 0}
+            kind: dict[str, Any] = {"spans": {"pooling": tokens.pooling, "tokenizers": dict(digests)}}
+        else:
+            assert isinstance(tokens, TokenDataset)
+            of_ids = {"masked": list(tokens.masked), "bos": tokens.bos, "largest_id": tokens.largest_id}
+            kind = {}
         return {
             "model": self.model.describe(),
             "origin": resolve_sources(config.models)[0].given,
-            "tokenizer": digest,
+            "tokenizer": digests[self.model.name] if not kind else ",".join(sorted(set(digests.values()))),
+            **kind,
             "signs": {"group_size": self.signs.group_size, "seed": self.signs.seed},
             "rounding": config.gemm_dtype,
             "dtype": config.dtype,
@@ -126,9 +163,7 @@ class _Sketching:
                 "fingerprint": tokens.fingerprint,
                 "context": tokens.context,
                 "subset_names": list(tokens.subset_names),
-                "masked": list(tokens.masked),
-                "bos": tokens.bos,
-                "largest_id": tokens.largest_id,
+                **of_ids,
                 "counted": tokens.counted,
             },
             "version": __version__,
