@@ -56,7 +56,7 @@ class Jackknifed:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper end (see the module); `other_error` is a standard error from elsewhere, added in squares."""
         error = np.sqrt(standard_error(self.without) ** 2 + np.square(other_error))
-        reach = stats.t.ppf((1 + level) / 2, degrees_of_freedom(self.without)) * error
+        reach = quantile(len(self.without), level) * error
         return self.value - reach, self.value + reach
 
 
@@ -64,18 +64,6 @@ def standard_error(without: Float[np.ndarray, "stretches *any"]) -> Float[np.nda
     """Standard error of an estimate from its values with one of G stretches left out."""
     n = len(without)
     return np.asarray(np.sqrt((n - 1) / n * ((without - without.mean(0)) ** 2).sum(0)))
-
-
-def degrees_of_freedom(without: Float[np.ndarray, "stretches *any"]) -> Float[np.ndarray, "*any"]:
-    """Of Student's t, by Satterthwaite: 2G / (κ − 1), κ the kurtosis of what stretches contribute; at most G − 1.
-
-    Where one stretch carries nearly all of the spread the standard error is itself hardly known.
-    """
-    n = len(without)
-    deviations = without - without.mean(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        kurtosis = n * (deviations**4).sum(0) / (deviations**2).sum(0) ** 2
-        return np.asarray(np.clip(np.nan_to_num(2 * n / (kurtosis - 1), nan=n - 1), 1, max(n - 1, 1)))
 
 
 def quantile(stretches: int, level: float = LEVEL) -> float:
