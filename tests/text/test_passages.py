@@ -242,9 +242,20 @@ def test_rows_in_files_are_those_in_memory(corpus, passages, tmp_path):
     for name in NAMES:
         np.testing.assert_array_equal(kept.pooled(name, rows), passages.pooled(name, rows))
         np.testing.assert_array_equal(kept.tokens_of(name).ids(rows), passages.tokens_of(name).ids(rows))
-    assert [kept.spans(row) for row in rows.tolist()] == [passages.spans(row) for row in rows.tolist()]
+    spans = [passages.spans(row) for row in rows.tolist()]
+    assert [kept.spans(row) for row in rows.tolist()] == spans
+    said = [[kept.strings[number].encode() for number in ids] for ids in kept.ids(rows)]
+    assert [row[: len(whole)] for row, whole in zip(said, spans)] == [
+        [letters.decode("utf-8", "replace").encode() for letters in whole] for whole in spans
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [*(f"rows-{n}.i32" for n in range(3)), *(f"spans-{n}.i32" for n in range(3)), "ranges.i32", "text.utf8"]
+        [
+            *(f"rows-{n}.i32" for n in range(3)),
+            *(f"spans-{n}.i32" for n in range(3)),
+            "ranges.i32",
+            "span-ids.i32",
+            "text.utf8",
+        ]
     )
 
 
