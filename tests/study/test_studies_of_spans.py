@@ -10,7 +10,7 @@ from conftest import quiet_transformers, small_tokenizer, some_text, tiny_networ
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from universal_neurons import Model, StudyConfig, make_sketch, run_study
+from universal_neurons import Model, StudyConfig, make_sketch, run_study, study_roles
 from universal_neurons.errors import ConfigError, SketchError, TokenizerError
 from universal_neurons.features import inputs_of
 from universal_neurons.matching.baselines import rotation
@@ -196,6 +196,8 @@ def test_all_stages_but_roles_of_spans(tmp_path, text):
     assert store.has("examples")
     row = store.table("examples").row(0, named=True)
     assert all(0 <= token < len(strings) for token in row["tokens"])
+    with pytest.raises(ConfigError, match="roles are of each model's own tokens"):
+        study_roles(store.path, models=pair)
     assert store.neurons["family"].is_not_null().any()
     shown = plain_summary(store)
     page = write_report(store).read_text()

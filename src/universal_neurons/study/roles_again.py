@@ -68,6 +68,12 @@ def _study_roles(
         raise ConfigError(
             f"{study.path}: roles need weights and statistics", given=", ".join(config.stages), fix="run it with them"
         )
+    if config.pooling is not None:
+        raise ConfigError(
+            f"{study.path}: roles are of each model's own tokens, and its models' tokenizers differ",
+            wanted="a study of one tokenizer",
+            fix="study the roles of each model by itself: uneurons run --models ONE",
+        )
     require_named_again(config.labels, labels, str(study.path))
     stages = (*(stage for stage in config.stages if stage != "roles"), "roles")
     config = config.model_copy(update={"roles": roles or config.roles, "stages": stages})
