@@ -182,7 +182,7 @@ def test_correlations_and_baselines_are_those_of_pooled_activations(tmp_path, te
     np.testing.assert_allclose(best["corr_heldout"], held, atol=2e-6)
 
 
-def test_all_stages_but_roles_of_spans(tmp_path, text):
+def test_all_stages_but_roles_of_spans(tmp_path, text, few_figures):
     """Labels, examples and positions are of spans; the page is written."""
     pair = [
         Model(tiny_network("gpt2", 0), "words", tokenizer=small_tokenizer()),
