@@ -7,7 +7,6 @@ layer and model of equal width.  `gaussian` takes the authors' matrix instead: G
 
 Excess correlation (eq 3): mean over models of [best ρ − mean over draws of the best baseline ρ]; |ρ| in both where
 either model is gated (`correlation`).
-Excess correlation (eq 3): mean over models of [best ρ − mean over draws of the best baseline ρ].
 
 Two things make the paper's rotation hard to read.  Where a few neurons hold most of a layer's variance every rotated
 neuron is mostly these, so their own baseline is near 1; and no excess exceeds 1 − baseline.  So each draw is applied to

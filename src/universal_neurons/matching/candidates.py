@@ -10,14 +10,13 @@
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from universal_neurons.errors import MergeError
 from universal_neurons.matching.correlation import Matches, correlation_panels
 from universal_neurons.statistics import LIMIT, Accumulator, Batch, Block, Certainty, CrossMoments, Spread, sparse_rows
 
@@ -176,6 +175,7 @@ class Candidates(Accumulator):
     """Σxy of some pairs of two models' neurons; pairs are sorted numbers left · n_right + right."""
 
     TENSORS = ("pairs", "cross")
+    SAME: ClassVar[dict[str, str]] = {"pairs": "candidates"}
 
     def __init__(
         self, left: str, right: str, pairs: Tensor, n_left: int, n_right: int, *, group: int = 0, device: Any = "cpu"
@@ -206,12 +206,6 @@ class Candidates(Accumulator):
             mine, theirs = left.transposed[self.left[piece]], right.transposed[self.right[piece]]
             products[piece] = torch.linalg.vecdot(mine.float(), theirs.float())
         return products
-
-    def _merge_tensor(self, name: str, theirs: Tensor) -> None:
-        if name != "pairs":
-            super()._merge_tensor(name, theirs)
-        elif not torch.equal(self.pairs, theirs):
-            raise MergeError(f"cannot merge {self.key}", given="other pairs", wanted="the same candidates")
 
     def result(self) -> "PairMoments":
         """The sums so far."""

@@ -9,14 +9,13 @@ for each of at most 20 stretches of rows.  From them:
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.errors import MergeError
 from universal_neurons.statistics import Accumulator, Batch, Jackknifed, Named, first_non_finite
 
 
@@ -27,6 +26,7 @@ class PairedMoments(Accumulator):
     """
 
     TENSORS = ("match", "counts", "sums")
+    SAME: ClassVar[dict[str, str]] = {"match": "matches"}
 
     def __init__(self, asker: Named, other: Named, match: Tensor, stretches: int, *, device: Any = "cpu") -> None:
         super().__init__((asker, other))
@@ -42,12 +42,6 @@ class PairedMoments(Accumulator):
         self.counts[batch.shard] += len(mine)
         terms = (mine, theirs, mine * mine, theirs * theirs, mine * theirs)
         self.sums[batch.shard] += torch.stack([term.sum(0) for term in terms]).double()
-
-    def _merge_tensor(self, name: str, theirs: Tensor) -> None:
-        if name != "match":
-            super()._merge_tensor(name, theirs)
-        elif not torch.equal(self.match, theirs):
-            raise MergeError(f"cannot merge {self.key}", given="other matches", wanted="the same matches")
 
     def non_finite(self) -> tuple[str, int] | None:
         """The first asker or match in which a NaN or infinity was seen."""

@@ -7,14 +7,13 @@ most `CLASSES` classes of as many values each; what lies in one class ties, and 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.errors import MergeError
 from universal_neurons.matching.heldout import rho
 from universal_neurons.statistics import Accumulator, Batch
 
@@ -64,6 +63,7 @@ class RankMoments(Accumulator):
     """
 
     TENSORS = ("matches", "sums")
+    SAME: ClassVar[dict[str, str]] = {"matches": "matches"}
 
     def __init__(
         self,
@@ -95,12 +95,6 @@ class RankMoments(Accumulator):
                 theirs = table.rank(values, part) - 0.5
                 terms = (mine, theirs, mine * mine, theirs * theirs, mine * theirs)
                 self.sums[model, living] += torch.stack([term.sum(1) for term in terms], 1).double()
-
-    def _merge_tensor(self, name: str, theirs: Tensor) -> None:
-        if name != "matches":
-            super()._merge_tensor(name, theirs)
-        elif not torch.equal(self.matches, theirs):
-            raise MergeError(f"cannot merge {self.key}", given="other matches", wanted="the same matches")
 
     def result(self) -> Float[np.ndarray, "models neurons"]:
         """ρ of the ranks; NaN where either does not vary."""

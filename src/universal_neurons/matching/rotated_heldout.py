@@ -6,14 +6,13 @@ then a difference of two correlations on the same text; the jackknife of that di
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.errors import MergeError
 from universal_neurons.matching.baselines import rotation
 from universal_neurons.matching.heldout import rho
 from universal_neurons.statistics import Accumulator, Batch, Jackknifed
@@ -49,6 +48,7 @@ class RotatedMoments(Accumulator):
     """
 
     TENSORS = ("unit", "counts", "asker", "rotated")
+    SAME: ClassVar[dict[str, str]] = {"unit": "rotated neurons"}
     DETAIL = ("standardised",)
 
     def __init__(
@@ -98,12 +98,6 @@ class RotatedMoments(Accumulator):
             products = (turned[:, part.place] * mine[:, part.askers]).sum(0)
             sums = torch.stack([turned.sum(0)[part.place], turned.square().sum(0)[part.place], products])
             self.rotated[batch.shard, part.draw, :, part.askers] += sums.double()
-
-    def _merge_tensor(self, name: str, theirs: Tensor) -> None:
-        if name != "unit":
-            super()._merge_tensor(name, theirs)
-        elif not torch.equal(self.unit, theirs):
-            raise MergeError(f"cannot merge {self.key}", given="other rotated neurons", wanted="the same ones")
 
     def result(self) -> Jackknifed:
         """The mean over draws of ρ with the rotated neuron, times its `sign`."""

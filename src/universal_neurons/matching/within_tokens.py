@@ -7,14 +7,13 @@ added up (pooled; a token that occurs n times has n − 1 degrees of freedom):
     ρ = Σ_t Σ_{i∈t} (a_i − ā_t)(b_i − b̄_t) / √(Σ_t Σ (a_i − ā_t)² · Σ_t Σ (b_i − b̄_t)²)
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.errors import MergeError
 from universal_neurons.statistics import BY_TOKEN, Accumulator, Batch, Block, GroupedSums, Key
 from universal_neurons.text import Rows
 
@@ -58,6 +57,7 @@ class WithinTokens(Accumulator):
     """Σa², Σb², Σab of every neuron a and its match b, over the positions of frequent tokens."""
 
     TENSORS = ("match", "sums")
+    SAME: ClassVar[dict[str, str]] = {"match": "matches"}
 
     def __init__(self, asker: str, other: str, match: Tensor, tokens: int, *, device: Any = "cpu") -> None:
         super().__init__((asker, other))
@@ -73,12 +73,6 @@ class WithinTokens(Accumulator):
         mine = asker.values.index_select(0, often).float()
         theirs = other.values.index_select(0, often).index_select(1, self.match).float()
         self.sums += torch.stack([t.sum(0) for t in (mine * mine, theirs * theirs, mine * theirs)]).double()
-
-    def _merge_tensor(self, name: str, theirs: Tensor) -> None:
-        if name != "match":
-            super()._merge_tensor(name, theirs)
-        elif not torch.equal(self.match, theirs):
-            raise MergeError(f"cannot merge {self.key}", given="other matches", wanted="the same matches")
 
     def corr(self, asker: GroupedSums, other: GroupedSums) -> Float[np.ndarray, " neurons"]:
         """ρ within tokens, from the sums by token of both models; NaN where either does not vary there."""

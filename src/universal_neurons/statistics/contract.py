@@ -14,7 +14,7 @@ Any split of the tokens and any merge order gives the same answer within roundin
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -125,10 +125,12 @@ class Accumulator:
     """What all statistics of the pass share: names of what they read, a token count, plain tensors as state.
 
     `TENSORS` names the state, `DETAIL` the attributes that tell it from others of its kind that read the same.
+    `SAME` says of tensors that are chosen beforehand, and so must be the same to merge, what they choose.
     """
 
     TENSORS: ClassVar[tuple[str, ...]] = ()
     DETAIL: ClassVar[tuple[str, ...]] = ()
+    SAME: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, reads: Sequence[Named], group: int | None = 0) -> None:
         """Reads these blocks; in one group of shards, or (None) in all."""
@@ -186,9 +188,13 @@ class Accumulator:
         self.basis = self.basis or other.basis
         self.fold()
         other.fold()
+        for name, chosen in self.SAME.items():
+            if not torch.equal(getattr(self, name), getattr(other, name)):
+                raise MergeError(f"cannot merge {self.key}", given=f"other {chosen}", wanted=f"the same {chosen}")
         self.count += other.count
         for name in self.TENSORS:
-            self._merge_tensor(name, getattr(other, name))
+            if name not in self.SAME:
+                self._merge_tensor(name, getattr(other, name))
 
     def _merge_tensor(self, name: str, theirs: Tensor) -> None:
         getattr(self, name).add_(theirs)
