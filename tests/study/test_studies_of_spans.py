@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from universal_neurons import Model, StudyConfig, make_sketch, run_study, study_roles
 from universal_neurons.errors import ConfigError, SketchError, TokenizerError
-from universal_neurons.features import inputs_of
+from universal_neurons.features import counted_positions, inputs_of
 from universal_neurons.matching.baselines import rotation
 from universal_neurons.report import write_report
 from universal_neurons.report.summary import plain_summary
@@ -247,8 +247,10 @@ def test_the_largest_of_a_span_has_a_baseline_of_shuffled_spans(tmp_path, text):
 def test_one_tokenizer_takes_tokens_as_they_are():
     """No pooling, no table of spans: the positions are the tokens' own numbers."""
     tokens = TokenDataset.from_pieces([("", np.arange(1, 30))] * 4, context=32, bos=0, masked={0})
-    places = inputs_of(tokens, "anything", np.arange(4)).places
-    assert isinstance(places, torch.Tensor)
+    rows = np.arange(4)
+    one, other = inputs_of(tokens, ["anything", "else"], rows, counted_positions(tokens, rows)).values()
+    assert one is other
+    assert isinstance(one.places, torch.Tensor)
 
 
 def test_a_study_of_spans_that_was_killed_goes_on_to_the_same_bytes(tmp_path, text, monkeypatch):

@@ -4,6 +4,7 @@ Models of one tokenizer read the same ids, and a position is a token.  Models of
 is a span: what its tokens' activations are pooled to.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -28,22 +29,33 @@ def counted_positions(text: Rows, rows: Int[np.ndarray, " rows"]) -> Int[np.ndar
     return np.flatnonzero(text.mask(rows))
 
 
-def inputs_of(text: Rows, model: str, rows: Int[np.ndarray, " rows"]) -> Inputs:
-    """What a model reads of some rows."""
+def inputs_of(
+    text: Rows, models: Iterable[str], rows: Int[np.ndarray, " rows"], positions: Int[np.ndarray, " positions"]
+) -> dict[str, Inputs]:
+    """What each of some models reads of some rows, whose counted positions are these; the same for one tokenizer."""
     if isinstance(text, Passages):
-        tokens = text.tokens_of(model)
-        places: Places = _pooling(text, model, rows)
-    else:
-        assert isinstance(text, TokenDataset)
-        tokens, places = text, torch.from_numpy(counted_positions(text, rows))
+        readings = {model: text.tokenizers[model] for model in models}
+        like = {number: model for model, number in readings.items()}
+        read = {number: _of_spans(text, model, rows, positions) for number, model in like.items()}
+        return {model: read[number] for model, number in readings.items()}
+    assert isinstance(text, TokenDataset)
+    return dict.fromkeys(models, _of_tokens(text, rows, torch.from_numpy(positions)))
+
+
+def _of_tokens(tokens: TokenDataset, rows: Int[np.ndarray, " rows"], places: Places) -> Inputs:
     ids = torch.from_numpy(tokens.ids(rows))
     attention = torch.arange(tokens.context)[None] < torch.from_numpy(tokens.lengths[rows]).long()[:, None]
     return Inputs(ids, attention.long(), places)
 
 
-def _pooling(text: Passages, model: str, rows: Int[np.ndarray, " rows"]) -> Pooling:
-    """A model's tokens of every counted span of some rows."""
-    spans = text.pooled(model, rows)
+def _of_spans(
+    text: Passages, model: str, rows: Int[np.ndarray, " rows"], positions: Int[np.ndarray, " positions"]
+) -> Inputs:
+    """What a model reads of some rows, and its tokens of every counted span."""
+    counted = np.zeros((len(rows), text.context), bool)
+    counted.ravel()[positions] = True
+    spans = text.pooled(model, rows, counted)
     row, token = np.nonzero(spans >= 0)
-    ends = np.searchsorted(row * text.context + spans[row, token], counted_positions(text, rows), side="right")
-    return Pooling(text.pooling, torch.from_numpy(row * text.context + token), torch.from_numpy(ends))
+    ends = np.searchsorted(row * text.context + spans[row, token], positions, side="right")
+    pooling = Pooling(text.pooling, torch.from_numpy(row * text.context + token), torch.from_numpy(ends))
+    return _of_tokens(text.tokens_of(model), rows, pooling)

@@ -236,9 +236,8 @@ class Evidence:
     def position_share(self, model: str) -> Tensor:
         """The largest share that one position has of every neuron's Σ(x−x̄)²; NaN for dead ones."""
         spread, extremes = self.spread(model), self._total(Extremes, model)
-        mean = spread.sum / max(spread.count, 1)
-        furthest = torch.maximum(extremes.high - mean, mean - extremes.low)
-        return torch.where(self.dead(model), torch.nan, (furthest.square() / spread.centred).clamp_max(1))
+        highest = extremes.highest_square(spread.sum / max(spread.count, 1))
+        return torch.where(self.dead(model), torch.nan, (highest / spread.centred).clamp_max(1))
 
     def norms(self, model: str) -> Tensor:
         """Inverse norms of a model's neurons (see `inverse_norms`)."""

@@ -90,7 +90,7 @@ class RotatedMoments(Accumulator):
         mine = asker.values.float()
         self.count += len(mine)
         self.counts[batch.shard] += len(mine)
-        self.asker[batch.shard] += torch.stack([mine.sum(0), mine.square().sum(0)]).double()
+        self.asker[batch.shard] += torch.stack([asker.columns.sums, asker.columns.squares])
         for part in self.parts:
             if not len(part.askers):
                 continue

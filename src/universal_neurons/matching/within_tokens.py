@@ -30,7 +30,7 @@ class FrequentTokens:
 
     def __init__(self, tokens: Rows, rows: Int[np.ndarray, " rows"], most: int = MOST_TOKENS) -> None:
         self.tokens = tokens
-        counted = tokens.ids(rows).ravel()[np.flatnonzero(tokens.mask(rows))]
+        counted = tokens.ids(rows)[tokens.mask(rows)]
         known, counts = np.unique(counted, return_counts=True)
         order = np.lexsort((known, -counts))[:most]
         self.ids = np.sort(known[order])

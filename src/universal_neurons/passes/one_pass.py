@@ -139,9 +139,10 @@ class Pass:
 
     def _settle_means(self, tokens: Rows, rows: np.ndarray) -> None:
         """Settle the provisional means on rows that are spread evenly over all."""
-        spread = _spread(tokens, rows)
-        for source in self.sources.values() if len(counted_positions(tokens, spread)) else ():
-            source.settle(source.provisional_of(*inputs_of(tokens, source.name, spread)))
+        spread, positions = _spread(tokens, rows)
+        inputs = inputs_of(tokens, self.sources, spread, positions)
+        for name, source in self.sources.items() if len(positions) else ():
+            source.settle(source.provisional_of(*inputs[name]))
 
     def batches(self, tokens: Rows, shard: Shard, batch_tokens: int) -> Iterable[tuple[int, Batch]]:
         """A shard's batches with the positions each one read; every model runs once on each.
@@ -164,8 +165,9 @@ class Pass:
             if not len(flat):
                 continue
             blocks: dict[Key, Block] = {}
-            for source in self.sources.values():
-                blocks |= source.blocks(*inputs_of(tokens, source.name, rows))
+            inputs = inputs_of(tokens, self.sources, rows, flat)
+            for name, source in self.sources.items():
+                blocks |= source.blocks(*inputs[name])
             if sketch is not None:
                 sketch.add(blocks, start * tokens.context + flat)
             index = {
@@ -246,12 +248,15 @@ def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def sample(source: Source, tokens: Rows, shards: Sequence[Shard]) -> dict[Key, Block]:
     """A source's blocks of the rows that provisional means are settled by."""
-    rows = _spread(tokens, np.concatenate([shard.rows for shard in shards]))
-    return source.blocks(*inputs_of(tokens, source.name, rows))
+    rows, positions = _spread(tokens, np.concatenate([shard.rows for shard in shards]))
+    return source.blocks(*inputs_of(tokens, [source.name], rows, positions)[source.name])
 
 
-def _spread(tokens: Rows, rows: np.ndarray) -> np.ndarray:
-    """Rows that are spread evenly over all."""
+def _spread(tokens: Rows, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are spread evenly over all, and their counted positions."""
     most = max(1, SETTLING_POSITIONS // tokens.context)
     spread = rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
-    return spread if len(counted_positions(tokens, spread)) else rows  # next to nothing is counted: take all there is
+    positions = counted_positions(tokens, spread)
+    if len(positions):
+        return spread, positions
+    return rows, counted_positions(tokens, rows)  # next to nothing is counted: take all there is

@@ -108,10 +108,18 @@ class Passages(Rows):
         """Which span of its row each token of a model belongs to; −1: none (BOS, padding, EOS, text left out)."""
         return rows_of(self._reading(model).numbers, rows, len(self), self.context)
 
-    def pooled(self, model: str, rows: Int[np.ndarray, " rows"]) -> Int64[np.ndarray, "rows context"]:
-        """Which span of its row each token of a model is pooled into: as `numbers`, but −1 for what is not counted."""
+    def pooled(
+        self,
+        model: str,
+        rows: Int[np.ndarray, " rows"],
+        mask: Bool[np.ndarray, "rows context"] | None = None,
+    ) -> Int64[np.ndarray, "rows context"]:
+        """Which span of its row each token of a model is pooled into: as `numbers`, but −1 for what is not counted.
+
+        `mask` is that of the rows, where it is known already.
+        """
         numbers = self.numbers(model, rows)
-        counted = np.take_along_axis(self.mask(rows), np.maximum(numbers, 0), 1)
+        counted = np.take_along_axis(self.mask(rows) if mask is None else mask, np.maximum(numbers, 0), 1)
         return np.where((numbers >= 0) & counted & self.tokens_of(model).mask(rows), numbers, -1)
 
     def mask(self, rows: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, "rows context"]:
