@@ -28,6 +28,7 @@ from universal_neurons.study.resolve import (
     differ,
     load_models,
     require_kin,
+    require_tokenizers,
     resolve,
     tokenizers_of,
 )
@@ -116,7 +117,7 @@ def _tokenizers(models: Sequence[Model], config: StudyConfig) -> list[Any]:
     """Whether the models share a tokenizer; where they do not, or a text is named, how well theirs fit."""
     several, refusal = differ(config, models), None
     try:
-        require_kin(models, config)
+        require_kin(models, config, several=several)
     except TokenizerError as error:
         if several:
             raise
@@ -133,13 +134,8 @@ def _tokenizers(models: Sequence[Model], config: StudyConfig) -> list[Any]:
 def _passages(models: Sequence[Model], config: StudyConfig) -> Passages:
     """Rows of spans of every tokenizer.  Raises `TokenizerError` for a model that has none where others differ."""
     tokenizers = tokenizers_of(models, config)
-    without = [model.name for model in models if model.tokenizer is None]
-    if without and len({tokenizer_digest(tokenizer) for tokenizer in tokenizers.values()}) > 1:
-        raise TokenizerError(
-            f"{without[0]}: no tokenizer there, and those of the others differ",
-            wanted="a tokenizer in every model's folder",
-            fix="put its tokenizer.json and tokenizer_config.json into its folder",
-        )
+    if len({tokenizer_digest(tokenizer) for tokenizer in tokenizers.values()}) > 1:
+        require_tokenizers(models)
     context = min(PAPER_CONTEXT, *(model.context for model in models))
     return Passages.load(config, tokenizers, context=context)
 
@@ -174,7 +170,7 @@ def estimate_study(config: StudyConfig) -> Estimate:
     if not config.reads_tokens:
         raise ConfigError("--stages weights reads no text", wanted="a study of text", fix="run it: it takes seconds")
     models = load_models(config)
-    require_kin(models, config)
+    require_kin(models, config, several=differ(config, models))
     settings = resolve(config, models)
     return estimate(settings, models, groups=_groups(settings, models))
 

@@ -142,8 +142,11 @@ def load_models(config: StudyConfig) -> list[Model]:
     return [load_model(source, device=config.device, dtype=config.dtype) for source in sources]
 
 
-def require_kin(models: Sequence[Described], config: StudyConfig) -> str | None:
-    """Check that models can be studied together; returns the digest of the tokenizer they share, if any has one."""
+def require_kin(models: Sequence[Described], config: StudyConfig, *, several: bool) -> str | None:
+    """Check that models can be studied together, of one tokenizer or `several` (see `differ`).
+
+    Returns the digest of the tokenizer that they share, if any has one.
+    """
     if len(models) < 2 and "universality" in config.stages:
         raise NothingToCompareError(
             "one model alone has nothing to be compared with",
@@ -156,7 +159,7 @@ def require_kin(models: Sequence[Described], config: StudyConfig) -> str | None:
         raise ConfigError("two models have the same name", given=", ".join(names), fix="give them different names")
     if not config.reads_tokens:
         return None
-    if differ(config, models):
+    if several:
         _require_spans(models, config)
         return None
     return require_same_tokenizer(tokenizers_of(models, config))
@@ -170,13 +173,7 @@ def differ(config: StudyConfig, models: Sequence[Described]) -> bool:
 
 def _require_spans(models: Sequence[Described], config: StudyConfig) -> None:
     """Refuse what cannot be asked of spans."""
-    without = [model.name for model in models if model.tokenizer is None]
-    if without:
-        raise TokenizerError(
-            f"{without[0]} has no tokenizer, and the others' differ",
-            wanted="a tokenizer of every model: their shared boundaries are looked for",
-            fix="put its tokenizer into its folder",
-        )
+    require_tokenizers(models)
     if config.data == IN_MEMORY:
         raise TokenizerError(
             "ready-made tokens are those of one tokenizer, and the models' differ",
@@ -191,6 +188,17 @@ def _require_spans(models: Sequence[Described], config: StudyConfig) -> None:
         )
     for model in models:
         require_places(model.tokenizer, model.name)
+
+
+def require_tokenizers(models: Sequence[Described]) -> None:
+    """Raise `TokenizerError` where a model has none: of spans every model's boundaries are needed."""
+    without = [model.name for model in models if model.tokenizer is None]
+    if without:
+        raise TokenizerError(
+            f"{without[0]} has no tokenizer, and the others' differ",
+            wanted="a tokenizer of every model: their shared boundaries are looked for",
+            fix="put its tokenizer into its folder",
+        )
 
 
 def tokenizers_of(models: Sequence[Described], config: StudyConfig) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def run_study(
     with settled_torch(config.threads):
         with reporter.stage("models"):
             settings, loaded, reader = _models(config, models, tokens)
-            digest = require_kin(loaded, settings)
+            digest = require_kin(loaded, settings, several=settings.pooling is not None)
         _say_what_is_studied(settings, loaded, reporter)
         with connected(settings), StoreWriter(settings.out or default_out(settings, loaded)) as writer:
             writer.claim(identity(settings, loaded))

@@ -20,14 +20,14 @@ import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt8
 
 from universal_neurons.config import StudyConfig
-from universal_neurons.errors import ConfigError, TextError
+from universal_neurons.errors import ConfigError
 from universal_neurons.models import boundary_tokens, masked_ids
 from universal_neurons.text.byte_ranges import ByteReader
 from universal_neurons.text.corpora import Corpus
 from universal_neurons.text.row_file import KIND, RowFile, resolved, rows_of
 from universal_neurons.text.span_fit import SpanFit, span_numbers
 from universal_neurons.text.span_rows import Stretch, span_rows, stretches_of
-from universal_neurons.text.tokens import FEWEST_ROWS, GrowingRows, Rows, TokenDataset
+from universal_neurons.text.tokens import GrowingRows, Rows, TokenDataset
 
 TEXT_FILE = "text.utf8"
 RANGES_FILE = "ranges.i32"
@@ -167,13 +167,7 @@ class Passages(Rows):
         rows = span_rows(stretches, context - 1, len(readers), fit)
         made = growing.fill(rows, fit, readers, places, most=config.max_tokens // context, folder=folder)
         made.notes += corpus.conclude() + notes
-        if len(made) < FEWEST_ROWS:
-            raise TextError(
-                f"{config.data}: too short",
-                given=f"{made.n_spans} spans in {len(made)} rows",
-                wanted=f"at least {FEWEST_ROWS} rows of {context} tokens ({FEWEST_ROWS * context} tokens)",
-                fix="give more text, raise --max-tokens, lower --context, or lower --min-characters",
-            )
+        made.require_rows(config, "spans")
         return made
 
     def __repr__(self) -> str:

@@ -84,6 +84,17 @@ class Rows:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def require_rows(self, config: StudyConfig, positions: str) -> None:
+        """Raise `TextError` where a text (of tokens, or spans) has too few rows."""
+        if len(self) < FEWEST_ROWS:
+            raise TextError(
+                f"{config.data}: too short",
+                given=f"{self.n_tokens} {positions} in {len(self)} rows",
+                wanted=f"at least {FEWEST_ROWS} rows of {self.context} tokens ({FEWEST_ROWS * self.context} tokens)",
+                fix="give more text, raise --max-tokens, lower --context, or lower --min-characters "
+                f"(documents of at most {config.min_characters} characters are dropped)",
+            )
+
     def split(
         self, heldout_tokens: int | None = None
     ) -> tuple[Int[np.ndarray, " rows"], list[Int[np.ndarray, " stretch"]]]:
@@ -200,14 +211,7 @@ class TokenDataset(Rows):
             pieces, context=context, bos=bos, masked=masked, most=config.max_tokens // context, folder=folder
         )
         packed.notes += corpus.conclude() + notes
-        if len(packed) < FEWEST_ROWS:
-            raise TextError(
-                f"{config.data}: too short",
-                given=f"{packed.n_tokens} tokens in {len(packed)} rows",
-                wanted=f"at least {FEWEST_ROWS} rows of {context} tokens ({FEWEST_ROWS * context} tokens)",
-                fix="give more text, raise --max-tokens, lower --context, or lower --min-characters "
-                f"(documents of at most {config.min_characters} characters are dropped)",
-            )
+        packed.require_rows(config, "tokens")
         return packed
 
     @classmethod
