@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -107,6 +108,16 @@ def tiny_network(family: str, seed: int = 0, **changes):
 
 def tiny_model(family: str = "gpt2", seed: int = 0, name: str | None = None, **changes) -> Model:
     return Model(tiny_network(family, seed, **changes), name or f"{family}-{seed}", tokenizer=small_tokenizer())
+
+
+def alike_models(names: Sequence[str]) -> list[Model]:
+    """One network, and others that are like it, by these names."""
+    made = [tiny_model("gpt2", 0, name) for name in names]
+    for seed, model in enumerate(made[1:], start=1):
+        for parameter in model.hf.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
+        model.digest = f"{seed:064}"
+    return made
 
 
 def settled(**given) -> Settings:

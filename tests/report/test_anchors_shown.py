@@ -7,8 +7,7 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
-import torch
-from conftest import exit_code, tiny_model
+from conftest import alike_models, exit_code, tiny_model
 from test_correlation import some_tokens
 from test_study import quiet
 
@@ -25,11 +24,7 @@ DEAD = (0, 5)
 @pytest.fixture(scope="module")
 def models():
     """One network, and two that are like it; a neuron of the first is dead."""
-    made = [tiny_model("gpt2", 0, name) for name in NAMES]
-    for seed, model in enumerate(made[1:], start=1):
-        for parameter in model.hf.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
-        model.digest = f"{seed:064}"
+    made = alike_models(NAMES)
     made[0].blocks[0].mlp.c_fc.weight[:, DEAD[1]] = 0
     return made
 

@@ -7,8 +7,7 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
-import torch
-from conftest import exit_code, tiny_model
+from conftest import alike_models, exit_code, tiny_model
 from crashes import watched
 from scipy import stats
 from test_correlation import some_tokens
@@ -33,12 +32,7 @@ NAMES = ("m0", "m1", "m2")
 @pytest.fixture(scope="module")
 def models():
     """One network, and two that are like it."""
-    made = [tiny_model("gpt2", 0, name) for name in NAMES]
-    for seed, model in enumerate(made[1:], start=1):
-        for parameter in model.hf.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
-        model.digest = f"{seed:064}"
-    return made
+    return alike_models(NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -50,8 +50,6 @@ def thresholds_table(
         own, at = columns[comparison.asker], thresholds_with(threshold)
         counts: dict[str, Any] = {"asker": [comparison.asker] * len(at), "threshold": at}
         for ending, names in KINDS.items():
-            if not set(names) <= own.keys():
-                continue
             for counted, name in zip(COUNTED, names):
                 counts[counted + ending] = counts_above(np.asarray(own[name]), at)
             maxima = comparison.standardised.maxima if ending else comparison.maxima
@@ -67,7 +65,7 @@ def _untrained(
     null: pl.DataFrame | None, draws: int, asker: str, excess: str, at: Sequence[float]
 ) -> np.ndarray | None:
     """How many of an asker's untrained neurons exceed each threshold, averaged over draws; None where nobody asked."""
-    if null is None or excess not in null.columns:
+    if null is None:
         return None
     of_asker = null.filter(pl.col("asker") == asker)
     return null_counts((of_asker.filter(pl.col("draw") == d)[excess].to_numpy() for d in range(draws)), at)
