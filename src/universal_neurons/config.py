@@ -23,6 +23,7 @@ IN_MEMORY = "in-memory"  # what stands in the place of a path where an object wa
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0, lt=2**31)]
 Stage = Literal["weights", "statistics", "labels", "universality", "roles"]
+PoolingKind = Literal["mean", "last", "max"]
 STAGES: tuple[Stage, ...] = ("weights", "statistics", "labels", "universality", "roles")
 LABEL_GROUPS = ("tokens", "unigrams", "syntax", "subsets", "position", "topics")
 MOST = 10**12  # tokens or neurons: more than anybody has, and far from what overflows
@@ -128,7 +129,7 @@ class StudyConfig(BaseModel):
     context: int | None = Field(
         None, ge=2, le=2**20, description="Tokens per row, BOS included; else 512 or the models' own."
     )
-    pooling: Literal["mean", "last", "max"] | None = Field(
+    pooling: PoolingKind | None = Field(
         None, description="What the activations of a span's tokens become where tokenizers differ; else mean."
     )
     mask: tuple[MaskRule, ...] = Field(

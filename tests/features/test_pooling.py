@@ -17,6 +17,7 @@ def pooling(kind, spans=SPANS):
         kind,
         torch.tensor([token for span in spans for token in span]),
         torch.tensor(np.cumsum([len(s) for s in spans])),
+        len(VALUES),
     )
 
 

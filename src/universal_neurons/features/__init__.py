@@ -15,7 +15,7 @@ from universal_neurons.faces import face
 if TYPE_CHECKING:
     from universal_neurons.features.inputs import Inputs, counted_positions, inputs_of
     from universal_neurons.features.neurons import BUFFERS, NeuronSource
-    from universal_neurons.features.pooling import Places, Pooling, PoolingKind
+    from universal_neurons.features.pooling import Places, Pooling
     from universal_neurons.features.readers import Networks, Reader
     from universal_neurons.features.sketched import Sketches, are_sketches, open_sketches, settings_of
     from universal_neurons.features.source import Provisional, Source
@@ -24,7 +24,7 @@ else:
         __name__,
         {
             "source": ["Provisional", "Source"],
-            "pooling": ["Places", "Pooling", "PoolingKind"],
+            "pooling": ["Places", "Pooling"],
             "inputs": ["Inputs", "counted_positions", "inputs_of"],
             "neurons": ["BUFFERS", "NeuronSource"],
             "readers": ["Networks", "Reader"],

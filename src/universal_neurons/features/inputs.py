@@ -57,5 +57,6 @@ def _of_spans(
     spans = text.pooled(model, rows, counted)
     row, token = np.nonzero(spans >= 0)
     ends = np.searchsorted(row * text.context + spans[row, token], positions, side="right")
-    pooling = Pooling(text.pooling, torch.from_numpy(row * text.context + token), torch.from_numpy(ends))
+    tokens = torch.from_numpy(row * text.context + token)
+    pooling = Pooling(text.pooling, tokens, torch.from_numpy(ends), spans.size)
     return _of_tokens(text.tokens_of(model), rows, pooling)

@@ -59,9 +59,7 @@ class Networks:
             return None
         if settings.pooling is not None:
             readers = {model.name: model.tokenizer for model in self.networks}
-            passages = Passages.load(settings, readers, context=settings.context, folder=folder)
-            passages.pooling = settings.pooling
-            return passages
+            return Passages.load(settings, readers, context=settings.context, folder=folder, pooling=settings.pooling)
         tokenizer = find_tokenizer(settings, self.networks)
         return TokenDataset.load(settings, tokenizer, context=settings.context, folder=folder)
 

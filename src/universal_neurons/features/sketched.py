@@ -237,8 +237,8 @@ def original_tokens(
     if spans is None:
         tokens = TokenDataset.load(config, find_tokenizer(config, models), context=config.context, folder=folder)
     else:
-        tokens = Passages.load(config, {m.name: m.tokenizer for m in models}, context=config.context, folder=folder)
-        tokens.pooling = spans["pooling"]
+        readers, pooling = {model.name: model.tokenizer for model in models}, spans["pooling"]
+        tokens = Passages.load(config, readers, context=config.context, folder=folder, pooling=pooling)
     if tokens.fingerprint != there.fingerprint:
         raise SketchError(
             f"{config.data}: not the text the sketches were made of", given=tokens.fingerprint, wanted=there.fingerprint

@@ -76,7 +76,6 @@ def _sketch(
     (model,) = load_models(config)
     for note in model.notes:
         reporter.note(f"{model.name}: {note}")
-    pooling = config.pooling if tokenizers else None
     settings = resolve(config.model_copy(update={"pooling": None} if tokenizers else {}), [model])
     tokenizer = find_tokenizer(config, [model])
     readers = {model.name: tokenizer} | {name: _tokenizer_at(name) for name in tokenizers}
@@ -89,8 +88,8 @@ def _sketch(
         with disk_errors(out):
             tokens: Rows
             if tokenizers:
-                tokens = Passages.load(settings, readers, context=settings.context, folder=scratch)
-                tokens.pooling = pooling or "mean"
+                pooling = config.pooling or "mean"
+                tokens = Passages.load(settings, readers, context=settings.context, folder=scratch, pooling=pooling)
             else:
                 tokens = TokenDataset.load(settings, tokenizer, context=settings.context, folder=scratch)
         tokens.require_vocabulary(model.vocab_size, model.name)

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt8
 
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import PoolingKind, StudyConfig
 from universal_neurons.errors import ConfigError
 from universal_neurons.models import boundary_tokens, masked_ids
 from universal_neurons.text.byte_ranges import ByteReader
@@ -68,7 +68,7 @@ class Passages(Rows):
     text_ends: Int[np.ndarray, " rows"]
     fit: SpanFit
     fingerprint: str
-    pooling: Literal["mean", "last", "max"] = "mean"
+    pooling: PoolingKind = "mean"
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -150,7 +150,13 @@ class Passages(Rows):
 
     @classmethod
     def load(
-        cls, config: StudyConfig, tokenizers: Mapping[str, Any], *, context: int, folder: Path | None = None
+        cls,
+        config: StudyConfig,
+        tokenizers: Mapping[str, Any],
+        *,
+        context: int,
+        folder: Path | None = None,
+        pooling: PoolingKind = "mean",
     ) -> "Passages":
         """Read `config.data` by the tokenizer of every model into rows of at most `context` tokens of each.
 
@@ -167,6 +173,7 @@ class Passages(Rows):
         rows = span_rows(stretches, context - 1, len(readers), fit)
         made = growing.fill(rows, fit, readers, places, most=config.max_tokens // context, folder=folder)
         made.notes += corpus.conclude() + notes
+        made.pooling = pooling
         made.require_rows(config, "spans")
         return made
 
