@@ -1,6 +1,7 @@
 """A model as a source of blocks: its neurons at the counted positions, shifted by provisional means and rounded."""
 
 import hashlib
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,16 +52,7 @@ class NeuronSource:
         ids, attends, keep = self._on_device(ids, attention, keep)
         assert known is not None, "no provisional means yet"
         values = _next_of(self.buffers, len(keep))
-        units = self.units
-
-        def take(layer: int, activation: Tensor) -> None:
-            columns = units.columns(layer)
-            kept = taken(activation, keep)
-            if self.rounding == "float32":
-                torch.sub(kept, known.mean[columns], out=values[:, columns])
-            else:
-                values[:, columns] = round_to(kept.float() - known.mean[columns], self.rounding).to(self.storage)
-
+        take = partial(self._take, known, keep, values)
         blocks = {Key(name): Block(values, self._basis[What.ACTIVATION], known.mean, known.bounds, self.rounding)}
         if not self.pre:
             with self.model.capturing(take):
@@ -69,16 +61,27 @@ class NeuronSource:
         raw = _next_of(self.pre_buffers, len(keep))
         first = raw.new_empty(len(ids), raw.shape[1])
 
-        def take_pre(layer: int, pre: Tensor) -> None:
-            columns = units.columns(layer)
-            raw[:, columns] = taken(pre, keep)
-            first[:, columns] = pre[:: ids.shape[1]]
-
+        take_pre = partial(self._take_pre, keep, raw, first, ids.shape[1])
         with self.model.capturing(take), self.model.capturing(take_pre, pre_activations=True):
             self.model.forward(ids, attends)
         blocks[Key(name, What.PRE)] = Block(raw, self._basis[What.PRE], mean=known.pre_mean)
         blocks[Key(name, What.FIRST)] = Block(first)
         return blocks
+
+    def _take(self, known: Provisional, keep: Places, values: Tensor, layer: int, activation: Tensor) -> None:
+        """Write a layer's activations at the counted positions into its columns of `values`, shifted and rounded."""
+        columns = self.units.columns(layer)
+        kept = taken(activation, keep)
+        if self.rounding == "float32":
+            torch.sub(kept, known.mean[columns], out=values[:, columns])
+        else:
+            values[:, columns] = round_to(kept.float() - known.mean[columns], self.rounding).to(self.storage)
+
+    def _take_pre(self, keep: Places, raw: Tensor, first: Tensor, context: int, layer: int, pre: Tensor) -> None:
+        """Write a layer's pre-activations at the counted positions into `raw`, those at position 0 into `first`."""
+        columns = self.units.columns(layer)
+        raw[:, columns] = taken(pre, keep)
+        first[:, columns] = pre[::context]
 
     def _on_device(self, ids: Tensor, attention: Tensor, keep: Places) -> tuple[Tensor, Tensor | None, Places]:
         """The inputs where the model is; only encoders need the attention."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -161,19 +162,12 @@ class Model(Described):
     def capturing(self, sink: Sink, *, pre_activations: bool = False) -> Iterator[None]:
         """While open, every forward pass hands each layer's (pre-)activations, positions flattened, to `sink`."""
         handles = []
-        for layer in range(self.n_layers):
+        for layer, width in enumerate(self.units.widths):
+            hand_over = partial(_hand_over, sink, layer, width)
             if pre_activations:
-
-                def take_output(_m: nn.Module, _args: Any, output: Tensor, layer: int = layer) -> None:
-                    sink(layer, output.reshape(-1, self.units.widths[layer]))
-
-                handles.append(self.part(layer, "w_in").register_forward_hook(take_output))
+                handles.append(self.part(layer, "w_in").register_forward_hook(hand_over))
             else:
-
-                def take_input(_m: nn.Module, args: tuple[Tensor, ...], layer: int = layer) -> None:
-                    sink(layer, args[0].reshape(-1, self.units.widths[layer]))
-
-                handles.append(self.part(layer, "w_out").register_forward_pre_hook(take_input))
+                handles.append(self.part(layer, "w_out").register_forward_pre_hook(hand_over))
         try:
             yield
         finally:
@@ -235,6 +229,12 @@ class Model(Described):
     def __repr__(self) -> str:
         shape = f"{self.n_layers} x {self.d_mlp} neurons, d_model {self.d_model}, context {self.context}"
         return f"Model({self.name!r}, {self.architecture.name}, {shape}, {self.dtype} on {self.device})"
+
+
+def _hand_over(sink: Sink, layer: int, width: int, _m: nn.Module, args: Any, output: Tensor | None = None) -> None:
+    """A hook that gives `sink` what its module returns or, before the module runs, what it is handed."""
+    value = args[0] if output is None else output
+    sink(layer, value.reshape(-1, width))
 
 
 def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:

@@ -144,15 +144,11 @@ def vocabulary_ids(tokenizer: Any) -> dict[str, int]:
     """The id of every token.  Raises `TokenizerError` where there are none, or ids that are no numbers."""
     with named_errors("its tokenizer has no vocabulary"):
         vocabulary = {str(token): number for token, number in tokenizer.get_vocab().items()}
-    odd = next((token for token, number in vocabulary.items() if not _is_id(number)), None)
+    odd = next((token for token, id_ in vocabulary.items() if type(id_) is not int or id_ not in IDS), None)
     if odd is not None or not vocabulary:
         entry = f"{odd[:50]!r}: {str(vocabulary[odd])[:50]}" if odd is not None else "an empty vocabulary"
         raise TokenizerError("its tokenizer's vocabulary is not one", given=entry, wanted="a number for every token")
     return vocabulary
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value in IDS
 
 
 def special_ids(tokenizer: Any) -> dict[str, int | None]:
@@ -175,7 +171,7 @@ def all_special_ids(tokenizer: Any) -> list[int]:
 
 
 def _require_id(name: str, number: object) -> None:
-    if not _is_id(number):
+    if type(number) is not int or number not in IDS:
         raise TokenizerError(f"its tokenizer's {name} is no token", given=str(number)[:200], wanted="a token's id")
 
 

@@ -63,14 +63,15 @@ def cut(pairs: Sequence[tuple[Described, Described]], passes: int, *, by_layer: 
     done = 0
     for left, right in pairs:
         step = left.units.width if by_layer else 1
+        rows, columns = left.n_neurons, right.n_neurons
         start = 0
-        while start < left.n_neurons:
+        while start < rows:
             number = min(done * passes // total, passes - 1)
             room = -(-(number + 1) * total // passes) - done
-            height = max(step, round(room / right.n_neurons / step) * step)
-            stop = min(left.n_neurons, start + height)
+            height = max(step, round(room / columns / step) * step)
+            stop = min(rows, start + height)
             panels[number].append(Panel(left, right, (start, stop)))
-            done += (stop - start) * right.n_neurons
+            done += (stop - start) * columns
             start = stop
     return [panel for panel in panels if panel]
 

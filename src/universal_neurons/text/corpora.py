@@ -121,9 +121,7 @@ class Corpus:
         return False
 
     def _json_lines(self, opened: Opened, characters: Characters) -> Iterator[Document]:
-        number = 0
-        while line := characters.line(LONGEST_LINE):
-            number += 1
+        for number, line in enumerate(characters.lines(LONGEST_LINE), 1):
             where = f"{opened.path}: line {number}"
             if len(line) == LONGEST_LINE and line[-1] != "\n":
                 raise TextError(

@@ -17,6 +17,8 @@ import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,17 +215,25 @@ class Characters:
             self._ahead += self._read(longest)
         return self._ahead
 
-    def line(self, limit: int) -> str:
-        """The next line, at most so many characters of it; empty at the end."""
-        newline = self._ahead.find("\n")
-        end = limit if newline < 0 else min(limit, newline + 1)
-        line, self._ahead = self._ahead[:end], self._ahead[end:]
-        return line if len(line) == end else line + self._read(limit - len(line))
+    def lines(self, limit: int) -> Iterator[str]:
+        """The lines that are left, of each at most so many characters at once."""
+        while self._ahead:
+            newline = self._ahead.find("\n")
+            end = limit if newline < 0 else min(limit, newline + 1)
+            line, self._ahead = self._ahead[:end], self._ahead[end:]
+            yield line if len(line) == end else line + self._read(limit - len(line))
+        with self._decoding():
+            yield from iter(partial(self._stream.readline, limit), "")
 
     def _read(self, limit: int) -> str:
+        with self._decoding():
+            return self._stream.readline(limit)
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
         try:
             with self.opened.reading():
-                return self._stream.readline(limit)
+                yield
         except UnicodeDecodeError as error:
             raise self.opened.not_decoded(error, self.encoding) from None
 
@@ -235,7 +245,7 @@ class Characters:
         kept: list[str] = []
         size = 0
         ended = True
-        while line := self.line(length):
+        for line in self.lines(length):
             kept.append(line)
             size += len(line)
             if size < length:
