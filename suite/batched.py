@@ -171,6 +171,21 @@ def compiled(function: Callable) -> Callable:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
+def clip(gradients: list[Tensor], most: float) -> None:
+    """Shorten each seed's gradient to a length, in place."""
+    squares = torch.stack([g.square().flatten(1).sum(1) for g in gradients]).sum(0)
+    scale = (most / (squares.sqrt() + 1e-6)).clamp_max(1.0)
+    for g in gradients:
+        g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
+
+
+@torch.no_grad()
+def shrink(matrices: list[Tensor], factors: Tensor) -> None:
+    """AdamW's weight decay, in place: each seed's matrices by a factor of its own."""
+    for t in matrices:
+        t.mul_(factors.view(-1, *[1] * (t.dim() - 1)))
+
+
 def product_flops(config, context: int) -> int:
     """Floating-point operations a token in training takes in products: 3 × forward; attention counted whole.
 

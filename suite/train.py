@@ -9,7 +9,7 @@ interrupted run ends with the same bits as one that was not; the same command go
 `models/SEED/step-K/` at the steps of `checkpoints` and `models/SEED/` at the end, all ordinary Hugging Face folders,
 and `losses-PART.csv`; with `--pack` the weights go into few small files instead (pack.py).  On a CPU with several
 cores, `processes` cuts the seeds into so many parts, each with a state of its own: small products gain little from a
-second thread.  Seeds that differ in `activation_function` alone are trained together.
+second thread.  Seeds that differ in `activation_function` or `weight_decay` alone are trained together.
 
 `steps: fit` takes as many steps as fill SECONDS, counted from the start of the process to finished files: steps are
 timed on throw-away weights, their number is settled and kept in OUT/settled.json, and a run that is late all the same
@@ -52,14 +52,6 @@ def model_config(recipe: dict):
     return batched.model_config(recipe["model"])
 
 
-def clip(gradients: list[Tensor], most: float) -> None:
-    """Shorten each seed's gradient to a length, in place."""
-    squares = torch.stack([g.square().flatten(1).sum(1) for g in gradients]).sum(0)
-    scale = (most / (squares.sqrt() + 1e-6)).clamp_max(1.0)
-    for g in gradients:
-        g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
-
-
 class Training:
     """A recipe under way: weights and AdamW's moments of all seeds, and the step they are at."""
 
@@ -78,15 +70,16 @@ class Training:
             )
         self.rows = Rows(tokens, self.config.n_positions + 1, [seed["data"] for seed in self.seeds], device)
         self.weights = {name: t.to(device).requires_grad_() for name, t in self._initial().items()}
-        matrices = [t for name, t in self.weights.items() if len(batched.shapes(self.config)[name]) > 1]
-        vectors = [t for name, t in self.weights.items() if len(batched.shapes(self.config)[name]) == 1]
-        groups = [{"params": matrices, "weight_decay": self.settings["weight_decay"]}]
-        groups += [{"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=1.0, betas=tuple(self.settings["betas"]), fused=True)
+        self.matrices = [t for name, t in self.weights.items() if len(batched.shapes(self.config)[name]) > 1]
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(), lr=1.0, betas=tuple(self.settings["betas"]), weight_decay=0.0, fused=True
+        )
+        decays = [seed.get("weight_decay", self.settings["weight_decay"]) for seed in self.seeds]
+        self.decays = torch.tensor(decays, device=device)
         activations = [config.activation_function for config in self.configs]
         dtype = getattr(torch, self.settings["dtype"])
         self.forward = batched.Forward.of(self.config, len(self.seeds), dtype, activations)
-        self.clip = clip
+        self.clip = batched.clip
         self.compilation = "not asked for"
         self.pack: Pack | None = None
         self.step, self.seconds = 0, 0.0
@@ -144,11 +137,11 @@ class Training:
         eager = self.forward
         started = time.perf_counter()
         try:
-            self.forward, self.clip = replace(eager, compiled=True), batched.compiled(clip)
+            self.forward, self.clip = replace(eager, compiled=True), batched.compiled(batched.clip)
             self.try_out(WARM)
             self.compilation = f"done in {time.perf_counter() - started:.1f} s"
         except Exception as error:  # noqa: BLE001 - whatever a compiler raises
-            self.forward, self.clip = eager, clip
+            self.forward, self.clip = eager, batched.clip
             self.compilation = f"failed: {type(error).__name__}: {error}"[:2000]
             self.optimizer.zero_grad(set_to_none=True)
         self.forget()
@@ -189,6 +182,7 @@ class Training:
         losses = self.forward.losses(self.weights, ids)
         losses.sum().backward()
         self.clip([t.grad for t in self.weights.values()], self.settings["clip"])
+        batched.shrink(self.matrices, 1 - rate * self.decays)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return losses.detach()

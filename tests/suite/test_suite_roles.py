@@ -92,6 +92,34 @@ def test_a_seed_with_another_activation_is_trained_as_if_alone(tokens_file, tmp_
     assert [model.config.activation_function for model in models.values()] == ["gelu_new", "relu2"]
 
 
+def test_seeds_with_a_weight_decay_of_their_own_are_trained_as_if_alone(tokens_file, tmp_path):
+    """Each step is that of torch's own AdamW, which decays matrices alone."""
+    seeds = [{"name": f"decay-{decay}", "weights": 1, "data": 1, "weight_decay": decay} for decay in (0.0, 0.5, 3.0)]
+    training = recipe_of.Training(RECIPE | {"seeds": seeds}, np.load(tokens_file), tmp_path, "cpu")
+    ids = training.rows.batch(0, 3)
+    assert torch.equal(ids[0], ids[2])
+    for place, seed in enumerate(seeds):
+        model = batched.to_hugging_face(training.config, training.weights, place).train()
+        matrices = [p for p in model.parameters() if p.dim() > 1]
+        vectors = [p for p in model.parameters() if p.dim() == 1]
+        groups = [{"params": matrices, "weight_decay": seed["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=0.02, betas=(0.9, 0.95))
+        for _ in range(3):
+            logits = model(ids[place, :, :-1]).logits
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[place, :, 1:].flatten()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        seed["expected"] = {name.removeprefix("transformer."): p.detach() for name, p in model.named_parameters()}
+    for _ in range(3):
+        training.advance(ids, 0.02)
+    for place, seed in enumerate(seeds):
+        for name, expected in seed["expected"].items():
+            torch.testing.assert_close(training.weights[name][place].detach(), expected, rtol=1e-3, atol=2e-4)
+    apart = (training.weights["wte.weight"][0] - training.weights["wte.weight"][2]).abs().max()
+    assert apart > 1e-3
+
+
 def test_steps_are_settled_by_the_time_and_kept(tokens_file, tmp_path, capsys):
     fit = with_training(steps="fit")
     with pytest.raises(SystemExit, match="SECONDS"):
