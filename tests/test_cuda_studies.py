@@ -78,7 +78,9 @@ def differing(one, two, absolute, relative):
     """Which entries of two columns differ, and the largest difference of numbers."""
     if one.dtype == pl.List and one.dtype.inner.is_float():
         other_length = one.list.len().ne_missing(two.list.len()).to_numpy()
-        differ, apart = differing(*(column.filter(~other_length).explode() for column in (one, two)), absolute, relative)
+        differ, apart = differing(
+            *(column.filter(~other_length).explode() for column in (one, two)), absolute, relative
+        )
         return np.concatenate([differ, np.ones(other_length.sum(), dtype=bool)]), apart
     if not one.dtype.is_float():
         return one.ne_missing(two).to_numpy(), 0.0

@@ -16,6 +16,9 @@ from universal_neurons.features import counted_positions, inputs_of
 from universal_neurons.matching.baselines import rotation
 from universal_neurons.report import write_report
 from universal_neurons.report.summary import plain_summary
+from universal_neurons.study import decide
+from universal_neurons.study.estimate import estimate
+from universal_neurons.study.resolve import resolve
 from universal_neurons.text import Passages, TokenDataset
 
 UNIVERSALITY = ("universality",)
@@ -74,6 +77,20 @@ def test_a_copy_under_another_numbering_is_matched_to_itself(tmp_path, text):
     assert (store.table("spans")["own_fraction"] > 0.9).all()
     assert store.manifest["tokens"]["tokenizer"] is None
     assert len(set(store.manifest["tokens"]["tokenizers"].values())) == 2
+
+
+def test_the_estimate_knows_how_large_rows_of_spans_are(tmp_path, text):
+    """On disk every tokenizer's ids and spans, and what the spans say and where; in memory a label of every string."""
+    readers = {"plain": small_tokenizer(), "moved": renumbered(np.roll(np.arange(1024), 7))}
+    networks = [Model(tiny_network("gpt2", n), name, tokenizer=readers[name]) for n, name in enumerate(readers)]
+    given = {"data": str(text), "context": 32, "max_tokens": 8_000, "draws": 2, "stages": ("labels", "universality")}
+    plain = [networks[0], Model(tiny_network("gpt2", 1), "other")]
+    tokens, spans = (estimate(resolve(decide(StudyConfig(**given)), m), m) for m in (plain, networks))
+    passages = Passages.load(StudyConfig(**given), readers, context=32, folder=tmp_path)
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    more = spans.disk_peak - spans.disk_final - (tokens.disk_peak - tokens.disk_final)
+    assert more == pytest.approx(size - 4 * len(passages) * 32, rel=0.25)
+    assert spans.memory_peak >= tokens.memory_peak
 
 
 def two_halves():

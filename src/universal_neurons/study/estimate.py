@@ -12,7 +12,7 @@ from universal_neurons.config import Settings
 from universal_neurons.features import NeuronSource
 from universal_neurons.interventions import reading_seconds
 from universal_neurons.matching import MEAN, ROTATED_DRAWS, Candidates, can_be_rotated
-from universal_neurons.models import Model
+from universal_neurons.models import Model, tokenizer_digest
 from universal_neurons.passes import Layout, signs_of
 from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES
 from universal_neurons.statistics import (
@@ -48,6 +48,7 @@ from universal_neurons.text import HELDOUT_MOST
 
 EXAMPLE_DISK_BYTES = 80
 NULL_ROW_BYTES = 12  # of the untrained null: an excess, and its place
+LETTERS = 5  # bytes of text a position
 POINTS = 8  # at which the passes are read on the way, at most, with two draws
 HISTOGRAM_BYTES = 1_800  # of a neuron: some 450 bins are in use
 WITHIN_SHARE = 0.625  # of the within-layer products: blocks on and above the diagonal
@@ -150,13 +151,20 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
         seconds=seconds_pass + seconds_compare + seconds_detail + seconds_labels + seconds_roles + null.seconds,
         memory_peak=resident + plan.total,
         memory_available=available_memory(config),
-        disk_peak=final + (KEPT + 1) * (state + null.state) + 4 * tokens,
+        disk_peak=final + (KEPT + 1) * (state + null.state) + _position_bytes(config, models) * tokens,
         disk_final=final,
         tokens=tokens,
         passes=layout.passes,
         sums="compensated" if layout.compensated else "float64",
         device=config.device,
     )
+
+
+def _position_bytes(config: Settings, models: Sequence[Model]) -> int:
+    """Bytes of a position of the rows on disk: a token; of a span what each tokenizer makes of it, and its letters."""
+    if config.pooling is None:
+        return 4
+    return 8 * len({tokenizer_digest(model.tokenizer) for model in models}) + 12 + LETTERS
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,9 @@ def weight_bytes(model: Described) -> int:
 def label_bytes(config: Settings, models: Sequence[Described]) -> tuple[int, int]:
     """Bytes of the labels' sums, roughly, and how many labels there are."""
     total = sum(m.n_neurons for m in models)
-    tokens = min(m.vocab_size for m in models) * (WORDS_PER_TOKEN + 1)
+    sizes = [model.vocab_size for model in models]
+    strings = min(sizes) if config.pooling is None else min(max(sizes), config.max_tokens)  # of spans
+    tokens = strings * (WORDS_PER_TOKEN + 1)
     dense = tokens * total * STATE_BYTES > SUMS_BYTES
     width = DENSE_LABELS if dense else tokens + COLUMN_LABELS
     return STATE_BYTES * total * (width + 2 * config.context), DENSE_LABELS
