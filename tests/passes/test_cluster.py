@@ -1,5 +1,6 @@
 """Passes on a cluster: the same bits whatever dies; lanes without Ray, the driver with a fake one, nodes with the real one."""
 
+import json
 import os
 import random
 import shutil
@@ -273,6 +274,26 @@ def test_a_screened_study_over_workers_that_die_is_the_same(folders, text_file, 
     )  # fmt: skip
     local = contents(quiet(config))
     chooser = random.Random(1)
+    fake = FakeRay(2, lambda name: chooser.random() < 0.2 and chooser.choice(["before", "after"]))
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setattr(cluster, "STEP_SECONDS", 0.0)
+    spread = config.model_copy(update={"out": str(tmp_path / "spread"), "cluster": "auto"})
+    assert contents(quiet(spread, checkpoint_seconds=0.0)) == local
+
+
+def test_a_study_of_spans_over_workers_that_die_is_the_same(folders, text_file, tmp_path, monkeypatch):
+    """The second model's tokenizer knows half of the merges, so its tokens are smaller."""
+    other = shutil.copytree(folders[1], tmp_path / "smaller")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][: len(tokenizer["model"]["merges"]) // 2]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = StudyConfig(
+        models=(str(folders[0]), str(other)), data=str(text_file), out=str(tmp_path / "local"), draws=2, threads=1, lanes=3,
+        stages=("statistics", "universality"),
+    )  # fmt: skip
+    local = contents(quiet(config))
+    assert "spans.parquet" in local
+    chooser = random.Random(2)
     fake = FakeRay(2, lambda name: chooser.random() < 0.2 and chooser.choice(["before", "after"]))
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setattr(cluster, "STEP_SECONDS", 0.0)
