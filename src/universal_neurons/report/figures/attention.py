@@ -11,7 +11,16 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from universal_neurons.report.figures.style import ACCENT, REST, SECOND, STYLE, log_counts
+from universal_neurons.report.figures.style import (
+    ACCENT,
+    REST,
+    SECOND,
+    STYLE,
+    canvas,
+    legend_below,
+    log_counts,
+    title_over,
+)
 from universal_neurons.units import unit_name
 
 MORE_PAIRS = 5  # of Fig 26
@@ -27,7 +36,7 @@ def attention_neurons(histogram: pl.DataFrame, pairs: pl.DataFrame, samples: pl.
     if not len(ranked) or not len(histogram):
         return None
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 3.4), layout="constrained")
+        figure = canvas(3.4)
         left, middle, right = figure.subplots(1, 3)
         for kind, (label, colour) in KINDS.items():
             part = histogram.filter(pl.col("kind") == kind).sort("low")
@@ -36,9 +45,9 @@ def attention_neurons(histogram: pl.DataFrame, pairs: pl.DataFrame, samples: pl.
             left.stairs(count / max(count.sum(), 1), edges, color=colour, label=label, fill=kind == "random")
         log_counts(left)
         left.set(xlabel="h: BOS score per unit of w_out", ylabel="share", title="all pairs of neuron and later head")
-        left.legend(fontsize=8, loc="upper right")
+        legend_below(left)
         _pair(middle, right, ranked.row(0, named=True), samples)
-        figure.suptitle(title, fontsize=10)
+        title_over(figure, title)
     return figure
 
 
@@ -48,11 +57,11 @@ def attention_pairs(pairs: pl.DataFrame, samples: pl.DataFrame, title: str) -> F
     if not len(others):
         return None
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.9 * len(others) + 0.4, 5.6), layout="constrained")
+        figure = canvas(5.6)
         grid = figure.subplots(2, len(others), squeeze=False)
         for column, pair in enumerate(others.iter_rows(named=True)):
             _pair(grid[0, column], grid[1, column], pair, samples)
-        figure.suptitle(title, fontsize=10)
+        title_over(figure, title)
     return figure
 
 
@@ -69,11 +78,12 @@ def best_pairs(pairs: pl.DataFrame) -> pl.DataFrame:
 def _pair(above: Axes, below: Axes, pair: dict[str, Any], samples: pl.DataFrame) -> None:
     points = samples.filter(*(pl.col(name) == pair[name] for name in KEY))
     kind = "deactivation" if pair["z"] > 0 else "activation"
-    doubt = "" if pair["role"] else ", unconfirmed"
+    doubt = "" if pair["role"] else "\nunconfirmed"
     name = f"{unit_name(pair['layer'], pair['neuron'])} on L{pair['head_layer']}.H{pair['head']}"
     _scatter(above, points, "activation", "delta_bos", pair["pearson_activation_bos"])
     _scatter(below, points, "delta_bos", "delta_norm", pair["pearson_bos_norm"])
-    above.set(xlabel=ACTIVATION, ylabel=BOS, title=f"{name}\n{kind}, z = {pair['z']:.1f}{doubt}")
+    above.set(xlabel=ACTIVATION, ylabel=BOS)
+    above.set_title(f"{name}\n{kind}, z = {pair['z']:.1f}{doubt}", fontsize=8)
     below.set(xlabel=BOS, ylabel=NORM, title="")
 
 

@@ -16,7 +16,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from universal_neurons.labels import FAMILIES
-from universal_neurons.report.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, in_legend, lettering
+from universal_neurons.report.figures.style import (
+    ACCENT,
+    REST,
+    SECOND,
+    STYLE,
+    THIRD,
+    canvas,
+    in_legend,
+    legend_below,
+    lettering,
+    title_over,
+)
 
 CLOSEST = 0.06  # ticks nearer than this share of the axis would overlap
 BESIDE = 0.1  # of the axis: the distance of what has no place on it
@@ -83,7 +94,7 @@ def dynamics_figures(tables: Mapping[str, pl.DataFrame], axis: StepAxis, thresho
 
 
 def _pair() -> tuple[Figure, Axes, Axes]:
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    figure = canvas(3.4)
     a, b = figure.subplots(1, 2)
     return figure, a, b
 
@@ -110,7 +121,7 @@ def universal_set(checkpoints: pl.DataFrame, axis: StepAxis, threshold: float) -
         a.plot(axis.x, _percent(checkpoints["fraction"]), "o-", color=ACCENT, markersize=4, label="universal")
         a.set(ylabel="% of neurons", title=f"(a) Universal neurons (excess > {threshold:g})")
         a.set_ylim(bottom=0)
-        a.legend(fontsize=8, loc="upper left")
+        legend_below(a)
         shades = {"max": REST, "p99": THIRD, "p90": SECOND, "median": ACCENT}
         for name, colour in shades.items():
             b.plot(axis.x, checkpoints[f"excess_{name}"], "o-", color=colour, markersize=3, label=name)
@@ -135,7 +146,7 @@ def emergence(table: pl.DataFrame, checkpoints: pl.DataFrame, axis: StepAxis) ->
         a.plot(axis.x, counts["emergence"].cumsum(), "o-", color=ACCENT, markersize=4, label="are from here to the end")
         a.set(ylabel="neurons", title="(a) Emergence")
         _count(a)
-        a.legend(fontsize=8, loc="upper left")
+        legend_below(a)
         axis.draw(a)
         layers = sorted(table["layer"].unique())
         bottom = np.zeros(len(axis.names))
@@ -188,7 +199,7 @@ def persistence(checkpoints: pl.DataFrame, axis: StepAxis) -> Figure:
         _count(b, -int(left.max()))
         b.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
         _by_checkpoint(b, axis)
-        b.legend(fontsize=8, loc="upper left")
+        legend_below(b)
     return figure
 
 
@@ -210,8 +221,8 @@ def partners(checkpoints: pl.DataFrame, axis: StepAxis) -> Figure:
             axes.set_ylim(0, 104)
             axis.draw(axes)
             axes.set_xlim(*_around(axis.x))
-            axes.legend(fontsize=8, loc="upper left")
-        figure.suptitle("Best matches that are the same neuron …", fontsize=10)
+            legend_below(axes)
+        title_over(figure, "Best matches that are the same neuron …")
     return figure
 
 
@@ -272,7 +283,7 @@ def self_correlation(neurons: pl.DataFrame, reference: str, axis: StepAxis) -> F
         for axes in (a, b):
             axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.02)
             axis.draw(axes)
-            axes.legend(fontsize=7, loc="lower right")
+            legend_below(axes)
     return figure
 
 

@@ -15,7 +15,19 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from universal_neurons.report.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, in_legend, lettering, log_counts
+from universal_neurons.report.figures.style import (
+    ACCENT,
+    REST,
+    SECOND,
+    STYLE,
+    THIRD,
+    canvas,
+    in_legend,
+    legend_below,
+    lettering,
+    log_counts,
+    title_over,
+)
 from universal_neurons.study import DUPLICATES, PER_FAMILY, ranking, same_label
 from universal_neurons.text import INSIDE_WORD, WORD, WORD_START
 from universal_neurons.units import name_column, unit_name
@@ -89,7 +101,7 @@ def families_figures(details: pl.DataFrame, neurons: pl.DataFrame, strings: Sequ
 def _row(kept: Details, shown: pl.DataFrame, title: str, family: str) -> Figure:
     with mpl.rc_context(STYLE):
         two = family == "position"
-        figure = Figure(figsize=(max(3.4 * len(shown) + 0.6, 7), 5 if two else 3), layout="constrained")
+        figure = canvas(5.0 if two else 3.0)
         grid = figure.subplots(2 if two else 1, len(shown), squeeze=False)
         for column, row in enumerate(shown.iter_rows(named=True)):
             if two:
@@ -99,14 +111,14 @@ def _row(kept: Details, shown: pl.DataFrame, title: str, family: str) -> Figure:
                 _densities(grid[0, column], kept, row, family)
         for axes in grid[:, 0]:
             axes.set_ylabel(axes.get_ylabel() or "density")
-        figure.suptitle(title, fontsize=10)
+        title_over(figure, title)
     return figure
 
 
 def _teaser(kept: Details) -> Figure:
     """Fig 1 (a–d): an alphabet, a previous-token, a position and a context neuron."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(13, 3.1), layout="constrained")
+        figure = canvas(3.1)
         for letter, axes, family in zip(
             "abcd", figure.subplots(1, 4), ("alphabet", "previous_token", "position", "context")
         ):
@@ -124,7 +136,7 @@ def _teaser(kept: Details) -> Figure:
 def _duplicates_and_heat(kept: Details) -> Figure:
     """Fig 4: duplicates of one unigram, a syntax neuron, and the tokens on which context neurons are most active."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(13, 3.6), layout="constrained")
+        figure = canvas(3.6)
         a, b, c = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
         twins = kept.duplicates()
         colours = (ACCENT, SECOND, THIRD)
@@ -140,7 +152,7 @@ def _duplicates_and_heat(kept: Details) -> Figure:
         else:
             log_counts(a)
             a.set(xlabel="activation", ylabel="density", title="(a) one unigram (dotted: other tokens)")
-            a.legend(fontsize=7)
+            legend_below(a)
         syntax, why = kept.of_family("syntax")
         if syntax.is_empty():
             _empty(b, "no syntax neuron")
@@ -193,7 +205,7 @@ def _densities(axes: Axes, kept: Details, row: Mapping[str, Any], family: str) -
     if len(title) > LONGEST:
         title = title[:LONGEST] + "…"
     axes.set_title(f"{title} ({reduction:.2f})", fontsize=8)
-    axes.legend(fontsize=7)
+    legend_below(axes)
 
 
 def _splits(kept: Details, name: str, label: str, family: str) -> list[tuple[str, np.ndarray]]:

@@ -13,8 +13,13 @@ from universal_neurons.report.figures.style import (
     STYLE,
     THIRD,
     PowersOfTen,
+    canvas,
+    legend_aside,
+    legend_below,
     lettering,
     log_counts,
+    one_panel,
+    title_over,
 )
 from universal_neurons.units import name_column, unit_name
 
@@ -42,7 +47,7 @@ def fixed_values(
     names = tried.select(name_column()).to_series().to_list()
     colour = dict(zip(names, TRIED * len(names)))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 6), layout="constrained")
+        figure = canvas(6.0)
         grid = figure.subplots(2, 3).ravel()
         _penalties(grid[0], neurons, tried, colour)
         _effects(grid[1], histograms, colour)
@@ -63,7 +68,7 @@ def fixed_values(
         ]
         confirmed = (tried["role"] == "entropy").fill_null(False).any()
         kind = "Entropy neurons" if confirmed else "No entropy neuron; the nearest candidates"
-        figure.suptitle(f"{kind} of {lettering(tried['model'][0])}: {', '.join(verdicts)}", fontsize=10)
+        title_over(figure, f"{kind} of {lettering(tried['model'][0])}: {', '.join(verdicts)}")
     return figure
 
 
@@ -74,7 +79,7 @@ def _penalties(axes: Axes, neurons: pl.DataFrame, tried: pl.DataFrame, colour: d
     for row, (name, shade) in zip(tried.iter_rows(named=True), colour.items()):
         axes.axvline(row["l2_penalty"], color=shade, label=name)
     axes.set(xlabel="L2 penalty, last two layers", ylabel="neurons")
-    axes.legend(fontsize=7)
+    legend_below(axes)
 
 
 def _effects(axes: Axes, histograms: pl.DataFrame, colour: dict[str, str]) -> None:
@@ -97,8 +102,8 @@ def total_and_direct(ablations: pl.DataFrame) -> Figure | None:
     kinds = {"control": ("random controls", REST), "frequency": ("frequency candidates", SECOND)}
     kinds |= {"entropy": ("entropy candidates", ACCENT)}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5, 4.2), layout="constrained")
-        axes = figure.subplots()
+        figure = canvas(4.2)
+        axes, aside = one_panel(figure)
         for kind, (label, colour) in kinds.items():
             rows = finite.filter(pl.col("kind") == kind)
             axes.scatter(rows["total_effect"], rows["direct_effect"], s=14, color=colour, label=label)
@@ -112,7 +117,7 @@ def total_and_direct(ablations: pl.DataFrame) -> Figure | None:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PowersOfTen())
             axis.set_minor_formatter(PowersOfTen())
-        axes.legend(fontsize=7)
+        legend_aside(axes, aside)
     return figure
 
 
@@ -122,7 +127,7 @@ def functional(table: pl.DataFrame, what: str) -> Figure | None:
         return None
     labels = {"effect_corr": "ρ of logit effects over the vocabulary", "loss_corr": "ρ of loss changes over tokens"}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.5, 3.8), layout="constrained")
+        figure = canvas(3.8)
         grid = figure.subplots(1, 2)
         for axes, (column, label) in zip(grid, labels.items()):
             for suffix, colour, name in (("_random", REST, "a random neuron of its layer"), ("", ACCENT, "the match")):
@@ -132,11 +137,11 @@ def functional(table: pl.DataFrame, what: str) -> Figure | None:
                 axes.scatter(finite["corr"], values, s=8, color=colour, label=name + median)
             axes.axhline(0, color="black", linewidth=0.6, linestyle=":")
             axes.set(xlabel="ρ of activations", ylabel=label, ylim=(-1.05, 1.05))
-            axes.legend(fontsize=7, loc="lower left")
+            legend_below(axes)
         shares = [table[name].drop_nulls() for name in ("same_roles", "same_roles_random")]
         same, random = (f"{int(share.sum())} of {len(share)}" for share in shares)
         same = f"{same} pairs with a role by weights have the same (random: {random})"
-        figure.suptitle(f"Do matched neurons act alike? {what}; {same}", fontsize=10)
+        title_over(figure, f"Do matched neurons act alike? {what}; {same}")
     return figure
 
 
@@ -147,7 +152,7 @@ def costs(table: pl.DataFrame) -> Figure | None:
         return None
     labels = {"loss_change": "change of the loss, nats", "divergence": "KL to the clean run, nats"}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7, 3.2), layout="constrained")
+        figure = canvas(3.2)
         for axes, (column, label) in zip(figure.subplots(1, 2), labels.items()):
             for place, rows, colour in ((0, random, REST), (1, chosen, ACCENT)):
                 middle = rows[column].to_numpy()
@@ -160,5 +165,5 @@ def costs(table: pl.DataFrame) -> Figure | None:
             axes.set_xticks([0, 1], [f"random, {len(random)} draws", chosen["set"][0]])
             axes.set(ylabel=label, xlim=(-0.6, 1.6))
         neurons = chosen["neurons"][0]
-        figure.suptitle(f"Mean ablation of {neurons} neurons of {lettering(chosen['model'][0])} together", fontsize=10)
+        title_over(figure, f"Mean ablation of {neurons} neurons of {lettering(chosen['model'][0])} together")
     return figure

@@ -16,10 +16,22 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy import stats
 
 from universal_neurons.labels import ROLES_BY_WEIGHTS
-from universal_neurons.report.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, in_legend, lettering, log_counts
+from universal_neurons.report.figures.style import (
+    ACCENT,
+    REST,
+    SECOND,
+    STYLE,
+    THIRD,
+    canvas,
+    in_legend,
+    legend_below,
+    lettering,
+    log_counts,
+    title_over,
+)
 from universal_neurons.units import unit_name
 
-COLUMNS = 6  # of axes on a page
+COLUMNS = 4  # of axes on a page
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 NEAREST_SHARE = 0.01  # of the last third's neurons, where none is above the threshold
 LATE = 3  # the last third of the layers
@@ -41,7 +53,7 @@ def effects_examples(histograms: pl.DataFrame, title: str, per_role: int = 1) ->
     across = min(len(tables), COLUMNS) if per_role > 1 else len(tables)
     down = -(-len(tables) // across)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(3.0 * across, 6), 2.4 * down + 0.7), layout="constrained")
+        figure = canvas(2.6 * down + 0.7)
         grid = figure.subplots(down, across, squeeze=False)
         for axes, table in zip(grid.ravel(), tables):
             first = table.row(0, named=True)
@@ -54,7 +66,7 @@ def effects_examples(histograms: pl.DataFrame, title: str, per_role: int = 1) ->
             axes.set_axis_off()
         for axes in grid[:, 0]:
             axes.set_ylabel("density")
-        figure.suptitle(title + _without_neurons(histograms), fontsize=10)
+        title_over(figure, title + _without_neurons(histograms))
     return figure
 
 
@@ -69,7 +81,7 @@ def role_by_layer(neurons: pl.DataFrame, threshold: float, title: str) -> Figure
     if finite.is_empty():
         return None
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(12.5, 3.8), layout="constrained")
+        figure = canvas(3.8)
         a, b, c = figure.subplots(1, 3)
         _percentiles(a, finite, "vocab_kurt")
         _percentiles(b, finite, "vocab_skew")
@@ -79,11 +91,11 @@ def role_by_layer(neurons: pl.DataFrame, threshold: float, title: str) -> Figure
         b.axhline(0, color="black", linewidth=0.8, linestyle=":")
         a.set(ylabel="kurtosis", title=f"(a) kurtosis of cos(w_out, W_U) (dotted: {threshold:g})")
         b.set(ylabel="skew", title="(b) skew of cos(w_out, W_U)")
-        a.legend(fontsize=7, title="percentile", title_fontsize=7)
+        legend_below(a, title="percentile", title_fontsize=7)
         _late_skew(c, finite, threshold)
         count = finite["model"].n_unique()
         spread = f"mean and range of {count} models" if count > 1 else lettering(finite["model"][0])
-        figure.suptitle(f"{title} ({spread})", fontsize=10)
+        title_over(figure, f"{title} ({spread})")
     return figure
 
 
@@ -98,7 +110,7 @@ def same_class_figure(histograms: pl.DataFrame, title: str) -> Figure | None:
     one = histograms.filter((pl.col("role") == role) & (pl.col("class") == name))
     effects, activations = (_by_neuron(one, role, kind) for kind in ("effect", "activation"))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(2.7 * len(effects), 6), 5.2), layout="constrained")
+        figure = canvas(5.2)
         grid = figure.subplots(2, len(effects), squeeze=False)
         for column, (effect, activation) in enumerate(zip(effects, activations)):
             _split(grid[0, column], effect, "logit effect", name, "other tokens", legend=not column)
@@ -108,7 +120,7 @@ def same_class_figure(histograms: pl.DataFrame, title: str) -> Figure | None:
             axes.set_ylabel("density")
         near = "neurons nearest to " if one["nearest"].any() else ""
         after = "" if near else " neurons"
-        figure.suptitle(f"{title}: {near}{role}{after} of {_short(name)}", fontsize=10)
+        title_over(figure, f"{title}: {near}{role}{after} of {_short(name)}")
     return figure
 
 
@@ -124,7 +136,7 @@ def ensembles_figure(ensembles: pl.DataFrame, title: str) -> Figure | None:
     rows = np.arange(len(shown))[::-1]
     columns = {name: shown[name].cast(pl.Float64).to_numpy() for name in shown.columns if shown[name].dtype.is_float()}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(12, 1.8 + 0.24 * len(shown)), layout="constrained")
+        figure = canvas(1.8 + 0.24 * len(shown))
         a, b, c = figure.subplots(1, 3, sharey=True)
         best, total = np.abs(columns["corr_best"]), np.abs(columns["corr_sum"])
         a.hlines(rows, best, total, color=REST, linewidth=2)
@@ -140,10 +152,11 @@ def ensembles_figure(ensembles: pl.DataFrame, title: str) -> Figure | None:
         a.set_yticks(rows, [f"{name}*" if near else name for name, near in zip(names, shown["nearest"])], fontsize=8)
         a.set(xlabel="|ρ| with the next token's class", title="(a) sum against best", ylim=(-0.6, len(shown) - 0.4))
         b.set(xlabel="gain in ρ", title="(b) gain of the sum")
+        b.xaxis.set_major_locator(MaxNLocator(5))
         c.set(xlabel="mean ρ of two neurons", title="(c) how independent")
         figure.legend(fontsize=7, loc="outside lower center", ncols=5)
         marked = " (*: only nearest to the role)" if shown["nearest"].any() else ""
-        figure.suptitle(title + marked, fontsize=10)
+        title_over(figure, title + marked)
     return figure
 
 
@@ -162,11 +175,11 @@ def _split(axes: Axes, table: pl.DataFrame, what: str, inside: str, outside: str
             wide = WIDE if counts.sum() < SPARSE and len(counts) % WIDE == 0 else 1
             counts, edges = counts.reshape(-1, wide).sum(1), np.append(low, high[-1])[::wide]
             density = counts / counts.sum() / np.diff(edges)
-            axes.stairs(density, edges, color=colour, label=in_legend(label, 2 * LONGEST)[:LONGEST], linewidth=1.2)
+            axes.stairs(density, edges, color=colour, label=in_legend(label), linewidth=1.2)
     log_counts(axes)
     axes.set_xlabel(what)
     if legend:
-        axes.legend(fontsize=6)
+        legend_below(axes)
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -227,4 +240,4 @@ def _late_skew(axes: Axes, neurons: pl.DataFrame, threshold: float) -> None:
     axes.set(xlabel="skew", ylabel="density", ylim=(0, None))
     what = "neurons a model" if models > 1 else "neurons"
     axes.set_title(fill(f"(c) skew, {choice}: {' / '.join(counts)} {what}", 48), fontsize=9)
-    axes.legend(fontsize=7)
+    legend_below(axes)

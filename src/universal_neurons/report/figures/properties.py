@@ -17,10 +17,14 @@ from universal_neurons.report.figures.style import (
     STYLE,
     THIRD,
     PowersOfTen,
+    canvas,
     highlighted,
     in_legend,
+    legend_below,
     lettering,
     log_counts,
+    one_panel,
+    title_over,
 )
 from universal_neurons.statistics import RANKED
 
@@ -45,7 +49,7 @@ def percentiles(models: Mapping[str, pl.DataFrame]) -> Figure | None:
     if not chosen or not metrics:
         return None
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        figure = canvas(3.6)
         axes = figure.subplots()
         colours = [ACCENT, SECOND, THIRD, "#6b7f82", "#8e5572"]
         width = 0.8 / len(chosen)
@@ -84,15 +88,15 @@ def sparsity_against_cosine(neurons: pl.DataFrame, title: str) -> Figure | None:
         return None
     x, y = both["in_out_sim"].to_numpy(), both["sparsity"].to_numpy()
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5, 3.8), layout="constrained")
-        axes = figure.subplots()
-        image = axes.hexbin(x, y, gridsize=45, bins="log", cmap="viridis", mincnt=1, linewidths=0.1)
+        figure = canvas(3.8)
+        axes, _ = one_panel(figure)
+        image = axes.hexbin(x, y, gridsize=(60, 20), bins="log", cmap="viridis", mincnt=1, linewidths=0.1)
         figure.colorbar(image, ax=axes, label="neurons", format=PowersOfTen()).minorformatter = PowersOfTen()
         if np.ptp(x) > 0 and np.ptp(y) > 0:
             fit = stats.linregress(x, y)
             ends = np.array([x.min(), x.max()])
             axes.plot(ends, fit.intercept + fit.slope * ends, color=ACCENT, label=f"r = {fit.rvalue:.2f}")
-            axes.legend(fontsize=8)
+            legend_below(axes)
         axes.set(
             xlabel="cos(w_in, w_out)",
             ylabel="activation frequency",
@@ -114,7 +118,7 @@ def nearest(neurons: pl.DataFrame, title: str) -> Figure | None:
         return None
     groups = _groups(neurons)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4 * len(drawn), 3.2), layout="constrained")
+        figure = canvas(3.2)
         grid = figure.subplots(1, len(drawn), squeeze=False)[0]
         for axes, (name, (high, low, label)) in zip(grid, drawn.items()):
             bins = np.linspace(-1 if low else 0, 1, 81)
@@ -128,8 +132,8 @@ def nearest(neurons: pl.DataFrame, title: str) -> Figure | None:
             log_counts(axes)
             axes.set(xlabel=label, title=name)
         grid[0].set_ylabel("share of neurons")
-        grid[0].legend(fontsize=7)
-        figure.suptitle(lettering(title), fontsize=10)
+        legend_below(grid[0])
+        title_over(figure, lettering(title))
     return figure
 
 
@@ -140,7 +144,7 @@ def by_layer(neurons: pl.DataFrame, title: str) -> Figure | None:
         return None
     groups = _groups(neurons)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(12, 5.2), layout="constrained")
+        figure = canvas(5.2)
         grid = figure.subplots(2, 4).ravel()
         for axes, metric in zip(grid, metrics):
             for place, (name, (table, colour)) in enumerate(groups.items()):
@@ -159,8 +163,8 @@ def by_layer(neurons: pl.DataFrame, title: str) -> Figure | None:
             axes.xaxis.get_major_locator().set_params(integer=True)
         for axes in grid[len(metrics) :]:
             axes.set_axis_off()
-        grid[0].legend(fontsize=7)
-        figure.suptitle(f"{lettering(title)}: median and quartiles by layer", fontsize=10)
+        legend_below(grid[0])
+        title_over(figure, f"{lettering(title)}: median and quartiles by layer")
     return figure
 
 

@@ -3,6 +3,7 @@
 import io
 import re
 import warnings
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -20,6 +21,7 @@ STYLE: Any = {
     "text.parse_math": False,  # no name, label or token is mathematics, whatever a person's own settings are
     "text.usetex": False,
     "axes.formatter.use_mathtext": False,
+    "text.hinting": "no_hinting",  # letters of a PNG are as wide as those of the SVG that laid the figure out
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -29,6 +31,10 @@ STYLE: Any = {
     "ytick.minor.size": 0,
 }
 LONGEST = 40  # characters of a name
+WIDTH = 12.0  # inches, of every figure
+LINE = 150  # characters of a title's line
+SHORT = 16  # characters of labels that stand beside one another in a legend
+BELOW = 5.6  # from the axis to a legend under it, in the size of the legend's letters: past ticks and the axis's label
 SPELT = str.maketrans(  # signs that matplotlib's font lacks
     {sign: f"\\x{ord(control):02x}" for control, sign in SIGNS.items() if sign not in "⏎⇥"}
 )
@@ -54,6 +60,38 @@ class PowersOfTen(LogFormatterSciNotation):
     def __call__(self, x: float, pos: int | None = None) -> str:
         plain = super().__call__(x, pos).removeprefix(r"$\mathdefault{").removesuffix("}$").replace(r"\times", "×")
         return re.sub(r"\^\{(.+?)\}", lambda power: power[1].translate(RAISED), plain)
+
+
+def canvas(height: float) -> Figure:
+    """An empty figure, as wide as all others, so that letters have one size on a page; `height` in inches."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def one_panel(figure: Figure) -> tuple[Axes, Axes]:
+    """The one panel of a figure, and the empty room beside it, where its legend stands."""
+    panel, aside = figure.subplots(1, 2, width_ratios=(3, 2))
+    aside.set_axis_off()
+    return panel, aside
+
+
+def legend_aside(panel: Axes, aside: Axes) -> None:
+    """The legend of a panel in the room beside it."""
+    aside.legend(*panel.get_legend_handles_labels(), fontsize=8, loc="upper left")
+
+
+def legend_below(axes: Axes, **settings: Any) -> None:
+    """A panel's legend under its axis, where it covers no data."""
+    labels = axes.get_legend_handles_labels()[1]
+    if labels:
+        columns = 1 if max(map(len, labels)) > SHORT else min(len(labels), 3)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": BELOW, "ncols": columns}
+        axes.legend(fontsize=7, **(place | settings))
+
+
+def title_over(figure: Figure, title: str) -> None:
+    """A figure's title, in as many lines as its width asks for."""
+    lines = [fill(line, LINE) for line in title.split("\n")]
+    figure.suptitle("\n".join(lines), fontsize=10)
 
 
 def log_counts(axes: Axes) -> None:

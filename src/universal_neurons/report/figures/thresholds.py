@@ -4,7 +4,18 @@ import matplotlib as mpl
 import polars as pl
 from matplotlib.figure import Figure
 
-from universal_neurons.report.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, lettering, log_counts
+from universal_neurons.report.figures.style import (
+    ACCENT,
+    REST,
+    SECOND,
+    STYLE,
+    THIRD,
+    canvas,
+    legend_aside,
+    lettering,
+    log_counts,
+    one_panel,
+)
 
 LEAST = 0.5  # of a neuron, the axis's end: no count is below 1, an average over draws may be
 
@@ -14,8 +25,8 @@ def thresholds(counts: pl.DataFrame, asker: str, threshold: float) -> Figure:
     rows = counts.filter(pl.col("asker") == asker).sort("threshold")
     at = rows["threshold"]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-        axes = figure.subplots()
+        figure = canvas(3.6)
+        axes, aside = one_panel(figure)
         low, high = (_from_one(rows[name]) for name in ("surely", "possibly"))
         axes.fill_between(at, low, high, color=REST, alpha=0.45, linewidth=0, label="surely to possibly (95 %)")
         axes.plot(at, _from_one(rows["universal_heldout"]), "--", color=SECOND, linewidth=1.1, label="held-out rows")
@@ -31,7 +42,7 @@ def thresholds(counts: pl.DataFrame, asker: str, threshold: float) -> Figure:
         axes.set_xlim(0, 1)
         title = f"{lettering(asker)}: the count is the threshold's"
         axes.set(xlabel="threshold of the excess correlation", ylabel="neurons above it", title=title)
-        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        legend_aside(axes, aside)
     return figure
 
 

@@ -10,12 +10,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from scipy import stats
 
-from universal_neurons.report.figures.style import STYLE, in_legend, lettering, log_counts
+from universal_neurons.report.figures.style import (
+    STYLE,
+    canvas,
+    in_legend,
+    legend_aside,
+    legend_below,
+    lettering,
+    log_counts,
+    one_panel,
+)
 from universal_neurons.units import unit_name
 
 COLOURS = {"mean_corr": "#1f6f8b", "mean_baseline": "#b0a18f", "excess_corr": "#c8553d"}
 LONGEST, LONGEST_TITLE = 32, 120  # characters of a name that stands beside others, and of a title
-MOST_SUBSETS = 100  # more would be an image too wide to draw
+MOST_SUBSETS = 100  # more would be an image too tall to draw
 NAMES = {"mean_corr": "best ρ", "mean_baseline": "baseline", "excess_corr": "excess"}
 
 
@@ -23,7 +32,7 @@ def universality(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, thresh
     """Fig 2, 12, 13: (a) log-count histograms, (b) min against max over models, (c) layer × layer heat map."""
     alive = _alive(neurons, asker)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        figure = canvas(3.6)
         a, b, c = figure.subplots(1, 3)
         bins = np.linspace(min([0.0, *alive["excess_corr"]]), 1, 81)
         for column, colour in COLOURS.items():
@@ -35,7 +44,7 @@ def universality(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, thresh
             ylabel="neurons",
             title=f"(a) {lettering(asker)}: {len(alive):,} neurons",
         )
-        a.legend(fontsize=8)
+        legend_below(a)
         marked = alive["is_universal"].to_numpy()
         name = "universal"
         if len(alive) and not marked.any():
@@ -48,7 +57,7 @@ def universality(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, thresh
             )
         b.plot([0, 1], [0, 1], color="black", linewidth=0.6)
         b.set(xlabel="max over models of the best ρ", ylabel="min over models of the best ρ", title="(b)")
-        b.legend(fontsize=8, markerscale=3)
+        legend_below(b, markerscale=3)
         _heat_map(c, layers.filter(pl.col("asker") == asker))
         c.set_title("(c) % of best matches by layer")
     return figure
@@ -73,7 +82,7 @@ def _heat_map(axes: Axes, layers: pl.DataFrame) -> None:
 def densities(neurons: Mapping[str, pl.DataFrame]) -> Figure:
     """Fig 11: densities of the best, baseline and excess correlation, a line for each reference model."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(12, 3.2), layout="constrained")
+        figure = canvas(3.2)
         for axes, column in zip(figure.subplots(1, 3), COLOURS):
             highest = 1.0
             for label, table in neurons.items():
@@ -87,14 +96,14 @@ def densities(neurons: Mapping[str, pl.DataFrame]) -> Figure:
             log_counts(axes)
             axes.set_ylim(1e-3, 2 * highest)
         if axes.lines:
-            axes.legend(fontsize=8)
+            legend_below(axes)
     return figure
 
 
 def convergence(table: pl.DataFrame, threshold: float) -> Figure:
     """Was the corpus large enough?  Best ρ, universal count and agreement with the last answer by tokens."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(12, 3.2), layout="constrained")
+        figure = canvas(3.2)
         a, b, c = figure.subplots(1, 3)
         for (asker,), rows in table.sort("tokens").group_by(["asker"], maintain_order=True):
             name = in_legend(asker, LONGEST)
@@ -115,9 +124,9 @@ def convergence(table: pl.DataFrame, threshold: float) -> Figure:
         c.set_ylim(0, 102)
         if table["asker"].n_unique() <= 3:
             a.set_ylim(0, 1)
-            a.legend(fontsize=7, loc="upper left", ncols=3)
+            legend_below(a)
         if table["asker"].n_unique() > 1:
-            b.legend(fontsize=7)
+            legend_below(b)
     return figure
 
 
@@ -133,8 +142,8 @@ def _few(ticks: list[int]) -> list[int]:
 def intervals(shown: pl.DataFrame, threshold: float, title: str) -> Figure:
     """The excess of some neurons: as chosen, on held-out rows, and its 95 % interval."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 1.4 + 0.2 * len(shown)), layout="constrained")
-        axes = figure.subplots()
+        figure = canvas(1.4 + 0.2 * len(shown))
+        axes, aside = one_panel(figure)
         rows = np.arange(len(shown))[::-1]
         low, high = shown["excess_low"].to_numpy(), shown["excess_high"].to_numpy()
         axes.hlines(rows, low, high, color="#9db4c0", linewidth=3, label="95 % (held out)")
@@ -144,7 +153,7 @@ def intervals(shown: pl.DataFrame, threshold: float, title: str) -> Figure:
         axes.set_yticks(rows, [unit_name(row["layer"], row["neuron"]) for row in shown.iter_rows(named=True)])
         axes.set(xlabel="excess correlation", title=lettering(title, LONGEST_TITLE))
         axes.set_ylim(-0.6, len(shown) - 0.4)
-        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        legend_aside(axes, aside)
     return figure
 
 
@@ -153,19 +162,20 @@ def by_subset(subsets: pl.DataFrame, threshold: float) -> Figure:
     with mpl.rc_context(STYLE):
         every = subsets["subset"].unique(maintain_order=True).to_list()
         names = every[:MOST_SUBSETS]
-        figure = Figure(figsize=(max(5, 0.7 * len(names) + 2), 3.4), layout="constrained")
+        figure = canvas(1.4 + 0.3 * len(names))
         axes = figure.subplots()
         values = [
             subsets.filter((pl.col("subset") == name) & ~pl.col("excess_corr").is_nan())["excess_corr"].to_numpy()
             for name in names
         ]
-        axes.boxplot(values, whis=(1, 99), showfliers=False)
+        axes.boxplot(values, whis=(1, 99), showfliers=False, orientation="horizontal")
         counts = [int((excess > threshold).sum()) for excess in values]
-        labels = [f"{lettering(name, LONGEST)}\n{n} universal" for name, n in zip(names, counts)]
-        axes.set_xticks(range(1, len(names) + 1), labels, rotation=30, ha="right")
-        axes.axhline(threshold, color="black", linewidth=0.8, linestyle=":")
+        labels = [f"{lettering(name, LONGEST)}: {n} universal" for name, n in zip(names, counts)]
+        axes.set_yticks(range(1, len(names) + 1), labels)
+        axes.invert_yaxis()
+        axes.axvline(threshold, color="black", linewidth=0.8, linestyle=":")
         of_many = f", the first {MOST_SUBSETS} of {len(every):,}" if len(every) > MOST_SUBSETS else ""
-        axes.set(ylabel="excess correlation", title=f"Within subsets (whiskers: 1 and 99 %){of_many}")
+        axes.set(xlabel="excess correlation", title=f"Within subsets (whiskers: 1 and 99 %){of_many}")
     return figure
 
 
