@@ -2,7 +2,7 @@
 
 Two networks of random weights, 12 × 768 neurons each, read the same text: one by the bundled tokenizer, the other by
 FOLDER's, or by a byte-level BPE of 4 096 tokens that is made of the text.  All in one process, every contestant in turn
-in every round, medians of the rounds:
+in every round, medians of the rounds, seconds of the processors:
 
 - whole studies (text, pass, baseline of two draws, the second reading, tables) of two models of one tokenizer, of the
   other tokenizer, and of one of each, by all three searches;
@@ -16,6 +16,7 @@ Prints a Markdown section; benchmarks/RESULTS.md holds one.
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import machine, timed
+from measure import machine
 from searches import SHAPES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -159,8 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found: dict[str, Any] = {}
         for _ in range(given.rounds):
             for name, do in work.items():
-                seconds, found[name] = timed(do)
-                times.setdefault(name, []).append(seconds)
+                started = time.process_time()
+                found[name] = do()
+                times.setdefault(name, []).append(time.process_time() - started)
     chosen, _ = spans.split(None)  # the rows that matches are found on
     apart = float((plain_way(pair, spans, chosen, baseline=False)[0] - found["exact"]).abs().max())
     report({name: statistics.median(each) for name, each in times.items()}, pair, spans, given, apart)
@@ -178,7 +180,7 @@ def report(seconds: dict[str, float], pair: Sequence[Model], spans: Passages, gi
 
 `python benchmarks/span_studies.py --characters {given.characters} --rounds {given.rounds}`; {pair[0].n_layers} × {pair[0].d_mlp} neurons each, {given.characters:,} characters:
 {spans.n_tokens:,} spans, {", ".join(f"{spans.tokens_of(model.name).n_tokens:,}" for model in pair)} tokens. Whole studies with two baseline draws and the second
-reading; medians of {given.rounds} rounds. {machine()}
+reading; medians of {given.rounds} rounds, seconds of the processors. {machine()}
 
 | study | seconds | of the dearer study of one tokenizer | plain way / ours | plain way with a baseline / ours |
 |---|---|---|---|---|""")
