@@ -81,7 +81,8 @@ def candidates(rows, band, neuron):
     return [(row, position) for _, row, position in sorted(found)]
 
 
-def by_force(bands=len(BANDS)):
+def by_force(*, both_tails=False):
+    bands = len(BANDS) + both_tails
     row, position = (np.full((bands, K, 7), -1) for _ in range(2))
     window, matched = np.full((WINDOW, bands, K, 7), np.nan), np.full((2, WINDOW, bands, K, 7), np.nan)
     for band, neuron in np.ndindex(bands, 7):
@@ -111,7 +112,7 @@ def test_windows_and_matches_are_those_of_brute_force_whatever_the_batches(per_b
 
 
 def test_of_gated_neurons_the_lowest_too_and_any_order_of_rows():
-    expected = by_force(len(BANDS) + 1)
+    expected = by_force(both_tails=True)
     assert (expected[0][-1] >= 0).all()
     shuffled = np.random.default_rng(1).permutation(ROWS).tolist()
     for rows, per_batch in ((ROWS, 13), (shuffled, 5), (shuffled, 90)):

@@ -53,7 +53,7 @@ class TopExamples(Accumulator):
     """
 
     WINDOWS: ClassVar[tuple[str, ...]] = ("window",)
-    TENSORS = ("score", "row", "position", "window")
+    TENSORS: ClassVar[tuple[str, ...]] = ("score", "row", "position", "window")
 
     def __init__(
         self, model: Named, n_neurons: int, *, k: int = 5, seed: int = 0, both_tails: bool = False, device: Any = "cpu"

@@ -48,7 +48,7 @@ from universal_neurons.study.resolve import settings_of_null
 from universal_neurons.text import HELDOUT_MOST
 
 EXAMPLE_DISK_BYTES = 80
-COUNTERPART_DISK_BYTES = 75  # of a window of one model, in float32
+COUNTERPART_DISK_BYTES = 80  # of a window of one model, in float32
 NULL_ROW_BYTES = 12  # of the untrained null: an excess, and its place
 LETTERS = 5  # bytes of text a position
 POINTS = 8  # at which the passes are read on the way, at most, with two draws
