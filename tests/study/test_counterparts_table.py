@@ -13,10 +13,15 @@ from test_studies_of_spans import letters_of
 from test_study import contents, quiet
 
 from universal_neurons import Model, StudyConfig, make_sketch
+from universal_neurons.matching import Counterparts
 from universal_neurons.progress import Reporter
-from universal_neurons.statistics import AFTER, BANDS, BEFORE, QUANTILES, seed_of
+from universal_neurons.statistics import AFTER, BANDS, BEFORE, QUANTILES, Key, seed_of
 from universal_neurons.storage import Store
+from universal_neurons.study import decide
 from universal_neurons.study.detail import DetailPass
+from universal_neurons.study.estimate import COUNTERPART_DISK_BYTES
+from universal_neurons.study.memory import counterparts, memory_plan
+from universal_neurons.study.resolve import resolve
 from universal_neurons.text import Passages
 
 K = 3
@@ -214,6 +219,25 @@ def test_dead_neurons_have_no_counterparts(tokens, tmp_path):
 @pytest.mark.parametrize("stages", [("universality",), ("statistics",)], ids=str)
 def test_without_statistics_and_universality_there_are_none(tokens, tmp_path, stages):
     assert not study(tmp_path, tokens, stages=stages).has("counterparts")
+
+
+@pytest.mark.parametrize("pairs", ["reference", "all"])
+def test_the_plan_has_room_for_them_in_memory_and_on_disk(whole, pairs):
+    models = three_models()
+    given = {"stages": STAGES, "pairs": pairs, "examples": K}
+    settings = resolve(decide(StudyConfig(**given), len(models)), models)
+    askers = models if pairs == "all" else models[:1]
+    match = torch.zeros(2, 48, dtype=torch.int64)
+    made = [Counterparts(Key("a"), [Key("b"), Key("c")], match, k=K, both_tails=m.gated).nbytes() for m in askers]
+    alone = settings.model_copy(update={"stages": ("universality",)})
+    more = memory_plan(settings, models).detail - memory_plan(alone, models).detail
+    assert 2 * sum(made) - 2**13 < more < 4 * sum(made)
+    assert counterparts(alone, models) == []
+    windows = sum(model.n_neurons * many for model, many in counterparts(settings, models))
+    table = whole.counterparts.filter(pl.col("asker").is_in([model.name for model in askers]))
+    assert 0.5 * windows < len(table) <= windows
+    size = (whole.path / "counterparts.parquet").stat().st_size / len(whole.counterparts)
+    assert size == pytest.approx(3 * COUNTERPART_DISK_BYTES, rel=0.25)
 
 
 def test_sketches_have_none(tmp_path):
