@@ -13,7 +13,15 @@ from test_correlation import captured, some_tokens
 
 import universal_neurons
 from universal_neurons.features import NeuronSource
-from universal_neurons.matching import Candidates, PairedMoments, RankMoments, RankTable, RotatedMoments, WithinTokens
+from universal_neurons.matching import (
+    Candidates,
+    Counterparts,
+    PairedMoments,
+    RankMoments,
+    RankTable,
+    RotatedMoments,
+    WithinTokens,
+)
 from universal_neurons.matching.baselines import rotation
 from universal_neurons.passes import Pass
 from universal_neurons.passes import prefetch as overlap
@@ -105,6 +113,7 @@ RECIPES = {
     "first": partial(Moments, Key(A, What.FIRST), N),
     "histogram": partial(Histogram, Key(A, What.PRE), N),
     "examples": partial(TopExamples, A, N, k=3, seed=SEED),
+    "counterparts": partial(Counterparts, Key(A), [Key(B)], MATCH[None], k=3, seed=SEED, both_tails=True),
     "words": partial(GroupMeans, A, BY_WORD, WORDS, N),
     "firing": partial(GroupMeans, Key(A, What.PRE), BY_POSITION, 40, N, of="firing"),
     "energies": partial(ShardEnergies, A, N, SIGNS),
@@ -274,15 +283,22 @@ def test_examples(seen):
         np.testing.assert_array_equal(found["examples"].score[0, rank].cpu().numpy(), best)
         shown = result.window[BEFORE, 0, rank].double().cpu().numpy()
         np.testing.assert_allclose(shown, best + sources[0].provisional.mean.double().cpu().numpy(), atol=1e-5)
-    twin = TopExamples(A, N, k=3, seed=SEED)
-    known = sources[0].provisional.to(torch.device("cpu"))
+    twins = {name: RECIPES[name](device="cpu") for name in ("examples", "counterparts")}
+    known = {Key(source.name): source.provisional.to(torch.device("cpu")) for source in sources}
     for shard, blocks, index in spy.batches:
-        if index:
-            block = Block(torch.from_numpy(blocks[Key(A)]).float(), mean=known.mean, bounds=known.bounds)
-            twin.update(Batch({Key(A): block}, shard=shard, index={k: torch.from_numpy(v) for k, v in index.items()}))
-    for name in TopExamples.TENSORS:
-        there, expected = getattr(found["examples"], name).cpu().numpy(), getattr(twin, name).numpy()
-        np.testing.assert_allclose(there, expected, atol=1e-6, err_msg=name)
+        if not index:
+            continue
+        given = {
+            key: Block(torch.from_numpy(blocks[key]).float(), mean=of_model.mean, bounds=of_model.bounds)
+            for key, of_model in known.items()
+        }
+        batch = Batch(given, shard=shard, index={k: torch.from_numpy(v) for k, v in index.items()})
+        for twin in twins.values():
+            twin.update(batch)
+    for kind, twin in twins.items():
+        for name in twin.TENSORS:
+            there, expected = getattr(found[kind], name).cpu().numpy(), getattr(twin, name).numpy()
+            np.testing.assert_allclose(there, expected, atol=1e-6, err_msg=f"{kind}: {name}")
 
 
 @pytest.mark.parametrize(

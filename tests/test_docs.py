@@ -118,6 +118,7 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "subsets",
         "labels",
         "examples",
+        "counterparts",
         "tokens",
         "positions",
         "vocabulary",

@@ -21,8 +21,11 @@ class NeuronSource:
     """A model as a source of feature blocks: all its neurons at the counted positions.
 
     `rounding` is the precision of the products' inputs: float32, tf32 or bfloat16.  With `pre`, pre-activations too
-    (raw, in a block of their own), and those at position 0.
+    (raw, in a block of their own), and those at position 0.  With `unrounded`, which may be set at any time,
+    activations as they are (neither shifted nor rounded) where the others are rounded: see `as_they_are`.
     """
+
+    unrounded = False
 
     def __init__(self, model: Model, rounding: str = "float32", *, pre: bool = False) -> None:
         self.model = model
@@ -35,6 +38,7 @@ class NeuronSource:
         self._basis = {What.ACTIVATION: "", What.PRE: ""}
         turns = BUFFERS if model.device.type == "cuda" else 1
         self.buffers = [torch.empty(0, model.n_neurons, dtype=self.storage, device=model.device)] * turns
+        self.unrounded_buffers = [torch.empty(0, model.n_neurons, dtype=model.dtype, device=model.device)] * turns
         self.pre_buffers = [torch.empty(0, model.n_neurons, device=model.device)] * turns
         self.sums = SignedSums(model.n_neurons, model.device, self.storage)
 
@@ -52,8 +56,13 @@ class NeuronSource:
         ids, attends, keep = self._on_device(ids, attention, keep)
         assert known is not None, "no provisional means yet"
         values = _next_of(self.buffers, len(keep))
-        take = partial(self._take, known, keep, values)
         blocks = {Key(name): Block(values, self._basis[What.ACTIVATION], known.mean, known.bounds, self.rounding)}
+        as_is = None
+        if self.as_they_are != Key(name):
+            as_is = _next_of(self.unrounded_buffers, len(keep))
+            nothing, bounds = torch.zeros_like(known.mean), known.bounds + known.mean
+            blocks[self.as_they_are] = Block(as_is, self._basis[What.ACTIVATION], nothing, bounds)
+        take = partial(self._take, known, keep, values, as_is)
         if not self.pre:
             with self.model.capturing(take):
                 self.model.forward(ids, attends)
@@ -68,10 +77,15 @@ class NeuronSource:
         blocks[Key(name, What.FIRST)] = Block(first)
         return blocks
 
-    def _take(self, known: Provisional, keep: Places, values: Tensor, layer: int, activation: Tensor) -> None:
-        """Write a layer's activations at the counted positions into its columns of `values`, shifted and rounded."""
+    def _take(
+        self, known: Provisional, keep: Places, values: Tensor, as_is: Tensor | None, layer: int, activation: Tensor
+    ) -> None:
+        """Write a layer's activations at the counted positions into its columns of `values`, shifted and rounded, and
+        as they are into those of `as_is`."""
         columns = self.units.columns(layer)
         kept = taken(activation, keep)
+        if as_is is not None:
+            as_is[:, columns] = kept
         if self.rounding == "float32":
             torch.sub(kept, known.mean[columns], out=values[:, columns])
         else:
@@ -87,6 +101,11 @@ class NeuronSource:
         """The inputs where the model is; only encoders need the attention."""
         attends = None if self.model.architecture.causal else attention.to(self.device)
         return ids.to(self.device), attends, keep.to(self.device)
+
+    @property
+    def as_they_are(self) -> Key:
+        """Its block of activations that are exact: they and the block's mean make the model's own."""
+        return Key(self.name, What.UNROUNDED if self.unrounded and self.rounding != "float32" else What.ACTIVATION)
 
     def signed_sums(self) -> SignedSums:
         """What collects the signed sums of a shard."""

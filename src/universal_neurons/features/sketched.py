@@ -85,7 +85,7 @@ class SketchSource:
     """A sketch as a source: of every shard its signed sums, of held-out stretches centred ones."""
 
     rounding = "bfloat16"
-    pre = False
+    pre = unrounded = False
 
     def __init__(self, model: SketchedModel) -> None:
         self.name, self.units, self.device = model.name, model.units, model.device
@@ -115,6 +115,11 @@ class SketchSource:
     def basis(self) -> str:
         """Tells its provisional means from others."""
         return self._basis
+
+    @property
+    def as_they_are(self) -> Key:
+        """Its sums, which are all there is."""
+        return Key(self.name)
 
     def signed_sums(self) -> SignedSums:
         """None are collected: they are in the file."""

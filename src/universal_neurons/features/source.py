@@ -31,7 +31,7 @@ class Source(Protocol):
     """What gives blocks of units for positions: the neurons of a model, or the sums of its sketch.
 
     `rounding` is the precision of the products' inputs (float32, tf32 or bfloat16), `pre` whether there are blocks of
-    pre-activations too.  Token ids, attention and positions come on the CPU.
+    pre-activations too, `unrounded` whether `as_they_are` is exact.  Token ids, attention, positions come on the CPU.
     """
 
     name: str
@@ -40,6 +40,12 @@ class Source(Protocol):
     rounding: str
     pre: bool
     provisional: Provisional | None
+    unrounded: bool
+
+    @property
+    def as_they_are(self) -> Key:
+        """Its block of activations that are exact: they and the block's mean make the model's own."""
+        ...
 
     @property
     def basis(self) -> str:

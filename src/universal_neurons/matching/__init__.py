@@ -10,6 +10,7 @@ convergence  the answer so far, at log-spaced numbers of tokens
 heldout      the match's correlation on held-out rows
 rotated_heldout  the baseline's rotated neurons on the same rows
 intervals    how sure a match and an excess are
+counterparts where a neuron fires on held-out rows, with its matches' activations there
 ranks        ρ of the match's mid-ranks: how much of it is scale
 within_tokens  ρ of the match within single tokens: how much of it is the vocabulary
 significance p-values and false-discovery rates under untrained networks
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from universal_neurons.matching.comparison import Comparison, Evidence, Piece, groups_of
     from universal_neurons.matching.convergence import DRAWS, convergence_table, reading_points
     from universal_neurons.matching.correlation import BINS, PANEL_ELEMENTS, layer_profile
+    from universal_neurons.matching.counterparts import Counterparts, SideBySide
     from universal_neurons.matching.heldout import HeldOut, PairedMoments
     from universal_neurons.matching.intervals import (
         Estimate,
@@ -72,6 +74,7 @@ else:
             "comparison": ["Comparison", "Evidence", "Piece", "groups_of"],
             "pieces": ["Finding", "Findings", "Place", "Scope", "WHOLE"],
             "convergence": ["DRAWS", "convergence_table", "reading_points"],
+            "counterparts": ["Counterparts", "SideBySide"],
             "heldout": ["HeldOut", "PairedMoments"],
             "rotated_heldout": ["ROTATED_DRAWS", "RotatedMoments"],
             "intervals": [

@@ -176,6 +176,9 @@ class Accumulator:
             raise MergeError(
                 f"cannot merge {self.key} with {other.key}", wanted="the same statistic, models and provisional means"
             )
+        for name, chosen in self.SAME.items():
+            if not torch.equal(getattr(self, name), getattr(other, name)):
+                raise MergeError(f"cannot merge {self.key}", given=f"other {chosen}", wanted=f"the same {chosen}")
 
     def merge(self, other: "Accumulator") -> None:
         """Add another's tokens to this one's.  Raises `MergeError` unless both describe the same models.
@@ -188,9 +191,6 @@ class Accumulator:
         self.basis = self.basis or other.basis
         self.fold()
         other.fold()
-        for name, chosen in self.SAME.items():
-            if not torch.equal(getattr(self, name), getattr(other, name)):
-                raise MergeError(f"cannot merge {self.key}", given=f"other {chosen}", wanted=f"the same {chosen}")
         self.count += other.count
         for name in self.TENSORS:
             if name not in self.SAME:

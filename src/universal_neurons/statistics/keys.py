@@ -8,6 +8,7 @@ class What(StrEnum):
     """What of its source a block holds."""
 
     ACTIVATION = "activation"
+    UNROUNDED = "activation as it is"  # where products read rounded ones
     PRE = "pre-activation"
     FIRST = "pre-activation at position 0"  # where BOS stands
     SUMS = "signed sums"  # of a sketch

@@ -116,6 +116,11 @@ class Store(Results):
         return self.table("examples")
 
     @property
+    def counterparts(self) -> pl.DataFrame:
+        """Where neurons that were asked about fire on held-out rows, and what their matches do there."""
+        return self.table("counterparts")
+
+    @property
     def units(self) -> dict[str, Units]:
         """Every model's neurons by layer."""
         return {facts["name"]: Units.equal(facts["layers"], facts["d_mlp"]) for facts in self.manifest["models"]}

@@ -7,6 +7,7 @@ memory           what a study takes in memory, and in how many passes it therefo
 check            would these models work together
 shown            the neurons that figures show, and what the held-out pass keeps of them
 tables           what was found, as tables
+example_tables   where neurons fire, alone and with their matches beside them
 counts           counts beside what chance gives: over thresholds, of anchors and mutual cliques
 family_tables    from the labels' sums to families and their tables
 outcome          what the passes have brought so far

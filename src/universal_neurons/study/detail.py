@@ -16,12 +16,14 @@ from universal_neurons.features import Source
 from universal_neurons.matching import (
     ROTATED_DRAWS,
     Comparison,
+    Counterparts,
     FrequentTokens,
     HeldOut,
     PairedMoments,
     RankMoments,
     RankTable,
     RotatedMoments,
+    SideBySide,
     WithinTokens,
 )
 from universal_neurons.passes import Annotations, sample
@@ -61,6 +63,9 @@ class DetailPass:
         self.study, self.comparisons, self.deviations = study, comparisons, deviations
         self.sources = {source.name: source for source in sources}
         self.rotates = study.config.baseline != "permutation"
+        self.shows = bool(comparisons and study.reader.networks) and "statistics" in study.config.stages
+        for source in sources:
+            source.unrounded = self.shows
         self.frequent: FrequentTokens | None = None
         if comparisons and study.reader.networks:  # sketches know no single position
             self.frequent = FrequentTokens(study.tokens, np.concatenate(study.stretches))
@@ -79,7 +84,22 @@ class DetailPass:
                 recipes += self._rotated(comparison, place)
                 if self.frequent is not None:
                     recipes += [partial(WithinTokens, comparison.asker, other, match, len(self.frequent))]
+        if self.shows:
+            recipes += [self._side_by_side(comparison) for comparison in self.comparisons]
         return recipes + (self._of_tokens(len(self.frequent)) if self.frequent is not None else [])
+
+    def _side_by_side(self, comparison: Comparison) -> Recipe:
+        """Where an asker's neurons fire, with the activations of their matches."""
+        config, asker = self.study.config, comparison.asker
+        return partial(
+            Counterparts,
+            self.sources[asker].as_they_are,
+            [self.sources[other].as_they_are for other in comparison.others],
+            torch.from_numpy(comparison.best_index),
+            k=config.examples,
+            seed=config.seed,
+            both_tails=asker in self.study.gated,
+        )
 
     def _rotated(self, comparison: Comparison, place: int) -> list[Recipe]:
         if not self.rotates:
@@ -121,6 +141,15 @@ class DetailPass:
     def read(self, statistics: Statistics) -> dict[str, Detail]:
         """What the pass says, by asker."""
         return {comparison.asker: self._of(comparison, statistics) for comparison in self.comparisons}
+
+    def side_by_side(self, statistics: Statistics) -> dict[str, SideBySide]:
+        """Where neurons fire and what their matches do there, by asker; nothing where that is not asked for."""
+        shown: dict[str, SideBySide] = {}
+        for comparison in self.comparisons if self.shows else ():
+            models = (comparison.asker, *comparison.others)
+            keys = [self.sources[name].as_they_are for name in models]
+            shown[comparison.asker] = statistics.get(Counterparts, *keys).result()
+        return shown
 
     def _of(self, comparison: Comparison, statistics: Statistics) -> Detail:
         asker, others = comparison.asker, comparison.others

@@ -35,6 +35,7 @@ from universal_neurons.study.memory import (
     COLUMN_LABELS,
     STATE_BYTES,
     available_memory,
+    counterparts,
     memory_plan,
     n_examples,
     pairs_of,
@@ -47,6 +48,7 @@ from universal_neurons.study.resolve import settings_of_null
 from universal_neurons.text import HELDOUT_MOST
 
 EXAMPLE_DISK_BYTES = 80
+COUNTERPART_DISK_BYTES = 68  # of a window of one model, in float32: 40 where most are 0, 100 where none is
 NULL_ROW_BYTES = 12  # of the untrained null: an excess, and its place
 LETTERS = 5  # bytes of text a position
 POINTS = 8  # at which the passes are read on the way, at most, with two draws
@@ -141,6 +143,8 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
     if "statistics" in config.stages:
         of_examples = sum(m.n_neurons * n_examples(config, m) for m in models)
         final += neurons * HISTOGRAM_BYTES + of_examples * EXAMPLE_DISK_BYTES
+        windows = sum(m.n_neurons * many for m, many in counterparts(config, models))
+        final += windows * len(models) * COUNTERPART_DISK_BYTES
     return Estimate(
         seconds_pass=seconds_pass,
         seconds_compare=seconds_compare,

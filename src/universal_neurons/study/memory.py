@@ -112,6 +112,29 @@ def _example_bytes(config: Settings, model: Described) -> int:
     return n_examples(config, model) * (WINDOW + 3) * 4
 
 
+def counterparts(config: Settings, models: Sequence[Described]) -> list[tuple[Described, int]]:
+    """The models whose neurons' windows are kept with those of their matches, and how many of each neuron."""
+    if "statistics" not in config.stages or not pairs_of(config, models):
+        return []
+    askers = models if config.pairs == "all" else models[:1]
+    return [(model, n_examples(config, model)) for model in askers]
+
+
+def _counterpart_bytes(config: Settings, models: Sequence[Described]) -> int:
+    """Bytes of counterparts: what the detail pass keeps (windows of every model, row, position, score), their table,
+    and the candidates of a few rows; where products read rounded activations, these as they are."""
+    kept = counterparts(config, models)
+    if not kept:
+        return 0
+    size = 2 * sum(m.n_neurons * many * (WINDOW * len(models) + 3) * 4 for m, many in kept)
+    size += 2 * max(m.n_neurons * _example_bytes(config, m) for m, _ in kept)
+    if config.gemm_dtype != "float32":
+        turns = BUFFERS if _on_gpu(config) else 1
+        value = 4 if config.dtype == "float32" else 2
+        size += value * config.batch_tokens * turns * sum(m.n_neurons for m in models)
+    return size
+
+
 def _statistics(
     config: Settings, models: Sequence[Described], passes: Sequence[Sequence[Panel]], compensated: bool, groups: int
 ) -> int:
@@ -180,7 +203,8 @@ def role_bytes(config: Settings, model: Described) -> int:
 
 
 def _detail(config: Settings, models: Sequence[Described]) -> int:
-    """Bytes of the detail pass: sums of every match and of its rotated neurons, sums by token, classes of ranks."""
+    """Bytes of the detail pass: sums of every match and of its rotated neurons, sums by token, classes of ranks, and
+    where neurons fire beside their matches."""
     rotated = 0 if config.baseline == "permutation" else 2 * (2 + 3 * ROTATED_DRAWS)
     askers = models if config.pairs == "all" else models[:1]
     matches = sum(m.n_neurons for m in askers) * (len(models) - 1) if pairs_of(config, models) else 0
@@ -189,6 +213,7 @@ def _detail(config: Settings, models: Sequence[Described]) -> int:
         8 * STRETCHES * (5 + rotated) * matches
         + (STATE_BYTES * MOST_TOKENS + RANKS_BYTES) * neurons
         + RANKS_BYTES * matches
+        + _counterpart_bytes(config, models)
     )
 
 

@@ -41,13 +41,13 @@ from universal_neurons.statistics import (
 from universal_neurons.storage import StoreWriter
 from universal_neurons.study.counts import anchors_table, clique_levels_table, cliques_table, thresholds_table
 from universal_neurons.study.detail import Detail, DetailPass
+from universal_neurons.study.example_tables import counterparts_table, examples_table
 from universal_neurons.study.family_tables import Explainer
 from universal_neurons.study.inputs import Study
 from universal_neurons.study.outcome import Outcome
 from universal_neurons.study.run_passes import Passes
 from universal_neurons.study.tables import (
     correlations_table,
-    examples_table,
     excess_columns,
     heldout_columns,
     layers_table,
@@ -250,4 +250,16 @@ class Stages:
         if explainer is not None:
             for name, columns in explainer.judge(statistics).items():
                 self.columns[name] |= columns
+        self._side_by_side(of_matches, statistics)
         return of_matches.read(statistics)
+
+    def _side_by_side(self, of_matches: DetailPass, statistics: Statistics) -> None:
+        """The table of where the asked neurons that have a match fire, and what the matches do there."""
+        shown = of_matches.side_by_side(statistics)
+        frames = []
+        for comparison in of_matches.comparisons if shown else ():
+            asker = comparison.asker
+            matched = np.flatnonzero((comparison.best_index >= 0).any(0))
+            frames.append(counterparts_table(asker, self.units[asker], shown[asker], matched, self.study.tokens))
+        if frames:
+            self.write("counterparts", pl.concat(frames))

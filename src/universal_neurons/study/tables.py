@@ -1,11 +1,10 @@
-"""What was found, as tables: neurons, matches, layers, labels, examples (columns as in docs/design.md, "The store")."""
+"""What was found, as tables: neurons, matches, layers, labels (columns as in docs/design.md, "The store")."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 
@@ -21,19 +20,8 @@ from universal_neurons.matching import (
     mutual_pairs,
     normalised_estimate,
 )
-from universal_neurons.statistics import (
-    AFTER,
-    BANDS,
-    BEFORE,
-    BOTTOM,
-    RANKED,
-    Examples,
-    GroupedSums,
-    deterministic,
-    percentiles,
-)
+from universal_neurons.statistics import RANKED, GroupedSums, deterministic, percentiles
 from universal_neurons.study.detail import Detail
-from universal_neurons.text import Rows
 from universal_neurons.units import Units
 
 TOP_TOKENS = 10
@@ -288,39 +276,6 @@ def labels_table(units: Mapping[str, Units], labels: LabelSet, families: Mapping
             frames.append(pl.DataFrame(places | columns))
     table = pl.concat(frames).filter(pl.col("variance_reduction").is_finite())
     return table.sort("model", "layer", "neuron", "rank", maintain_order=True)
-
-
-def examples_table(model: str, units: Units, examples: Examples, tokens: Rows) -> pl.DataFrame:
-    """A row per neuron, band and rank: a span of tokens and the activations on them (NaN: not counted)."""
-    bands, k, n = examples.row.shape
-    row, position = (part.cpu().numpy().transpose(2, 0, 1).reshape(-1) for part in (examples.row, examples.position))
-    window = examples.window.cpu().numpy().transpose(3, 1, 2, 0).reshape(len(row), -1)
-    places = {name: np.repeat(column, bands * k) for name, column in _places(model, units).items()}
-    band = np.tile(np.repeat(np.arange(bands), k), n)
-    rank = np.tile(np.arange(1, k + 1, dtype=np.int32), n * bands)
-    filled = np.flatnonzero(row >= 0)
-    row, position, window = row[filled], position[filled], window[filled]
-    places_around = position[:, None] + np.arange(-BEFORE, AFTER + 1)
-    inside = (places_around >= 0) & (places_around < tokens.lengths[row][:, None])
-    known, which = np.unique(row, return_inverse=True)
-    ids = tokens.ids(known)[which[:, None], np.clip(places_around, 0, tokens.context - 1)]
-    digits = (window.view(np.uint32) & 0xFFFF_E000).view(np.float32)  # three are kept: half the bytes on disk
-    columns: dict[str, Any] = {name: column[filled] for name, column in places.items()}
-    columns |= {
-        "band": np.array([*BANDS, BOTTOM])[band[filled]],
-        "rank": rank[filled],
-        "row": row,
-        "position": position,
-    }
-    columns |= {"activation": window[:, BEFORE], "start": np.maximum(position - BEFORE, 0).astype(np.int32)}
-    columns |= {"tokens": _lists(ids.astype(np.int32), inside), "activations": _lists(digits, inside)}
-    return pl.DataFrame(columns)
-
-
-def _lists(values: np.ndarray, inside: np.ndarray) -> pl.Series:
-    """The values of each row that are inside, as a column of lists."""
-    ends = np.concatenate([[0], inside.sum(1).cumsum()]).astype(np.int64)
-    return pl.Series(pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values[inside])))
 
 
 def tokens_table(
