@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint format bench clean
 
-demo: $(VENV)/.installed-nlp
+demo: $(VENV)/.installed-nlp,explorer
 	$(BIN)/uneurons run --out runs/bundled
 
 test: $(VENV)/.installed-dev
