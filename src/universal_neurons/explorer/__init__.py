@@ -2,6 +2,7 @@
 
 site_files  the files of a site that a server gives
 server      the server as an application: whom it answers, and what
+own_text    a text of the reader's own: what the neurons of a study's models do on it
 """
 
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.explorer.own_text import TextReader
     from universal_neurons.explorer.server import SiteApp
     from universal_neurons.explorer.site_files import SiteFiles
 else:
@@ -17,5 +19,6 @@ else:
         {
             "site_files": ["SiteFiles"],
             "server": ["SiteApp"],
+            "own_text": ["TextReader"],
         },
     )
