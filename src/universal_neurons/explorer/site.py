@@ -39,13 +39,14 @@ def write_site(
     *,
     csv: bool = False,
     served: bool = False,
-    static: Path = STATIC,
+    static: Path | None = None,
     reporter: Reporter | None = None,
 ) -> Path:
     """Write the site of some studies and training dynamics; returns its first page.
 
     `csv` adds tables of all units as CSV; `served` says that the site's server is there to try texts; `static` is the
-    folder of the pages' templates, scripts and styles.  Raises `StoreConflictError` where `out` holds anything else.
+    folder of the pages' templates, scripts and styles, else the package's.  Raises `StoreConflictError` where `out`
+    holds anything else.
     """
     if not results:
         raise InputError("a site of no study", wanted="the folder of at least one study")
@@ -59,7 +60,7 @@ def write_site(
             if csv:
                 write_csv(study, folder)
         site = {"format": FORMAT, "studies": listed, "terms": TERMS, "served": served}
-        write_pages(site, folder, static)
+        write_pages(site, folder, static or STATIC)
         write_data(folder, "site", site | {"entries": sorted({"data", *(entry.name for entry in folder.iterdir())})})
     return target / "index.html"
 
@@ -81,7 +82,7 @@ def _write_summary(study: ShownStudy, folder: Path) -> dict[str, str]:
     return data["absent"]
 
 
-def write_pages(site: dict[str, Any], folder: Path, static: Path = STATIC) -> None:
+def write_pages(site: dict[str, Any], folder: Path, static: Path) -> None:
     """Render the pages, and copy scripts and styles.  The first page of a site of one study is the study's own."""
     pages = Environment(
         loader=FileSystemLoader(static),
