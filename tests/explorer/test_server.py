@@ -12,7 +12,7 @@ import pytest
 from asked import FILES, HOST, PORT, Answer, answer, app_of, ask, hand_made_site, post
 
 from universal_neurons.errors import MissingFileError
-from universal_neurons.explorer import SiteFiles
+from universal_neurons.explorer.site_files import SiteFiles
 
 TEXT = {"study": "one", "text": "It was the best of times."}
 

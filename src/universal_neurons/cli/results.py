@@ -1,5 +1,6 @@
-"""Commands that read what was found: show, report, export."""
+"""Commands that read what was found: show, report, export, serve."""
 
+import sys
 from pathlib import Path
 
 from universal_neurons.cli.frame import app
@@ -7,7 +8,7 @@ from universal_neurons.config import (
     DYNAMICS_FILE,
 )
 from universal_neurons.disk import local_path
-from universal_neurons.terminal import output, say
+from universal_neurons.terminal import messages, output, say
 
 
 @app.command
@@ -110,3 +111,42 @@ def export(stores: list[Path], /, *, out: Path, csv: bool = False) -> None:
     results = [open_results(local_path(path)) for path in stores]
     page = write_site(results, local_path(out), csv=csv, reporter=Reporter())
     say(output(), f"site: {page.resolve()}")
+
+
+@app.command
+def serve(stores: list[Path], /, *, port: int = 0, open: bool = False, get: str | None = None) -> None:
+    """Serve the site of studies to this machine, with a page to try texts of your own, until Ctrl-C.
+
+    Parameters
+    ----------
+    stores
+        Folders of studies or of training dynamics.
+    port
+        The port on 127.0.0.1; 0: a free one.
+    open
+        Open the first page in the browser.
+    get
+        Print one file of the site, such as unit.html or data/site.js, and end; exit code 1 where there is none.
+    """
+    from universal_neurons.errors import ConfigError
+    from universal_neurons.explorer import open_results, page_of
+    from universal_neurons.explorer import serve as serve_site
+    from universal_neurons.progress import Reporter
+
+    if get is not None and (port or open):
+        raise ConfigError("--get serves nothing", given="--port or --open", wanted="--get alone")
+    results = [open_results(local_path(path)) for path in stores]
+    if get is None:
+        serve_site(results, port=port, open_page=open, told=_tell_address, reporter=Reporter())
+        return
+    page = page_of(results, get)
+    if page is None:
+        say(messages(), f"uneurons: no such page: {get}")
+        sys.exit(1)
+    console = output()
+    console.file.write(page.decode("utf-8", "replace"))
+    console.file.flush()
+
+
+def _tell_address(address: str) -> None:
+    say(output(), f"serving {address} until Ctrl-C")

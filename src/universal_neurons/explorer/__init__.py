@@ -14,9 +14,10 @@ search_index  which units fire on a token
 histograms    histograms of pre-activations, as a drawing needs them
 csv_files     the table of all units as CSV
 data_files    how data stand in a site: scripts, JSON, packed columns
-site_files   the files of a site that a server gives
-server       the server as an application: whom it answers, and what
-own_text     a text of the reader's own: what the neurons of a study's models do on it
+serving       a site served from this machine to this machine
+server        the server as an application: whom it answers, and what
+site_files    the files of a site that a server gives
+own_text      a text of the reader's own: what the neurons of a study's models do on it
 """
 
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from universal_neurons.faces import face
 if TYPE_CHECKING:
     from universal_neurons.explorer.own_text import TextReader
     from universal_neurons.explorer.server import SiteApp
-    from universal_neurons.explorer.site_files import SiteFiles
+    from universal_neurons.explorer.serving import page_of, serve
     from universal_neurons.explorer.site import STATIC, entries_of, require_site, write_site
     from universal_neurons.explorer.studies import open_results
     from universal_neurons.explorer.terms import TERMS
@@ -34,11 +35,11 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "site_files": ["SiteFiles"],
-            "server": ["SiteApp"],
-            "own_text": ["TextReader"],
             "site": ["STATIC", "entries_of", "require_site", "write_site"],
             "studies": ["open_results"],
             "terms": ["TERMS"],
+            "serving": ["page_of", "serve"],
+            "server": ["SiteApp"],
+            "own_text": ["TextReader"],
         },
     )

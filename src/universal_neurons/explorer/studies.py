@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from universal_neurons.config import DYNAMICS_FILE
 from universal_neurons.dynamics import Dynamics
@@ -34,9 +35,9 @@ class ShownStudy:
         return self.store.models if self.dynamics is None else self.dynamics.seeds
 
     @cached_property
-    def strings(self) -> list[str]:
-        """The vocabulary's strings; none where the study has no vocabulary."""
-        return self.store.strings if self.store.has("vocabulary") else []
+    def strings(self) -> Sequence[str]:
+        """What every token is shown as."""
+        return strings_of(self.store)
 
     @property
     def units(self) -> dict[str, Units]:
@@ -51,6 +52,21 @@ class ShownStudy:
             return reference
         listed = ", ".join(others) if len(others) < 6 else f"{len(others)} other models"
         return f"{reference} beside {listed}" + ("" if self.dynamics is None else ", in training")
+
+
+class TokenNumbers(Sequence[str]):
+    """Tokens shown as their numbers, where a study has no vocabulary (it had neither labels nor roles)."""
+
+    def __getitem__(self, token: Any) -> Any:
+        return f" {token}"
+
+    def __len__(self) -> int:
+        return 0
+
+
+def strings_of(store: Store) -> Sequence[str]:
+    """What every token of a study is shown as: its string, or its number where the study has no vocabulary."""
+    return store.strings if store.has("vocabulary") else TokenNumbers()
 
 
 def open_results(path: Path) -> Store | Dynamics:
