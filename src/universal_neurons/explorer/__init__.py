@@ -17,6 +17,8 @@ data_files    how data stand in a site: scripts, JSON, packed columns
 serving       a site served from this machine to this machine
 server        the server as an application: whom it answers, and what
 site_files    the files of a site that a server gives
+neuronpedia   a study as Neuronpedia's exports are laid out
+new_folder    a folder that an export makes: whole or not at all
 own_text      a text of the reader's own: what the neurons of a study's models do on it
 """
 
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.explorer.neuronpedia import write_neuronpedia
     from universal_neurons.explorer.own_text import TextReader
     from universal_neurons.explorer.server import SiteApp
     from universal_neurons.explorer.serving import page_of, serve
@@ -41,5 +44,6 @@ else:
             "serving": ["page_of", "serve"],
             "server": ["SiteApp"],
             "own_text": ["TextReader"],
+            "neuronpedia": ["write_neuronpedia"],
         },
     )
