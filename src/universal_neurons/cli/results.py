@@ -93,7 +93,7 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
 
 
 @app.command
-def export(stores: list[Path], /, *, out: Path, csv: bool = False) -> None:
+def export(stores: list[Path], /, *, out: Path, csv: bool = False, neuronpedia: bool = False, hf: bool = False) -> None:
     """Write the site of studies and of training dynamics: pages to look around in, which open from disk.
 
     Parameters
@@ -104,13 +104,46 @@ def export(stores: list[Path], /, *, out: Path, csv: bool = False) -> None:
         The site's folder: a new or empty one, or a site to be written anew.
     csv
         Also write the table of all units as CSV, into the site's folder csv.
+    neuronpedia
+        In place of a site: one study as Neuronpedia's exports are laid out, into a new folder.
+    hf
+        In place of a site: one study as a dataset for the Hugging Face hub, with its card, into a new folder.
     """
     from universal_neurons.explorer import open_results, write_site
     from universal_neurons.progress import Reporter
 
+    if neuronpedia or hf:
+        _export_study(stores, out, csv=csv, neuronpedia=neuronpedia, hf=hf)
+        return
     results = [open_results(local_path(path)) for path in stores]
     page = write_site(results, local_path(out), csv=csv, reporter=Reporter())
     say(output(), f"site: {page.resolve()}")
+
+
+def _export_study(stores: list[Path], out: Path, *, csv: bool, neuronpedia: bool, hf: bool) -> None:
+    """Write one study for other programs to read.  Raises `ConfigError` where more is asked."""
+    from universal_neurons.errors import ConfigError
+    from universal_neurons.explorer import write_dataset, write_neuronpedia
+    from universal_neurons.progress import Reporter
+    from universal_neurons.storage import Store
+
+    if csv + neuronpedia + hf > 1:
+        raise ConfigError("--csv, --neuronpedia and --hf are three exports", wanted="one of them, each into its --out")
+    flag = "--neuronpedia" if neuronpedia else "--hf"
+    if len(stores) > 1:
+        raise ConfigError(
+            f"{flag} is of one study", given=", ".join(map(str, stores)), wanted="one, each into its --out"
+        )
+    path = local_path(stores[0])
+    if (path / DYNAMICS_FILE).exists():
+        raise ConfigError(
+            f"{flag} is of a study",
+            given=f"{path}, training dynamics",
+            wanted="the study of a checkpoint",
+            fix=f"uneurons export {path / 'steps' / 'STEP'} {flag} --out {out}",
+        )
+    write = write_neuronpedia if neuronpedia else write_dataset
+    say(output(), write(Store(path), local_path(out), Reporter()).resolve())
 
 
 @app.command

@@ -18,6 +18,7 @@ serving       a site served from this machine to this machine
 server        the server as an application: whom it answers, and what
 site_files    the files of a site that a server gives
 neuronpedia   a study as Neuronpedia's exports are laid out
+dataset       a study as a dataset: tables as parquet, and a card
 new_folder    a folder that an export makes: whole or not at all
 own_text      a text of the reader's own: what the neurons of a study's models do on it
 """
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.explorer.dataset import write_dataset
     from universal_neurons.explorer.neuronpedia import write_neuronpedia
     from universal_neurons.explorer.own_text import TextReader
     from universal_neurons.explorer.server import SiteApp
@@ -44,6 +46,7 @@ else:
             "serving": ["page_of", "serve"],
             "server": ["SiteApp"],
             "own_text": ["TextReader"],
+            "dataset": ["write_dataset"],
             "neuronpedia": ["write_neuronpedia"],
         },
     )
