@@ -64,7 +64,7 @@
     const box = (label, key, column) =>
       units.has(column) && un.h("label", { class: "tick" }, un.h("input", { type: "checkbox", checked: Boolean(state[key]), onchange: (event) => change(key, event.target.checked ? "1" : "") }), label);
     const typed = (label, key, note) =>
-      un.h("label", { class: "field" }, un.h("span", {}, label), un.h("input", { type: "text", value: state[key] || "", placeholder: note, spellcheck: "false", oninput: (event) => change(key, event.target.value) }));
+      un.field(label, un.h("input", { type: "text", value: state[key] || "", placeholder: note, spellcheck: "false", oninput: (event) => change(key, event.target.value) }));
     const roles = [...new Set(distinct(units, "roles").flatMap(un.roleNames))].sort();
     return un.h("form", { class: "filters", onsubmit: (event) => event.preventDefault(), "aria-label": "Filters" },
       choice("Family", "family", distinct(units, "family")),

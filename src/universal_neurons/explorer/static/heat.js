@@ -22,7 +22,7 @@
     function cell(row, column) {
       const value = share(row, column);
       const link = un.h("a", {
-        href: href(row, column), tabindex: -1, class: value > 0.55 ? "strong" : null, vars: { "--share": value || 0 },
+        href: href(row, column), tabindex: -1, vars: { "--share": value || 0 },
         "aria-label": `layer ${row} to layer ${column}: ${un.percent(value)}`,
       }, wide ? (value ? String(Math.round(value * 100)) : "·") : "");
       link.addEventListener("mouseenter", () => tell(row, column));

@@ -22,7 +22,7 @@
     un.h("a", { class: "unit-name", href: un.unitHref(model, layer, neuron) }, text || `L${layer}.${neuron}`);
   un.familyLink = (family, model) =>
     un.h("a", { class: "family", href: un.href("study", {}, { m: model || 0, family }) }, un.swatch(family), un.said(family));
-  un.roleLink = (role, model) => un.h("a", { class: "chip", href: un.href("study", {}, { m: model || 0, role }) }, un.said(role));
+  un.roleLink = (role, model) => un.h("a", { class: "chip", href: un.href("study", {}, { m: model || 0, role }) }, un.said(role.replaceAll("_", " ")));
 
   // `0/L2.17` or `seed-1/L2.17` to numbers; null where it names no unit of the study.
   un.parseUnit = function (text) {

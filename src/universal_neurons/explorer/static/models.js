@@ -15,6 +15,7 @@
     un.clear(main, un.h("h1", {}, "Models"),
       un.table({ caption: "Models", columns, rows: Uint32Array.from(models.keys()), file: `${un.study.id}-models.csv` }).element,
       spans.length ? un.section("spans", "How well the tokenizers fit", un.storeTable("Spans", spans, Object.keys(spans[0]), {})) : null,
+      Object.keys(un.study.absent).length ? un.section("absent", "What this study does not have, and why", un.h("dl", { class: "facts" }, Object.entries(un.study.absent).map(([name, why]) => un.h("div", {}, un.h("dt", {}, un.said(name.replace(/^role:/, "role: ").replaceAll("_", " "))), un.h("dd", {}, un.said(why)))))) : null,
       un.section("settings", "Settings of the study", un.h("div", { class: "sheet", tabindex: 0, role: "group", "aria-label": "Settings" }, un.h("table", { class: "settings" }, un.h("caption", { class: "unseen" }, "Settings"), un.h("tbody", {}, rows)))));
   };
 })();

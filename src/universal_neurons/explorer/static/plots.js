@@ -3,16 +3,19 @@
   "use strict";
   const BOX = { width: 320, height: 150, left: 44, right: 10, top: 10, bottom: 34 };
 
-  function ticks(low, high, wanted) {
-    const span = high - low || 1;
-    const rough = span / wanted;
+  function step(low, high, wanted) {
+    const rough = (high - low || 1) / wanted;
     const unit = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((factor) => factor * unit).find((each) => each >= rough);
+    return [1, 2, 5, 10].map((factor) => factor * unit).find((each) => each >= rough);
+  }
+  function ticks(low, high, wanted) {
+    const by = step(low, high, wanted);
     const out = [];
-    for (let at = Math.ceil(low / step) * step; at <= high + step / 1e6; at += step) out.push(Math.abs(at) < step / 1e6 ? 0 : at);
+    for (let at = Math.ceil(low / by) * by; at <= high + by / 1e6; at += by) out.push(Math.abs(at) < by / 1e6 ? 0 : at);
     return out;
   }
   un.ticks = ticks;
+  un.step = step;
 
   function scale(low, high, from, to) {
     const span = high - low || 1;
@@ -31,9 +34,9 @@
     const marks = [un.svg("path", { class: "axis", d: `M${BOX.left} ${BOX.top}V${bottom}H${BOX.width - BOX.right}` })];
     for (const at of ticks(...domain.y, 4)) {
       marks.push(un.svg("path", { class: "grid", d: `M${BOX.left} ${y(at)}H${BOX.width - BOX.right}` }));
-      marks.push(un.svg("text", { x: BOX.left - 5, y: y(at) + 3.5, "text-anchor": "end" }, un.num(at)));
+      marks.push(un.svg("text", { x: BOX.left - 5, y: y(at) + 3.5, "text-anchor": "end" }, un.fixed(at, step(...domain.y, 4))));
     }
-    const shown = domain.ticks || ticks(...domain.x, 5).map((at) => [at, un.num(at)]);
+    const shown = domain.ticks || ticks(...domain.x, 5).map((at) => [at, un.fixed(at, step(...domain.x, 5))]);
     for (const [at, text] of shown) marks.push(un.svg("text", { x: x(at), y: bottom + 14, "text-anchor": "middle" }, text));
     marks.push(un.svg("text", { class: "axis-name", x: (BOX.left + BOX.width - BOX.right) / 2, y: BOX.height - 5, "text-anchor": "middle" }, names.x));
     return marks;
@@ -91,11 +94,12 @@
   // rows: [{name: Node, value, text}]: bars beside their names, from a common zero.
   un.bars = function (rows, caption) {
     const most = Math.max(...rows.map((row) => Math.abs(row.value)), 1e-12);
+    const real = un.isReal(rows.map((row) => row.value));
     const body = rows.map((row) =>
       un.h("tr", {},
         un.h("th", { scope: "row" }, row.name),
         un.h("td", { class: "bar-cell" }, un.h("span", { class: row.value < 0 ? "bar minus" : "bar", vars: { "--share": Math.abs(row.value) / most } })),
-        un.h("td", { class: "number" }, row.text || un.num(row.value))));
+        un.h("td", { class: "number" }, row.text || un.num(row.value, real))));
     return un.h("table", { class: "bars" }, un.h("caption", {}, caption), un.h("tbody", {}, body));
   };
 })();

@@ -14,8 +14,10 @@
   // The nearest unit of every role that nobody has, as the study says it.
   const missing = () => Object.entries(un.study.absent).filter(([key]) => key.startsWith("role:")).map(([, why]) => un.empty(why));
 
+  const isControl = (row) => (row.kind === "control" ? 1 : 0);
+
   function candidates(rows) {
-    const fixed = rows.filter((row) => row.edit === "fix" && row.neuron !== null && row.neuron !== undefined);
+    const fixed = rows.filter((row) => row.edit === "fix" && !un.isNone(row.neuron)).sort((a, b) => isControl(a) - isControl(b));
     const units = [...new Map(fixed.map((row) => [`${row.model}/L${row.layer}.${row.neuron}`, row])).entries()];
     if (!units.length) return un.absent("interventions", "No unit was intervened on.");
     const place = un.h("div", {});
@@ -43,7 +45,7 @@
     const head = [un.h("h1", {}, "Roles"), un.h("p", { class: "lead" }, un.site.terms.role || "A role is what a unit does.")];
     if (un.study.absent.roles) return un.clear(main, head, un.absent("roles"));
     const shown = TABLES.filter(([name]) => tables[name]).map(([name, title, columns]) =>
-      un.section(name, title, un.storeTable(title, un.rows(tables[name]), columns, { file: `${un.study.id}-${name}.csv` })));
+      un.section(name, title, un.storeTable(title, un.rows(tables[name]).sort((a, b) => isControl(a) - isControl(b)), columns, { file: `${un.study.id}-${name}.csv` })));
     un.clear(main, head,
       un.section("counts", "How many", tables.effects_counts ? counts(un.rows(tables.effects_counts)) : null, missing()),
       un.section("curves", "What fixing a unit's activation changes", candidates(un.rows(tables.interventions))),

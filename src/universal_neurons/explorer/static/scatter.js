@@ -49,7 +49,7 @@
       context.font = "12px system-ui, sans-serif";
       context.lineWidth = 1;
       const right = size.width - EDGE.right, bottom = size.height - EDGE.bottom;
-      const name = (axis, value) => un.num(axis.log ? 10 ** value : value);
+      const name = (axis, value, wanted) => (axis.log ? un.num(10 ** value) : un.fixed(value, un.step(axis.low, axis.high, wanted)));
       const marks = (axis, wanted) => un.ticks(axis.low, axis.high, wanted).filter((tick) => !axis.log || Number.isInteger(tick));
       context.textAlign = "right";
       for (const tick of marks(y, 6)) {
@@ -57,15 +57,16 @@
         context.fillStyle = style.line;
         context.fillRect(EDGE.left, Math.round(py), right - EDGE.left, 1);
         context.fillStyle = style.quiet;
-        context.fillText(name(y, tick), EDGE.left - 7, py + 4);
+        context.fillText(name(y, tick, 6), EDGE.left - 7, py + 4);
       }
       context.textAlign = "center";
-      for (const tick of marks(x, Math.max(3, size.width / 110))) {
+      const across = Math.max(3, Math.round(size.width / 110));
+      for (const tick of marks(x, across)) {
         const px = EDGE.left + ((tick - x.low) / (x.high - x.low)) * (right - EDGE.left);
         context.fillStyle = style.line;
         context.fillRect(Math.round(px), EDGE.top, 1, bottom - EDGE.top);
         context.fillStyle = style.quiet;
-        context.fillText(name(x, tick), px, bottom + 16);
+        context.fillText(name(x, tick, across), px, bottom + 16);
       }
       context.fillStyle = style.ink;
       const said = (axis, column) => un.title(column, un.study) + (axis.log ? " (powers of ten)" : "");

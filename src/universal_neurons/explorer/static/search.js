@@ -81,23 +81,22 @@
   function moved(event, panel, input) {
     const links = [...panel.querySelectorAll("a")];
     const at = links.indexOf(document.activeElement);
-    if (event.key === "Escape") return close(panel, input), input.focus();
+    if (event.key === "Escape") return close(panel), input.focus();
     if (event.key === "Enter" && at < 0 && links.length) return event.preventDefault(), links[0].click();
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (!step || !links.length) return;
     event.preventDefault();
     (links[at + step] || input).focus();
   }
-  function close(panel, input) {
+  function close(panel) {
     panel.hidden = true;
-    input.setAttribute("aria-expanded", "false");
   }
 
   un.searchBox = function () {
     const panel = un.h("div", { class: "results", id: "results", role: "region", "aria-label": "Search results", hidden: true });
     const input = un.h("input", {
       type: "search", id: "search", placeholder: "Search L2.17, a label, a token…", autocomplete: "off", spellcheck: "false",
-      "aria-label": "Search units by name, label, family or token", "aria-controls": "results", "aria-expanded": "false",
+      "aria-label": "Search units by name, label, family or token",
     });
     let latest = 0;
     async function look() {
@@ -111,13 +110,12 @@
       const typed = input.value.trim();
       un.clear(panel, shown.length ? shown : un.empty("No unit, label, family or token has this in it."));
       panel.hidden = !typed;
-      input.setAttribute("aria-expanded", String(Boolean(typed)));
     }
     input.addEventListener("input", look);
     input.addEventListener("focus", () => un.units(un.study.reference).catch(() => null));
     const box = un.h("div", { class: "search", role: "search" }, input, panel);
     box.addEventListener("keydown", (event) => moved(event, panel, input));
-    box.addEventListener("focusout", (event) => box.contains(event.relatedTarget) || close(panel, input));
+    box.addEventListener("focusout", (event) => box.contains(event.relatedTarget) || close(panel));
     return box;
   };
 })();

@@ -8,11 +8,9 @@
   function opening() {
     const study = un.study;
     const facts = study.facts.map((fact) => un.h("div", {}, un.h("dt", {}, un.term(fact.term, fact.label)), un.h("dd", {}, un.said(fact.text))));
-    return [
-      un.h("h1", {}, un.said(study.title)),
-      un.h("div", { class: "lead" }, study.opening.map((sentence) => un.h("p", {}, un.said(sentence)))),
-      un.h("dl", { class: "facts" }, facts),
-    ];
+    return un.h("div", { class: "opening" },
+      un.h("div", {}, un.h("h1", {}, un.said(study.title)), un.h("div", { class: "lead" }, study.opening.map((sentence) => un.h("p", {}, un.said(sentence))))),
+      facts.length ? un.h("dl", { class: "facts" }, facts) : un.absent("universality", "This study counts nothing."));
   }
 
   function axes(units) {
@@ -22,7 +20,7 @@
   function rowColumns(units) {
     const node = (unit) => un.unitLink(units.model, units.at("layer", unit), units.at("neuron", unit));
     const columns = [{ name: "unit", title: "unit", kind: "text", at: (unit) => `L${units.at("layer", unit)}.${units.at("neuron", unit)}`, node }];
-    const add = (name, extra) => units.has(name) && columns.push({ name, title: un.title(name, un.study), term: name, kind: units.isText(name) ? "text" : "number", at: (unit) => units.at(name, unit), ...extra });
+    const add = (name, extra) => units.has(name) && columns.push({ name, title: un.title(name, un.study), term: name, kind: units.isText(name) ? "text" : "number", real: true, at: (unit) => units.at(name, unit), ...extra });
     const excess = FIRST.find((name) => units.has(name));
     if (excess) add(excess, {});
     if (units.has("excess_low")) {
@@ -32,11 +30,11 @@
     add("family", { node: (unit) => (units.at("family", unit) ? un.h("span", { class: "family" }, un.swatch(units.at("family", unit)), un.said(units.at("family", unit))) : "–") });
     add("label", {});
     add("variance_reduction", {});
-    add("roles", { node: (unit) => un.roleNames(units.at("roles", unit)).map((role) => un.h("span", { class: "chip" }, un.said(role))) });
+    add("roles", { node: (unit) => un.roleNames(units.at("roles", unit)).map((role) => un.h("span", { class: "chip" }, un.said(role.replaceAll("_", " ")))) });
     add("sparsity", {});
     for (const model of un.study.models.keys()) {
       const [layer, neuron] = [`match_layer:${model}`, `match_neuron:${model}`];
-      add(`match_corr:${model}`, { node: (unit) => (units.at(`match_corr:${model}`, unit) === null ? "–" : [un.num(units.at(`match_corr:${model}`, unit)), " ", un.unitLink(model, units.at(layer, unit), units.at(neuron, unit))]) });
+      add(`match_corr:${model}`, { node: (unit) => (units.at(`match_corr:${model}`, unit) === null ? "–" : [un.num(units.at(`match_corr:${model}`, unit), true), " ", un.unitLink(model, units.at(layer, unit), units.at(neuron, unit))]) });
     }
     return columns;
   }

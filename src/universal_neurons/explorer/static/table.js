@@ -40,7 +40,7 @@
   const shown = (column, row) => {
     if (column.node) return column.node(row);
     const value = column.at(row);
-    return column.kind === "text" ? un.said(un.isNone(value) ? "–" : value) : un.num(value);
+    return column.kind === "text" ? un.said(un.isNone(value) ? "–" : value) : un.num(value, column.real);
   };
 
   // columns: [{name, title, term, kind, at(row), node(row)}]; the first names the row.
@@ -117,7 +117,7 @@
     const columns = names.filter((name) => has.has(name)).map((name) => {
       const at = (place) => rows[place][name];
       const text = rows.some((row) => typeof row[name] === "string");
-      const column = { name, title: un.title(name, un.study), term: name, kind: text ? "text" : "number", at };
+      const column = { name, title: un.title(name, un.study), term: name, kind: text ? "text" : "number", at, real: un.isReal(rows.map((row) => row[name])) };
       if (name in model) Object.assign(column, { kind: "text", at: (place) => un.modelName(rows[place][name]) });
       if (name === "family") column.node = (place) => un.familyLink(rows[place].family, rows[place].model);
       if (rows.some((row) => typeof row[name] === "boolean")) column.node = (place) => (rows[place][name] ? "yes" : "no");

@@ -38,6 +38,6 @@
       }
       button.disabled = false;
     };
-    un.clear(main, head, un.h("form", { class: "own", onsubmit: send }, un.h("label", { for: "own-text" }, `A text, at most ${un.num(MOST)} letters`), area, button), out);
+    un.clear(main, head, un.h("form", { class: "asking", onsubmit: send }, un.h("label", { for: "own-text" }, `A text, at most ${un.num(MOST)} letters`), area, button), out);
   };
 })();

@@ -52,21 +52,21 @@
     if (!(unit.labels || []).length) return un.absent("labels", "No label explains this unit.");
     const rows = unit.labels.map((each) => ({
       name: [each.sign < 0 ? "silent on " : "", un.said(each.label), un.h("span", { class: "quiet" }, ` ${each.group}${each.previous ? ", of the previous token" : ""}`)],
-      value: each.variance_reduction, text: un.num(each.variance_reduction),
+      value: each.variance_reduction,
     }));
     return un.bars(rows, "Share of the activation's variance that a label explains");
   };
 
   kept.tokens = function (unit) {
     if (!(unit.tokens || []).length) return un.absent("tokens", "The store holds no sums by token for this unit.");
-    const rows = unit.tokens.map((each) => ({ name: [un.quoted(each.string), un.h("span", { class: "quiet" }, ` ${un.num(each.count)} ×`)], value: each.mean, text: un.num(each.mean) }));
+    const rows = unit.tokens.map((each) => ({ name: [un.quoted(each.string), un.h("span", { class: "quiet" }, ` ${un.num(each.count)} ×`)], value: each.mean }));
     return un.bars(rows, "Mean activation on a token, and how often the token came");
   };
 
   kept.effects = function (unit) {
     const effects = unit.effects;
     if (!effects) return un.absent("roles", "The store has no logit effects of this unit.");
-    const list = (pairs) => (pairs || []).map(([text, value]) => ({ name: un.quoted(text), value, text: un.num(value) }));
+    const list = (pairs) => (pairs || []).map(([text, value]) => ({ name: un.quoted(text), value }));
     const said = [effects.role && ["By its weights it is ", un.roleLink(effects.role, 0), "."], effects.class && [" Its effects follow the class ", un.said(effects.class), "."]].filter(Boolean);
     return [said.length ? un.h("p", {}, said) : null, un.h("div", { class: "pair-of-bars" }, un.bars(list(effects.top), "Tokens it raises most (logit per unit of activation)"), un.bars(list(effects.bottom), "Tokens it lowers most"))];
   };
@@ -90,7 +90,8 @@
   // Rows of objects as a table with their own names.
   kept.records = function (caption, rows) {
     const names = [...new Set(rows.flatMap((row) => Object.keys(row)))].filter((name) => !SKIP.has(name) || (name === "model" && rows.some((row) => Number.isInteger(row.model))));
-    const value = (row, name) => (name === "model" ? un.said(un.modelName(row.model)) : typeof row[name] === "string" ? un.said(row[name]) : Array.isArray(row[name]) ? row[name].map((each) => un.said(each)) : typeof row[name] === "boolean" ? (row[name] ? "yes" : "no") : un.num(row[name]));
+    const reals = new Set(names.filter((name) => un.isReal(rows.map((row) => row[name]))));
+    const value = (row, name) => (name === "model" ? un.said(un.modelName(row.model)) : typeof row[name] === "string" ? un.said(row[name]) : Array.isArray(row[name]) ? row[name].map((each) => un.said(each)) : typeof row[name] === "boolean" ? (row[name] ? "yes" : "no") : un.num(row[name], reals.has(name)));
     const text = (name) => name === "model" || rows.some((row) => typeof row[name] === "string");
     return un.h("div", { class: "sheet", tabindex: 0, role: "group", "aria-label": caption }, un.h("table", {}, un.h("caption", {}, caption),
       un.h("thead", {}, un.h("tr", {}, names.map((name) => un.h("th", { scope: "col", class: text(name) ? null : "number" }, un.term(name, un.title(name, un.study)))))),
@@ -118,7 +119,7 @@
   kept.neighbours = function (unit, model) {
     if (!(unit.neighbours || []).length) return un.absent("neighbours", "No neighbours of this unit were kept.");
     return un.h("ul", { class: "neighbours" }, unit.neighbours.map((each) =>
-      un.h("li", {}, un.h("span", { class: "quiet" }, each.kind), " ", un.unitLink(model, each.layer, each.neuron), ` ${un.num(each.value)}`)));
+      un.h("li", {}, un.h("span", { class: "quiet" }, each.kind), " ", un.unitLink(model, each.layer, each.neuron), ` ${un.num(each.value, true)}`)));
   };
   kept.explanation = function (unit) {
     const found = unit.explanation;

@@ -20,9 +20,14 @@
   // The excess that the study leads with.
   un.excessOf = (units) => ["excess_corr", "excess_standardised"].find((name) => units.has(name));
 
+  let fields = 0;
+  un.field = function (label, control) {
+    control.id = control.id || `field-${++fields}`;
+    return un.h("div", { class: "field" }, un.h("label", { for: control.id }, label), control);
+  };
   un.choice = function (label, options, chosen, change) {
     const select = un.h("select", { onchange: () => change(select.value) });
     for (const [value, text] of options) select.append(un.h("option", { value, selected: String(value) === String(chosen) }, text));
-    return un.h("label", { class: "field" }, un.h("span", {}, label), select);
+    return un.field(label, select);
   };
 })();

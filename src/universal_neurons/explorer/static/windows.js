@@ -10,6 +10,10 @@
     return ends.length === 2 ? `Between quantiles ${ends[0]} and ${ends[1]}` : band;
   };
 
+  // The highest first, then bands of quantiles downwards, the lowest last.
+  const place = (band) => (band === "top" ? 2 : band === "bottom" ? -1 : Number.parseFloat(band.split(/[–-]/).pop()) || 0);
+  un.inBands = (views) => [...views].sort((a, b) => place(b.band) - place(a.band) || a.rank - b.rank);
+
   function paint(element, value, most) {
     if (value === null || value === undefined) return element.classList.add("uncounted");
     element.style.setProperty("--share", most ? (Math.abs(value) / most).toFixed(3) : 0);
@@ -38,7 +42,7 @@
   function told(view, at, names) {
     const rows = view.lanes.map((values, lane) => {
       const value = values ? values[at] : null;
-      return un.h("tr", {}, un.h("th", { scope: "row" }, un.said(names[lane])), un.h("td", { class: "number" }, value === null || value === undefined ? (values ? "not counted" : "no match") : un.num(value)));
+      return un.h("tr", {}, un.h("th", { scope: "row" }, un.said(names[lane])), un.h("td", { class: "number" }, value === null || value === undefined ? (values ? "not counted" : "no match") : un.num(value, true)));
     });
     return [un.quoted(view.tokens[at]), un.h("table", { class: "values" }, un.h("tbody", {}, rows))];
   }
@@ -66,7 +70,7 @@
       const same = mark(Math.max(0, Math.min(view.tokens.length - 1, place)));
       if (!same.length) return;
       un.bubble(same[0], told(view, at, names));
-      live.textContent = `${view.tokens[at]}: ${view.lanes.map((values, lane) => `${names[lane]} ${un.num(values ? values[at] : null)}`).join(", ")}`;
+      live.textContent = `${view.tokens[at]}: ${view.lanes.map((values, lane) => `${names[lane]} ${un.num(values ? values[at] : null, true)}`).join(", ")}`;
     };
     row.addEventListener("focus", () => row.matches(":focus-visible") && walk(at));
     row.addEventListener("keydown", (event) => {
@@ -84,7 +88,7 @@
     const most = given || names.map((_, lane) => greatest(views.map((view) => view.lanes[lane])));
     const live = un.h("p", { class: "unseen", "aria-live": "polite" });
     const holder = un.h("div", { class: overlaid ? "windows overlaid" : "windows", vars: { "--lanes": overlaid ? 1 : names.length } });
-    const about = names.map((name, lane) => un.h("div", { class: "lane-head" }, heads ? heads[lane] : un.said(name), un.h("span", { class: "quiet" }, most[lane] ? `full colour ${un.num(most[lane])}` : "no activation here")));
+    const about = names.map((name, lane) => un.h("div", { class: "lane-head" }, heads ? heads[lane] : un.said(name), un.h("span", { class: "quiet" }, most[lane] ? `full colour ${un.num(most[lane], true)}` : "no activation here")));
     holder.append(un.h("div", { class: "lane-heads" }, about));
     let band = null;
     for (const view of views) {

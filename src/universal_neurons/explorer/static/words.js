@@ -3,9 +3,10 @@
   "use strict";
   const none = (value) => value === null || value === undefined || Number.isNaN(value);
 
-  function digits(value) {
+  function digits(value, real) {
     const size = Math.abs(value);
-    if (Number.isInteger(value)) return value.toLocaleString("en-US");
+    if (Number.isInteger(value) && !(real && size < 100)) return value.toLocaleString("en-US");
+    if (value === 0) return "0.00";
     if (size >= 1000) return Math.round(value).toLocaleString("en-US");
     if (size >= 100) return value.toFixed(1);
     if (size >= 0.01) return value.toFixed(2);
@@ -13,8 +14,11 @@
     return value.toExponential(1);
   }
 
-  un.num = (value) => (none(value) ? "–" : typeof value !== "number" ? String(value) : digits(value).replace("-", "−"));
-  un.interval = (low, high) => (none(low) || none(high) ? "" : `${un.num(low)} to ${un.num(high)}`);
+  // `real`: one of numbers that need not be whole, so that 2 stands as 2.00 beside 2.25.
+  un.num = (value, real) => (none(value) ? "–" : typeof value !== "number" ? String(value) : digits(value, real).replace("-", "−"));
+  un.interval = (low, high) => (none(low) || none(high) ? "" : `${un.num(low, true)} to ${un.num(high, true)}`);
+  un.isReal = (values) => values.some((value) => typeof value === "number" && !Number.isInteger(value));
+  un.fixed = (value, step) => value.toLocaleString("en-US", { minimumFractionDigits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)), maximumFractionDigits: 6 }).replace("-", "−");
   un.percent = (share) => (none(share) ? "–" : `${un.num(Math.round(share * 1000) / 10)} %`);
   un.count = (number, one, many) => `${un.num(number)} ${number === 1 ? one : many || `${one}s`}`;
   un.isNone = none;
