@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/.installed-nlp
 	$(BIN)/uneurons run --out runs/bundled
+	$(BIN)/uneurons export runs/bundled --out runs/bundled-site
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto

@@ -1,4 +1,4 @@
-"""Commands that read what was found: show, report."""
+"""Commands that read what was found: show, report, export."""
 
 from pathlib import Path
 
@@ -89,3 +89,24 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
     joint = len(opened) > 1
     page = write_joint_report(opened, out or Path("report.html")) if joint else write_report(opened[0])
     say(output(), page.resolve())
+
+
+@app.command
+def export(stores: list[Path], /, *, out: Path, csv: bool = False) -> None:
+    """Write the site of studies and of training dynamics: pages to look around in, which open from disk.
+
+    Parameters
+    ----------
+    stores
+        Folders of studies or of training dynamics.
+    out
+        The site's folder: a new or empty one, or a site to be written anew.
+    csv
+        Also write the table of all units as CSV, into the site's folder csv.
+    """
+    from universal_neurons.explorer import open_results, write_site
+    from universal_neurons.progress import Reporter
+
+    results = [open_results(local_path(path)) for path in stores]
+    page = write_site(results, local_path(out), csv=csv, reporter=Reporter())
+    say(output(), f"site: {page.resolve()}")
