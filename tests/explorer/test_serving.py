@@ -1,6 +1,5 @@
 """The server as it runs: its own sockets, its command, its end; and that it leaves nothing behind."""
 
-import contextlib
 import http.client
 import json
 import os
@@ -8,13 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from functools import partial
-from pathlib import Path
 
 import pytest
 from asked import hand_made_site
 from conftest import exit_code
+from running import Running
 
 import universal_neurons as un
 from universal_neurons.errors import ConfigError, MissingExtraError
@@ -50,46 +48,6 @@ def small(monkeypatch, static, tmp_path):
     monkeypatch.setattr(serving, "write_site", partial(write_site, static=static))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
-
-
-class Running:
-    """A server in a thread of its own."""
-
-    def __init__(self, folder: Path, by_id) -> None:
-        self._place = serving.listening(0)
-        self.place = self._place.__enter__()
-        self.port = self.place.getsockname()[1]
-        self.server = serving.server_of(folder, by_id, self.place)
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.place]})
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(20)
-        assert not self.thread.is_alive()
-        self._place.__exit__(None, None, None)
-
-    def ask(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        connection.request(method, path, body, headers or {})
-        answer = connection.getresponse()
-        content = answer.read()
-        connection.close()
-        return answer.status, answer.headers, content
-
-    def raw(self, sent: bytes) -> bytes:
-        """What the server says to these bytes, until it closes."""
-        got = b""
-        with (
-            socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection,
-            contextlib.suppress(ConnectionError),  # it does not read what it refuses to the end
-        ):
-            connection.sendall(sent)
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_WR)
-            while piece := connection.recv(65536):
-                got += piece
-        return got
 
 
 @pytest.fixture(scope="module")
