@@ -11,8 +11,8 @@ Layout: docs.neuronpedia.org/api-and-data/exports.  Fields: the tables Neuron, A
 1. A feature is a neuron, its index the neuron's number within its layer.  `frac_nonzero` is the share of positions with
    a pre-activation above 0, the frequency histogram that of the pre-activation; logits are the roles' effects.
 2. An activation is an example: every band's windows, the values that are not counted as 0.
-3. An explanation is the label that explains most of the neuron.  Its `typeName` is null: it would have to name a type
-   that the importer's database has.
+3. An explanation is the neuron's family and the label that explains most of it.  Its `typeName` is null: it would have
+   to name a type that the importer's database has.
 
 Same study, same bytes: ids come from hashes, nothing says when it was written.
 """
@@ -267,7 +267,7 @@ def _activations(source: _Source, neuron: int, examples: Sequence[Line], strings
 def _explanations(source: _Source, neuron: int, row: Line) -> Iterator[Line]:
     if row.get("label") is None or row["family"] in (None, UNEXPLAINED):
         return
-    said = _text(row["label"])
+    said = _text(f"{row['family'].replace('_', ' ')}: {row['label']}")
     yield (
         {"id": source.line_id(neuron, "label")}
         | source.place(neuron)
