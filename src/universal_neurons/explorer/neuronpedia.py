@@ -166,7 +166,8 @@ def _write_source(folder: Path, store: Store, tables: _Tables, number: int, iden
 
 def _about(store: Store, number: int, source: _Source, release: str) -> dict[str, Line]:
     """The lines about a source, by the names of their files."""
-    facts, config = store.manifest["models"][number], store.manifest["tokens"]
+    facts, text = store.manifest["models"][number], store.manifest["tokens"]
+    context = store.manifest["config"].get("context")
     name = _text(store.models[number])
     title = f"Neurons that {len(store.models)} models share" if len(store.models) > 1 else "Neurons of a model"
     owned = {"creatorId": CREATOR_ID, "visibility": "PUBLIC"}
@@ -186,8 +187,7 @@ def _about(store: Store, number: int, source: _Source, release: str) -> dict[str
         } | owned,
         "source": {
             "id": source.id, "modelId": source.model, "setName": SET, "hasDashboards": True, "inferenceEnabled": False,
-            "num_prompts": config["rows"], "num_tokens_in_prompt": store.settings.context, "dataset": None,
-            "notes": NOTES,
+            "num_prompts": text["rows"], "num_tokens_in_prompt": context, "dataset": None, "notes": NOTES,
         } | owned,
     }  # fmt: skip
 

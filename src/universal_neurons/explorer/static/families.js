@@ -6,7 +6,7 @@
     const most = Math.max(...rows.map((row) => row.neurons));
     const body = rows.map((row) =>
       un.h("tr", {},
-        un.h("th", { scope: "row" }, un.familyLink(row.family, row.model)),
+        un.h("th", { scope: "row" }, row.family ? un.familyLink(row.family, row.model) : un.h("span", { class: "quiet" }, "none: dead units")),
         un.h("td", { class: "bar-cell" }, un.h("span", { class: "bar whole", vars: { "--share": row.neurons / most } }, un.h("span", { class: "bar part", vars: { "--share": row.universal ? row.universal / row.neurons : 0, "--swatch": `var(${un.familyColour(row.family)})` } }))),
         un.h("td", { class: "number" }, un.isNone(row.universal) ? un.count(row.neurons, "unit") : `${un.num(row.universal)} of ${un.num(row.neurons)}`)));
     return un.h("table", { class: "bars" }, un.h("caption", {}, caption), un.h("tbody", {}, body));
@@ -21,7 +21,7 @@
       const asked = un.study.models[model].asks;
       return un.h("div", {}, un.h("h3", {}, un.said(un.modelName(model))), chart(own, asked ? "Units, and in full colour the universal ones" : "Units; nobody asked which of them are universal"));
     });
-    const families = [...new Set(rows.map((row) => row.family))];
+    const families = [...new Set(rows.map((row) => row.family).filter(Boolean))];
     const words = families.filter((family) => un.site.terms[family]).map((family) => un.h("div", {}, un.h("dt", {}, un.swatch(family), " ", un.said(family)), un.h("dd", {}, un.site.terms[family])));
     un.clear(main, un.h("h1", {}, "Families"), un.h("p", { class: "lead" }, un.site.terms.family || "A family is what a unit fires on."),
       words.length ? un.h("dl", { class: "glossary" }, words) : null,

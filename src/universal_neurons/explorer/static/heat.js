@@ -8,7 +8,7 @@
     const cells = [];
     let here = [rows - 1, 0];
     const body = un.h("tbody", {});
-    const readout = un.h("p", { class: "readout", "aria-live": "polite" }, "A cell says which share of a layer's units has its best match in the other's layer. It opens those units.");
+    const readout = un.h("p", { class: "readout", "aria-live": "polite" }, "Every cell opens its units.");
 
     function tell(row, column) {
       readout.textContent = `${un.percent(share(row, column))} of ${names.rows}'s layer ${row} has its best match in ${names.columns}'s layer ${column}.`;

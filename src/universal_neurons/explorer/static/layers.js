@@ -8,7 +8,7 @@
     if (!rows.length) return un.clear(main, head, un.absent("layers", "This study has no layers of another model to match with."));
     const pairs = [...new Set(rows.map((row) => `${row.asker}:${row.model}`))].map((pair) => pair.split(":").map(Number));
     const askers = [...new Set(pairs.map(([asker]) => asker))];
-    const holder = un.h("div", { class: "grid" });
+    const holder = un.h("div", { class: "grid small" });
     const draw = (asker) => un.clear(holder, pairs.filter(([one]) => one === Number(asker)).map(([one, other]) => un.layerMap(rows, one, other)));
     draw(askers[0]);
     un.clear(main, head, askers.length > 1 && un.choice("Layers of", askers.map((asker) => [asker, un.modelName(asker)]), askers[0], draw), holder,

@@ -50,6 +50,7 @@
       document.title = `${un.study.title} · ${document.title}`;
       await un.pages[page](main);
       main.dataset.ready = "yes";
+      performance.mark("ready");
     } catch (error) {
       un.showError(error);
       main.dataset.ready = "error";

@@ -119,7 +119,7 @@
       const text = rows.some((row) => typeof row[name] === "string");
       const column = { name, title: un.title(name, un.study), term: name, kind: text ? "text" : "number", at, real: un.isReal(rows.map((row) => row[name])) };
       if (name in model) Object.assign(column, { kind: "text", at: (place) => un.modelName(rows[place][name]) });
-      if (name === "family") column.node = (place) => un.familyLink(rows[place].family, rows[place].model);
+      if (name === "family") column.node = (place) => (rows[place].family ? un.familyLink(rows[place].family, rows[place].model) : "–");
       if (rows.some((row) => typeof row[name] === "boolean")) column.node = (place) => (rows[place][name] ? "yes" : "no");
       return column;
     });

@@ -53,7 +53,7 @@
       un.h("td", { class: "number" }, un.num(match.ranks, true)), un.h("td", { class: "number" }, un.num(match.within, true)),
       un.h("td", {}, runners(match.model).map((other) => [un.unitLink(other.model, other.layer, other.neuron), ` ${un.num(other.corr, true)} `])));
     const heads = [["model", null], ["counterpart", "match"], ["ρ", "corr"], ["ρ on held-out text, 95 %", "corr_low"], ["mutual", "mutual"], ["ρ of ranks", "corr_ranks"], ["ρ within tokens", "corr_within_tokens"], ["runners-up", "rank"]];
-    return un.h("div", { class: "sheet", tabindex: 0, role: "group", "aria-label": "Counterparts" }, un.h("table", {}, un.h("caption", { class: "unseen" }, "Its best match in every other model"),
+    return un.h("div", { class: "sheet", tabindex: 0, role: "group", "aria-label": "Counterparts" }, un.h("table", { class: "matches" }, un.h("caption", { class: "unseen" }, "Its best match in every other model"),
       un.h("thead", {}, un.h("tr", {}, heads.map(([text, term], at) => un.h("th", { scope: "col", class: [2, 5, 6].includes(at) ? "number" : null }, un.term(term, text))))), un.h("tbody", {}, best.map(row))));
   }
 
