@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -32,10 +33,14 @@ from universal_neurons.models import (
     resolve_sources,
     strings_of,
 )
+from universal_neurons.statistics import BOTTOM
 from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 
 SHOWN = 12  # neurons a model
+TAILS = {"top": 1, BOTTOM: -1}  # bands of the examples, and the sign of what counts there
+COLUMNS = ["model", "layer", "neuron", "band", "rank", "activation"]
+BATCH_ROWS = 1 << 16
 QUANTILE = 1.0  # of the study's activations that a share is of: the highest
 
 
@@ -55,19 +60,18 @@ class Extremes:
         return torch.maximum((activations / self.highest).nan_to_num(0), (activations / self.lowest).nan_to_num(0))
 
 
-def extremes_of(store: Store, model: str) -> Extremes:
-    """The extremes of a model's neurons, from the study's examples."""
-    units = store.units[model]
-    first = store.examples.filter((pl.col("model") == model) & (pl.col("rank") == 1))
-
-    def column(band: str, sign: int) -> Tensor:
-        values = np.full(len(units), np.nan, np.float32)
-        rows = first.filter((pl.col("band") == band) & (pl.col("activation") * sign > 0))
-        number = rows.select(units.number_column()).to_series().to_numpy()
-        values[number] = rows["activation"].to_numpy()
-        return torch.from_numpy(values)
-
-    return Extremes(column("top", 1), column("bottom", -1))
+def extremes_of(store: Store) -> dict[str, Extremes]:
+    """The extremes of every model's neurons, from the study's examples, of which only these are kept in memory."""
+    found = {name: [np.full(len(units), np.nan, np.float32) for _ in TAILS] for name, units in store.units.items()}
+    with store.verified("examples") as stream, store.readable("examples"):
+        for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, columns=COLUMNS):
+            first = pl.DataFrame(pl.from_arrow(batch)).filter(pl.col("rank") == 1)
+            for name, units in store.units.items():
+                for values, (band, sign) in zip(found[name], TAILS.items()):
+                    of_tail = (pl.col("model") == name) & (pl.col("band") == band) & (pl.col("activation") * sign > 0)
+                    rows = first.filter(of_tail).select(units.number_column().alias("unit"), "activation")
+                    values[rows["unit"].to_numpy()] = rows["activation"].to_numpy()
+    return {name: Extremes(*map(torch.from_numpy, of_model)) for name, of_model in found.items()}
 
 
 class TextReader:
@@ -80,7 +84,7 @@ class TextReader:
     def __init__(self, store: Store) -> None:
         self._settings, self._models = store.settings, load_models_of(store)
         self._tokenizers = tokenizers_of(store, self._models)
-        self._extremes = {model.name: extremes_of(store, model.name) for model in self._models}
+        self._extremes = extremes_of(store)
 
     def read(self, text: str) -> dict[str, Any]:
         """What the neurons of every model do on a text."""
