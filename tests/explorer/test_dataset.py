@@ -7,26 +7,16 @@ import datasets
 import polars as pl
 import pytest
 import yaml
-from conftest import FEW_ROLES, exit_code
+from conftest import exit_code
 from markdown_it import MarkdownIt
 
-import universal_neurons as un
 from universal_neurons.errors import StoreConflictError
 from universal_neurons.explorer import write_dataset
 from universal_neurons.explorer.dataset import STRINGS, TABLES, escaped
 
+pytest_plugins = ["explored"]
+
 UNTOLD = {"details", "effect_histograms", "class_histograms", "head_scores", "attention_samples"}  # what figures draw
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory, folders, text_file):
-    return un.run_study(
-        un.StudyConfig(
-            models=tuple(map(str, folders[:2])), data=str(text_file), out=str(tmp_path_factory.mktemp("study") / "s"),
-            draws=2, labels=("tokens", "unigrams"), roles=FEW_ROLES,
-        ),
-        progress=False,
-    )  # fmt: skip
 
 
 def parts_of(folder):

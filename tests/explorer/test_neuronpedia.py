@@ -3,13 +3,14 @@
 import numpy as np
 import polars as pl
 import pytest
-from conftest import FEW_ROLES
 from neuronpedia_schema import require_export
 
 import universal_neurons as un
 from universal_neurons.errors import MissingFileError, StoreConflictError
 from universal_neurons.explorer import neuronpedia, write_neuronpedia
 from universal_neurons.explorer.neuronpedia import model_ids
+
+pytest_plugins = ["explored"]
 
 HOSTILE = [
     "\0",
@@ -22,17 +23,6 @@ HOSTILE = [
     "\U0001f600",
     "'; DROP TABLE",
 ]
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory, folders, text_file):
-    return un.run_study(
-        un.StudyConfig(
-            models=tuple(map(str, folders[:2])), data=str(text_file), out=str(tmp_path_factory.mktemp("study") / "s"),
-            draws=2, labels=("tokens", "unigrams"), unexplained=0.01, roles=FEW_ROLES,
-        ),
-        progress=False,
-    )  # fmt: skip
 
 
 def files_of(folder):

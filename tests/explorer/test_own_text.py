@@ -13,6 +13,8 @@ from universal_neurons.errors import MissingFileError, StoreConflictError
 from universal_neurons.explorer.own_text import SHOWN, TextReader
 from universal_neurons.models import load_model
 
+pytest_plugins = ["explored"]
+
 
 def study_of(folders, text_file, out, **settings):
     return un.run_study(
@@ -22,11 +24,6 @@ def study_of(folders, text_file, out, **settings):
         ),
         progress=False,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory, folders, text_file):
-    return study_of(folders[:2], text_file, tmp_path_factory.mktemp("study") / "s")
 
 
 def expected(store, folder, name, text):

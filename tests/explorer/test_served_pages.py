@@ -5,13 +5,11 @@ import threading
 from functools import partial
 
 import pytest
-from conftest import FEW_ROLES
 from running import Running
 
-import universal_neurons as un
 from universal_neurons.explorer import TextReader, write_site
 
-pytest_plugins = ["visits"]
+pytest_plugins = ["visits", "explored"]
 
 PAGES = ["index", "study", "families", "roles", "layers", "models", "subsets", "dynamics", "explanations", "text"]
 OWN = 'that </script><script>window.pwned = 1</script><img src=x onerror="window.pwned=1"> is\tit\u202e.'
@@ -25,17 +23,6 @@ class Place:
 
     def as_uri(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory, folders, text_file):
-    return un.run_study(
-        un.StudyConfig(
-            models=tuple(map(str, folders[:2])), data=str(text_file), out=str(tmp_path_factory.mktemp("study") / "s"),
-            draws=2, labels=("tokens",), roles=FEW_ROLES,
-        ),
-        progress=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from asked import hand_made_site
 from conftest import exit_code
 from running import Running
 
-import universal_neurons as un
 from universal_neurons.errors import ConfigError, MissingExtraError
 from universal_neurons.explorer import serving
 from universal_neurons.explorer.data_files import read_statement
@@ -29,17 +28,6 @@ def static(tmp_path_factory):
         (folder / f"{name}.html").write_text(f"<!doctype html><title>{name}</title>")
     (folder / "page.js").write_text('"use strict";')
     return folder
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory, folders, text_file):
-    return un.run_study(
-        un.StudyConfig(
-            models=tuple(map(str, folders[:2])), data=str(text_file), out=str(tmp_path_factory.mktemp("study") / "s"),
-            draws=2, max_tokens=4000, stages=("statistics", "universality"),
-        ),
-        progress=False,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -160,6 +148,8 @@ from functools import partial
 from pathlib import Path
 from universal_neurons.cli import main
 from universal_neurons.explorer import serving
+
+pytest_plugins = ["explored"]
 serving.write_site = partial(serving.write_site, static=Path(sys.argv[1]))
 main(sys.argv[2:])
 """
