@@ -14,7 +14,7 @@ from plain_site import data_of, paths_of, table_of, with_tables, write_static
 from universal_neurons import Store
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
-from universal_neurons.explorer import TERMS, open_results, require_site, write_site
+from universal_neurons.explorer import TERMS, open_results, require_site, unit_rows, write_site
 from universal_neurons.explorer import site as site_module
 from universal_neurons.explorer.data_files import read_statement, statement, text_column
 from universal_neurons.explorer.histograms import bars
@@ -224,6 +224,26 @@ def test_rows_that_are_in_no_order_are_refused(odd_store, static, tmp_path):
     with pytest.raises(StoreConflictError, match=r"labels\.parquet: not in the order"):
         write_site([Store(changed)], tmp_path / "site", static=static)
     assert not (tmp_path / "site").exists()
+
+
+def test_rows_are_given_once_and_in_order_however_the_file_is_cut(odd_store, tmp_path, monkeypatch):
+    labels = table_of(odd_store.path, "labels")
+    turned = pl.concat([labels.filter(pl.col("model") == model) for model in reversed(odd_store.models)])
+    folder = with_tables(odd_store.path, tmp_path / "cut")
+    turned.write_parquet(folder / "labels.parquet", row_group_size=37)
+    monkeypatch.setattr(unit_rows, "BATCH_ROWS", 11)
+    rows = unit_rows.UnitRows(Store(folder, verify=False), "labels", odd_store.units)
+    for model in odd_store.models:
+        stops = [1, 1, 2, 9, 30, 48]
+        taken = [rows.take(model, stop) for stop in stops]
+        for start, stop, part in zip([0, *stops], stops, taken):
+            number = 24 * pl.col("layer") + pl.col("neuron")
+            expected = labels.filter((pl.col("model") == model) & (number >= start) & (number < stop))
+            if part is None:
+                assert expected.is_empty()
+            else:
+                assert part.drop("unit").equals(expected.drop("model"))
+                assert part["unit"].equals(expected.select(number.cast(pl.Int64).alias("unit"))["unit"])
 
 
 def test_an_altered_table_is_refused(odd_store, static, tmp_path):
