@@ -195,6 +195,17 @@ def test_a_store_of_an_earlier_version_says_what_it_lacks(odd_store, static, tmp
     assert not {"roles", "excess_standardised"} & data_of(site, "old/units/0")["columns"].keys()
 
 
+def test_tokens_are_numbers_where_there_is_no_vocabulary(odd_store, static, tmp_path):
+    folder = with_tables(odd_store.path, tmp_path / "bare", ("vocabulary", *OF_ROLES))
+    site = write_site([Store(folder)], tmp_path / "site", static=static).parent
+    assert "vocabulary" in data_of(site, "bare/study")["absent"]
+    shard = data_of(site, "bare/unit/0/0")
+    first = table_of(folder, "examples").filter(pl.col("model") == odd_store.models[0]).row(0, named=True)
+    told = shard["units"][first["neuron"]]["examples"][0]
+    assert [shard["strings"][place] for place in told["tokens"]] == [str(token) for token in first["tokens"]]
+    assert data_of(site, "bare/search/0")["tokens"][0].isdigit()
+
+
 def test_weights_alone(small, static, tmp_path):
     site = write_site([small], tmp_path / "site", csv=True, static=static).parent
     told = data_of(site, "small/study")
