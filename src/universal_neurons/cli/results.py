@@ -116,7 +116,7 @@ def export(stores: list[Path], /, *, out: Path, csv: bool = False, neuronpedia: 
         _export_study(stores, out, csv=csv, neuronpedia=neuronpedia, hf=hf)
         return
     results = [open_results(local_path(path)) for path in stores]
-    page = write_site(results, local_path(out), csv=csv, reporter=Reporter())
+    page = write_site(results, out, csv=csv, reporter=Reporter())
     say(output(), f"site: {page.resolve()}")
 
 

@@ -29,7 +29,7 @@ from typing import Any
 from universal_neurons.errors import MissingFileError
 from universal_neurons.explorer.histograms import TABLE, Histograms
 from universal_neurons.explorer.new_folder import new_folder
-from universal_neurons.explorer.studies import strings_of
+from universal_neurons.explorer.studies import Strings, strings_of
 from universal_neurons.explorer.unit_rows import UnitRows
 from universal_neurons.progress import Reporter
 from universal_neurons.storage import Store
@@ -105,7 +105,7 @@ class _Source:
 class _Strings(dict[int, str]):
     """What tokens are shown as, as a database takes it."""
 
-    def __init__(self, strings: Sequence[str]) -> None:
+    def __init__(self, strings: Strings) -> None:
         super().__init__()
         self._strings = strings
 
@@ -122,7 +122,7 @@ class _Tables:
         self._rows = {n: UnitRows(store, n, self.units) for n in ("neurons", "examples", "effects") if store.has(n)}
         self._histograms = Histograms(store) if TABLE in store.manifest["tables"] else None
 
-    def take(self, name: str, model: int, stop: int) -> dict[int, list[Line]]:
+    def take(self, name: str, model: str, stop: int) -> dict[int, list[Line]]:
         """The rows of a table up to a neuron of a model, by the neuron's flat number."""
         rows = self._rows[name].take(model, stop) if name in self._rows else None
         found: dict[int, list[Line]] = {}
@@ -148,8 +148,8 @@ def _write_source(folder: Path, store: Store, tables: _Tables, number: int, iden
     units = store.units[name].columns(layer)
     for batch, start in enumerate(range(units.start, units.stop, BATCH)):
         stop = min(start + BATCH, units.stop)
-        neurons, effects = tables.take("neurons", number, stop), tables.take("effects", number, stop)
-        examples = tables.take("examples", number, stop)
+        neurons, effects = tables.take("neurons", name, stop), tables.take("effects", name, stop)
+        examples = tables.take("examples", name, stop)
         bars = tables.histograms(name, start, stop)
         lines: dict[str, list[Line]] = {"features": [], "activations": [], "explanations": []}
         for unit in range(start, stop):

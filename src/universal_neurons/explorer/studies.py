@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from universal_neurons.config import DYNAMICS_FILE
 from universal_neurons.dynamics import Dynamics
@@ -14,6 +14,20 @@ from universal_neurons.storage import Store
 from universal_neurons.units import Units
 
 LONGEST_ID = 40
+
+
+class Strings(Protocol):
+    """What every token is called."""
+
+    def __getitem__(self, token: int, /) -> str:
+        """The string of a token."""
+
+
+class NumbersAlone:
+    """The strings of tokens of which nothing but the numbers is known."""
+
+    def __getitem__(self, token: int, /) -> str:
+        return str(token)
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,7 @@ class ShownStudy:
         return self.store.models if self.dynamics is None else self.dynamics.seeds
 
     @cached_property
-    def strings(self) -> Sequence[str]:
+    def strings(self) -> "Strings":
         """What every token is shown as."""
         return strings_of(self.store)
 
@@ -54,19 +68,9 @@ class ShownStudy:
         return f"{reference} beside {listed}" + ("" if self.dynamics is None else ", in training")
 
 
-class TokenNumbers(Sequence[str]):
-    """Tokens shown as their numbers, where a study has no vocabulary (it had neither labels nor roles)."""
-
-    def __getitem__(self, token: Any) -> Any:
-        return f" {token}"
-
-    def __len__(self) -> int:
-        return 0
-
-
-def strings_of(store: Store) -> Sequence[str]:
+def strings_of(store: Store) -> Strings:
     """What every token of a study is shown as: its string, or its number where the study has no vocabulary."""
-    return store.strings if store.has("vocabulary") else TokenNumbers()
+    return store.strings if store.has("vocabulary") else NumbersAlone()
 
 
 def open_results(path: Path) -> Store | Dynamics:
