@@ -129,7 +129,8 @@ def test_sorting_and_paging(visitor):
     page.get_by_role("button", name="excess", exact=True).click()
     assert names()[0] == "L1.38"
     assert page.locator("th[aria-sort=ascending]").count() == 1
-    page.get_by_role("button", name="Next").click()
+    for _ in range(3):
+        page.get_by_role("button", name="Next").click()
     assert names()[-1] == "L1.39"  # the dead one: without a value it stays last
     page.get_by_role("button", name="label", exact=True).click()
     assert page.locator(".table tbody tr").first.text_content().count("&lt;b")

@@ -148,12 +148,16 @@
     const rows = un.rows(tables.layers);
     const asker = un.study.reference;
     const others = [...un.study.models.keys()].filter((model) => rows.some((row) => row.asker === asker && row.model === model));
-    if (!others.length) return un.clear(holder, un.absent("layers", "One model alone has no layers of another to be matched with."));
+    if (!others.length) {
+      un.clear(holder, un.absent("layers", "One model alone has no layers of another to be matched with."));
+      return tables;
+    }
     const place = un.h("div", {});
     const show = (model) => un.clear(place, un.layerMap(rows, asker, Number(model)));
     show(others[0]);
     const choice = others.length > 1 && un.choice("In", others.map((model) => [model, un.modelName(model)]), others[0], show);
     un.clear(holder, choice, place, un.h("p", {}, un.h("a", { href: un.href("layers") }, "All pairs of layers")));
+    return tables;
   }
 
   un.pages.study = async function (main) {
@@ -173,7 +177,8 @@
         un.h("div", { class: "split" }, un.h("div", {}, parts.scatter.element, parts.key, parts.bar), un.h("div", { class: "aside" }, un.h("h3", {}, "Where matches lie"), map)),
         parts.table.element));
     update();
-    await maps(map);
+    const certainty = un.certainty(await maps(map));
+    if (certainty) main.append(certainty);
   };
   window.addEventListener("hashchange", () => document.body.dataset.page !== "unit" && location.reload());
 })();

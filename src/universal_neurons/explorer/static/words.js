@@ -19,7 +19,7 @@
   un.interval = (low, high) => (none(low) || none(high) ? "" : `${un.num(low, true)} to ${un.num(high, true)}`);
   un.isReal = (values) => values.some((value) => typeof value === "number" && !Number.isInteger(value));
   un.fixed = (value, step) => value.toLocaleString("en-US", { minimumFractionDigits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)), maximumFractionDigits: 6 }).replace("-", "−");
-  un.percent = (share) => (none(share) ? "–" : `${un.num(Math.round(share * 1000) / 10)} %`);
+  un.percent = (share) => (none(share) ? "–" : `${(100 * share).toLocaleString("en-US", { maximumFractionDigits: Math.abs(share) < 0.001 ? 3 : 1 }).replace("-", "−")} %`);
   un.count = (number, one, many) => `${un.num(number)} ${number === 1 ? one : many || `${one}s`}`;
   un.isNone = none;
 
@@ -28,7 +28,7 @@
     excess_corr: "excess", excess_standardised: "excess, standardised", excess_heldout: "excess, held out",
     excess_low: "excess, low end", excess_high: "excess, high end", mean_corr: "mean best ρ", max_corr: "highest best ρ",
     min_corr: "lowest best ρ", q_value: "q", is_universal: "universal", mutual_all: "mutual everywhere",
-    variance_reduction: "variance explained", sparsity: "fires on", l2_penalty: "L2 penalty", in_out_sim: "cos(w_in, w_out)",
+    variance_reduction: "variance explained", sparsity: "share firing", l2_penalty: "L2 penalty", in_out_sim: "cos(w_in, w_out)",
     vocab_var: "vocabulary variance", vocab_skew: "vocabulary skew", vocab_kurt: "vocabulary kurtosis",
     null_fraction: "null fraction", position_mi: "position information", mean: "mean pre-activation",
     var: "variance", skew: "skew", kurt: "kurtosis", corr: "ρ", corr_heldout: "ρ, held out", match_layer: "match's layer",
