@@ -22,7 +22,9 @@ PICTURES = {  # address, what is scrolled to, what is pressed first, scheme, wid
 }
 
 
-def picture(browser, site: Path, address: str, scroll: str | None, press: str | None, scheme: str, size: tuple[int, int]) -> bytes:
+def picture(
+    browser, site: Path, address: str, scroll: str | None, press: str | None, scheme: str, size: tuple[int, int]
+) -> bytes:
     viewport = {"width": size[0], "height": size[1]}
     page = browser.new_context(viewport=viewport, color_scheme=scheme).new_page()
     page.goto(f"{site.resolve().as_uri()}/{address}")
