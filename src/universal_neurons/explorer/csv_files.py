@@ -30,13 +30,13 @@ def _pieces(study: ShownStudy) -> Iterator[pl.DataFrame]:
     store, units = study.store, study.units
     neurons = UnitRows(store, "neurons", units)
     matches = UnitRows(store, "matches", units, by="asker") if store.has("matches") else None
-    for model, name in enumerate(store.models):
+    for shown, name in zip(study.models, store.models):
         for start in range(0, len(units[name]), BLOCK):
             stop = min(start + BLOCK, len(units[name]))
-            rows = neurons.take(model, stop)
+            rows = neurons.take(name, stop)
             assert rows is not None
-            best = None if matches is None else matches.take(model, stop)
-            yield _flat(study, rows.with_columns(model=pl.lit(study.models[model])), best)
+            best = None if matches is None else matches.take(name, stop)
+            yield _flat(study, rows.with_columns(model=pl.lit(shown)), best)
 
 
 def _flat(study: ShownStudy, neurons: pl.DataFrame, matches: pl.DataFrame | None) -> pl.DataFrame:

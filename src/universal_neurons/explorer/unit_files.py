@@ -37,7 +37,7 @@ def write_unit_files(study: ShownStudy, folder: Path) -> None:
 
 @dataclass
 class UnitFiles:
-    """What the files of a study's units hold; the models are to be taken in order."""
+    """What the files of a study's units hold; each model's are to be taken once."""
 
     study: ShownStudy
     rows: dict[str, UnitRows] = field(default_factory=dict)
@@ -60,9 +60,10 @@ class UnitFiles:
 
     def of_model(self, model: int) -> Iterator[tuple[str, Any]]:
         """Path and data of every file of a model's units."""
-        count = len(self.study.units[self.study.store.models[model]])
+        name = self.study.store.models[model]
+        count = len(self.study.units[name])
         context = Context(self.study.store.models, self.study.strings, model)
-        neurons = self.neurons.take(model, count)
+        neurons = self.neurons.take(name, count)
         assert neurons is not None
         matches, index = BestMatches(count, self.study.store.models), SearchIndex(self.study.strings)
         for start in range(0, count, BLOCK):
@@ -79,15 +80,17 @@ class UnitFiles:
         """The content of the units of a block."""
         stop = start + len(neurons)
         content: dict[str, list[Any]] = {}
+        name = context.models[context.model]
         for part in self.parts:
-            rows = self.rows[part.key].take(context.model, stop)
+            whose = self.study.models[context.model] if part is COURSE else name
+            rows = self.rows[part.key].take(whose, stop)
             content[part.key] = part.of_units(rows, start, stop, context)
             if rows is not None and part.key == "matches":
                 matches.add(rows)
             elif rows is not None:
                 index.add(part.key, rows)
         if self.histograms is not None:
-            content["histogram"] = list(self.histograms.of(self.study.store.models[context.model], start, stop))
+            content["histogram"] = list(self.histograms.of(name, start, stop))
         columns = neuron_columns(neurons)
         places = neurons.select("layer", "neuron").rows()
         return [
