@@ -96,6 +96,7 @@
     });
     const count = un.h("strong", {});
     const bar = un.h("div", { class: "axes" });
+    const wide = un.h("button", { type: "button", onclick: () => (Object.assign(state, { xr: "", yr: "" }), redrawRanges(), update()) }, "Clear the range");
     const key = un.h("div", {});
     const fields = un.h("div", {});
 
@@ -104,7 +105,7 @@
       count.textContent = `${un.num(passing.length)} of ${un.count(units.count, "unit")}`;
       table.setRows(passing);
       scatter.draw(passing);
-      un.clear(key, legend(units, state, change));
+      un.redrawn(key, legend(units, state, change));
       keep();
     }
     async function change(name, value) {
@@ -112,22 +113,22 @@
       if (name === "token") fired = await fires(state.m, value).catch(() => new Set());
       if (name === "x") state.xr = "";
       if (name === "y") state.yr = "";
-      if (["x", "y", "xr", "yr"].includes(name)) redrawRanges();
+      if (["x", "y"].includes(name)) redrawRanges();
+      wide.disabled = !state.xr && !state.yr;
       if (name === "family" && fields.querySelector("select")) redrawFields();
       update();
     }
     function redrawRanges() {
       const options = names.map((name) => [name, un.title(name, un.study)]);
       const range = rangeFields(state, change);
-      un.clear(bar,
+      wide.disabled = !state.xr && !state.yr;
+      un.redrawn(bar,
         un.h("div", {}, un.choice("Across", options, state.x, (value) => change("x", value)), range.x),
         un.h("div", {}, un.choice("Up", options, state.y, (value) => change("y", value)), range.y),
-        un.h("button", { type: "button", disabled: !state.xr && !state.yr, onclick: () => (Object.assign(state, { xr: "", yr: "" }), redrawRanges(), update()) }, "Clear the range"));
+        wide);
     }
     function redrawFields() {
-      const focused = fields.contains(document.activeElement) && [...fields.querySelectorAll("select,input")].indexOf(document.activeElement);
-      un.clear(fields, un.filterFields(units, state, change));
-      if (focused !== false && focused >= 0) fields.querySelectorAll("select,input")[focused].focus();
+      un.redrawn(fields, un.filterFields(units, state, change));
     }
     function clearAll() {
       for (const name of ["family", "role", "layer", "label", "token", "universal", "mutual", "match", "xr", "yr"]) state[name] = "";
