@@ -4,6 +4,7 @@
 
 Writes a store of plausible content, every table of units among it (98 304 units in each of five models), and has
 `uneurons export` make its site in a process of its own: seconds, the process's peak resident memory, the site's size.
+Then opens its pages in Chromium, where there is one (benchmarks/explorer_pages.py).
 The store and the site stay in DIR, where one is named; a store that is there already is taken.
 
 Prints a Markdown section; benchmarks/RESULTS.md holds one.
@@ -11,6 +12,7 @@ Prints a Markdown section; benchmarks/RESULTS.md holds one.
 
 import argparse
 import contextlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import psutil
+from explorer_pages import page_times, rows
 from measure import machine
 from safetensors.numpy import save_file
 
@@ -331,6 +334,8 @@ def main() -> None:
 | peak resident memory | {peak / 2**30:.2f} GiB |
 | site | {size / 2**30:.1f} GiB in {files:,} files |
 | a file of 64 units | {size_of(site / "data" / "store" / "unit")[1] / (large.models * -(-large.units // 64)) / 2**10:.0f} KiB |""")
+        if shutil.which("chromium"):
+            print(rows(page_times(site)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import jinja2
 STATIC = Path(__file__).parents[2] / "src/universal_neurons/explorer/static"
 LAYERS, WIDTH = 2, 40
 COUNT = LAYERS * WIDTH
-HOSTILE = [
+PLAIN_HOSTILE = [
     "</script><script>window.pwned=1</script>",
     '<img src=x onerror="window.pwned=1">',
     "\"'><svg onload=window.pwned=1>",
@@ -26,6 +26,8 @@ HOSTILE = [
     "x" * 3000,
     "]]>--><!--",
 ]
+BREAKS = ["", '"', "'", "-->", "`", "</title>", "</textarea></style>", "\\", "%3C%2Fscript%3E", "\u2028"]
+HOSTILE = [before + text for before in BREAKS for text in PLAIN_HOSTILE]  # a hundred
 MODELS = ["seed-1", "seed<2>&\"'"]
 FAMILIES = ["unigram", "syntax", "position", "unexplained", "context"]
 ROLES = ["", "prediction", "entropy", "attention_deactivation"]
@@ -129,11 +131,12 @@ def unit(model: int, number: int, strings: list[str]) -> dict:
         each | {"others": {str(other): [activation(other, number, index, at) for at in range(12)]}}
         for index, each in enumerate(windows)
     ]
+    shown_tokens = range(len(strings)) if number == 2 else range(6)  # one unit fires on all of them
     curve = [
         {"kind": "entropy", "edit": "fix", "value": at, "loss": 3 + at / 10, "entropy": 2 - at / 9, "tokens": 500}
         for at in range(5)
     ]
-    return {
+    told = {
         "layer": layer,
         "neuron": neuron,
         "columns": {
@@ -158,7 +161,7 @@ def unit(model: int, number: int, strings: list[str]) -> dict:
             {"label": label(number), "group": "tokens", "previous": False, "variance_reduction": 0.4, "sign": 1},
             {"label": "position", "group": "position", "previous": True, "variance_reduction": 0.1, "sign": -1},
         ],
-        "tokens": [{"string": strings[at], "mean": 2.5 - at / 4, "count": 9 + at} for at in range(6)],
+        "tokens": [{"string": strings[at], "mean": 2.5 - at / 40, "count": 9 + at} for at in shown_tokens],
         "effects": {
             "role": "prediction",
             "class": HOSTILE[0],
@@ -175,11 +178,13 @@ def unit(model: int, number: int, strings: list[str]) -> dict:
             "mean": [at / 8 for at in range(8)],
             "firing": [at / 9 for at in range(8)],
         },
+        "explanation": {"text": f"Fires on {HOSTILE[number]}", "score": 0.5} if number % 2 else None,
         "neighbours": [
             {"kind": "opposite w_out", "layer": layer, "neuron": (neuron + 5) % WIDTH, "value": -0.8},
             {"kind": "correlated", "layer": layer, "neuron": (neuron + 3) % WIDTH, "value": 0.5},
         ],
     }
+    return {key: content for key, content in told.items() if content is not None}
 
 
 def tables() -> dict:
@@ -215,11 +220,11 @@ def tables() -> dict:
         },
         "subsets": {
             "columns": {
-                "subset": [HOSTILE[1], "prose"],
-                "model": [0, 0],
-                "neurons": [COUNT, COUNT],
-                "universal": [30, 20],
-                "excess_median": [0.4, 0.3],
+                "subset": [*HOSTILE, "prose"],
+                "model": [0] * 101,
+                "neurons": [COUNT] * 101,
+                "universal": [20] * 101,
+                "excess_median": [0.3] * 101,
             }
         },
         "ensembles": {

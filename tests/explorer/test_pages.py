@@ -83,20 +83,25 @@ def test_scripts_make_no_markup_of_strings():
 
 def test_hostile_strings_are_shown_as_typed(visitor):
     page = visitor.go("study.html")
-    for at in range(1, 40, 4):
+    for at in range(1, 25, 4):
         row = page.locator(f'.table tbody tr:has(th a:text-is("L0.{at}"))')
         assert label(at) in row.text_content()
     assert HOSTILE[0] in page.text_content(".lead")
     assert HOSTILE[1] in page.text_content(".facts")
-    page = visitor.go("unit.html?u=0/L0.18")
-    shown = page.text_content("#together")
-    assert all(text in shown for text in HOSTILE)
+    page = visitor.go("unit.html?u=0/L0.2")
+    shown = page.locator("#tokens .token").all_text_contents()
+    assert len(HOSTILE) == 100
+    assert set(HOSTILE) <= set(shown)
+    page = visitor.go("unit.html?u=0/L0.17")
+    assert any(text in page.text_content("#together") for text in HOSTILE)
+    assert f"Fires on {HOSTILE[17]}" in page.text_content("#explanation")
     assert HOSTILE[0] in page.text_content("#effects")
     assert MODELS[1] in page.text_content("#matches")
     page = visitor.go("models.html")
     assert MODELS[1] in page.text_content(".table")
     assert HOSTILE[1] in page.text_content("#settings")
-    assert HOSTILE[1] in visitor.go("subsets.html").text_content("#table")
+    page = visitor.go("subsets.html")
+    assert set(HOSTILE) <= set(page.locator(".bars .said").all_text_contents())
     assert HOSTILE[3] in visitor.go("explanations.html").text_content("#page")
     visitor.well()
 
@@ -159,6 +164,7 @@ def test_tokens_are_coloured_by_their_share_and_say_their_values(visitor):
 def test_what_is_not_there_says_why(visitor):
     page = visitor.go(f"unit.html?u=0/L1.{COUNT // 2 - 1}")
     assert "dead" in page.inner_text(".tags")
+    page = visitor.go("unit.html?u=0/L1.38")
     assert "Nobody has written explanations" in page.inner_text("#explanation")
     page = visitor.go("unit.html?u=0/L9.1")
     assert "L9.1" in page.inner_text(".notice")

@@ -26,6 +26,13 @@
   // Text from outside: isolated, so that its writing direction stays its own.
   un.said = (text, kind) => un.h("bdi", { class: kind ? `said ${kind}` : "said" }, String(text));
   un.clear = (element, ...children) => (element.replaceChildren(), filled(element, {}, children));
+  // Draw a holder anew, and leave the focus on what stands in the same place.
+  un.redrawn = function (holder, ...children) {
+    const inside = () => [...holder.querySelectorAll("a, button, input, select")];
+    const at = inside().indexOf(document.activeElement);
+    un.clear(holder, ...children);
+    if (at >= 0 && inside()[at]) inside()[at].focus();
+  };
   un.empty = (why) => un.h("p", { class: "empty" }, why);
 
   un.section = function (id, title, ...children) {

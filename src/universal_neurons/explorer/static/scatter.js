@@ -85,8 +85,17 @@
       return { line: read("--line"), ink: read("--ink"), quiet: read("--quiet"), faint: read("--faint"), accent: read("--accent"), families: values.map((family) => read(un.familyColour(family))) };
     }
 
+    // Few points are round; of many, squares, a colour at a time, in rounds so that no family lies over all others.
     function dots(context, list, colourOf, radius) {
-      // Few points are round; of many, squares of two pixels, a colour at a time.
+      const all = Array.from(list);
+      const rounds = Math.ceil(all.length / 2500);
+      for (let round = 0; round < rounds; round++) {
+        const part = [];
+        for (let at = round; at < all.length; at += rounds) part.push(all[at]);
+        dotsOf(context, part, colourOf, radius);
+      }
+    }
+    function dotsOf(context, list, colourOf, radius) {
       const byColour = new Map();
       for (const unit of list) {
         if (!(xs[unit] >= EDGE.left - 1) || !(ys[unit] <= size.height - EDGE.bottom + 1)) continue;

@@ -41,8 +41,9 @@
     const page = document.body.dataset.page;
     const main = document.getElementById("page");
     try {
-      un.site = await un.load("site");
       const wanted = un.asked("s");
+      if (/^[a-z0-9-]{1,40}$/.test(wanted || "")) un.load(`${wanted}/study`).catch(() => null); // both at once
+      un.site = await un.load("site");
       const listed = un.site.studies.find((study) => study.id === wanted) || (wanted ? null : un.site.studies[0]);
       if (!listed) throw new Error("This site has no study of that name. Its first page lists those that it has.");
       un.study = await un.load(`${listed.id}/study`);

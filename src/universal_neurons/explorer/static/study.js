@@ -96,6 +96,7 @@
     });
     const count = un.h("strong", {});
     const bar = un.h("div", { class: "axes" });
+    const wide = un.h("button", { type: "button", onclick: () => (Object.assign(state, { xr: "", yr: "" }), redrawRanges(), update()) }, "Clear the range");
     const key = un.h("div", {});
     const fields = un.h("div", {});
 
@@ -104,7 +105,7 @@
       count.textContent = `${un.num(passing.length)} of ${un.count(units.count, "unit")}`;
       table.setRows(passing);
       scatter.draw(passing);
-      un.clear(key, legend(units, state, change));
+      un.redrawn(key, legend(units, state, change));
       keep();
     }
     async function change(name, value) {
@@ -112,22 +113,22 @@
       if (name === "token") fired = await fires(state.m, value).catch(() => new Set());
       if (name === "x") state.xr = "";
       if (name === "y") state.yr = "";
-      if (["x", "y", "xr", "yr"].includes(name)) redrawRanges();
+      if (["x", "y"].includes(name)) redrawRanges();
+      wide.disabled = !state.xr && !state.yr;
       if (name === "family" && fields.querySelector("select")) redrawFields();
       update();
     }
     function redrawRanges() {
       const options = names.map((name) => [name, un.title(name, un.study)]);
       const range = rangeFields(state, change);
-      un.clear(bar,
+      wide.disabled = !state.xr && !state.yr;
+      un.redrawn(bar,
         un.h("div", {}, un.choice("Across", options, state.x, (value) => change("x", value)), range.x),
         un.h("div", {}, un.choice("Up", options, state.y, (value) => change("y", value)), range.y),
-        un.h("button", { type: "button", disabled: !state.xr && !state.yr, onclick: () => (Object.assign(state, { xr: "", yr: "" }), redrawRanges(), update()) }, "Clear the range"));
+        wide);
     }
     function redrawFields() {
-      const focused = fields.contains(document.activeElement) && [...fields.querySelectorAll("select,input")].indexOf(document.activeElement);
-      un.clear(fields, un.filterFields(units, state, change));
-      if (focused !== false && focused >= 0) fields.querySelectorAll("select,input")[focused].focus();
+      un.redrawn(fields, un.filterFields(units, state, change));
     }
     function clearAll() {
       for (const name of ["family", "role", "layer", "label", "token", "universal", "mutual", "match", "xr", "yr"]) state[name] = "";
@@ -148,12 +149,16 @@
     const rows = un.rows(tables.layers);
     const asker = un.study.reference;
     const others = [...un.study.models.keys()].filter((model) => rows.some((row) => row.asker === asker && row.model === model));
-    if (!others.length) return un.clear(holder, un.absent("layers", "One model alone has no layers of another to be matched with."));
+    if (!others.length) {
+      un.clear(holder, un.absent("layers", "One model alone has no layers of another to be matched with."));
+      return tables;
+    }
     const place = un.h("div", {});
     const show = (model) => un.clear(place, un.layerMap(rows, asker, Number(model)));
     show(others[0]);
     const choice = others.length > 1 && un.choice("In", others.map((model) => [model, un.modelName(model)]), others[0], show);
     un.clear(holder, choice, place, un.h("p", {}, un.h("a", { href: un.href("layers") }, "All pairs of layers")));
+    return tables;
   }
 
   un.pages.study = async function (main) {
@@ -173,7 +178,8 @@
         un.h("div", { class: "split" }, un.h("div", {}, parts.scatter.element, parts.key, parts.bar), un.h("div", { class: "aside" }, un.h("h3", {}, "Where matches lie"), map)),
         parts.table.element));
     update();
-    await maps(map);
+    const certainty = un.certainty(await maps(map));
+    if (certainty) main.append(certainty);
   };
   window.addEventListener("hashchange", () => document.body.dataset.page !== "unit" && location.reload());
 })();

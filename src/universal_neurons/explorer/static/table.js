@@ -44,7 +44,7 @@
   };
 
   // columns: [{name, title, term, kind, at(row), node(row)}]; the first names the row.
-  un.table = function ({ caption, columns, rows, sort, down = true, page = 50, file, more, change }) {
+  un.table = function ({ caption, columns, rows, sort, down = true, page = 25, file, more, change }) {
     const state = { rows, sort, down, first: 0 };
     const head = un.h("tr", {});
     const body = un.h("tbody", {});
@@ -128,6 +128,6 @@
       at: (place) => `L${rows[place].layer}.${rows[place].neuron}`,
       node: (place) => un.unitLink(rows[place].model !== undefined && !has.has("asker") ? rows[place].model : rows[place].asker, rows[place].layer, rows[place].neuron),
     };
-    return un.table({ caption, columns: unit ? [unit, ...columns] : columns, rows: Uint32Array.from(rows.keys()), sort, down, file: file || "table.csv", page: 25 }).element;
+    return un.table({ caption, columns: unit ? [unit, ...columns] : columns, rows: Uint32Array.from(rows.keys()), sort, down, file: file || "table.csv", }).element;
   };
 })();
