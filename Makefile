@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint format bench clean
 
-demo: $(VENV)/.installed-nlp
+demo: $(VENV)/.installed-nlp,explorer
 	$(BIN)/uneurons run --out runs/bundled
+	$(BIN)/uneurons export runs/bundled --out runs/bundled-site
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto

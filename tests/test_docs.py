@@ -18,7 +18,19 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_every_command_has_help_and_a_section():
     names = [name for name in app if not name.startswith("-")]
-    assert set(names) == {"run", "dynamics", "sketch", "show", "roles", "report", "check", "estimate", "convert"}
+    assert set(names) == {
+        "run",
+        "dynamics",
+        "sketch",
+        "show",
+        "roles",
+        "report",
+        "export",
+        "serve",
+        "check",
+        "estimate",
+        "convert",
+    }
     for name in names:
         assert app[name].help or app[name].default_command.__doc__
         assert f"## `uneurons {name}`" in DOCS["commands.md"]

@@ -1,5 +1,6 @@
-"""Commands that read what was found: show, report."""
+"""Commands that read what was found: show, report, export, serve."""
 
+import sys
 from pathlib import Path
 
 from universal_neurons.cli.frame import app
@@ -7,7 +8,7 @@ from universal_neurons.config import (
     DYNAMICS_FILE,
 )
 from universal_neurons.disk import local_path
-from universal_neurons.terminal import output, say
+from universal_neurons.terminal import messages, output, say
 
 
 @app.command
@@ -89,3 +90,96 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
     joint = len(opened) > 1
     page = write_joint_report(opened, out or Path("report.html")) if joint else write_report(opened[0])
     say(output(), page.resolve())
+
+
+@app.command
+def export(stores: list[Path], /, *, out: Path, csv: bool = False, neuronpedia: bool = False, hf: bool = False) -> None:
+    """Write the site of studies and of training dynamics: pages to look around in, which open from disk.
+
+    Parameters
+    ----------
+    stores
+        Folders of studies or of training dynamics.
+    out
+        The site's folder: a new or empty one, or a site to be written anew.
+    csv
+        Also write the table of all units as CSV, into the site's folder csv.
+    neuronpedia
+        In place of a site: one study as Neuronpedia's exports are laid out, into a new folder.
+    hf
+        In place of a site: one study as a dataset for the Hugging Face hub, with its card, into a new folder.
+    """
+    from universal_neurons.explorer import open_results, write_site
+    from universal_neurons.progress import Reporter
+
+    if neuronpedia or hf:
+        _export_study(stores, out, csv=csv, neuronpedia=neuronpedia, hf=hf)
+        return
+    results = [open_results(local_path(path)) for path in stores]
+    page = write_site(results, out, csv=csv, reporter=Reporter())
+    say(output(), f"site: {page.resolve()}")
+
+
+def _export_study(stores: list[Path], out: Path, *, csv: bool, neuronpedia: bool, hf: bool) -> None:
+    """Write one study for other programs to read.  Raises `ConfigError` where more is asked."""
+    from universal_neurons.errors import ConfigError
+    from universal_neurons.explorer import write_dataset, write_neuronpedia
+    from universal_neurons.progress import Reporter
+    from universal_neurons.storage import Store
+
+    if csv + neuronpedia + hf > 1:
+        raise ConfigError("--csv, --neuronpedia and --hf are three exports", wanted="one of them, each into its --out")
+    flag = "--neuronpedia" if neuronpedia else "--hf"
+    if len(stores) > 1:
+        raise ConfigError(
+            f"{flag} is of one study", given=", ".join(map(str, stores)), wanted="one, each into its --out"
+        )
+    path = local_path(stores[0])
+    if (path / DYNAMICS_FILE).exists():
+        raise ConfigError(
+            f"{flag} is of a study",
+            given=f"{path}, training dynamics",
+            wanted="the study of a checkpoint",
+            fix=f"uneurons export {path / 'steps' / 'STEP'} {flag} --out {out}",
+        )
+    write = write_neuronpedia if neuronpedia else write_dataset
+    say(output(), write(Store(path), local_path(out), Reporter()).resolve())
+
+
+@app.command
+def serve(stores: list[Path], /, *, port: int = 0, open: bool = False, get: str | None = None) -> None:
+    """Serve the site of studies to this machine, with a page to try texts of your own, until Ctrl-C.
+
+    Parameters
+    ----------
+    stores
+        Folders of studies or of training dynamics.
+    port
+        The port on 127.0.0.1; 0: a free one.
+    open
+        Open the first page in the browser.
+    get
+        Print one file of the site, such as unit.html or data/site.js, and end; exit code 1 where there is none.
+    """
+    from universal_neurons.errors import ConfigError
+    from universal_neurons.explorer import open_results, page_of
+    from universal_neurons.explorer import serve as serve_site
+    from universal_neurons.progress import Reporter
+
+    if get is not None and (port or open):
+        raise ConfigError("--get serves nothing", given="--port or --open", wanted="--get alone")
+    results = [open_results(local_path(path)) for path in stores]
+    if get is None:
+        serve_site(results, port=port, open_page=open, told=_tell_address, reporter=Reporter())
+        return
+    page = page_of(results, get)
+    if page is None:
+        say(messages(), f"uneurons: no such page: {get}")
+        sys.exit(1)
+    console = output()
+    console.file.write(page.decode("utf-8", "replace"))
+    console.file.flush()
+
+
+def _tell_address(address: str) -> None:
+    say(output(), f"serving {address} until Ctrl-C")

@@ -1,6 +1,7 @@
 """Commands that study: run, dynamics, sketch, roles, estimate."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +41,12 @@ def run(*, config: ConfigFile = None, flags: Flags = None) -> None:
     report = write_report(store)
     output().print(study_view(store))
     say(output(), f"report: {report.resolve()}")
+    say(output(), f"pages of every neuron: uneurons export {_quoted(store.path)} --out site, then open site/index.html")
+
+
+def _quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 DynamicsFlags: Any = create_model(

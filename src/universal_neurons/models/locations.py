@@ -42,8 +42,8 @@ def expand_bundled(models: Sequence[str]) -> list[str]:
     return [name for model in models for name in (bundled_models() if model == BUNDLED else [model])]
 
 
-def resolve_sources(models: Sequence[str], *, pickles: bool = False) -> list[Source]:
-    """Every model's folder and a unique name for it, downloading from the hub what is not local.
+def resolve_sources(models: Sequence[str], *, pickles: bool = False, download: bool = True) -> list[Source]:
+    """Every model's folder and a unique name for it, downloading from the hub what is not local unless told not to.
 
     Raises `MissingFileError` for what is not there.
     """
@@ -51,7 +51,7 @@ def resolve_sources(models: Sequence[str], *, pickles: bool = False) -> list[Sou
     parsed = [_split_revision(model) for model in expanded]
     names = _unique_names(parsed)
     return [
-        Source(model, name, _folder_of(path, revision, pickles), revision)
+        Source(model, name, _folder_of(path, revision, pickles=pickles, download=download), revision)
         for model, (path, revision), name in zip(expanded, parsed, names)
     ]
 
@@ -61,9 +61,9 @@ def names_of(models: Sequence[str]) -> list[str]:
     return _unique_names([_split_revision(model) for model in models])
 
 
-def folder_of(model: str) -> Path:
-    """The local folder of one model, tokenizer or data set of the hub."""
-    return _folder_of(*_split_revision(model), pickles=False)
+def folder_of(model: str, *, download: bool = True) -> Path:
+    """The local folder of one model, tokenizer or data set of the hub, downloaded unless told not to."""
+    return _folder_of(*_split_revision(model), download=download)
 
 
 def _split_revision(model: str) -> tuple[str, str | None]:
@@ -95,7 +95,7 @@ def _unique_names(parsed: list[tuple[str, str | None]]) -> list[str]:
     return unique
 
 
-def _folder_of(path: str, revision: str | None, pickles: bool) -> Path:
+def _folder_of(path: str, revision: str | None, *, pickles: bool = False, download: bool = True) -> Path:
     local = local_path(path)
     if path.startswith(f"{BUNDLED}/") and not local.is_dir():
         local = BUNDLED_FOLDER / path.removeprefix(f"{BUNDLED}/")
@@ -119,7 +119,7 @@ def _folder_of(path: str, revision: str | None, pickles: bool) -> Path:
         raise MissingFileError(
             f"{path or 'an empty name'}: no such folder", wanted="a Hugging Face model folder or hub id"
         )
-    return _snapshot(path, revision, READABLE + (PICKLES if pickles else []))
+    return _snapshot(path, revision, READABLE + (PICKLES if pickles else []), download)
 
 
 def require_ordinary_files(folder: Path, named: str) -> None:
@@ -132,12 +132,14 @@ def require_ordinary_files(folder: Path, named: str) -> None:
         )
 
 
-def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
+def _snapshot(repository: str, revision: str | None, patterns: list[str], download: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=not download)
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
         at = f" at revision {revision}" if revision else ""
         raise MissingFileError(

@@ -2,6 +2,7 @@
 
 summary           a study in a few numbers and tables
 facts             what was found of one model's neurons, in ten lines
+opening           what a study asked and found, in plain sentences
 counts            counts over thresholds, beside untrained networks, of anchors and cliques, as lines
 one_neuron        one neuron in the terminal
 anchors           the neurons that are mutual in every model, in the terminal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from universal_neurons.report.dynamics_summary import course_view, dynamics_view
     from universal_neurons.report.integrity import check_stores
     from universal_neurons.report.one_neuron import neuron_view
+    from universal_neurons.report.opening import opening_sentences
     from universal_neurons.report.pages import (
         study_figures,
         study_names,
@@ -36,6 +38,7 @@ else:
         {
             "summary": ["roles_view", "study_view"],
             "one_neuron": ["neuron_view"],
+            "opening": ["opening_sentences"],
             "anchors": ["anchors_view"],
             "dynamics_summary": ["course_view", "dynamics_view"],
             "pages": [

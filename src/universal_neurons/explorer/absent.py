@@ -1,0 +1,86 @@
+"""Why there is nothing to see: for every page that a study has nothing for, the reason and the remedy."""
+
+from collections.abc import Mapping
+
+from universal_neurons.explorer.studies import ShownStudy
+from universal_neurons.roles import role_rows
+from universal_neurons.storage import Store
+
+PAGES = {  # a page, and the content that it is about
+    "families": "families", "roles": "roles", "layers": "layers", "models": None, "subsets": "subsets",
+    "dynamics": "dynamics", "explanations": "explanations", "text": "text",
+}  # fmt: skip
+
+
+def shown_pages(missing: Mapping[str, str]) -> list[str]:
+    """The pages that have something to show."""
+    return ["study", "unit", *(page for page, content in PAGES.items() if content not in missing)]
+
+
+def absent(study: ShownStudy, store: Store) -> dict[str, str]:
+    """By name of what is absent, a sentence or two; `store` is the study's as summaries read it."""
+    missing = {} if store.askers else {"universality": _no_universality(study)}
+    tables = {
+        "families": ("labels", f"This study had no stage labels: {_again('--stages labels')}."),
+        "examples": ("examples", f"This study kept no examples: {_again('the stage statistics')}."),
+        "tokens": ("tokens", "No means by token: their sums were too large for memory, or not asked for."),
+        "vocabulary": ("vocabulary", "This study kept no vocabulary: tokens are shown by their numbers."),
+        "roles": ("effects", _no_roles(study)),
+        "layers": ("layers", missing.get("universality", "This study kept no layer profile.")),
+        "subsets": ("subsets", f"No subset of the text was asked about: {_again('--subset all')}."),
+        "thresholds": ("thresholds", "This study is of a version that counted at one threshold alone."),
+        "anchors": ("anchors", "This study is of a version that kept no anchors, or asked about no matches."),
+        "cliques": ("cliques", f"Cliques need matches of every model: {_again('--pairs all')}."),
+        "null": ("null", f"Nothing is held against untrained networks: {_again('--null untrained')}."),
+        "counterparts": ("counterparts", _no_counterparts(study)),
+        "spans": ("spans", "All models have the same tokenizer: a position is a token."),
+    }  # fmt: skip
+    missing |= {name: reason for name, (table, reason) in tables.items() if not store.has(table)}
+    if study.dynamics is None:
+        missing["dynamics"] = (
+            "A study is of one moment of training: uneurons dynamics studies checkpoints; its folder can be shown."
+        )
+    missing["explanations"] = "Nobody has explained the units in words; what they fire on stands in their labels."
+    missing["text"] = "A text of your own is tried where the models are: uneurons serve RUN."
+    if store.askers and store.config.pairs != "all":
+        missing["pairs"] = (
+            f"Only {study.models[0]} was asked about; the other models' matches: {_again('--pairs all')}."
+        )
+    return missing | _roles_without_units(study, store)
+
+
+def _again(option: str) -> str:
+    return f"run it again with {option}, into another folder"
+
+
+def _no_universality(study: ShownStudy) -> str:
+    if len(study.models) == 1:
+        return "One model has no counterparts: name more with --models."
+    return f"This study asked about no matches: {_again('--stages universality')}."
+
+
+def _no_roles(study: ShownStudy) -> str:
+    if study.store.has("spans"):
+        return "Roles are of each model's own tokens, and the tokenizers differ: study the models one by one."
+    return "This study had no stage roles: uneurons roles RUN adds them."
+
+
+def _no_counterparts(study: ShownStudy) -> str:
+    if not study.store.askers:
+        return _no_universality(study)
+    return (
+        "This study kept no windows of held-out text with the matches' activations: run it again, into another folder."
+    )
+
+
+def _roles_without_units(study: ShownStudy, store: Store) -> dict[str, str]:
+    """For every role that no unit of the reference has: the nearest."""
+    if not store.has("effects"):
+        return {}
+    missing = {}
+    for role, counts, best in role_rows(store):
+        if not counts[0]:
+            nearest = best.removeprefix("none; nearest ")
+            told = f"; the nearest: {nearest}." if nearest else "."
+            missing[f"role:{role.replace(' ', '_')}"] = f"No unit of {study.models[0]} has the role {role}{told}"
+    return missing

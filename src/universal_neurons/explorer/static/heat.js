@@ -1,0 +1,67 @@
+// The layer × layer map: where the best matches of a layer's units lie in another model. Cells are buttons.
+(function () {
+  "use strict";
+
+  // shares: share(layer, matchLayer) from 0 to 1; href(layer, matchLayer)
+  un.heat = function ({ caption, rows, columns, share, href, names }) {
+    const wide = columns <= 16;
+    const cells = [];
+    let here = [rows - 1, 0];
+    const body = un.h("tbody", {});
+    const readout = un.h("p", { class: "readout", "aria-live": "polite" }, "Every cell opens its units.");
+
+    function tell(row, column) {
+      readout.textContent = `${un.percent(share(row, column))} of ${names.rows}'s layer ${row} has its best match in ${names.columns}'s layer ${column}.`;
+    }
+    function go(row, column) {
+      cells[here[0]][here[1]].tabIndex = -1;
+      here = [Math.max(0, Math.min(rows - 1, row)), Math.max(0, Math.min(columns - 1, column))];
+      cells[here[0]][here[1]].tabIndex = 0;
+      cells[here[0]][here[1]].focus();
+    }
+    function cell(row, column) {
+      const value = share(row, column);
+      const link = un.h("a", {
+        href: href(row, column), tabindex: -1, vars: { "--share": value || 0 },
+        "aria-label": `layer ${row} to layer ${column}: ${un.percent(value)}`,
+      }, wide ? (value ? String(Math.round(value * 100)) : "·") : "");
+      link.addEventListener("mouseenter", () => tell(row, column));
+      link.addEventListener("focus", () => tell(row, column));
+      return link;
+    }
+    for (let row = rows - 1; row >= 0; row--) {
+      cells[row] = Array.from({ length: columns }, (_, column) => cell(row, column));
+      body.append(un.h("tr", {}, un.h("th", { scope: "row" }, row % Math.ceil(rows / 16) === 0 ? String(row) : ""), cells[row].map((each) => un.h("td", {}, each))));
+    }
+    const foot = un.h("tr", {}, un.h("td", {}), Array.from({ length: columns }, (_, at) => un.h("th", { scope: "col" }, at % Math.ceil(columns / 16) === 0 ? String(at) : "")));
+    body.append(foot);
+    cells[here[0]][here[1]].tabIndex = 0;
+    const table = un.h("table", { class: wide ? "heat" : "heat fine" }, un.h("caption", {}, caption), body);
+    table.addEventListener("keydown", (event) => {
+      const step = { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      go(here[0] + step[0], here[1] + step[1]);
+    });
+    const across = un.h("p", { class: "heat-name" }, `layer of ${names.columns} →`);
+    const up = un.h("p", { class: "heat-name" }, `↑ layer of ${names.rows}`);
+    return un.h("div", { class: "heat-box" }, up, un.h("div", { class: "sheet" }, table), across, readout);
+  };
+
+  // From the store's table of layers: asker, layer, model, match_layer, fraction.
+  un.layerMap = function (rows, asker, model) {
+    const shares = new Map();
+    for (const row of rows) {
+      if (row.asker === asker && row.model === model) shares.set(`${row.layer}:${row.match_layer}`, row.fraction);
+    }
+    if (!shares.size) return un.absent("layers", "The store says nothing of these two models' layers.");
+    const [one, other] = [un.study.models[asker], un.study.models[model]];
+    return un.heat({
+      caption: `Best matches of ${one.name}'s layers in ${other.name}, % of a layer's living units`,
+      rows: one.layers, columns: other.layers,
+      share: (row, column) => shares.get(`${row}:${column}`) || 0,
+      href: (row, column) => un.href("study", {}, { m: asker, layer: row, match: `${model}:${column}` }),
+      names: { rows: one.name, columns: other.name },
+    });
+  };
+})();

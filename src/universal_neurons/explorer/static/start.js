@@ -1,0 +1,2 @@
+// Last of a page's scripts: everything is there, draw.
+un.start();
