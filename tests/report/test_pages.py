@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from html import unescape
 from html.parser import HTMLParser
 
 import polars as pl
@@ -14,6 +15,7 @@ from universal_neurons.legible import file_names, legible
 from universal_neurons.report import figures, study_figures, study_view, summary_html, write_joint_report, write_report
 from universal_neurons.report import pages as report
 from universal_neurons.report.facts import facts, short
+from universal_neurons.report.opening import opening_sentences
 from universal_neurons.report.summary import shown_neurons
 
 
@@ -50,8 +52,11 @@ def drawn(stores):
 def test_pages_are_self_contained(stores, pages, tmp_path, few_figures):
     for store, page in zip(stores, pages):
         links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']+)", page)
+        site = f"../{store.path.name}-site/index.html"  # where `uneurons export` is told to put every neuron's page
+        assert links.pop(0) == site
         assert links
         assert all(link.startswith("data:image/svg+xml;base64,") for link in links)
+        assert all(sentence in unescape(page) for sentence in opening_sentences(store))
         assert not re.search(r"https?://|<script|@import|url\(", page)
         assert len(list((store.path / "figures").glob("*.svg"))) >= 11
         for name in {path.stem for path in (store.path / "figures").iterdir()}:

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,6 +16,7 @@ from universal_neurons.legible import file_names, legible
 from universal_neurons.report import figures
 from universal_neurons.report.counts import anchor_lines, clique_lines
 from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows, sentences
+from universal_neurons.report.opening import opening_sentences
 from universal_neurons.report.summary import (
     MODEL_FACTS,
     asker_lines,
@@ -185,8 +187,12 @@ def summary_html(store: Store) -> str:
 def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
     manifest = store.manifest
     publication = store.config.published
+    name = store.path.resolve().name
     return {
-        "name": store.path.resolve().name,
+        "name": name,
+        "opening": opening_sentences(store),
+        "site": f"{name}-site",
+        "site_link": quote(f"../{name}-site/index.html"),
         "asked": [_asked(store, asker, pictures) for asker in store.askers],
         "cliques": clique_lines(store),
         "spans": fit_rows(store.table("spans")) if store.has("spans") else [],
