@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from universal_neurons.config import DYNAMICS_FILE
 from universal_neurons.dynamics import Dynamics
@@ -16,6 +16,7 @@ from universal_neurons.units import Units
 LONGEST_ID = 40
 
 
+@runtime_checkable
 class Strings(Protocol):
     """What every token is called."""
 
