@@ -2,7 +2,8 @@
 
 1. The folder must be new, empty, or a site that was written here; another is refused before anything is read.
 2. Everything is written into a folder beside it.
-3. That takes the place of the old site by its name, and the old site goes.  A reader has the old site, for an instant none, then the new one.
+3. That takes the place of the old site by its name, and the old site goes.  A reader has the old site, for an instant
+   none, then the new one.
 """
 
 import contextlib
