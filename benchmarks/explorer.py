@@ -11,6 +11,7 @@ Prints a Markdown section; benchmarks/RESULTS.md holds one.
 """
 
 import argparse
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -242,6 +243,7 @@ def write_store(large: Large, folder: Path) -> None:
         "vocabulary": lambda: vocabulary,
         "layers": lambda: layers(large),
         "matches": lambda: matches(large, random),
+        "counterparts": lambda: counterparts(large, random),
     }
     by_model = {"neurons": neurons, "examples": examples, "labels": labels, "tokens": tokens, "effects": effects}
     with StoreWriter(folder) as writer:
@@ -278,22 +280,28 @@ def manifest(large: Large, folder: Path) -> dict[str, object]:
     }
 
 
-def export(store: Path, site: Path) -> tuple[float, int]:
-    """Seconds that the command takes, and the peak of its resident memory in bytes."""
+def counterparts(large: Large, random: np.random.Generator) -> pl.DataFrame:
+    """Windows of the reference's units, with the activations of a match in every other model."""
+    own = next(examples(large, random)).rename({"model": "asker"})
+    matched = np.maximum(random.normal(size=(len(own), large.models - 1, WINDOW)), 0).astype(np.float32)
+    return own.with_columns(match_activations=pl.Series(matched).cast(pl.List(pl.List(pl.Float32))))
+
+
+def export(store: Path, site: Path) -> tuple[float, float, int]:
+    """Seconds that the command takes, those of its processor, and the peak of its resident memory in bytes."""
     started = time.perf_counter()
     program = "from universal_neurons.cli import main; main()"
     command = [sys.executable, "-c", program, "export", str(store), "--out", str(site)]
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
-    peak = 0
+    peak, used = 0, 0.0
     while process.poll() is None:
-        try:
-            peak = max(peak, process.memory_info().rss)
-        except psutil.Error:
-            break
+        with contextlib.suppress(psutil.Error):  # it may just have ended
+            peak, times = max(peak, process.memory_info().rss), process.cpu_times()
+            used = max(used, times.user + times.system)
         time.sleep(0.05)
     if process.wait():
         raise SystemExit("the export failed")
-    return time.perf_counter() - started, peak
+    return time.perf_counter() - started, used, peak
 
 
 def size_of(folder: Path) -> tuple[int, int]:
@@ -314,7 +322,7 @@ def main() -> None:
         store, site = folder / "store", folder / "site"
         if not (store / "study.json").exists():
             write_store(large, store)
-        seconds, peak = export(store, site)
+        seconds, used, peak = export(store, site)
         files, size = size_of(site)
         print(f"""## explorer: export
 
@@ -322,7 +330,7 @@ def main() -> None:
 
 | | |
 |---|---|
-| seconds | {seconds:.0f} |
+| seconds, of which the processor's | {seconds:.0f}, {used:.0f} |
 | peak resident memory | {peak / 2**30:.2f} GiB |
 | site | {size / 2**30:.1f} GiB in {files:,} files |
 | a file of 64 units | {size_of(site / "data" / "store" / "unit")[1] / (large.models * -(-large.units // 64)) / 2**10:.0f} KiB |""")

@@ -12,7 +12,7 @@ from conftest import exit_code, save_tiny, some_text
 from universal_neurons.cli.frame import StudyFlags
 from universal_neurons.config import StudyConfig
 
-COMMANDS = ("run", "dynamics", "show", "roles", "report", "check", "estimate", "convert")
+COMMANDS = ("run", "dynamics", "show", "roles", "report", "export", "check", "estimate", "convert")
 
 
 def test_help_needs_no_torch():
@@ -60,6 +60,7 @@ def test_run_show_report(study, folders, svg_only, capsys, tmp_path, monkeypatch
     printed = capsys.readouterr().out
     assert "universal (excess > 0.5)" in printed
     assert str(run / "report.html") in printed.replace("\n", "")
+    assert f"uneurons export {run} --out site, then open site/index.html" in printed.replace("\n", "")
     assert exit_code("show", run) == 0
     assert "compared with" in capsys.readouterr().out
     assert exit_code("show", run, "L1.7") == 0

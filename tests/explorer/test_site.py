@@ -14,7 +14,7 @@ from plain_site import data_of, paths_of, table_of, with_tables, write_static
 from universal_neurons import Store
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
-from universal_neurons.explorer import TERMS, open_results, require_site, write_site
+from universal_neurons.explorer import TERMS, open_results, require_site, unit_rows, write_site
 from universal_neurons.explorer import site as site_module
 from universal_neurons.explorer.data_files import read_statement, statement, text_column
 from universal_neurons.explorer.histograms import bars
@@ -58,6 +58,15 @@ def test_pages_are_rendered_and_everything_else_is_copied(small, static, tmp_pat
     assert "&lt;i&gt;" in (site / "index.html").read_text()
     assert {path.name for path in (site / "static").rglob("*")} == {"app.js", "vendor", "plot.js"}
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["site"]
+
+
+def test_a_served_site_has_the_page_of_texts(small, static, tmp_path):
+    for served in (False, True):
+        site = write_site([small], tmp_path / "site", served=served, static=static).parent
+        told = data_of(site, "site")
+        assert told["served"] == served
+        assert ("text" in told["studies"][0]["pages"]) == served
+        assert ("text" in data_of(site, "small/study")["absent"]) == (not served)
 
 
 def test_the_same_studies_give_the_same_bytes(small, static, tmp_path):
@@ -195,6 +204,17 @@ def test_a_store_of_an_earlier_version_says_what_it_lacks(odd_store, static, tmp
     assert not {"roles", "excess_standardised"} & data_of(site, "old/units/0")["columns"].keys()
 
 
+def test_tokens_are_numbers_where_there_is_no_vocabulary(odd_store, static, tmp_path):
+    folder = with_tables(odd_store.path, tmp_path / "bare", ("vocabulary", *OF_ROLES))
+    site = write_site([Store(folder)], tmp_path / "site", static=static).parent
+    assert "vocabulary" in data_of(site, "bare/study")["absent"]
+    shard = data_of(site, "bare/unit/0/0")
+    first = table_of(folder, "examples").filter(pl.col("model") == odd_store.models[0]).row(0, named=True)
+    told = shard["units"][first["neuron"]]["examples"][0]
+    assert [shard["strings"][place] for place in told["tokens"]] == [str(token) for token in first["tokens"]]
+    assert data_of(site, "bare/search/0")["tokens"][0].isdigit()
+
+
 def test_weights_alone(small, static, tmp_path):
     site = write_site([small], tmp_path / "site", csv=True, static=static).parent
     told = data_of(site, "small/study")
@@ -224,6 +244,26 @@ def test_rows_that_are_in_no_order_are_refused(odd_store, static, tmp_path):
     with pytest.raises(StoreConflictError, match=r"labels\.parquet: not in the order"):
         write_site([Store(changed)], tmp_path / "site", static=static)
     assert not (tmp_path / "site").exists()
+
+
+def test_rows_are_given_once_and_in_order_however_the_file_is_cut(odd_store, tmp_path, monkeypatch):
+    labels = table_of(odd_store.path, "labels")
+    turned = pl.concat([labels.filter(pl.col("model") == model) for model in reversed(odd_store.models)])
+    folder = with_tables(odd_store.path, tmp_path / "cut")
+    turned.write_parquet(folder / "labels.parquet", row_group_size=37)
+    monkeypatch.setattr(unit_rows, "BATCH_ROWS", 11)
+    rows = unit_rows.UnitRows(Store(folder, verify=False), "labels", odd_store.units)
+    for model in odd_store.models:
+        stops = [1, 1, 2, 9, 30, 48]
+        taken = [rows.take(model, stop) for stop in stops]
+        for start, stop, part in zip([0, *stops], stops, taken):
+            number = 24 * pl.col("layer") + pl.col("neuron")
+            expected = labels.filter((pl.col("model") == model) & (number >= start) & (number < stop))
+            if part is None:
+                assert expected.is_empty()
+            else:
+                assert part.drop("unit").equals(expected.drop("model"))
+                assert part["unit"].equals(expected.select(number.cast(pl.Int64).alias("unit"))["unit"])
 
 
 def test_an_altered_table_is_refused(odd_store, static, tmp_path):

@@ -108,5 +108,5 @@ def export(stores: list[Path], /, *, out: Path, csv: bool = False) -> None:
     from universal_neurons.progress import Reporter
 
     results = [open_results(local_path(path)) for path in stores]
-    page = write_site(results, local_path(out), csv=csv, reporter=Reporter())
+    page = write_site(results, out, csv=csv, reporter=Reporter())
     say(output(), f"site: {page.resolve()}")

@@ -24,6 +24,7 @@ def absent(study: ShownStudy, store: Store) -> dict[str, str]:
         "families": ("labels", f"This study had no stage labels: {_again('--stages labels')}."),
         "examples": ("examples", f"This study kept no examples: {_again('the stage statistics')}."),
         "tokens": ("tokens", "No means by token: their sums were too large for memory, or not asked for."),
+        "vocabulary": ("vocabulary", "This study kept no vocabulary: tokens are shown by their numbers."),
         "roles": ("effects", _no_roles(study)),
         "layers": ("layers", missing.get("universality", "This study kept no layer profile.")),
         "subsets": ("subsets", f"No subset of the text was asked about: {_again('--subset all')}."),

@@ -1,12 +1,12 @@
 """Which units fire on a token: `search/M`, from the tokens of highest mean activation and those of the top examples."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from universal_neurons.explorer.data_files import packed
+from universal_neurons.explorer.studies import Strings
 from universal_neurons.statistics import BOTTOM
 
 TAILS = ("top", BOTTOM)
@@ -15,7 +15,7 @@ TAILS = ("top", BOTTOM)
 class SearchIndex:
     """Pairs of token and unit, gathered over a model's units."""
 
-    def __init__(self, strings: Sequence[str]) -> None:
+    def __init__(self, strings: Strings) -> None:
         self.strings = strings
         self.pairs: list[np.ndarray] = []
 

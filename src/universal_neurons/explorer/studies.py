@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from universal_neurons.config import DYNAMICS_FILE
 from universal_neurons.dynamics import Dynamics
@@ -13,6 +14,21 @@ from universal_neurons.storage import Store
 from universal_neurons.units import Units
 
 LONGEST_ID = 40
+
+
+@runtime_checkable
+class Strings(Protocol):
+    """What every token is called."""
+
+    def __getitem__(self, token: int, /) -> str:
+        """The string of a token."""
+
+
+class NumbersAlone:
+    """The strings of tokens of which nothing but the numbers is known."""
+
+    def __getitem__(self, token: int, /) -> str:
+        return str(token)
 
 
 @dataclass(frozen=True)
@@ -34,9 +50,9 @@ class ShownStudy:
         return self.store.models if self.dynamics is None else self.dynamics.seeds
 
     @cached_property
-    def strings(self) -> list[str]:
-        """The vocabulary's strings; none where the study has no vocabulary."""
-        return self.store.strings if self.store.has("vocabulary") else []
+    def strings(self) -> "Strings":
+        """The vocabulary's strings by token; tokens' numbers where the study has no vocabulary."""
+        return self.store.strings if self.store.has("vocabulary") else NumbersAlone()
 
     @property
     def units(self) -> dict[str, Units]:

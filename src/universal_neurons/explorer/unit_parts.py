@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from universal_neurons.explorer.data_files import DIGITS, rounded, rounded_lists, without_nothing
+from universal_neurons.explorer.studies import Strings
 
 Record = dict[str, Any]
 FINE_DIGITS = 6  # of activations side by side, which are held against the models' own
@@ -37,10 +38,10 @@ COURSE_NUMBERS = {
 
 @dataclass(frozen=True)
 class Context:
-    """What rows are read with: the study's models, its vocabulary's strings by token, and whose units they are of."""
+    """What rows are read with: the study's models, its tokens' strings, and whose units they are of."""
 
     models: Sequence[str]
-    strings: Sequence[str]
+    strings: Strings
     model: int
 
     def number(self, column: str) -> pl.Expr:
