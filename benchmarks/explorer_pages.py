@@ -61,6 +61,7 @@ def page_times(site: Path, runs: int = 20, chromium: str | None = None) -> dict[
             for name, text in (("search, first", "word1"), ("search", "word12"), ("search", "token 7")):
                 times[name].append(page.evaluate(SEARCH, text))
             page.context.close()
+        for _ in range(runs):
             layer = units.randrange(len(widths))
             name = f"{units.randrange(models)}/L{layer}.{units.randrange(widths[layer])}"
             page = opened(browser, f"{site.resolve().as_uri()}/unit.html?u={name}")

@@ -86,7 +86,6 @@ def activation(model: int, number: int, window: int, at: int) -> float:
 def columns(model: int) -> dict:
     numbers = range(COUNT)
     values = [excess(model, number) for number in numbers]
-    other = 1 - model
     return {
         "layer": whole("16", [number // WIDTH for number in numbers]),
         "neuron": whole("32", [number % WIDTH for number in numbers]),
@@ -103,9 +102,15 @@ def columns(model: int) -> dict:
         "family": words([FAMILIES[number % len(FAMILIES)] for number in numbers]),
         "label": words([label(number) for number in numbers]),
         "roles": words([ROLES[number % len(ROLES)] for number in numbers]),
-        f"match_layer:{other}": whole("16", [number // WIDTH for number in numbers]),
-        f"match_neuron:{other}": whole("32", [(number + 1) % WIDTH for number in numbers]),
-        f"match_corr:{other}": f32([value and value + 0.08 for value in values]),
+    } | (matched(values) if model == 0 else {})
+
+
+def matched(values: list) -> dict:
+    """The reference's best matches in the other model, each one further."""
+    return {
+        "match_layer:1": whole("16", [number // WIDTH for number in range(COUNT)]),
+        "match_neuron:1": whole("32", [(number + 1) % WIDTH for number in range(COUNT)]),
+        "match_corr:1": f32([value and value + 0.08 for value in values]),
     }
 
 
@@ -184,7 +189,8 @@ def unit(model: int, number: int, strings: list[str]) -> dict:
             {"kind": "correlated", "layer": layer, "neuron": (neuron + 3) % WIDTH, "value": 0.5},
         ],
     }
-    return {key: content for key, content in told.items() if content is not None}
+    missing = ("matches", "counterparts", "functional") if model else ()  # only the reference was asked about
+    return {key: content for key, content in told.items() if content is not None and key not in missing}
 
 
 def tables() -> dict:

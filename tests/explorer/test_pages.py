@@ -15,6 +15,7 @@ AXE = Path(__file__).parent / "axe/axe.min.js"
 KINDS = {
     "study.html": "Two seeds",
     "unit.html?u=0/L0.1": "L0.1",
+    "unit.html?u=1/L0.2": "L0.2",
     "families.html": "Families",
     "roles.html": "Roles",
     "layers.html": "Layers",
@@ -159,6 +160,14 @@ def test_tokens_are_coloured_by_their_share_and_say_their_values(visitor):
     assert all(f"{values[model][3]:.2f}".replace("-", "−") in told for model in range(2))
     texts.first.locator(".tok").nth(0).hover()
     assert "not counted" in page.inner_text("#bubble")
+
+
+def test_a_unit_that_was_not_asked_about_names_those_that_have_it_for_a_match(visitor):
+    page = visitor.go("unit.html?u=1/L0.4")
+    page.locator("#matches li a").wait_for()
+    assert "1 unit of seed-1" in page.inner_text("#matches")
+    assert page.inner_text("#matches li").startswith(f"L0.3 ρ {excess(0, 3) + 0.08:.2f}")
+    visitor.well()
 
 
 def test_what_is_not_there_says_why(visitor):

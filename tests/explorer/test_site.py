@@ -60,6 +60,15 @@ def test_pages_are_rendered_and_everything_else_is_copied(small, static, tmp_pat
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["site"]
 
 
+def test_a_served_site_has_the_page_of_texts(small, static, tmp_path):
+    for served in (False, True):
+        site = write_site([small], tmp_path / "site", served=served, static=static).parent
+        told = data_of(site, "site")
+        assert told["served"] == served
+        assert ("text" in told["studies"][0]["pages"]) == served
+        assert ("text" in data_of(site, "small/study")["absent"]) == (not served)
+
+
 def test_the_same_studies_give_the_same_bytes(small, static, tmp_path):
     first, second = (write_site([small], tmp_path / name, static=static).parent for name in ("a", "b"))
     assert contents(first) == contents(second)

@@ -2,7 +2,8 @@
 
 1. The folder must be new, empty, or a site that was written here; another is refused before anything is read.
 2. Everything is written into a folder beside it.
-3. That takes the place of the old site by its name, and the old site goes.  A reader has the old site or the new one.
+3. That takes the place of the old site by its name, and the old site goes.  A reader has the old site, for an instant
+   none, then the new one.
 """
 
 import contextlib
@@ -56,7 +57,7 @@ def write_site(
         listed = []
         for number, study in enumerate(shown_studies(results), start=1):
             reporter.note(f"site: {study.name} ({number} of {len(results)})")
-            listed.append(write_study(study, folder))
+            listed.append(write_study(study, folder, served=served))
             if csv:
                 write_csv(study, folder)
         site = {"format": FORMAT, "studies": listed, "terms": TERMS, "served": served}
@@ -65,18 +66,20 @@ def write_site(
     return target / "index.html"
 
 
-def write_study(study: ShownStudy, folder: Path) -> dict[str, Any]:
+def write_study(study: ShownStudy, folder: Path, *, served: bool = False) -> dict[str, Any]:
     """Write the data files of one study; returns what the list of the site's studies says of it."""
-    missing = _write_summary(study, folder)
+    missing = _write_summary(study, folder, served)
     write_unit_files(study, folder)
     pages = shown_pages(missing)
     return {"id": study.id, "name": study.name, "title": study.title, "models": study.models, "pages": pages}
 
 
-def _write_summary(study: ShownStudy, folder: Path) -> dict[str, str]:
+def _write_summary(study: ShownStudy, folder: Path, served: bool) -> dict[str, str]:
     """Write what is said of the study as a whole; returns what is absent.  The tables read for it are gone then."""
     store = study.summary()
     data = study_data(study, store)
+    if served:
+        del data["absent"]["text"]
     write_data(folder, f"{study.id}/study", data)
     write_data(folder, f"{study.id}/tables", tables_data(study, store))
     return data["absent"]

@@ -164,8 +164,8 @@
       un.section("numbers", "All numbers", part.numbers(unit)),
       json(place, unit, strings));
     if (!(unit.matches || []).length && place.model !== un.study.reference) {
-      const found = await askers(place).catch(() => null);
-      if (found) document.getElementById("matches").append(...[found].flat());
+      // From the file of all of the reference's units, which may be large: when the page is there.
+      setTimeout(() => askers(place).then((found) => found && document.getElementById("matches").append(...[found].flat()), () => null));
     }
   };
 })();
