@@ -107,9 +107,11 @@ def windows(rows: pl.DataFrame, context: Context, digits: int = DIGITS) -> list[
     place = (pl.col("position") - pl.col("start")).alias("at")
     numbers = rounded(pl.col("activation"), digits), rounded_lists("activations", digits)
     records = records_of(rows.select("band", "rank", "row", place, "tokens", *numbers))
-    strings = context.strings
-    for record in records:  # a table that holds strings keeps them
-        record["tokens"] = [strings[token] if isinstance(token, int) else token for token in record["tokens"]]
+    if rows.schema["tokens"] == pl.List(pl.String):
+        return records
+    string = context.strings.__getitem__
+    for record in records:
+        record["tokens"] = list(map(string, record["tokens"]))
     return records
 
 
