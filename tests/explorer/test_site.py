@@ -180,7 +180,9 @@ def test_a_store_of_an_earlier_version_says_what_it_lacks(odd_store, static, tmp
         "corr_ranks", "corr_within_tokens", "stretches", "variance_ratio", "certified"
     )
     changed = {"neurons": neurons, "matches": matches}
-    old = with_tables(odd_store.path, tmp_path / "old", (*OLD, *OF_ROLES, "examples", "counterparts", "histograms"), changed)
+    old = with_tables(
+        odd_store.path, tmp_path / "old", (*OLD, *OF_ROLES, "examples", "counterparts", "histograms"), changed
+    )
     site = write_site([Store(old)], tmp_path / "site", csv=True, static=static).parent
     told = data_of(site, "old/study")
     assert told["absent"].keys() >= {
