@@ -84,7 +84,12 @@ def legend_below(axes: Axes, **settings: Any) -> None:
     labels = axes.get_legend_handles_labels()[1]
     if labels:
         columns = 1 if max(map(len, labels)) > SHORT else min(len(labels), 3)
-        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": BELOW, "ncols": columns}
+        place: dict[str, Any] = {
+            "loc": "upper center",
+            "bbox_to_anchor": (0.5, 0),
+            "borderaxespad": BELOW,
+            "ncols": columns,
+        }
         axes.legend(fontsize=7, **(place | settings))
 
 
