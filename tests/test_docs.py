@@ -54,6 +54,15 @@ def test_every_docs_page_is_linked_from_the_readme():
         assert f"docs/{name}" in README, name
 
 
+def test_the_readme_is_short_and_so_are_its_sentences():
+    assert len(README.splitlines()) <= 120
+    prose = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"^    .*$", "", README, flags=re.MULTILINE))
+    assert not re.findall(r"(?<!\w)\.\d", prose)  # 0.69, not .69
+    for paragraph in re.split(r"\n\s*\n|\n(?=[-|#])", prose):
+        for sentence in re.split(r"(?<=[.!?:;])\s+", re.sub(r"[\n|]", " ", paragraph)):
+            assert len(re.findall(r"\w\S*", sentence)) <= 30, sentence
+
+
 PAGES = [
     *ROOT.glob("*.md"),
     *(ROOT / "docs").glob("*.md"),
