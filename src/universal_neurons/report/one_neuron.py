@@ -1,4 +1,4 @@
-"""One neuron in the terminal: its numbers, matches, best labels, histogram and examples (`uneurons show RUN L2.17`)."""
+"""One neuron in the terminal: a verdict, numbers, matches, labels, examples (`uneurons show RUN L2.17`)."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -13,6 +13,7 @@ from rich.text import Text
 from universal_neurons.errors import InputError
 from universal_neurons.legible import legible
 from universal_neurons.report.facts import finite, short
+from universal_neurons.report.verdict import main_numbers, verdict
 from universal_neurons.roles import neuron_lines
 from universal_neurons.statistics import BOTTOM
 from universal_neurons.storage import Store
@@ -38,8 +39,8 @@ def parse_neuron(name: str, models: Sequence[str]) -> tuple[str, int, int]:
     return model, layer, neuron
 
 
-def neuron_view(store: Store, name: str) -> Group:
-    """One neuron: its numbers and its matches."""
+def neuron_view(store: Store, name: str, *, all_numbers: bool = False) -> Group:
+    """One neuron: a verdict, the numbers that matter (or every column), its matches, labels, roles and examples."""
     model, layer, neuron = parse_neuron(name, store.models)
     this_neuron = (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
     rows = store.neurons.filter((pl.col("model") == model) & this_neuron).to_dicts()
@@ -49,14 +50,14 @@ def neuron_view(store: Store, name: str) -> Group:
             f"{name}: no such neuron", wanted=f"layer < {shape['layers']} and neuron < {shape['d_mlp']} in {model}"
         )
     row = rows[0]
-    numbers = _numbers(unit_name(layer, neuron, model), row)
+    title = unit_name(layer, neuron, model)
+    numbers = _all_numbers(title, row) if all_numbers else _main_numbers(title, store, row)
+    said = verdict(store, row)
+    parts: list[Any] = [shown_lines(*said), numbers] if said else [numbers]
     if row["dead"]:
-        return Group(numbers, shown("Dead: its activation never changes, so it correlates with nothing."))
-    parts: list[Any] = [numbers]
+        return Group(*parts)
     if model in store.askers:
         parts.append(_matches(store, model, this_neuron))
-    elif store.askers:
-        parts.append(shown(f"The study did not ask about {model}'s matches (--pairs all does)."))
     if store.has("labels"):
         parts.append(_labels(store, model, this_neuron))
     if store.has("effects"):
@@ -73,7 +74,17 @@ def _text(column: str, value: float) -> str:
     return f"{value:.2g}" if column.startswith(("p_", "fdr_")) else f"{value:.4f}"
 
 
-def _numbers(title: str, row: dict[str, Any]) -> Table:
+def _main_numbers(title: str, store: Store, row: dict[str, Any]) -> Table | Text:
+    lines = main_numbers(store, row)
+    if not lines:
+        return shown(title)
+    table = TextTable("", "", title=title, show_header=False)
+    for label, value in lines:
+        table.row(label, value)
+    return table
+
+
+def _all_numbers(title: str, row: dict[str, Any]) -> Table:
     """Every column that has a value, in pairs of columns."""
     table = TextTable(*[""] * 4, title=title, show_header=False)
     cells = [
