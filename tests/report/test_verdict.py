@@ -1,6 +1,8 @@
 """What is said of one neuron: planted rows and tables against the sentences, small studies against direct reads."""
 
 import math
+import re
+from html import unescape
 
 import polars as pl
 import pytest
@@ -8,6 +10,7 @@ from conftest import FEW_ROLES, alike_models, exit_code
 from test_correlation import some_tokens
 
 from universal_neurons import StudyConfig, run_study
+from universal_neurons.errors import InputError
 from universal_neurons.report import neuron_view
 from universal_neurons.report.facts import asker_lines, facts
 from universal_neurons.report.summary import basis_test, basis_tests, neurons_view, shown_neurons
@@ -162,3 +165,76 @@ def test_q_that_is_the_same_for_all_is_said_once(store):
 def test_all_is_of_a_neuron_of_a_study(store, capsys):
     assert exit_code("show", store.path, "--all") == 2
     assert "wanted: a neuron" in " ".join(capsys.readouterr().err.split())
+
+
+def test_universal_neurons_stand_with_their_counterparts(store):
+    for asker in (None, "seed[3]"):
+        table = store.universal(asker)
+        asked = asker or "one"
+        rows = store.neurons.filter((pl.col("model") == asked) & (pl.col("excess_corr") > 0.3))
+        assert len(table) == len(rows) > 3
+        assert table["excess_corr"].to_list() == sorted(rows["excess_corr"], reverse=True)
+        others = [name for name in ("one", "two", "seed[3]") if name != asked]
+        for found in table.iter_rows(named=True):
+            neuron = store.neuron(found["neuron"])
+            assert found["neuron"].startswith("L" if asker is None else "seed[3]/L")
+            assert neuron.model == asked
+            assert neuron.sentence == found["sentence"]
+            for column in ("excess_low", "excess_high", "family", "label"):
+                assert neuron.row[column] == found[column]
+            best = store.matches.filter(
+                (pl.col("asker") == asked) & (pl.col("layer") == neuron.layer) & (pl.col("neuron") == neuron.neuron),
+                pl.col("rank") == 1,
+            )
+            assert len(best) == 2
+            for other in others:
+                match = best.filter(pl.col("model") == other).row(0, named=True)
+                assert found[f"match_{other}"] == f"{other}/L{match['match_layer']}.{match['match_neuron']}"
+                assert found[f"corr_{other}"] == match["corr"]
+                assert store.neuron(found[f"match_{other}"]).model == other
+
+
+def test_universal_by_another_threshold(store):
+    highest = store.neurons.filter(model="one")["excess_corr"].max()
+    none = store.universal(threshold=highest)
+    assert len(none) == 0
+    assert none.schema == store.universal().schema
+    at = sorted(store.neurons.filter(model="one")["excess_corr"].drop_nans())[-10]
+    found = store.universal(threshold=at)
+    assert len(found) == 9
+    assert found["sentence"].str.starts_with("Universal").all()
+    with pytest.raises(InputError, match="nothing is known of matches of nobody"):
+        store.universal("nobody")
+
+
+def test_a_neuron_has_its_part_of_every_table(store):
+    neuron = store.neuron("two/L1.5")
+    assert (neuron.name, store.neuron("L1.5").name) == ("two/L1.5", "one/L1.5")
+    for name, by in (
+        ("matches", "asker"), ("labels", "model"), ("examples", "model"), ("counterparts", "asker"), ("effects", "model"),
+    ):  # fmt: skip
+        part = getattr(neuron, name)
+        direct = pl.read_parquet(store.path / f"{name}.parquet").filter(pl.col(by) == "two", layer=1, neuron=5)
+        assert len(part) > 0
+        assert part.equals(direct)
+    assert neuron.row == pl.read_parquet(store.path / "neurons.parquet").filter(model="two", layer=1, neuron=5).row(
+        0, named=True
+    )
+    assert len(store.neuron("L1.5").functional) in (0, 2)
+    for wrong in ("L9.9", "L1.24", "nobody/L0.0", "seven"):
+        with pytest.raises(InputError, match=wrong):
+            store.neuron(wrong)
+
+
+def test_a_neuron_in_a_notebook(store):
+    neuron = store.neuron("seed[3]/L0.3")
+    page = neuron._repr_html_()
+    assert page.startswith("<pre")
+    text = unescape(re.sub(r"<[^>]*>", "", page))
+    for words in ("seed[3]/L0.3", "Matches", "Highest activations"):
+        assert words in text
+        assert words in repr(neuron)
+    assert "background-color" in page
+    assert "\x1b" not in page + repr(neuron)
+    assert "<script" not in page
+    assert " ".join(repr(neuron).split()).startswith(neuron.sentence[:40])

@@ -78,6 +78,11 @@ def verdict(store: Store, row: dict[str, Any], threshold: float | None = None) -
     return [sentence for sentence in (first, second) if sentence]
 
 
+def neuron_sentence(store: Store, name: str) -> str:
+    """The verdict on a neuron by its name, as one string."""
+    return " ".join(verdict(store, store.neuron(name).row))
+
+
 def _of_matches(store: Store, row: dict[str, Any], threshold: float) -> str:
     if row["model"] not in store.askers:
         return f"The study did not ask about {row['model']}'s matches (--pairs all does)." if store.askers else ""
