@@ -136,6 +136,7 @@ def test_of_every_neuron_something_is_said(store):
         said = verdict(store, found)
         assert said
         assert all(sentence.endswith(".") for sentence in said)
+        assert ("rest on little text" in said[0]) == (found["carried_by_few"] is True)
     threshold = found["excess_corr"] + 0.01
     assert verdict(store, found, threshold)[0].startswith("Not universal")
     assert "seed[3]/L0.3" in plain(neuron_view(store, "seed[3]/L0.3"), 100)

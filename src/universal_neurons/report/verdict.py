@@ -88,10 +88,10 @@ def _of_matches(store: Store, row: dict[str, Any], threshold: float) -> str:
         return f"The study did not ask about {row['model']}'s matches (--pairs all does)." if store.askers else ""
     found = alike(store, row)
     parts = [universality(row, threshold)]
+    if row.get("carried_by_few"):
+        parts.append("its matches rest on little text")
     if found is not None:
         parts.append(found.sentence)
-    elif row.get("carried_by_few"):
-        parts.append("its matches rest on little text")
     return "; ".join(parts) + "."
 
 
