@@ -16,7 +16,7 @@ from universal_neurons.errors import InputError, OutputError
 from universal_neurons.legible import legible
 from universal_neurons.progress import Reporter
 from universal_neurons.report import neuron_view, study_view
-from universal_neurons.report.one_neuron import parse_neuron
+from universal_neurons.storage import parse_neuron
 from universal_neurons.terminal import Outlet, TextTable, plain, prepare_streams, shown_lines
 
 MARKUP = "[/red][bold]gpt2[seed=1] :smile: \\[ [link=https://x.org]"

@@ -125,6 +125,16 @@ def plain(view: RenderableType, width: int) -> str:
     return captured.get()
 
 
+def html(view: RenderableType, width: int) -> str:
+    """A view as HTML for a notebook: text of one width, in its colours."""
+    console = Console(
+        file=io.StringIO(), record=True, width=width, force_terminal=True, force_jupyter=False,
+        color_system="truecolor", no_color=False, legacy_windows=False, **AS_IT_STANDS,
+    )  # fmt: skip
+    console.print(view)
+    return console.export_html(inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>')
+
+
 def prepare_streams() -> None:
     """Give a command whole standard streams, whatever it was started with.
 

@@ -2,6 +2,9 @@
 
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from universal_neurons.cli.frame import app
 from universal_neurons.config import (
@@ -12,7 +15,14 @@ from universal_neurons.terminal import messages, output, say
 
 
 @app.command
-def show(store: Path, neuron: str | None = None, /, *, anchors: bool = False) -> None:
+def show(
+    store: Path,
+    neuron: str | None = None,
+    /,
+    *,
+    anchors: bool = False,
+    all_numbers: Annotated[bool, Parameter(name="--all", negative=())] = False,
+) -> None:
     """Show a study, training dynamics, or one neuron of them, in the terminal.
 
     Parameters
@@ -23,9 +33,13 @@ def show(store: Path, neuron: str | None = None, /, *, anchors: bool = False) ->
         A neuron, L2.17 or seed-1/L2.17.
     anchors
         Of a study, in place of the summary: the neurons whose best match is mutual in every other model.
+    all_numbers
+        Of a study's neuron: every column of its row, by its name in docs/store.md.
     """
     store = local_path(store)
     dynamics = (store / DYNAMICS_FILE).exists()
+    if all_numbers:
+        _refuse_all(store, neuron, dynamics=dynamics)
     if anchors:
         _refuse_anchors(store, neuron, dynamics=dynamics)
     if dynamics:
@@ -40,9 +54,21 @@ def show(store: Path, neuron: str | None = None, /, *, anchors: bool = False) ->
 
     study = Store(store)
     if neuron is not None:
-        output().print(neuron_view(study, neuron))
+        output().print(neuron_view(study, neuron, all_numbers=all_numbers))
     else:
         output().print(anchors_view(study) if anchors else study_view(study))
+
+
+def _refuse_all(store: Path, neuron: str | None, *, dynamics: bool) -> None:
+    """Raise `ConfigError` where --all would be ignored."""
+    from universal_neurons.errors import ConfigError
+
+    if dynamics:
+        raise ConfigError(
+            "--all is of a study's neuron", given=f"{store}, training dynamics", wanted="the study of a checkpoint"
+        )
+    if neuron is None:
+        raise ConfigError("--all is of a study's neuron", given="no neuron", wanted="a neuron, L2.17 or seed-1/L2.17")
 
 
 def _refuse_anchors(store: Path, neuron: str | None, *, dynamics: bool) -> None:

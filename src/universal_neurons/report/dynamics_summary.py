@@ -9,8 +9,8 @@ from rich.table import Column
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.errors import InputError
 from universal_neurons.report.facts import short
-from universal_neurons.report.one_neuron import parse_neuron
 from universal_neurons.report.summary import fires_on
+from universal_neurons.storage import parse_neuron
 from universal_neurons.terminal import TextTable, plain, shown
 from universal_neurons.units import unit_name
 

@@ -18,6 +18,7 @@ class Counts:
     heldout: int
     surely: int
     possibly: int
+    unsure: int  # of the universal ones those whose interval on held-out rows reaches below the threshold
     on_more: int | None  # of the universal ones those whose matches rest on more than little text
 
 
@@ -118,7 +119,9 @@ def _counts(alive: pl.DataFrame, excess: str, heldout: str, threshold: float) ->
 
     on_more = above(excess, alive.filter(~pl.col("carried_by_few"))) if "carried_by_few" in alive.columns else None
     middle, low, high = (above(f"{heldout}_{end}", alive) for end in ("heldout", "low", "high"))
-    return Counts(above(excess, alive), middle, low, high, on_more)
+    universal = above(excess, alive)
+    unsure = above(excess, alive.filter(pl.col(f"{heldout}_low").fill_nan(None) <= threshold))
+    return Counts(universal, middle, low, high, unsure, on_more)
 
 
 def _optimism(store: Store, asker: str, best: pl.DataFrame) -> float:
@@ -188,19 +191,30 @@ def _count_lines(store: Store, told: Facts) -> list[tuple[str, str]]:
     lead, at = told.standardised or told.paper, f"{told.threshold:g}"
     per_layer = " ".join(map(str, told.universal_per_layer))
     lines = [
-        (f"as the paper counts (excess > {at})", f"{told.paper.universal} = {told.share:.2%}; per layer {per_layer}"),
+        (
+            f"as the paper counts (excess > {at})",
+            f"{told.paper.universal} = {told.share:.2%}; per layer {per_layer}{_unsure(told.paper, at)}",
+        ),
         ("on text that chose nothing", _heldout_line(lead)),
     ]
     if told.standardised is not None:
         beyond = (
             f"{lead.universal} = {lead.universal / told.neurons:.2%}: matched in every model, on average {at} better"
         )
-        lines.insert(0, (f"universal (excess > {at})", f"{beyond} than in a random basis of equal variances"))
+        ending = f"than in a random basis of equal variances{_unsure(lead, at)}"
+        lines.insert(0, (f"universal (excess > {at})", f"{beyond} {ending}"))
     if store.has("thresholds"):
         ending = "" if told.standardised is None else "_standardised"
         thresholds, counts = threshold_counts(store, told.asker, f"universal{ending}")
         lines.append((f"at thresholds {thresholds}", f"{counts}: the count is the threshold's"))
     return lines
+
+
+def _unsure(counts: Counts, at: str) -> str:
+    """How many of the universal neurons text that did not choose them leaves unsure; nothing where there are none."""
+    if not counts.universal:
+        return ""
+    return f"; {counts.unsure} of the {counts.universal} have an interval that reaches below {at}"
 
 
 def _chance_line(store: Store, told: Facts) -> tuple[str, str]:

@@ -1,6 +1,5 @@
-"""One neuron in the terminal: its numbers, matches, best labels, histogram and examples (`uneurons show RUN L2.17`)."""
+"""One neuron in the terminal: a verdict, numbers, matches, labels, examples (`uneurons show RUN L2.17`)."""
 
-from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -10,14 +9,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from universal_neurons.errors import InputError
 from universal_neurons.legible import legible
 from universal_neurons.report.facts import finite, short
+from universal_neurons.report.verdict import main_numbers, verdict
 from universal_neurons.roles import neuron_lines
 from universal_neurons.statistics import BOTTOM
 from universal_neurons.storage import Store
-from universal_neurons.terminal import TextTable, shown, shown_lines
-from universal_neurons.units import parse_unit, unit_name
+from universal_neurons.terminal import TextTable, html, plain, shown, shown_lines
+from universal_neurons.units import unit_name
 
 TAIL = 0.001
 BARS = 60
@@ -26,37 +25,18 @@ FAINT = 0.1  # activations below this share of the highest stay uncoloured
 BANDS = {"top": "Highest activations", BOTTOM: "Lowest activations (the sign of a gated neuron is arbitrary)"}
 
 
-def parse_neuron(name: str, models: Sequence[str]) -> tuple[str, int, int]:
-    """`L3.17` or `seed-1/L3.17` to model, layer, neuron."""
-    parsed = parse_unit(name)
-    if parsed is None:
-        raise InputError(f"{name}: not a neuron's name", wanted="L3.17 or seed-1/L3.17")
-    model, layer, neuron = parsed
-    model = model or models[0]
-    if model not in models:
-        raise InputError(f"{name}: no such model here", wanted="one of " + ", ".join(models))
-    return model, layer, neuron
-
-
-def neuron_view(store: Store, name: str) -> Group:
-    """One neuron: its numbers and its matches."""
-    model, layer, neuron = parse_neuron(name, store.models)
+def neuron_view(store: Store, name: str, *, all_numbers: bool = False) -> Group:
+    """One neuron: a verdict, the numbers that matter (or every column), its matches, labels, roles and examples."""
+    found = store.neuron(name)
+    model, layer, neuron, row = found.model, found.layer, found.neuron, found.row
     this_neuron = (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
-    rows = store.neurons.filter((pl.col("model") == model) & this_neuron).to_dicts()
-    if not rows:
-        shape = next(m for m in store.manifest["models"] if m["name"] == model)
-        raise InputError(
-            f"{name}: no such neuron", wanted=f"layer < {shape['layers']} and neuron < {shape['d_mlp']} in {model}"
-        )
-    row = rows[0]
-    numbers = _numbers(unit_name(layer, neuron, model), row)
+    numbers = _all_numbers(found.name, row) if all_numbers else _main_numbers(found.name, store, row)
+    said = verdict(store, row)
+    parts: list[Any] = [shown_lines(*said), numbers] if said else [numbers]
     if row["dead"]:
-        return Group(numbers, shown("Dead: its activation never changes, so it correlates with nothing."))
-    parts: list[Any] = [numbers]
+        return Group(*parts)
     if model in store.askers:
         parts.append(_matches(store, model, this_neuron))
-    elif store.askers:
-        parts.append(shown(f"The study did not ask about {model}'s matches (--pairs all does)."))
     if store.has("labels"):
         parts.append(_labels(store, model, this_neuron))
     if store.has("effects"):
@@ -73,7 +53,27 @@ def _text(column: str, value: float) -> str:
     return f"{value:.2g}" if column.startswith(("p_", "fdr_")) else f"{value:.4f}"
 
 
-def _numbers(title: str, row: dict[str, Any]) -> Table:
+def plain_neuron(store: Store, name: str) -> str:
+    """`neuron_view` as plain text."""
+    return plain(neuron_view(store, name), 110)
+
+
+def neuron_html(store: Store, name: str) -> str:
+    """`neuron_view` for a notebook, with its colours."""
+    return html(neuron_view(store, name), 150)
+
+
+def _main_numbers(title: str, store: Store, row: dict[str, Any]) -> Table | Text:
+    lines = main_numbers(store, row)
+    if not lines:
+        return shown(title)
+    table = TextTable("", "", title=title, show_header=False)
+    for label, value in lines:
+        table.row(label, value)
+    return table
+
+
+def _all_numbers(title: str, row: dict[str, Any]) -> Table:
     """Every column that has a value, in pairs of columns."""
     table = TextTable(*[""] * 4, title=title, show_header=False)
     cells = [

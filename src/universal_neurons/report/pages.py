@@ -20,7 +20,7 @@ from universal_neurons.report.opening import opening_sentences
 from universal_neurons.report.summary import (
     MODEL_FACTS,
     asker_lines,
-    basis_test,
+    basis_tests,
     family_rows,
     fires_on,
     match_cells,
@@ -224,8 +224,9 @@ def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]
     place = file_names(store.askers).get(asker)
     others = [name for name in store.models if name != asker]
     matches = match_cells(store, asker, shown)
+    tests, together = basis_tests(store, shown)
     rows = []
-    for row in shown.iter_rows(named=True):
+    for row, q in zip(shown.iter_rows(named=True), tests):
         cells = matches[row["layer"], row["neuron"]]
         rows.append(
             {
@@ -234,7 +235,7 @@ def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]
                 "interval": f"{short(row['excess_low'])} – {short(row['excess_high'])}",
                 "mean_corr": short(row["mean_corr"]),
                 "baseline": short(row["mean_baseline"]),
-                "q": basis_test(row["q_value"], store.config.n_draws),
+                "q": q,
                 "fires": fires_on(row),
                 "matches": [cells.get(name, "–") for name in others],
             }
@@ -244,7 +245,8 @@ def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]
         "others": others,
         "facts": asker_lines(store, asker),
         "anchors": anchor_lines(store, asker),
-        "title": title,
+        "title": title + together,
+        "q_apart": not together,
         "rows": rows,
         "universality": pictures.get(f"universality-{place}"),
         "intervals": pictures.get(f"intervals-{place}"),

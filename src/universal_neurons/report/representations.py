@@ -1,4 +1,4 @@
-"""What a terminal and a notebook show of a study and of training dynamics: their summaries.
+"""What a terminal and a notebook show of a study, of one neuron and of training dynamics.
 
 A store knows nothing of the views that read it; `universal_neurons` imports this module with the first public name that
 gives a store.
@@ -6,9 +6,21 @@ gives a store.
 
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.report.dynamics_summary import plain_dynamics
+from universal_neurons.report.one_neuron import neuron_html, plain_neuron
 from universal_neurons.report.pages import summary_html
 from universal_neurons.report.summary import plain_summary
+from universal_neurons.report.universal import universal_table
+from universal_neurons.report.verdict import neuron_sentence
 from universal_neurons.storage import Store
 
-Store.shown_by(plain_summary, summary_html)
-Dynamics.shown_by(plain_dynamics)
+Store.shown_by(
+    {
+        "text": plain_summary,
+        "html": summary_html,
+        "universal": universal_table,
+        "neuron sentence": neuron_sentence,
+        "neuron text": plain_neuron,
+        "neuron html": neuron_html,
+    }
+)
+Dynamics.shown_by({"text": plain_dynamics})

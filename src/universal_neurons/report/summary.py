@@ -183,21 +183,30 @@ def cliques_view(store: Store) -> Table:
     return table
 
 
+def basis_tests(store: Store, shown: pl.DataFrame) -> tuple[list[str], str]:
+    """q of every shown neuron as text; and in place of all of them what they say together, where they are the same."""
+    told = [basis_test(q, store.config.n_draws) for q in shown["q_value"]]
+    together = f"; basis q {told[0]} for each" if len(told) > 1 and len(set(told)) == 1 else ""
+    return told, together
+
+
 def neurons_view(store: Store, asker: str) -> Table:
     """The most universal neurons with their matches."""
     shown, title = shown_neurons(store, asker)
     others = [name for name in store.models if name != asker]
     labelled = store.has("labels")
+    tests, together = basis_tests(store, shown)
+    apart = [] if together else ["basis q"]
     fires = [Column("fires on", overflow="fold", min_width=12)] if labelled else []
-    table = TextTable("neuron", "excess", "95 %", "basis q", *others, *fires, title=title)
+    table = TextTable("neuron", "excess", "95 %", *apart, *others, *fires, title=title + together)
     matches = match_cells(store, asker, shown, intervals=False)
-    for row in shown.iter_rows(named=True):
+    for row, q in zip(shown.iter_rows(named=True), tests):
         cells = matches[row["layer"], row["neuron"]]
         interval = f"{short(row['excess_low'])} {short(row['excess_high'])}"
-        q = basis_test(row["q_value"], store.config.n_draws)
         place = unit_name(row["layer"], row["neuron"])
         why = [fires_on(row)] if labelled else []
-        table.row(place, short(row["excess_corr"]), interval, q, *(cells.get(name, "–") for name in others), *why)
+        found = (cells.get(name, "–") for name in others)
+        table.row(place, short(row["excess_corr"]), interval, *([q] if apart else []), *found, *why)
     return table
 
 

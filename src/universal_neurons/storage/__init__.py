@@ -4,6 +4,7 @@ manifest     study.json and dynamics.json: what must stand in them
 leftovers    what a killed writer may leave in a folder
 rewriting    tables of a finished study replaced by others, all at once
 results      a finished folder, read: every table once, checked against its hash
+neuron       one neuron of a finished study, by its name
 snapshots    plain tensors in generations, whole or not at all; when one is due
 store        Store and StoreWriter: the only reader and writer of a study's folder
 sketch_file  the file of a portable sketch
@@ -15,6 +16,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.storage.manifest import MANIFEST, SKETCH, Facts, FinishedDynamics, is_ours
+    from universal_neurons.storage.neuron import Neuron, parse_neuron
     from universal_neurons.storage.results import Results
     from universal_neurons.storage.sketch_file import (
         CODES,
@@ -36,6 +38,7 @@ else:
         __name__,
         {
             "manifest": ["Facts", "FinishedDynamics", "MANIFEST", "SKETCH", "is_ours"],
+            "neuron": ["Neuron", "parse_neuron"],
             "results": ["Results"],
             "snapshots": ["Generations", "KEPT", "PART_BYTES", "Pace"],
             "store": ["Store", "StoreWriter"],

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import polars as pl
 
 from universal_neurons.disk import disk_errors, local_path, open_regular, own_folder, write_atomically
-from universal_neurons.errors import MissingFileError, StoreConflictError
+from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
 from universal_neurons.storage.manifest import (
     HISTOGRAMS,
     MANIFEST,
@@ -36,7 +36,7 @@ class Results:
     WHAT: ClassVar[str] = "study"
     COMMAND: ClassVar[str] = "uneurons run"
     FACTS: ClassVar[type[Facts]] = FinishedStudy
-    _views: ClassVar[dict[str, Callable[[Any], str]]] = {}
+    _views: ClassVar[dict[str, Callable[..., Any]]] = {}
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
         self.path = local_path(path)
@@ -60,9 +60,21 @@ class Results:
         self.manifest = manifest
 
     @classmethod
-    def shown_by(cls, text: Callable[[Any], str], html: Callable[[Any], str] | None = None) -> None:
-        """Let views, which know more than a store, say what a terminal and a notebook show of one."""
-        cls._views = {"text": text} | ({} if html is None else {"html": html})
+    def shown_by(cls, views: dict[str, Callable[..., Any]]) -> None:
+        """Let views, which know more than a store, say what a terminal (`text`) and a notebook (`html`) show of one.
+
+        By other names they answer what it is asked for.
+        """
+        cls._views = views
+
+    def view(self, name: str) -> Callable[..., Any]:
+        """A view of this name; `InputError` where the rooms below were never imported."""
+        if name not in self._views:
+            raise InputError(
+                f"{type(self).__name__}: nothing here says its {name}",
+                fix="take it from universal_neurons, not from storage",
+            )
+        return self._views[name]
 
     def __repr__(self) -> str:
         view = self._views.get("text")

@@ -41,6 +41,7 @@ from universal_neurons.storage.leftovers import (
     sweep_partials,
 )
 from universal_neurons.storage.manifest import HISTOGRAMS, MANIFEST, REWRITING, difference, file_of, read_manifest
+from universal_neurons.storage.neuron import Neuron
 from universal_neurons.storage.results import Results
 from universal_neurons.storage.snapshots import Generations
 from universal_neurons.units import Units
@@ -129,6 +130,17 @@ class Store(Results):
     def strings(self) -> list[str]:
         """The vocabulary as strings, by token id."""
         return self.table("vocabulary").sort("token")["string"].to_list()
+
+    def neuron(self, name: str) -> Neuron:
+        """One neuron, `L0.49` of the reference or `seed-1/L0.49`; raises `InputError` where there is none."""
+        return Neuron.named(self, name, self.units)
+
+    def universal(self, model: str | None = None, threshold: float | None = None) -> pl.DataFrame:
+        """A row per universal neuron of a model (the reference), by the study's threshold or another, best first.
+
+        Raises `InputError` where the study did not ask about the model's matches.  Columns: docs/python.md.
+        """
+        return self.view("universal")(self, model, threshold)
 
     def histogram(self, model: str, neuron: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Lower edges, upper edges and counts of a (flat) neuron's pre-activations; else `MissingFileError`."""

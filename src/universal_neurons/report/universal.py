@@ -1,0 +1,47 @@
+"""The universal neurons of a study in one table: their counterparts, how sure that is, what is to be said of each."""
+
+import polars as pl
+
+from universal_neurons.errors import InputError
+from universal_neurons.report.verdict import verdict
+from universal_neurons.storage import Store
+from universal_neurons.units import name_column
+
+
+def universal_table(store: Store, model: str | None = None, threshold: float | None = None) -> pl.DataFrame:
+    """`Store.universal`: a row per universal neuron, the highest excess first.
+
+    Raises `InputError` where the study did not ask about the model's matches.
+    """
+    asker = store.models[0] if model is None else model
+    if asker not in store.askers:
+        raise InputError(
+            f"{store.path}: nothing is known of matches of {asker}",
+            given=f"a study that asked about {', '.join(store.askers) or 'no matches'}",
+            wanted="a model that it asked about"
+            if store.askers
+            else "a study of two models or more, with universality",
+            fix="run it with --pairs all to ask about every model" if asker in store.models[1:] else None,
+        )
+    above = pl.col("is_universal") if threshold is None else pl.col("excess_corr").fill_nan(None) > threshold
+    found = store.neurons.filter((pl.col("model") == asker) & above)
+    found = found.sort("excess_corr", "layer", "neuron", descending=[True, False, False])
+    sentences = [" ".join(verdict(store, row, threshold)) for row in found.iter_rows(named=True)]
+    others = [name for name in store.models if name != asker]
+    for other in others:
+        found = found.join(_matches(store, asker, other), on=["layer", "neuron"], how="left", maintain_order="left")
+    name = name_column() if asker == store.models[0] else pl.format("{}/{}", pl.lit(asker), name_column())
+    return found.with_columns(neuron=name, sentence=pl.Series(sentences, dtype=pl.String)).select(
+        "neuron",
+        "excess_corr", "excess_heldout", "excess_low", "excess_high",
+        *(f"{kind}_{other}" for other in others for kind in ("match", "corr")),
+        "family", "label", "sentence",
+    )  # fmt: skip
+
+
+def _matches(store: Store, asker: str, other: str) -> pl.DataFrame:
+    """The best match of every neuron in another model, by its name there, and their ρ."""
+    rows = store.matches.filter((pl.col("asker") == asker) & (pl.col("model") == other) & (pl.col("rank") == 1))
+    named = pl.format("{}/L{}.{}", pl.lit(other), "match_layer", "match_neuron")
+    living = pl.when(pl.col("match_layer") >= 0).then(named)
+    return rows.select("layer", "neuron", living.alias(f"match_{other}"), pl.col("corr").alias(f"corr_{other}"))

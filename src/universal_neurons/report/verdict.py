@@ -1,0 +1,176 @@
+"""What is to be said of one neuron in a sentence or two: is it universal, do its counterparts do the same, what does it
+fire on."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from universal_neurons.labels import UNEXPLAINED
+from universal_neurons.report.facts import finite, short
+from universal_neurons.report.summary import label_of
+from universal_neurons.storage import Store
+
+ALIKE = 0.5  # the least ρ of effects, or of loss changes, at which counterparts are said to act alike
+BEYOND = 0.2  # and by how much it must exceed that of a random neuron
+ACTS = ("effect_corr", "loss_corr", "effect_corr_random", "loss_corr_random")
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Medians over the other models of how alike a neuron and its counterparts act; NaN where that is not known.
+
+    `effect` is ρ of their logit effects over the vocabulary, `loss` ρ of the changes of the loss over tokens when
+    each is ablated; the other two are those of a random neuron of the counterpart's layer.
+    """
+
+    models: int
+    effect: float
+    loss: float
+    effect_random: float
+    loss_random: float
+
+    @property
+    def sentence(self) -> str:
+        """What its counterparts do, with the numbers that say so; as the rest of a sentence."""
+        asked = {
+            f"ρ of effects {short(self.effect)}, random {short(self.effect_random)}": (self.effect, self.effect_random),
+            f"of loss changes {short(self.loss)}, random {short(self.loss_random)}": (self.loss, self.loss_random),
+        }
+        known = {text: beyond_chance(*pair) for text, pair in asked.items() if math.isfinite(pair[0])}
+        if not known:
+            return "what its counterparts do is not known"
+        said = "do" if all(known.values()) else "do partly" if any(known.values()) else "are not seen to do"
+        return f"its counterparts {said} the same ({'; '.join(known)})"
+
+
+def beyond_chance(corr: float, random: float) -> bool:
+    """Whether a pair acts alike: by ρ itself, and beyond a random neuron's where that is known."""
+    return corr >= ALIKE and not corr < random + BEYOND
+
+
+def alike(store: Store, row: dict[str, Any]) -> Alike | None:
+    """How alike a neuron, a row of the neuron table, and its counterparts act; None where the study did not ask."""
+    if not store.has("functional"):
+        return None
+    same = (pl.col("asker") == row["model"]) & (pl.col("layer") == row["layer"]) & (pl.col("neuron") == row["neuron"])
+    return alike_of(store.table("functional").filter(same))
+
+
+def alike_of(rows: pl.DataFrame) -> Alike | None:
+    """How alike they act by one neuron's rows of the table `functional`; None where there are none."""
+    return Alike(len(rows), *(_median(rows[column]) for column in ACTS)) if len(rows) else None
+
+
+def _median(values: Iterable[float | None]) -> float:
+    middle = pl.Series(values, dtype=pl.Float64).fill_nan(None).median()
+    return math.nan if middle is None else float(middle)  # type: ignore[arg-type]
+
+
+def verdict(store: Store, row: dict[str, Any], threshold: float | None = None) -> list[str]:
+    """One or two sentences on a neuron, a row of the neuron table; universal by the study's threshold or another."""
+    if row["dead"]:
+        return ["Dead: its activation never changes, so it correlates with nothing."]
+    first = _of_matches(store, row, store.config.threshold if threshold is None else threshold)
+    second = fires(row)
+    return [sentence for sentence in (first, second) if sentence]
+
+
+def neuron_sentence(store: Store, name: str) -> str:
+    """The verdict on a neuron by its name, as one string."""
+    return " ".join(verdict(store, store.neuron(name).row))
+
+
+def _of_matches(store: Store, row: dict[str, Any], threshold: float) -> str:
+    if row["model"] not in store.askers:
+        return f"The study did not ask about {row['model']}'s matches (--pairs all does)." if store.askers else ""
+    found = alike(store, row)
+    parts = [universality(row, threshold)]
+    if row.get("carried_by_few"):
+        parts.append("its matches rest on little text")
+    if found is not None:
+        parts.append(found.sentence)
+    return "; ".join(parts) + "."
+
+
+def universality(row: dict[str, Any], threshold: float) -> str:
+    """Whether a neuron is universal on the text that chose its matches, and on text that did not; no full stop."""
+    excess, low, high = row["excess_corr"], row["excess_low"], row["excess_high"]
+    interval = f"95 % interval {short(low)} to {short(high)}"
+    if not finite(excess):
+        return "Not known to be universal: it has no excess correlation"
+    if excess <= threshold:
+        said = f"Not universal: {short(excess)} better matched than by chance, {threshold:g} is the threshold"
+        return said + (f" (on text that did not choose it {interval})" if finite(low) else "")
+    if not (finite(low) and finite(high)):
+        return "Universal on the text that chose its matches; how sure that is was not asked"
+    if low > threshold:
+        return f"Universal on this text and on text that did not choose it ({interval}, above {threshold:g})"
+    on_other_text = "reaches below" if high >= threshold else "lies below"
+    return f"Universal on this text only: on text that did not choose it the {interval} {on_other_text} {threshold:g}"
+
+
+def fires(row: dict[str, Any]) -> str:
+    """What a neuron fires on, as a sentence; nothing where the study has no labels."""
+    family = row["family"]
+    if family is None:
+        return ""
+    if family == UNEXPLAINED:
+        return "No label explains what it fires on."
+    if family == "bos":
+        return "It fires at the beginning of the text."
+    if family == "position" and not row["label"].startswith("position"):
+        return f"It fires by position (mutual information {row['position_mi']:.2f} nats)."
+    share = f"the label explains {row['variance_reduction']:.0%} of its variance"
+    silent = row["label_sign"] == -1
+    label = label_of(row | {"label_sign": 1})
+    return f"It {'is silent' if silent else 'fires'} on {label} ({family.replace('_', ' ')}; {share})."
+
+
+def main_numbers(store: Store, row: dict[str, Any]) -> list[tuple[str, str]]:
+    """The ten numbers of a neuron that matter, or those of them that the study has: what each says, and it as text."""
+    lines = [*_match_numbers(store, row), *_act_numbers(alike(store, row))]
+    if finite(row["variance_reduction"]):
+        heldout = finite(row["variance_reduction_heldout"])
+        column = "variance_reduction_heldout" if heldout else "variance_reduction"
+        text = ", on other text" if heldout else ""
+        lines.append((f"share of its variance that its best label explains{text}", short(row[column])))
+    if finite(row["sparsity"]):
+        lines.append(("share of positions where its pre-activation is above 0", short(row["sparsity"])))
+    if finite(row["w_out_norm"]):
+        lines.append(("length of its output weights", f"{row['w_out_norm']:.2f}"))
+    return lines
+
+
+def _match_numbers(store: Store, row: dict[str, Any]) -> list[tuple[str, str]]:
+    if not finite(row["excess_corr"]):
+        return []
+    reach = f"{short(row['min_corr'])} to {short(row['max_corr'])}"
+    excess = f"{short(row['excess_corr'])} (universal above {store.config.threshold:g})"
+    lines = [
+        ("ρ with its counterparts, mean over models", f"{short(row['mean_corr'])} ({reach})"),
+        ("ρ that chance finds", short(row["mean_baseline"])),
+        ("better than chance by", excess),
+    ]
+    if finite(row["excess_heldout"]):
+        interval = f"{short(row['excess_low'])} to {short(row['excess_high'])}"
+        lines.append(("the same on text that did not choose it (95 %)", f"{short(row['excess_heldout'])} ({interval})"))
+    if row.get("mutual_all") is not None:
+        lines.append(("each other's best match in every model", "yes" if row["mutual_all"] else "no"))
+    return lines
+
+
+def _act_numbers(found: Alike | None) -> list[tuple[str, str]]:
+    """How alike the counterparts act, beside random neurons."""
+    if found is None:
+        return []
+    pairs = (
+        ("effects on the logits", found.effect, found.effect_random),
+        ("changes of the loss", found.loss, found.loss_random),
+    )
+    return [
+        (f"its counterparts' {what}: ρ, median over models", f"{short(own)} (random neurons {short(random)})")
+        for what, own, random in pairs
+    ]
