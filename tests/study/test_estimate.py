@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import save_tiny, some_text
 
-WIDE = {"n_embd": 32, "n_inner": 1024, "n_layer": 4}
+WIDE = {"n_embd": 32, "n_inner": 1024, "n_layer": 3}
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """Two models of 4 096 neurons and a long text: the statistics outweigh the libraries' share of memory."""
+    """Two models of 3 072 neurons and a long text: the statistics outweigh the libraries' share of memory."""
     root = tmp_path_factory.mktemp("wide")
     (root / "long.txt").write_text(some_text(40_000))
     models = [a for seed in (0, 1) for a in ("--models", str(save_tiny(root / f"m{seed}", seed=seed, **WIDE)))]
@@ -49,7 +49,7 @@ def test_the_estimate_predicts_the_peak_within_a_fifth_and_it_does_not_grow(wide
     arguments, root = wide
     arguments = [*arguments, "--stages", "universality", "--batch-tokens", "1024"]  # full batches in every pass of both
     peaks = []
-    for tokens in ("8000", "24000"):
+    for tokens in ("6000", "18000"):
         out = ("--max-tokens", tokens, "--out", str(root / tokens))
         peaks.append(peak_of(root, "run", *arguments, *out)[0])
     expected = estimated(root, *arguments)
