@@ -11,6 +11,7 @@ import pytest
 from conftest import exit_code, some_text
 
 from universal_neurons import Store, StudyConfig, run_study
+from universal_neurons.disk import sha256_of
 from universal_neurons.errors import (
     InputError,
     MissingFileError,
@@ -18,6 +19,7 @@ from universal_neurons.errors import (
     StoreConflictError,
     UniversalNeuronsError,
 )
+from universal_neurons.explorer.unit_rows import UnitRows, pieces_of
 from universal_neurons.progress import Reporter
 from universal_neurons.storage import StoreWriter
 
@@ -118,6 +120,24 @@ def test_without_verifying_an_altered_table_is_read_and_a_torn_one_named(folder)
     (folder / "matches.parquet").write_bytes(b"PAR1" + b"x" * 100)
     with pytest.raises(StoreConflictError, match=r"matches\.parquet: cannot be read"):
         _ = Store(folder, verify=False).matches
+
+
+def test_a_column_of_an_earlier_version_is_read_by_its_present_name(folder, finished):
+    """As before `activation_mean`, in the store and piece by piece."""
+    now = Store(finished).neurons
+    path = folder / "neurons.parquet"
+    now.drop("activation_sd").rename({"activation_mean": "mean_activation"}).write_parquet(path)
+    manifest = json.loads((folder / "study.json").read_text())
+    manifest["tables"]["neurons"] = sha256_of(path)
+    (folder / "study.json").write_text(json.dumps(manifest))
+    old = Store(folder)
+    assert old.neurons.equals(now.drop("activation_sd"))
+    assert now["activation_mean"].is_finite().all()
+    assert "activation_mean" in next(pieces_of(old, "neurons")).columns
+    model = old.models[0]
+    rows = UnitRows(old, "neurons", old.units).take(model, len(old.units[model]))
+    assert rows is not None
+    assert rows["activation_mean"].equals(now.filter(pl.col("model") == model)["activation_mean"])
 
 
 def test_a_table_is_read_once(folder):

@@ -3,6 +3,7 @@
 manifest     study.json and dynamics.json: what must stand in them
 leftovers    what a killed writer may leave in a folder
 rewriting    tables of a finished study replaced by others, all at once
+former_names columns that earlier versions named otherwise
 results      a finished folder, read: every table once, checked against its hash
 snapshots    plain tensors in generations, whole or not at all; when one is due
 store        Store and StoreWriter: the only reader and writer of a study's folder
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.storage.former_names import by_present_names
     from universal_neurons.storage.manifest import MANIFEST, SKETCH, Facts, FinishedDynamics, is_ours
     from universal_neurons.storage.results import Results
     from universal_neurons.storage.sketch_file import (
@@ -35,6 +37,7 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
+            "former_names": ["by_present_names"],
             "manifest": ["Facts", "FinishedDynamics", "MANIFEST", "SKETCH", "is_ours"],
             "results": ["Results"],
             "snapshots": ["Generations", "KEPT", "PART_BYTES", "Pace"],
