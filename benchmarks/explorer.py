@@ -41,7 +41,7 @@ NUMBERS = (
     "excess_low", "excess_high", "q_value", "baseline_standardised", "excess_standardised",
     "excess_standardised_heldout", "excess_standardised_low", "excess_standardised_high", "w_in_norm", "w_out_norm",
     "input_bias", "in_out_sim", "l2_penalty", "vocab_mean", "vocab_var", "vocab_skew", "vocab_kurt", "mean", "var", "skew",
-    "kurt", "sparsity", "bos_mean", "mean_activation", "layer_corr_max", "position_mi", "variance_reduction",
+    "kurt", "sparsity", "bos_mean", "activation_mean", "layer_corr_max", "position_mi", "variance_reduction",
     "variance_reduction_heldout", "null_fraction",
 )  # fmt: skip
 OF_UNIVERSALITY = tuple(name for name in NUMBERS if "corr" in name or "excess" in name or "baseline" in name)

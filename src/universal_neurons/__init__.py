@@ -13,7 +13,7 @@ from universal_neurons import moved  # noqa: F401 - modules by their former name
 if TYPE_CHECKING:
     from universal_neurons.config import DynamicsConfig, RoleSettings, StudyConfig
     from universal_neurons.dynamics import Dynamics, run_dynamics
-    from universal_neurons.interventions import Edit, frozen_norm, intervene, without_path
+    from universal_neurons.interventions import Edit, Losses, ablate, frozen_norm, intervene, loss, without_path
     from universal_neurons.models import Model, ProcessedWeights, load_model, processed_weights
     from universal_neurons.storage import Store
     from universal_neurons.study import make_sketch, run_study, study_roles
@@ -27,15 +27,18 @@ _HOMES = {
     "Dynamics": "dynamics",
     "DynamicsConfig": "config",
     "Edit": "interventions",
+    "Losses": "interventions",
     "Model": "models",
     "ProcessedWeights": "models",
     "RoleSettings": "config",
     "Store": "storage",
     "StudyConfig": "config",
     "TokenDataset": "text",
+    "ablate": "interventions",
     "frozen_norm": "interventions",
     "intervene": "interventions",
     "load_model": "models",
+    "loss": "interventions",
     "make_sketch": "study",
     "processed_weights": "models",
     "run_dynamics": "dynamics",
@@ -48,15 +51,18 @@ __all__ = [
     "Dynamics",
     "DynamicsConfig",
     "Edit",
+    "Losses",
     "Model",
     "ProcessedWeights",
     "RoleSettings",
     "Store",
     "StudyConfig",
     "TokenDataset",
+    "ablate",
     "frozen_norm",
     "intervene",
     "load_model",
+    "loss",
     "make_sketch",
     "processed_weights",
     "run_dynamics",

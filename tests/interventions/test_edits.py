@@ -255,6 +255,35 @@ def test_neurons_that_are_not_there_or_twice_there_are_refused(neurons):
     assert not hooks(model)
 
 
+def test_a_mean_without_a_value_says_where_to_get_it():
+    model = written("gpt2")
+    for edit in (Edit("mean"), "mean"):
+        with pytest.raises(ConfigError, match=r"un\.ablate\(model, store, neurons\)"), intervene(model, ["L0.7"], edit):
+            pass
+    with pytest.raises(ConfigError, match="no value"):
+        Edit("mean")(torch.zeros(3, 1))
+
+
+def test_an_edit_may_be_its_kind_where_it_needs_no_value():
+    model = written("gpt2")
+    for kind in ("zero", "relu"):
+        with intervene(model, NEURONS, Edit(kind)):
+            expected = model.logits(IDS)
+        with intervene(model, NEURONS, kind):
+            assert torch.equal(model.logits(IDS), expected)
+    with pytest.raises(ConfigError, match="intervention fix"), intervene(model, NEURONS, "fix"):
+        pass
+    assert not hooks(model)
+
+
+def test_names_may_name_the_model():
+    model = written("gpt2")
+    assert flat_numbers(model, ["gpt2/L1.3", "L0.7"]) == [27, 7]
+    assert flat_numbers(model, "gpt2/L1.3") == flat_numbers(model, "L1.3") == [27]
+    with pytest.raises(ConfigError, match=r"another model than gpt2(.|\n)*L1.3 or gpt2/L1.3"):
+        flat_numbers(model, ["seed-1/L1.3"])
+
+
 def test_a_value_for_every_neuron_or_one():
     model = written("gpt2")
     for values in (VALUES[:2], VALUES[:1], torch.cat([VALUES, VALUES])):
@@ -268,7 +297,7 @@ def test_edits_that_say_too_little_or_too_much_are_refused():
     object.__setattr__(edit, "kind", "remove")  # the tests' type checker would refuse it before the check did
     with pytest.raises(ConfigError, match="no such intervention"):
         edit.__post_init__()
-    for kind in ("mean", "threshold", "multiply", "fix"):
+    for kind in ("threshold", "multiply", "fix"):
         with pytest.raises(ConfigError, match=kind):
             Edit(kind)
     for kind in ("zero", "relu"):

@@ -11,6 +11,7 @@ import pytest
 from conftest import exit_code, some_text
 
 from universal_neurons import Store, StudyConfig, run_study
+from universal_neurons.disk import sha256_of
 from universal_neurons.errors import (
     InputError,
     MissingFileError,
@@ -18,6 +19,7 @@ from universal_neurons.errors import (
     StoreConflictError,
     UniversalNeuronsError,
 )
+from universal_neurons.explorer.unit_rows import UnitRows, pieces_of
 from universal_neurons.progress import Reporter
 from universal_neurons.storage import StoreWriter
 
@@ -120,6 +122,24 @@ def test_without_verifying_an_altered_table_is_read_and_a_torn_one_named(folder)
         _ = Store(folder, verify=False).matches
 
 
+def test_a_column_of_an_earlier_version_is_read_by_its_present_name(folder, finished):
+    """As before `activation_mean`, in the store and piece by piece."""
+    now = Store(finished).neurons
+    path = folder / "neurons.parquet"
+    now.drop("activation_sd").rename({"activation_mean": "mean_activation"}).write_parquet(path)
+    manifest = json.loads((folder / "study.json").read_text())
+    manifest["tables"]["neurons"] = sha256_of(path)
+    (folder / "study.json").write_text(json.dumps(manifest))
+    old = Store(folder)
+    assert old.neurons.equals(now.drop("activation_sd"))
+    assert now["activation_mean"].is_finite().all()
+    assert "activation_mean" in next(pieces_of(old, "neurons")).columns
+    model = old.models[0]
+    rows = UnitRows(old, "neurons", old.units).take(model, len(old.units[model]))
+    assert rows is not None
+    assert rows["activation_mean"].equals(now.filter(pl.col("model") == model)["activation_mean"])
+
+
 def test_a_table_is_read_once(folder):
     store = Store(folder)
     first = store.neurons
@@ -176,7 +196,7 @@ def test_paths_are_taken_literally(finished, tmp_path, monkeypatch):
 def test_names_of_tables_lead_nowhere_else(folder, tmp_path):
     shutil.copy(folder / "neurons.parquet", tmp_path / "theirs.parquet")
     for name in ("../theirs", "/etc/passwd", "n*", "neurons.parquet", "histograms", "", "a\0b", "w" * 300):
-        with pytest.raises(MissingFileError, match="no table"):
+        with pytest.raises(MissingFileError, match=r"no table(.|\n)*a table of this study: anchors, "):
             Store(folder).table(name)
         assert not Store(folder).has(name)
     manifest = json.loads((folder / "study.json").read_text())

@@ -20,7 +20,7 @@ from universal_neurons.storage import StoreWriter
 from universal_neurons.study import make_sketch
 
 PLACE = ["model", "layer", "neuron"]
-NEGATED = ["mean_activation", "in_out_sim", "in_up_sim", "vocab_mean", "vocab_skew"]  # with the neuron
+NEGATED = ["activation_mean", "in_out_sim", "in_up_sim", "vocab_mean", "vocab_skew"]  # with the neuron
 OF_RAW_WEIGHTS = ["out_cos_max", "out_cos_min", "in_out_sim_percentile"]  # of the signs that neurons happen to have
 UNIVERSALITY = ("universality",)
 EASY_ROLES = FEW_ROLES.model_copy(
@@ -208,7 +208,7 @@ def test_neurons_of_either_orientation_have_roles(studies):
 def test_orientation_is_that_of_the_mean_activation(studies):
     for store in studies(**SEARCHES["exact"]):
         both = store.neurons.join(store.table("effects"), on=PLACE).filter(pl.col("model") != "c")
-        np.testing.assert_array_equal(both["orientation"] < 0, both["mean_activation"] < 0)
+        np.testing.assert_array_equal(both["orientation"] < 0, both["activation_mean"] < 0)
 
 
 def test_matches_that_fire_by_opposite_signs_act_alike(studies):
@@ -311,9 +311,9 @@ def test_sketches_in_files_know_that_their_models_are_gated(saved, networks, tex
     assert (matches["corr"] < 0).any()
     places = ["layer", "neuron", "match_layer", "match_neuron", "mutual", "certified"]
     assert flipped_matches.select(places).equals(matches.select(places))
-    assert_frame_equal(neurons.drop("mean_activation"), flipped_neurons.drop("mean_activation"), abs_tol=1e-5)
+    assert_frame_equal(neurons.drop("activation_mean"), flipped_neurons.drop("activation_mean"), abs_tol=1e-5)
     sign = np.concatenate([networks[3], np.ones(48)])
-    np.testing.assert_allclose(flipped_neurons["mean_activation"], neurons["mean_activation"] * sign, atol=1e-6)
+    np.testing.assert_allclose(flipped_neurons["activation_mean"], neurons["activation_mean"] * sign, atol=1e-6)
 
 
 def test_a_family_that_nobody_knows_may_be_gated_or_not():
@@ -335,9 +335,9 @@ def test_roles_of_a_study_without_mean_activations_take_those_of_the_sample(save
     store = un.run_study(config, progress=False)
     expected = store.table("effects")
     with StoreWriter(store.path) as writer:
-        writer.replace({"neurons": store.neurons.drop("mean_activation")}, store.manifest)
+        writer.replace({"neurons": store.neurons.drop("activation_mean")}, store.manifest)
     later = un.study_roles(store.path)
-    assert "mean_activation" not in later.neurons.columns
+    assert "activation_mean" not in later.neurons.columns
     found = later.table("effects")
     assert (found["orientation"] == expected["orientation"]).mean() > 0.9  # other rows: means near 0 may differ
     assert (found["orientation"] < 0).any()

@@ -52,6 +52,9 @@ def test_statistics_are_what_numpy_computes_from_the_rows_that_choose(whole):
         np.testing.assert_allclose(table["var"], counted.var(0), rtol=1e-5)
         np.testing.assert_allclose(table["sparsity"], (counted > 0).mean(0), atol=1e-12)
         np.testing.assert_allclose(table["bos_mean"], pre[:, 0].mean(0), atol=1e-5)
+        activation = captured(model, part)
+        np.testing.assert_allclose(table["activation_mean"], activation.mean(0), atol=1e-6)
+        np.testing.assert_allclose(table["activation_sd"], activation.std(0), rtol=1e-5)
         rho = np.corrcoef(captured(model, part).T)
         for layer in range(2):
             block = rho[24 * layer : 24 * layer + 24, 24 * layer : 24 * layer + 24] - 2 * np.eye(24)

@@ -137,7 +137,7 @@ def test_under_last_a_tokenizer_of_halves_says_what_that_of_wholes_says(tmp_path
     assert (best["match_neuron"] == best["neuron"]).all()
     np.testing.assert_allclose(best["corr"], 1, atol=1e-6)
     np.testing.assert_allclose(best["corr_within_tokens"].fill_nan(None).drop_nulls(), 1, atol=1e-3)
-    means = [store.neurons.filter(pl.col("model") == name)["mean_activation"] for name in ("wholes", "halves")]
+    means = [store.neurons.filter(pl.col("model") == name)["activation_mean"] for name in ("wholes", "halves")]
     np.testing.assert_allclose(*means, atol=1e-6)
 
 

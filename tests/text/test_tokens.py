@@ -163,6 +163,9 @@ def test_held_out_rows_and_shards_part_the_rows(tokenizer, tmp_path):
     with pytest.raises(TextError, match="no subset"):
         tokens.groups(["c"])
     unnamed = TokenDataset.from_pieces([("", np.array([3]))], context=8, bos=0, masked=[])
+    blank = TokenDataset.from_pieces([(" ", np.array([3])), ("", np.array([3]))], context=8, bos=0, masked=[])
+    with pytest.raises(TextError, match="the corpus names no subsets"):
+        blank.groups(["c"])
     with pytest.raises(TextError, match=r"no subset 'c': the corpus names no subsets[\s\S]*--subset-column"):
         unnamed.groups(["c"])
     partly = TokenDataset.from_pieces([("", np.array([3])), ("a", np.array([3]))], context=8, bos=0, masked=[])
@@ -212,6 +215,10 @@ def test_missing_data(tokenizer, tmp_path):
             load(tokenizer, missing)
     with pytest.raises(MissingFileError, match="hub"):
         load(tokenizer, "nobody/no-data")
+    datasets.DatasetDict({}).save_to_disk(tmp_path / "none")
+    for split in (None, "train"):
+        with pytest.raises(TextError, match=r"it has no splits(.|\n)*a data set with some text"):
+            load(tokenizer, tmp_path / "none", data_split=split)
     datasets.DatasetDict({"test": datasets.Dataset.from_list(DOCUMENTS)}).save_to_disk(tmp_path / "splits")
     with pytest.raises(TextError, match="no split"):
         load(tokenizer, tmp_path / "splits", data_split="train")

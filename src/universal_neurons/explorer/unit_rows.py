@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from universal_neurons.errors import StoreConflictError
-from universal_neurons.storage import Results, Store
+from universal_neurons.storage import Results, Store, by_present_names
 from universal_neurons.units import Units
 
 BATCH_ROWS = 1 << 16
@@ -107,7 +107,8 @@ class _Streamed:
         groups = self.groups.get(model, [])
         with self.results.readable(self.table):
             for piece in self.file.iter_batches(BATCH_ROWS, row_groups=groups):
-                rows = pl.DataFrame(pl.from_arrow(piece)).filter(pl.col(self.by) == model)
+                rows = by_present_names(self.table, pl.DataFrame(pl.from_arrow(piece)))
+                rows = rows.filter(pl.col(self.by) == model)
                 if len(rows):
                     yield rows
 
@@ -116,7 +117,7 @@ def pieces_of(results: Results, table: str) -> Iterator[pl.DataFrame]:
     """A table in pieces, its hash checked before the first."""
     with results.verified(table) as stream, results.readable(table):
         for piece in pq.ParquetFile(stream).iter_batches(BATCH_ROWS):
-            yield pl.DataFrame(pl.from_arrow(piece))
+            yield by_present_names(table, pl.DataFrame(pl.from_arrow(piece)))
 
 
 class LightStore(Store):

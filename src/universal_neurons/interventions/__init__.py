@@ -1,6 +1,8 @@
 """What changes when neurons are changed?  On the model's own forward pass.
 
 edits       edit neurons while a model runs
+ablation    neurons at their mean activation, as a study knows it
+losses      the next-token loss of each token of a text
 final_norm  what the final norm reads; frozen at another run's scale
 heads       queries, keys, values and outputs of attention heads; the key of BOS
 paths       one neuron's direct path out of one head's query
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.interventions.ablation import ablate
     from universal_neurons.interventions.edits import (
         Edit,
         Kind,
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     )
     from universal_neurons.interventions.final_norm import FinalNorm, final_residual, frozen_norm
     from universal_neurons.interventions.heads import Heads, bos_key, projecting
+    from universal_neurons.interventions.losses import Losses, loss
     from universal_neurons.interventions.paths import path_effects, without_path
     from universal_neurons.interventions.readout import Metrics, Readout, reading_seconds
     from universal_neurons.interventions.trial import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU, Trial, trials
@@ -29,6 +33,8 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
+            "ablation": ["ablate"],
+            "losses": ["Losses", "loss"],
             "edits": [
                 "Edit",
                 "Kind",

@@ -10,7 +10,7 @@ direct path into one head's query is `paths.without_path`.
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from universal_neurons.errors import ConfigError
 from universal_neurons.models import Model
-from universal_neurons.units import parse_unit
+from universal_neurons.units import parse_unit, unit_name
 
 Kind = Literal["zero", "relu", "mean", "threshold", "multiply", "fix"]
 VALUELESS = ("zero", "relu")
+Neurons = str | Sequence[int] | Sequence[str] | Tensor
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Edit:
     """What becomes of an activation a.
 
     zero: 0; relu: max(a, 0); mean, fix: the value; threshold: min(a, value); multiply: a · value.  `value` is one
-    number, or one per neuron.  `orientation`, 1 or −1 per neuron, says what a is: the activation times it.  Raises
-    `ConfigError` where a value is missing or not used.
+    number, or one per neuron; `mean` without one is for `ablate`, which takes it from a study.  `orientation`, 1 or −1
+    per neuron, says what a is: the activation times it.  Raises `ConfigError` where a value is missing or not used.
     """
 
     kind: Kind
@@ -40,9 +41,14 @@ class Edit:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ConfigError("no such intervention", given=self.kind, wanted=", ".join(get_args(Kind)))
-        if (self.value is None) != (self.kind in VALUELESS):
+        if (self.value is None) != (self.kind in VALUELESS) and not self.lacks_mean:
             wanted = "no value" if self.kind in VALUELESS else "a value"
             raise ConfigError(f"intervention {self.kind}", given=self.value, wanted=wanted)
+
+    @property
+    def lacks_mean(self) -> bool:
+        """Whether it is a mean ablation that does not know the mean."""
+        return self.kind == "mean" and self.value is None
 
     def __call__(self, activation: Float[Tensor, "*positions neurons"]) -> Float[Tensor, "*positions neurons"]:
         """The activations after the edit, in the shape of those before."""
@@ -64,19 +70,44 @@ class Edit:
             return torch.zeros_like(activation)
         if self.kind == "relu":
             return activation.relu()
+        if self.lacks_mean:
+            raise _meanless()
         value = torch.as_tensor(self.value).to(activation)
         if self.kind == "threshold":
             return activation.minimum(value.expand_as(activation))
         return activation * value if self.kind == "multiply" else value.expand_as(activation).clone()
 
 
-def flat_numbers(model: Model, neurons: Sequence[int] | Sequence[str] | Tensor) -> list[int]:
-    """Neurons as numbers; names are `L3.17`.  Raises `ConfigError` where there is none such."""
+def _meanless() -> ConfigError:
+    return ConfigError(
+        "intervention mean has no value",
+        given="an edit without one, and no study",
+        wanted="the mean of each neuron's activation (not of its pre-activation)",
+        fix='un.ablate(model, store, neurons), or un.Edit("mean", value) with `activation_mean` of store.neurons',
+    )
+
+
+def as_edit(given: Edit | str) -> Edit:
+    """An edit, also from its kind alone (`zero`, `relu`); else `ConfigError`."""
+    if isinstance(given, Edit):
+        return given
+    if not isinstance(given, str):
+        wanted = 'an un.Edit, such as un.Edit("fix", 2.0), or "zero" or "relu"'
+        raise ConfigError("not an intervention", given=type(given).__name__, wanted=wanted)
+    return Edit(cast(Kind, given))
+
+
+def flat_numbers(model: Model, neurons: Neurons) -> list[int]:
+    """Neurons as numbers; names are `L3.17`, or `seed-1/L3.17` of the model of that name.
+
+    One name alone is one neuron.  Raises `ConfigError` where there is none such.
+    """
     numbers = []
     units = model.units
-    listed = neurons.tolist() if isinstance(neurons, Tensor) else neurons
+    named = [neurons] if isinstance(neurons, str) else neurons
+    listed = named.tolist() if isinstance(named, Tensor) else named
     for neuron in listed:
-        place = _place_of_name(neuron) if isinstance(neuron, str) else None
+        place = _place_of_name(neuron, model.name) if isinstance(neuron, str) else None
         if not (units.has(*place) if place else 0 <= int(neuron) < len(units)):
             wanted = f"layer < {model.n_layers} and neuron < {model.d_mlp}"
             raise ConfigError(f"{model.name} has no such neuron", given=neuron, wanted=wanted)
@@ -86,26 +117,38 @@ def flat_numbers(model: Model, neurons: Sequence[int] | Sequence[str] | Tensor) 
     return numbers
 
 
-def _place_of_name(name: str) -> tuple[int, int]:
-    """Layer and neuron of `L3.17`."""
+def _place_of_name(name: str, model: str) -> tuple[int, int]:
+    """Layer and neuron of `L3.17`, or of `seed-1/L3.17` where the model is seed-1."""
     parsed = parse_unit(name)
-    if parsed is None or parsed[0] is not None:
-        raise ConfigError("not a neuron's name", given=name, wanted="a layer and a neuron, such as L3.17")
+    if parsed is None:
+        wanted = f"a layer and a neuron, such as L3.17 or {model}/L3.17"
+        raise ConfigError("not a neuron's name", given=name, wanted=wanted)
+    if parsed[0] not in (None, model):
+        raise ConfigError(
+            f"a neuron of another model than {model}",
+            given=name,
+            wanted=f"{unit_name(*parsed[1:])} or {unit_name(*parsed[1:], model)}",
+            fix=f"intervene on {parsed[0]}, or name it by layer and neuron alone",
+        )
     return parsed[1:]
 
 
 @contextlib.contextmanager
 def intervene(
     model: Model,
-    neurons: Sequence[int] | Sequence[str] | Tensor,
-    edit: Edit,
+    neurons: Neurons,
+    edit: Edit | str,
     positions: Bool[Tensor, "*rows context"] | None = None,
 ) -> Iterator[None]:
     """While open, every forward pass has these neurons' activations edited, at all positions or where `positions` is
     true (of a row, or of every row).
 
+    `neurons` are numbers or names (`L3.17`, `seed-1/L3.17`); an edit that needs no value may be its kind ("zero").
     Raises `ConfigError` for neurons that are not there, twice there, or values that are not one per neuron.
     """
+    edit = as_edit(edit)
+    if edit.lacks_mean:
+        raise _meanless()
     numbers = flat_numbers(model, neurons)
     for values in (edit.value, edit.orientation):
         if isinstance(values, Tensor) and values.dim() and values.shape != (len(numbers),):

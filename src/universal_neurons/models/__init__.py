@@ -4,10 +4,12 @@ architectures   one row per model family: where its blocks, MLPs, norms, heads a
 locations       where a model's files are: bundled, in a local folder, on the hub
 weight_files    what a folder says before anything is built of it: config.json, shards, tensors
 weight_names    which of a file's weights the model takes, by name and shape
+described       what a study must know of a model before it reads text
 model           Model: its activations on a batch, its logits
 verification    are its weights numbers; is it what its family's row says
 tokenizer       all that a tokenizer is asked: ids, strings, BOS and EOS, the newline, a digest
 token_bytes     where in the text tokens stand, which bytes they spell
+token_rows      rows of ids from a string, one row, or rows
 loading         load a model: the above in order
 untrained       a network of the same architecture that never learned anything
 weights         its processed weights: what a neuron reads and writes
@@ -20,6 +22,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.models.architectures import AttentionParts, is_gated, module_at
+    from universal_neurons.models.described import Described, quiet_transformers
     from universal_neurons.models.loading import Weights, load_model, load_weights
     from universal_neurons.models.locations import (
         BUNDLED_FOLDER,
@@ -29,9 +32,10 @@ if TYPE_CHECKING:
         names_of,
         resolve_sources,
     )
-    from universal_neurons.models.model import DTYPES, Described, Model, Sink, matrix_of, quiet_transformers
+    from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of
     from universal_neurons.models.to_safetensors import convert
     from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
+    from universal_neurons.models.token_rows import Text
     from universal_neurons.models.tokenizer import (
         all_special_ids,
         boundary_tokens,
@@ -62,7 +66,9 @@ else:
                 "resolve_sources",
             ],
             "weight_files": ["require_weights"],
-            "model": ["DTYPES", "Described", "Model", "Sink", "matrix_of", "quiet_transformers"],
+            "described": ["Described", "quiet_transformers"],
+            "model": ["DTYPES", "Model", "Sink", "matrix_of"],
+            "token_rows": ["Text"],
             "verification": ["verify"],
             "token_bytes": ["Placed", "encode_with_places", "require_places", "spelling_of"],
             "tokenizer": [

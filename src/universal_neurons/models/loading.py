@@ -11,8 +11,9 @@ from torch import nn
 from universal_neurons.errors import ConfigError
 from universal_neurons.legible import first_line
 from universal_neurons.models.architectures import architecture_of
+from universal_neurons.models.described import quiet_transformers
 from universal_neurons.models.locations import Source, digest_of, resolve_sources
-from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of, quiet_transformers
+from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of
 from universal_neurons.models.tokenizer import load_tokenizer
 from universal_neurons.models.verification import verify
 from universal_neurons.models.weight_files import (

@@ -8,7 +8,6 @@ so the unembedding is computed only where logits are asked for.
 import contextlib
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -19,52 +18,13 @@ from torch import Tensor, nn
 
 from universal_neurons.errors import ArchitectureError, CheckpointError, ConfigError
 from universal_neurons.models.architectures import Architecture, architecture_of, module_at
+from universal_neurons.models.described import Described
+from universal_neurons.models.token_rows import Text, rows_of
 from universal_neurons.units import Units
 
 Sink = Callable[[int, Tensor], None]  # layer, (rows x context, d_mlp)
 HEADLESS = "no unembedding: no logits, no roles, no vocab_* columns"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class Described:
-    """A model as far as a study must know it before it reads text: its name, units, sizes and digest.
-
-    Itself, or as a sketch of it tells them.
-    """
-
-    units: Units
-    d_model: int
-    vocab_size: int
-    context: int
-    digest: str
-    gated = False
-
-    def __init__(self, name: str, *, tokenizer: Any = None, notes: Sequence[str] = ()) -> None:
-        self.name, self.tokenizer, self.notes = name, tokenizer, tuple(notes)
-
-    @property
-    def n_neurons(self) -> int:
-        """Neurons over all layers."""
-        return len(self.units)
-
-    @property
-    def n_layers(self) -> int:
-        """Its layers."""
-        return self.units.layers
-
-    @property
-    def d_mlp(self) -> int:
-        """Neurons of every layer, of a model whose layers are of one width."""
-        return self.units.width
-
-    @property
-    def device(self) -> torch.device:
-        """Where its blocks are."""
-        raise NotImplementedError
-
-    def describe(self) -> dict[str, Any]:
-        """What the manifest keeps."""
-        raise NotImplementedError
 
 
 class Model(Described):
@@ -192,26 +152,37 @@ class Model(Described):
         with self.evaluating():
             return self.hf.base_model(input_ids=ids.to(self.device), attention_mask=attention, use_cache=False)
 
-    def activations(
-        self, ids: Int[Tensor, "rows context"], *, pre_activations: bool = False
-    ) -> Float[Tensor, "rows context neurons"]:
-        """All neurons' activations (or pre-activations) on rows of token ids."""
+    def ids_of(self, given: Text) -> Int[Tensor, "rows context"]:
+        """Rows of token ids from a string (BOS in front, as studies read text), the ids of one row, or rows of ids.
+
+        Raises `TokenizerError` for a string without a tokenizer, `TokenRangeError` for what are no ids of its
+        vocabulary, and `ContextError` for rows longer than it can read.
+        """
+        return rows_of(self, given)
+
+    def activations(self, ids: Text, *, pre_activations: bool = False) -> Float[Tensor, "rows context neurons"]:
+        """All neurons' activations (or pre-activations) on a string or on token ids; errors as `ids_of` says."""
+        ids = self.ids_of(ids)
         layers: dict[int, Tensor] = {}
         with self.capturing(layers.__setitem__, pre_activations=pre_activations):
             self.forward(ids)
         return torch.cat([layers[layer] for layer in range(self.n_layers)], 1).view(*ids.shape, self.n_neurons)
 
     @torch.no_grad()
-    def logits(self, ids: Int[Tensor, "rows context"]) -> Float[Tensor, "rows context vocabulary"]:
-        """The model's own logits.  Raises `ArchitectureError` where it has no unembedding."""
+    def logits(self, ids: Text) -> Float[Tensor, "rows context vocabulary"]:
+        """The model's own logits on a string or on token ids; errors as `ids_of` says.
+
+        Raises `ArchitectureError` where it has no unembedding.
+        """
         if not self.has_unembedding:
             raise ArchitectureError(
                 f"{self.name}: it has no unembedding, so no logits",
                 wanted=f"a model with {self.architecture.unembedding}",
                 fix="use a model that was saved with its head",
             )
+        rows = self.ids_of(ids).to(self.device)
         with self.evaluating():
-            return self.hf(input_ids=ids.to(self.device), return_dict=True).logits
+            return self.hf(input_ids=rows, return_dict=True).logits
 
     def describe(self) -> dict[str, Any]:
         """Name, architecture, sizes and digest, as study.json holds them."""
@@ -251,21 +222,3 @@ def _digest_of_state(hf: Any) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars or notices of `transformers` while open."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -13,8 +13,8 @@ from typing import Any
 
 from universal_neurons.config import MaskRule, StudyConfig
 from universal_neurons.errors import CheckpointError, TokenizerError, UniversalNeuronsError
+from universal_neurons.models.described import Described, quiet_transformers
 from universal_neurons.models.locations import BUNDLED_FOLDER, BUNDLED_TOKENIZER, folder_of, require_ordinary_files
-from universal_neurons.models.model import Described, quiet_transformers
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 SPECIAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id", "unk_token_id")

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from universal_neurons.errors import ArchitectureError
+from universal_neurons.models.described import quiet_transformers
 from universal_neurons.models.loading import ONE_AT_A_TIME, in_one_kernel
-from universal_neurons.models.model import Model, quiet_transformers
+from universal_neurons.models.model import Model
 from universal_neurons.torch_state import settled_torch
 
 

@@ -242,8 +242,8 @@ class OneModel:
         """Every neuron's orientation, 1 where the model is not gated; of an older study by `means`, the sample's."""
         if not self.model.gated:
             return np.ones(self.model.n_neurons)
-        if "mean_activation" in self.neurons.columns:
-            return orientation_of(self.neurons["mean_activation"].to_numpy())
+        if "activation_mean" in self.neurons.columns:
+            return orientation_of(self.neurons["activation_mean"].to_numpy())
         return orientation_of(means.cpu().numpy())
 
     def _attention(self, weights: ProcessedWeights, orientation: Float[np.ndarray, " neurons"]) -> None:

@@ -106,13 +106,13 @@ def activation_statistics(moments: NeuronMoments, bos: NeuronMoments) -> dict[st
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
-def orientation_of(mean_activation: Float[np.ndarray, " neurons"]) -> Float[np.ndarray, " neurons"]:
+def orientation_of(activation_mean: Float[np.ndarray, " neurons"]) -> Float[np.ndarray, " neurons"]:
     """1, or −1 where a neuron's mean activation is negative: times it, w_out is what the neuron adds on average.
 
     Negating w_up and w_out of a gated neuron leaves the model the same; its orientation then changes sign with its
     activation and its w_out, so that either times it stays what it was.
     """
-    return np.where(mean_activation < 0, -1.0, 1.0)
+    return np.where(activation_mean < 0, -1.0, 1.0)
 
 
 def duplicates(layers: LayerCovariance, alive: Tensor, *, by_size: bool = False) -> dict[str, np.ndarray]:

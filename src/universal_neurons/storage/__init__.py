@@ -3,6 +3,7 @@
 manifest     study.json and dynamics.json: what must stand in them
 leftovers    what a killed writer may leave in a folder
 rewriting    tables of a finished study replaced by others, all at once
+former_names columns that earlier versions named otherwise
 results      a finished folder, read: every table once, checked against its hash
 neuron       one neuron of a finished study, by its name
 snapshots    plain tensors in generations, whole or not at all; when one is due
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.storage.former_names import by_present_names
     from universal_neurons.storage.manifest import MANIFEST, SKETCH, Facts, FinishedDynamics, is_ours
     from universal_neurons.storage.neuron import Neuron, parse_neuron
     from universal_neurons.storage.results import Results
@@ -37,6 +39,7 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
+            "former_names": ["by_present_names"],
             "manifest": ["Facts", "FinishedDynamics", "MANIFEST", "SKETCH", "is_ours"],
             "neuron": ["Neuron", "parse_neuron"],
             "results": ["Results"],

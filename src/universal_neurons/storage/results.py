@@ -148,7 +148,9 @@ class Results:
 
     def _read(self, name: str) -> pl.DataFrame:
         if not self.has(name):
-            raise MissingFileError(f"{self.path}: no table {str(name)[:200]!r}", wanted=f"a table of this {self.WHAT}")
+            names = ", ".join(sorted(table for table in self.manifest["tables"] if self.has(table)))
+            what = f"{self.path}: no table {str(name)[:200]!r}"
+            raise MissingFileError(what, wanted=f"a table of this {self.WHAT}: {names}")
         with self.verified(name) as stream, self.readable(name):
             return pl.read_parquet(stream)
 

@@ -31,6 +31,7 @@ from universal_neurons.disk import (
 from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
 from universal_neurons.models import is_gated
 from universal_neurons.storage import rewriting
+from universal_neurons.storage.former_names import by_present_names
 from universal_neurons.storage.leftovers import (
     FIGURES,
     LOCK,
@@ -165,7 +166,7 @@ class Store(Results):
         return low, high, counts
 
     def _read(self, name: str) -> pl.DataFrame:
-        table = super()._read(name)
+        table = by_present_names(name, super()._read(name))
         if name != "neurons":
             return table
         with self.readable(name):

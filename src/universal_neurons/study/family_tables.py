@@ -39,7 +39,7 @@ MOST_BY_POSITION = 50
 class Explainer:
     """From the labels' sums to families: chooses on the pass, judges on the detail pass.
 
-    `columns` are those of the neuron table that are known by then: `dead`, `is_bos`, `mean_activation` and, where it
+    `columns` are those of the neuron table that are known by then: `dead`, `is_bos`, `activation_mean` and, where it
     was asked about, `excess_corr` and `is_universal`.
     """
 
@@ -54,7 +54,7 @@ class Explainer:
     ) -> None:
         self.study, self.units, self.columns = study, units, columns
         self.labelling, self.labels = labelling, labelling.labels
-        self.orientation = {name: orientation_of(columns[name]["mean_activation"]) for name in study.gated}
+        self.orientation = {name: orientation_of(columns[name]["activation_mean"]) for name in study.gated}
         evidence = labelling.evidence(statistics, orientation=self.orientation)
         self.best: dict[str, Scores] = {}
         self.position_mi: dict[str, np.ndarray | None] = {}

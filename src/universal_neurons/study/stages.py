@@ -133,7 +133,7 @@ class Stages:
         self.counted = everything.count(self.names[0])
         with self.reporter.stage("statistics"):
             self._statistics(statistics, everything)
-            self._mean_activations(everything, outcome)
+            self._activation_moments(everything, outcome)
         with self.reporter.stage("compare"):
             self.doubts = outcome.findings.doubts(self.study.asked)
             comparisons = [self._comparison(outcome, asker) for asker in self.study.askers]
@@ -223,13 +223,14 @@ class Stages:
             self.hashes["histograms"] = self.writer.write_bytes("histograms.safetensors", save(histograms))
             self.write("examples", pl.concat(examples))
 
-    def _mean_activations(self, everything: Evidence, outcome: Outcome) -> None:
-        """The column of mean activations."""
+    def _activation_moments(self, everything: Evidence, outcome: Outcome) -> None:
+        """The columns of the activation's mean and population standard deviation, on the rows that choose."""
         for name, source in outcome.sources.items():
             assert source.provisional is not None
             spread = everything.spread(name)
             mean = source.provisional.mean.double() + spread.sum / max(spread.count, 1)
-            self.columns[name]["mean_activation"] = mean.cpu().numpy()
+            sd = everything.variances(name).sqrt().masked_fill(everything.dead(name), 0)
+            self.columns[name] |= {"activation_mean": mean.cpu().numpy(), "activation_sd": sd.cpu().numpy()}
 
     def _detail(self, sources: list[Source], of_matches: DetailPass, explainer: Explainer | None) -> dict[str, Detail]:
         """Held-out rows read once more; the labels' columns of it, and what it says of the matches."""

@@ -51,7 +51,7 @@ NEURON_SCHEMA: dict[str, Any] = {
         in_cos_max in_cos_min out_cos_max out_cos_min vocab_mean vocab_var vocab_skew vocab_kurt
         mean var skew kurt sparsity bos_mean"""),
     "is_bos": pl.Boolean,
-    "mean_activation": pl.Float64,
+    "activation_mean": pl.Float64, "activation_sd": pl.Float64,
     "layer_corr_max": pl.Float64, "layer_corr_neuron": pl.Int32,
     "position_mi": pl.Float64, "family": pl.String, "label": pl.String, "label_sign": pl.Int8,
     **_schema(pl.Float64, "variance_reduction variance_reduction_heldout variance_reduction_null"),

@@ -222,7 +222,8 @@ class Corpus:
         if split is None and names:
             return next((usual for usual in SPLITS if usual in names), names[0])
         if split not in names:
-            raise TextError(f"{self.config.data}: no split {split!r}", wanted="one of " + ", ".join(names))
+            what = f"{self.config.data}: no split {split!r}" if names else f"{self.config.data}: it has no splits"
+            raise TextError(what, wanted="one of " + ", ".join(names) if names else "a data set with some text")
         return split
 
 

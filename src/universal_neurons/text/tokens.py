@@ -127,7 +127,7 @@ class Rows:
         """The subsets that are studied apart; `all` means every one.  Raises `TextError` for one that is not there."""
         names = list(self.subset_names) if tuple(subset) == ("all",) else list(dict.fromkeys(subset))
         missing = [name for name in names if name not in self.subset_names]
-        if missing and self.subset_names in ((), ("",)):
+        if missing and not any(name.strip() for name in self.subset_names):
             raise TextError(
                 f"no subset {missing[0]!r}: the corpus names no subsets",
                 wanted="documents with the name of their subset",
@@ -136,7 +136,7 @@ class Rows:
         if missing:
             raise TextError(
                 f"no subset {missing[0]!r} in the corpus",
-                wanted="one of " + ", ".join(filter(None, self.subset_names)),
+                wanted="one of " + ", ".join(filter(str.strip, self.subset_names)),
                 fix="name one of them, or 'all'",
             )
         return names

@@ -3,7 +3,7 @@
   "use strict";
   const GROUPS = [
     ["Found again", /^(excess|mean_corr|max_corr|min_corr|baseline|mean_baseline|max_baseline|min_baseline|q_value|p_|fdr_|is_universal|mutual_all|carried_by_few|position_share)/],
-    ["Activity", /^(dead|sparsity|mean$|mean_activation|var$|skew$|kurt$|bos_mean|is_bos|position_mi|layer_corr|mean_|sparsity_|skew_|kurt_)/],
+    ["Activity", /^(dead|sparsity|mean$|activation_mean|activation_sd|var$|skew$|kurt$|bos_mean|is_bos|position_mi|layer_corr|mean_|sparsity_|skew_|kurt_)/],
     ["Label", /^(variance_reduction|label_sign)/],
     ["Weights", /^(w_|input_bias|l2_|in_|up_|out_)/],
     ["Logits", /^(vocab_|null_fraction)/],
