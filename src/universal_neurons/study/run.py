@@ -88,6 +88,13 @@ def _models(
         reader = Networks(load_models(config))
         described = reader.networks
     if tokens is not None:
+        if config.only_subset:
+            raise ConfigError(
+                "only_subset is of a text that is read, and tokens are given",
+                given=", ".join(config.only_subset),
+                wanted="tokens of these subsets alone",
+                fix="leave only_subset out",
+            )
         config = config.model_copy(update={"data": IN_MEMORY, "context": tokens.context})
     return resolve(config, described), described, reader
 
@@ -127,6 +134,7 @@ def _finish(study: Study, stages: Stages, tables: dict[str, str], writer: StoreW
     """Declare the study complete."""
     manifest = study.manifest() | {
         "counted_tokens": stages.counted,
+        **({"counted_by_subset": stages.counted_by_subset} if stages.counted_by_subset else {}),
         "search": {"search": study.config.search, **stages.doubts},
         **({} if stages.null is None else {"null": stages.null.describe()}),
         **({} if stages.frequent is None else {"within_tokens": stages.frequent.describe()}),

@@ -73,6 +73,7 @@ class Stages:
         self.null: UntrainedNull | None = None
         self.frequent: FrequentTokens | None = None
         self.counted = 0
+        self.counted_by_subset: dict[str, int] = {}
         self.doubts: dict[str, float | int] = {}
         self.batch_tokens = self.config.batch_tokens
 
@@ -131,6 +132,8 @@ class Stages:
         statistics = Statistics(outcome.accumulators)
         everything = Evidence(statistics, groups_of(outcome.accumulators), signs=outcome.signs)
         self.counted = everything.count(self.names[0])
+        for group, name in enumerate(self.study.subsets if self.study.askers else ()):
+            self.counted_by_subset[name] = Evidence(statistics, [group], signs=outcome.signs).count(self.names[0])
         with self.reporter.stage("statistics"):
             self._statistics(statistics, everything)
             self._mean_activations(everything, outcome)
