@@ -138,6 +138,7 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "convergence",
         "subsets",
         "labels",
+        "label_counts",
         "examples",
         "counterparts",
         "tokens",

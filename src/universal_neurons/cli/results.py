@@ -4,15 +4,22 @@ import sys
 from pathlib import Path
 
 from universal_neurons.cli.frame import app
-from universal_neurons.config import (
-    DYNAMICS_FILE,
-)
+from universal_neurons.config import DYNAMICS_FILE
 from universal_neurons.disk import local_path
+from universal_neurons.errors import ConfigError
 from universal_neurons.terminal import messages, output, say
 
 
 @app.command
-def show(store: Path, neuron: str | None = None, /, *, anchors: bool = False) -> None:
+def show(
+    store: Path,
+    neuron: str | None = None,
+    /,
+    *,
+    anchors: bool = False,
+    label: str | None = None,
+    model: str | None = None,
+) -> None:
     """Show a study, training dynamics, or one neuron of them, in the terminal.
 
     Parameters
@@ -23,11 +30,16 @@ def show(store: Path, neuron: str | None = None, /, *, anchors: bool = False) ->
         A neuron, L2.17 or seed-1/L2.17.
     anchors
         Of a study, in place of the summary: the neurons whose best match is mutual in every other model.
+    label
+        Of a study, in place of the summary: the neurons that this label explains best; its name or a part of it.
+    model
+        With --label: of this model alone.
     """
     store = local_path(store)
     dynamics = (store / DYNAMICS_FILE).exists()
-    if anchors:
-        _refuse_anchors(store, neuron, dynamics=dynamics)
+    _refuse_contradictions({"--anchors": anchors, "--label": label is not None}, store, neuron, dynamics=dynamics)
+    if model is not None and label is None:
+        raise ConfigError("--model is for --label", given=model, wanted="a label, or no --model")
     if dynamics:
         from universal_neurons.dynamics import Dynamics
         from universal_neurons.report import course_view, dynamics_view
@@ -35,28 +47,33 @@ def show(store: Path, neuron: str | None = None, /, *, anchors: bool = False) ->
         finished = Dynamics(store)
         output().print(dynamics_view(finished) if neuron is None else course_view(finished, neuron))
         return
-    from universal_neurons.report import anchors_view, neuron_view, study_view
+    from universal_neurons.report import anchors_view, label_view, neuron_view, study_view
     from universal_neurons.storage import Store
 
     study = Store(store)
     if neuron is not None:
         output().print(neuron_view(study, neuron))
+    elif label is not None:
+        output().print(label_view(study, label, model))
     else:
         output().print(anchors_view(study) if anchors else study_view(study))
 
 
-def _refuse_anchors(store: Path, neuron: str | None, *, dynamics: bool) -> None:
-    """Raise `ConfigError` where --anchors would be ignored."""
-    from universal_neurons.errors import ConfigError
-
-    if neuron is not None:
-        raise ConfigError("--anchors is of a study", given=f"{neuron}, one neuron", wanted="no neuron, or no --anchors")
-    if dynamics:
+def _refuse_contradictions(of_study: dict[str, bool], store: Path, neuron: str | None, *, dynamics: bool) -> None:
+    """Raise `ConfigError` where a flag that takes the summary's place would be ignored."""
+    given = [flag for flag, there in of_study.items() if there]
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]} and {given[1]} are two questions", wanted="one of them")
+    if given and neuron is not None:
         raise ConfigError(
-            "--anchors is of a study",
+            f"{given[0]} is of a study", given=f"{neuron}, one neuron", wanted=f"no neuron, or no {given[0]}"
+        )
+    if given and dynamics:
+        raise ConfigError(
+            f"{given[0]} is of a study",
             given=f"{store}, training dynamics",
             wanted="the study of a checkpoint",
-            fix=f"uneurons show {store / 'steps' / 'STEP'} --anchors",
+            fix=f"uneurons show {store / 'steps' / 'STEP'} {given[0]}",
         )
 
 
@@ -71,7 +88,6 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
     out
         Where a report of several studies goes; else report.html here.
     """
-    from universal_neurons.errors import ConfigError
     from universal_neurons.report import write_dynamics_report, write_joint_report, write_report
     from universal_neurons.storage import Store
 
@@ -122,7 +138,6 @@ def export(stores: list[Path], /, *, out: Path, csv: bool = False, neuronpedia: 
 
 def _export_study(stores: list[Path], out: Path, *, csv: bool, neuronpedia: bool, hf: bool) -> None:
     """Write one study for other programs to read.  Raises `ConfigError` where more is asked."""
-    from universal_neurons.errors import ConfigError
     from universal_neurons.explorer import write_dataset, write_neuronpedia
     from universal_neurons.progress import Reporter
     from universal_neurons.storage import Store
@@ -161,7 +176,6 @@ def serve(stores: list[Path], /, *, port: int = 0, open: bool = False, get: str 
     get
         Print one file of the site, such as unit.html or data/site.js, and end; exit code 1 where there is none.
     """
-    from universal_neurons.errors import ConfigError
     from universal_neurons.explorer import open_results, page_of
     from universal_neurons.explorer import serve as serve_site
     from universal_neurons.progress import Reporter

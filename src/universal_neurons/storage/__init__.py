@@ -5,6 +5,7 @@ leftovers    what a killed writer may leave in a folder
 rewriting    tables of a finished study replaced by others, all at once
 results      a finished folder, read: every table once, checked against its hash
 snapshots    plain tensors in generations, whole or not at all; when one is due
+of_label     the neurons that a label explains best
 store        Store and StoreWriter: the only reader and writer of a study's folder
 sketch_file  the file of a portable sketch
 """

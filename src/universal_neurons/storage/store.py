@@ -41,6 +41,7 @@ from universal_neurons.storage.leftovers import (
     sweep_partials,
 )
 from universal_neurons.storage.manifest import HISTOGRAMS, MANIFEST, REWRITING, difference, file_of, read_manifest
+from universal_neurons.storage.of_label import neurons_of_label
 from universal_neurons.storage.results import Results
 from universal_neurons.storage.snapshots import Generations
 from universal_neurons.units import Units
@@ -129,6 +130,15 @@ class Store(Results):
     def strings(self) -> list[str]:
         """The vocabulary as strings, by token id."""
         return self.table("vocabulary").sort("token")["string"].to_list()
+
+    def best_for(self, label: str, model: str | None = None) -> pl.DataFrame:
+        """The neurons, of all models or one, that have a label among their best, the best explained first.
+
+        `label` is its name, whatever the case, else a part of it (then of all that contain it).  Columns: those of
+        `labels` (the label's full name; `sign` −1 where the neuron is silent; `rank` 1 where no other explains it
+        better), `family`, `is_universal`, `excess_corr`.  Raises `InputError` where no neuron has one.
+        """
+        return neurons_of_label(self, self.models, label, model)
 
     def histogram(self, model: str, neuron: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Lower edges, upper edges and counts of a (flat) neuron's pre-activations; else `MissingFileError`."""

@@ -142,5 +142,7 @@ def _finish(study: Study, stages: Stages, tables: dict[str, str], writer: StoreW
         "timings": {name: round(seconds, 3) for name, seconds in reporter.timings.items()},
     }
     store = writer.finish(manifest)
+    for warning in stages.warnings:
+        reporter.note(warning)
     reporter.note("all stages: " + ", ".join(f"{name} {clock(s)}" for name, s in reporter.timings.items()))
     return store
