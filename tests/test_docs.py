@@ -23,6 +23,7 @@ def test_every_command_has_help_and_a_section():
         "dynamics",
         "sketch",
         "show",
+        "labels",
         "roles",
         "report",
         "export",

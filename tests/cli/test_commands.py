@@ -13,7 +13,7 @@ from universal_neurons.cli.frame import StudyFlags
 from universal_neurons.config import StudyConfig
 from universal_neurons.errors import InputError
 
-COMMANDS = ("run", "dynamics", "show", "roles", "report", "export", "check", "estimate", "convert")
+COMMANDS = ("run", "dynamics", "show", "labels", "roles", "report", "export", "check", "estimate", "convert")
 
 
 def test_help_needs_no_torch():

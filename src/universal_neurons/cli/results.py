@@ -1,4 +1,4 @@
-"""Commands that read what was found: show, report, export, serve."""
+"""Commands that read what was found: show, labels, report, export, serve."""
 
 import sys
 from pathlib import Path
@@ -75,6 +75,33 @@ def _refuse_contradictions(of_study: dict[str, bool], store: Path, neuron: str |
             wanted="the study of a checkpoint",
             fix=f"uneurons show {store / 'steps' / 'STEP'} {given[0]}",
         )
+
+
+@app.command
+def labels(store: Path | None = None, /) -> None:
+    """List every built-in label with its meaning, or the labels of a study with how often each holds.
+
+    Parameters
+    ----------
+    store
+        The folder of a study; without it, the built-in labels.
+    """
+    from universal_neurons.report import built_in_view, study_labels_view
+
+    if store is None:
+        output().print(built_in_view())
+        return
+    from universal_neurons.storage import Store
+
+    store = local_path(store)
+    if (store / DYNAMICS_FILE).exists():
+        raise ConfigError(
+            "labels are of a study",
+            given=f"{store}, training dynamics",
+            wanted="the study of a checkpoint",
+            fix=f"uneurons labels {store / 'steps' / 'STEP'}",
+        )
+    output().print(study_labels_view(Store(store)))
 
 
 @app.command

@@ -6,6 +6,7 @@ opening           what a study asked and found, in plain sentences
 counts            counts over thresholds, beside untrained networks, of anchors and cliques, as lines
 one_neuron        one neuron in the terminal
 of_label          the neurons that a label explains best, in the terminal
+label_list        all labels with their meaning, and how often those of a study hold
 anchors           the neurons that are mutual in every model, in the terminal
 dynamics_summary  the dynamics in numbers and sentences; one neuron at every checkpoint
 figures/          tables to figures, one file per kind
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from universal_neurons.report.anchors import anchors_view
     from universal_neurons.report.dynamics_summary import course_view, dynamics_view
     from universal_neurons.report.integrity import check_stores
+    from universal_neurons.report.label_list import built_in_view, study_labels_view
     from universal_neurons.report.of_label import label_view
     from universal_neurons.report.one_neuron import neuron_view
     from universal_neurons.report.opening import opening_sentences
@@ -39,6 +41,7 @@ else:
         __name__,
         {
             "summary": ["roles_view", "study_view"],
+            "label_list": ["built_in_view", "study_labels_view"],
             "of_label": ["label_view"],
             "one_neuron": ["neuron_view"],
             "opening": ["opening_sentences"],
