@@ -19,6 +19,7 @@ def show(
     anchors: bool = False,
     label: str | None = None,
     model: str | None = None,
+    threshold: float | None = None,
 ) -> None:
     """Show a study, training dynamics, or one neuron of them, in the terminal.
 
@@ -34,6 +35,8 @@ def show(
         Of a study, in place of the summary: the neurons that this label explains best; its name or a part of it.
     model
         With --label: of this model alone.
+    threshold
+        Of a study: neurons above this excess correlation count as universal, in place of the study's own threshold.
     """
     store = local_path(store)
     dynamics = (store / DYNAMICS_FILE).exists()
@@ -41,22 +44,43 @@ def show(
     if model is not None and label is None:
         raise ConfigError("--model is for --label", given=model, wanted="a label, or no --model")
     if dynamics:
+        _refuse_threshold(store, threshold)
         from universal_neurons.dynamics import Dynamics
         from universal_neurons.report import course_view, dynamics_view
 
         finished = Dynamics(store)
         output().print(dynamics_view(finished) if neuron is None else course_view(finished, neuron))
         return
-    from universal_neurons.report import anchors_view, label_view, neuron_view, study_view
+    from universal_neurons.report import (
+        anchors_view,
+        at_threshold,
+        label_view,
+        neuron_view,
+        study_view,
+        threshold_sentence,
+    )
     from universal_neurons.storage import Store
 
-    study = Store(store)
+    study = at_threshold(Store(store), threshold)
+    if sentence := threshold_sentence(study):
+        say(output(), sentence)
     if neuron is not None:
         output().print(neuron_view(study, neuron))
     elif label is not None:
         output().print(label_view(study, label, model))
     else:
         output().print(anchors_view(study) if anchors else study_view(study))
+
+
+def _refuse_threshold(store: Path, threshold: float | None) -> None:
+    """Raise `ConfigError` where --threshold is asked of training dynamics."""
+    if threshold is not None:
+        raise ConfigError(
+            "--threshold is of a study",
+            given=f"{store}, training dynamics",
+            wanted="the study of a checkpoint",
+            fix=f"uneurons show {store / 'steps' / 'STEP'} --threshold {threshold:g}",
+        )
 
 
 def _refuse_contradictions(of_study: dict[str, bool], store: Path, neuron: str | None, *, dynamics: bool) -> None:
@@ -105,7 +129,7 @@ def labels(store: Path | None = None, /) -> None:
 
 
 @app.command
-def report(stores: list[Path], /, *, out: Path | None = None) -> None:
+def report(stores: list[Path], /, *, out: Path | None = None, threshold: float | None = None) -> None:
     """Draw the figures and the report again, from one study or side by side from several; of training dynamics too.
 
     Parameters
@@ -113,26 +137,52 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
     stores
         Folders of studies, or the one of training dynamics.
     out
-        Where a report of several studies goes; else report.html here.
+        Where a report of several studies, or at another threshold, goes; else report.html here.
+    threshold
+        Neurons above this excess correlation count as universal, in place of each study's own threshold. The page goes
+        to --out; the studies stay as they are.
     """
-    from universal_neurons.report import write_dynamics_report, write_joint_report, write_report
+    from universal_neurons.report import (
+        at_threshold,
+        write_dynamics_report,
+        write_joint_report,
+        write_page,
+        write_report,
+    )
     from universal_neurons.storage import Store
 
     stores = [local_path(path) for path in stores]
     out = None if out is None else local_path(out)
     if len(stores) == 1 and out is None and (stores[0] / DYNAMICS_FILE).exists():
+        _refuse_threshold(stores[0], threshold)
         from universal_neurons.dynamics import Dynamics
 
         say(output(), write_dynamics_report(Dynamics(stores[0])).resolve())
         return
-    opened = [Store(path) for path in stores]
-    if len(opened) == 1 and out is not None:
+    opened = [at_threshold(Store(path), threshold) for path in stores]
+    if len(opened) == 1 and out is not None and threshold is None:
         raise ConfigError("--out is for several studies", wanted="no --out: one study's report goes into its folder")
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out}: is a folder", wanted="a file's name")
-    joint = len(opened) > 1
-    page = write_joint_report(opened, out or Path("report.html")) if joint else write_report(opened[0])
+    if threshold is not None:
+        _require_apart(out or Path("report.html"), stores)
+    if len(opened) > 1:
+        page = write_joint_report(opened, out or Path("report.html"))
+    else:
+        page = write_report(opened[0]) if threshold is None else write_page(opened[0], out or Path("report.html"))
     say(output(), page.resolve())
+
+
+def _require_apart(out: Path, stores: list[Path]) -> None:
+    """Raise `ConfigError` where a page at another threshold would lie in a study's folder."""
+    for store in stores:
+        if out.resolve().is_relative_to(store.resolve()):
+            raise ConfigError(
+                "a report at another threshold leaves the study as it is",
+                given=f"{out}, in {store}",
+                wanted="a page elsewhere",
+                fix="--out FILE.html, outside the folder",
+            )
 
 
 @app.command

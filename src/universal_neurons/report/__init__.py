@@ -1,5 +1,6 @@
 """What do people look at?  Figures, pages, and what a terminal and a notebook show.
 
+other_threshold   a finished study at another threshold than its own
 summary           a study in a few numbers and tables
 facts             what was found of one model's neurons, in ten lines
 opening           what a study asked and found, in plain sentences
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     from universal_neurons.report.of_label import label_view
     from universal_neurons.report.one_neuron import neuron_view
     from universal_neurons.report.opening import opening_sentences
+    from universal_neurons.report.other_threshold import at_threshold, threshold_sentence
     from universal_neurons.report.pages import (
         study_figures,
         study_names,
         summary_html,
         write_dynamics_report,
         write_joint_report,
+        write_page,
         write_report,
     )
     from universal_neurons.report.summary import roles_view, study_view
@@ -46,6 +49,7 @@ else:
             "one_neuron": ["neuron_view"],
             "opening": ["opening_sentences"],
             "anchors": ["anchors_view"],
+            "other_threshold": ["at_threshold", "threshold_sentence"],
             "dynamics_summary": ["course_view", "dynamics_view"],
             "pages": [
                 "study_figures",
@@ -53,6 +57,7 @@ else:
                 "summary_html",
                 "write_dynamics_report",
                 "write_joint_report",
+                "write_page",
                 "write_report",
             ],
             "integrity": ["check_stores"],
