@@ -46,7 +46,7 @@ def _unused(error: UnusedCliTokensError) -> ConfigError:
     """What no argument of a command takes, as an error of ours."""
     return ConfigError(
         "no argument takes these",
-        given=shortened(" ".join(error.unused_tokens), LONGEST),
+        given=shortened(" ".join(error.unused_tokens or ()), LONGEST),
         wanted="a flag before every value",
         fix="repeat the flag before each of several values (--models A --models B)",
     )
