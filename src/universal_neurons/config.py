@@ -102,8 +102,8 @@ class RoleSettings(BaseModel):
 
 
 TEXT_SETTINGS = (  # what decides which tokens are read
-    "data", "data_config", "data_split", "text_column", "subset_column", "min_characters", "max_tokens", "context",
-    "mask", "heldout_tokens",
+    "data", "data_config", "data_split", "text_column", "subset_column", "only_subset", "min_characters", "max_tokens",
+    "context", "mask", "heldout_tokens",
 )  # fmt: skip
 
 
@@ -122,6 +122,7 @@ class StudyConfig(BaseModel):
     data_split: str | None = Field(None, description="Split of a hub or saved data set; else test, validation, train.")
     text_column: str = Field("text", description="Column (or dotted path) of the text.")
     subset_column: str = Field("subset", description="Column (or dotted path) of the subset's name.")
+    only_subset: tuple[str, ...] = Field((), description="Read the documents of this subset alone; repeat it.")
     min_characters: int = Field(50, ge=0, le=10**6, description="Documents of at most so many characters are dropped.")
     tokenizer: str | None = Field(None, description="A tokenizer's folder or hub id; else the reference model's own.")
     out: str | None = Field(None, description="Folder of the results; else runs/NAME.")
@@ -218,7 +219,7 @@ class StudyConfig(BaseModel):
                 raise ValueError(f"names and paths of at most {LONGEST_NAME} characters, in UTF-8 and without NUL")
         return value
 
-    @field_validator("models", "subset", "labels", "stages", mode="before")
+    @field_validator("models", "subset", "only_subset", "labels", "stages", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -282,8 +283,9 @@ class StudyConfig(BaseModel):
         return self.draws or DEFAULT_DRAWS[self.baseline]
 
     def stored(self) -> dict[str, Any]:
-        """As study.json keeps it: all but where it is written and where it was spread."""
-        return self.model_dump(mode="json", exclude={"out", "cluster"})
+        """As study.json keeps it: all but where it is written, where it was spread, and subsets where all are read."""
+        whole = set() if self.only_subset else {"only_subset"}
+        return self.model_dump(mode="json", exclude={"out", "cluster", *whole})
 
 
 class Settings(StudyConfig):

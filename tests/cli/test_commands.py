@@ -11,8 +11,9 @@ from conftest import exit_code, save_tiny, some_text
 
 from universal_neurons.cli.frame import StudyFlags
 from universal_neurons.config import StudyConfig
+from universal_neurons.errors import InputError
 
-COMMANDS = ("run", "dynamics", "show", "roles", "report", "export", "check", "estimate", "convert")
+COMMANDS = ("run", "dynamics", "show", "labels", "roles", "report", "export", "check", "estimate", "convert")
 
 
 def test_help_needs_no_torch():
@@ -29,6 +30,31 @@ def test_help_needs_no_torch():
 
 def test_flags_are_the_settings():
     assert set(StudyFlags.model_fields) == set(StudyConfig.model_fields) - {"published", "roles"}
+
+
+@pytest.mark.parametrize("command", ["run", "estimate"])
+def test_several_values_after_one_flag(command, monkeypatch):
+    taken = {}
+
+    def stop(config, flags):
+        taken.update(flags.model_dump(exclude_none=True))
+        raise InputError("enough")
+
+    monkeypatch.setattr("universal_neurons.cli.studies.settings_from", stop)
+    words = ("--models", "a", "b", "--mask", "bos", "3", "--draws", "3", "--labels", "tokens", "--labels", "x.py")
+    assert exit_code(command, *words) == 2
+    assert taken == {"models": ("a", "b"), "mask": ("bos", 3), "draws": 3, "labels": ("tokens", "x.py")}
+
+
+@pytest.mark.parametrize(
+    "words", [("run", "a", "b"), ("run", "--data", "x", "y"), ("roles", "r", "--labels", "a", "b")]
+)
+def test_values_that_nothing_takes_are_an_error_that_says_what_to_do(words, capsys):
+    assert exit_code(*words) == 2
+    told = capsys.readouterr().err
+    assert "ConfigError: no argument takes these" in told
+    assert f"given:  {'a ' if words[1] == 'a' else ''}{words[-1]}" in told
+    assert "repeat the flag" in told
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The `uneurons` command: run, dynamics, sketch, show, roles, report, export, serve, check, estimate, convert.
+"""The `uneurons` command: run, dynamics, sketch, show, labels, roles, report, export, serve, check, estimate, convert.
 
 Commands are thin: they make a configuration, call the library and print.  torch is imported only by the commands
 that need it.  Exit codes: 0 done, 1 the study failed, 2 the input was wrong, 130 interrupted.
@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnusedCliTokensError
 from pydantic import ValidationError
 
 from universal_neurons.cli import checks, results, studies
 from universal_neurons.cli.frame import app
 from universal_neurons.config import as_config_error
-from universal_neurons.errors import LONGEST, UniversalNeuronsError
+from universal_neurons.errors import LONGEST, ConfigError, UniversalNeuronsError
 from universal_neurons.legible import shortened
 from universal_neurons.terminal import messages, output, prepare_streams, say, shown_lines
 
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CycloptsError as error:
         if isinstance(error.__cause__, ValidationError):
             _fail(as_config_error(error.__cause__, "command line"))
+        if isinstance(error, UnusedCliTokensError):
+            _fail(_unused(error))
         say(messages(), shortened(f"uneurons: {error}", LONGEST))
         sys.exit(2)
     except UniversalNeuronsError as error:
@@ -38,6 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         say(messages(), "interrupted; the same command resumes the study")
         sys.exit(130)
+
+
+def _unused(error: UnusedCliTokensError) -> ConfigError:
+    """What no argument of a command takes, as an error of ours."""
+    return ConfigError(
+        "no argument takes these",
+        given=shortened(" ".join(error.unused_tokens or ()), LONGEST),
+        wanted="a flag before every value",
+        fix="repeat the flag before each of several values (--models A --models B)",
+    )
 
 
 def _fail(error: UniversalNeuronsError) -> NoReturn:

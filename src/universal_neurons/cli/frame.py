@@ -31,7 +31,7 @@ def flags_of(kind: type[StudyConfig] = StudyConfig, without: Sequence[str] = SEC
 
 
 StudyFlags: Any = create_model("StudyFlags", **flags_of())
-Flags = Annotated[StudyFlags | None, Parameter(name="*")]
+Flags = Annotated[StudyFlags | None, Parameter(name="*", consume_multiple=True)]  # of commands without other arguments
 ConfigFile = Annotated[Path | None, Parameter(name=["--config", "-c"])]
 
 

@@ -1,4 +1,4 @@
-"""Commands that read what was found: show, report, export, serve."""
+"""Commands that read what was found: show, labels, report, export, serve."""
 
 import sys
 from pathlib import Path
@@ -7,10 +7,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from universal_neurons.cli.frame import app
-from universal_neurons.config import (
-    DYNAMICS_FILE,
-)
+from universal_neurons.config import DYNAMICS_FILE
 from universal_neurons.disk import local_path
+from universal_neurons.errors import ConfigError
 from universal_neurons.terminal import messages, output, say
 
 
@@ -22,6 +21,9 @@ def show(
     *,
     anchors: bool = False,
     all_numbers: Annotated[bool, Parameter(name="--all", negative=())] = False,
+    label: str | None = None,
+    model: str | None = None,
+    threshold: float | None = None,
 ) -> None:
     """Show a study, training dynamics, or one neuron of them, in the terminal.
 
@@ -33,6 +35,12 @@ def show(
         A neuron, L2.17 or seed-1/L2.17.
     anchors
         Of a study, in place of the summary: the neurons whose best match is mutual in every other model.
+    label
+        Of a study, in place of the summary: the neurons that this label explains best; its name or a part of it.
+    model
+        With --label: of this model alone.
+    threshold
+        Of a study: neurons above this excess correlation count as universal, in place of the study's own threshold.
     all_numbers
         Of a study's neuron: every column of its row, by its name in docs/store.md.
     """
@@ -40,21 +48,34 @@ def show(
     dynamics = (store / DYNAMICS_FILE).exists()
     if all_numbers:
         _refuse_all(store, neuron, dynamics=dynamics)
-    if anchors:
-        _refuse_anchors(store, neuron, dynamics=dynamics)
+    _refuse_contradictions({"--anchors": anchors, "--label": label is not None}, store, neuron, dynamics=dynamics)
+    if model is not None and label is None:
+        raise ConfigError("--model is for --label", given=model, wanted="a label, or no --model")
     if dynamics:
+        _refuse_threshold(store, threshold)
         from universal_neurons.dynamics import Dynamics
         from universal_neurons.report import course_view, dynamics_view
 
         finished = Dynamics(store)
         output().print(dynamics_view(finished) if neuron is None else course_view(finished, neuron))
         return
-    from universal_neurons.report import anchors_view, neuron_view, study_view
+    from universal_neurons.report import (
+        anchors_view,
+        at_threshold,
+        label_view,
+        neuron_view,
+        study_view,
+        threshold_sentence,
+    )
     from universal_neurons.storage import Store
 
-    study = Store(store)
+    study = at_threshold(Store(store), threshold)
+    if sentence := threshold_sentence(study):
+        say(output(), sentence)
     if neuron is not None:
         output().print(neuron_view(study, neuron, all_numbers=all_numbers))
+    elif label is not None:
+        output().print(label_view(study, label, model))
     else:
         output().print(anchors_view(study) if anchors else study_view(study))
 
@@ -71,23 +92,64 @@ def _refuse_all(store: Path, neuron: str | None, *, dynamics: bool) -> None:
         raise ConfigError("--all is of a study's neuron", given="no neuron", wanted="a neuron, L2.17 or seed-1/L2.17")
 
 
-def _refuse_anchors(store: Path, neuron: str | None, *, dynamics: bool) -> None:
-    """Raise `ConfigError` where --anchors would be ignored."""
-    from universal_neurons.errors import ConfigError
-
-    if neuron is not None:
-        raise ConfigError("--anchors is of a study", given=f"{neuron}, one neuron", wanted="no neuron, or no --anchors")
-    if dynamics:
+def _refuse_threshold(store: Path, threshold: float | None) -> None:
+    """Raise `ConfigError` where --threshold is asked of training dynamics."""
+    if threshold is not None:
         raise ConfigError(
-            "--anchors is of a study",
+            "--threshold is of a study",
             given=f"{store}, training dynamics",
             wanted="the study of a checkpoint",
-            fix=f"uneurons show {store / 'steps' / 'STEP'} --anchors",
+            fix=f"uneurons show {store / 'steps' / 'STEP'} --threshold {threshold:g}",
+        )
+
+
+def _refuse_contradictions(of_study: dict[str, bool], store: Path, neuron: str | None, *, dynamics: bool) -> None:
+    """Raise `ConfigError` where a flag that takes the summary's place would be ignored."""
+    given = [flag for flag, there in of_study.items() if there]
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]} and {given[1]} are two questions", wanted="one of them")
+    if given and neuron is not None:
+        raise ConfigError(
+            f"{given[0]} is of a study", given=f"{neuron}, one neuron", wanted=f"no neuron, or no {given[0]}"
+        )
+    if given and dynamics:
+        raise ConfigError(
+            f"{given[0]} is of a study",
+            given=f"{store}, training dynamics",
+            wanted="the study of a checkpoint",
+            fix=f"uneurons show {store / 'steps' / 'STEP'} {given[0]}",
         )
 
 
 @app.command
-def report(stores: list[Path], /, *, out: Path | None = None) -> None:
+def labels(store: Path | None = None, /) -> None:
+    """List every built-in label with its meaning, or the labels of a study with how often each holds.
+
+    Parameters
+    ----------
+    store
+        The folder of a study; without it, the built-in labels.
+    """
+    from universal_neurons.report import built_in_view, study_labels_view
+
+    if store is None:
+        output().print(built_in_view())
+        return
+    from universal_neurons.storage import Store
+
+    store = local_path(store)
+    if (store / DYNAMICS_FILE).exists():
+        raise ConfigError(
+            "labels are of a study",
+            given=f"{store}, training dynamics",
+            wanted="the study of a checkpoint",
+            fix=f"uneurons labels {store / 'steps' / 'STEP'}",
+        )
+    output().print(study_labels_view(Store(store)))
+
+
+@app.command
+def report(stores: list[Path], /, *, out: Path | None = None, threshold: float | None = None) -> None:
     """Draw the figures and the report again, from one study or side by side from several; of training dynamics too.
 
     Parameters
@@ -95,27 +157,52 @@ def report(stores: list[Path], /, *, out: Path | None = None) -> None:
     stores
         Folders of studies, or the one of training dynamics.
     out
-        Where a report of several studies goes; else report.html here.
+        Where a report of several studies, or at another threshold, goes; else report.html here.
+    threshold
+        Neurons above this excess correlation count as universal, in place of each study's own threshold. The page goes
+        to --out; the studies stay as they are.
     """
-    from universal_neurons.errors import ConfigError
-    from universal_neurons.report import write_dynamics_report, write_joint_report, write_report
+    from universal_neurons.report import (
+        at_threshold,
+        write_dynamics_report,
+        write_joint_report,
+        write_page,
+        write_report,
+    )
     from universal_neurons.storage import Store
 
     stores = [local_path(path) for path in stores]
     out = None if out is None else local_path(out)
     if len(stores) == 1 and out is None and (stores[0] / DYNAMICS_FILE).exists():
+        _refuse_threshold(stores[0], threshold)
         from universal_neurons.dynamics import Dynamics
 
         say(output(), write_dynamics_report(Dynamics(stores[0])).resolve())
         return
-    opened = [Store(path) for path in stores]
-    if len(opened) == 1 and out is not None:
+    opened = [at_threshold(Store(path), threshold) for path in stores]
+    if len(opened) == 1 and out is not None and threshold is None:
         raise ConfigError("--out is for several studies", wanted="no --out: one study's report goes into its folder")
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out}: is a folder", wanted="a file's name")
-    joint = len(opened) > 1
-    page = write_joint_report(opened, out or Path("report.html")) if joint else write_report(opened[0])
+    if threshold is not None:
+        _require_apart(out or Path("report.html"), stores)
+    if len(opened) > 1:
+        page = write_joint_report(opened, out or Path("report.html"))
+    else:
+        page = write_report(opened[0]) if threshold is None else write_page(opened[0], out or Path("report.html"))
     say(output(), page.resolve())
+
+
+def _require_apart(out: Path, stores: list[Path]) -> None:
+    """Raise `ConfigError` where a page at another threshold would lie in a study's folder."""
+    for store in stores:
+        if out.resolve().is_relative_to(store.resolve()):
+            raise ConfigError(
+                "a report at another threshold leaves the study as it is",
+                given=f"{out}, in {store}",
+                wanted="a page elsewhere",
+                fix="--out FILE.html, outside the folder",
+            )
 
 
 @app.command
@@ -148,7 +235,6 @@ def export(stores: list[Path], /, *, out: Path, csv: bool = False, neuronpedia: 
 
 def _export_study(stores: list[Path], out: Path, *, csv: bool, neuronpedia: bool, hf: bool) -> None:
     """Write one study for other programs to read.  Raises `ConfigError` where more is asked."""
-    from universal_neurons.errors import ConfigError
     from universal_neurons.explorer import write_dataset, write_neuronpedia
     from universal_neurons.progress import Reporter
     from universal_neurons.storage import Store
@@ -187,7 +273,6 @@ def serve(stores: list[Path], /, *, port: int = 0, open: bool = False, get: str 
     get
         Print one file of the site, such as unit.html or data/site.js, and end; exit code 1 where there is none.
     """
-    from universal_neurons.errors import ConfigError
     from universal_neurons.explorer import open_results, page_of
     from universal_neurons.explorer import serve as serve_site
     from universal_neurons.progress import Reporter

@@ -42,6 +42,7 @@ TABLES = {  # of what each has a row
     "subsets": "neuron and subset: universality within it",
     "spans": "model: how its tokenizer fits the spans that all share",
     "labels": "neuron and rank: the labels that explain most of it",
+    "label_counts": "label: at how many positions it holds",
     "examples": "example: a window of text, with the neuron's activations",
     "counterparts": "window of held-out text: the activations of a neuron and of its best matches",
     "tokens": "neuron and rank: the tokens of highest mean activation",

@@ -227,7 +227,8 @@ def open_sketches(config: StudyConfig) -> tuple[StudyConfig, list[SketchedModel]
             model.name = model.file.path.stem
     about = models[0].file.about
     text = about["text"] | {"context": about["tokens"]["context"], "group_size": about["signs"]["group_size"]}
-    text |= {"mask": tuple(text["mask"]), "gemm_dtype": "bfloat16", "dtype": about["dtype"]}
+    text |= {"mask": tuple(text["mask"]), "only_subset": tuple(text.get("only_subset", ()))}
+    text |= {"gemm_dtype": "bfloat16", "dtype": about["dtype"]}
     return config.model_copy(update=text), models
 
 

@@ -2,6 +2,7 @@
 
 categories    the families and roles that there are
 token_tests   the paper's 207 tests on a token's string
+meanings      what every built-in label means, in a sentence
 syntax        spaCy's labels of every token, cached
 topics        token sets of a topic model of the corpus
 user_code     a user's code runs, and the process is afterwards as before
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         unigram_masks,
         variant_masks,
     )
+    from universal_neurons.labels.meanings import Meaning, built_in_labels, meaning_of
     from universal_neurons.labels.own_labels import read_own_labels
     from universal_neurons.labels.stored_code import require_given_again, require_named_again
     from universal_neurons.labels.study_labels import SUMS_BYTES, Labelling
@@ -51,6 +53,7 @@ else:
         __name__,
         {
             "categories": ["FAMILIES", "ROLES", "ROLES_BY_WEIGHTS", "UNEXPLAINED"],
+            "meanings": ["Meaning", "built_in_labels", "meaning_of"],
             "syntax": ["find_pipeline"],
             "stored_code": ["require_given_again", "require_named_again"],
             "own_labels": ["read_own_labels"],

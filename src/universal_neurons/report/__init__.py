@@ -1,5 +1,6 @@
 """What do people look at?  Figures, pages, and what a terminal and a notebook show.
 
+other_threshold   a finished study at another threshold than its own
 summary           a study in a few numbers and tables
 facts             what was found of one model's neurons, in ten lines
 opening           what a study asked and found, in plain sentences
@@ -7,6 +8,8 @@ counts            counts over thresholds, beside untrained networks, of anchors 
 verdict           what is to be said of one neuron in a sentence or two, and its ten numbers
 universal         the universal neurons in one table, with counterparts and verdicts
 one_neuron        one neuron in the terminal
+of_label          the neurons that a label explains best, in the terminal
+label_list        all labels with their meaning, and how often those of a study hold
 anchors           the neurons that are mutual in every model, in the terminal
 dynamics_summary  the dynamics in numbers and sentences; one neuron at every checkpoint
 figures/          tables to figures, one file per kind
@@ -23,14 +26,18 @@ if TYPE_CHECKING:
     from universal_neurons.report.anchors import anchors_view
     from universal_neurons.report.dynamics_summary import course_view, dynamics_view
     from universal_neurons.report.integrity import check_stores
+    from universal_neurons.report.label_list import built_in_view, study_labels_view
+    from universal_neurons.report.of_label import label_view
     from universal_neurons.report.one_neuron import neuron_view
     from universal_neurons.report.opening import opening_sentences
+    from universal_neurons.report.other_threshold import at_threshold, threshold_sentence
     from universal_neurons.report.pages import (
         study_figures,
         study_names,
         summary_html,
         write_dynamics_report,
         write_joint_report,
+        write_page,
         write_report,
     )
     from universal_neurons.report.summary import roles_view, study_view
@@ -39,9 +46,12 @@ else:
         __name__,
         {
             "summary": ["roles_view", "study_view"],
+            "label_list": ["built_in_view", "study_labels_view"],
+            "of_label": ["label_view"],
             "one_neuron": ["neuron_view"],
             "opening": ["opening_sentences"],
             "anchors": ["anchors_view"],
+            "other_threshold": ["at_threshold", "threshold_sentence"],
             "dynamics_summary": ["course_view", "dynamics_view"],
             "pages": [
                 "study_figures",
@@ -49,6 +59,7 @@ else:
                 "summary_html",
                 "write_dynamics_report",
                 "write_joint_report",
+                "write_page",
                 "write_report",
             ],
             "integrity": ["check_stores"],

@@ -17,6 +17,7 @@ from universal_neurons.report import figures
 from universal_neurons.report.counts import anchor_lines, clique_lines
 from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows, sentences
 from universal_neurons.report.opening import opening_sentences
+from universal_neurons.report.other_threshold import as_made, threshold_sentence
 from universal_neurons.report.summary import (
     MODEL_FACTS,
     asker_lines,
@@ -60,7 +61,7 @@ def study_figures(store: Store) -> dict[str, Figure]:
     drawn: dict[str, Figure] = {}
     drawn |= _property_figures(store)
     if store.has("details"):
-        reference = store.neurons.filter(pl.col("model") == store.models[0])
+        reference = as_made(store).neurons.filter(pl.col("model") == store.models[0])
         drawn |= figures.families_figures(store.table("details"), reference, store.strings)
     if store.has("effects"):
         tables = {name: store.table(name) for name in ROLE_TABLES if store.has(name)}
@@ -74,7 +75,7 @@ def study_figures(store: Store) -> dict[str, Figure]:
             drawn[f"thresholds-{place}"] = figures.thresholds(store.table("thresholds"), asker, threshold)
         drawn[f"intervals-{place}"] = figures.intervals(shown, threshold, title)
     drawn["densities"] = figures.densities(_by_asker(store))
-    drawn["convergence"] = figures.convergence(store.convergence, threshold)
+    drawn["convergence"] = figures.convergence(store.convergence, as_made(store).config.threshold)
     if store.has("subsets"):
         drawn["subsets"] = figures.by_subset(store.subsets, threshold)
     return drawn
@@ -104,6 +105,24 @@ def write_report(store: Store) -> Path:
         studies=[_section(store, pictures)], beside=False, densities=None, rows=[]
     )
     return store.write_page("report.html", page.encode())
+
+
+def write_page(store: Store, target: Path) -> Path:
+    """A study's report as one page elsewhere, its own folder untouched; returns the page."""
+    page = PAGES.get_template("report.html").render(
+        studies=[_section(store, _pictures(store))], beside=False, densities=None, rows=[]
+    )
+    return _write_elsewhere(target, page)
+
+
+def _pictures(store: Store) -> dict[str, str]:
+    return {key: _embedded(figures.render(figure, "svg")) for key, figure in study_figures(store).items()}
+
+
+def _write_elsewhere(target: Path, page: str) -> Path:
+    with disk_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return write_atomically(target, page.encode())
 
 
 def _write_figures(store: Results, drawn: Mapping[str, Figure]) -> dict[str, str]:
@@ -157,17 +176,14 @@ def write_joint_report(stores: Sequence[Store], target: Path) -> Path:
     tables: dict[str, pl.DataFrame] = {}
     compared: list[dict[str, str]] = []
     for store, name in zip(stores, names):
-        pictures = {key: _embedded(figures.render(figure, "svg")) for key, figure in study_figures(store).items()}
-        sections.append(_section(store, pictures) | {"name": name})
+        sections.append(_section(store, _pictures(store)) | {"name": name})
         tables |= _by_asker(store, f"{name}: ")
         compared += [{"": f"{name}: {asker}"} | dict(asker_lines(store, asker)) for asker in store.askers]
     densities = _embedded(figures.render(figures.densities(tables), "svg")) if tables else None
     labels = dict.fromkeys(label for values in compared for label in values)
     rows = [[label, *(values.get(label, "–") for values in compared)] for label in labels]
     page = PAGES.get_template("report.html").render(studies=sections, beside=True, densities=densities, rows=rows)
-    with disk_errors(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return write_atomically(target, page.encode())
+    return _write_elsewhere(target, page)
 
 
 def study_names(stores: Sequence[Store]) -> list[str]:
@@ -190,7 +206,7 @@ def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
     name = store.path.resolve().name
     return {
         "name": name,
-        "opening": opening_sentences(store),
+        "opening": [*filter(None, [threshold_sentence(store)]), *opening_sentences(store)],
         "site": f"{name}-site",
         "site_link": quote(f"../{name}-site/index.html"),
         "asked": [_asked(store, asker, pictures) for asker in store.askers],
@@ -259,10 +275,11 @@ def _convergence_text(store: Store) -> str:
     if len(rows) < 2:
         return "The corpus is one shard: too short to see whether more would change the answer."
     before, last = rows[-2], rows[-1]
+    at = "" if as_made(store) is store else f" (excess > {as_made(store).config.threshold:g})"
     change = last["corr_median"] - before["corr_median"]
     return (
         f"From {before['tokens']:,} to {last['tokens']:,} tokens the median best correlation changed by {change:+.3f}, "
-        f"the universal count went from {before['universal']} to {last['universal']}, and "
+        f"the universal count{at} went from {before['universal']} to {last['universal']}, and "
         f"{before['same_match']:.0%} of the best matches were already the final ones."
     )
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
 import polars as pl
 from rich.console import Group
 from rich.table import Column, Table
@@ -93,6 +94,8 @@ def study_view(store: Store) -> Group:
         for label, value in asker_lines(store, asker):
             table.row(label, value)
         parts += [table, neurons_view(store, asker)]
+    if store.has("subsets"):
+        parts.append(subsets_view(store))
     if clique_lines(store):
         parts.append(cliques_view(store))
     if store.has("spans"):
@@ -172,6 +175,27 @@ def spans_view(store: Store) -> Table:
     for row in fit_rows(spans):
         table.row(*row)
     return table
+
+
+def subsets_view(store: Store) -> Table:
+    """How many neurons of the reference are universal within each subset that was asked for (`--subset`)."""
+    threshold = store.config.threshold
+    title = f"Within subsets (excess > {threshold:g})"
+    table = TextTable("subset", "tokens", "universal", "as the paper counts", "median excess", title=title)
+    counted = store.manifest.get("counted_by_subset", {})
+    for (subset,), rows in store.subsets.group_by("subset", maintain_order=True):
+        alive = rows.filter(pl.col("excess_corr").is_finite())
+        counts = [
+            str((alive[name] > threshold).sum()) if name in alive.columns else "–"
+            for name in ("excess_standardised", "excess_corr")
+        ]
+        tokens = f"{counted[subset]:,}" if subset in counted else "–"
+        table.row(subset, tokens, *counts, short(_median(alive["excess_corr"])))
+    return table
+
+
+def _median(values: pl.Series) -> float | None:
+    return None if values.is_empty() else float(np.median(values.to_numpy()))
 
 
 def cliques_view(store: Store) -> Table:

@@ -7,6 +7,7 @@ former_names columns that earlier versions named otherwise
 results      a finished folder, read: every table once, checked against its hash
 neuron       one neuron of a finished study, by its name
 snapshots    plain tensors in generations, whole or not at all; when one is due
+of_label     the neurons that a label explains best
 store        Store and StoreWriter: the only reader and writer of a study's folder
 sketch_file  the file of a portable sketch
 """

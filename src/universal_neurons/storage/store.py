@@ -43,6 +43,7 @@ from universal_neurons.storage.leftovers import (
 )
 from universal_neurons.storage.manifest import HISTOGRAMS, MANIFEST, REWRITING, difference, file_of, read_manifest
 from universal_neurons.storage.neuron import Neuron
+from universal_neurons.storage.of_label import neurons_of_label
 from universal_neurons.storage.results import Results
 from universal_neurons.storage.snapshots import Generations
 from universal_neurons.units import Units
@@ -142,6 +143,15 @@ class Store(Results):
         Raises `InputError` where the study did not ask about the model's matches.  Columns: docs/python.md.
         """
         return self.view("universal")(self, model, threshold)
+
+    def best_for(self, label: str, model: str | None = None) -> pl.DataFrame:
+        """The neurons, of all models or one, that have a label among their best, the best explained first.
+
+        `label` is its name, whatever the case, else a part of it (then of all that contain it).  Columns: those of
+        `labels` (the label's full name; `sign` −1 where the neuron is silent; `rank` 1 where no other explains it
+        better), `family`, `is_universal`, `excess_corr`.  Raises `InputError` where no neuron has one.
+        """
+        return neurons_of_label(self, self.models, label, model)
 
     def histogram(self, model: str, neuron: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Lower edges, upper edges and counts of a (flat) neuron's pre-activations; else `MissingFileError`."""

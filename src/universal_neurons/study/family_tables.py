@@ -28,6 +28,7 @@ from universal_neurons.statistics import (
     orientation_of,
 )
 from universal_neurons.study.inputs import Study
+from universal_neurons.study.label_counts import label_counts_table
 from universal_neurons.study.shown import Details, choose_shown
 from universal_neurons.study.tables import family_columns, labels_table, neurons_table, positions_table, tokens_table
 from universal_neurons.text import token_of
@@ -56,6 +57,8 @@ class Explainer:
         self.labelling, self.labels = labelling, labelling.labels
         self.orientation = {name: orientation_of(columns[name]["activation_mean"]) for name in study.gated}
         evidence = labelling.evidence(statistics, orientation=self.orientation)
+        counts, _ = evidence.sums(study.names[0], slice(0, 1))
+        self.label_counts = label_counts_table(self.labels.all, counts.cpu().numpy())
         self.best: dict[str, Scores] = {}
         self.position_mi: dict[str, np.ndarray | None] = {}
         self.by_position: dict[str, tuple[GroupedSums, GroupedSums] | None] = {}
@@ -154,10 +157,11 @@ class Explainer:
         return {name: family_columns(self.labels, families) for name, families in self.families.items()}
 
     def tables(self) -> dict[str, pl.DataFrame]:
-        """Labels, vocabulary, tokens, positions and details, as far as there is something to say."""
+        """Labels, how often they hold, vocabulary, tokens, positions and details, as far as there are any."""
         assert self.labels.counts is not None
         tables = {
             "labels": labels_table(self.units, self.labels, self.families),
+            "label_counts": self.label_counts,
             "vocabulary": self.labelling.vocabulary.table(self.labels.counts),
         }
         if self.tokens is not None:

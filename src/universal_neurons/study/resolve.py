@@ -90,6 +90,8 @@ def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
     stages = config.stages or tuple(stage for stage in STAGES if not (single and stage == "universality"))
     if "roles" in stages and not {"weights", "statistics"} <= set(stages):
         raise ConfigError("roles need weights and statistics", given=", ".join(stages), fix="add them to --stages")
+    if config.only_subset and set(stages) == {"weights"}:
+        raise ConfigError("--only-subset is of text, and weights alone need none", wanted="no --only-subset")
     if "universality" not in stages:
         alone = {
             "search": config.search != "exact",

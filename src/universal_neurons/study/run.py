@@ -88,6 +88,13 @@ def _models(
         reader = Networks(load_models(config))
         described = reader.networks
     if tokens is not None:
+        if config.only_subset:
+            raise ConfigError(
+                "only_subset is of a text that is read, and tokens are given",
+                given=", ".join(config.only_subset),
+                wanted="tokens of these subsets alone",
+                fix="leave only_subset out",
+            )
         config = config.model_copy(update={"data": IN_MEMORY, "context": tokens.context})
     return resolve(config, described), described, reader
 
@@ -127,6 +134,7 @@ def _finish(study: Study, stages: Stages, tables: dict[str, str], writer: StoreW
     """Declare the study complete."""
     manifest = study.manifest() | {
         "counted_tokens": stages.counted,
+        **({"counted_by_subset": stages.counted_by_subset} if stages.counted_by_subset else {}),
         "search": {"search": study.config.search, **stages.doubts},
         **({} if stages.null is None else {"null": stages.null.describe()}),
         **({} if stages.frequent is None else {"within_tokens": stages.frequent.describe()}),
@@ -134,5 +142,7 @@ def _finish(study: Study, stages: Stages, tables: dict[str, str], writer: StoreW
         "timings": {name: round(seconds, 3) for name, seconds in reporter.timings.items()},
     }
     store = writer.finish(manifest)
+    for warning in stages.warnings:
+        reporter.note(warning)
     reporter.note("all stages: " + ", ".join(f"{name} {clock(s)}" for name, s in reporter.timings.items()))
     return store

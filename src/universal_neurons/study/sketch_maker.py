@@ -148,6 +148,7 @@ class _Sketching:
             assert isinstance(tokens, TokenDataset)
             of_ids = {"masked": list(tokens.masked), "bos": tokens.bos, "largest_id": tokens.largest_id}
             kind = {}
+        text_settings = [name for name in TEXT_SETTINGS if name != "only_subset" or config.only_subset]
         return {
             "model": self.model.describe(),
             "origin": resolve_sources(config.models)[0].given,
@@ -157,7 +158,7 @@ class _Sketching:
             "rounding": config.gemm_dtype,
             "dtype": config.dtype,
             "heldout_tokens": config.heldout_tokens,
-            "text": {name: getattr(config, name) for name in TEXT_SETTINGS},
+            "text": {name: getattr(config, name) for name in text_settings},
             "tokens": {
                 "fingerprint": tokens.fingerprint,
                 "context": tokens.context,

@@ -44,6 +44,7 @@ from universal_neurons.study.detail import Detail, DetailPass
 from universal_neurons.study.example_tables import counterparts_table, examples_table
 from universal_neurons.study.family_tables import Explainer
 from universal_neurons.study.inputs import Study
+from universal_neurons.study.label_counts import rare_label_notes
 from universal_neurons.study.outcome import Outcome
 from universal_neurons.study.run_passes import Passes
 from universal_neurons.study.tables import (
@@ -73,6 +74,8 @@ class Stages:
         self.null: UntrainedNull | None = None
         self.frequent: FrequentTokens | None = None
         self.counted = 0
+        self.warnings: list[str] = []
+        self.counted_by_subset: dict[str, int] = {}
         self.doubts: dict[str, float | int] = {}
         self.batch_tokens = self.config.batch_tokens
 
@@ -131,6 +134,8 @@ class Stages:
         statistics = Statistics(outcome.accumulators)
         everything = Evidence(statistics, groups_of(outcome.accumulators), signs=outcome.signs)
         self.counted = everything.count(self.names[0])
+        for group, name in enumerate(self.study.subsets if self.study.askers else ()):
+            self.counted_by_subset[name] = Evidence(statistics, [group], signs=outcome.signs).count(self.names[0])
         with self.reporter.stage("statistics"):
             self._statistics(statistics, everything)
             self._activation_moments(everything, outcome)
@@ -163,6 +168,7 @@ class Stages:
                 self._untrained()
         with self.reporter.stage("tables"):
             if explainer is not None:
+                self.warnings += rare_label_notes(explainer.label_counts)
                 for name, table in explainer.tables().items():
                     self.write(name, table)
             shares = {name: self.columns[name]["position_share"] for name in self.names}

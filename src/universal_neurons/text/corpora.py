@@ -58,11 +58,18 @@ class Corpus:
         first = next(documents, None)
         if first is None:
             raise self.columns.empty()
-        return chain([first], documents)
+        only = self.config.only_subset
+        return (document for document in chain([first], documents) if not only or document.subset in only)
 
     def conclude(self) -> list[str]:
-        """Notes on what was left out or mended.  Raises `TextError` where a column that was asked for never came."""
-        return [*self.notes, *self.columns.conclude()]
+        """Notes on what was left out or mended.
+
+        Raises `TextError` where a column, or a subset, that was asked for never came.
+        """
+        notes = [*self.notes, *self.columns.conclude()]
+        for name in self.config.only_subset:
+            self.columns.require_subset(name)
+        return notes
 
     def _open(self) -> Iterator[Document]:
         data = self.config.data

@@ -151,6 +151,25 @@ class Columns:
             )
         return name
 
+    def require_subset(self, name: str) -> None:
+        """Raise `TextError` where no document that was read is of a subset."""
+        if name in self.subsets:
+            return
+        if not self.subsets:
+            raise TextError(
+                f"{self.data}: no subset {name!r}: the text names no subsets",
+                wanted="documents with the name of their subset",
+                fix="name its column with --subset-column, or leave --only-subset out",
+            )
+        known = sorted(self.subsets)
+        more = ", …" if len(known) > MOST_NAMES else ""
+        raise TextError(
+            f"{self.data}: no subset {name!r} in the text that was read",
+            given=", ".join(known[:MOST_NAMES]) + more,
+            wanted="the name of one of these subsets",
+            fix="name another with --only-subset, or raise --max-tokens if it comes later",
+        )
+
     def conclude(self) -> list[str]:
         """What is to be said once all is read.  Raises `TextError` where a column that was asked for never came."""
         if self.subset_asked and self.records and not self.with_subset:

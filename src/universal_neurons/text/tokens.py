@@ -85,7 +85,7 @@ class Rows:
         return len(self.lengths)
 
     def require_rows(self, config: StudyConfig, positions: str) -> None:
-        """Raise `TextError` where a text (of tokens, or spans) has too few rows."""
+        """Raise `TextError` where a text (of tokens, or spans) has too few rows, or none of a subset asked for."""
         if len(self) < FEWEST_ROWS:
             raise TextError(
                 f"{config.data}: too short",
@@ -93,6 +93,14 @@ class Rows:
                 wanted=f"at least {FEWEST_ROWS} rows of {self.context} tokens ({FEWEST_ROWS * self.context} tokens)",
                 fix="give more text, raise --max-tokens, lower --context, or lower --min-characters "
                 f"(documents of at most {config.min_characters} characters are dropped)",
+            )
+        without = [name for name in config.only_subset if name not in self.subset_names]
+        if without:
+            raise TextError(
+                f"{config.data}: no row of subset {without[0]!r}",
+                given=f"{self.n_tokens} {positions} of the others",
+                wanted="a row of every subset that --only-subset names",
+                fix="raise --max-tokens, lower --min-characters, or leave this subset out",
             )
 
     def split(
