@@ -18,6 +18,7 @@ from universal_neurons.report import write_report
 from universal_neurons.report.summary import plain_summary
 from universal_neurons.study import decide
 from universal_neurons.study.estimate import estimate
+from universal_neurons.study.memory import label_bytes
 from universal_neurons.study.resolve import resolve
 from universal_neurons.text import Passages, TokenDataset
 
@@ -80,7 +81,7 @@ def test_a_copy_under_another_numbering_is_matched_to_itself(tmp_path, text):
 
 
 def test_the_estimate_knows_how_large_rows_of_spans_are(tmp_path, text):
-    """On disk every tokenizer's ids and spans, and what the spans say and where; in memory a label of every string."""
+    """On disk every tokenizer's ids and spans, and what the spans say and where."""
     readers = {"plain": small_tokenizer(), "moved": renumbered(np.roll(np.arange(1024), 7))}
     networks = [Model(tiny_network("gpt2", n), name, tokenizer=readers[name]) for n, name in enumerate(readers)]
     given = {"data": str(text), "context": 32, "max_tokens": 8_000, "draws": 2, "stages": ("labels", "universality")}
@@ -90,7 +91,19 @@ def test_the_estimate_knows_how_large_rows_of_spans_are(tmp_path, text):
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     more = spans.disk_peak - spans.disk_final - (tokens.disk_peak - tokens.disk_final)
     assert more == pytest.approx(size - 4 * len(passages) * 32, rel=0.25)
-    assert spans.memory_peak >= tokens.memory_peak
+
+
+def test_as_many_labels_of_spans_are_planned_as_the_larger_vocabulary_has():
+    readers = {"plain": small_tokenizer(), "moved": renumbered(np.roll(np.arange(1024), 7))}
+    networks = [Model(tiny_network("gpt2", n), name, tokenizer=readers[name]) for n, name in enumerate(readers)]
+    given = StudyConfig(data="bundled", draws=2, stages=("labels", "universality"))
+    spans = resolve(decide(given), networks)
+    tokens = spans.model_copy(update={"pooling": None})
+    assert label_bytes(spans, networks) == label_bytes(tokens, networks)
+    networks[1].vocab_size = 2048
+    small, large = (label_bytes(settings, networks)[0] for settings in (tokens, spans))
+    assert small == label_bytes(tokens, networks[:1] * 2)[0]
+    assert large > 1.5 * small
 
 
 def two_halves():
