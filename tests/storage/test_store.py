@@ -471,3 +471,10 @@ def test_a_study_that_found_something_does_not(tmp_path):
         ):
             writer.claim({"config": {"seed": 2}})
         assert (folder / costly).read_text() == "long sought"
+
+
+def test_its_site_stands_beside_it_however_the_folder_is_named(folder, monkeypatch):
+    store = Store(folder)
+    assert store.site == store.path.with_name(f"{store.path.name}-site")
+    monkeypatch.chdir(store.path)
+    assert Store(".").site == store.path.resolve().with_name(f"{store.path.name}-site")

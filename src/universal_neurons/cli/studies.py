@@ -41,9 +41,8 @@ def run(*, config: ConfigFile = None, flags: Flags = None) -> None:
     report = write_report(store)
     output().print(study_view(store))
     say(output(), f"report: {report.resolve()}")
-    site = store.path.with_name(f"{store.path.name}-site")
-    command = f"uneurons export {_quoted(store.path)} --out {_quoted(site)}"
-    say(output(), f"pages of every neuron: {command}, then open {site / 'index.html'}")
+    command = f"uneurons export {_quoted(store.path)} --out {_quoted(store.site)}"
+    say(output(), f"pages of every neuron: {command}, then open {store.site / 'index.html'}")
 
 
 def _quoted(path: Path) -> str:

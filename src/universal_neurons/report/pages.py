@@ -203,12 +203,11 @@ def summary_html(store: Store) -> str:
 def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
     manifest = store.manifest
     publication = store.config.published
-    name = store.path.resolve().name
     return {
-        "name": name,
+        "name": store.path.resolve().name,
         "opening": [*filter(None, [threshold_sentence(store)]), *opening_sentences(store)],
-        "site": f"{name}-site",
-        "site_link": quote(f"../{name}-site/index.html"),
+        "site": store.site.name,
+        "site_link": quote(f"../{store.site.name}/index.html"),
         "asked": [_asked(store, asker, pictures) for asker in store.askers],
         "cliques": clique_lines(store),
         "spans": fit_rows(store.table("spans")) if store.has("spans") else [],

@@ -59,6 +59,12 @@ class Results:
         require(self.path / self.FILE, manifest, self.FACTS)
         self.manifest = manifest
 
+    @property
+    def site(self) -> Path:
+        """Where `uneurons export` is told to put the site: beside the folder."""
+        folder = self.path if self.path.name.strip(".") else self.path.resolve()  # "." and ".." have no name
+        return folder.with_name(f"{folder.name}-site")
+
     @classmethod
     def shown_by(cls, views: dict[str, Callable[..., Any]]) -> None:
         """Let views, which know more than a store, say what a terminal (`text`) and a notebook (`html`) show of one.
