@@ -324,7 +324,7 @@ def main() -> None:
             write_store(large, store)
         seconds, used, peak = export(store, site)
         files, size = size_of(site)
-        print(f"""## explorer: export
+        print(f"""## explorer
 
 {large.models} models of {large.units:,} units, {large.examples} examples each, {size_of(store)[1] / 2**30:.1f} GiB of tables. {machine()}
 

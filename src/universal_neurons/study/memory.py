@@ -250,8 +250,9 @@ def plan_layout(config: Settings, models: Sequence[Described], *, groups: int = 
         def fits(passes: int) -> bool:
             return memory_plan(config, models, Layout(passes, compensated), groups=groups).total <= free
 
-        enough = next((2**k for k in range(most.bit_length()) if fits(2**k)), most)  # nearly always 1
-        return 1 + bisect_left(range(1, enough + 1), True, key=fits)
+        enough = next((2**k for k in range(most.bit_length()) if fits(2**k)), most + 1)  # nearly always 1
+        least = enough // 2 + 1  # half as many do not fit
+        return least + bisect_left(range(least, enough), True, key=fits)
 
     passes, compensated = min((fewest(kind), kind) for kind in kinds)
     return Layout(passes, compensated) if passes <= most else Layout(most, kinds[-1])
