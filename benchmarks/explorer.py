@@ -64,10 +64,10 @@ class Large:
     def names(self) -> list[str]:
         return [f"seed-{number + 1}" for number in range(self.models)]
 
-    def table(self, model: str, repeat: int = 1, by: str = "model") -> dict[str, object]:
+    def table(self, model: str, repeat: int = 1) -> dict[str, object]:
         """The columns that say whose rows they are."""
         layer, neuron = Units.equal(self.layers, self.width).place_of(np.repeat(np.arange(self.units), repeat))
-        return {by: np.full(len(layer), model), "layer": layer.astype(np.int32), "neuron": neuron.astype(np.int32)}
+        return {"model": np.full(len(layer), model), "layer": layer.astype(np.int32), "neuron": neuron.astype(np.int32)}
 
 
 def neurons(large: Large, random: np.random.Generator) -> Iterator[pl.DataFrame]:
@@ -101,9 +101,10 @@ def matches(large: Large, random: np.random.Generator) -> pl.DataFrame:
         name: np.where(rank == 1, random.random(rows), np.nan) for name in ("corr_heldout", "corr_low", "corr_high")
     }
     frame = pl.DataFrame(
-        large.table(asker, each, "asker")
+        {"asker": np.full(rows, asker)}
+        | large.table(asker, each)
         | {
-            "model": np.tile(np.repeat(others, len(ranks)), large.units),
+            "match_model": np.tile(np.repeat(others, len(ranks)), large.units),
             "rank": rank,
             "match_layer": random.integers(0, large.layers, rows, np.int32),
             "match_neuron": random.integers(0, large.width, rows, np.int32),
@@ -223,10 +224,10 @@ def histograms(large: Large, random: np.random.Generator) -> dict[str, np.ndarra
 def layers(large: Large) -> pl.DataFrame:
     asker, *others = large.names
     rows = [
-        (asker, layer, model, match_layer, 1 / large.layers)
+        (asker, asker, layer, model, match_layer, 1 / large.layers)
         for layer in range(large.layers) for model in others for match_layer in range(large.layers)
     ]  # fmt: skip
-    return pl.DataFrame(rows, ["asker", "layer", "model", "match_layer", "fraction"], orient="row")
+    return pl.DataFrame(rows, ["asker", "model", "layer", "match_model", "match_layer", "fraction"], orient="row")
 
 
 def write_store(large: Large, folder: Path) -> None:
@@ -282,7 +283,7 @@ def manifest(large: Large, folder: Path) -> dict[str, object]:
 
 def counterparts(large: Large, random: np.random.Generator) -> pl.DataFrame:
     """Windows of the reference's units, with the activations of a match in every other model."""
-    own = next(examples(large, random)).rename({"model": "asker"})
+    own = next(examples(large, random)).with_columns(asker="model")
     matched = np.maximum(random.normal(size=(len(own), large.models - 1, WINDOW)), 0).astype(np.float32)
     return own.with_columns(match_activations=pl.Series(matched).cast(pl.List(pl.List(pl.Float32))))
 

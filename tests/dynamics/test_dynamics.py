@@ -185,7 +185,7 @@ def partners_by_hand(found):
         best = study.matches.filter(pl.col("rank") == 1)
         told.append(
             {
-                (r["layer"], r["neuron"], numbers[r["model"]]): (r["match_layer"], r["match_neuron"])
+                (r["layer"], r["neuron"], numbers[r["match_model"]]): (r["match_layer"], r["match_neuron"])
                 for r in best.iter_rows(named=True)
             }
         )

@@ -177,7 +177,7 @@ def unit(model: int, number: int, strings: list[str]) -> dict:
         "interventions": curve,
         "ablations": {"loss_change": 0.012, "total_effect": 0.02, "direct_effect": 0.004, "mediated": 0.8},
         "attention": [{"head_layer": 1, "head": 0, "score": 7.1, "z": 5.4, "pearson_activation_bos": 0.7}],
-        "functional": [{"model": other, "effect_corr": 0.7, "loss_corr": 0.5, "effect_corr_random": 0.01}],
+        "functional": [{"match_model": other, "effect_corr": 0.7, "loss_corr": 0.5, "effect_corr_random": 0.01}],
         "positions": {
             "position": list(range(8)),
             "mean": [at / 8 for at in range(8)],
@@ -210,8 +210,9 @@ def tables() -> dict:
         "layers": {
             "columns": {
                 "asker": [asker for asker, _, _ in profile],
+                "model": [asker for asker, _, _ in profile],
                 "layer": [one for _, one, _ in profile],
-                "model": [1 - asker for asker, _, _ in profile],
+                "match_model": [1 - asker for asker, _, _ in profile],
                 "match_layer": [other for _, _, other in profile],
                 "fraction": [0.8 if one == other else 0.2 for _, one, other in profile],
             }
@@ -269,9 +270,10 @@ def tables() -> dict:
         "functional": {
             "columns": {
                 "asker": [0],
+                "model": [0],
                 "layer": [0],
                 "neuron": [1],
-                "model": [1],
+                "match_model": [1],
                 "match_layer": [0],
                 "match_neuron": [2],
                 "corr": [0.9],

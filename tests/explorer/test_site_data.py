@@ -147,7 +147,8 @@ def claims_of_parts(units, store):
                 for name, column in names.items():
                     yield key, told_of(record, name), row.get(column)
                 if key in ASKED and key != "counterparts":
-                    yield f"{key} model", store.models[record["model"]], row["model"]
+                    other = record["model" if key == "matches" else "match_model"]
+                    yield f"{key} model", store.models[other], row["match_model"]
                 if "position" in row and "at" in record:
                     yield f"{key} at", record["at"], row["position"] - row["start"]
                     yield f"{key} strings", record["tokens"], [strings[token] for token in row["tokens"]]
@@ -221,7 +222,7 @@ FLAG = {None: 255, False: 0, True: 1}
 
 def test_the_columns_of_all_units(site, identity, store):
     matches = {
-        (*place, row["model"]): row
+        (*place, row["match_model"]): row
         for place, rows in by_unit(table_of(store.path, "matches"), "asker").items()
         for row in rows
         if row["rank"] == 1
@@ -309,7 +310,7 @@ def test_small_tables_are_whole_with_models_as_numbers(site, identity, store):
             for place in chooser.sample(range(len(table)), min(20, len(table))):
                 value = table[column][place]
                 value = value.to_list() if isinstance(value, pl.Series) else value
-                expected = names[value] if column in ("asker", "model") else value
+                expected = names[value] if column in ("asker", "model", "match_model") else value
                 assert holds(columns[column][place], expected), (name, column, place)
 
 
@@ -371,7 +372,7 @@ def test_the_csv_has_a_row_for_every_unit(site, identity, store):
     best = by_unit(table_of(store.path, "matches").filter(pl.col("rank") == 1), "asker")
     for row in table.iter_rows(named=True):
         assert row["name"] == f"L{row['layer']}.{row['neuron']}"
-        matches = {match["model"]: match for match in best.get((row["model"], row["layer"], row["neuron"]), [])}
+        matches = {match["match_model"]: match for match in best.get((row["model"], row["layer"], row["neuron"]), [])}
         for other in store.models:
             match = matches.get(other)
             place = None if match is None else f"L{match['match_layer']}.{match['match_neuron']}"

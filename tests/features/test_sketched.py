@@ -75,7 +75,7 @@ def test_a_study_of_files_is_that_of_their_models(sketches, direct, tmp_path):
 def test_held_out_correlations_are_estimated_and_their_intervals_cover(sketches, direct, tmp_path):
     store = study_of(sketches, tmp_path / "run")
     _, exact = direct
-    key = ["asker", "layer", "neuron", "model", "match_layer", "match_neuron"]
+    key = ["asker", "layer", "neuron", "match_model", "match_layer", "match_neuron"]
     both = store.matches.filter(pl.col("rank") == 1).join(exact.matches.filter(pl.col("rank") == 1), on=key)
     assert len(both) > 50
     assert (both["corr_heldout"] - both["corr_heldout_right"]).abs().median() < 0.05

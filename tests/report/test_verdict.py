@@ -189,7 +189,7 @@ def test_universal_neurons_stand_with_their_counterparts(store):
             )
             assert len(best) == 2
             for other in others:
-                match = best.filter(pl.col("model") == other).row(0, named=True)
+                match = best.filter(pl.col("match_model") == other).row(0, named=True)
                 assert found[f"match_{other}"] == f"{other}/L{match['match_layer']}.{match['match_neuron']}"
                 assert found[f"corr_{other}"] == match["corr"]
                 assert store.neuron(found[f"match_{other}"]).model == other
@@ -211,11 +211,9 @@ def test_universal_by_another_threshold(store):
 def test_a_neuron_has_its_part_of_every_table(store):
     neuron = store.neuron("two/L1.5")
     assert (neuron.name, store.neuron("L1.5").name) == ("two/L1.5", "one/L1.5")
-    for name, by in (
-        ("matches", "asker"), ("labels", "model"), ("examples", "model"), ("counterparts", "asker"), ("effects", "model"),
-    ):  # fmt: skip
+    for name in ("matches", "labels", "examples", "counterparts", "effects"):
         part = getattr(neuron, name)
-        direct = pl.read_parquet(store.path / f"{name}.parquet").filter(pl.col(by) == "two", layer=1, neuron=5)
+        direct = pl.read_parquet(store.path / f"{name}.parquet").filter(model="two", layer=1, neuron=5)
         assert len(part) > 0
         assert part.equals(direct)
     assert neuron.row == pl.read_parquet(store.path / "neurons.parquet").filter(model="two", layer=1, neuron=5).row(

@@ -96,13 +96,13 @@ def best_matches() -> pl.DataFrame:
         rows.append(("original", layer, neuron, "permuted", 1, *divmod(match_of(number), D_MLP), 0.9))
         rows.append(("original", layer, neuron, "permuted", 2, 0, 0, 0.5))
         rows.append(("permuted", layer, neuron, "original", 1, 1, 1, 0.8))
-    names = ["asker", "layer", "neuron", "model", "rank", "match_layer", "match_neuron", "corr"]
+    names = ["asker", "layer", "neuron", "match_model", "rank", "match_layer", "match_neuron", "corr"]
     integers = dict.fromkeys(("layer", "neuron", "rank", "match_layer", "match_neuron"), pl.Int32)
     return pl.DataFrame(rows, schema=names, orient="row").cast(integers)
 
 
 def test_counterparts_are_the_best_matches_in_every_other_model():
-    more = best_matches().with_columns(model=pl.lit("wider")).filter(pl.col("asker") == "original")
+    more = best_matches().with_columns(match_model=pl.lit("wider")).filter(pl.col("asker") == "original")
     matches = pl.concat([more, best_matches()])
     found = counterparts(matches, "original", [30, 2], {"original": UNITS, "permuted": UNITS, "wider": Units((40, 30))})
     layer, neuron = divmod(match_of(30), D_MLP)
@@ -112,7 +112,7 @@ def test_counterparts_are_the_best_matches_in_every_other_model():
         (30, "permuted", match_of(30), 0.9),
         (30, "wider", layer * 40 + neuron, 0.9),
     ]
-    assert found.columns == ["flat", "model", "match", "corr"]
+    assert found.columns == ["flat", "match_model", "match", "corr"]
     assert found.rows() == expected
 
 
@@ -150,6 +150,7 @@ def test_matched_neurons_of_a_permuted_copy_do_the_same():
     assert table["same_roles"].to_list() == [True] * 4 + [False]
     assert table["match_roles"].to_list() == [roles["permuted"][match] for match in matches]
     for row, number, match in zip(table.iter_rows(named=True), CHOSEN, matches):
+        assert (row["asker"], row["model"], row["match_model"]) == ("original", "original", "permuted")
         assert (row["layer"], row["neuron"]) == divmod(number, D_MLP)
         assert (row["match_layer"], row["match_neuron"]) == divmod(match, D_MLP)
         partner = random_partner(match, UNITS, seed, "permuted")
@@ -180,7 +181,7 @@ def test_effects_over_vocabularies_that_are_padded_differently():
     changes["other"] = added(LossChanges(other, [3, partner], means_of(model)), other).by_number()
     effects = logit_effects(model)
     padded = {number: np.append(effect, np.zeros(5, np.float32)) for number, effect in effects.items()}
-    pairs = pl.DataFrame({"flat": [3], "model": ["other"], "match": [3], "corr": [1.0]})
+    pairs = pl.DataFrame({"flat": [3], "match_model": ["other"], "match": [3], "corr": [1.0]})
     nothing = {name: [[] for _ in range(48)] for name in ("original", "other")}
     table = functional_table([model, other], pairs, changes, {"original": effects, "other": padded}, nothing, 0)
     np.testing.assert_allclose(table["effect_corr"].to_numpy(), 1, atol=1e-6)

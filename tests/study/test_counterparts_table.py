@@ -58,7 +58,7 @@ def own_activations(models, tokens, rows):
 def matches_of(store):
     """By asker, neuron and other model the number of the best match."""
     best = store.matches.filter(pl.col("rank") == 1)
-    places = best.select(*PLACE, "model", "match_layer", "match_neuron").iter_rows()
+    places = best.select(*PLACE, "match_model", "match_layer", "match_neuron").iter_rows()
     return {(asker, 24 * layer + n, model): 24 * there + m for asker, layer, n, model, there, m in places}
 
 

@@ -55,10 +55,10 @@ def seen(models, tokens):
 
 def numbers(store):
     """Each other model's best matches as numbers, in the order of the asker's neurons."""
-    table = store.matches.filter(pl.col("rank") == 1).sort("model", "layer", "neuron")
+    table = store.matches.filter(pl.col("rank") == 1).sort("match_model", "layer", "neuron")
     return {
         name: (of_model["match_layer"] * 24 + of_model["match_neuron"]).to_numpy()
-        for (name,), of_model in table.group_by("model", maintain_order=True)
+        for (name,), of_model in table.group_by("match_model", maintain_order=True)
     }, table
 
 
@@ -70,7 +70,7 @@ def test_ranks_words_variances_and_stretches(store, seen):
     places, table = numbers(store)
     for name, match in places.items():
         other = int(name[1])
-        rows = table.filter(pl.col("model") == name)
+        rows = table.filter(pl.col("match_model") == name)
         a, b = seen["held"][0], seen["held"][other][:, match]
         spearman = [stats.spearmanr(a[:, n], b[:, n]).statistic for n in range(48)]
         np.testing.assert_allclose(rows["corr_ranks"], spearman, atol=0.02)
@@ -147,7 +147,7 @@ def test_marks_are_what_they_say(store):
     }
     marked = shares["m0"] > 0.05
     for name, match in places.items():
-        rows = table.filter(pl.col("model") == name)
+        rows = table.filter(pl.col("match_model") == name)
         marked |= shares[name][match] > 0.05
         marked |= rows["stretches"].to_numpy() < 3
         marked |= np.abs(np.log(rows["variance_ratio"].to_numpy())) > np.log(1.5)

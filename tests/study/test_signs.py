@@ -125,9 +125,9 @@ def sign_of(table, signs, model, prefix=""):
 def test_matches_are_the_same_with_the_sign_of_the_neuron(studies, networks, search):
     original, flipped = (store.matches.filter(pl.col("rank") > 0) for store in studies(**SEARCHES[search]))
     signs = networks[3]
-    same = ["asker", "layer", "neuron", "model", "rank", "match_layer", "match_neuron", "mutual", "certified"]
+    same = ["asker", "layer", "neuron", "match_model", "rank", "match_layer", "match_neuron", "mutual", "certified"]
     assert original.select(same).equals(flipped.select(same))
-    sign = sign_of(original, signs, "asker") * sign_of(original, signs, "model", "match_")
+    sign = sign_of(original, signs, "asker") * sign_of(original, signs, "match_model", "match_")
     assert (sign < 0).any()
     first = (original["rank"] == 1).to_numpy()
     for column in ("corr", "corr_heldout", "corr_within_tokens"):
@@ -137,7 +137,7 @@ def test_matches_are_the_same_with_the_sign_of_the_neuron(studies, networks, sea
     np.testing.assert_allclose(ranks, sign[first] * sign_of_ranks, atol=0.02)  # classes of ranks begin at lower ends
     low, high = original["corr_low"].to_numpy(), original["corr_high"].to_numpy()
     np.testing.assert_allclose(flipped["corr_low"].to_numpy()[first], np.where(sign > 0, low, -high)[first], atol=1e-5)
-    related = original.filter((pl.col("rank") == 1) & (pl.col("asker") != "c") & (pl.col("model") != "c"))
+    related = original.filter((pl.col("rank") == 1) & (pl.col("asker") != "c") & (pl.col("match_model") != "c"))
     assert ((related["match_neuron"] == related["neuron"]) & (related["match_layer"] == related["layer"])).mean() > 0.7
     assert 0.2 < (related["corr"] < 0).mean() < 0.8
     if search == "screened":
@@ -214,7 +214,7 @@ def test_orientation_is_that_of_the_mean_activation(studies):
 def test_matches_that_fire_by_opposite_signs_act_alike(studies):
     for store in studies(**SEARCHES["exact"]):
         table = store.table("functional").filter(
-            (pl.col("model") == "b") & (pl.col("match_neuron") == pl.col("neuron"))
+            (pl.col("match_model") == "b") & (pl.col("match_neuron") == pl.col("neuron"))
         )
         assert len(table) > 3
         assert (table["corr"] < 0).any()
@@ -345,7 +345,7 @@ def test_roles_of_a_study_without_mean_activations_take_those_of_the_sample(save
 
 def test_what_is_shown_says_the_sign_of_a_match_and_both_tails(studies, capsys):
     store, _ = studies(**SEARCHES["exact"])
-    best = store.matches.filter((pl.col("rank") == 1) & (pl.col("asker") == "a") & (pl.col("model") == "b"))
+    best = store.matches.filter((pl.col("rank") == 1) & (pl.col("asker") == "a") & (pl.col("match_model") == "b"))
     row = best.sort("corr").row(0, named=True)
     assert row["corr"] < -0.5
     main(["show", str(store.path), f"L{row['layer']}.{row['neuron']}"])

@@ -86,7 +86,7 @@ def test_the_tables_are_what_numpy_computes(config, folders):
         for other in [name for name in acts if name != asker]:
             rho = np.corrcoef(acts[asker].T, acts[other].T)[:48, 48:]
             best.append(rho.max(1))
-            rows = store.matches.filter((pl.col("asker") == asker) & (pl.col("model") == other))
+            rows = store.matches.filter((pl.col("asker") == asker) & (pl.col("match_model") == other))
             first = rows.filter(pl.col("rank") == 1)
             found = first["match_layer"].to_numpy() * 24 + first["match_neuron"].to_numpy()
             np.testing.assert_array_equal(found, rho.argmax(1))
@@ -96,7 +96,7 @@ def test_the_tables_are_what_numpy_computes(config, folders):
             again = np.corrcoef(held_acts[asker].T, held_acts[other].T)[:48, 48:][np.arange(48), found]
             np.testing.assert_allclose(first["corr_heldout"], again, atol=2e-6)
             assert ((first["corr_low"] <= first["corr_heldout"]) & (first["corr_heldout"] <= first["corr_high"])).all()
-            profile = store.layers.filter((pl.col("asker") == asker) & (pl.col("model") == other))
+            profile = store.layers.filter((pl.col("asker") == asker) & (pl.col("match_model") == other))
             assert profile["fraction"].sum() == pytest.approx(2)
         table = store.neurons.filter(pl.col("model") == asker)
         np.testing.assert_allclose(table["max_corr"], np.max(best, 0), atol=1e-6)
@@ -116,7 +116,7 @@ def test_only_the_reference_is_asked_by_default(config):
     assert others["excess_corr"].is_null().all()
     assert len(others) == 96
     assert store.matches["asker"].unique().to_list() == ["m0"]
-    assert store.matches.group_by("layer", "neuron", "model").len()["len"].unique().to_list() == [11]
+    assert store.matches.group_by("layer", "neuron", "match_model").len()["len"].unique().to_list() == [11]
 
 
 def test_the_same_study_gives_the_same_bytes(config, tmp_path):

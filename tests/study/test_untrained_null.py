@@ -168,7 +168,7 @@ def test_panels_change_the_null_within_rounding_and_cliques_not_at_all(store, mo
 def test_cliques_are_the_mutual_matches_of_the_matches_table(store):
     """Tuples that each pair's rows of rank 1 close, found by following the matches table."""
     best = {
-        (r["asker"], r["layer"], r["neuron"], r["model"]): (r["match_layer"], r["match_neuron"], r["corr"])
+        (r["asker"], r["layer"], r["neuron"], r["match_model"]): (r["match_layer"], r["match_neuron"], r["corr"])
         for r in store.matches.filter(pl.col("rank") == 1).iter_rows(named=True)
     }
     expected = set()

@@ -62,7 +62,7 @@ def history(studies: Sequence[CheckpointStudy], reference: str, others: Sequence
         universal.append(neurons["is_universal"].fill_null(False).to_numpy())
         numbers = []
         for other in others:
-            matches = study.matches.filter(pl.col("model") == other)
+            matches = study.matches.filter(pl.col("match_model") == other)
             number = study.units[other].number_column("match_")
             matches = matches.select("layer", "neuron", number.alias("partner"))
             both = neurons.join(matches, on=["layer", "neuron"], how="left", maintain_order="left")

@@ -223,6 +223,7 @@ def _study_of(training: Training, checkpoint: Checkpoint, store: Store) -> Check
     """A study's rows, by the names of the seeds in place of its models'."""
     seeds = dict(zip(store.models, training.seeds))
     neurons = store.neurons.with_columns(pl.col("model").replace_strict(seeds))
-    matches = store.matches.filter(pl.col("rank") == 1).with_columns(pl.col("model").replace_strict(seeds))
+    matches = store.matches.filter(pl.col("rank") == 1)
+    matches = matches.with_columns(pl.col("model", "match_model").replace_strict(seeds))
     units = {seeds[model]: of_model for model, of_model in store.units.items()}
     return CheckpointStudy(checkpoint, neurons, matches, units)

@@ -47,7 +47,7 @@ def _flat(study: ShownStudy, neurons: pl.DataFrame, matches: pl.DataFrame | None
         columns = [name for name in MATCHED if name in matches.columns]
         place = pl.format("L{}.{}", "match_layer", "match_neuron")
         for shown, other in zip(study.models, study.store.models):
-            best = matches.filter((pl.col("rank") == 1) & (pl.col("model") == other))
+            best = matches.filter((pl.col("rank") == 1) & (pl.col("match_model") == other))
             named = {f"match {shown}": place} | {f"match {shown} {column}": pl.col(column) for column in columns}
             table = table.join(best.select("unit", **named), on="unit", how="left", maintain_order="left")
     first = ["model", "name", "layer", "neuron"]

@@ -4,8 +4,8 @@
     OUT/data/TABLE.parquet   the tables that say something of neurons, as the study has them
 
 Tables of token numbers get columns of the tokens' strings beside them (`strings`, `string`, `top_strings`,
-`bottom_strings`).  All else is copied, byte for byte; a table without columns is left out.  Nothing of this machine is
-told: no path, no setting that names one.
+`bottom_strings`), those of an earlier version its columns' present names.  All else is copied, byte for byte; a table
+without columns is left out.  Nothing of this machine is told: no path, no setting that names one.
 """
 
 import re
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,10 +22,11 @@ import yaml
 
 from universal_neurons import __version__
 from universal_neurons.explorer.new_folder import new_folder
+from universal_neurons.explorer.unit_rows import pieces_of
 from universal_neurons.legible import legible
 from universal_neurons.progress import Reporter
 from universal_neurons.report import opening_sentences
-from universal_neurons.storage import Store
+from universal_neurons.storage import Store, by_present_names
 
 BATCH_ROWS = 1 << 16
 FIRST = "neurons"
@@ -105,12 +107,21 @@ def _write_table(store: Store, name: str, target: Path) -> list[Table]:
             return []
         if name in STRINGS and store.has("vocabulary"):
             _write_with_strings(table, pa.array(store.strings), STRINGS[name], target)
+        elif (schema := _present_schema(name, table.schema_arrow)).names != table.schema_arrow.names:
+            with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+                for piece in pieces_of(store, name):
+                    writer.write_table(piece.to_arrow())
         else:
             stream.seek(0)
             with target.open("wb") as out:
                 shutil.copyfileobj(stream, out)
     written = pq.read_schema(target)
     return [Table(name, pq.read_metadata(target).num_rows, {field.name: str(field.type) for field in written})]
+
+
+def _present_schema(name: str, schema: pa.Schema) -> pa.Schema:
+    """The columns of a table of any version by their present names."""
+    return by_present_names(name, pl.DataFrame(pl.from_arrow(schema.empty_table()))).to_arrow().schema
 
 
 def _write_with_strings(table: pq.ParquetFile, strings: pa.Array, columns: Mapping[str, str], target: Path) -> None:

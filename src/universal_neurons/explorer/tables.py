@@ -39,7 +39,7 @@ def tables_data(study: ShownStudy, store: Store) -> dict[str, Any]:
 def _numbered(study: ShownStudy, table: pl.DataFrame, names: Mapping[str, int] | None = None) -> pl.DataFrame:
     """A table with models' numbers in the place of their names."""
     numbers = names or {name: number for number, name in enumerate(study.store.models)}
-    columns = [name for name in ("asker", "model") if name in table.columns]
+    columns = [name for name in ("asker", "model", "match_model") if name in table.columns]
     return table.with_columns(pl.col(name).replace_strict(numbers, return_dtype=pl.Int64) for name in columns)
 
 

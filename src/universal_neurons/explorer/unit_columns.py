@@ -52,8 +52,8 @@ class BestMatches:
         self.found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Take rows with `unit`, `model`, `rank`, `match_layer`, `match_neuron`, `corr`."""
-        for (model,), best in rows.filter(pl.col("rank") == 1).group_by("model"):
+        """Take rows with `unit`, `match_model`, `rank`, `match_layer`, `match_neuron`, `corr`."""
+        for (model,), best in rows.filter(pl.col("rank") == 1).group_by("match_model"):
             name = str(model)
             if name not in self.found:
                 self.found[name] = (

@@ -88,10 +88,9 @@ def plain(rows: pl.DataFrame, context: Context) -> list[Record]:
     """All columns but the unit's own place, numbers rounded, other models by number."""
     table = rows.drop("unit", "layer", "neuron")
     floats = [name for name, kind in table.schema.items() if kind.is_float()]
-    models = [name for name in ("model", "asker") if name in table.columns]
-    return records_of(
-        table.with_columns(*(rounded(pl.col(name)) for name in floats), *(context.number(name) for name in models))
-    )
+    models = [name for name in ("match_model",) if name in table.columns]
+    digits = [rounded(pl.col(name)) for name in floats]
+    return records_of(table.with_columns(*digits, *(context.number(name) for name in models)))
 
 
 def matches(rows: pl.DataFrame, context: Context) -> list[Record]:
@@ -99,7 +98,7 @@ def matches(rows: pl.DataFrame, context: Context) -> list[Record]:
     has = rows.columns
     facts = [pl.col(name).alias(key) for name, key in MATCH_FACTS.items() if name in has]
     numbers = [rounded(pl.col(name)).alias(key) for name, key in MATCH_NUMBERS.items() if name in has]
-    return records_of(rows.select(context.number("model"), *facts, *numbers))
+    return records_of(rows.select(context.number("match_model").alias("model"), *facts, *numbers))
 
 
 def windows(rows: pl.DataFrame, context: Context, digits: int = DIGITS) -> list[Record]:

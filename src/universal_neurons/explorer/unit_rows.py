@@ -16,12 +16,14 @@ from universal_neurons.storage import Results, Store, by_present_names
 from universal_neurons.units import Units
 
 BATCH_ROWS = 1 << 16
+OWN = ("model", "asker")  # the columns of a unit's own model
 
 
 class UnitRows:
     """The rows of one table, to be taken in the order of a model's units, one model after the other.
 
-    Rows get a column `unit`, the unit's number in its model.  `by` names the column of whose units the rows are.
+    Rows get a column `unit`, the unit's number in its model, in place of its model.  `by` names the column of whose
+    units the rows are, as the file has it: a version before had another model in `model`.
     """
 
     def __init__(
@@ -66,11 +68,11 @@ class UnitRows:
         number = self.units[model].number_column().alias("unit")
         if self.file is None:
             rows = self.results.table(self.table).filter(pl.col(self.by) == model).with_columns(number)
-            yield rows.filter(pl.col("unit").is_not_null()).sort("unit", maintain_order=True).drop(self.by)
+            yield rows.filter(pl.col("unit").is_not_null()).sort("unit", maintain_order=True).drop(OWN, strict=False)
             return
         last = 0
         for piece in self.file.pieces(model):
-            rows = piece.with_columns(number).drop(self.by)
+            rows = piece.with_columns(number).drop(OWN, strict=False)
             units = rows["unit"]
             if units.null_count() or not units.is_sorted() or (len(rows) and int(units[0]) < last):
                 raise self._disordered()

@@ -126,7 +126,7 @@ def _counts(alive: pl.DataFrame, excess: str, heldout: str, threshold: float) ->
 
 def _optimism(store: Store, asker: str, best: pl.DataFrame) -> float:
     """By how much best matches are worse on held-out rows: in ρ, where matches are by size in the ρ that counts."""
-    by_size = pl.lit(asker in store.gated) | pl.col("model").is_in(list(store.gated))
+    by_size = pl.lit(asker in store.gated) | pl.col("match_model").is_in(list(store.gated))
     sign = pl.when(by_size & (pl.col("corr") < 0)).then(-1).otherwise(1)
     lost = (pl.col("corr") - pl.col("corr_heldout")) * sign
     return _number(best.select(lost.fill_nan(None).mean()).item())

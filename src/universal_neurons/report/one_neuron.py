@@ -95,7 +95,7 @@ def _matches(store: Store, model: str, this_neuron: pl.Expr) -> Table:
         heldout = f"{match['corr_heldout']:.3f}" if finite(match["corr_heldout"]) else ""
         place = unit_name(match["match_layer"], match["match_neuron"])
         mutual = "⇄" * bool(match["mutual"])
-        matches.row(match["model"], rank, place, f"{match['corr']:.3f}", heldout, interval, mutual)
+        matches.row(match["match_model"], rank, place, f"{match['corr']:.3f}", heldout, interval, mutual)
     return matches
 
 

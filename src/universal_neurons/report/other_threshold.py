@@ -72,8 +72,8 @@ class AtThreshold(Store):
 
     def _anchors(self, table: pl.DataFrame) -> pl.DataFrame:
         """Anchors by level, those that are universal counted again."""
-        best = self.matches.filter(pl.col("rank") == 1).group_by("asker", "layer", "neuron")
-        least = best.agg(pl.col("corr").abs().min().alias("least")).rename({"asker": "model"})
+        best = self.matches.filter(pl.col("rank") == 1).group_by("model", "layer", "neuron")
+        least = best.agg(pl.col("corr").abs().min().alias("least"))
         anchors = self.neurons.filter(pl.col("mutual_all") & pl.col("is_universal"))
         sizes = anchors.select("model", "layer", "neuron").join(least, on=["model", "layer", "neuron"])
         counts = [

@@ -45,7 +45,7 @@ def match_cells(
         text = f"{unit_name(row['match_layer'], row['match_neuron'])} {short(row['corr'])}"
         if intervals and finite(row["corr_low"]):
             text += f" [{short(row['corr_low'])} {short(row['corr_high'])}]"
-        cells[row["layer"], row["neuron"]][row["model"]] = text + (" ⇄" if row["mutual"] else "")
+        cells[row["layer"], row["neuron"]][row["match_model"]] = text + (" ⇄" if row["mutual"] else "")
     return cells
 
 

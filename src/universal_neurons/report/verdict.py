@@ -55,8 +55,8 @@ def alike(store: Store, row: dict[str, Any]) -> Alike | None:
     """How alike a neuron, a row of the neuron table, and its counterparts act; None where the study did not ask."""
     if not store.has("functional"):
         return None
-    same = (pl.col("asker") == row["model"]) & (pl.col("layer") == row["layer"]) & (pl.col("neuron") == row["neuron"])
-    return alike_of(store.table("functional").filter(same))
+    place = {name: row[name] for name in ("model", "layer", "neuron")}
+    return alike_of(store.table("functional").filter(**place))
 
 
 def alike_of(rows: pl.DataFrame) -> Alike | None:

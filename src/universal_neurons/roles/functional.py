@@ -27,15 +27,16 @@ DRAWS = 10  # of random neurons beside the universal ones
 
 
 def counterparts(matches: pl.DataFrame, asker: str, chosen: Sequence[int], units: Mapping[str, Units]) -> pl.DataFrame:
-    """The best match of every chosen (flat) neuron in every other model: flat, model, match (flat), corr."""
+    """The best match of every chosen (flat) neuron in every other model: flat, match_model, match (flat), corr."""
     rows = matches.filter((pl.col("asker") == asker) & (pl.col("rank") == 1)).with_columns(
         flat=units[asker].number_column(),
         match=pl.coalesce(
-            pl.when(model=name).then(units_of_model.number_column("match_")) for name, units_of_model in units.items()
+            pl.when(match_model=name).then(units_of_model.number_column("match_"))
+            for name, units_of_model in units.items()
         ),
     )
     asked_about = pl.DataFrame({"flat": list(chosen)}, schema={"flat": pl.Int64})
-    return asked_about.join(rows, on="flat").select("flat", "model", "match", "corr").sort("flat", "model")
+    return asked_about.join(rows, on="flat").select("flat", "match_model", "match", "corr").sort("flat", "match_model")
 
 
 def random_partner(match: int, units: Units, seed: int, model: str) -> int | None:
@@ -96,7 +97,7 @@ def functional_table(
     rows: list[dict[str, Any]] = []
     for flat, name, match, corr in pairs.iter_rows():
         (layer, neuron), (match_layer, match_neuron) = asker.units.place_of(flat), units[name].place_of(match)
-        row = {"asker": asker.name, "layer": layer, "neuron": neuron, "model": name}
+        row = {"asker": asker.name, "model": asker.name, "layer": layer, "neuron": neuron, "match_model": name}
         row |= {"match_layer": match_layer, "match_neuron": match_neuron, "corr": corr}
         compared = {"": match, "_random": random_partner(match, units[name], seed, name)}
         for kind, number in compared.items():

@@ -94,7 +94,7 @@ class Roles:
         if self.pairs is not None and first:
             concerned = set(self.pairs["flat"].to_list())
         elif self.pairs is not None:
-            matches = self.pairs.filter(pl.col("model") == model.name)["match"].to_list()
+            matches = self.pairs.filter(pl.col("match_model") == model.name)["match"].to_list()
             partners = (random_partner(m, model.units, seed, model.name) for m in matches)
             concerned = {*matches, *(partner for partner in partners if partner is not None)}
         return OneModel(

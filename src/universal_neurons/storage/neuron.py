@@ -39,46 +39,45 @@ class Neuron:
     @property
     def row(self) -> dict[str, Any]:
         """Its row of `store.neurons`, by column (docs/store.md)."""
-        return self._of("neurons", "model").row(0, named=True)
+        return self._of("neurons").row(0, named=True)
 
     @property
     def matches(self) -> pl.DataFrame:
         """Its rows of `store.matches`: other models and ranks; no rows where it is dead or was not asked about."""
-        return self._of("matches", "asker")
+        return self._of("matches")
 
     @property
     def labels(self) -> pl.DataFrame:
         """Its rows of `store.labels`: the labels that explain most of its activation, the best first."""
-        return self._of("labels", "model")
+        return self._of("labels")
 
     @property
     def examples(self) -> pl.DataFrame:
         """Its rows of `store.examples`: where it fires most, and spans from lower bands."""
-        return self._of("examples", "model")
+        return self._of("examples")
 
     @property
     def counterparts(self) -> pl.DataFrame:
         """Its rows of `store.counterparts`: where it fires on held-out rows, and what its matches do there."""
-        return self._of("counterparts", "asker")
+        return self._of("counterparts")
 
     @property
     def effects(self) -> pl.DataFrame:
         """Its row of the table `effects`: the tokens that it raises and lowers."""
-        return self._of("effects", "model")
+        return self._of("effects")
 
     @property
     def functional(self) -> pl.DataFrame:
         """Its rows of the table `functional`: does its match in each other model do the same."""
-        return self._of("functional", "asker")
+        return self._of("functional")
 
     @property
     def sentence(self) -> str:
         """What is to be said of it in a sentence or two: is it universal, do its counterparts do the same."""
         return self.store.view("neuron sentence")(self.store, self.name)
 
-    def _of(self, table: str, by: str) -> pl.DataFrame:
-        place = (pl.col("layer") == self.layer) & (pl.col("neuron") == self.neuron)
-        return self.store.table(table).filter((pl.col(by) == self.model) & place)
+    def _of(self, table: str) -> pl.DataFrame:
+        return self.store.table(table).filter(model=self.model, layer=self.layer, neuron=self.neuron)
 
     def __repr__(self) -> str:
         return self.store.view("neuron text")(self.store, self.name)

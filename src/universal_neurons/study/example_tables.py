@@ -34,7 +34,8 @@ def counterparts_table(
     for start in range(0, max(len(neurons), 1), NEURONS_AT_ONCE):
         some = neurons[start : start + NEURONS_AT_ONCE]
         spans = _Spans(some, units, part := _of_neurons(examples, some), tokens)
-        columns = {"asker": pl.Series([asker] * len(spans.row), dtype=pl.String)} | spans.columns()
+        whose = pl.Series([asker] * len(spans.row), dtype=pl.String)
+        columns = {"asker": whose, "model": whose} | spans.columns()
         columns["activations"] = spans.lists(spans.window)
         matched = part.matched.cpu().numpy().transpose(4, 2, 3, 0, 1).reshape(-1, *part.matched.shape[:2])
         columns["match_activations"] = spans.lists_of_lists(matched[spans.filled])

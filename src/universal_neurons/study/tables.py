@@ -195,10 +195,10 @@ def matches_table(
             columns |= units[other].table_columns(matches.lowest_index.numpy(), "match_")
             frames.append(pl.DataFrame(columns | {"corr": matches.lowest_corr.numpy()}))
     table = pl.concat(frames, how="diagonal").filter(pl.col("corr").is_finite())
-    order = ["asker", "layer", "neuron", "model", pl.col("rank") < 0, "rank"]
+    order = ["asker", "layer", "neuron", "match_model", pl.col("rank") < 0, "rank"]
     return table.sort(order).select(
-        "asker", "layer", "neuron", "model", "rank", "match_layer", "match_neuron",
-        "corr", "corr_heldout", "corr_low", "corr_high", "mutual", pl.col("certified").cast(pl.Boolean),
+        "asker", pl.col("asker").alias("model"), "layer", "neuron", "match_model", "rank", "match_layer",
+        "match_neuron", "corr", "corr_heldout", "corr_low", "corr_high", "mutual", pl.col("certified").cast(pl.Boolean),
         pl.col("corr_ranks", "corr_within_tokens", "stretches", "variance_ratio").cast(pl.Float64),
     )  # fmt: skip
 
@@ -206,7 +206,7 @@ def matches_table(
 def _match(asker: str, units: Units, other: str, rank: int) -> dict[str, Any]:
     n = len(units)
     places = {"asker": [asker] * n} | units.table_columns()
-    return places | {"model": [other] * n, "rank": np.full(n, rank, np.int32)}
+    return places | {"match_model": [other] * n, "rank": np.full(n, rank, np.int32)}
 
 
 def layers_table(units: Mapping[str, Units], comparisons: Sequence[Comparison]) -> pl.DataFrame:
@@ -217,11 +217,12 @@ def layers_table(units: Mapping[str, Units], comparisons: Sequence[Comparison]) 
             profile = layer_profile(matches.index[:, 0], units[comparison.asker], units[other])
             for layer, fractions in enumerate(profile.tolist()):
                 for match_layer, fraction in enumerate(fractions):
-                    rows.append((comparison.asker, layer, other, match_layer, fraction))
+                    rows.append((comparison.asker, comparison.asker, layer, other, match_layer, fraction))
     schema = {
         "asker": pl.String,
-        "layer": pl.Int32,
         "model": pl.String,
+        "layer": pl.Int32,
+        "match_model": pl.String,
         "match_layer": pl.Int32,
         "fraction": pl.Float64,
     }
@@ -237,7 +238,8 @@ def correlations_table(comparisons: Sequence[Comparison]) -> pl.DataFrame:
             counts = matches.histogram.numpy()
             filled = np.flatnonzero(counts)
             low = np.round(filled * (2 / BINS) - 1, 2)
-            places = {"asker": [comparison.asker] * len(filled), "model": [other] * len(filled)}
+            names = {"asker": comparison.asker, "model": comparison.asker, "match_model": other}
+            places = {column: [name] * len(filled) for column, name in names.items()}
             frames.append(pl.DataFrame(places | {"low": low, "count": counts[filled]}))
     return pl.concat(frames)
 

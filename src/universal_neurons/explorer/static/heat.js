@@ -48,20 +48,20 @@
     return un.h("div", { class: "heat-box" }, up, un.h("div", { class: "sheet" }, table), across, readout);
   };
 
-  // From the store's table of layers: asker, layer, model, match_layer, fraction.
-  un.layerMap = function (rows, asker, model) {
+  // From the store's table of layers: model, layer, match_model, match_layer, fraction.
+  un.layerMap = function (rows, model, other) {
     const shares = new Map();
     for (const row of rows) {
-      if (row.asker === asker && row.model === model) shares.set(`${row.layer}:${row.match_layer}`, row.fraction);
+      if (row.model === model && row.match_model === other) shares.set(`${row.layer}:${row.match_layer}`, row.fraction);
     }
     if (!shares.size) return un.absent("layers", "The store says nothing of these two models' layers.");
-    const [one, other] = [un.study.models[asker], un.study.models[model]];
+    const [ours, theirs] = [un.study.models[model], un.study.models[other]];
     return un.heat({
-      caption: `Best matches of ${one.name}'s layers in ${other.name}, % of a layer's living units`,
-      rows: one.layers, columns: other.layers,
+      caption: `Best matches of ${ours.name}'s layers in ${theirs.name}, % of a layer's living units`,
+      rows: ours.layers, columns: theirs.layers,
       share: (row, column) => shares.get(`${row}:${column}`) || 0,
-      href: (row, column) => un.href("study", {}, { m: asker, layer: row, match: `${model}:${column}` }),
-      names: { rows: one.name, columns: other.name },
+      href: (row, column) => un.href("study", {}, { m: model, layer: row, match: `${other}:${column}` }),
+      names: { rows: ours.name, columns: theirs.name },
     });
   };
 })();

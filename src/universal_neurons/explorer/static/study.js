@@ -148,7 +148,7 @@
     const tables = await un.tables();
     const rows = un.rows(tables.layers);
     const asker = un.study.reference;
-    const others = [...un.study.models.keys()].filter((model) => rows.some((row) => row.asker === asker && row.model === model));
+    const others = [...un.study.models.keys()].filter((model) => rows.some((row) => row.model === asker && row.match_model === model));
     if (!others.length) {
       un.clear(holder, un.absent("layers", "One model alone has no layers of another to be matched with."));
       return tables;

@@ -113,12 +113,12 @@
   // A small table of the store as it is, its columns named and its models, units and labels linked.
   un.storeTable = function (caption, rows, names, { sort, down, file } = {}) {
     const has = new Set(rows.length ? Object.keys(rows[0]) : []);
-    const model = { model: "model", asker: "asker" };
+    const models = ["model", "asker", "match_model"];
     const columns = names.filter((name) => has.has(name)).map((name) => {
       const at = (place) => rows[place][name];
       const text = rows.some((row) => typeof row[name] === "string");
       const column = { name, title: un.title(name, un.study), term: name, kind: text ? "text" : "number", at, real: un.isReal(rows.map((row) => row[name])) };
-      if (name in model) Object.assign(column, { kind: "text", at: (place) => un.modelName(rows[place][name]) });
+      if (models.includes(name)) Object.assign(column, { kind: "text", at: (place) => un.modelName(rows[place][name]) });
       if (name === "family") column.node = (place) => (rows[place].family ? un.familyLink(rows[place].family, rows[place].model) : "–");
       if (rows.some((row) => typeof row[name] === "boolean")) column.node = (place) => (rows[place][name] ? "yes" : "no");
       return column;
@@ -126,7 +126,7 @@
     const unit = has.has("layer") && has.has("neuron") && {
       name: "unit", title: "unit", kind: "text",
       at: (place) => `L${rows[place].layer}.${rows[place].neuron}`,
-      node: (place) => un.unitLink(rows[place].model !== undefined && !has.has("asker") ? rows[place].model : rows[place].asker, rows[place].layer, rows[place].neuron),
+      node: (place) => un.unitLink(rows[place].model, rows[place].layer, rows[place].neuron),
     };
     return un.table({ caption, columns: unit ? [unit, ...columns] : columns, rows: Uint32Array.from(rows.keys()), sort, down, file: file || "table.csv", }).element;
   };

@@ -89,10 +89,10 @@
   const SKIP = new Set(["model", "layer", "neuron", "asker"]);
   // Rows of objects as a table with their own names.
   kept.records = function (caption, rows) {
-    const names = [...new Set(rows.flatMap((row) => Object.keys(row)))].filter((name) => !SKIP.has(name) || (name === "model" && rows.some((row) => Number.isInteger(row.model))));
+    const names = [...new Set(rows.flatMap((row) => Object.keys(row)))].filter((name) => !SKIP.has(name));
     const reals = new Set(names.filter((name) => un.isReal(rows.map((row) => row[name]))));
-    const value = (row, name) => (name === "model" ? un.said(un.modelName(row.model)) : typeof row[name] === "string" ? un.said(row[name]) : Array.isArray(row[name]) ? row[name].map((each) => un.said(each)) : typeof row[name] === "boolean" ? (row[name] ? "yes" : "no") : un.num(row[name], reals.has(name)));
-    const text = (name) => name === "model" || rows.some((row) => typeof row[name] === "string");
+    const value = (row, name) => (name === "match_model" ? un.said(un.modelName(row.match_model)) : typeof row[name] === "string" ? un.said(row[name]) : Array.isArray(row[name]) ? row[name].map((each) => un.said(each)) : typeof row[name] === "boolean" ? (row[name] ? "yes" : "no") : un.num(row[name], reals.has(name)));
+    const text = (name) => name === "match_model" || rows.some((row) => typeof row[name] === "string");
     return un.h("div", { class: "sheet", tabindex: 0, role: "group", "aria-label": caption }, un.h("table", {}, un.h("caption", {}, caption),
       un.h("thead", {}, un.h("tr", {}, names.map((name) => un.h("th", { scope: "col", class: text(name) ? null : "number" }, un.term(name, un.title(name, un.study)))))),
       un.h("tbody", {}, rows.map((row) => un.h("tr", {}, names.map((name) => un.h("td", { class: text(name) ? null : "number" }, value(row, name))))))));

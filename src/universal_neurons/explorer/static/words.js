@@ -39,7 +39,7 @@
     vocab_var: "vocabulary variance", vocab_skew: "vocabulary skew", vocab_kurt: "vocabulary kurtosis",
     null_fraction: "null fraction", position_mi: "position information", mean: "mean pre-activation",
     var: "variance", skew: "skew", kurt: "kurtosis", corr: "ρ", corr_heldout: "ρ, held out", match_layer: "match's layer",
-    match_neuron: "match's neuron", neurons: "units", head_layer: "head's layer", loss_change: "loss change (nats)",
+    match_neuron: "match's neuron", match_model: "match's model", neurons: "units", head_layer: "head's layer", loss_change: "loss change (nats)",
   };
   un.title = function (name, study) {
     const [column, model] = name.split(":");
