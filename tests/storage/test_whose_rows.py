@@ -51,6 +51,32 @@ def test_the_match_is_a_neuron_of_another_model(odd_store, name):
         assert row["w_out_norm"] == rows[tuple(row[column] for column in MATCH)]["w_out_norm"]
 
 
+def test_the_best_matches_of_a_neuron_are_named_with_what_they_fire_on(odd_store):
+    found = {tuple(row[name] for name in PLACE): row for row in odd_store.matches.rows(named=True) if row["rank"] == 1}
+    rows = by_place(odd_store.neurons)
+    assert len(found) > 80
+    for model, layer, neuron in [*found][::5]:
+        (told,) = odd_store.neuron(f"{model}/L{layer}.{neuron}").best_matches.rows(named=True)
+        match, there = found[model, layer, neuron], odd_store.neuron(told["neuron"])
+        assert (there.model, there.layer, there.neuron) == tuple(match[name] for name in MATCH)
+        for column in ("corr", "corr_heldout", "corr_low", "corr_high", "mutual"):
+            assert told[column] == match[column]
+        own = rows[there.model, there.layer, there.neuron]
+        assert (told["family"], told["label"]) == (own["family"], own["label"])
+
+
+def test_tables_become_pandas_frames(odd_store):
+    pytest.importorskip("pandas")
+    for table in (odd_store.neurons, odd_store.matches, odd_store.counterparts, odd_store.universal(threshold=-1.0)):
+        frame = table.to_pandas()
+        assert list(frame.columns) == table.columns
+        assert len(frame) == len(table)
+    frame, neurons = odd_store.matches.to_pandas(), odd_store.neurons.to_pandas()
+    joined = frame.merge(neurons, on=PLACE)
+    assert joined["asker"].eq(joined["model"]).all()
+    assert len(joined) == len(frame)
+
+
 @pytest.mark.parametrize("name", ["layers", "correlations"])
 def test_tables_of_layers_and_models_name_both(odd_store, name):
     table = odd_store.table(name)

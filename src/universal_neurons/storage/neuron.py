@@ -9,6 +9,9 @@ from universal_neurons.errors import InputError
 from universal_neurons.storage.results import Results
 from universal_neurons.units import Units, parse_unit, unit_name
 
+PLACE = ("model", "layer", "neuron")
+MATCH = tuple(f"match_{name}" for name in PLACE)
+
 
 @dataclass(frozen=True, repr=False)
 class Neuron:
@@ -45,6 +48,19 @@ class Neuron:
     def matches(self) -> pl.DataFrame:
         """Its rows of `store.matches`: other models and ranks; no rows where it is dead or was not asked about."""
         return self._of("matches")
+
+    @property
+    def best_matches(self) -> pl.DataFrame:
+        """A row per other model: the name of its best match there, their signed ρ, and what the match fires on.
+
+        Columns: `neuron`, which `store.neuron` takes; of `matches` `corr`, `corr_heldout`, `corr_low`, `corr_high`,
+        `mutual`; of `neurons` the match's `family`, `label`.  No rows where `matches` has none.
+        """
+        fires_on = self.store.table("neurons").select(*PLACE, "family", "label")
+        best = self.matches.filter(rank=1)
+        best = best.join(fires_on, left_on=MATCH, right_on=PLACE, how="left", maintain_order="left")
+        name = pl.format("{}/L{}.{}", *MATCH).alias("neuron")
+        return best.select(name, "corr", "corr_heldout", "corr_low", "corr_high", "mutual", "family", "label")
 
     @property
     def labels(self) -> pl.DataFrame:
