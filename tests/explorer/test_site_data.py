@@ -124,7 +124,7 @@ RENAMED = {
     "tokens": {"mean": "mean_activation", "count": "count"},
     "examples": {"band": "band", "rank": "rank", "row": "row", "activation": "activation", "activations": "activations"},
     "labels": {name: name for name in ("rank", "label", "group", "previous", "variance_reduction", "sign")},
-    "effects": {name: name for name in ("role", "class", "class_group", "class_sign", "orientation", "class_variance_reduction")},
+    "effects": {name: name for name in ("role", "class", "class_group", "class_sign", "orientation", "tokens_left_out", "class_variance_reduction")},
     "interventions": {name: name for name in ("kind", "edit", "value", "tokens", "loss", "entropy", "rank", "norm_scale")},
     "ablations": {name: name for name in ("kind", "tokens", "loss_change", "mediated", "mediated_low", "frequency_share", "role")},
     "attention": {name: name for name in ("head_layer", "head", "score", "z", "pearson_activation_bos", "role")},

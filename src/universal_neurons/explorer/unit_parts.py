@@ -138,7 +138,8 @@ def tokens(rows: pl.DataFrame, context: Context) -> list[Record]:
 
 def effects(rows: pl.DataFrame, context: Context) -> list[Record]:
     """What a unit does to the logits: its role and class, and the tokens that it raises and lowers most."""
-    shown = [name for name in ("role", "class", "class_group", "class_sign", "orientation") if name in rows.columns]
+    asked = ("role", "class", "class_group", "class_sign", "orientation", "tokens_left_out")
+    shown = [name for name in asked if name in rows.columns]
     table = rows.select(*shown, rounded(pl.col("class_variance_reduction")))
     records = records_of(table)
     for side in ("top", "bottom"):
