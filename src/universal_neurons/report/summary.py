@@ -8,7 +8,7 @@ import polars as pl
 from rich.console import Group
 from rich.table import Column, Table
 
-from universal_neurons.labels import FAMILIES, UNEXPLAINED
+from universal_neurons.labels import FAMILIES, UNEXPLAINED, explained
 from universal_neurons.legible import legible
 from universal_neurons.matching import singled_out
 from universal_neurons.report.counts import clique_lines
@@ -53,7 +53,7 @@ def fires_on(row: dict[str, Any]) -> str:
     """The label of a neuron that a label explains, else its family."""
     if row["family"] in (None, "bos", UNEXPLAINED):
         return row["family"] or "–"
-    if row["family"] == "position" and not row["label"].startswith("position"):
+    if not explained(row["family"], row["label"]):
         return f"position (MI {row['position_mi']:.2f})"
     return f"{label_of(row)} {short(row['variance_reduction'])}"
 

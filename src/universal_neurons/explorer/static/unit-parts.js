@@ -54,7 +54,8 @@
       name: [each.sign < 0 ? "silent on " : "", un.said(each.label), un.h("span", { class: "quiet" }, ` ${each.group}${each.previous ? ", of the previous token" : ""}`)],
       value: each.variance_reduction,
     }));
-    return un.bars(rows, "Share of the activation's variance that a label explains");
+    const nearest = unit.columns.label ? null : un.h("p", {}, "The nearest labels: none explains enough to say that the unit fires on it.");
+    return [nearest, un.bars(rows, "Share of the activation's variance that a label explains")];
   };
 
   kept.tokens = function (unit) {
