@@ -12,10 +12,17 @@ from test_correlation import some_tokens
 
 from universal_neurons import StudyConfig, run_study
 from universal_neurons.errors import InputError
-from universal_neurons.labels import FAMILIES, explained, explaining_label
-from universal_neurons.report import neuron_view
+from universal_neurons.labels import (
+    FAMILIES,
+    ROLES,
+    SAID_OF_FAMILIES,
+    SAID_OF_ROLES,
+    explained,
+    explaining_label,
+)
+from universal_neurons.report import neuron_view, write_report
 from universal_neurons.report.facts import asker_lines, facts, short
-from universal_neurons.report.summary import basis_test, basis_tests, neurons_view, shown_neurons
+from universal_neurons.report.summary import basis_test, basis_tests, neurons_view, shown_neurons, study_view
 from universal_neurons.report.verdict import alike_of, fires, label_level, main_numbers, universality, verdict
 from universal_neurons.terminal import plain
 
@@ -134,7 +141,7 @@ def test_the_nearest_label_of_a_neuron_that_none_explains_is_not_what_it_fires_o
         printed = " ".join(capsys.readouterr().out.split())
         assert "The nearest labels: none explains enough" in printed
         assert "What it fires on: the best" not in printed
-        assert ("label (nearest, not enough)" if more else "share of its variance that the nearest label") in printed
+        assert ("label (nearest)" if more else "share of its variance that the nearest label") in printed
 
 
 def test_a_label_is_what_a_neuron_fires_on_where_its_family_rests_on_it():
@@ -145,6 +152,27 @@ def test_a_label_is_what_a_neuron_fires_on_where_its_family_rests_on_it():
     by_label = {"unigram", "alphabet", "previous_token", "syntax", "context", "token_class"}
     assert kept == [*("comma" if name in by_label else None for name in FAMILIES), "position 0–7", None, None]
     assert [explained(*row) for row in table.iter_rows()] == [label is not None for label in kept]
+
+
+def test_words_are_explained_where_they_are_printed(store, svg_only):
+    printed = " ".join(plain(study_view(store), 400).split())
+    page = " ".join(unescape(write_report(store).read_text()).split())
+    counts = facts(store, "one").standardised
+    said = f"the 95 % interval of {counts.surely} is wholly above 0.3, of {counts.possibly} it reaches above"
+    nearly = "nearly all are, so this does not say that they are universal"
+    for text in (printed, page):
+        assert said in text
+        assert nearly in text
+        assert "lower on text that did not choose the matches" in text
+        assert "partition: raises some tokens and lowers others" in text
+        assert "token class: a class of tokens" in text
+        for name, meaning in [*SAID_OF_FAMILIES.items(), *SAID_OF_ROLES.items()]:
+            assert f"{name.replace('_', ' ')}: {meaning}" in text
+        for word in ("surely", "possibly", "asker"):
+            assert word not in text.lower()
+    assert [*SAID_OF_FAMILIES] == [*FAMILIES]
+    assert [*SAID_OF_ROLES] == [*ROLES]
+    assert "privileged" not in printed
 
 
 def test_the_verdict_comes_first_and_the_ten_numbers_are_those_of_the_tables(store, capsys):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         FAMILIES,
         ROLES,
         ROLES_BY_WEIGHTS,
+        SAID_OF_FAMILIES,
+        SAID_OF_ROLES,
         UNEXPLAINED,
         explained,
         explaining_label,
@@ -60,7 +62,16 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "categories": ["FAMILIES", "ROLES", "ROLES_BY_WEIGHTS", "UNEXPLAINED", "explained", "explaining_label"],
+            "categories": [
+                "FAMILIES",
+                "ROLES",
+                "ROLES_BY_WEIGHTS",
+                "SAID_OF_FAMILIES",
+                "SAID_OF_ROLES",
+                "UNEXPLAINED",
+                "explained",
+                "explaining_label",
+            ],
             "meanings": ["Meaning", "built_in_labels", "meaning_of"],
             "syntax": ["find_pipeline"],
             "stored_code": ["require_given_again", "require_named_again"],

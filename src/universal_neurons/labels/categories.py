@@ -13,6 +13,26 @@ ROLES_BY_WEIGHTS = ("prediction", "suppression", "partition")  # which every neu
 ROLES = (
     *ROLES_BY_WEIGHTS, "entropy", "token_frequency", "attention_deactivation", "attention_activation",
 )  # fmt: skip
+SAID_OF_FAMILIES = {  # what a neuron of each fires on, in a few words
+    "unigram": "one token",
+    "alphabet": "tokens of one letter",
+    "previous_token": "what the token before was",
+    "position": "where in the text",
+    "syntax": "part of speech and the like",
+    "context": "topic or source of the text",
+    "token_class": "a class of tokens, such as all with a digit",
+    "bos": "the beginning of the text",
+    UNEXPLAINED: "no label explains enough",
+}
+SAID_OF_ROLES = {  # what a neuron of each does, in a few words
+    "prediction": "raises a class of tokens",
+    "suppression": "lowers a class of tokens",
+    "partition": "raises some tokens and lowers others",
+    "entropy": "changes how certain the model is, through the final norm",
+    "token_frequency": "moves tokens by how frequent they are",
+    "attention_deactivation": "turns a later head to the first token, so that it idles",
+    "attention_activation": "turns a later head away from the first token",
+}
 OF_NO_LABEL = ("bos", UNEXPLAINED)  # families of neurons that no label explains
 
 

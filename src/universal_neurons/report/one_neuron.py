@@ -78,7 +78,9 @@ def _main_numbers(title: str, store: Store, row: dict[str, Any]) -> Table | Text
 def _all_numbers(title: str, row: dict[str, Any]) -> Table:
     """Every column that has a value, in pairs of columns."""
     table = TextTable(*[""] * 4, title=title, show_header=False)
-    named = {} if explained(row["family"], row["label"]) else {"label": "label (nearest, not enough)"}
+    named = {"sparsity": "sparsity (share active)"}
+    if not explained(row["family"], row["label"]):
+        named["label"] = "label (nearest)"
     cells = [
         (named.get(column, column), _text(column, value) if isinstance(value, float) else value)
         for column, value in row.items()
@@ -91,7 +93,8 @@ def _all_numbers(title: str, row: dict[str, Any]) -> Table:
 
 
 def _matches(store: Store, model: str, this_neuron: pl.Expr) -> Table:
-    matches = TextTable("model", "rank", "match", "ρ", "held out", "95 %", "mutual", title="Matches")
+    title = "Matches; held out: on text that did not choose them"
+    matches = TextTable("model", "rank", "match", "ρ", "held out", "95 %", "mutual", title=title)
     for match in store.matches.filter((pl.col("asker") == model) & this_neuron).iter_rows(named=True):
         rank = "most negative" if match["rank"] < 0 else str(match["rank"])
         interval = f"{short(match['corr_low'])} {short(match['corr_high'])}" if finite(match["corr_low"]) else ""

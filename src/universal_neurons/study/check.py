@@ -56,7 +56,7 @@ def check_models(models: Sequence[str], tokenizer: str | None = None, data: str 
     loaded: list[Model] = []
     notes = []
     table = TextTable(
-        "model", "family", "layers × neurons", "d_model", "vocabulary", "context", "hook error", title="Models"
+        "model", "architecture", "layers × neurons", "d_model", "vocabulary", "context", "hook error", title="Models"
     )
     for name in expand_bundled(models):
         try:
