@@ -57,9 +57,9 @@ def check_models(models: Sequence[str], tokenizer: str | None = None, data: str 
     loaded: list[Model] = []
     notes = []
     name_column = Column("model", overflow="fold")
-    architecture = Column("architecture", min_width=len("architecture"))
-    facts = ("layers × neurons", "width", "vocabulary", "context", "error")
-    table = TextTable(name_column, architecture, *facts, title="Models")
+    whole = (Column(fact, no_wrap=True) for fact in ("width", "vocabulary", "context", "error"))
+    architecture = Column("architecture", no_wrap=True)
+    table = TextTable(name_column, architecture, "layers × neurons", *whole, title="Models")
     table.caption = shown(CHECK_ERROR)
     table.caption_justify = "left"
     for name in expand_bundled(models):
