@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from conftest import FEW_ROLES
 
@@ -113,6 +115,22 @@ def test_the_papers_runs_are_valid_and_their_counts_add_up(path):
     assert sum(config.published.universal_per_layer) == config.published.universal
     assert len(config.models) == (4 if path.stem == "pythia-160m" else 5)
     assert config.max_tokens == 100_000_000
+
+
+def test_the_code_of_roles_and_labels_runs(monkeypatch):
+    """Whole blocks as they stand; in the place of studies, what they are asked."""
+    asked = {}
+    monkeypatch.setattr(un, "run_study", lambda config, labels: asked.update(config=config, labels=labels))
+    monkeypatch.setattr(un, "study_roles", lambda path: SimpleNamespace(table=lambda name: asked.update(table=name)))
+    names = {}
+    for page in ("roles.md", "labels.md"):
+        for block in re.findall(r"```python\n(.*?)```", DOCS[page], re.DOTALL):
+            exec(block, names)
+    clean = names["model"].logits(names["ids"])
+    assert clean.shape == names["logits"].shape
+    assert not torch.equal(clean, names["logits"])
+    assert asked["table"] == "ablations"
+    assert [asked["labels"]["colour"](token) for token in (" red", " read")] == [True, False]
 
 
 def test_every_column_is_described(tmp_path, folders, text_file):

@@ -4,6 +4,7 @@ import math
 import re
 from html import unescape
 
+import numpy as np
 import polars as pl
 import pytest
 from conftest import FEW_ROLES, alike_models, exit_code
@@ -11,10 +12,18 @@ from test_correlation import some_tokens
 
 from universal_neurons import StudyConfig, run_study
 from universal_neurons.errors import InputError
-from universal_neurons.report import neuron_view
-from universal_neurons.report.facts import asker_lines, facts
-from universal_neurons.report.summary import basis_test, basis_tests, neurons_view, shown_neurons
-from universal_neurons.report.verdict import alike_of, fires, main_numbers, universality, verdict
+from universal_neurons.labels import (
+    FAMILIES,
+    ROLES,
+    SAID_OF_FAMILIES,
+    SAID_OF_ROLES,
+    explained,
+    explaining_label,
+)
+from universal_neurons.report import neuron_view, write_report
+from universal_neurons.report.facts import asker_lines, facts, short
+from universal_neurons.report.summary import basis_test, basis_tests, neurons_view, shown_neurons, study_view
+from universal_neurons.report.verdict import alike_of, fires, label_level, main_numbers, universality, verdict
 from universal_neurons.terminal import plain
 
 
@@ -106,6 +115,66 @@ def test_what_it_fires_on(family, label, sign, said):
     assert fires(given) == said
 
 
+def test_the_nearest_label_of_a_neuron_that_none_explains_is_not_what_it_fires_on(store, capsys):
+    """A label explains a neuron by `judged` > the highest of three levels, here taken by NumPy from the table."""
+    seen = 0
+    for model in store.models:
+        rows = store.neurons.filter((pl.col("model") == model) & ~pl.col("dead"))
+        nulls = np.quantile(rows["variance_reduction_null"].to_numpy(), 0.99)
+        for found in rows.iter_rows(named=True):
+            heldout, chosen = found["variance_reduction_heldout"], found["variance_reduction"]
+            judged = chosen if math.isnan(heldout) else heldout
+            level = max(0.05, nulls, found["variance_reduction_null"])
+            assert label_level(store, found) == pytest.approx(level)
+            assert explained(found["family"], found["label"]) == (judged > level)
+            if found["family"] != "unexplained":
+                continue
+            seen += 1
+            said = verdict(store, found)[-1]
+            assert said.startswith("No label explains what it fires on: the nearest, ")
+            assert f"explains {short(judged)} of its variance" in said
+            assert said.endswith(f"only above {short(level)} counts.")
+    assert seen >= 3
+    model, layer, neuron = store.neurons.filter(family="unexplained").select("model", "layer", "neuron").row(0)
+    for more in ((), ("--all",)):
+        assert exit_code("show", store.path, f"{model}/L{layer}.{neuron}", *more) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "The nearest labels: none explains enough" in printed
+        assert "What it fires on: the best" not in printed
+        assert ("label (nearest)" if more else "share of its variance that the nearest label") in printed
+
+
+def test_a_label_is_what_a_neuron_fires_on_where_its_family_rests_on_it():
+    families = [*FAMILIES, "position", None, "syntax"]
+    labels = [*["comma"] * len(FAMILIES), "position 0–7", "comma", None]
+    table = pl.DataFrame({"family": families, "label": labels})
+    kept = table.select(explaining_label())["label"].to_list()
+    by_label = {"unigram", "alphabet", "previous_token", "syntax", "context", "token_class"}
+    assert kept == [*("comma" if name in by_label else None for name in FAMILIES), "position 0–7", None, None]
+    assert [explained(*row) for row in table.iter_rows()] == [label is not None for label in kept]
+
+
+def test_words_are_explained_where_they_are_printed(store, svg_only):
+    printed = " ".join(plain(study_view(store), 400).split())
+    page = " ".join(unescape(write_report(store).read_text()).split())
+    counts = facts(store, "one").standardised
+    said = f"the 95 % interval of {counts.surely} is wholly above 0.3, of {counts.possibly} it reaches above"
+    nearly = "nearly all are, so this does not say that they are universal"
+    for text in (printed, page):
+        assert said in text
+        assert nearly in text
+        assert "lower on text that did not choose the matches" in text
+        assert "partition: raises some tokens and lowers others" in text
+        assert "token class: a class of tokens" in text
+        for name, meaning in [*SAID_OF_FAMILIES.items(), *SAID_OF_ROLES.items()]:
+            assert f"{name.replace('_', ' ')}: {meaning}" in text
+        for word in ("surely", "possibly", "asker"):
+            assert word not in text.lower()
+    assert [*SAID_OF_FAMILIES] == [*FAMILIES]
+    assert [*SAID_OF_ROLES] == [*ROLES]
+    assert "privileged" not in printed
+
+
 def test_the_verdict_comes_first_and_the_ten_numbers_are_those_of_the_tables(store, capsys):
     acts = store.table("functional").filter((pl.col("asker") == "one") & pl.col("loss_corr").is_finite())
     place = acts.row(0, named=True)
@@ -181,8 +250,9 @@ def test_universal_neurons_stand_with_their_counterparts(store):
             assert found["neuron"].startswith("L" if asker is None else "seed[3]/L")
             assert neuron.model == asked
             assert neuron.sentence == found["sentence"]
-            for column in ("excess_low", "excess_high", "family", "label"):
+            for column in ("excess_low", "excess_high", "family"):
                 assert neuron.row[column] == found[column]
+            assert found["label"] == (neuron.row["label"] if f"on {neuron.row['label']} (" in neuron.sentence else None)
             best = store.matches.filter(
                 (pl.col("asker") == asked) & (pl.col("layer") == neuron.layer) & (pl.col("neuron") == neuron.neuron),
                 pl.col("rank") == 1,

@@ -110,8 +110,11 @@ WEIGHTS = planted_weights()
 STATS = stats_of(WEIGHTS)
 
 
-def table(labels=LABELS, weights=WEIGHTS, vocabulary=VOCABULARY, stats=STATS, settings=SETTINGS):
-    return effects_table("a", weights, stats, vocabulary, labels, settings)
+EACH_OFTEN = np.full(len(VOCABULARY), 5)
+
+
+def table(labels=LABELS, weights=WEIGHTS, vocabulary=VOCABULARY, stats=STATS, settings=SETTINGS, counts=EACH_OFTEN):
+    return effects_table("a", weights, stats, vocabulary, counts, labels, settings)
 
 
 def row_of(effects, layer, neuron):
@@ -157,6 +160,33 @@ def test_top_and_bottom_tokens_are_numpys():
         assert row["bottom_tokens"] == used[order[:10]].tolist()
         np.testing.assert_allclose(row["top_effects"], effects[n, order[::-1][:10]], rtol=1e-4)
         np.testing.assert_allclose(row["bottom_effects"], effects[n, order[:10]], rtol=1e-4)
+
+
+def test_tokens_that_hardly_occur_are_not_listed_and_change_nothing_else():
+    """Lists by a loop over sorted effects; L1.3 writes the years, of which few occur often."""
+    counts = np.random.default_rng(5).integers(0, 10, len(VOCABULARY))
+    counts[list(YEARS)] = 10 * [4] + 4 * [5]
+    found = table(counts=counts)
+    used = [t for t in range(2, len(VOCABULARY)) if t != ZERO_TOKEN]
+    effects = WEIGHTS.w_out.flatten(0, 1).numpy() @ WEIGHTS.w_u.numpy().T
+    for n in (0, 7, D_MLP + 3):
+        listed = [t for t in sorted(used, key=lambda t: -effects[n, t]) if counts[t] >= 5]
+        row = found.row(n, named=True)
+        assert row["top_tokens"] == listed[:10]
+        assert row["bottom_tokens"] == listed[::-1][:10]
+        np.testing.assert_allclose(row["top_effects"], effects[n, listed[:10]], rtol=1e-4)
+    assert set(found["tokens_left_out"]) == {sum(counts[t] < 5 for t in used)}
+    others = [name for name in found.columns if name.startswith(("role", "class"))]
+    assert found.select(others).equals(table().select(others), null_equal=True)
+
+
+def test_a_text_too_short_to_tell_leaves_out_no_token():
+    counts = np.zeros(len(VOCABULARY), int)
+    counts[100:119] = 5
+    assert table(counts=counts).equals(table(), null_equal=True)
+    assert set(table()["tokens_left_out"]) == {0}
+    counts[119] = 5
+    assert set(table(counts=counts)["top_tokens"].explode().drop_nulls()) == set(range(100, 120))
 
 
 def test_planted_neurons_have_their_roles_and_classes():
@@ -266,7 +296,7 @@ def test_a_real_model_has_effects(tokenizer):
     weights, vocabulary = processed_weights(model), read_vocabulary(tokenizer, model.vocab_size)
     stats = pl.DataFrame({k: v for k, v in weight_statistics(weights).items() if k.startswith("vocab")})
     labels = class_labels(vocabulary, model.hf.get_input_embeddings().weight)
-    found = effects_table("m", weights, stats, vocabulary, labels, SETTINGS)
+    found = effects_table("m", weights, stats, vocabulary, np.full(len(vocabulary), 5), labels, SETTINGS)
     assert found["class"].is_not_null().all()
     assert found["class_variance_reduction"].is_between(0, 1).all()
     special = set(np.flatnonzero(vocabulary.special).tolist())

@@ -56,6 +56,9 @@ def test_of_one_tokenizer_it_reads_no_text_unless_one_is_named(folders, text):
     said = printed(*folders[:2], data=str(text))
     assert "│ 1.00 │ 100.0% │ none" in said
     assert "They work together: 2 models, one tokenizer." in said
+    assert "architecture" in said
+    assert "family" not in said
+    assert "error: how far what is read as activations is from what the MLPs add by them" in said
 
 
 def test_the_bundled_text_is_read_by_default_and_by_the_tokenizer_that_is_named_too(folders, tmp_path):

@@ -14,6 +14,7 @@ from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.labels import ROLES
 from universal_neurons.report import study_figures, write_report
 from universal_neurons.roles import neuron_lines, role_rows
+from universal_neurons.roles.overview import left_out
 
 STAGES = ("weights", "statistics", "universality", "roles")
 
@@ -107,6 +108,18 @@ def test_the_report_and_show_say_what_neurons_do(finished, svg_only, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "through the final norm" in said
     assert "most raised" in said
+    effects = finished.table("effects")
+    vocabulary = finished.table("vocabulary").filter(pl.col("count") < 5)
+    assert effects["tokens_left_out"].min() > 0
+    assert not set(effects["top_tokens"].explode()) & set(vocabulary["token"])
+    assert left_out(effects.row(0, named=True)) in said
+
+
+def test_tokens_left_out_are_counted_where_lists_are_printed():
+    assert left_out({"tokens_left_out": 1234}).startswith("(left out: 1,234 tokens that occur fewer than 5 times in")
+    assert "too few occur 5 times in the study's text" in left_out({"tokens_left_out": 0})
+    for older in ({}, {"tokens_left_out": None}):
+        assert "also such as hardly occur in the study's text; `uneurons roles`" in left_out(older)
 
 
 def test_roles_need_weights_and_statistics(folders, text_file, tmp_path):

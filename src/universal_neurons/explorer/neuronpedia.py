@@ -11,8 +11,8 @@ Layout: docs.neuronpedia.org/api-and-data/exports.  Fields: the tables Neuron, A
 1. A feature is a neuron, its index the neuron's number within its layer.  `frac_nonzero` is the share of positions with
    a pre-activation above 0, the frequency histogram that of the pre-activation; logits are the roles' effects.
 2. An activation is an example: every band's windows, the values that are not counted as 0.
-3. An explanation is the neuron's family and the label that explains most of it.  Its `typeName` is null: it would have
-   to name a type that the importer's database has.
+3. An explanation is the neuron's family and, where that rests on one, the label that explains most of it.  Its
+   `typeName` is null: it would have to name a type that the importer's database has.
 
 Same study, same bytes: ids come from hashes, nothing says when it was written.
 """
@@ -31,6 +31,7 @@ from universal_neurons.explorer.histograms import TABLE, Histograms
 from universal_neurons.explorer.new_folder import new_folder
 from universal_neurons.explorer.studies import Strings, strings_of
 from universal_neurons.explorer.unit_rows import UnitRows
+from universal_neurons.labels import UNEXPLAINED, explained
 from universal_neurons.progress import Reporter
 from universal_neurons.storage import Store
 
@@ -39,7 +40,6 @@ SET = "mlp"
 CREATOR_ID = "clkht01d40000jv08hvalcvly"  # the user that a database of Neuronpedia's begins with
 CREATOR = "universal-neurons"
 LONGEST_MODEL = 128
-UNEXPLAINED = "unexplained"  # the family of a neuron whose best label explains too little
 COMPRESSION = 5
 NOTES = (
     "MLP neurons. frac_nonzero and the frequency histogram are of the pre-activation; "
@@ -265,15 +265,16 @@ def _activations(source: _Source, neuron: int, examples: Sequence[Line], strings
 
 
 def _explanations(source: _Source, neuron: int, row: Line) -> Iterator[Line]:
-    if row.get("label") is None or row["family"] in (None, UNEXPLAINED):
+    if row["family"] in (None, UNEXPLAINED):
         return
-    said = _text(f"{row['family'].replace('_', ' ')}: {row['label']}")
+    by_label = explained(row["family"], row.get("label"))
+    said = _text(row["family"].replace("_", " ") + (f": {row['label']}" if by_label else ""))
     yield (
         {"id": source.line_id(neuron, "label")}
         | source.place(neuron)
         | {
             "authorId": CREATOR_ID,
-            "description": said if row["label_sign"] > 0 else f"silent on: {said}",
+            "description": said if not by_label or row["label_sign"] > 0 else f"silent on: {said}",
             "typeName": None,
             "explanationModelName": None,
         }

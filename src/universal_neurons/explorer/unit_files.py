@@ -22,6 +22,7 @@ from universal_neurons.explorer.studies import ShownStudy
 from universal_neurons.explorer.unit_columns import BestMatches, unit_columns
 from universal_neurons.explorer.unit_parts import PARTS, Context, Part, course, neighbours, neuron_columns
 from universal_neurons.explorer.unit_rows import UnitRows
+from universal_neurons.labels import explaining_label
 
 SHARD = 64  # units in a file
 BLOCK = 16 * SHARD  # units that are worked on together
@@ -80,6 +81,8 @@ class UnitFiles:
         context = Context(self.study.store.models, self.study.strings, model)
         neurons = self.neurons.take(name, count)
         assert neurons is not None
+        if "label" in neurons.columns:  # a page names what its unit fires on, not the nearest label
+            neurons = neurons.with_columns(explaining_label())
         matches, index = BestMatches(count, self.study.store.models), SearchIndex(self.study.strings)
         for start in range(0, count, BLOCK):
             block = self._block(neurons[start : start + BLOCK], start, context, matches, index)

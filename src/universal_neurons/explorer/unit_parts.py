@@ -14,6 +14,7 @@ import polars as pl
 
 from universal_neurons.explorer.data_files import DIGITS, rounded, rounded_lists, without_nothing
 from universal_neurons.explorer.studies import Strings
+from universal_neurons.labels import explaining_label
 
 Record = dict[str, Any]
 FINE_DIGITS = 6  # of activations side by side, which are held against the models' own
@@ -137,7 +138,8 @@ def tokens(rows: pl.DataFrame, context: Context) -> list[Record]:
 
 def effects(rows: pl.DataFrame, context: Context) -> list[Record]:
     """What a unit does to the logits: its role and class, and the tokens that it raises and lowers most."""
-    shown = [name for name in ("role", "class", "class_group", "class_sign", "orientation") if name in rows.columns]
+    asked = ("role", "class", "class_group", "class_sign", "orientation", "tokens_left_out")
+    shown = [name for name in asked if name in rows.columns]
     table = rows.select(*shown, rounded(pl.col("class_variance_reduction")))
     records = records_of(table)
     for side in ("top", "bottom"):
@@ -191,6 +193,8 @@ def neighbours(columns: Record, ablation: Record | None, layer: int) -> list[Rec
 
 def course(rows: pl.DataFrame, context: Context) -> list[Record]:
     """A unit at every checkpoint of its training."""
+    if "label" in rows.columns:
+        rows = rows.with_columns(explaining_label())
     facts = [pl.col(name).alias(key) for name, key in COURSE_FACTS.items() if name in rows.columns]
     numbers = [rounded(pl.col(name)).alias(key) for name, key in COURSE_NUMBERS.items() if name in rows.columns]
     return records_of(rows.select(*facts, *numbers))

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
-    from universal_neurons.labels.categories import FAMILIES, ROLES, ROLES_BY_WEIGHTS, UNEXPLAINED
+    from universal_neurons.labels.categories import (
+        FAMILIES,
+        ROLES,
+        ROLES_BY_WEIGHTS,
+        SAID_OF_FAMILIES,
+        SAID_OF_ROLES,
+        UNEXPLAINED,
+        explained,
+        explaining_label,
+    )
     from universal_neurons.labels.families import (
         FEWEST,
         PANEL_NEURONS,
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
         Scores,
         explain,
         family_of,
+        null_level,
     )
     from universal_neurons.labels.label_set import (
         Column,
@@ -52,7 +62,16 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "categories": ["FAMILIES", "ROLES", "ROLES_BY_WEIGHTS", "UNEXPLAINED"],
+            "categories": [
+                "FAMILIES",
+                "ROLES",
+                "ROLES_BY_WEIGHTS",
+                "SAID_OF_FAMILIES",
+                "SAID_OF_ROLES",
+                "UNEXPLAINED",
+                "explained",
+                "explaining_label",
+            ],
             "meanings": ["Meaning", "built_in_labels", "meaning_of"],
             "syntax": ["find_pipeline"],
             "stored_code": ["require_given_again", "require_named_again"],
@@ -80,6 +99,7 @@ else:
                 "TIE",
                 "explain",
                 "family_of",
+                "null_level",
             ],
             "study_labels": ["Labelling", "SUMS_BYTES"],
         },

@@ -293,13 +293,13 @@ def explain(
         score = np.clip(heldout.of(model, best.index[0]) * best.sign[0], 0, None)
         judged = np.where(np.isfinite(score), score, best.variance_reduction[0])
         chance = null.best(model, 1).variance_reduction[0]
-    level = np.maximum(np.maximum(_quantile(chance), floor), np.nan_to_num(chance, nan=np.inf))
+    level = np.maximum(np.maximum(null_level(chance), floor), np.nan_to_num(chance, nan=np.inf))
     explained = np.nan_to_num(judged) > level
     by_position = np.zeros(n, bool)
     if position_mi is not None:
         by_chance = null.position_information(model)
         assert by_chance is not None
-        by_position = np.nan_to_num(position_mi) > max(POSITION_MI, _quantile(by_chance))
+        by_position = np.nan_to_num(position_mi) > max(POSITION_MI, null_level(by_chance))
     families: list[str | None] = []
     for neuron in range(n):
         if dead[neuron]:
@@ -314,6 +314,7 @@ def explain(
     return Families(best, score, chance, mi, families)
 
 
-def _quantile(values: np.ndarray) -> float:
+def null_level(values: Float[np.ndarray, " neurons"]) -> float:
+    """The 99th percentile of a model's null scores, which a label must exceed too; 0 where there is none."""
     finite = values[np.isfinite(values)]
     return float(np.quantile(finite, NULL_QUANTILE)) if len(finite) else 0.0

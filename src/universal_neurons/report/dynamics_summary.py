@@ -64,7 +64,8 @@ def sentences(dynamics: Dynamics) -> dict[str, str]:
     by_figure = {
         "dynamics-universal": f"From {first['checkpoint']} to {last['checkpoint']} the universal neurons of "
         f"{dynamics.seeds[0]} go from {first['universal']} ({first['fraction']:.2%}) to {last['universal']} "
-        f"({last['fraction']:.2%}; surely {last['universal_surely']}, possibly {last['universal_possibly']}), the "
+        f"({last['fraction']:.2%}; the 95 % interval wholly above the threshold for {last['universal_surely']}, "
+        f"reaching above it for {last['universal_possibly']}), the "
         f"median excess from {first['excess_median']:.3f} to {last['excess_median']:.3f}.",
         "dynamics-emergence": _emergence(dynamics),
         "dynamics-persistence": _persistence(rows),

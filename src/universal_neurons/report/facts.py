@@ -9,6 +9,8 @@ import polars as pl
 from universal_neurons.report.counts import anchors_line, threshold_counts, untrained_line
 from universal_neurons.storage import Store
 
+OTHER_TEXT = "on text that did not choose the matches"
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -16,8 +18,8 @@ class Counts:
 
     universal: int
     heldout: int
-    surely: int
-    possibly: int
+    surely: int  # whose whole interval is above the threshold
+    possibly: int  # whose interval reaches above it
     unsure: int  # of the universal ones those whose interval on held-out rows reaches below the threshold
     on_more: int | None  # of the universal ones those whose matches rest on more than little text
 
@@ -174,7 +176,7 @@ def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
     told = facts(store, asker)
     anchors = anchors_line(store, asker)
     mutual = f"{told.mutual:.1%} mutual" + ("" if anchors is None else f"; {anchors}")
-    matches = f"{mutual}; ρ {told.optimism:.3f} lower on held-out rows; {told.certainty}"
+    matches = f"{mutual}; ρ {told.optimism:.3f} lower {OTHER_TEXT}; {told.certainty}"
     return [
         ("compared with", f"{', '.join(told.others)}; on {told.tokens:,} tokens"),
         ("neurons", f"{told.neurons:,}" + (f", {told.dead} dead" if told.dead else "")),
@@ -195,7 +197,7 @@ def _count_lines(store: Store, told: Facts) -> list[tuple[str, str]]:
             f"as the paper counts (excess > {at})",
             f"{told.paper.universal} = {told.share:.2%}; per layer {per_layer}{_unsure(told.paper, at)}",
         ),
-        ("on text that chose nothing", _heldout_line(lead)),
+        (OTHER_TEXT, _heldout_line(lead, at)),
     ]
     if told.standardised is not None:
         beyond = (
@@ -220,11 +222,15 @@ def _unsure(counts: Counts, at: str) -> str:
 def _chance_line(store: Store, told: Facts) -> tuple[str, str]:
     if store.has("null"):
         return "beside untrained networks", untrained_line(store, told.asker)
-    return "basis test", f"{told.discoveries} neurons at q ≤ .05 (beyond a random basis: privileged, not universal)"
+    return "basis test", (
+        f"{told.discoveries} neurons are matched better than randomly rotated ones (q ≤ .05); of a trained model "
+        "nearly all are, so this does not say that they are universal"
+    )
 
 
-def _heldout_line(counts: Counts) -> str:
-    line = f"{counts.heldout}; surely {counts.surely}, possibly {counts.possibly} (95 %)"
+def _heldout_line(counts: Counts, at: str) -> str:
+    line = f"{counts.heldout}; the 95 % interval of {counts.surely} is wholly above {at}, "
+    line += f"of {counts.possibly} it reaches above"
     if counts.on_more is None:
         return line
     return f"{line}; {counts.universal - counts.on_more} of the {counts.universal} rest on little text"

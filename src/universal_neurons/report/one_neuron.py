@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from universal_neurons.labels import explained
 from universal_neurons.legible import legible
 from universal_neurons.report.facts import finite, short
 from universal_neurons.report.verdict import main_numbers, verdict
@@ -22,6 +23,7 @@ TAIL = 0.001
 BARS = 60
 BLOCKS = " ▁▂▃▄▅▆▇█"
 FAINT = 0.1  # activations below this share of the highest stay uncoloured
+NEAREST = "The nearest labels: none explains enough to say that it fires on it"
 BANDS = {"top": "Highest activations", BOTTOM: "Lowest activations (the sign of a gated neuron is arbitrary)"}
 
 
@@ -38,7 +40,7 @@ def neuron_view(store: Store, name: str, *, all_numbers: bool = False) -> Group:
     if model in store.askers:
         parts.append(_matches(store, model, this_neuron))
     if store.has("labels"):
-        parts.append(_labels(store, model, this_neuron))
+        parts.append(_labels(store, row, this_neuron))
     if store.has("effects"):
         strings = store.strings if store.has("vocabulary") else None
         parts.append(shown_lines("What it does", *neuron_lines(store, model, layer, neuron, strings)))
@@ -76,8 +78,11 @@ def _main_numbers(title: str, store: Store, row: dict[str, Any]) -> Table | Text
 def _all_numbers(title: str, row: dict[str, Any]) -> Table:
     """Every column that has a value, in pairs of columns."""
     table = TextTable(*[""] * 4, title=title, show_header=False)
+    named = {"sparsity": "sparsity (share active)"}
+    if not explained(row["family"], row["label"]):
+        named["label"] = "label (nearest)"
     cells = [
-        (column, _text(column, value) if isinstance(value, float) else value)
+        (named.get(column, column), _text(column, value) if isinstance(value, float) else value)
         for column, value in row.items()
         if column not in ("model", "layer", "neuron") and value is not None
     ]
@@ -88,7 +93,8 @@ def _all_numbers(title: str, row: dict[str, Any]) -> Table:
 
 
 def _matches(store: Store, model: str, this_neuron: pl.Expr) -> Table:
-    matches = TextTable("model", "rank", "match", "ρ", "held out", "95 %", "mutual", title="Matches")
+    title = "Matches; held out: on text that did not choose them"
+    matches = TextTable("model", "rank", "match", "ρ", "held out", "95 %", "mutual", title=title)
     for match in store.matches.filter((pl.col("asker") == model) & this_neuron).iter_rows(named=True):
         rank = "most negative" if match["rank"] < 0 else str(match["rank"])
         interval = f"{short(match['corr_low'])} {short(match['corr_high'])}" if finite(match["corr_low"]) else ""
@@ -99,12 +105,13 @@ def _matches(store: Store, model: str, this_neuron: pl.Expr) -> Table:
     return matches
 
 
-def _labels(store: Store, model: str, this_neuron: pl.Expr) -> Table:
-    table = TextTable("label", "of", "variance explained", "", title="What it fires on: the best labels")
-    for row in store.labels.filter((pl.col("model") == model) & this_neuron).iter_rows(named=True):
-        name = ("previous token: " if row["previous"] else "") + row["label"]
-        direction = "fires" if row["sign"] > 0 else "is silent"
-        table.row(name, row["group"], f"{row['variance_reduction']:.3f}", direction)
+def _labels(store: Store, row: dict[str, Any], this_neuron: pl.Expr) -> Table:
+    title = "What it fires on: the best labels" if explained(row["family"], row["label"]) else NEAREST
+    table = TextTable("label", "of", "variance explained", "", title=title)
+    for label in store.labels.filter((pl.col("model") == row["model"]) & this_neuron).iter_rows(named=True):
+        name = ("previous token: " if label["previous"] else "") + label["label"]
+        direction = "fires" if label["sign"] > 0 else "is silent"
+        table.row(name, label["group"], f"{label['variance_reduction']:.3f}", direction)
     return table
 
 

@@ -47,8 +47,8 @@ def _certainty(found: Facts) -> str:
     if counts.on_more is not None and counts.on_more < counts.universal:
         few = f" The matches of {counts.universal - counts.on_more:,} of them rest on little text."
     return (
-        f"On text that had no part in choosing the matches {counts.heldout:,} are: surely {counts.surely:,}, possibly "
-        f"{counts.possibly:,} (95 % intervals).{few}"
+        f"On text that had no part in choosing the matches {counts.heldout:,} are; the 95 % interval of "
+        f"{counts.surely:,} is wholly above {found.threshold:g}, that of {counts.possibly:,} reaches above it.{few}"
     )
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from universal_neurons.disk import disk_errors, write_atomically
 from universal_neurons.dynamics import Dynamics
+from universal_neurons.labels import SAID_OF_FAMILIES, SAID_OF_ROLES
 from universal_neurons.legible import file_names, legible
 from universal_neurons.report import figures
 from universal_neurons.report.counts import anchor_lines, clique_lines
@@ -29,6 +30,7 @@ from universal_neurons.report.summary import (
     published_rows,
     short,
     shown_neurons,
+    words_of,
 )
 from universal_neurons.roles import role_rows, with_oriented_skew
 from universal_neurons.storage import Results, Store
@@ -217,6 +219,8 @@ def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
         "convergence": pictures.get("convergence"),
         "convergence_text": _convergence_text(store) if store.askers else "",
         "families": family_rows(store) if store.has("labels") else [],
+        "family_words": words_of(SAID_OF_FAMILIES),
+        "role_words": words_of(SAID_OF_ROLES),
         "unexplained": short(store.config.unexplained),
         "family_pictures": [item for item in pictures.items() if item[0].startswith(FAMILY_FIGURES)],
         "roles": role_rows(store) if store.has("effects") else [],

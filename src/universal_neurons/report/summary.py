@@ -8,7 +8,7 @@ import polars as pl
 from rich.console import Group
 from rich.table import Column, Table
 
-from universal_neurons.labels import FAMILIES, UNEXPLAINED
+from universal_neurons.labels import FAMILIES, SAID_OF_FAMILIES, SAID_OF_ROLES, UNEXPLAINED, explained
 from universal_neurons.legible import legible
 from universal_neurons.matching import singled_out
 from universal_neurons.report.counts import clique_lines
@@ -16,7 +16,7 @@ from universal_neurons.report.facts import asker_lines, basis_test, facts, finit
 from universal_neurons.roles import role_rows
 from universal_neurons.storage import Store
 from universal_neurons.study import FIT_FACTS, fit_rows, ranking
-from universal_neurons.terminal import TextTable, plain
+from universal_neurons.terminal import TextTable, plain, shown
 from universal_neurons.units import unit_name
 
 MODEL_FACTS = ("neurons", "dead", "tokens counted")
@@ -53,7 +53,7 @@ def fires_on(row: dict[str, Any]) -> str:
     """The label of a neuron that a label explains, else its family."""
     if row["family"] in (None, "bos", UNEXPLAINED):
         return row["family"] or "–"
-    if row["family"] == "position" and not row["label"].startswith("position"):
+    if not explained(row["family"], row["label"]):
         return f"position (MI {row['position_mi']:.2f})"
     return f"{label_of(row)} {short(row['variance_reduction'])}"
 
@@ -155,7 +155,7 @@ def families_view(store: Store) -> Table:
     table = TextTable("family", *store.models, Column(best, overflow="fold", min_width=16), title=title)
     for family, counts, example in family_rows(store):
         table.row(family, *map(str, counts), example)
-    return table
+    return _with_words(table, SAID_OF_FAMILIES)
 
 
 def roles_view(store: Store) -> Table:
@@ -164,7 +164,19 @@ def roles_view(store: Store) -> Table:
     table = TextTable("role", *store.models, best, title="What the neurons do")
     for role, counts, example in role_rows(store):
         table.row(role, *map(str, counts), example)
+    return _with_words(table, SAID_OF_ROLES)
+
+
+def _with_words(table: TextTable, meanings: dict[str, str]) -> TextTable:
+    """The table, and below it what each of its names means."""
+    table.caption = shown(words_of(meanings))
+    table.caption_justify = "left"
     return table
+
+
+def words_of(meanings: dict[str, str]) -> str:
+    """What each name means, in one line."""
+    return "; ".join(f"{name.replace('_', ' ')}: {said}" for name, said in meanings.items()) + "."
 
 
 def spans_view(store: Store) -> Table:

@@ -3,6 +3,7 @@
 import polars as pl
 
 from universal_neurons.errors import InputError
+from universal_neurons.labels import explaining_label
 from universal_neurons.report.verdict import verdict
 from universal_neurons.storage import Store
 from universal_neurons.units import name_column
@@ -35,7 +36,7 @@ def universal_table(store: Store, model: str | None = None, threshold: float | N
         "neuron",
         "excess_corr", "excess_heldout", "excess_low", "excess_high",
         *(f"{kind}_{other}" for other in others for kind in ("match", "corr")),
-        "family", "label", "sentence",
+        "family", explaining_label(), "sentence",
     )  # fmt: skip
 
 

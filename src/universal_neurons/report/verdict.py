@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from universal_neurons.labels import UNEXPLAINED
+from universal_neurons.labels import UNEXPLAINED, explained, null_level
 from universal_neurons.report.facts import finite, short
 from universal_neurons.report.summary import label_of
 from universal_neurons.storage import Store
@@ -74,7 +74,7 @@ def verdict(store: Store, row: dict[str, Any], threshold: float | None = None) -
     if row["dead"]:
         return ["Dead: its activation never changes, so it correlates with nothing."]
     first = _of_matches(store, row, store.config.threshold if threshold is None else threshold)
-    second = fires(row)
+    second = nearest_label(store, row) if row["family"] == UNEXPLAINED else fires(row)
     return [sentence for sentence in (first, second) if sentence]
 
 
@@ -121,12 +121,30 @@ def fires(row: dict[str, Any]) -> str:
         return "No label explains what it fires on."
     if family == "bos":
         return "It fires at the beginning of the text."
-    if family == "position" and not row["label"].startswith("position"):
+    if not explained(family, row["label"]):
         return f"It fires by position (mutual information {row['position_mi']:.2f} nats)."
     share = f"the label explains {row['variance_reduction']:.0%} of its variance"
     silent = row["label_sign"] == -1
     label = label_of(row | {"label_sign": 1})
     return f"It {'is silent' if silent else 'fires'} on {label} ({family.replace('_', ' ')}; {share})."
+
+
+def label_level(store: Store, row: dict[str, Any]) -> float:
+    """The share of a neuron's variance that a label must exceed to explain it (docs/labels.md)."""
+    of_model = store.neurons.filter(pl.col("model") == row["model"])["variance_reduction_null"]
+    own = row["variance_reduction_null"]
+    return max(store.config.unexplained, null_level(of_model.to_numpy()), own if finite(own) else 0.0)
+
+
+def nearest_label(store: Store, row: dict[str, Any]) -> str:
+    """That no label explains a neuron, and which comes nearest: its best label is not what it fires on."""
+    heldout = finite(row["variance_reduction_heldout"])
+    judged = row["variance_reduction_heldout" if heldout else "variance_reduction"]
+    if row["label"] is None or not finite(judged):
+        return fires(row)
+    where = " on text that did not choose it" if heldout else ""
+    found = f"the nearest, {label_of(row)}, explains {short(judged)} of its variance{where}"
+    return f"No label explains what it fires on: {found}, and only above {short(label_level(store, row))} counts."
 
 
 def main_numbers(store: Store, row: dict[str, Any]) -> list[tuple[str, str]]:
@@ -136,7 +154,8 @@ def main_numbers(store: Store, row: dict[str, Any]) -> list[tuple[str, str]]:
         heldout = finite(row["variance_reduction_heldout"])
         column = "variance_reduction_heldout" if heldout else "variance_reduction"
         text = ", on other text" if heldout else ""
-        lines.append((f"share of its variance that its best label explains{text}", short(row[column])))
+        which = "its best label" if explained(row["family"], row["label"]) else "the nearest label"
+        lines.append((f"share of its variance that {which} explains{text}", short(row[column])))
     if finite(row["sparsity"]):
         lines.append(("share of positions where its pre-activation is above 0", short(row["sparsity"])))
     if finite(row["w_out_norm"]):

@@ -157,8 +157,8 @@ class OneModel:
         self.null_fraction = null_fraction(weights, model.architecture.norm == "layer").cpu().numpy()
         flat = weights.w_out.flatten(0, 1)
         self.effects = {n: (weights.w_u @ flat[n]).float().cpu().numpy() for n in self.concerned}
-        labels = self.sample.labels
-        effects = effects_table(model.name, weights, stats, self.sample.vocabulary, labels, self.settings)
+        labels, counts = self.sample.labels, self.sample.counts
+        effects = effects_table(model.name, weights, stats, self.sample.vocabulary, counts, labels, self.settings)
         effects = self.tables["effects"] = effects.with_columns(orientation=pl.Series(orientation, dtype=pl.Int8))
         direction, log_frequency = self._frequency(weights)
         kinds = self._candidates(weights, direction)

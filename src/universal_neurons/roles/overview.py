@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from universal_neurons.labels import ROLES
+from universal_neurons.roles.prediction import OFTEN
 from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 
@@ -85,6 +86,16 @@ def signed(value: float | None, digits: int) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:+.{digits}f}"
 
 
+def left_out(row: dict[str, Any]) -> str:
+    """Which tokens the lists of a row of `effects` are drawn from: those that hardly occur are no evidence."""
+    number = row.get("tokens_left_out")
+    if number is None:
+        return "(of all tokens, also such as hardly occur in the study's text; `uneurons roles` leaves those out)"
+    if number == 0:
+        return f"(of all tokens: too few occur {OFTEN} times in the study's text, or all do)"
+    return f"(left out: {number:,} tokens that occur fewer than {OFTEN} times in the study's text)"
+
+
 def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: list[str] | None) -> list[str]:
     """One neuron's logit effects, ablation and attention, a line each; none where the tables lack it."""
     this_neuron = (pl.col("model") == model) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
@@ -98,6 +109,7 @@ def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: lis
                 break
             tokens = " ".join(f"{strings[token]!r}" for token in row[f"{which}_tokens"][:8])
             lines.append(f"{'most raised' if which == 'top' else 'most lowered'}: {tokens}")
+        lines += [] if strings is None else [left_out(row)]
     for row in store.table("ablations").filter(this_neuron).iter_rows(named=True):
         share = (
             f"{row['mediated']:.0%} of its effect on the loss ({row['total_effect']:.2g} nats) through the final norm"

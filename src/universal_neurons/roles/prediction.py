@@ -4,6 +4,8 @@
    give the role: kurtosis above a threshold and skew > 0 prediction, skew < 0 suppression; else a variance above a
    threshold: partition.
 2. Its class is the token label with the highest variance reduction of its logit effects, which is ρ² (eq 4).
+3. The tokens that it raises and lowers most are looked for among those that occur often enough in the study's text: the
+   unembedding of a token that hardly occurs was hardly trained, and says nothing of the neuron.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,12 +27,13 @@ FEWEST = 2  # tokens of a class
 PAPER_WIDTH = 1024  # of GPT2-medium
 TOP = 10  # tokens that a neuron raises most, and lowers most
 BINS = 60
+OFTEN = 5  # times in the text: tokens that occur less often are not listed as raised or lowered most
 PER_ROLE = 10  # examples of a role
 EFFECTS_SCHEMA: dict[str, Any] = {
     "model": pl.String, "layer": pl.Int32, "neuron": pl.Int32, "role": pl.String, "class": pl.String,
     "class_group": pl.String, "class_sign": pl.Int8, "class_variance_reduction": pl.Float64,
     "top_tokens": pl.List(pl.Int32), "top_effects": pl.List(pl.Float32),
-    "bottom_tokens": pl.List(pl.Int32), "bottom_effects": pl.List(pl.Float32),
+    "bottom_tokens": pl.List(pl.Int32), "bottom_effects": pl.List(pl.Float32), "tokens_left_out": pl.Int32,
 }  # fmt: skip
 HISTOGRAMS_SCHEMA: dict[str, Any] = {
     "model": pl.String, "layer": pl.Int32, "neuron": pl.Int32, "role": pl.String, "nearest": pl.Boolean,
@@ -60,6 +63,15 @@ def used_tokens(weights: ProcessedWeights, vocabulary: Vocabulary) -> Int[np.nda
     return np.flatnonzero(used if vocabulary.special.all() else used & ~vocabulary.special)
 
 
+def often_used(used: Int[np.ndarray, " used"], counts: Int[np.ndarray, " vocabulary"]) -> Int[np.ndarray, " often"]:
+    """Those of the used tokens that occur at least `OFTEN` times in the text; all where fewer than twice `TOP` do.
+
+    A text in which so few tokens recur is too short to tell an untrained token from one that is merely rare.
+    """
+    often = used[counts[used] >= OFTEN]
+    return often if len(often) >= 2 * TOP else used
+
+
 def roles_of(stats: pl.DataFrame, settings: RoleSettings, d_model: int) -> list[str | None]:
     """The role of each neuron, if any, from `vocab_var`, `vocab_skew` and `vocab_kurt` (see the module).
 
@@ -77,17 +89,22 @@ def effects_table(
     weights: ProcessedWeights,
     stats: pl.DataFrame,
     vocabulary: Vocabulary,
+    counts: Int[np.ndarray, " vocabulary"],
     labels: ClassLabels,
     settings: RoleSettings,
 ) -> pl.DataFrame:
     """A row per neuron: its role, its class, and the tokens whose logits it raises and lowers most (paper §5.1).
 
-    `stats` are the model's rows of the neuron table, in order.  Of two classes that say the same (all tokens but the
-    other's), that one comes first which the neuron raises, or lowers if it is a suppression neuron.  Neurons that
-    write nothing have no class, no tokens and a variance reduction of NaN.
+    `stats` are the model's rows of the neuron table, in order, `counts` how often each token occurs in the text.  The
+    lists leave out tokens that hardly occur (`often_used`; `tokens_left_out` says how many); role and class do not.
+    Of two classes that say the same (all tokens but the other's), that one comes first which the neuron raises, or
+    lowers if it is a suppression neuron.  Neurons that write nothing have no class, no tokens and a variance reduction
+    of NaN.
     """
     tokens = used_tokens(weights, vocabulary)
     unembedding = weights.w_u[torch.from_numpy(tokens).to(weights.w_u.device)].float()
+    listed = often_used(tokens, counts)
+    columns_of_listed = torch.from_numpy(np.searchsorted(tokens, listed)).to(weights.w_u.device)
     w_out = weights.w_out.flatten(0, 1).float()
     names, table = _unit_labels(labels, tokens)
     directions = torch.from_numpy(table).to(w_out.device)
@@ -97,7 +114,8 @@ def effects_table(
     height = max(1, PANEL_ELEMENTS // max(len(tokens), 1))
     for start in range(0, len(w_out), height):
         effects = w_out[start : start + height] @ unembedding.T
-        highest, lowest = (effects.topk(min(TOP, len(tokens)), 1, largest=largest) for largest in (True, False))
+        of_listed = effects[:, columns_of_listed]
+        highest, lowest = (of_listed.topk(min(TOP, len(listed)), 1, largest=largest) for largest in (True, False))
         effects -= effects.mean(1, keepdim=True)
         corr = (effects @ directions.T / effects.norm(dim=1, keepdim=True)).clamp(-1, 1)
         likely = 1 + TIE * (corr.sign() == preferred[start : start + height, None])
@@ -117,10 +135,11 @@ def effects_table(
         "class_group": [label.group if label else None for label in chosen],
         "class_sign": [int(sign) if has_class else None for sign, has_class in zip(np.sign(best), known)],
         "class_variance_reduction": best.astype(np.float64) ** 2,
-        "top_tokens": _lists_of(tokens[top], alive),
+        "top_tokens": _lists_of(listed[top], alive),
         "top_effects": _lists_of(top_effects, alive),
-        "bottom_tokens": _lists_of(tokens[bottom], alive),
+        "bottom_tokens": _lists_of(listed[bottom], alive),
         "bottom_effects": _lists_of(bottom_effects, alive),
+        "tokens_left_out": [len(tokens) - len(listed)] * len(best),
     }
     return pl.DataFrame(columns, schema_overrides=EFFECTS_SCHEMA)
 

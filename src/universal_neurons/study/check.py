@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 
 from universal_neurons.config import BUNDLED, Settings, StudyConfig, make_config
 from universal_neurons.errors import ArchitectureError, ConfigError, InputError, TokenizerError, TokenRangeError
@@ -42,6 +42,7 @@ LEFT_OUT = {
     "bytes_dropped": "other text",
     "bytes_too_long": "in no row",
 }
+CHECK_ERROR = "error: how far what is read as activations is from what the MLPs add by them, relative; 0 is exact."
 SUBSET_TOKENS = 1_000_000  # how far a corpus is read to see which subsets it has
 
 
@@ -55,9 +56,12 @@ def check_models(models: Sequence[str], tokenizer: str | None = None, data: str 
     problems: list[InputError] = []
     loaded: list[Model] = []
     notes = []
-    table = TextTable(
-        "model", "family", "layers × neurons", "d_model", "vocabulary", "context", "hook error", title="Models"
-    )
+    name_column = Column("model", overflow="fold")
+    whole = (Column(fact, no_wrap=True) for fact in ("width", "vocabulary", "context", "error"))
+    architecture = Column("architecture", no_wrap=True)
+    table = TextTable(name_column, architecture, "layers × neurons", *whole, title="Models")
+    table.caption = shown(CHECK_ERROR)
+    table.caption_justify = "left"
     for name in expand_bundled(models):
         try:
             model = load_model(resolve_sources([name])[0])
@@ -128,7 +132,8 @@ def _tokenizers(models: Sequence[Model], config: StudyConfig) -> list[Any]:
     if refusal is not None:
         return [*views, shown(f"`uneurons run` refuses them: {refusal.what} ({refusal.given}). {refusal.fix}.")]
     how = "several tokenizers: their positions are the spans that all of them share" if several else "one tokenizer"
-    return [*views, shown(f"They work together: {len(models)} models, {how}.")]
+    count = f"They work together: {len(models)} models" if len(models) > 1 else "It can be studied: one model"
+    return [*views, shown(f"{count}, {how}.")]
 
 
 def _passages(models: Sequence[Model], config: StudyConfig) -> Passages:

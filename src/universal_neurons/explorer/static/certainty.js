@@ -13,7 +13,7 @@
     const convergence = ofReference(tables.convergence);
     const anchors = ofReference(tables.anchors);
     const after = thresholds.some((row) => !un.isNone(row.universal_standardised)) ? "_standardised" : "";
-    const counted = { universal: "universal", surely: "surely", possibly: "possibly", rotated: "in a random basis", untrained: "in untrained networks" };
+    const counted = { universal: "universal", surely: "95 % interval above", possibly: "95 % interval reaches above", rotated: "in a random basis", untrained: "in untrained networks" };
     const named = Object.fromEntries(Object.entries(counted).map(([name, text]) => [name + after, text]));
     const plots = [
       thresholds.length ? un.lines("Units above a threshold of the excess", curves(thresholds, "threshold", named), after ? "threshold of the standardised excess" : "threshold of the excess", { zero: true }) : null,

@@ -54,7 +54,8 @@
       name: [each.sign < 0 ? "silent on " : "", un.said(each.label), un.h("span", { class: "quiet" }, ` ${each.group}${each.previous ? ", of the previous token" : ""}`)],
       value: each.variance_reduction,
     }));
-    return un.bars(rows, "Share of the activation's variance that a label explains");
+    const nearest = unit.columns.label ? null : un.h("p", {}, "The nearest labels: none explains enough to say that the unit fires on it.");
+    return [nearest, un.bars(rows, "Share of the activation's variance that a label explains")];
   };
 
   kept.tokens = function (unit) {
@@ -63,12 +64,18 @@
     return un.bars(rows, "Mean activation on a token, and how often the token came");
   };
 
+  // The rule is `often_used` of roles/prediction.py.
+  function leftOut(number) {
+    if (un.isNone(number)) return "Of all tokens, also such as hardly occur in the study's text.";
+    if (number === 0) return "Of all tokens: too few occur 5 times in the study's text, or all do.";
+    return `Left out: ${un.num(number)} tokens that occur fewer than 5 times in the study's text.`;
+  }
   kept.effects = function (unit) {
     const effects = unit.effects;
     if (!effects) return un.absent("roles", "The store has no logit effects of this unit.");
     const list = (pairs) => (pairs || []).map(([text, value]) => ({ name: un.quoted(text), value }));
-    const said = [effects.role && ["By its weights it is ", un.roleLink(effects.role, 0), "."], effects.class && [" Its effects follow the class ", un.said(effects.class), "."]].filter(Boolean);
-    return [said.length ? un.h("p", {}, said) : null, un.h("div", { class: "pair-of-bars" }, un.bars(list(effects.top), "Tokens it raises most (logit per unit of activation)"), un.bars(list(effects.bottom), "Tokens it lowers most"))];
+    const said = [effects.role && ["By its weights it is ", un.roleLink(effects.role, 0), "."], effects.class && [" Its effects follow the token class ", un.said(effects.class), "."]].filter(Boolean);
+    return [said.length ? un.h("p", {}, said) : null, un.h("div", { class: "pair-of-bars" }, un.bars(list(effects.top), "Tokens it raises most (logit per unit of activation)"), un.bars(list(effects.bottom), "Tokens it lowers most")), un.h("p", { class: "quiet" }, leftOut(effects.tokens_left_out))];
   };
 
   const METRICS = { loss: "Loss (nats)", entropy: "Entropy (nats)", rank: "Rank of the true token", reciprocal_rank: "Reciprocal rank of the true token", norm_scale: "Final norm's scale", divergence: "KL from the clean run (nats)" };

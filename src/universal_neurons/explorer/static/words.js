@@ -35,11 +35,13 @@
     excess_corr: "excess", excess_standardised: "excess, standardised", excess_heldout: "excess, held out",
     excess_low: "excess, low end", excess_high: "excess, high end", mean_corr: "mean best ρ", max_corr: "highest best ρ",
     min_corr: "lowest best ρ", q_value: "q", is_universal: "universal", mutual_all: "mutual everywhere",
-    variance_reduction: "variance explained", sparsity: "share firing", l2_penalty: "L2 penalty", in_out_sim: "cos(w_in, w_out)",
+    variance_reduction: "variance explained", sparsity: "share active", l2_penalty: "L2 penalty", in_out_sim: "cos(w_in, w_out)",
     vocab_var: "vocabulary variance", vocab_skew: "vocabulary skew", vocab_kurt: "vocabulary kurtosis",
     null_fraction: "null fraction", position_mi: "position information", mean: "mean pre-activation",
     var: "variance", skew: "skew", kurt: "kurtosis", corr: "ρ", corr_heldout: "ρ, held out", match_layer: "match's layer",
-    match_neuron: "match's neuron", match_model: "match's model", neurons: "units", head_layer: "head's layer", loss_change: "loss change (nats)",
+    match_neuron: "match's neuron", match_model: "match's model", neurons: "units", asker: "reference", universal_surely: "95 % interval above", universal_possibly: "95 % interval reaches above",
+    surely: "95 % interval above", possibly: "95 % interval reaches above",
+    class: "token class", class_group: "token class's group", class_sign: "raises or lowers it", class_variance_reduction: "explained by token class", head_layer: "head's layer", loss_change: "loss change (nats)",
   };
   un.title = function (name, study) {
     const [column, model] = name.split(":");

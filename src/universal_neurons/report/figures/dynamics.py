@@ -115,7 +115,9 @@ def universal_set(checkpoints: pl.DataFrame, axis: StepAxis, threshold: float) -
         figure, a, b = _pair()
         n = checkpoints["neurons"].to_numpy()
         low, high = (100 * checkpoints[f"universal_{word}"].to_numpy() / n for word in ("surely", "possibly"))
-        a.fill_between(axis.x, low, high, color=REST, alpha=0.4, linewidth=0, label="surely – possibly (95 %)")
+        a.fill_between(
+            axis.x, low, high, color=REST, alpha=0.4, linewidth=0, label="95 %: wholly above – reaches above"
+        )
         heldout = 100 * checkpoints["universal_heldout"].to_numpy() / n
         a.plot(axis.x, heldout, "--", color=SECOND, linewidth=1, label="on held-out rows")
         a.plot(axis.x, _percent(checkpoints["fraction"]), "o-", color=ACCENT, markersize=4, label="universal")

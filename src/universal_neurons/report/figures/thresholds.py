@@ -21,14 +21,19 @@ LEAST = 0.5  # of a neuron, the axis's end: no count is below 1, an average over
 
 
 def thresholds(counts: pl.DataFrame, asker: str, threshold: float) -> Figure:
-    """The counts of one asker over thresholds, the band from surely to possibly, and both nulls' counts in a draw."""
+    """The counts of one asker over thresholds, and both nulls' counts in a draw.
+
+    The band goes from the neurons whose 95 % interval is wholly above to those whose interval reaches above.
+    """
     rows = counts.filter(pl.col("asker") == asker).sort("threshold")
     at = rows["threshold"]
     with mpl.rc_context(STYLE):
         figure = canvas(3.6)
         axes, aside = one_panel(figure)
         low, high = (_from_one(rows[name]) for name in ("surely", "possibly"))
-        axes.fill_between(at, low, high, color=REST, alpha=0.45, linewidth=0, label="surely to possibly (95 %)")
+        axes.fill_between(
+            at, low, high, color=REST, alpha=0.45, linewidth=0, label="95 %: wholly above – reaches above"
+        )
         axes.plot(at, _from_one(rows["universal_heldout"]), "--", color=SECOND, linewidth=1.1, label="held-out rows")
         axes.plot(at, _shown(rows["universal"]), "o-", color=ACCENT, markersize=3, linewidth=1.4, label="universal")
         axes.plot(at, _shown(rows["rotated"]), "s:", color="#6b6b6b", markersize=3, label="random bases, a draw")
