@@ -30,7 +30,7 @@ from universal_neurons.report.summary import (
     short,
     shown_neurons,
 )
-from universal_neurons.roles import role_rows, with_oriented_skew
+from universal_neurons.roles import effects_shown, role_rows, with_oriented_skew
 from universal_neurons.storage import Results, Store
 from universal_neurons.study import FIT_FACTS, fit_rows
 from universal_neurons.units import unit_name
@@ -65,6 +65,8 @@ def study_figures(store: Store) -> dict[str, Figure]:
         drawn |= figures.families_figures(store.table("details"), reference, store.strings)
     if store.has("effects"):
         tables = {name: store.table(name) for name in ROLE_TABLES if store.has(name)}
+        if "effect_histograms" in tables:
+            tables["effect_histograms"] = effects_shown(store, store.models[0])
         drawn |= figures.roles_figures(with_oriented_skew(store), tables, store.models[0], store.config.roles.kurtosis)
     if not store.askers:
         return drawn

@@ -21,6 +21,7 @@ from universal_neurons.report.figures.style import (
     log_counts,
     title_over,
 )
+from universal_neurons.roles import best_pairs
 from universal_neurons.units import unit_name
 
 MORE_PAIRS = 5  # of Fig 26
@@ -63,16 +64,6 @@ def attention_pairs(pairs: pl.DataFrame, samples: pl.DataFrame, title: str) -> F
             _pair(grid[0, column], grid[1, column], pair, samples)
         title_over(figure, title)
     return figure
-
-
-def best_pairs(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Pairs in the order in which they are shown: those with a role first; of these, the best of each sign in turn by
-    |z|, deactivation first."""
-    sign = pl.col("z").sign()
-    ranked = pairs.with_columns(
-        place=pl.col("z").abs().rank("ordinal", descending=True).over(sign, pl.col("role").is_not_null())
-    )
-    return ranked.sort(pl.col("role").is_null(), "place", -sign).drop("place")
 
 
 def _pair(above: Axes, below: Axes, pair: dict[str, Any], samples: pl.DataFrame) -> None:

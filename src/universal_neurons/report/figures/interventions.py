@@ -21,6 +21,7 @@ from universal_neurons.report.figures.style import (
     one_panel,
     title_over,
 )
+from universal_neurons.roles import tried_first
 from universal_neurons.units import name_column, unit_name
 
 SWEPT = {
@@ -41,7 +42,7 @@ def fixed_values(
     (c–f) metrics against the fixed value, controls thin.
     """
     swept = interventions.filter(pl.col("edit") == "fix")
-    tried = ablations.filter(pl.col("kind") == "entropy")
+    tried = tried_first(ablations, "entropy")
     if swept.is_empty() or tried.is_empty():
         return None
     names = tried.select(name_column()).to_series().to_list()
@@ -57,8 +58,7 @@ def fixed_values(
             ):
                 if kind == "control":
                     axes.plot(rows["value"], rows[metric], color=REST, linewidth=0.6, alpha=0.7)
-                elif kind == "entropy":
-                    shade = colour[unit_name(layer, neuron)]
+                elif shade := colour.get(unit_name(layer, neuron)):
                     axes.plot(rows["value"], rows[metric], color=shade, marker="o", markersize=3, zorder=3)
             clean = interventions.filter(pl.col("edit") == "none")[metric].item()
             axes.axhline(clean, color="black", linewidth=0.6, linestyle=":")
@@ -67,7 +67,7 @@ def fixed_values(
             f"{name}: {row['mediated']:.0%} through the norm" for name, row in zip(names, tried.iter_rows(named=True))
         ]
         confirmed = (tried["role"] == "entropy").fill_null(False).any()
-        kind = "Entropy neurons" if confirmed else "No entropy neuron; the nearest candidates"
+        kind = "Entropy neurons" if confirmed else "No entropy neuron; the candidates, the nearest first,"
         title_over(figure, f"{kind} of {lettering(tried['model'][0])}: {', '.join(verdicts)}")
     return figure
 
