@@ -17,6 +17,8 @@ from universal_neurons.explorer.absent import absent
 from universal_neurons.explorer.studies import shown_studies
 from universal_neurons.labels import ROLES
 from universal_neurons.report import study_figures, write_report
+from universal_neurons.report.figures import kinds
+from universal_neurons.report.figures.roles import ROLE_KINDS
 from universal_neurons.roles import best_pairs, neuron_lines, role_rows
 
 STAGES = ("weights", "statistics", "universality", "roles")
@@ -121,7 +123,7 @@ def named(store, role, figures):
         study_shown = next(shown_studies([store]))
         empty = absent(study_shown, study_shown.summary())[f"role:{role}"]
         found["explorer"] = empty.partition("the nearest: ")[2].split(" ")[0].rstrip(":")
-    drawn = {name: [t.get_text() for t in figure.findobj(Text)] for name, figure in figures.items()}
+    drawn = {name: [t.get_text() for t in shown.figure.findobj(Text)] for name, shown in figures.items()}
     if role in ("prediction", "suppression", "partition"):
         title = next(text for text in drawn["role-effects"] if f"{role}\n" in text)
         found["figure"] = title.partition(":")[0].rpartition("/")[2]
@@ -136,7 +138,7 @@ def named(store, role, figures):
 
 
 def test_table_figures_and_explorer_name_the_same_neuron(finished, monkeypatch):
-    monkeypatch.setattr("universal_neurons.report.pages._property_figures", lambda store: {})
+    monkeypatch.setattr(kinds, "STUDY_KINDS", ROLE_KINDS)
     reference = finished.models[0]
     neurons, effects, tried = (
         finished.table(name).filter(model=reference) for name in ("neurons", "effects", "ablations")

@@ -16,6 +16,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy import stats
 
 from universal_neurons.labels import ROLES_BY_WEIGHTS
+from universal_neurons.report.figures.illustration import EFFECT, ROLE, FigureKind, median, number
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -29,6 +30,7 @@ from universal_neurons.report.figures.style import (
     log_counts,
     title_over,
 )
+from universal_neurons.roles import effects_shown, with_oriented_skew
 from universal_neurons.units import unit_name
 
 COLUMNS = 4  # of axes on a page
@@ -39,6 +41,8 @@ FEWEST = 3  # neurons for a density
 SPARSE, WIDE = 200, 4  # fewer values than this are drawn in bins so many times as wide
 LONGEST = 34  # characters of a class's name
 MOST_ENSEMBLES = 30
+EXAMPLES = 10  # of each role on the page of Fig 23
+KINDS = ("effect", "activation")  # of the histograms of an ensemble
 SIGNS = {1: "raises", -1: "lowers", 0: "", None: ""}
 
 
@@ -70,6 +74,70 @@ def effects_examples(histograms: pl.DataFrame, title: str, per_role: int = 1) ->
     return figure
 
 
+CLASSES = (
+    f"{ROLE} {EFFECT} Prediction neurons raise a few tokens, suppression neurons lower a few, partition neurons raise "
+    "some and lower others. A neuron's class is the set of tokens that explains most of its logit effects."
+)
+
+
+def _effects_seen(histograms: pl.DataFrame, *_: object) -> str:
+    sentences = []
+    for role in ROLES_BY_WEIGHTS:
+        for table in _by_neuron(histograms, role, "effect")[:1]:
+            first = table.row(0, named=True)
+            score = number(first["class_variance_reduction"])
+            how = "is nearest to the role" if first["nearest"] else "has the role"
+            sentences.append(
+                f"{_name(first)} {how} {role}: it {_class(first)}, which explains {score} of its logit effects."
+            )
+    return " ".join(sentences)
+
+
+EFFECTS = FigureKind(
+    name="logit_effects",
+    file="role-effects",
+    title="A neuron of each role by weights",
+    axes=f"{CLASSES} Across: logit effects. Up: the density over tokens, on a logarithmic scale, within the class and "
+    "outside it.",
+    look="Lines that lie apart: the neuron is about its class. To the right it raises the class, to the left it "
+    "lowers it.",
+    stage="the stage roles",
+    needs=("effects", "effect_histograms"),
+    inputs=lambda store, model: (effects_shown(store, model), f"Logit effects of neurons of {lettering(model)}"),
+    draw=effects_examples,
+    seen=_effects_seen,
+    per="one",
+)
+
+
+def _more_seen(histograms: pl.DataFrame, *_: object) -> str:
+    tables = [table for role in ROLES_BY_WEIGHTS for table in _by_neuron(histograms, role, "effect")[:EXAMPLES]]
+    rows = [table.row(0, named=True) for table in tables]
+    near = sum(bool(row["nearest"]) for row in rows)
+    scores = pl.Series([row["class_variance_reduction"] for row in rows], dtype=pl.Float64)
+    return (
+        f"Of the {len(rows)} neurons drawn here {len(rows) - near} have their role, {near} are nearest to it. Their "
+        f"classes explain {number(scores.min())} to {number(scores.max())} of their logit effects, {median(scores)} "
+        "by median."
+    )
+
+
+MORE_EFFECTS = FigureKind(
+    name="more_logit_effects",
+    file="role-effects-more",
+    title="More neurons of each role by weights",
+    axes=f"{CLASSES} A panel a neuron, up to ten of each role. Across: logit effects. Up: the density over tokens, "
+    "within the class and outside it.",
+    look="How often the lines lie apart. Classes that come again: several neurons do the same.",
+    stage="the stage roles",
+    needs=("effects", "effect_histograms"),
+    inputs=lambda store, model: (effects_shown(store, model), f"More neurons of {lettering(model)}", EXAMPLES),
+    draw=effects_examples,
+    seen=_more_seen,
+    per="one",
+)
+
+
 def role_by_layer(neurons: pl.DataFrame, threshold: float, title: str) -> Figure | None:
     """Fig 6, 22: percentiles of kurtosis and skew of cos(w_out, W_U) by layer; the skew where the kurtosis is high.
 
@@ -99,6 +167,39 @@ def role_by_layer(neurons: pl.DataFrame, threshold: float, title: str) -> Figure
     return figure
 
 
+def _by_layer_seen(neurons: pl.DataFrame, threshold: float, _: str) -> str:
+    finite = neurons.filter(pl.col("vocab_kurt").is_finite() & pl.col("vocab_skew").is_finite())
+    peaked = finite.filter(pl.col("vocab_kurt") > threshold)
+    first, last = (
+        finite.filter(pl.col("layer") == getattr(finite["layer"], end)())["vocab_kurt"] for end in ("min", "max")
+    )
+    return (
+        f"Here {len(peaked):,} of {len(finite):,} neurons of all models have a kurtosis above {threshold:g}, "
+        f"{int((peaked['vocab_skew'] > 0).sum()):,} of them with skew above 0. The median kurtosis is {median(first)} "
+        f"in the first layer and {median(last)} in the last."
+    )
+
+
+BY_LAYER = FigureKind(
+    name="roles_by_layer",
+    file="role-roles-by-layer",
+    title="Where prediction and suppression neurons lie",
+    axes=f"{ROLE} Of the cosine of w_out with each token's unembedding (W_U): kurtosis, large where few tokens stand "
+    "out, and skew, its sign says which way. Lines: percentiles over neurons.",
+    look="Kurtosis above the dotted threshold in late layers, with a skew that turns from above 0 (prediction) to "
+    "below (suppression).",
+    stage="the stage roles",
+    needs=("effects",),
+    inputs=lambda store, _: (
+        with_oriented_skew(store),
+        store.config.roles.kurtosis,
+        "cos(w_out, W_U) over the vocabulary",
+    ),
+    draw=role_by_layer,
+    seen=_by_layer_seen,
+)
+
+
 def same_class_figure(histograms: pl.DataFrame, title: str) -> Figure | None:
     """Fig 24: neurons of one class, logit effects by token (above), activations by the true next token (below).
 
@@ -122,6 +223,40 @@ def same_class_figure(histograms: pl.DataFrame, title: str) -> Figure | None:
         after = "" if near else " neurons"
         title_over(figure, f"{title}: {near}{role}{after} of {_short(name)}")
     return figure
+
+
+def _same_class_seen(histograms: pl.DataFrame, _: str) -> str:
+    role, name = histograms.row(0, named=True)["role"], histograms.row(0, named=True)["class"]
+    one = histograms.filter((pl.col("role") == role) & (pl.col("class") == name))
+    middle = (pl.col("low") + pl.col("high")) / 2
+    mean = (pl.col("count") * middle).sum() / pl.col("count").sum()
+    means = one.group_by("kind", "in_class").agg(mean=mean)
+    of = {(kind, inside): value for kind, inside, value in means.iter_rows()}
+    neurons = one.select("model", "layer", "neuron").n_unique()
+    effects, activations = ([number(of.get((kind, side)), 3) for side in (True, False)] for kind in KINDS)
+    return (
+        f"The class of {neurons} neurons here is {_short(name)}. Their mean logit effect is {effects[0]} within it and "
+        f"{effects[1]} outside. Their mean activation is {activations[0]} before it and {activations[1]} elsewhere."
+    )
+
+
+SAME_CLASS = FigureKind(
+    name="same_class",
+    file="role-same-class",
+    title="Several neurons of one class",
+    axes=f"{CLASSES} A column a neuron. Above: densities of its logit effects over tokens. Below: of its activations "
+    "over positions, by whether the true next token is of the class.",
+    look="Lines that part above and below: the neuron fires before tokens of the class and raises (or lowers) them.",
+    stage="the stage roles",
+    needs=("class_histograms",),
+    inputs=lambda store, model: (
+        store.table("class_histograms").filter(pl.col("model") == model),
+        f"Neurons of one class of {lettering(model)}",
+    ),
+    draw=same_class_figure,
+    seen=_same_class_seen,
+    per="one",
+)
 
 
 def ensembles_figure(ensembles: pl.DataFrame, title: str) -> Figure | None:
@@ -158,6 +293,36 @@ def ensembles_figure(ensembles: pl.DataFrame, title: str) -> Figure | None:
         marked = " (*: only nearest to the role)" if shown["nearest"].any() else ""
         title_over(figure, title + marked)
     return figure
+
+
+def _ensembles_seen(ensembles: pl.DataFrame, _: str) -> str:
+    shown = ensembles.filter(pl.col("gain").is_finite()).head(MOST_ENSEMBLES)
+    better, worse = int((shown["gain_low"] > 0).sum()), int((shown["gain_high"] < 0).sum())
+    return (
+        f"Of {len(shown)} ensembles here the sum surely tells better than the best neuron in {better}, and worse in "
+        f"{worse}. The median gain is {median(shown['gain'])}. Two neurons' activations, given the class, have a "
+        f"median ρ of {median(shown['activation_corr'])}."
+    )
+
+
+ENSEMBLES = FigureKind(
+    name="ensembles",
+    file="role-ensembles",
+    title="Do neurons of one class know more together?",
+    axes=f"{CLASSES} A row an ensemble, neurons of one role and class. (a) |ρ| with whether the next token is of the "
+    "class. (b) Gain of the sum over the best neuron. (c) ρ of two neurons.",
+    look="(b) Bars that lie above 0: together they tell more than the best alone. (c) Circles near 0: each adds "
+    "something of its own.",
+    stage="the stage roles",
+    needs=("ensembles",),
+    inputs=lambda store, model: (
+        store.table("ensembles").filter(pl.col("model") == model),
+        f"Neurons of one class of {lettering(model)} together",
+    ),
+    draw=ensembles_figure,
+    seen=_ensembles_seen,
+    per="one",
+)
 
 
 def _by_neuron(histograms: pl.DataFrame, role: str, kind: str) -> list[pl.DataFrame]:
