@@ -81,7 +81,9 @@ def test_what_is_seen_is_in_the_tables(odd_store, drawn):
     baseline = np.array([row["mean_baseline"] for row in rows])
     above = int((excess > threshold).sum())
     words = seen(drawn, "universality")
-    assert f"Here {above} of {len(rows)} neurons ({100 * above / len(rows):.1f} %)" in words
+    every = int((odd_store.neurons["model"] == name).sum())
+    assert f"{above} of {every} neurons ({100 * above / every:.1f} %" in words
+    assert (f"; {every - len(rows)} are dead" in words) == (every > len(rows))
     assert f"the highest is {excess.max():.2f}" in words
     assert f"The baseline reaches {baseline.max():.2f} at most" in words
 
@@ -107,7 +109,7 @@ def test_what_is_seen_is_in_the_tables(odd_store, drawn):
     within = {}
     for row in odd_store.subsets.to_dicts():
         within.setdefault(row["subset"], []).append(row["excess_corr"] > threshold)
-    assert f"Here {max(map(sum, within.values()))} neurons pass within" in seen(drawn, "subsets")
+    assert f"{max(map(sum, within.values()))} neurons pass within" in seen(drawn, "subsets")
 
     first, last = odd_store.convergence.filter(asker=name).sort("tokens").to_dicts()[-2:]
     assert f"went from {first['universal']} to {last['universal']}" in seen(drawn, "convergence")

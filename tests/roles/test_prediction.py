@@ -7,6 +7,7 @@ import scipy.stats
 import torch
 from conftest import tiny_model
 from sklearn.metrics import roc_auc_score
+from universal_neurons.report.figures.role_layers import role_by_layer
 
 from universal_neurons import processed_weights
 from universal_neurons.config import RoleSettings
@@ -17,7 +18,6 @@ from universal_neurons.report.figures import render
 from universal_neurons.report.figures.prediction import (
     effects_examples,
     ensembles_figure,
-    role_by_layer,
     same_class_figure,
 )
 from universal_neurons.roles import prediction

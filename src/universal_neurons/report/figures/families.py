@@ -41,12 +41,12 @@ LONGEST_TOKEN = 32  # characters of a token or label on an axis
 HEAT_TOKENS = 8  # of each context neuron
 FEWEST = 5  # occurrences of a token in the heat map
 NAMES = {
-    "unigram": "Fig 15, 16: unigram neurons, by where the token stands in a word",
-    "alphabet": "Fig 17: alphabet neurons",
-    "previous_token": "Fig 18: previous-token neurons",
-    "position": "Fig 19: position neurons, mean ± one standard deviation",
-    "syntax": "Fig 20: syntax neurons",
-    "context": "Fig 21: context neurons",
+    "unigram": "Unigram neurons, by where the token stands in a word",
+    "alphabet": "Alphabet neurons",
+    "previous_token": "Previous-token neurons",
+    "position": "Position neurons, mean ± one standard deviation",
+    "syntax": "Syntax neurons",
+    "context": "Context neurons",
     "token_class": "Neurons of other classes of tokens",
 }
 
@@ -210,7 +210,7 @@ TEASER = FigureKind(
 
 
 def duplicates_and_heat(kept: Details) -> Figure:
-    """Fig 4: duplicates of one unigram, a syntax neuron, and the tokens on which context neurons are most active."""
+    """Duplicates of one unigram, a syntax neuron, and the tokens on which context neurons are most active."""
     with mpl.rc_context(STYLE):
         figure = canvas(3.6)
         a, b, c = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
@@ -242,7 +242,7 @@ def duplicates_and_heat(kept: Details) -> Figure:
 def _more_seen(kept: Details) -> str:
     twins = kept.duplicates()
     syntax = _best_of(kept, "syntax")
-    alike = "Here no two neurons drawn share a unigram label."
+    alike = "No two neurons drawn share a unigram label."
     if len(twins) > 1:
         alike = f"{listed(neuron_names(twins))} share the label “{lettering(twins['label'][0])}”."
     drawn = f"Of the family syntax {syntax} is drawn." if syntax else "No neuron is of the family syntax."

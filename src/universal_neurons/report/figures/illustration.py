@@ -91,11 +91,14 @@ class FigureKind:
     def nothing(self, results: Results) -> InputError:
         """The error of a folder that has nothing to draw the figure of."""
         missing = [name for name in self.needs if not results.has(name)]
-        lacking = f"a {results.WHAT} without the table {' and '.join(missing)}" if missing else "tables with nothing "
-        "to draw"
+        without = f"a {results.WHAT} without the table {' and '.join(missing)}"
+        lacking = without if missing else "tables that have nothing of it"
         fix = "uneurons roles RUN adds them" if missing and self.stage == "the stage roles" else None
         return InputError(
-            f"{results.path}: nothing to draw {self.name} of", given=lacking, wanted=f"what {self.stage} makes", fix=fix
+            f"{results.path}: nothing to draw {self.name} of",
+            given=lacking,
+            wanted=f"what is made by {self.stage}",
+            fix=fix,
         )
 
     def of(self, subject: object, model: str) -> Illustration | None:

@@ -48,7 +48,7 @@ def pre_activations(low: np.ndarray, high: np.ndarray, counts: np.ndarray, name:
     low, high, shown = low[kept], high[kept], counts[kept]
     with mpl.rc_context(STYLE):
         figure = canvas(3.4)
-        axes, _ = one_panel(figure)
+        axes = figure.subplots()
         density = shown / counts.sum() / np.maximum(high - low, 1e-300)
         axes.stairs(density, np.append(low, high[-1:]), color=SECOND, fill=True)
         log_counts(axes)
@@ -157,7 +157,7 @@ def logit_effects(effects: dict[str, Any], strings: Sequence[str], name: str) ->
 def _effects_seen(effects: dict[str, Any], strings: Sequence[str], _: str) -> str:
     parts = [(lettering(strings[effects[f"{s}_tokens"][0]]), effects[f"{s}_effects"][0]) for s in ("top", "bottom")]
     (raised, most), (lowered, least) = parts
-    return f"Here “{raised}” is raised most, by {number(most)}; “{lowered}” is lowered most, to {number(least)}."
+    return f"“{raised}” is raised most, by {number(most)}; “{lowered}” is lowered most, to {number(least)}."
 
 
 LOGIT_EFFECTS = FigureKind(

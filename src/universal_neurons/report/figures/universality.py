@@ -87,10 +87,11 @@ def _universality_seen(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, 
     alive = _alive(neurons, asker)
     if alive.is_empty():
         return "No neuron here is alive."
-    universal = int(alive["is_universal"].sum())
+    universal, every = int(alive["is_universal"].sum()), int((neurons["model"] == asker).sum())
+    dead = f"; {every - len(alive):,} are dead" if every > len(alive) else ""
     same = layers.filter((pl.col("asker") == asker) & (pl.col("layer") == pl.col("match_layer")))["fraction"]
     return (
-        f"Here {universal:,} of {len(alive):,} neurons ({percent(universal / len(alive), 1)}) have an excess above "
+        f"{universal:,} of {every:,} neurons ({percent(universal / every, 1)}{dead}) have an excess above "
         f"{threshold:g}; the highest is {number(alive['excess_corr'].max())}. The baseline reaches "
         f"{number(alive['mean_baseline'].max())} at most. Of the best matches {percent(same.fill_nan(None).mean())} "
         "lie in the layer of the same number."
@@ -320,7 +321,7 @@ def _subsets_seen(subsets: pl.DataFrame, threshold: float) -> str:
     ranked = counted.sort("universal", descending=True, maintain_order=True)
     most, fewest = ranked.row(0, named=True), ranked.row(-1, named=True)
     return (
-        f"Here {most['universal']:,} neurons pass within {lettering(most['subset'])}, the most, and "
+        f"{most['universal']:,} neurons pass within {lettering(most['subset'])}, the most, and "
         f"{fewest['universal']:,} within {lettering(fewest['subset'])}, the fewest. Median excesses lie between "
         f"{number(counted['median'].min())} and {number(counted['median'].max())}."
     )
