@@ -205,7 +205,7 @@ def few_figures(monkeypatch):
 
     def one(store):
         drawn = store.has("convergence")
-        return {"convergence": figures.convergence(store.convergence, store.config.threshold)} if drawn else {}
+        return {"convergence": figures.CONVERGENCE.of(store, store.models[0])} if drawn else {}
 
     monkeypatch.setattr("universal_neurons.report.pages.study_figures", one)
 

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogFormatterSciNotation
 
 from universal_neurons.report import figures, study_figures
-from universal_neurons.report.figures.families import Details, _densities
+from universal_neurons.report.figures.families import Details, split_densities
 from universal_neurons.report.figures.style import LONGEST, STYLE, PowersOfTen, in_legend, lettering
 
 HOSTILE_SETTINGS = {"text.parse_math": True, "text.usetex": True, "axes.formatter.use_mathtext": True}
@@ -23,7 +23,7 @@ HOSTILE_SETTINGS = {"text.parse_math": True, "text.usetex": True, "axes.formatte
 def drawn(odd_store):
     """All figures of the study with odd names, drawn under settings of a person who writes TeX."""
     with mpl.rc_context(HOSTILE_SETTINGS):
-        return study_figures(odd_store)
+        return {name: shown.figure for name, shown in study_figures(odd_store).items()}
 
 
 def words(figure):
@@ -82,7 +82,7 @@ def test_a_label_of_any_name_has_its_own_curve(label, family):
     row = {"layer": 0, "neuron": 0, "label": label, "label_sign": 1, "variance_reduction": 0.5}
     with mpl.rc_context(STYLE):
         axes = Figure().subplots()
-        _densities(axes, Details(details, pl.DataFrame(), []), row, family)
+        split_densities(axes, Details(details, pl.DataFrame(), []), row, family)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         in_legend(label),
         "all" if family == "context" else "other",

@@ -46,7 +46,7 @@ def pages(stores):
 @pytest.fixture(scope="module")
 def drawn(stores):
     """The figures of the first study, drawn once more."""
-    return study_figures(stores[0])
+    return {name: shown.figure for name, shown in study_figures(stores[0]).items()}
 
 
 def test_pages_are_self_contained(stores, pages, tmp_path, few_figures):

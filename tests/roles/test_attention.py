@@ -15,9 +15,10 @@ from universal_neurons.errors import ArchitectureError, InputError
 from universal_neurons.interventions import Heads, bos_key, path_effects, without_path
 from universal_neurons.interventions.paths import eager_attention
 from universal_neurons.models import Model, matrix_of
-from universal_neurons.report.figures.attention import attention_neurons, attention_pairs, best_pairs
+from universal_neurons.report.figures.attention import attention_neurons, attention_pairs
 from universal_neurons.report.figures.style import render
 from universal_neurons.roles import attention as roles
+from universal_neurons.roles import best_pairs
 
 CONTEXT, BOS = 20, 1001  # 0 is padding, whose embedding is 0 in some families
 DISTANCES = (3, 9, 17)

@@ -17,9 +17,9 @@ from universal_neurons.report.figures import render
 from universal_neurons.report.figures.prediction import (
     effects_examples,
     ensembles_figure,
-    role_by_layer,
     same_class_figure,
 )
+from universal_neurons.report.figures.role_layers import role_by_layer
 from universal_neurons.roles import prediction
 from universal_neurons.roles.ensembles import (
     ENSEMBLES_SCHEMA,

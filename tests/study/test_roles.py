@@ -3,17 +3,23 @@
 import hashlib
 import json
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
 from conftest import FEW_ROLES, save_tiny, tiny_model
+from matplotlib.text import Text
 
 import universal_neurons as un
 from universal_neurons.cli import main
 from universal_neurons.errors import ConfigError, StoreConflictError
+from universal_neurons.explorer.absent import absent
+from universal_neurons.explorer.studies import shown_studies
 from universal_neurons.labels import ROLES
 from universal_neurons.report import study_figures, write_report
-from universal_neurons.roles import neuron_lines, role_rows
+from universal_neurons.report.figures import kinds
+from universal_neurons.report.figures.roles import ROLE_KINDS
+from universal_neurons.roles import best_pairs, neuron_lines, role_rows
 from universal_neurons.roles.overview import left_out
 
 STAGES = ("weights", "statistics", "universality", "roles")
@@ -64,7 +70,7 @@ def test_all_that_was_asked_for_is_tried(finished):
     tried = finished.table("ablations")
     assert (tried.filter(pl.col("kind") == "control").group_by("model").len()["len"] == FEW_ROLES.controls).all()
     functional = finished.table("functional")
-    assert set(functional["model"]) == set(finished.models[1:])
+    assert set(functional["match_model"]) == set(finished.models[1:])
     assert functional.select("layer", "neuron").unique().height <= FEW_ROLES.ablated
     assert finished.table("costs").filter(pl.col("set") == "random").height == 10
 
@@ -120,6 +126,61 @@ def test_tokens_left_out_are_counted_where_lists_are_printed():
     assert "too few occur 5 times in the study's text" in left_out({"tokens_left_out": 0})
     for older in ({}, {"tokens_left_out": None}):
         assert "also such as hardly occur in the study's text; `uneurons roles`" in left_out(older)
+
+
+def named(store, role, figures):
+    """What the table, the explorer's empty states and the figures call the neuron of a role."""
+    count, text = next((counts[0], text) for name, counts, text in role_rows(store) if name == role.replace("_", " "))
+    found = {"table": text.removeprefix("none; nearest ").split(" ")[0].rstrip(":")}
+    if not count:
+        study_shown = next(shown_studies([store]))
+        empty = absent(study_shown, study_shown.summary())[f"role:{role}"]
+        found["explorer"] = empty.partition("the nearest: ")[2].split(" ")[0].rstrip(":")
+    drawn = {name: [t.get_text() for t in shown.figure.findobj(Text)] for name, shown in figures.items()}
+    if role in ("prediction", "suppression", "partition"):
+        title = next(text for text in drawn["role-effects"] if f"{role}\n" in text)
+        found["figure"] = title.partition(":")[0].rpartition("/")[2]
+    elif role == "entropy":
+        title = next(text for text in drawn["role-entropy"] if "through the norm" in text)
+        found["figure"] = title.partition(": ")[2].partition(":")[0]
+    elif role.startswith("attention"):
+        kind = role.removeprefix("attention_")
+        titles = [text for name in ("role-attention", "role-attention-more") for text in drawn[name]]
+        found["figure"] = next(text for text in titles if f"\n{kind}, z" in text).split(" ")[0]
+    return count, found
+
+
+def test_table_figures_and_explorer_name_the_same_neuron(finished, monkeypatch):
+    monkeypatch.setattr(kinds, "STUDY_KINDS", ROLE_KINDS)
+    reference = finished.models[0]
+    neurons, effects, tried = (
+        finished.table(name).filter(model=reference) for name in ("neurons", "effects", "ablations")
+    )
+    kurtosis = neurons["vocab_kurt"].to_numpy()
+    sides = {"prediction": neurons["vocab_skew"].to_numpy() > 0, "suppression": neurons["vocab_skew"].to_numpy() < 0}
+    drawn = study_figures(finished)
+    for role in ROLES:
+        count, found = named(finished, role, drawn)
+        assert len(set(found.values())) == 1, (role, found)
+        if count:
+            continue
+        if role in sides and effects["role"].null_count() == len(effects):
+            place = int(np.where(sides[role], kurtosis, -np.inf).argmax())
+            row = neurons.row(place, named=True)
+        elif role in ("entropy", "token_frequency"):
+            kind, measure = ("entropy", "mediated") if role == "entropy" else ("frequency", "frequency_share")
+            rows = [row for row in tried.to_dicts() if row["kind"] == kind]
+            row = max(rows, key=lambda row: row[measure])
+        else:
+            continue
+        assert found["table"] == f"L{row['layer']}.{row['neuron']}", role
+
+
+def test_pairs_of_both_signs_come_before_more_of_one():
+    pairs = pl.DataFrame(
+        {"z": [9.0, 8.0, 7.0, -3.0, -4.0], "role": ["attention_deactivation"] * 2 + [None] * 3, "neuron": range(5)}
+    )
+    assert best_pairs(pairs)["neuron"].to_list() == [0, 4, 1, 2, 3]
 
 
 def test_roles_need_weights_and_statistics(folders, text_file, tmp_path):

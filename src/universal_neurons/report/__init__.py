@@ -12,7 +12,8 @@ of_label          the neurons that a label explains best, in the terminal
 label_list        all labels with their meaning, and how often those of a study hold
 anchors           the neurons that are mutual in every model, in the terminal
 dynamics_summary  the dynamics in numbers and sentences; one neuron at every checkpoint
-figures/          tables to figures, one file per kind
+figures/          tables to figures with captions, one file per kind
+plots             figures one by one: store.plot, dynamics.plot, neuron.plot
 pages             stores to self-contained pages
 representations   what a terminal and a notebook show of a store
 integrity         are the files of finished studies those that were written
@@ -25,6 +26,7 @@ from universal_neurons.faces import face
 if TYPE_CHECKING:
     from universal_neurons.report.anchors import anchors_view
     from universal_neurons.report.dynamics_summary import course_view, dynamics_view
+    from universal_neurons.report.figures import study_figures
     from universal_neurons.report.integrity import check_stores
     from universal_neurons.report.label_list import built_in_view, study_labels_view
     from universal_neurons.report.of_label import label_view
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from universal_neurons.report.opening import opening_sentences
     from universal_neurons.report.other_threshold import at_threshold, threshold_sentence
     from universal_neurons.report.pages import (
-        study_figures,
         study_names,
         summary_html,
         write_dynamics_report,
@@ -53,8 +54,8 @@ else:
             "anchors": ["anchors_view"],
             "other_threshold": ["at_threshold", "threshold_sentence"],
             "dynamics_summary": ["course_view", "dynamics_view"],
+            "figures": ["study_figures"],
             "pages": [
-                "study_figures",
                 "study_names",
                 "summary_html",
                 "write_dynamics_report",

@@ -2,13 +2,13 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from universal_neurons.disk import disk_errors, write_atomically
 from universal_neurons.dynamics import Dynamics
@@ -16,9 +16,10 @@ from universal_neurons.labels import SAID_OF_FAMILIES, SAID_OF_ROLES
 from universal_neurons.legible import file_names, legible
 from universal_neurons.report import figures
 from universal_neurons.report.counts import anchor_lines, clique_lines
-from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows, sentences
+from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows
+from universal_neurons.report.figures import study_figures
 from universal_neurons.report.opening import opening_sentences
-from universal_neurons.report.other_threshold import as_made, threshold_sentence
+from universal_neurons.report.other_threshold import threshold_sentence
 from universal_neurons.report.summary import (
     MODEL_FACTS,
     asker_lines,
@@ -32,13 +33,12 @@ from universal_neurons.report.summary import (
     shown_neurons,
     words_of,
 )
-from universal_neurons.roles import role_rows, with_oriented_skew
+from universal_neurons.roles import role_rows
 from universal_neurons.storage import Results, Store
 from universal_neurons.study import FIT_FACTS, fit_rows
 from universal_neurons.units import unit_name
 
 FAMILY_FIGURES = ("teaser", "more-families", "family-")
-ROLE_TABLES = (*figures.ROLE_TABLES, "functional")
 PROPERTY_FIGURES = ("percentiles", "sparsity-", "nearest-", "layers-")
 
 
@@ -57,47 +57,13 @@ PAGES = Environment(
 )
 
 
-def study_figures(store: Store) -> dict[str, Figure]:
-    """Every figure of a study, by file name."""
-    threshold = store.config.threshold
-    drawn: dict[str, Figure] = {}
-    drawn |= _property_figures(store)
-    if store.has("details"):
-        reference = as_made(store).neurons.filter(pl.col("model") == store.models[0])
-        drawn |= figures.families_figures(store.table("details"), reference, store.strings)
-    if store.has("effects"):
-        tables = {name: store.table(name) for name in ROLE_TABLES if store.has(name)}
-        drawn |= figures.roles_figures(with_oriented_skew(store), tables, store.models[0], store.config.roles.kurtosis)
-    if not store.askers:
-        return drawn
-    for asker, place in file_names(store.askers).items():
-        drawn[f"universality-{place}"] = figures.universality(store.neurons, store.layers, asker, threshold)
-        shown, title = shown_neurons(store, asker)
-        if store.has("thresholds"):
-            drawn[f"thresholds-{place}"] = figures.thresholds(store.table("thresholds"), asker, threshold)
-        drawn[f"intervals-{place}"] = figures.intervals(shown, threshold, title)
-    drawn["densities"] = figures.densities(_by_asker(store))
-    drawn["convergence"] = figures.convergence(store.convergence, as_made(store).config.threshold)
-    if store.has("subsets"):
-        drawn["subsets"] = figures.by_subset(store.subsets, threshold)
-    return drawn
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a page has it: what it is called, its file's content as an address, and its caption."""
 
-
-def _property_figures(store: Store) -> dict[str, Figure]:
-    """Figures 3, 9, 10, 14 of the models that were asked about (else of all)."""
-    names = store.askers or store.models
-    tables = {name: store.neurons.filter(pl.col("model") == name) for name in names}
-    drawn: dict[str, Figure | None] = {"percentiles": figures.percentiles(tables)}
-    for name, place in file_names(names).items():
-        table = tables[name]
-        drawn[f"sparsity-{place}"] = figures.sparsity_against_cosine(table, name)
-        drawn[f"nearest-{place}"] = figures.nearest(table, name)
-        drawn[f"layers-{place}"] = figures.by_layer(table, name)
-    return {name: figure for name, figure in drawn.items() if figure is not None}
-
-
-def _by_asker(store: Store, prefix: str = "") -> dict[str, pl.DataFrame]:
-    return {prefix + asker: store.neurons.filter(pl.col("model") == asker) for asker in store.askers}
+    title: str
+    source: str
+    caption: figures.Caption
 
 
 def write_report(store: Store) -> Path:
@@ -117,8 +83,12 @@ def write_page(store: Store, target: Path) -> Path:
     return _write_elsewhere(target, page)
 
 
-def _pictures(store: Store) -> dict[str, str]:
-    return {key: _embedded(figures.render(figure, "svg")) for key, figure in study_figures(store).items()}
+def _pictures(store: Store) -> dict[str, Picture]:
+    return {name: _picture(shown) for name, shown in study_figures(store).items()}
+
+
+def _picture(shown: figures.Illustration) -> Picture:
+    return Picture(shown.title, _embedded(figures.render(shown.figure, "svg")), shown.caption)
 
 
 def _write_elsewhere(target: Path, page: str) -> Path:
@@ -127,42 +97,30 @@ def _write_elsewhere(target: Path, page: str) -> Path:
         return write_atomically(target, page.encode())
 
 
-def _write_figures(store: Results, drawn: Mapping[str, Figure]) -> dict[str, str]:
+def _write_figures(store: Results, drawn: Mapping[str, figures.Illustration]) -> dict[str, Picture]:
     """Write figures as SVG and PNG; returns them by name, to be embedded."""
     pictures = {}
-    for name, figure in drawn.items():
-        svg = figures.render(figure, "svg")
+    for name, shown in drawn.items():
+        svg = figures.render(shown.figure, "svg")
         store.write_page(f"figures/{name}.svg", svg)
-        figure.set_layout_engine("none")  # as the SVG laid it out
-        store.write_page(f"figures/{name}.png", figures.render(figure, "png"))
-        pictures[name] = _embedded(svg)
+        shown.figure.set_layout_engine("none")  # as the SVG laid it out
+        store.write_page(f"figures/{name}.png", figures.render(shown.figure, "png"))
+        pictures[name] = Picture(shown.title, _embedded(svg), shown.caption)
     return pictures
-
-
-DYNAMICS_SECTIONS = {
-    "dynamics-universal": "The universal set",
-    "dynamics-emergence": "Emergence",
-    "dynamics-persistence": "Persistence",
-    "dynamics-partners": "Partners",
-    "dynamics-families": "Families",
-    "dynamics-self": "Each neuron and its final self",
-}
 
 
 def write_dynamics_report(dynamics: Dynamics) -> Path:
     """Draw the figures and the report of training dynamics into their folder; returns the report."""
-    names = [name for name in ("checkpoints", "neurons", "emergence", "families") if dynamics.has(name)]
-    axis = figures.StepAxis.of(dynamics.names, dynamics.steps)
-    drawn = figures.dynamics_figures({name: dynamics.table(name) for name in names}, axis, dynamics.config.threshold)
+    kinds = [kind for kind in figures.DYNAMICS_KINDS if kind.has_tables(dynamics)]
+    drawn = {kind.file: shown for kind in kinds if (shown := kind.of(dynamics, dynamics.seeds[0])) is not None}
     pictures = _write_figures(dynamics, drawn)
-    by_figure = sentences(dynamics)
     page = PAGES.get_template("dynamics.html").render(
         name=dynamics.path.resolve().name,
         seeds=dynamics.seeds,
         names=dynamics.names,
         headings=HEADINGS,
         rows=dynamics_rows(dynamics),
-        sections=[(title, pictures[n], by_figure[n]) for n, title in DYNAMICS_SECTIONS.items() if n in pictures],
+        pictures=pictures.values(),
         tokens=dynamics.manifest["tokens"],
         checkpoints=dynamics.manifest["checkpoints"],
         config={key: value for key, value in dynamics.manifest["config"].items() if value not in (None, [])},
@@ -179,9 +137,10 @@ def write_joint_report(stores: Sequence[Store], target: Path) -> Path:
     compared: list[dict[str, str]] = []
     for store, name in zip(stores, names):
         sections.append(_section(store, _pictures(store)) | {"name": name})
-        tables |= _by_asker(store, f"{name}: ")
+        tables |= figures.by_asker(store, f"{name}: ")
         compared += [{"": f"{name}: {asker}"} | dict(asker_lines(store, asker)) for asker in store.askers]
-    densities = _embedded(figures.render(figures.densities(tables), "svg")) if tables else None
+    shown = figures.DENSITIES.illustrated(tables) if tables else None
+    densities = None if shown is None else _picture(shown)
     labels = dict.fromkeys(label for values in compared for label in values)
     rows = [[label, *(values.get(label, "–") for values in compared)] for label in labels]
     page = PAGES.get_template("report.html").render(studies=sections, beside=True, densities=densities, rows=rows)
@@ -202,7 +161,7 @@ def summary_html(store: Store) -> str:
     return PAGES.get_template("summary.html").render(asked=models)
 
 
-def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
+def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
     manifest = store.manifest
     publication = store.config.published
     return {
@@ -217,15 +176,14 @@ def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
         "pooling": store.config.pooling,
         "densities": pictures.get("densities"),
         "convergence": pictures.get("convergence"),
-        "convergence_text": _convergence_text(store) if store.askers else "",
         "families": family_rows(store) if store.has("labels") else [],
         "family_words": words_of(SAID_OF_FAMILIES),
         "role_words": words_of(SAID_OF_ROLES),
         "unexplained": short(store.config.unexplained),
-        "family_pictures": [item for item in pictures.items() if item[0].startswith(FAMILY_FIGURES)],
+        "family_pictures": _starting(pictures, FAMILY_FIGURES),
         "roles": role_rows(store) if store.has("effects") else [],
-        "role_pictures": [item for item in pictures.items() if item[0].startswith("role-")],
-        "property_pictures": [item for item in pictures.items() if item[0].startswith(PROPERTY_FIGURES)],
+        "role_pictures": _starting(pictures, ("role-",)),
+        "property_pictures": _starting(pictures, PROPERTY_FIGURES),
         "subsets": pictures.get("subsets"),
         "published": published_rows(store),
         "published_source": publication.source if publication else "",
@@ -238,7 +196,7 @@ def _section(store: Store, pictures: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]:
+def _asked(store: Store, asker: str, pictures: dict[str, Picture]) -> dict[str, Any]:
     shown, title = shown_neurons(store, asker, most=50)
     place = file_names(store.askers).get(asker)
     others = [name for name in store.models if name != asker]
@@ -273,18 +231,8 @@ def _asked(store: Store, asker: str, pictures: dict[str, str]) -> dict[str, Any]
     }
 
 
-def _convergence_text(store: Store) -> str:
-    rows = store.convergence.filter(pl.col("asker") == store.models[0]).sort("tokens").to_dicts()
-    if len(rows) < 2:
-        return "The corpus is one shard: too short to see whether more would change the answer."
-    before, last = rows[-2], rows[-1]
-    at = "" if as_made(store) is store else f" (excess > {as_made(store).config.threshold:g})"
-    change = last["corr_median"] - before["corr_median"]
-    return (
-        f"From {before['tokens']:,} to {last['tokens']:,} tokens the median best correlation changed by {change:+.3f}, "
-        f"the universal count{at} went from {before['universal']} to {last['universal']}, and "
-        f"{before['same_match']:.0%} of the best matches were already the final ones."
-    )
+def _starting(pictures: Mapping[str, Picture], beginnings: tuple[str, ...]) -> list[Picture]:
+    return [picture for name, picture in pictures.items() if name.startswith(beginnings)]
 
 
 def _embedded(svg: bytes) -> str:

@@ -8,6 +8,7 @@ from universal_neurons.dynamics import Dynamics
 from universal_neurons.report.dynamics_summary import plain_dynamics
 from universal_neurons.report.one_neuron import neuron_html, plain_neuron
 from universal_neurons.report.pages import summary_html
+from universal_neurons.report.plots import dynamics_plots, neuron_plots, study_plots
 from universal_neurons.report.summary import plain_summary
 from universal_neurons.report.universal import universal_table
 from universal_neurons.report.verdict import neuron_sentence
@@ -21,6 +22,8 @@ Store.shown_by(
         "neuron sentence": neuron_sentence,
         "neuron text": plain_neuron,
         "neuron html": neuron_html,
+        "neuron plot": neuron_plots,
+        "plot": study_plots,
     }
 )
-Dynamics.shown_by({"text": plain_dynamics})
+Dynamics.shown_by({"text": plain_dynamics, "plot": dynamics_plots})

@@ -7,6 +7,7 @@ attention   neurons that switch a later head off or on
 functional  do matched neurons do the same
 one_model   the roles of one model's neurons
 stage       the roles of a study's models, as one of its stages
+nearest     whom tables, figures and pages name for a role
 overview    the roles of a study in a few lines
 """
 
@@ -17,8 +18,15 @@ from universal_neurons.faces import face
 if TYPE_CHECKING:
     from universal_neurons.roles.entropy import FREQUENCY_CANDIDATES
     from universal_neurons.roles.functional import DRAWS
+    from universal_neurons.roles.nearest import (
+        best_pairs,
+        effects_shown,
+        role_candidates,
+        tried_first,
+        with_oriented_skew,
+    )
     from universal_neurons.roles.one_model import ROLE_TABLES
-    from universal_neurons.roles.overview import neuron_lines, role_rows, with_oriented_skew
+    from universal_neurons.roles.overview import neuron_lines, role_rows
     from universal_neurons.roles.stage import Roles, require_roles, vocabulary_of
 else:
     __getattr__, __dir__ = face(
@@ -28,6 +36,7 @@ else:
             "functional": ["DRAWS"],
             "one_model": ["ROLE_TABLES"],
             "stage": ["Roles", "require_roles", "vocabulary_of"],
-            "overview": ["neuron_lines", "role_rows", "with_oriented_skew"],
+            "nearest": ["best_pairs", "effects_shown", "role_candidates", "tried_first", "with_oriented_skew"],
+            "overview": ["neuron_lines", "role_rows"],
         },
     )

@@ -6,62 +6,26 @@ from typing import Any
 import polars as pl
 
 from universal_neurons.labels import ROLES
+from universal_neurons.roles.nearest import role_candidates
 from universal_neurons.roles.prediction import OFTEN
 from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 
 
 def role_rows(store: Store) -> list[tuple[str, list[int], str]]:
-    """Every role: its neurons in each model, and the reference model's best, or the nearest where none has it."""
+    """Every role: its neurons in each model, and the reference model's best, or the nearest where none has it.
+
+    Whom it names is `role_candidates`' choice.
+    """
     neurons = store.neurons.filter(pl.col("roles").is_not_null())
     rows = []
     for role in ROLES:
         holders = neurons.filter(pl.col("roles").list.contains(role))
         counts = [len(holders.filter(pl.col("model") == name)) for name in store.models]
-        best = _best(store, store.models[0], role)
-        text = "" if best is None else _role_line(best, role)
+        named = role_candidates(store, store.models[0], role)
+        text = _role_line(named.row(0, named=True), role) if len(named) else ""
         rows.append((role.replace("_", " "), counts, text if counts[0] or not text else f"none; nearest {text}"))
     return rows
-
-
-def _best(store: Store, model: str, role: str) -> dict[str, Any] | None:
-    """What the tables say of the model's neuron that has a role most, whether or not enough."""
-    of_model = pl.col("model") == model
-    if role in ("prediction", "suppression", "partition"):
-        places = ("model", "layer", "neuron")
-        moments = with_oriented_skew(store).select(*places, "vocab_kurt", "vocab_skew", "vocab_var")
-        table = store.table("effects").filter(of_model).join(moments, on=places)
-        side = {"prediction": pl.col("vocab_skew") > 0, "suppression": pl.col("vocab_skew") < 0}
-        table = table.filter(side.get(role, pl.lit(True)))
-        by = pl.col("vocab_var" if role == "partition" else "vocab_kurt")
-    elif role in ("entropy", "token_frequency"):
-        table = store.table("ablations").filter(of_model & (pl.col("kind") != "control"))
-        by = pl.col("mediated" if role == "entropy" else "frequency_share")
-    else:
-        if not store.has("attention"):
-            return None
-        sign = 1 if role == "attention_deactivation" else -1
-        table = store.table("attention").filter(of_model & (pl.col("z") * sign > 0))
-        by = pl.col("z").abs()
-    ranked = table.filter(by.is_finite()).sort(
-        (pl.col("role") == role).fill_null(False), by, descending=True, nulls_last=True
-    )
-    return ranked.row(0, named=True) if len(ranked) else None
-
-
-def with_oriented_skew(store: Store) -> pl.DataFrame:
-    """The neuron table, `vocab_skew` times the neuron's orientation: the skew of what it adds on average.
-
-    As it is where the study is without roles, or of a version that knew no orientation.
-    """
-    neurons = store.neurons
-    if not store.has("effects") or "orientation" not in store.table("effects").columns:
-        return neurons
-    places = ["model", "layer", "neuron"]
-    signs = store.table("effects").select(*places, "orientation")
-    joined = neurons.join(signs, on=places, how="left", maintain_order="left")
-    skew = pl.col("vocab_skew") * pl.col("orientation").fill_null(1)
-    return joined.with_columns(vocab_skew=skew).drop("orientation")
 
 
 def _role_line(row: dict[str, Any], role: str) -> str:

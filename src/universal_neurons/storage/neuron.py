@@ -92,6 +92,11 @@ class Neuron:
         """What is to be said of it in a sentence or two: is it universal, do its counterparts do the same."""
         return self.store.view("neuron sentence")(self.store, self.name)
 
+    @property
+    def plot(self) -> Any:
+        """Its figures, one by one: `plot.matches()`; `dir(plot)` lists what there is."""
+        return self.store.view("neuron plot")(self)
+
     def _of(self, table: str) -> pl.DataFrame:
         return self.store.table(table).filter(model=self.model, layer=self.layer, neuron=self.neuron)
 

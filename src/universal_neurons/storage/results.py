@@ -82,6 +82,11 @@ class Results:
             )
         return self._views[name]
 
+    @property
+    def plot(self) -> Any:
+        """The figures of its report, one by one: `plot.universality()`; `dir(plot)` lists what there is."""
+        return self.view("plot")(self)
+
     def __repr__(self) -> str:
         view = self._views.get("text")
         return f"{type(self).__name__}({str(self.path)!r})" if view is None else view(self)

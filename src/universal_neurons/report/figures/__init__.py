@@ -1,31 +1,28 @@
-"""Tables to figures; nothing is saved here.  Numbers are the paper's figures.
+"""Tables to figures with captions; nothing is saved here.  Numbers are the paper's figures.
 
 Figures are drawn without pyplot, so that drawing in a server or notebook leaves no state behind.
 """
 
-from universal_neurons.report.figures.dynamics import StepAxis, dynamics_figures
-from universal_neurons.report.figures.families import families_figures
-from universal_neurons.report.figures.properties import by_layer, nearest, percentiles, sparsity_against_cosine
-from universal_neurons.report.figures.roles import ROLE_TABLES, roles_figures
+from universal_neurons.report.figures.dynamics import DYNAMICS_KINDS, StepAxis
+from universal_neurons.report.figures.illustration import Caption, FigureKind, Illustration
+from universal_neurons.report.figures.kinds import STUDY_KINDS, study_figures
+from universal_neurons.report.figures.one_neuron import NEURON_KINDS
 from universal_neurons.report.figures.style import render
-from universal_neurons.report.figures.thresholds import thresholds
-from universal_neurons.report.figures.universality import by_subset, convergence, densities, intervals, universality
+from universal_neurons.report.figures.universality import CONVERGENCE, DENSITIES, by_asker, by_subset, densities
 
 __all__ = [
-    "ROLE_TABLES",
+    "CONVERGENCE",
+    "DENSITIES",
+    "DYNAMICS_KINDS",
+    "NEURON_KINDS",
+    "STUDY_KINDS",
+    "Caption",
+    "FigureKind",
+    "Illustration",
     "StepAxis",
-    "by_layer",
+    "by_asker",
     "by_subset",
-    "convergence",
     "densities",
-    "dynamics_figures",
-    "families_figures",
-    "intervals",
-    "nearest",
-    "percentiles",
     "render",
-    "roles_figures",
-    "sparsity_against_cosine",
-    "thresholds",
-    "universality",
+    "study_figures",
 ]

@@ -11,6 +11,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from universal_neurons.report.figures.illustration import ROLE, FigureKind, number
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -18,9 +19,12 @@ from universal_neurons.report.figures.style import (
     STYLE,
     canvas,
     legend_below,
+    lettering,
     log_counts,
     title_over,
 )
+from universal_neurons.roles import best_pairs
+from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 
 MORE_PAIRS = 5  # of Fig 26
@@ -51,6 +55,48 @@ def attention_neurons(histogram: pl.DataFrame, pairs: pl.DataFrame, samples: pl.
     return figure
 
 
+HEADS = (
+    f"{ROLE} Attention neurons switch a later head on or off, by way of its attention to BOS, the first token of every "
+    "text. h: by how much a unit of w_out raises the head's score for BOS."
+)
+TABLES = ("attention", "attention_samples", "head_scores", "heads")
+
+
+def _neuron_inputs(store: Store, model: str) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, str]:
+    pairs, samples, scores, heads = (store.table(name).filter(pl.col("model") == model) for name in TABLES)
+    kind = "" if pairs["role"].is_not_null().any() else ": none confirmed, the nearest candidates"
+    ratio = heads["ratio"].drop_nulls().drop_nans().median()
+    what = f"‖W_O v‖ of other tokens / of BOS: median {number(ratio, 1)}"
+    return scores, pairs, samples, f"Attention neurons of {lettering(model)}{kind} ({what})"
+
+
+def _neuron_seen(histogram: pl.DataFrame, pairs: pl.DataFrame, *_: object) -> str:
+    best = best_pairs(pairs).row(0, named=True)
+    confirmed = int(pairs["role"].is_not_null().sum())
+    return (
+        f"Of {len(pairs)} pairs tried here {confirmed} have the role. The pair drawn, {_pair_name(best)}, has an h "
+        f"{number(best['z'], 1)} standard deviations from that of random directions. Its activation and its change of "
+        f"attention to BOS have r {number(best['pearson_activation_bos'])}."
+    )
+
+
+ATTENTION = FigureKind(
+    name="attention",
+    file="role-attention",
+    title="A neuron that switches a later head",
+    axes=f"{HEADS} Left: h of all neurons and of random directions. Middle and right, a point a position: what the "
+    "neuron's direct path to the head changes.",
+    look="Neurons beyond the random directions. A slope in the middle: firing moves attention to BOS. A falling slope "
+    "on the right: the head then writes less.",
+    stage="the stage roles",
+    needs=TABLES,
+    inputs=_neuron_inputs,
+    draw=attention_neurons,
+    seen=_neuron_seen,
+    per="one",
+)
+
+
 def attention_pairs(pairs: pl.DataFrame, samples: pl.DataFrame, title: str) -> Figure | None:
     """Fig 26: the scatters of Fig 8 of up to five more pairs, both signs in turn.  None where there are none."""
     others = best_pairs(pairs)[1 : 1 + MORE_PAIRS]
@@ -65,25 +111,49 @@ def attention_pairs(pairs: pl.DataFrame, samples: pl.DataFrame, title: str) -> F
     return figure
 
 
-def best_pairs(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Pairs in the order in which they are shown: those with a role first; of these, the best of each sign in turn by
-    |z|, deactivation first."""
-    sign = pl.col("z").sign()
-    ranked = pairs.with_columns(
-        place=pl.col("z").abs().rank("ordinal", descending=True).over(sign, pl.col("role").is_not_null())
+def _pairs_inputs(store: Store, model: str) -> tuple[pl.DataFrame, pl.DataFrame, str]:
+    pairs, samples = (store.table(name).filter(pl.col("model") == model) for name in TABLES[:2])
+    return pairs, samples, f"More pairs of {lettering(model)}"
+
+
+def _pairs_seen(pairs: pl.DataFrame, *_: object) -> str:
+    others = best_pairs(pairs)[1 : 1 + MORE_PAIRS]
+    known = others["pearson_activation_bos"].drop_nulls().drop_nans().abs()
+    return (
+        f"Of the {len(others)} pairs drawn here {int(others['role'].is_not_null().sum())} have the role. The first is "
+        f"{_pair_name(others.row(0, named=True))}. In size their r of activation and attention to BOS is "
+        f"{number(known.min())} to {number(known.max())}."
     )
-    return ranked.sort(pl.col("role").is_null(), "place", -sign).drop("place")
+
+
+MORE_ATTENTION = FigureKind(
+    name="more_attention",
+    file="role-attention-more",
+    title="More neurons that may switch a later head",
+    axes=f"{HEADS} A column a pair of neuron and head, a point a position. Above: change of attention to BOS by "
+    "activation. Below: change of what the head writes by change of attention.",
+    look="A slope above and a falling slope below. Where there is none, a high h has no consequence.",
+    stage="the stage roles",
+    needs=TABLES,
+    inputs=_pairs_inputs,
+    draw=attention_pairs,
+    seen=_pairs_seen,
+    per="one",
+)
+
+
+def _pair_name(pair: dict[str, Any]) -> str:
+    return f"{unit_name(pair['layer'], pair['neuron'])} on L{pair['head_layer']}.H{pair['head']}"
 
 
 def _pair(above: Axes, below: Axes, pair: dict[str, Any], samples: pl.DataFrame) -> None:
     points = samples.filter(*(pl.col(name) == pair[name] for name in KEY))
     kind = "deactivation" if pair["z"] > 0 else "activation"
     doubt = "" if pair["role"] else "\nunconfirmed"
-    name = f"{unit_name(pair['layer'], pair['neuron'])} on L{pair['head_layer']}.H{pair['head']}"
     _scatter(above, points, "activation", "delta_bos", pair["pearson_activation_bos"])
     _scatter(below, points, "delta_bos", "delta_norm", pair["pearson_bos_norm"])
     above.set(xlabel=ACTIVATION, ylabel=BOS)
-    above.set_title(f"{name}\n{kind}, z = {pair['z']:.1f}{doubt}", fontsize=8)
+    above.set_title(f"{_pair_name(pair)}\n{kind}, z = {pair['z']:.1f}{doubt}", fontsize=8)
     below.set(xlabel=BOS, ylabel=NORM, title="")
 
 

@@ -5,7 +5,7 @@ beside the others, a tenth of the axis away.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -15,7 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from universal_neurons.dynamics import Dynamics
 from universal_neurons.labels import FAMILIES
+from universal_neurons.report.dynamics_summary import sentences
+from universal_neurons.report.figures.illustration import FAMILY, UNIVERSAL, FigureKind
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -76,21 +79,6 @@ class StepAxis:
             self.x[kept], [lettering(self.names[index], LONGEST) for index in kept], rotation=35, ha="right"
         )
         axes.set_xlabel("training step (log scale)")
-
-
-def dynamics_figures(tables: Mapping[str, pl.DataFrame], axis: StepAxis, threshold: float) -> dict[str, Figure]:
-    """All figures, by name, from the tables `checkpoints`, `neurons`, `emergence` and, if there, `families`."""
-    checkpoints = tables["checkpoints"]
-    drawn = {
-        "dynamics-universal": universal_set(checkpoints, axis, threshold),
-        "dynamics-emergence": emergence(tables["emergence"], checkpoints, axis),
-        "dynamics-persistence": persistence(checkpoints, axis),
-        "dynamics-partners": partners(checkpoints, axis),
-    }
-    if "families" in tables:
-        drawn["dynamics-families"] = families_over_time(tables["families"], checkpoints["asker"][0], axis)
-    drawn["dynamics-self"] = self_correlation(tables["neurons"], checkpoints["asker"][0], axis)
-    return drawn
 
 
 def _pair() -> tuple[Figure, Axes, Axes]:
@@ -297,3 +285,73 @@ def _quantiles(rows: pl.DataFrame, axis: StepAxis, shares: Sequence[float]) -> n
         if name in by_name:
             table[:, place] = [by_name[name].quantile(share, "linear") for share in shares]
     return table
+
+
+def _kind(
+    name: str, title: str, axes: str, look: str, draw: Callable[[Dynamics, StepAxis], Figure], *more: str
+) -> FigureKind:
+    file = f"dynamics-{name.partition('_')[0]}"
+    return FigureKind(
+        name=name,
+        file=file,
+        title=title,
+        axes=axes,
+        look=look,
+        stage="uneurons dynamics",
+        needs=("checkpoints", "neurons", "emergence", *more),
+        inputs=lambda dynamics, _: (dynamics, StepAxis.of(dynamics.names, dynamics.steps)),
+        draw=draw,
+        seen=lambda dynamics, _: sentences(dynamics)[file],
+    )
+
+
+DYNAMICS_KINDS = (
+    _kind(
+        "universal_set",
+        "The universal set",
+        f"{UNIVERSAL} Across: training steps. (a) The share of universal neurons, on the rows that chose the matches "
+        "and on held-out rows, with its 95 % band. (b) Quantiles of the excess.",
+        "Where the curves rise, and whether they are level at the end of training.",
+        lambda dynamics, axis: universal_set(dynamics.checkpoints, axis, dynamics.config.threshold),
+    ),
+    _kind(
+        "emergence",
+        "Emergence",
+        f"{UNIVERSAL} A neuron emerges at the checkpoint from which it is universal to the end. (a) Neurons by step. "
+        "(b) Neurons that emerge at each checkpoint, by layer.",
+        "A gap in (a) between those that are universal and those that are for good: some come and go.",
+        lambda dynamics, axis: emergence(dynamics.emergence, dynamics.checkpoints, axis),
+    ),
+    _kind(
+        "persistence",
+        "Persistence",
+        f"{UNIVERSAL} (a) Of the universal neurons of a checkpoint before, the share that still is. (b) The universal "
+        "set: who stayed, joined and left.",
+        "Shares near 100 %: who is universal stays so.",
+        lambda dynamics, axis: persistence(dynamics.checkpoints, axis),
+    ),
+    _kind(
+        "partners",
+        "Partners",
+        "A best match is the neuron of another seed that correlates most. Up: the share of best matches that are the "
+        "same neuron (a) as a checkpoint before, (b) as at the last.",
+        "Universal neurons (coloured) above all neurons (grey): they keep their partners.",
+        lambda dynamics, axis: partners(dynamics.checkpoints, axis),
+    ),
+    _kind(
+        "families",
+        "Families",
+        f"{UNIVERSAL} {FAMILY} A bar a checkpoint. Up: neurons of each family, (a) of all, (b) of the universal ones.",
+        "Colours that are there from the first checkpoints on, and those that come late.",
+        lambda dynamics, axis: families_over_time(dynamics.families, dynamics.checkpoints["asker"][0], axis),
+        "families",
+    ),
+    _kind(
+        "self_correlation",
+        "Each neuron and its final self",
+        "Up: ρ of a neuron's activation with its own at the last checkpoint, on held-out rows. (a) By layer. (b) Of "
+        "every seed: median, and 10 and 90 %.",
+        "Layers that reach their final values early.",
+        lambda dynamics, axis: self_correlation(dynamics.neurons, dynamics.checkpoints["asker"][0], axis),
+    ),
+)

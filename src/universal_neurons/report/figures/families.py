@@ -15,6 +15,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from universal_neurons.report.figures.illustration import FAMILY, FigureKind, listed, number
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -28,6 +29,8 @@ from universal_neurons.report.figures.style import (
     log_counts,
     title_over,
 )
+from universal_neurons.report.other_threshold import as_made
+from universal_neurons.storage import Store
 from universal_neurons.study import DUPLICATES, PER_FAMILY, ranking, same_label
 from universal_neurons.text import INSIDE_WORD, WORD, WORD_START
 from universal_neurons.units import name_column, unit_name
@@ -38,12 +41,12 @@ LONGEST_TOKEN = 32  # characters of a token or label on an axis
 HEAT_TOKENS = 8  # of each context neuron
 FEWEST = 5  # occurrences of a token in the heat map
 NAMES = {
-    "unigram": "Fig 15, 16: unigram neurons, by where the token stands in a word",
-    "alphabet": "Fig 17: alphabet neurons",
-    "previous_token": "Fig 18: previous-token neurons",
-    "position": "Fig 19: position neurons, mean ± one standard deviation",
-    "syntax": "Fig 20: syntax neurons",
-    "context": "Fig 21: context neurons",
+    "unigram": "Unigram neurons, by where the token stands in a word",
+    "alphabet": "Alphabet neurons",
+    "previous_token": "Previous-token neurons",
+    "position": "Position neurons, mean ± one standard deviation",
+    "syntax": "Syntax neurons",
+    "context": "Context neurons",
     "token_class": "Neurons of other classes of tokens",
 }
 
@@ -87,15 +90,65 @@ def neuron_names(neurons: pl.DataFrame) -> list[str]:
     return neurons.select(name_column()).to_series().to_list()
 
 
-def families_figures(details: pl.DataFrame, neurons: pl.DataFrame, strings: Sequence[str]) -> dict[str, Figure]:
-    """All figures of families that have a neuron to show, by name."""
-    kept = Details(details, neurons, strings)
-    drawn = {"teaser": _teaser(kept), "more-families": _duplicates_and_heat(kept)}
-    for family, title in NAMES.items():
-        shown, why = kept.of_family(family)
-        if not shown.is_empty():
-            drawn[f"family-{family.replace('_', '-')}"] = _row(kept, shown, f"{title} ({why})", family)
-    return drawn
+def details_of(store: Store, _: str = "") -> tuple[Details]:
+    """What the study kept of the reference's shown neurons."""
+    neurons = as_made(store).neurons.filter(pl.col("model") == store.models[0])
+    return (Details(store.table("details"), neurons, store.strings),)
+
+
+def _best_of(kept: Details, family: str) -> str | None:
+    """The first shown neuron of a family with what is known of it; None where there is none."""
+    shown, _ = kept.of_family(family)
+    if shown.is_empty():
+        return None
+    row = shown.row(0, named=True)
+    name = unit_name(row["layer"], row["neuron"])
+    if family == "position":
+        return f"{name} (mutual information with the position {number(row['position_mi'])} nats)"
+    return f"{name} (“{lettering(row['label'])}” explains {number(row['variance_reduction'])})"
+
+
+def one_family(kept: Details, family: str) -> Figure | None:
+    """Fig 15–21: the shown neurons of one family; None where there is none."""
+    shown, why = kept.of_family(family)
+    return None if shown.is_empty() else _row(kept, shown, f"{NAMES[family]} ({why})", family)
+
+
+def _family_seen(kept: Details, family: str) -> str:
+    of_family = int((kept.neurons["family"] == family).sum())
+    return (
+        f"Of {len(kept.neurons):,} neurons here {of_family:,} {'is' if of_family == 1 else 'are'} of this family. "
+        f"The first drawn is {_best_of(kept, family)}."
+    )
+
+
+SPLIT_AXES = (
+    f"{FAMILY} A panel a neuron. Across: its activation. Up: the density, on a logarithmic scale, a line for positions "
+    "where its label holds and one for the others. In brackets: the share of variance explained."
+)
+SPLIT_LOOK = "Lines that part: the neuron is active where its label holds and hardly elsewhere."
+POSITION_AXES = (
+    f"{FAMILY} A panel a neuron, above its pre-activation, below its activation. Across: the position in the context. "
+    "Line and band: mean and standard deviation. MI: mutual information with the position, in nats."
+)
+POSITION_LOOK = "A line that moves by more than the band is wide: the neuron tells where in the context it is."
+
+
+def _family_kind(family: str) -> FigureKind:
+    words = family.replace("_", "-")
+    by_position = family == "position"
+    return FigureKind(
+        name=family,
+        file=f"family-{words}",
+        title=f"Neurons of the family {words}",
+        axes=POSITION_AXES if by_position else SPLIT_AXES,
+        look=POSITION_LOOK if by_position else SPLIT_LOOK,
+        stage="the stage labels",
+        needs=("details", "vocabulary"),
+        inputs=lambda store, _: (*details_of(store), family),
+        draw=one_family,
+        seen=_family_seen,
+    )
 
 
 def _row(kept: Details, shown: pl.DataFrame, title: str, family: str) -> Figure:
@@ -108,14 +161,14 @@ def _row(kept: Details, shown: pl.DataFrame, title: str, family: str) -> Figure:
                 _by_position(grid[0, column], kept, row, pre=True)
                 _by_position(grid[1, column], kept, row)
             else:
-                _densities(grid[0, column], kept, row, family)
+                split_densities(grid[0, column], kept, row, family)
         for axes in grid[:, 0]:
             axes.set_ylabel(axes.get_ylabel() or "density")
         title_over(figure, title)
     return figure
 
 
-def _teaser(kept: Details) -> Figure:
+def teaser(kept: Details) -> Figure:
     """Fig 1 (a–d): an alphabet, a previous-token, a position and a context neuron."""
     with mpl.rc_context(STYLE):
         figure = canvas(3.1)
@@ -128,13 +181,36 @@ def _teaser(kept: Details) -> Figure:
             elif family == "position":
                 _by_position(axes, kept, shown.row(0, named=True))
             else:
-                _densities(axes, kept, shown.row(0, named=True), family)
+                split_densities(axes, kept, shown.row(0, named=True), family)
             axes.set_title(f"({letter}) {axes.get_title()}" + (f"\n{why}" if not shown.is_empty() else ""), fontsize=8)
     return figure
 
 
-def _duplicates_and_heat(kept: Details) -> Figure:
-    """Fig 4: duplicates of one unigram, a syntax neuron, and the tokens on which context neurons are most active."""
+def _teaser_seen(kept: Details) -> str:
+    found = {family: _best_of(kept, family) for family in ("alphabet", "previous_token", "position", "context")}
+    there = [f"{family.replace('_', '-')} {best}" for family, best in found.items() if best]
+    none = [family.replace("_", "-") for family, best in found.items() if not best]
+    ending = f" None here is of the family {' or '.join(none)}." if none else ""
+    return "".join(f"{each[0].upper()}{each[1:]}. " for each in there).strip() + ending
+
+
+TEASER = FigureKind(
+    name="four_families",
+    file="teaser",
+    title="A neuron of each of four families",
+    axes=f"{FAMILY} Across: activation, or the position in the context. Up: the density, or the mean activation with "
+    "its standard deviation.",
+    look=SPLIT_LOOK,
+    stage="the stage labels",
+    needs=("details", "vocabulary"),
+    inputs=details_of,
+    draw=teaser,
+    seen=_teaser_seen,
+)
+
+
+def duplicates_and_heat(kept: Details) -> Figure:
+    """Duplicates of one unigram, a syntax neuron, and the tokens on which context neurons are most active."""
     with mpl.rc_context(STYLE):
         figure = canvas(3.6)
         a, b, c = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
@@ -157,10 +233,36 @@ def _duplicates_and_heat(kept: Details) -> Figure:
         if syntax.is_empty():
             _empty(b, "no syntax neuron")
         else:
-            _densities(b, kept, syntax.row(0, named=True), "syntax")
+            split_densities(b, kept, syntax.row(0, named=True), "syntax")
             b.set_title(f"(b) {b.get_title()}\n{why}", fontsize=8)
         _heat_map(c, kept)
     return figure
+
+
+def _more_seen(kept: Details) -> str:
+    twins = kept.duplicates()
+    syntax = _best_of(kept, "syntax")
+    alike = "No two neurons drawn share a unigram label."
+    if len(twins) > 1:
+        alike = f"{listed(neuron_names(twins))} share the label “{lettering(twins['label'][0])}”."
+    drawn = f"Of the family syntax {syntax} is drawn." if syntax else "No neuron is of the family syntax."
+    return f"{alike} {drawn} Context neurons drawn: {len(kept.of_family('context')[0])}."
+
+
+MORE_FAMILIES = FigureKind(
+    name="more_families",
+    file="more-families",
+    title="Neurons that share a label, a syntax and several context neurons",
+    axes=f"{FAMILY} (a, b) Densities of activations where the label holds, and elsewhere. (c) Rows: context neurons. "
+    "Columns: tokens. Colour: mean activation, of each neuron's highest.",
+    look="(a) Curves that lie on one another: the model has the neuron several times. (c) Tokens that one row alone "
+    "has bright.",
+    stage="the stage labels",
+    needs=("details", "vocabulary"),
+    inputs=details_of,
+    draw=duplicates_and_heat,
+    seen=_more_seen,
+)
 
 
 def _heat_map(axes: Axes, kept: Details) -> None:
@@ -187,7 +289,7 @@ def _heat_map(axes: Axes, kept: Details) -> None:
     axes.figure.colorbar(image, ax=axes)
 
 
-def _densities(axes: Axes, kept: Details, row: Mapping[str, Any], family: str) -> None:
+def split_densities(axes: Axes, kept: Details, row: Mapping[str, Any], family: str) -> None:
     """The density of a neuron's activation, split by what its family asks."""
     name = unit_name(row["layer"], row["neuron"])
     values = kept.values(name)
@@ -243,3 +345,6 @@ def _by_position(axes: Axes, kept: Details, row: Mapping[str, Any], *, pre: bool
 def _empty(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, f"{text}\nin this study", ha="center", va="center", transform=axes.transAxes, color="#5d6d78")
     axes.set_axis_off()
+
+
+FAMILY_KINDS = (TEASER, MORE_FAMILIES, *map(_family_kind, NAMES))

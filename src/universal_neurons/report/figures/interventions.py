@@ -6,6 +6,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from universal_neurons.report.figures.illustration import ABLATION, ROLE, UNIVERSAL, FigureKind, median, number, percent
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -21,6 +22,8 @@ from universal_neurons.report.figures.style import (
     one_panel,
     title_over,
 )
+from universal_neurons.roles import tried_first
+from universal_neurons.storage import Store
 from universal_neurons.units import name_column, unit_name
 
 SWEPT = {
@@ -41,7 +44,7 @@ def fixed_values(
     (c–f) metrics against the fixed value, controls thin.
     """
     swept = interventions.filter(pl.col("edit") == "fix")
-    tried = ablations.filter(pl.col("kind") == "entropy")
+    tried = tried_first(ablations, "entropy")
     if swept.is_empty() or tried.is_empty():
         return None
     names = tried.select(name_column()).to_series().to_list()
@@ -57,8 +60,7 @@ def fixed_values(
             ):
                 if kind == "control":
                     axes.plot(rows["value"], rows[metric], color=REST, linewidth=0.6, alpha=0.7)
-                elif kind == "entropy":
-                    shade = colour[unit_name(layer, neuron)]
+                elif shade := colour.get(unit_name(layer, neuron)):
                     axes.plot(rows["value"], rows[metric], color=shade, marker="o", markersize=3, zorder=3)
             clean = interventions.filter(pl.col("edit") == "none")[metric].item()
             axes.axhline(clean, color="black", linewidth=0.6, linestyle=":")
@@ -67,9 +69,51 @@ def fixed_values(
             f"{name}: {row['mediated']:.0%} through the norm" for name, row in zip(names, tried.iter_rows(named=True))
         ]
         confirmed = (tried["role"] == "entropy").fill_null(False).any()
-        kind = "Entropy neurons" if confirmed else "No entropy neuron; the nearest candidates"
+        kind = "Entropy neurons" if confirmed else "No entropy neuron; the candidates, the nearest first,"
         title_over(figure, f"{kind} of {lettering(tried['model'][0])}: {', '.join(verdicts)}")
     return figure
+
+
+def _of(store: Store, table: str, model: str) -> pl.DataFrame:
+    return store.table(table).filter(pl.col("model") == model)
+
+
+def _fixed_inputs(store: Store, model: str) -> tuple[pl.DataFrame, ...]:
+    histograms = _of(store, "effect_histograms", model) if store.has("effect_histograms") else pl.DataFrame()
+    tables = (_of(store, name, model) for name in ("interventions", "neurons", "ablations"))
+    return *tables, histograms
+
+
+def _fixed_seen(interventions: pl.DataFrame, _: pl.DataFrame, ablations: pl.DataFrame, *__: object) -> str:
+    first = tried_first(ablations, "entropy").row(0, named=True)
+    swept = interventions.filter(
+        pl.col("edit") == "fix", pl.col("layer") == first["layer"], pl.col("neuron") == first["neuron"]
+    ).sort("value")
+    low, high = swept.row(0, named=True), swept.row(-1, named=True)
+    confirmed = int((tried_first(ablations, "entropy")["role"] == "entropy").sum())
+    name = unit_name(first["layer"], first["neuron"])
+    return (
+        f"Neurons with the role here: {confirmed}. Of {name}, the {'first' if confirmed else 'nearest'}, "
+        f"{percent(first['mediated'])} of the effect goes through the norm. Fixed to {low['value']:g} and to "
+        f"{high['value']:g} it leaves an entropy of {number(low['entropy'])} and {number(high['entropy'])} nats."
+    )
+
+
+ENTROPY = FigureKind(
+    name="entropy",
+    file="role-entropy",
+    title="Candidates for entropy neurons, fixed to a row of values",
+    axes=f"{ROLE} An entropy neuron sets how sure the model is, by way of the final norm's scale. First two: weights "
+    "(the L2 penalty, the logit effects). The others: metrics by the fixed activation, random neurons grey.",
+    look="Colours that rise or fall where grey stays level: entropy and norm scale move, while the order of tokens "
+    "(reciprocal rank) hardly does.",
+    stage="the stage roles",
+    needs=("interventions", "ablations"),
+    inputs=_fixed_inputs,
+    draw=fixed_values,
+    seen=_fixed_seen,
+    per="one",
+)
 
 
 def _penalties(axes: Axes, neurons: pl.DataFrame, tried: pl.DataFrame, colour: dict[str, str]) -> None:
@@ -121,6 +165,34 @@ def total_and_direct(ablations: pl.DataFrame) -> Figure | None:
     return figure
 
 
+def _total_seen(ablations: pl.DataFrame) -> str:
+    finite = ablations.filter(pl.col("total_effect") > 0)
+    tried = finite.filter(pl.col("kind") != "control")
+    confirmed = int((tried["role"] == "entropy").sum())
+    best = finite.sort(pl.col("mediated").fill_nan(None), descending=True, nulls_last=True).row(0, named=True)
+    what = "a random control" if best["kind"] == "control" else f"a candidate for {best['kind']}"
+    return (
+        f"Of {len(tried)} candidates here {confirmed} are entropy neurons. Most goes through the norm of "
+        f"{unit_name(best['layer'], best['neuron'], lettering(best['model']))}, {what}: {percent(best['mediated'])}."
+    )
+
+
+TOTAL_DIRECT = FigureKind(
+    name="total_direct",
+    file="role-total-direct",
+    title="How much of an ablation's effect goes through the final norm",
+    axes=f"{ABLATION} A point a neuron, of every model. Across: the mean size of the change of the loss, in nats. Up: "
+    "the same with the final norm's scale frozen. Both scales are logarithmic.",
+    look="Points far below the diagonal (dotted): most of their effect goes through the norm's scale. These are "
+    "entropy neurons.",
+    stage="the stage roles",
+    needs=("ablations",),
+    inputs=lambda store, _: (store.table("ablations"),),
+    draw=total_and_direct,
+    seen=_total_seen,
+)
+
+
 def functional(table: pl.DataFrame, what: str) -> Figure | None:
     """Functional universality: how alike matched neurons act, by how alike they fire; random partners beside them."""
     if table.is_empty():
@@ -145,6 +217,37 @@ def functional(table: pl.DataFrame, what: str) -> Figure | None:
     return figure
 
 
+def _chosen(store: Store) -> str:
+    """What the neurons are that the study ablated together."""
+    return store.table("costs").filter(pl.col("set") != "random")["set"][0] if store.has("costs") else ""
+
+
+def _functional_seen(table: pl.DataFrame, _: str) -> str:
+    found = {name: median(table[name]) for name in ("effect_corr", "loss_corr")}
+    random = {name: median(table[f"{name}_random"]) for name in found}
+    return (
+        f"Of {len(table):,} pairs here the median ρ of logit effects is {found['effect_corr']}, of random partners "
+        f"{random['effect_corr']}. That of loss changes is {found['loss_corr']}, of random partners "
+        f"{random['loss_corr']}."
+    )
+
+
+FUNCTIONAL = FigureKind(
+    name="functional",
+    file="role-functional",
+    title="Do matched neurons do the same?",
+    axes=f"{UNIVERSAL} A point a universal neuron and its match (of the best 1 % where none is universal). Across: ρ "
+    "of their activations. Up: ρ of what they do to logits, and to the loss when each is ablated.",
+    look="Coloured points high up, grey ones (a random neuron of the match's layer) around 0: who fires alike acts "
+    "alike.",
+    stage="the stage roles",
+    needs=("functional",),
+    inputs=lambda store, _: (store.table("functional"), f"{lettering(store.models[0])}, {_chosen(store)}"),
+    draw=functional,
+    seen=_functional_seen,
+)
+
+
 def costs(table: pl.DataFrame) -> Figure | None:
     """What ablating the chosen neurons together costs, against random ones of the same layers."""
     chosen, random = table.filter(pl.col("set") != "random"), table.filter(pl.col("set") == "random")
@@ -167,3 +270,31 @@ def costs(table: pl.DataFrame) -> Figure | None:
         neurons = chosen["neurons"][0]
         title_over(figure, f"Mean ablation of {neurons} neurons of {lettering(chosen['model'][0])} together")
     return figure
+
+
+def _costs_seen(table: pl.DataFrame) -> str:
+    chosen = table.filter(pl.col("set") != "random").row(0, named=True)
+    random = table.filter(pl.col("set") == "random")
+    told = (
+        f"Without the {chosen['neurons']:,} neurons ({chosen['set']}) the loss here changes by "
+        f"{number(chosen['loss_change'], 3)} nats."
+    )
+    if random.is_empty():
+        return f"{told} No others are left to draw from."
+    return f"{told} Without as many random ones it changes by {number(random['loss_change'].mean(), 3)} on average."
+
+
+COSTS = FigureKind(
+    name="costs",
+    file="role-costs",
+    title="What the universal neurons are worth together",
+    axes=f"{UNIVERSAL} {ABLATION} Here many are ablated at once: the universal ones (the best 1 % where there is "
+    "none), or as many random ones of the same layers. Up: change of the loss, and KL to the clean run, with 95 % "
+    "intervals.",
+    look="A coloured point well above the grey ones: these neurons matter more than others.",
+    stage="the stage roles",
+    needs=("costs",),
+    inputs=lambda store, _: (store.table("costs"),),
+    draw=costs,
+    seen=_costs_seen,
+)

@@ -1,10 +1,9 @@
-"""Figures 1 (e, f), 5, 6, 22–24: what neurons do to the next token's logits, and what those of one class do together.
+"""Figures 1 (e, f), 5, 23, 24: what neurons do to the next token's logits, and what those of one class do together.
 
-Where no neuron has a role, those that come nearest to it are drawn, and the titles say so (`with_nearest`).
+Where no neuron has a role, those that come nearest to it are drawn, and the titles say so (`role_candidates`).
 """
 
 from collections.abc import Mapping
-from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -12,10 +11,10 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
-from scipy import stats
+from matplotlib.ticker import MaxNLocator
 
 from universal_neurons.labels import ROLES_BY_WEIGHTS
+from universal_neurons.report.figures.illustration import EFFECT, ROLE, FigureKind, median, number
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -29,16 +28,15 @@ from universal_neurons.report.figures.style import (
     log_counts,
     title_over,
 )
+from universal_neurons.roles import effects_shown
 from universal_neurons.units import unit_name
 
 COLUMNS = 4  # of axes on a page
-PERCENTILES = (5, 25, 50, 75, 95, 99)
-NEAREST_SHARE = 0.01  # of the last third's neurons, where none is above the threshold
-LATE = 3  # the last third of the layers
-FEWEST = 3  # neurons for a density
 SPARSE, WIDE = 200, 4  # fewer values than this are drawn in bins so many times as wide
 LONGEST = 34  # characters of a class's name
 MOST_ENSEMBLES = 30
+EXAMPLES = 10  # of each role on the page of Fig 23
+KINDS = ("effect", "activation")  # of the histograms of an ensemble
 SIGNS = {1: "raises", -1: "lowers", 0: "", None: ""}
 
 
@@ -70,33 +68,68 @@ def effects_examples(histograms: pl.DataFrame, title: str, per_role: int = 1) ->
     return figure
 
 
-def role_by_layer(neurons: pl.DataFrame, threshold: float, title: str) -> Figure | None:
-    """Fig 6, 22: percentiles of kurtosis and skew of cos(w_out, W_U) by layer; the skew where the kurtosis is high.
+CLASSES = (
+    f"{ROLE} {EFFECT} Prediction neurons raise a few tokens, suppression neurons lower a few, partition neurons raise "
+    "some and lower others. A neuron's class is the set of tokens that explains most of its logit effects."
+)
 
-    Percentiles are means over the models, with their range; densities are of all models' neurons whose kurtosis is
-    above `threshold`, a line for each layer of the last third.  None where there are no weights.
-    """
-    finite = neurons.select("model", "layer", "vocab_kurt", "vocab_skew").drop_nulls()
-    finite = finite.filter(pl.col("vocab_kurt").is_finite() & pl.col("vocab_skew").is_finite())
-    if finite.is_empty():
-        return None
-    with mpl.rc_context(STYLE):
-        figure = canvas(3.8)
-        a, b, c = figure.subplots(1, 3)
-        _percentiles(a, finite, "vocab_kurt")
-        _percentiles(b, finite, "vocab_skew")
-        a.axhline(threshold, color="black", linewidth=0.8, linestyle=":")
-        log_counts(a)
-        a.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        b.axhline(0, color="black", linewidth=0.8, linestyle=":")
-        a.set(ylabel="kurtosis", title=f"(a) kurtosis of cos(w_out, W_U) (dotted: {threshold:g})")
-        b.set(ylabel="skew", title="(b) skew of cos(w_out, W_U)")
-        legend_below(a, title="percentile", title_fontsize=7)
-        _late_skew(c, finite, threshold)
-        count = finite["model"].n_unique()
-        spread = f"mean and range of {count} models" if count > 1 else lettering(finite["model"][0])
-        title_over(figure, f"{title} ({spread})")
-    return figure
+
+def _effects_seen(histograms: pl.DataFrame, *_: object) -> str:
+    sentences = []
+    for role in ROLES_BY_WEIGHTS:
+        for table in _by_neuron(histograms, role, "effect")[:1]:
+            first = table.row(0, named=True)
+            score = number(first["class_variance_reduction"])
+            how = "is nearest to the role" if first["nearest"] else "has the role"
+            sentences.append(
+                f"{_name(first)} {how} {role}: it {_class(first)}, which explains {score} of its logit effects."
+            )
+    return " ".join(sentences)
+
+
+EFFECTS = FigureKind(
+    name="logit_effects",
+    file="role-effects",
+    title="A neuron of each role by weights",
+    axes=f"{CLASSES} Across: logit effects. Up: the density over tokens, on a logarithmic scale, within the class and "
+    "outside it.",
+    look="Lines that lie apart: the neuron is about its class. To the right it raises the class, to the left it "
+    "lowers it.",
+    stage="the stage roles",
+    needs=("effects", "effect_histograms"),
+    inputs=lambda store, model: (effects_shown(store, model), f"Logit effects of neurons of {lettering(model)}"),
+    draw=effects_examples,
+    seen=_effects_seen,
+    per="one",
+)
+
+
+def _more_seen(histograms: pl.DataFrame, *_: object) -> str:
+    tables = [table for role in ROLES_BY_WEIGHTS for table in _by_neuron(histograms, role, "effect")[:EXAMPLES]]
+    rows = [table.row(0, named=True) for table in tables]
+    near = sum(bool(row["nearest"]) for row in rows)
+    scores = pl.Series([row["class_variance_reduction"] for row in rows], dtype=pl.Float64)
+    return (
+        f"Of the {len(rows)} neurons drawn here {len(rows) - near} have their role, {near} are nearest to it. Their "
+        f"classes explain {number(scores.min())} to {number(scores.max())} of their logit effects, {median(scores)} "
+        "by median."
+    )
+
+
+MORE_EFFECTS = FigureKind(
+    name="more_logit_effects",
+    file="role-effects-more",
+    title="More neurons of each role by weights",
+    axes=f"{CLASSES} A panel a neuron, up to ten of each role. Across: logit effects. Up: the density over tokens, "
+    "within the class and outside it.",
+    look="How often the lines lie apart. Classes that come again: several neurons do the same.",
+    stage="the stage roles",
+    needs=("effects", "effect_histograms"),
+    inputs=lambda store, model: (effects_shown(store, model), f"More neurons of {lettering(model)}", EXAMPLES),
+    draw=effects_examples,
+    seen=_more_seen,
+    per="one",
+)
 
 
 def same_class_figure(histograms: pl.DataFrame, title: str) -> Figure | None:
@@ -122,6 +155,40 @@ def same_class_figure(histograms: pl.DataFrame, title: str) -> Figure | None:
         after = "" if near else " neurons"
         title_over(figure, f"{title}: {near}{role}{after} of {_short(name)}")
     return figure
+
+
+def _same_class_seen(histograms: pl.DataFrame, _: str) -> str:
+    role, name = histograms.row(0, named=True)["role"], histograms.row(0, named=True)["class"]
+    one = histograms.filter((pl.col("role") == role) & (pl.col("class") == name))
+    middle = (pl.col("low") + pl.col("high")) / 2
+    mean = (pl.col("count") * middle).sum() / pl.col("count").sum()
+    means = one.group_by("kind", "in_class").agg(mean=mean)
+    of = {(kind, inside): value for kind, inside, value in means.iter_rows()}
+    neurons = one.select("model", "layer", "neuron").n_unique()
+    effects, activations = ([number(of.get((kind, side)), 3) for side in (True, False)] for kind in KINDS)
+    return (
+        f"The class of {neurons} neurons here is {_short(name)}. Their mean logit effect is {effects[0]} within it and "
+        f"{effects[1]} outside. Their mean activation is {activations[0]} before it and {activations[1]} elsewhere."
+    )
+
+
+SAME_CLASS = FigureKind(
+    name="same_class",
+    file="role-same-class",
+    title="Several neurons of one class",
+    axes=f"{CLASSES} A column a neuron. Above: densities of its logit effects over tokens. Below: of its activations "
+    "over positions, by whether the true next token is of the class.",
+    look="Lines that part above and below: the neuron fires before tokens of the class and raises (or lowers) them.",
+    stage="the stage roles",
+    needs=("class_histograms",),
+    inputs=lambda store, model: (
+        store.table("class_histograms").filter(pl.col("model") == model),
+        f"Neurons of one class of {lettering(model)}",
+    ),
+    draw=same_class_figure,
+    seen=_same_class_seen,
+    per="one",
+)
 
 
 def ensembles_figure(ensembles: pl.DataFrame, title: str) -> Figure | None:
@@ -158,6 +225,36 @@ def ensembles_figure(ensembles: pl.DataFrame, title: str) -> Figure | None:
         marked = " (*: only nearest to the role)" if shown["nearest"].any() else ""
         title_over(figure, title + marked)
     return figure
+
+
+def _ensembles_seen(ensembles: pl.DataFrame, _: str) -> str:
+    shown = ensembles.filter(pl.col("gain").is_finite()).head(MOST_ENSEMBLES)
+    better, worse = int((shown["gain_low"] > 0).sum()), int((shown["gain_high"] < 0).sum())
+    return (
+        f"Of {len(shown)} ensembles here the sum tells better, by its 95 % interval, than the best neuron in {better}, and worse in "
+        f"{worse}. The median gain is {median(shown['gain'])}. Two neurons' activations, given the class, have a "
+        f"median ρ of {median(shown['activation_corr'])}."
+    )
+
+
+ENSEMBLES = FigureKind(
+    name="ensembles",
+    file="role-ensembles",
+    title="Do neurons of one class know more together?",
+    axes=f"{CLASSES} A row an ensemble, neurons of one role and class. (a) |ρ| with whether the next token is of the "
+    "class. (b) Gain of the sum over the best neuron. (c) ρ of two neurons.",
+    look="(b) Bars that lie above 0: together they tell more than the best alone. (c) Circles near 0: each adds "
+    "something of its own.",
+    stage="the stage roles",
+    needs=("ensembles",),
+    inputs=lambda store, model: (
+        store.table("ensembles").filter(pl.col("model") == model),
+        f"Neurons of one class of {lettering(model)} together",
+    ),
+    draw=ensembles_figure,
+    seen=_ensembles_seen,
+    per="one",
+)
 
 
 def _by_neuron(histograms: pl.DataFrame, role: str, kind: str) -> list[pl.DataFrame]:
@@ -201,43 +298,3 @@ def _without_neurons(histograms: pl.DataFrame) -> str:
     missing = [role for role in ROLES_BY_WEIGHTS if role not in roles]
     near = ": the nearest are shown" if histograms["nearest"].any() else ""
     return f"\nno {' or '.join(missing)} neuron{near}" if missing else ""
-
-
-def _percentiles(axes: Axes, neurons: pl.DataFrame, metric: str) -> None:
-    colours = mpl.colormaps["viridis"](np.linspace(0.9, 0, len(PERCENTILES)))
-    for percent, colour in zip(PERCENTILES, colours):
-        by_model = neurons.group_by("model", "layer").agg(pl.col(metric).quantile(percent / 100, "linear"))
-        value = pl.col(metric)
-        rows = by_model.group_by("layer").agg(mean=value.mean(), low=value.min(), high=value.max()).sort("layer")
-        axes.fill_between(rows["layer"], rows["low"], rows["high"], color=colour, alpha=0.25, linewidth=0)
-        axes.plot(rows["layer"], rows["mean"], "o-", color=colour, markersize=2.5, linewidth=1, label=f"{percent} %")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("layer")
-
-
-def _late_skew(axes: Axes, neurons: pl.DataFrame, threshold: float) -> None:
-    """The density of the skew in each of the last layers, of neurons whose kurtosis is above the threshold."""
-    n_layers = int(neurons["layer"].max()) + 1  # type: ignore[arg-type]
-    models = neurons["model"].n_unique()
-    layers = range(n_layers - max(1, n_layers // LATE), n_layers)
-    late = neurons.filter(pl.col("layer").is_in(list(layers)))
-    chosen = late.filter(pl.col("vocab_kurt") > threshold)
-    choice = f"kurtosis > {threshold:g}"
-    if chosen.is_empty():
-        chosen = late.sort("vocab_kurt", descending=True).head(max(FEWEST, round(NEAREST_SHARE * len(late))))
-        choice = f"none has {choice}: the {len(chosen)} highest"
-    bound = float(np.abs(chosen["vocab_skew"].to_numpy()).max()) * 1.4 + 1e-9
-    grid = np.linspace(-bound, bound, 400)
-    counts = []
-    for layer, colour in zip(layers, mpl.colormaps["viridis"](np.linspace(0.85, 0, len(layers)))):
-        skew = chosen.filter(pl.col("layer") == layer)["vocab_skew"].to_numpy()
-        counts.append(f"{len(skew) / models:.1f}".removesuffix(".0"))
-        if len(skew) >= FEWEST and np.ptp(skew) > 0:
-            axes.plot(grid, stats.gaussian_kde(skew)(grid), color=colour, linewidth=1.2, label=f"layer {layer}")
-        elif len(skew):
-            axes.plot(skew, np.zeros(len(skew)), "|", color=colour, markersize=12, label=f"layer {layer}")
-    axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="skew", ylabel="density", ylim=(0, None))
-    what = "neurons a model" if models > 1 else "neurons"
-    axes.set_title(fill(f"(c) skew, {choice}: {' / '.join(counts)} {what}", 48), fontsize=9)
-    legend_below(axes)

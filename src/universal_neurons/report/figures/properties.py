@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import stats
 
+from universal_neurons.report.figures.illustration import UNIVERSAL, FigureKind, median, number, percent
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -27,6 +28,7 @@ from universal_neurons.report.figures.style import (
     title_over,
 )
 from universal_neurons.statistics import RANKED
+from universal_neurons.storage import Store
 
 METRICS = {
     "sparsity": "activation\nfrequency",
@@ -39,6 +41,7 @@ METRICS = {
     "vocab_kurt": "kurtosis of\ncos(w_out, W_U)",
 }
 BY_LAYER = ("sparsity", "skew", "kurt", "input_bias", "in_out_sim", "l2_penalty", "vocab_kurt")
+SINGLED = "Universal neurons are singled out, or where none is, the top 1 % by excess."
 LETTERS = 4  # nested boxes of a letter-value plot: 50, 75, 87.5, 93.75 %
 
 
@@ -65,6 +68,46 @@ def percentiles(models: Mapping[str, pl.DataFrame]) -> Figure | None:
         axes.set(ylabel="percentile within the layer", ylim=(0, 100))
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def _percentiles_seen(models: Mapping[str, pl.DataFrame]) -> str:
+    name, table = next((name, table) for name, table in models.items() if highlighted(table) is not None)
+    mask, kind = highlighted(table) or (np.ones(len(table), bool), "")
+    middle = {}
+    for metric in RANKED:
+        values = table.filter(mask)[f"{metric}_percentile"].fill_nan(None).drop_nulls().to_numpy()
+        if len(values):
+            middle[METRICS[metric].replace("\n", " ")] = float(np.median(values))
+    far = sorted(middle.items(), key=lambda item: -abs(item[1] - 50))[:2]
+    places = " and ".join(f"{value:.0f} in {metric}" for metric, value in far)
+    farthest = f"Their medians lie farthest from 50 at {places}." if far else "They have no percentile."
+    return f"Neurons of {lettering(name)} drawn here: {int(mask.sum())}, {kind}. {farthest}"
+
+
+PERCENTILES = FigureKind(
+    name="percentiles",
+    file="percentiles",
+    title="Where universal neurons stand among those of their layer",
+    axes=f"{UNIVERSAL} {SINGLED} Each statistic as the percentile within the neuron's own layer. Line: the median. "
+    "Nested boxes: 50, 75, 87.5 and 93.75 % of the neurons.",
+    look="Medians far from 50 (dotted): in these statistics universal neurons are not like any other.",
+    stage="the stages universality, weights and statistics",
+    needs=("matches",),
+    inputs=lambda store, _: (of_models(store),),
+    draw=percentiles,
+    seen=_percentiles_seen,
+    asked=True,
+)
+
+
+def of_models(store: Store) -> dict[str, pl.DataFrame]:
+    """The neurons of the models that were asked about (else of all)."""
+    names = store.askers or store.models
+    return {name: store.neurons.filter(pl.col("model") == name) for name in names}
+
+
+def _of_model(store: Store, model: str) -> tuple[pl.DataFrame, str]:
+    return store.neurons.filter(pl.col("model") == model), model
 
 
 def _letter_values(axes: Axes, centre: float, values: np.ndarray, width: float, colour: str) -> None:
@@ -106,6 +149,32 @@ def sparsity_against_cosine(neurons: pl.DataFrame, title: str) -> Figure | None:
     return figure
 
 
+def _sparsity_seen(neurons: pl.DataFrame, _: str) -> str:
+    both = neurons.select("sparsity", "in_out_sim").drop_nulls().filter(pl.all_horizontal(pl.all().is_finite()))
+    x, y = both["in_out_sim"].to_numpy(), both["sparsity"].to_numpy()
+    fit = number(float(np.corrcoef(x, y)[0, 1])) if np.ptp(x) > 0 and np.ptp(y) > 0 else "–"
+    return (
+        f"Over {len(both):,} neurons here r is {fit}. The median neuron is active on {percent(float(np.median(y)))} "
+        f"of the positions and has a cosine of {median(x)}."
+    )
+
+
+SPARSITY = FigureKind(
+    name="sparsity",
+    file="sparsity",
+    title="How often neurons are active, by the cosine of their weights",
+    axes="Across: the cosine of what a neuron reads (w_in) and writes (w_out). Up: activation frequency, the share of "
+    "positions on which it is active. Colour: neurons. Line: a straight fit.",
+    look="A slope. Neurons at a cosine near −1 take away what they read, those near 1 add to it.",
+    stage="the stages weights and statistics",
+    needs=("neurons",),
+    inputs=_of_model,
+    draw=sparsity_against_cosine,
+    seen=_sparsity_seen,
+    per="each",
+)
+
+
 def nearest(neurons: pl.DataFrame, title: str) -> Figure | None:
     """Fig 10: the highest and lowest cosine with another neuron of the model, and the highest ρ in its layer."""
     columns = {
@@ -137,6 +206,31 @@ def nearest(neurons: pl.DataFrame, title: str) -> Figure | None:
     return figure
 
 
+def _neighbours_seen(neurons: pl.DataFrame, _: str) -> str:
+    names = {"in_cos_max": "w_in", "out_cos_max": "w_out", "layer_corr_max": "ρ"}
+    sentences = []
+    for group, (table, _colour) in _groups(neurons).items():
+        parts = [f"{name} {median(table[c])}" for c, name in names.items() if table[c].is_not_null().any()]
+        sentences.append(f"Median highest values of {group}: {', '.join(parts)}.")
+    return " ".join(sentences)
+
+
+NEIGHBOURS = FigureKind(
+    name="neighbours",
+    file="nearest",
+    title="How alike a neuron is to others of its own model",
+    axes=f"{UNIVERSAL} {SINGLED} Of every neuron the highest and the lowest cosine of w_in, and of w_out, with "
+    "another neuron of the model, and the highest ρ in its layer. Up: the share of neurons.",
+    look="Neurons at 1 or −1: the model has them twice, or has their opposite.",
+    stage="the stage weights",
+    needs=("neurons",),
+    inputs=_of_model,
+    draw=nearest,
+    seen=_neighbours_seen,
+    per="each",
+)
+
+
 def by_layer(neurons: pl.DataFrame, title: str) -> Figure | None:
     """Fig 14: metrics by layer, the neurons singled out against the rest: medians with quartiles."""
     metrics = [metric for metric in BY_LAYER if neurons[metric].is_not_null().any()]
@@ -166,6 +260,30 @@ def by_layer(neurons: pl.DataFrame, title: str) -> Figure | None:
         legend_below(grid[0])
         title_over(figure, f"{lettering(title)}: median and quartiles by layer")
     return figure
+
+
+def _layers_seen(neurons: pl.DataFrame, _: str) -> str:
+    metrics = [metric for metric in BY_LAYER if neurons[metric].is_not_null().any()][:3]
+    sentences = []
+    for group, (table, _colour) in _groups(neurons).items():
+        parts = [f"{METRICS[metric]} {median(table[metric])}".replace("\n", " ") for metric in metrics]
+        sentences.append(f"Medians of {group}, over all layers: {', '.join(parts)}.")
+    return " ".join(sentences)
+
+
+LAYERS = FigureKind(
+    name="by_layer",
+    file="layers",
+    title="What neurons look like in each layer",
+    axes=f"{UNIVERSAL} {SINGLED} Up: a statistic. Across: the layer. Dot: the median over neurons. Bar: the quartiles.",
+    look="Layers where the two colours part: there universal neurons differ from the others.",
+    stage="the stages weights and statistics",
+    needs=("neurons",),
+    inputs=_of_model,
+    draw=by_layer,
+    seen=_layers_seen,
+    per="each",
+)
 
 
 def _groups(neurons: pl.DataFrame) -> dict[str, tuple[pl.DataFrame, str]]:

@@ -1,8 +1,10 @@
 """What all figures share: their style, whom they single out, and their bytes."""
 
+import base64
 import io
 import re
 import warnings
+from html import escape
 from textwrap import fill
 from typing import Any
 
@@ -62,9 +64,26 @@ class PowersOfTen(LogFormatterSciNotation):
         return re.sub(r"\^\{(.+?)\}", lambda power: power[1].translate(RAISED), plain)
 
 
+class NotebookFigure(Figure):
+    """A figure that a notebook shows without pyplot, its caption under it."""
+
+    title: str = ""
+    caption: object = ""
+
+    def _repr_png_(self) -> bytes:
+        return render(self, "png")
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(render(self, "png")).decode()
+        return (
+            f'<figure><img alt="{escape(self.title)}" style="max-width: 100%" src="data:image/png;base64,{picture}">'
+            f"<figcaption>{escape(str(self.caption))}</figcaption></figure>"
+        )
+
+
 def canvas(height: float) -> Figure:
     """An empty figure, as wide as all others, so that letters have one size on a page; `height` in inches."""
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    return NotebookFigure(figsize=(WIDTH, height), layout="constrained")
 
 
 def one_panel(figure: Figure) -> tuple[Axes, Axes]:

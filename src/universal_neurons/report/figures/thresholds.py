@@ -4,6 +4,7 @@ import matplotlib as mpl
 import polars as pl
 from matplotlib.figure import Figure
 
+from universal_neurons.report.figures.illustration import UNIVERSAL, FigureKind, number
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -49,6 +50,36 @@ def thresholds(counts: pl.DataFrame, asker: str, threshold: float) -> Figure:
         axes.set(xlabel="threshold of the excess correlation", ylabel="neurons above it", title=title)
         legend_aside(axes, aside)
     return figure
+
+
+def _seen(counts: pl.DataFrame, asker: str, threshold: float) -> str:
+    rows = counts.filter(pl.col("asker") == asker)
+    at = rows.sort((pl.col("threshold") - threshold).abs(), maintain_order=True).row(0, named=True)
+    untrained = at["untrained"]
+    beside = "" if untrained is None else f", and {number(untrained, 1)} of untrained networks"
+    return (
+        f"Above {at['threshold']:g} here lie {at['universal']:,} neurons of {lettering(asker)}. The 95 % "
+        f"interval of {at['surely']:,} is wholly above, of {at['possibly']:,} it reaches above. In a draw of random bases "
+        f"{number(at['rotated'], 1)} do{beside}."
+    )
+
+
+THRESHOLDS = FigureKind(
+    name="thresholds",
+    file="thresholds",
+    title="The count of universal neurons at every threshold",
+    axes=f"{UNIVERSAL} Neurons above each threshold, on a logarithmic scale. Band: those whose 95 % interval on "
+    "held-out rows lies above it, to those whose interval reaches it. Dotted curves: chance.",
+    look="The distance between the curve and those of chance at the threshold (the dotted upright line). A steep curve "
+    "there: the count is the threshold's choice.",
+    stage="the stage universality",
+    needs=("thresholds",),
+    inputs=lambda store, asker: (store.table("thresholds"), asker, store.config.threshold),
+    draw=thresholds,
+    seen=_seen,
+    per="each",
+    asked=True,
+)
 
 
 def _from_one(counts: pl.Series) -> list[float]:

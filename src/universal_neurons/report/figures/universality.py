@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from scipy import stats
 
+from universal_neurons.report.figures.illustration import EXCESS, UNIVERSAL, FigureKind, median, number, percent
 from universal_neurons.report.figures.style import (
     STYLE,
     canvas,
@@ -20,6 +21,9 @@ from universal_neurons.report.figures.style import (
     log_counts,
     one_panel,
 )
+from universal_neurons.report.other_threshold import as_made
+from universal_neurons.report.summary import shown_neurons
+from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 
 COLOURS = {"mean_corr": "#1f6f8b", "mean_baseline": "#b0a18f", "excess_corr": "#c8553d"}
@@ -79,6 +83,39 @@ def _heat_map(axes: Axes, layers: pl.DataFrame) -> None:
     axes.figure.colorbar(image, ax=axes)
 
 
+def _universality_seen(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, threshold: float) -> str:
+    alive = _alive(neurons, asker)
+    if alive.is_empty():
+        return "No neuron here is alive."
+    universal, every = int(alive["is_universal"].sum()), int((neurons["model"] == asker).sum())
+    dead = f"; {every - len(alive):,} are dead" if every > len(alive) else ""
+    same = layers.filter((pl.col("asker") == asker) & (pl.col("layer") == pl.col("match_layer")))["fraction"]
+    return (
+        f"{universal:,} of {every:,} neurons ({percent(universal / every, 1)}{dead}) have an excess above "
+        f"{threshold:g}; the highest is {number(alive['excess_corr'].max())}. The baseline reaches "
+        f"{number(alive['mean_baseline'].max())} at most. Of the best matches {percent(same.fill_nan(None).mean())} "
+        "lie in the layer of the same number."
+    )
+
+
+UNIVERSALITY = FigureKind(
+    name="universality",
+    file="universality",
+    title="How well other models match each neuron",
+    axes=f"{UNIVERSAL} (a) Neurons by best ρ, baseline and excess, on a logarithmic scale. (b) A point a neuron: its "
+    "best ρ in the model that matches it best, and worst. (c) Layers: where best matches lie.",
+    look="A tail of the excess to the right of the dotted threshold. Points near the diagonal: every model has the "
+    "neuron. A bright diagonal: matches lie in the same layer.",
+    stage="the stage universality",
+    needs=("matches", "layers"),
+    inputs=lambda store, asker: (store.neurons, store.layers, asker, store.config.threshold),
+    draw=universality,
+    seen=_universality_seen,
+    per="each",
+    asked=True,
+)
+
+
 def densities(neurons: Mapping[str, pl.DataFrame]) -> Figure:
     """Fig 11: densities of the best, baseline and excess correlation, a line for each reference model."""
     with mpl.rc_context(STYLE):
@@ -98,6 +135,37 @@ def densities(neurons: Mapping[str, pl.DataFrame]) -> Figure:
         if axes.lines:
             legend_below(axes)
     return figure
+
+
+def _densities_seen(neurons: Mapping[str, pl.DataFrame]) -> str:
+    sentences = []
+    for label, table in list(neurons.items())[:3]:
+        alive = table.filter(~pl.col("dead"))
+        parts = [f"{NAMES[column]} {median(alive[column])}" for column in COLOURS]
+        sentences.append(f"Medians of {lettering(label)}: {', '.join(parts)}.")
+    more = len(neurons) - len(sentences)
+    return " ".join(sentences) + (f" {more} more are drawn." if more else "")
+
+
+DENSITIES = FigureKind(
+    name="densities",
+    file="densities",
+    title="Densities of the best, baseline and excess correlation",
+    axes=f"{EXCESS} The share of neurons at each value, on a logarithmic scale, a line for each model asked about.",
+    look="A best ρ that lies to the right of its baseline. Lines that lie on one another: it matters little which "
+    "model is asked about.",
+    stage="the stage universality",
+    needs=("matches",),
+    inputs=lambda store, _: (by_asker(store),),
+    draw=densities,
+    seen=_densities_seen,
+    asked=True,
+)
+
+
+def by_asker(store: Store, prefix: str = "") -> dict[str, pl.DataFrame]:
+    """The neurons of every model that was asked about."""
+    return {prefix + asker: store.neurons.filter(pl.col("model") == asker) for asker in store.askers}
 
 
 def convergence(table: pl.DataFrame, threshold: float) -> Figure:
@@ -130,6 +198,36 @@ def convergence(table: pl.DataFrame, threshold: float) -> Figure:
     return figure
 
 
+def _convergence_seen(table: pl.DataFrame, threshold: float) -> str:
+    rows = table.filter(pl.col("asker") == table["asker"][0]).sort("tokens").to_dicts()
+    if len(rows) < 2:
+        tokens = sum(row["tokens"] for row in rows)
+        return f"The corpus is one shard, {tokens:,} tokens: too short to see whether more would change the answer."
+    before, last = rows[-2], rows[-1]
+    change = number(last["corr_median"] - before["corr_median"], 3)
+    return (
+        f"From {before['tokens']:,} to {last['tokens']:,} tokens the median best ρ changed by {change}. The neurons "
+        f"with excess > {threshold:g} went from {before['universal']} to {last['universal']}. "
+        f"{percent(before['same_match'])} of the best matches were already the final ones."
+    )
+
+
+CONVERGENCE = FigureKind(
+    name="convergence",
+    file="convergence",
+    title="Was the corpus large enough?",
+    axes=f"{EXCESS} After so many tokens: the best ρ over neurons, how many exceed the threshold, and how many best "
+    "matches are those of the end. Every point uses two draws of the baseline.",
+    look="Curves that are level at their right end: more text would change little.",
+    stage="the stage universality",
+    needs=("convergence",),
+    inputs=lambda store, _: (store.convergence, as_made(store).config.threshold),
+    draw=convergence,
+    seen=_convergence_seen,
+    asked=True,
+)
+
+
 def _few(ticks: list[int]) -> list[int]:
     """Ticks that are at least a factor 2 apart, the last one kept."""
     kept = ticks[-1:]
@@ -157,6 +255,42 @@ def intervals(shown: pl.DataFrame, threshold: float, title: str) -> Figure:
     return figure
 
 
+def _intervals_seen(shown: pl.DataFrame, threshold: float, _: str) -> str:
+    if shown.is_empty():
+        return "No neuron here is alive."
+    low, high = (shown[f"excess_{end}"].fill_nan(None) for end in ("low", "high"))
+    above, below = int((low > threshold).sum()), int((high <= threshold).sum())
+    lost = number((shown["excess_corr"] - shown["excess_heldout"]).fill_nan(None).mean())
+    return (
+        f"Of {len(shown)} intervals here {above} lie above {threshold:g}, {below} below, and "
+        f"{len(shown) - above - below} reach across it or are unknown. On held-out rows the excess is {lost} lower on "
+        "average."
+    )
+
+
+INTERVALS = FigureKind(
+    name="intervals",
+    file="intervals",
+    title="How sure the excess of the best neurons is",
+    axes=f"{UNIVERSAL} A row a neuron. Circle: the excess on the rows that chose its matches. Stroke and bar: the "
+    "excess on rows held out from choosing, and its 95 % interval. Dotted: the threshold.",
+    look="Bars that lie wholly to the right of the dotted line: these are universal, whatever the rows. Circles far to the right "
+    "of their bars: choosing was optimistic.",
+    stage="the stage universality",
+    needs=("matches",),
+    inputs=lambda store, asker: _intervals_inputs(store, asker),
+    draw=intervals,
+    seen=_intervals_seen,
+    per="each",
+    asked=True,
+)
+
+
+def _intervals_inputs(store: Store, asker: str) -> tuple[pl.DataFrame, float, str]:
+    shown, title = shown_neurons(store, asker)
+    return shown, store.config.threshold, title
+
+
 def by_subset(subsets: pl.DataFrame, threshold: float) -> Figure:
     """Excess correlation within each subset: its quartiles, 1st and 99th percentile, and the universal count."""
     with mpl.rc_context(STYLE):
@@ -177,6 +311,36 @@ def by_subset(subsets: pl.DataFrame, threshold: float) -> Figure:
         of_many = f", the first {MOST_SUBSETS} of {len(every):,}" if len(every) > MOST_SUBSETS else ""
         axes.set(xlabel="excess correlation", title=f"Within subsets (whiskers: 1 and 99 %){of_many}")
     return figure
+
+
+def _subsets_seen(subsets: pl.DataFrame, threshold: float) -> str:
+    excess = pl.col("excess_corr").fill_nan(None)
+    counted = subsets.group_by("subset", maintain_order=True).agg(
+        universal=(excess > threshold).sum(), median=excess.median()
+    )
+    ranked = counted.sort("universal", descending=True, maintain_order=True)
+    most, fewest = ranked.row(0, named=True), ranked.row(-1, named=True)
+    return (
+        f"{most['universal']:,} neurons pass within {lettering(most['subset'])}, the most, and "
+        f"{fewest['universal']:,} within {lettering(fewest['subset'])}, the fewest. Median excesses lie between "
+        f"{number(counted['median'].min())} and {number(counted['median'].max())}."
+    )
+
+
+SUBSETS = FigureKind(
+    name="subsets",
+    file="subsets",
+    title="Excess correlation within subsets of the text",
+    axes=f"{UNIVERSAL} A row a subset of the text. Box: the quartiles of the excess over neurons. Whiskers: 1 and 99 "
+    "%. Dotted: the threshold.",
+    look="Boxes that lie alike: universality is not of one kind of text.",
+    stage="uneurons run --subset",
+    needs=("subsets",),
+    inputs=lambda store, _: (store.subsets, store.config.threshold),
+    draw=by_subset,
+    seen=_subsets_seen,
+    asked=True,
+)
 
 
 def _alive(neurons: pl.DataFrame, asker: str) -> pl.DataFrame:
