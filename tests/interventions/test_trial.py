@@ -220,7 +220,22 @@ def test_going_on_from_a_clean_run_is_running_the_whole_model(family, layer, fro
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("layer", [0, 1])
-@pytest.mark.parametrize("name", ["gemma", "gemma3_text", "olmo2", "glm4", "granite", "cohere", "phi3", "falcon"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gemma",
+        "gemma3_text",
+        "olmo2",
+        "glm4",
+        "granite",
+        "cohere",
+        "phi3",
+        "falcon",
+        "falcon, sequential",
+        "bloom",
+        "mpt",
+    ],
+)
 def test_it_goes_on_through_norms_behind_the_mlp_and_multipliers(name, layer, frozen):
     model, neurons, edit = tiny_types.model_of(name), [20, 3], Edit("multiply", 3.0)
     trial = Trial(model, Readout(model), some_tokens(), np.array([6, 0]), layer)
