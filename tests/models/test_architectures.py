@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_tokenizer, some_text
+from conftest import CONTEXT, small_tokenizer, some_text
 from tiny_types import KINDS, model_of, network_of
 from torch import Tensor
 
 import universal_neurons as un
 from universal_neurons.errors import ArchitectureError
-from universal_neurons.models import Model, matrix_of, verify
+from universal_neurons.interventions import Readout
+from universal_neurons.models import Model, load_weights, matrix_of, quiet_transformers, verify
 from universal_neurons.models.architecture_table import ARCHITECTURES
 from universal_neurons.models.locations import resolve_sources
+from universal_neurons.models.model import context_of
+from universal_neurons.roles.stage import why_no_roles
 
 IDS = torch.arange(1, 41).view(2, 20) * 7
 ACTIVATIONS = ("act", "act_fn", "activation_fn", "gelu_impl", "intermediate_act_fn", "activation")
@@ -39,6 +42,33 @@ def test_it_passes_the_check_and_reads_rows_as_long_as_its_context(name):
     row = torch.arange(model.context)[None] + 3
     assert model.activations(row).shape == (1, model.context, model.n_neurons)
     assert model.logits(row).isfinite().all()
+
+
+def test_a_model_without_positions_has_a_context_too():
+    assert model_of("mpt").context == CONTEXT
+    config = copy.deepcopy(model_of("bloom").hf.config)
+    del config.max_position_embeddings
+    assert context_of(config, model_of("bloom").architecture) == 2048
+    config.seq_length = 4096
+    assert context_of(config, model_of("bloom").architecture) == 4096
+
+
+NO_ROLES = {
+    "gemma2": "capped by a tanh",
+    "opt, post": "a projection of the residual stream",
+    "electra": "a projection of the residual stream",
+    "modernbert": "an encoder",
+    "eurobert": "an encoder",
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_has_roles_or_a_reason_why_not(name):
+    model = model_of(name)
+    why = why_no_roles(model)
+    assert NO_ROLES.get(name, "norms follow the residual sum" if KINDS[name].norm == "post" else "") in why
+    if not why:
+        Readout(model)
 
 
 def block_outputs(hf, blocks) -> tuple[list[Tensor], list[Tensor]]:
@@ -188,8 +218,6 @@ def test_a_study_matches_a_permuted_copy_with_itself(name, tmp_path):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_it_loads_from_a_folder(name, tmp_path):
-    from universal_neurons.models import load_weights, quiet_transformers
-
     model = model_of(name)
     with quiet_transformers():
         model.hf.save_pretrained(tmp_path)
@@ -241,6 +269,13 @@ def test_a_row_that_is_wrong_is_refused_by_the_running_model(what, monkeypatch):
     )
     with pytest.raises(ArchitectureError, match=said):
         verify(Model(model_of(name).hf, name))
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    network = network_of("gpt2")
+    network.lm_head.register_forward_hook(lambda _m, _a, out: out.masked_fill(out > 0, torch.nan))
+    with pytest.raises(ArchitectureError, match="logits"):
+        verify(Model(network, "broken"))
 
 
 def test_every_field_of_a_row_is_broken_above_or_checked_elsewhere():

@@ -34,7 +34,7 @@ def attention_parts(model: Model) -> AttentionParts:
             f"{model.name}: its attention is not known",
             given=f"{model.architecture.name}, whose row of the table names no attention",
             wanted="a causal model, whose attention has a sink at BOS",
-            fix="leave the model out, or name its AttentionParts in architectures.py",
+            fix="leave the model out, or name its AttentionParts in architecture_table.py",
         )
     return parts
 

@@ -28,7 +28,7 @@ HEADLESS = "no unembedding: no logits, no roles, no vocab_* columns"
 NARROW = "its unembedding reads a projection of the residual stream: no vocab_* columns"
 DIVIDED = "a norm follows its MLP: w_out has that norm's gain, not its division by the size of all that the MLP writes"
 CAPPED = "its logits are capped by a tanh: the unembedding is not centred, no roles"
-UNBOUNDED = 2048
+UNBOUNDED = 2048  # the context of a model that has no longest row
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -172,7 +172,8 @@ class Model(Described):
 
     def written(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What a unit of each neuron's activation adds to the residual stream, or to what the `out_norm` reads."""
-        return matrix_of(self.part(layer, "w_out")).T * self.residual_multiplier
+        weight, factor = matrix_of(self.part(layer, "w_out")).T, self.residual_multiplier
+        return weight if factor == 1 else weight * factor
 
     @contextlib.contextmanager
     def capturing(self, sink: Sink, *, pre_activations: bool = False) -> Iterator[None]:
@@ -265,8 +266,8 @@ def _hand_over(sink: Sink, layer: int, half: slice, _m: nn.Module, args: Any, ou
 
 
 def context_of(config: Any, row: Architecture) -> int:
-    """The longest row that a configuration allows; BLOOM's, which adds biases in place of positions, names none."""
-    named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    """The longest row that a configuration allows; BLOOM's, with biases in place of positions, need not name one."""
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length"))
     context = next((number for number in named if number is not None), UNBOUNDED)
     return context - config.pad_token_id - 1 if row.positions_after_padding else context
 

@@ -171,8 +171,8 @@ def _block_errors(model: Model, layer: int, block: nn.Module, call: Any, positio
 
 
 def _error(found: Tensor, expected: Tensor, rounding: float) -> float:
-    """The largest difference beyond rounding, as a share of the largest value."""
-    error = max(0.0, float((found - expected).abs().max()) - rounding)
+    """The largest difference beyond rounding, as a share of the largest value; NaN where one is."""
+    error = max(float((found - expected).abs().max()) - rounding, 0.0)
     return error / max(float(expected.abs().max()), 1e-30)
 
 
@@ -192,13 +192,11 @@ def _logit_error(model: Model, ids: Tensor) -> float:
     if not seen:
         return float("inf")
     unembedding = module_at(model.hf, row.unembedding)
-    normed = Norm(norm, row, seen[0])(seen[0])
-    bias = getattr(unembedding, "bias", None)
-    bias = bias.float() if isinstance(bias, Tensor) else None
-    weight = matrix_of(unembedding).float()
+    weight, bias = matrix_of(unembedding), getattr(unembedding, "bias", None)
+    normed = Norm(norm, row, seen[0])(seen[0]).to(weight.dtype)
     if weight.shape != (logits.shape[-1], normed.shape[-1]):
         return float("inf")
-    expected = nn.functional.linear(normed, weight, bias) * model.logit_multiplier
+    expected = nn.functional.linear(normed, weight, bias).float() * model.logit_multiplier
     if model.logit_cap is not None:
         expected = model.logit_cap * torch.tanh(expected / model.logit_cap)
     return _error(logits, expected, 0.0)
