@@ -98,7 +98,11 @@ def tiny_network(family: str, seed: int = 0, **changes):
     torch.manual_seed(seed)
     loader = AutoModelForMaskedLM if family == "bert" else AutoModelForCausalLM
     with quiet_transformers():
-        network = loader.from_config(AutoConfig.for_model(family, **common | FAMILIES[family] | changes))
+        return random_norms(loader.from_config(AutoConfig.for_model(family, **common | FAMILIES[family] | changes)))
+
+
+def random_norms(network):
+    """The network, evaluating, with norms and biases that are random, so that nothing holds by accident."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if parameter.dim() == 1:

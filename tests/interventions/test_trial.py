@@ -5,6 +5,7 @@ import functools
 
 import numpy as np
 import pytest
+import tiny_types
 import torch
 from conftest import FAMILIES, tiny_network
 from hand_written import predictions
@@ -215,6 +216,39 @@ def test_going_on_from_a_clean_run_is_running_the_whole_model(family, layer, fro
                 expected["scale"] = (scale.numpy() if frozen else scale_by_hand(family, after)).ravel()[trial.kept]
                 for name, numbers in expected.items():
                     close(getattr(found, name)[place, which], numbers, name)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gemma",
+        "gemma3_text",
+        "olmo2",
+        "glm4",
+        "granite",
+        "cohere",
+        "phi3",
+        "falcon",
+        "falcon, sequential",
+        "bloom",
+        "mpt",
+    ],
+)
+def test_it_goes_on_through_norms_behind_the_mlp_and_multipliers(name, layer, frozen):
+    model, neurons, edit = tiny_types.model_of(name), [20, 3], Edit("multiply", 3.0)
+    trial = Trial(model, Readout(model), some_tokens(), np.array([6, 0]), layer)
+    found = trial.try_out(layer, neurons, [edit], frozen=frozen)
+    logits, residual = seen_of(model, trial.ids)
+    scale = trial.readout.norm.scale(residual) if frozen else None
+    for place, neuron in enumerate(neurons):
+        changed, _ = seen_after(model, trial.ids, f"L{layer}.{neuron}", edit, scale)
+        changed, clean = (x.flatten(0, 1)[trial.kept] for x in (changed, logits))
+        expected = predictions(changed, trial.clean.targets, clean)
+        for what in ("loss", "entropy", "divergence"):
+            close(getattr(found, what)[place, 0], expected[what], what)
+        assert (found.loss[place, 0] - trial.clean.metrics.loss).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("layer", [0, 1])

@@ -95,11 +95,6 @@ def test_a_row_that_names_the_wrong_module_is_refused():
         verify(model)
 
 
-def test_a_variant_that_normalises_its_output_is_refused():
-    with pytest.raises(ArchitectureError, match="residual stream"):
-        verify(tiny_model("opt", do_layer_norm_before=False))
-
-
 def test_a_base_model_alone_is_refused():
     with pytest.raises(ArchitectureError, match="AutoModelForCausalLM"):
         Model(GPT2Model(tiny_network("gpt2").config), "headless")

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import tiny_network
+from tiny_types import KINDS, network_of
 from torch.nn import functional
 
 from universal_neurons import processed_weights
@@ -15,6 +16,7 @@ from universal_neurons.errors import ArchitectureError, InputError
 from universal_neurons.interventions import Heads, bos_key, path_effects, without_path
 from universal_neurons.interventions.paths import eager_attention
 from universal_neurons.models import Model, matrix_of
+from universal_neurons.models.architecture_table import architecture_of
 from universal_neurons.report.figures.attention import attention_neurons, attention_pairs
 from universal_neurons.report.figures.style import render
 from universal_neurons.roles import attention as roles
@@ -37,6 +39,10 @@ VARIANTS = {
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}),
     "opt": ("opt", {}),
 }  # fmt: skip
+OTHERS = (
+    "apertus", "arcee", "cwm", "gemma", "granite", "internlm3", "ministral", "ministral3", "nemotron", "seed_oss",
+    "starcoder2",
+)  # fmt: skip
 
 
 def bare(family, seed=0, name="tiny", **changes):
@@ -44,6 +50,8 @@ def bare(family, seed=0, name="tiny", **changes):
 
 
 def variant(name, seed=0):
+    if name in OTHERS:
+        return Model(network_of(name, seed), name)
     family, changes = VARIANTS[name]
     return bare(family, seed, **changes)
 
@@ -67,7 +75,14 @@ def hooks(model):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules())
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+def test_every_attention_of_the_table_is_tried_out():
+    known = {
+        kind.model_type for kind in KINDS.values() if architecture_of({"model_type": kind.model_type}, "").attention
+    }
+    assert known == {family for family, _ in VARIANTS.values()} | set(OTHERS)
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, *OTHERS])
 def test_queries_keys_scaling_and_rotation_give_the_models_own_pattern(name):
     model = variant(name)
     positions = torch.arange(CONTEXT)
@@ -86,7 +101,7 @@ def test_queries_keys_scaling_and_rotation_give_the_models_own_pattern(name):
             torch.testing.assert_close(scores.softmax(-1), pattern, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *OTHERS])
 def test_values_and_w_o_give_what_the_attention_adds(name):
     """Σ heads W_O Σ A v + b is what the attention module writes (up to its mean, where W_O is centred)."""
     model = variant(name)
@@ -283,7 +298,7 @@ def test_without_path_is_the_forward_pass_by_hand(family, neurons):
     assert torch.equal(model.forward(IDS).last_hidden_state, clean)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, "gemma", "granite", "nemotron", "starcoder2"])
 def test_path_effects_are_the_difference_of_two_eager_passes(name, monkeypatch):
     model = variant(name)
     neurons, head, before = torch.tensor([3, 20, 11]), 1, hooks(model)

@@ -199,7 +199,14 @@ def repeated(value: Any, rows: int, copies: int) -> Any:
         per_row = value.dim() > 1 and len(value) == rows
         return value.repeat(copies, *[1] * (value.dim() - 1)) if per_row else value
     if isinstance(value, dict):
-        return {key: repeated(part, rows, copies) for key, part in value.items()}
+        return {key: _repeated_argument(key, part, rows, copies) for key, part in value.items()}
     if type(value) in (tuple, list):
         return type(value)(repeated(part, rows, copies) for part in value)
     return value
+
+
+def _repeated_argument(name: str, value: Any, rows: int, copies: int) -> Any:
+    """One named argument: biases by position are of every row and head (BLOOM, Falcon) or of the heads alone (MPT)."""
+    if name == "alibi" and isinstance(value, Tensor):
+        return value.repeat(copies, *[1] * (value.dim() - 1))
+    return value if name == "position_bias" else repeated(value, rows, copies)

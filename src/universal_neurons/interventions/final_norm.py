@@ -3,36 +3,18 @@
 import contextlib
 from collections.abc import Iterator
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from universal_neurons.models import Model, module_at
+from universal_neurons.models import Model, Norm, module_at
 
 
-class FinalNorm:
-    """A model's final norm: what it subtracts, divides by, and how it scales the result.
-
-    LayerNorm: (x − x̄) / √(var + ε) · γ + β; RMSNorm: x / √(mean x² + ε) · γ.  A norm without parameters: γ = 1, β = 0.
-    """
+class FinalNorm(Norm):
+    """A model's final norm in float32."""
 
     def __init__(self, model: Model) -> None:
-        self.module = module_at(model.hf, model.architecture.final_norm)
-        self.centres = model.architecture.norm == "layer"
-        self.epsilon = float(getattr(self.module, "eps", None) or getattr(self.module, "variance_epsilon"))  # noqa: B009
-        gain, shift = getattr(self.module, "weight", None), getattr(self.module, "bias", None)
-        plain = torch.ones(model.d_model, device=model.device)
-        self.gain = gain.detach().float() if isinstance(gain, Tensor) else plain
-        self.shift = shift.detach().float() if isinstance(shift, Tensor) else torch.zeros_like(self.gain)
-
-    def centred(self, residual: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
-        """What is divided by the scale, in float32."""
-        residual = residual.float()
-        return residual - residual.mean(-1, keepdim=True) if self.centres else residual
-
-    def scale(self, residual: Float[Tensor, "*any width"]) -> Float[Tensor, "*any"]:
-        """What it is divided by: the final norm scale."""
-        return (self.centred(residual).square().mean(-1) + self.epsilon).sqrt()
+        row = model.architecture
+        super().__init__(module_at(model.hf, row.final_norm), row, model.embedding.new_empty(model.d_model))
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def attention_parts(model: Model) -> AttentionParts:
             f"{model.name}: its attention is not known",
             given=f"{model.architecture.name}, whose row of the table names no attention",
             wanted="a causal model, whose attention has a sink at BOS",
-            fix="leave the model out, or name its AttentionParts in architectures.py",
+            fix="leave the model out, or name its AttentionParts in architecture_table.py",
         )
     return parts
 
@@ -70,6 +70,7 @@ class Heads:
         rotary = module_at(model.hf.base_model, "rotary_emb")
         self.rotary: nn.Module | None = rotary if getattr(self.module, "use_rope", True) else None
         self.centred = model.architecture.norm == "layer"
+        self.gain_offset = model.architecture.gain_offset
         for role in ROLES:
             rows = matrix_of(getattr(self, role)).shape[0]
             if rows != self.width(role):
@@ -128,7 +129,7 @@ class Heads:
         if isinstance(query_gain, Tensor):
             weight = weight * query_gain.double()[:, None]
         if isinstance(gain, Tensor):
-            weight = weight * gain.double()
+            weight = weight * (gain.double() + self.gain_offset)
         return weight - weight.mean(-1, keepdim=True) if self.centred else weight
 
     @property

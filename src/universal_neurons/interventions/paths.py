@@ -33,7 +33,7 @@ class _Path:
     def __init__(self, model: Model, layer: int, neurons: int | Tensor, heads: Heads, head: int) -> None:
         self.heads, self.head = heads, head
         self.neurons = neurons
-        self.w_out = matrix_of(model.part(layer, "w_out")).T
+        self.w_out = model.written(layer)
         self.d_mlp = model.d_mlp
         self.activation: Tensor | None = None
         self.residual: Tensor | None = None
@@ -181,7 +181,7 @@ def _effects(model: Model, ids: Tensor, layer: int, neurons: Tensor, watched: _H
     heads, head = watched.heads, watched.head
     activations, residual, args, kwargs = _before_attention(model, ids, layer, heads)
     attention, size = watched.watch(args, kwargs)
-    w_out = matrix_of(model.part(layer, "w_out")).T
+    w_out = model.written(layer)
     activation = activations[..., neurons].permute(2, 0, 1)
     delta_bos, delta_norm = [], []
     for piece, numbers in zip(activation.split(at_once), neurons.split(at_once)):

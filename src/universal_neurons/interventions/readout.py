@@ -51,7 +51,7 @@ class Clean:
 
 
 class Readout:
-    """A model's final norm and unembedding in float32; W = W_U diag γ, c = b_U + W_U β.
+    """A model's final norm and unembedding in float32; W = s W_U diag γ, c = s (b_U + W_U β), s the logits' multiplier.
 
     Raises `ArchitectureError` where this is not what the model computes.
     """
@@ -62,14 +62,14 @@ class Readout:
             raise ArchitectureError(f"{model.name}: no final norm before an unembedding", wanted="a pre-norm model")
         self.norm = FinalNorm(model)
         unembedding = module_at(model.hf, model.architecture.unembedding)
-        matrix = matrix_of(unembedding).float()
+        matrix = matrix_of(unembedding).float() * model.logit_multiplier
         if matrix.shape[1] != model.d_model:
             what = f"{model.name}: its unembedding does not read the final norm"
             raise ArchitectureError(what, given=f"{matrix.shape[1]} dimensions", wanted=model.d_model)
         self.matrix: Float[Tensor, "vocabulary width"] = matrix * self.norm.gain
         self.constant: Float[Tensor, " vocabulary"] = matrix @ self.norm.shift
         if isinstance(unembedding.bias, Tensor):
-            self.constant = self.constant + unembedding.bias.detach().float()
+            self.constant = self.constant + unembedding.bias.detach().float() * model.logit_multiplier
         self.step = _step(model.device, len(matrix))
         self.rows = max(self.step, MULTIPLIED)
         self._require(model)

@@ -1,8 +1,8 @@
 """What changes when neurons are changed: one clean run of some rows, from which every intervention goes on.
 
 A change Δ of a neuron's activation adds Δ · w_out to the residual stream after its block (which `models.verify` has
-checked); only the blocks after it run again, on as many changed copies of the rows at once as memory allows.  After
-the last block nothing runs again: `readout` knows the rest.
+checked), or where a norm follows the MLP, what that norm makes of it; only the blocks after it run again, on as many
+changed copies of the rows at once as memory allows.  After the last block nothing runs again: `readout` knows the rest.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from universal_neurons.interventions.edits import Edit, repeated
 from universal_neurons.interventions.final_norm import final_residual
 from universal_neurons.interventions.readout import Clean, Metrics, Readout
-from universal_neurons.models import Model, matrix_of
+from universal_neurons.models import Model, Norm
 from universal_neurons.text import TokenDataset
 
 LOGITS_AT_ONCE = 1 << 26  # of a clean run on a CPU
@@ -44,6 +44,7 @@ class Trial:
         self.row_of = torch.from_numpy(rows[np.nonzero(both)[0]])
         self.shape = ids.shape
         self.activations: dict[int, Float[Tensor, "positions d_mlp"]] = {}
+        self.outputs: dict[int, Float[Tensor, "positions width"]] = {}  # of MLPs that a norm follows
         self.calls: dict[int, tuple[Any, Any]] = {}
 
         def take(layer: int, activation: Tensor) -> None:
@@ -53,10 +54,18 @@ class Trial:
         def keep_call(layer: int, _m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.calls[layer] = args, kwargs
 
+        def keep_output(layer: int, _m: nn.Module, _args: Any, output: Tensor) -> None:
+            self.outputs[layer] = output.float().flatten(0, -2)
+
         handles = [
             model.blocks[layer].register_forward_pre_hook(partial(keep_call, layer), with_kwargs=True)
             for layer in range(first + 1, model.n_layers)
         ]
+        if model.architecture.out_norm is not None:
+            handles += [
+                model.part(layer, "w_out").register_forward_hook(partial(keep_output, layer))
+                for layer in range(first, model.n_layers)
+            ]
         try:
             with model.capturing(take), final_residual(model) as seen:
                 model.forward(ids)
@@ -88,7 +97,18 @@ class Trial:
 
     def written(self, layer: int, neurons: Sequence[int]) -> Float[Tensor, "neurons width"]:
         """w_out of some neurons of a layer."""
-        return matrix_of(self.model.part(layer, "w_out")).T[list(neurons)].float()
+        return self.model.written(layer)[list(neurons)].float()
+
+    def added(
+        self, layer: int, change: Float[Tensor, "copies positions"], directions: Float[Tensor, "copies width"]
+    ) -> Float[Tensor, "copies positions width"]:
+        """What changes of activations along `written` directions add to the residual stream after a block."""
+        step = change[:, :, None] * directions[:, None]
+        if layer not in self.outputs:
+            return step
+        before = self.outputs[layer]
+        norm = Norm(self.model.part(layer, "out_norm"), self.model.architecture, before)
+        return norm(before + step) - norm(before)
 
     def changes(self, layer: int, neurons: Sequence[int], edit: Edit) -> Float[Tensor, "neurons positions"]:
         """By how much an edit changes each neuron's activation at every position."""
@@ -103,14 +123,14 @@ class Trial:
         """
         change = torch.stack([self.changes(layer, neurons, edit) for edit in edits], 1)
         directions = self.written(layer, neurons)
-        if layer == self.model.n_layers - 1:
+        if layer == self.model.n_layers - 1 and layer not in self.outputs:
             return self.readout.of_last_layer(directions, change[:, :, self.kept], self.clean, frozen=frozen)
         scale = self.clean.metrics.scale if frozen else None
         flat = change.flatten(0, 1)
         parts = []
         for start in range(0, len(flat), COPIES):
             copies = torch.arange(start, min(start + COPIES, len(flat)), device=flat.device)
-            added = flat[copies][:, :, None] * directions[copies // len(edits)][:, None]
+            added = self.added(layer, flat[copies], directions[copies // len(edits)])
             parts.append(self.readout.of_residual(self.after(layer, added), self.clean, scale))
         shape = (len(neurons), len(edits), -1)
         return Metrics(*(torch.cat([vars(part)[name] for part in parts]).view(shape) for name in vars(parts[0])))

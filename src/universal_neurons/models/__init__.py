@@ -1,11 +1,13 @@
 """What is a model here?  Where its files are, what is checked before and after it is read, its activations and weights.
 
-architectures   one row per model family: where its blocks, MLPs, norms, heads and unembedding are
+architectures   what a row of the table says of a model family: where its parts are, what it multiplies
+architecture_table  the rows: one per model family
 locations       where a model's files are: bundled, in a local folder, on the hub
 weight_files    what a folder says before anything is built of it: config.json, shards, tensors
 weight_names    which of a file's weights the model takes, by name and shape
 described       what a study must know of a model before it reads text
 model           Model: its activations on a batch, its logits
+norms           a norm: what it subtracts, divides by, and how it scales the result
 verification    are its weights numbers; is it what its family's row says
 tokenizer       all that a tokenizer is asked: ids, strings, BOS and EOS, the newline, a digest
 token_bytes     where in the text tokens stand, which bytes they spell
@@ -21,7 +23,8 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
-    from universal_neurons.models.architectures import AttentionParts, is_gated, module_at
+    from universal_neurons.models.architecture_table import is_gated
+    from universal_neurons.models.architectures import AttentionParts, module_at
     from universal_neurons.models.described import Described, quiet_transformers
     from universal_neurons.models.loading import Weights, load_model, load_weights
     from universal_neurons.models.locations import (
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
         resolve_sources,
     )
     from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of
+    from universal_neurons.models.norms import Norm
     from universal_neurons.models.to_safetensors import convert
     from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
     from universal_neurons.models.token_rows import Text
@@ -56,7 +60,8 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "architectures": ["AttentionParts", "is_gated", "module_at"],
+            "architecture_table": ["is_gated"],
+            "architectures": ["AttentionParts", "module_at"],
             "locations": [
                 "BUNDLED_FOLDER",
                 "bundled_models",
@@ -68,6 +73,7 @@ else:
             "weight_files": ["require_weights"],
             "described": ["Described", "quiet_transformers"],
             "model": ["DTYPES", "Model", "Sink", "matrix_of"],
+            "norms": ["Norm"],
             "token_rows": ["Text"],
             "verification": ["verify"],
             "token_bytes": ["Placed", "encode_with_places", "require_places", "spelling_of"],

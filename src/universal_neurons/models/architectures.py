@@ -1,14 +1,12 @@
-"""One row per model family: where its blocks, MLPs, norms and unembedding are.
+"""What the table says of a model family: where its blocks, MLPs, norms and unembedding are, and what it multiplies.
 
-Paths are attribute paths inside the Hugging Face model; those of a block's parts start at the block.  To add a
-family, add a row: `models.load_model` checks it against the running model (width of the hooked activation;
-activation · W_out + b equals what the MLP adds to the residual stream) and refuses a row that is wrong.
+Paths are attribute paths inside the Hugging Face model; those of a block's parts start at the block.  The rows are in
+`architecture_table`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from universal_neurons.errors import ArchitectureError
 
 
 @dataclass(frozen=True)
@@ -24,141 +22,56 @@ class AttentionParts:
     fused: Literal["", "blocks", "heads"] = ""  # all queries, all keys, all values; or those of each head in turn
 
 
-def _separate(module: str, norm: str, out: str) -> AttentionParts:
-    return AttentionParts(module, norm, f"{module}.q_proj", f"{module}.k_proj", f"{module}.v_proj", f"{module}.{out}")
-
-
 @dataclass(frozen=True)
 class Architecture:
-    """Names of the parts of one model family."""
+    """Names of the parts of one model family.
+
+    `mlp_norm` may name several norms: a block's is the first that it has; none where the MLP reads the residual stream
+    itself.  The multipliers and `logit_cap` name settings of config.json.
+    """
 
     name: str
     model_types: tuple[str, ...]  # values of `config.model_type`
     blocks: str
-    mlp_norm: str  # the norm that the MLP's input weights read through
+    mlp_norm: str | tuple[str, ...]  # the norm that the MLP's input weights read through
     w_in: str  # its output is the pre-activation; in a gated MLP, the gate
     w_out: str  # its input is the activation
-    final_norm: str
+    final_norm: str | None  # the norm that the unembedding reads through
     unembedding: str = "lm_head"
-    w_up: str | None = None
+    w_up: str | None = None  # the same as w_in where one projection gives both: first the gates, then these
+    out_norm: str | None = None  # an RMS norm between the MLP and the residual sum
     norm: Literal["layer", "rms"] = "layer"
+    gain_offset: float = 0.0  # a norm's gain is this plus its weight
     post_norm: bool = False  # the norm follows the residual sum: weights cannot be folded, outputs are normalised
     causal: bool = True
     attention: AttentionParts | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)  # that config.json must have
+    residual_multiplier: str | None = None  # of what the MLP adds
+    logit_multiplier: str | None = None
+    logit_divisor: str | None = None
+    logit_cap: str | None = None  # logits are cap · tanh(logit / cap)
+    positions_after_padding: bool = False  # position ids start behind the padding token's id
 
     @property
     def gated(self) -> bool:
         """Whether the activation is act(gate) · up."""
         return self.w_up is not None
 
+    @property
+    def fused(self) -> bool:
+        """Whether one projection gives gates and ups."""
+        return self.w_up == self.w_in
 
-ARCHITECTURES: tuple[Architecture, ...] = (
-    Architecture(
-        name="GPT-2",
-        model_types=("gpt2",),
-        blocks="transformer.h",
-        mlp_norm="ln_2",
-        w_in="mlp.c_fc",
-        w_out="mlp.c_proj",
-        final_norm="transformer.ln_f",
-        attention=AttentionParts(
-            "attn", "ln_1", "attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj", fused="blocks"
-        ),
-    ),
-    Architecture(
-        name="GPT-Neo",
-        model_types=("gpt_neo",),
-        blocks="transformer.h",
-        mlp_norm="ln_2",
-        w_in="mlp.c_fc",
-        w_out="mlp.c_proj",
-        final_norm="transformer.ln_f",
-        attention=_separate("attn.attention", "ln_1", "out_proj"),
-    ),
-    Architecture(
-        name="GPT-NeoX",
-        model_types=("gpt_neox",),
-        blocks="gpt_neox.layers",
-        mlp_norm="post_attention_layernorm",
-        w_in="mlp.dense_h_to_4h",
-        w_out="mlp.dense_4h_to_h",
-        final_norm="gpt_neox.final_layer_norm",
-        attention=AttentionParts(
-            "attention",
-            "input_layernorm",
-            "attention.query_key_value",
-            "attention.query_key_value",
-            "attention.query_key_value",
-            "attention.dense",
-            fused="heads",
-        ),
-    ),
-    Architecture(
-        name="Llama",
-        model_types=("llama", "mistral", "qwen2", "qwen3", "smollm3"),
-        blocks="model.layers",
-        mlp_norm="post_attention_layernorm",
-        w_in="mlp.gate_proj",
-        w_up="mlp.up_proj",
-        w_out="mlp.down_proj",
-        final_norm="model.norm",
-        norm="rms",
-        attention=_separate("self_attn", "input_layernorm", "o_proj"),
-    ),
-    Architecture(
-        name="OPT",
-        model_types=("opt",),
-        blocks="model.decoder.layers",
-        mlp_norm="final_layer_norm",
-        w_in="fc1",
-        w_out="fc2",
-        final_norm="model.decoder.final_layer_norm",
-        attention=_separate("self_attn", "self_attn_layer_norm", "out_proj"),
-    ),
-    Architecture(
-        name="BERT",
-        model_types=("bert",),
-        blocks="bert.encoder.layer",
-        mlp_norm="output.LayerNorm",
-        w_in="intermediate.dense",
-        w_out="output.dense",
-        final_norm="cls.predictions.transform.LayerNorm",
-        unembedding="cls.predictions.decoder",
-        post_norm=True,
-        causal=False,
-    ),
-)
+    def paths(self, role: str) -> tuple[str, ...]:
+        """Where a part may be, the likeliest first: of `w_in`, `w_up`, `w_out`, `mlp_norm` or `out_norm`."""
+        named = getattr(self, role)
+        return named if isinstance(named, tuple) else () if named is None else (named,)
 
 
-def architecture_of(model_type: str, source: str) -> Architecture:
-    """The table's row for a `config.model_type`; `source` names the model in the error."""
-    for row in ARCHITECTURES:
-        if model_type in row.model_types:
-            return row
-    known = ", ".join(t for row in ARCHITECTURES for t in row.model_types)
-    raise ArchitectureError(
-        f"{source}: unknown architecture",
-        given=f"model_type {model_type!r}",
-        wanted=f"one of {known}",
-        fix="add a row to ARCHITECTURES in architectures.py (docs/models.md says how)",
-    )
-
-
-def is_gated(name: str, source: str) -> bool:
-    """Whether the family of this name, as sketches hold it, is gated; `source` names the file in the error."""
-    for row in ARCHITECTURES:
-        if row.name == name:
-            return row.gated
-    raise ArchitectureError(
-        f"{source}: of an unknown architecture",
-        given=name,
-        wanted="one of " + ", ".join(row.name for row in ARCHITECTURES),
-        fix="use the version that wrote it",
-    )
-
-
-def module_at(root: Any, path: str) -> Any:
-    """The submodule at an attribute path, `None` where a part is missing."""
+def module_at(root: Any, path: str | None) -> Any:
+    """The submodule at an attribute path, `None` where a part is missing or there is no path."""
+    if path is None:
+        return None
     for part in path.split("."):
         root = getattr(root, part, None)
         if root is None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from universal_neurons.errors import ConfigError
 from universal_neurons.legible import first_line
-from universal_neurons.models.architectures import architecture_of
+from universal_neurons.models.architecture_table import architecture_of
 from universal_neurons.models.described import quiet_transformers
 from universal_neurons.models.locations import Source, digest_of, resolve_sources
 from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of
@@ -88,7 +88,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weight
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     config = read_config(source)
-    row = architecture_of(config["model_type"], source.given)
+    row = architecture_of(config, source.given)
     tensors = (
         pickled_tensors(pickled_files(source), source.given)
         if pickled

@@ -17,13 +17,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from universal_neurons.errors import ArchitectureError, CheckpointError, ConfigError
-from universal_neurons.models.architectures import Architecture, architecture_of, module_at
+from universal_neurons.models.architecture_table import architecture_of
+from universal_neurons.models.architectures import Architecture, module_at
 from universal_neurons.models.described import Described
 from universal_neurons.models.token_rows import Text, rows_of
 from universal_neurons.units import Units
 
 Sink = Callable[[int, Tensor], None]  # layer, (rows x context, d_mlp)
 HEADLESS = "no unembedding: no logits, no roles, no vocab_* columns"
+NARROW = "its unembedding reads a projection of the residual stream: no vocab_* columns"
+DIVIDED = "a norm follows its MLP: w_out has that norm's gain, not its division by the size of all that the MLP writes"
+CAPPED = "its logits are capped by a tanh: the unembedding is not centred, no roles"
+UNBOUNDED = 2048  # the context of a model that has no longest row
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -51,7 +56,7 @@ class Model(Described):
             )
         super().__init__(name, tokenizer=tokenizer, notes=notes)
         self.hf = hf
-        self.architecture: Architecture = architecture_of(model_type, name)
+        self.architecture: Architecture = architecture_of(hf.config.to_dict() | {"model_type": model_type}, name)
         blocks = module_at(hf, self.architecture.blocks)
         if not blocks:
             raise ArchitectureError(
@@ -61,14 +66,14 @@ class Model(Described):
                 fix="load it with AutoModelForCausalLM (encoders: AutoModelForMaskedLM)",
             )
         self.has_unembedding = module_at(hf, self.architecture.unembedding) is not None
-        self.notes += () if self.has_unembedding else (HEADLESS,)
         self.gated = self.architecture.gated
         self.blocks: list[nn.Module] = list(blocks)
         self._require_plain_weights()
         self.d_model = hf.config.hidden_size
-        self.units = Units.equal(len(self.blocks), matrix_of(self.part(0, "w_in")).shape[0])
+        self.notes += self._left_out()
+        self.units = Units.equal(len(self.blocks), matrix_of(self.part(0, "w_out")).shape[1])
         self.vocab_size = len(self.embedding)
-        self.context = hf.config.max_position_embeddings
+        self.context = context_of(hf.config, self.architecture)
         if self.context < 1:
             raise ArchitectureError(
                 f"{name}: it reads no text", given=f"a context of {self.context}", wanted="1 or more"
@@ -87,6 +92,46 @@ class Model(Described):
                     wanted="floating-point numbers in memory",
                     fix="load the model that was quantised",
                 )
+
+    def _left_out(self) -> tuple[str, ...]:
+        """What cannot be said of it, for the notes."""
+        notes = []
+        if not self.has_unembedding:
+            notes.append(HEADLESS)
+        elif not self.unembedding_reads_stream:
+            notes.append(NARROW)
+        if self.architecture.out_norm is not None:
+            notes.append(DIVIDED)
+        if self.logit_cap is not None:
+            notes.append(CAPPED)
+        return tuple(notes)
+
+    @property
+    def unembedding_reads_stream(self) -> bool:
+        """Whether it has an unembedding of the residual stream's width: some read a projection of it."""
+        if not self.has_unembedding:
+            return False
+        return matrix_of(module_at(self.hf, self.architecture.unembedding)).shape[1] == self.d_model
+
+    @property
+    def residual_multiplier(self) -> float:
+        """What the MLP's output is multiplied by before it is added to the residual stream."""
+        return self._setting(self.architecture.residual_multiplier) or 1.0
+
+    @property
+    def logit_multiplier(self) -> float:
+        """What the unembedding's output is multiplied by."""
+        row = self.architecture
+        return (self._setting(row.logit_multiplier) or 1.0) / (self._setting(row.logit_divisor) or 1.0)
+
+    @property
+    def logit_cap(self) -> float | None:
+        """Logits are cap · tanh(logit / cap); `None` where they are not capped."""
+        return self._setting(self.architecture.logit_cap)
+
+    def _setting(self, name: str | None) -> float | None:
+        value = None if name is None else getattr(self.hf.config, name, None)
+        return None if value is None else float(value)
 
     @property
     def device(self) -> torch.device:
@@ -109,21 +154,33 @@ class Model(Described):
         return self.hf.get_input_embeddings().weight.detach()
 
     def part(self, layer: int, role: str) -> nn.Module:
-        """A block's `w_in`, `w_up`, `w_out` or `mlp_norm` module."""
-        path = getattr(self.architecture, role)
-        module = module_at(self.blocks[layer], path)
-        if module is None:
-            raise ArchitectureError(
-                f"{self.name}: block {layer} has no {path}", wanted=f"a {self.architecture.name} block"
-            )
-        return module
+        """A block's `w_in`, `w_up`, `w_out`, `mlp_norm` or `out_norm` module."""
+        paths = self.architecture.paths(role)
+        for path in paths:
+            module = module_at(self.blocks[layer], path)
+            if module is not None:
+                return module
+        raise ArchitectureError(
+            f"{self.name}: block {layer} has no {' or '.join(paths) or role}",
+            wanted=f"a {self.architecture.name} block",
+        )
+
+    def half(self, layer: int, role: str) -> slice:
+        """Where a projection's outputs stand among those of its module: gates come first where both are one."""
+        width = self.units.widths[layer] if self.architecture.fused else 0
+        return {"w_in": slice(width or None), "w_up": slice(width, None)}.get(role, slice(None))
+
+    def written(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """What a unit of each neuron's activation adds to the residual stream, or to what the `out_norm` reads."""
+        weight, factor = matrix_of(self.part(layer, "w_out")).T, self.residual_multiplier
+        return weight if factor == 1 else weight * factor
 
     @contextlib.contextmanager
     def capturing(self, sink: Sink, *, pre_activations: bool = False) -> Iterator[None]:
         """While open, every forward pass hands each layer's (pre-)activations, positions flattened, to `sink`."""
         handles = []
-        for layer, width in enumerate(self.units.widths):
-            hand_over = partial(_hand_over, sink, layer, width)
+        for layer in range(self.n_layers):
+            hand_over = partial(_hand_over, sink, layer, self.half(layer, "w_in"))
             if pre_activations:
                 handles.append(self.part(layer, "w_in").register_forward_hook(hand_over))
             else:
@@ -202,10 +259,17 @@ class Model(Described):
         return f"Model({self.name!r}, {self.architecture.name}, {shape}, {self.dtype} on {self.device})"
 
 
-def _hand_over(sink: Sink, layer: int, width: int, _m: nn.Module, args: Any, output: Tensor | None = None) -> None:
+def _hand_over(sink: Sink, layer: int, half: slice, _m: nn.Module, args: Any, output: Tensor | None = None) -> None:
     """A hook that gives `sink` what its module returns or, before the module runs, what it is handed."""
-    value = args[0] if output is None else output
-    sink(layer, value.reshape(-1, width))
+    value = args[0] if output is None else output[..., half]
+    sink(layer, value.flatten(0, -2))
+
+
+def context_of(config: Any, row: Architecture) -> int:
+    """The longest row that a configuration allows; BLOOM's, with biases in place of positions, need not name one."""
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length"))
+    context = next((number for number in named if number is not None), UNBOUNDED)
+    return context - config.pad_token_id - 1 if row.positions_after_padding else context
 
 
 def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:
@@ -220,5 +284,5 @@ def _digest_of_state(hf: Any) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(hf.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

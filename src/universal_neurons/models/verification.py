@@ -2,17 +2,26 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from universal_neurons.errors import ArchitectureError, CheckpointError
-from universal_neurons.models.architectures import Architecture, module_at
+from universal_neurons.models.architectures import module_at
 from universal_neurons.models.model import Model, matrix_of
+from universal_neurons.models.norms import Norm
+from universal_neurons.models.weights import projection
 
 VERIFY_TOLERANCE = 1e-4
+WHOLE_TOLERANCE = 1e-3  # of whole passes
+WRITTEN = "what its MLP adds to the residual stream is not activation · W_out + b"
+READ = "its pre-activation is not W_in · norm(residual stream) + b"
+ACTED = "its activation is not a function of its pre-activation"
+GATED = "its activation is not a gate's times what w_up gives"
+CAUSAL = "its first tokens know of the later ones"
+LOGITS = "its logits are not those of its final norm and unembedding"
 
 
 def require_finite(model: Model) -> None:
@@ -61,13 +70,21 @@ def _named_failure(model: Model) -> Iterator[None]:
 def verify(model: Model) -> float:
     """Check a model's weights and the architecture's row on it running; returns the largest relative error seen.
 
-    Every block runs twice in float32 on the same input, the second time with its MLP's output projection silenced:
-    the difference must be activation · W_out + b.  Raises `CheckpointError` for weights or activations that are NaN or
-    infinite, and `ArchitectureError`.
+    1. Every block runs twice in float32 on the same input, the second time with its MLP's output projection silenced:
+       the difference must be activation · W_out + b, multiplied and normalised as the row says.
+    2. The pre-activation must be what the input weights make of the norm's input, by the row's formula.
+    3. The first block runs again, in a gated MLP with `w_up`'s output doubled: so must be the activation; else with
+       `w_in`'s output at 1: the activation must be one number.
+    4. Two rows of text begin alike: so must what a causal model makes of them.
+    5. The logits must be those of the row's final norm and unembedding.
+
+    Raises `CheckpointError` for weights or activations that are NaN or infinite, and `ArchitectureError`.
     """
     require_finite(model)
     ids = torch.arange(2 * min(16, model.context)).view(2, -1) % model.vocab_size
-    worst = 0.0
+    alike = ids.shape[1] // 2
+    ids[1, :alike] = ids[0, :alike]
+    errors: dict[str, float] = {}
     calls: list[tuple[Any, Any]] = []
     handles = [
         block.register_forward_pre_hook(lambda _m, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
@@ -75,52 +92,114 @@ def verify(model: Model) -> float:
     ]
     try:
         with _named_failure(model):
-            model.forward(ids)
+            states = model.forward(ids).last_hidden_state[:, :alike]
     finally:
         for handle in handles:
             handle.remove()
-    if model.has_unembedding:
-        with _named_failure(model):
-            model.logits(ids)
-    row = model.architecture
     for layer, call in enumerate(calls):
         block = model.blocks[layer]
         if model.dtype != torch.float32:
             block = copy.deepcopy(block).float()
             call = _in_float32(call)
         with model.evaluating(block):
-            after, activation = _residual_after(row, block, call, silenced=False)
-            without, _ = _residual_after(row, block, call, silenced=True)
-        if activation.shape != (ids.numel(), model.d_mlp):
+            found = _block_errors(model, layer, block, call, ids.numel())
+        errors |= {what: max(error, errors.get(what, 0.0)) for what, error in found.items()}
+    for what, error in errors.items():
+        _require(model, what, error, VERIFY_TOLERANCE)
+    tolerance = WHOLE_TOLERANCE if model.dtype == torch.float32 else 0.1
+    if model.architecture.causal and alike:
+        _require(model, CAUSAL, _error(states[1], states[0], 0.0), tolerance)
+    if model.has_unembedding:
+        with _named_failure(model):
+            error = _logit_error(model, ids)
+        _require(model, LOGITS, error, tolerance)
+    return max(errors.values(), default=0.0)
+
+
+def _require(model: Model, what: str, error: float, limit: float) -> None:
+    if not error <= limit:
+        raise ArchitectureError(
+            f"{model.name}: {what}",
+            given=f"relative error {error:.2g}",
+            wanted=f"at most {limit:g}",
+            fix=f"this variant of {model.architecture.name} needs a row of its own in architecture_table.py",
+        )
+
+
+def _block_errors(model: Model, layer: int, block: nn.Module, call: Any, positions: int) -> dict[str, float]:
+    """Relative errors of one block's row, by what is wrong where they are large."""
+    row = model.architecture
+    after = _Run(model, layer, block, call)
+    without = _Run(model, layer, block, call, of="w_out", change=torch.zeros_like)
+    activation = after.activation
+    for what, values in (("activation", activation), ("pre-activation", after.pre_activation)):
+        if values.shape != (positions, model.d_mlp):
             raise ArchitectureError(
-                f"{model.name}: layer {layer}'s activation has another shape than the text",
-                given=tuple(activation.shape),
-                wanted=(ids.numel(), model.d_mlp),
+                f"{model.name}: layer {layer}'s {what} has another shape than the text",
+                given=tuple(values.shape),
+                wanted=(positions, model.d_mlp),
                 fix="chunk_size_feed_forward in config.json cuts it up: set it to 0" if not row.causal else None,
             )
-        out = module_at(block, row.w_out)
-        expected = activation.double() @ matrix_of(out).double().T
-        if isinstance(out.bias, Tensor):
-            expected = expected + out.bias.double()
-        difference = (after.double() - without.double()).reshape(expected.shape)
-        if not (_is_finite(difference) and _is_finite(expected)):
-            raise CheckpointError(
-                f"{model.name}: its activations are NaN or infinite",
-                given=f"layer {layer}, in {str(model.dtype).removeprefix('torch.')}",
-                wanted="weights of a trained model, whose activations are numbers",
-                fix="copy or download the weights again, or take --dtype float32",
-            )
-        rounding = 1e-6 * float(after.abs().max())
-        error = max(0.0, float((difference - expected).abs().max()) - rounding)
-        worst = max(worst, error / max(float(expected.abs().max()), 1e-30))
-    if not worst <= VERIFY_TOLERANCE:
-        raise ArchitectureError(
-            f"{model.name}: what its MLP adds to the residual stream is not activation · W_out + b",
-            given=f"relative error {worst:.2g}",
-            wanted=f"at most {VERIFY_TOLERANCE:g}",
-            fix=f"this variant of {row.name} needs a row of its own in architectures.py",
+    weight, bias = projection(model, layer, "w_out")
+    written = (activation.double() @ weight.T + bias) * model.residual_multiplier
+    if row.out_norm is not None:
+        written = Norm(model.part(layer, "out_norm"), row, written, torch.float64)(written)
+    difference = (after.residual.double() - without.residual.double()).reshape(written.shape)
+    if not (_is_finite(difference) and _is_finite(written)):
+        raise CheckpointError(
+            f"{model.name}: its activations are NaN or infinite",
+            given=f"layer {layer}, in {str(model.dtype).removeprefix('torch.')}",
+            wanted="weights of a trained model, whose activations are numbers",
+            fix="copy or download the weights again, or take --dtype float32",
         )
-    return worst
+    errors = {WRITTEN: _error(difference, written, 1e-6 * float(after.residual.abs().max()))}
+    if not row.post_norm:
+        # Without its MLP, a block of sequential residuals returns what an MLP without a norm of its own reads.
+        read = without.residual.flatten(0, -2).double() if after.norm_input is None else after.norm_input.double()
+        if row.mlp_norm:
+            read = Norm(model.part(layer, "mlp_norm"), row, read, torch.float64)(read)
+        weight, bias = projection(model, layer, "w_in")
+        expected = read @ weight.T + bias
+        errors[READ] = _error(after.pre_activation.double(), expected, 1e-6 * float(expected.abs().max()))
+    if layer == 0 and row.gated:
+        doubled = _Run(model, layer, block, call, of="w_up", change=lambda up: 2 * up)
+        errors[GATED] = _error(doubled.activation, 2 * activation, 0.0)
+    elif layer == 0:
+        constant = _Run(model, layer, block, call, of="w_in", change=torch.ones_like).activation
+        errors[ACTED] = _error(activation + constant, activation + constant.flatten()[0], 0.0)
+    return errors
+
+
+def _error(found: Tensor, expected: Tensor, rounding: float) -> float:
+    """The largest difference beyond rounding, as a share of the largest value; NaN where one is."""
+    error = max(float((found - expected).abs().max()) - rounding, 0.0)
+    return error / max(float(expected.abs().max()), 1e-30)
+
+
+def _logit_error(model: Model, ids: Tensor) -> float:
+    """Relative error of logits by the row's final norm and unembedding; 0 without a norm, or by a projection."""
+    row = model.architecture
+    seen: list[Tensor] = []
+    norm = module_at(model.hf, row.final_norm)
+    handles = [] if norm is None else [norm.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))]
+    try:
+        logits = model.logits(ids).float()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if row.final_norm is None or not model.unembedding_reads_stream:
+        return 0.0
+    if not seen:
+        return float("inf")
+    unembedding = module_at(model.hf, row.unembedding)
+    weight, bias = matrix_of(unembedding), getattr(unembedding, "bias", None)
+    normed = Norm(norm, row, seen[0])(seen[0]).to(weight.dtype)
+    if weight.shape != (logits.shape[-1], normed.shape[-1]):
+        return float("inf")
+    expected = nn.functional.linear(normed, weight, bias).float() * model.logit_multiplier
+    if model.logit_cap is not None:
+        expected = model.logit_cap * torch.tanh(expected / model.logit_cap)
+    return _error(logits, expected, 0.0)
 
 
 def _in_float32(value: Any) -> Any:
@@ -132,23 +211,57 @@ def _in_float32(value: Any) -> Any:
     return type(value)(map(_in_float32, value)) if type(value) in (tuple, list) else value
 
 
-def _residual_after(row: Architecture, block: nn.Module, call: Any, *, silenced: bool) -> tuple[Tensor, Tensor]:
-    """One block's residual stream after its MLP (before the norm, where the norm comes last), and its activation."""
-    args, kwargs = call
-    seen: dict[str, Any] = {}
+class _Run:
+    """One run of a block, with the output of a part of it (`of`, by role) changed.
 
-    def take(_m: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        seen["activation"] = inputs[0]
-        return torch.zeros_like(output) if silenced else output
+    `residual` is the stream after its MLP (before the norm, where the norm comes last); the others have a row per
+    position: `norm_input` (None where the MLP has no norm), `pre_activation`, `activation`.
+    """
 
-    handles = [module_at(block, row.w_out).register_forward_hook(take)]
-    if row.post_norm:
-        norm = module_at(block, row.mlp_norm)
-        handles.append(norm.register_forward_pre_hook(lambda _m, inputs: seen.update(residual=inputs[0])))
-    try:
-        output = block(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    after = output[0] if isinstance(output, tuple) else output
-    return seen["residual"] if row.post_norm else after, seen["activation"].flatten(0, -2)
+    def __init__(
+        self,
+        model: Model,
+        layer: int,
+        block: nn.Module,
+        call: Any,
+        *,
+        of: str = "",
+        change: Callable[[Tensor], Tensor] = torch.clone,
+    ) -> None:
+        row = model.architecture
+        self.norm_input: Tensor | None = None
+        handles = []
+
+        def on(role: str, hook: Any, *, before: bool = False) -> None:
+            module = next(found for path in row.paths(role) if (found := module_at(block, path)) is not None)
+            handles.append((module.register_forward_pre_hook if before else module.register_forward_hook)(hook))
+
+        def changed(_m: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            output = output.clone()
+            output[..., model.half(layer, of)] = change(output[..., model.half(layer, of)])
+            return output
+
+        def take_pre_activation(_m: nn.Module, _inputs: Any, output: Tensor) -> None:
+            self.pre_activation = output[..., model.half(layer, "w_in")].flatten(0, -2)
+
+        def take_activation(_m: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.activation = inputs[0].flatten(0, -2)
+
+        def take_norm_input(_m: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.norm_input = inputs[0]
+
+        on("w_in", take_pre_activation)
+        on("w_out", take_activation, before=True)
+        if row.mlp_norm:
+            on("mlp_norm", take_norm_input, before=True)
+        if of:
+            on(of, changed)
+        args, kwargs = call
+        try:
+            output = block(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        after = output[0] if isinstance(output, tuple) else output
+        self.residual = self.norm_input if row.post_norm and self.norm_input is not None else after
+        self.norm_input = None if self.norm_input is None else self.norm_input.flatten(0, -2)

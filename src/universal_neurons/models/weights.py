@@ -2,17 +2,21 @@
 
 LayerNorm: fold γ and β into the weights that read through it (W diag γ, b + W β), then centre them along the residual
 dimension, since what they read has mean zero; centre what is written, since the next norm takes the mean away.
-RMSNorm: fold γ only, centre nothing.  Post-norm encoders (BERT): raw.  The unembedding is centred over the
-vocabulary always, which leaves the softmax as it was.
+RMSNorm: fold γ only, centre nothing.  Where a norm follows the MLP, its γ is folded into what is written; its division
+by the size of the MLP's whole output is not.  Post-norm models (BERT): raw.  What is written and the unembedding are
+multiplied as the family does (Granite, Cohere).  The unembedding is centred over the vocabulary, which leaves the
+softmax as it was, unless a tanh caps the logits.
 """
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from universal_neurons.models.architectures import module_at
 from universal_neurons.models.model import Model, matrix_of
+from universal_neurons.models.norms import Norm
 from universal_neurons.units import Units
 
 
@@ -20,8 +24,8 @@ from universal_neurons.units import Units
 class ProcessedWeights:
     """Weights of every neuron and the unembedding, in float64.
 
-    `folded` is False for post-norm encoders, whose norms follow the residual sum and cannot be folded.  Of a model
-    without an unembedding, `w_u` and `b_u` have no rows.
+    `folded` is False for post-norm models, whose norms follow the residual sum and cannot be folded.  Of a model
+    without an unembedding, or with one that reads a projection of the residual stream, `w_u` and `b_u` have no rows.
     """
 
     w_in: Float[Tensor, "layers d_mlp d_model"]
@@ -42,24 +46,15 @@ class ProcessedWeights:
 
 def processed_weights(model: Model) -> ProcessedWeights:
     """The processed weights of a model; its own weights stay as they are."""
-    import torch
-
-    row = model.architecture
     readers: dict[str, list[tuple[Tensor, Tensor]]] = {"w_in": [], "w_up": []}
     writers = []
     for layer in range(model.n_layers):
-        norm = model.part(layer, "mlp_norm")
-        for role in ("w_in", "w_up") if row.gated else ("w_in",):
-            weight, bias = _linear(model.part(layer, role))
+        norm = model.part(layer, "mlp_norm") if model.architecture.mlp_norm else None
+        for role in ("w_in", "w_up") if model.gated else ("w_in",):
+            weight, bias = projection(model, layer, role)
             readers[role].append(_read_through(weight, bias, norm, model))
-        weight, bias = _linear(model.part(layer, "w_out"))
-        writers.append(_written(weight, bias, model))
-    if model.has_unembedding:
-        w_u, b_u = _linear(module_at(model.hf, row.unembedding))
-    else:
-        w_u, b_u = writers[0][0].new_zeros(0, model.d_model), writers[0][0].new_zeros(0)
-    if not row.post_norm:
-        w_u, b_u = _read_through(w_u, b_u, module_at(model.hf, row.final_norm), model)
+        writers.append(_written(model, layer))
+    w_u, b_u = _unembedding(model)
 
     def stacked(role: str, part: int) -> Tensor:
         return torch.stack([pair[part] for pair in readers[role]])
@@ -67,14 +62,20 @@ def processed_weights(model: Model) -> ProcessedWeights:
     return ProcessedWeights(
         w_in=stacked("w_in", 0),
         b_in=stacked("w_in", 1),
-        w_up=stacked("w_up", 0) if row.gated else None,
-        b_up=stacked("w_up", 1) if row.gated else None,
+        w_up=stacked("w_up", 0) if model.gated else None,
+        b_up=stacked("w_up", 1) if model.gated else None,
         w_out=torch.stack([w for w, _ in writers]),
         b_out=torch.stack([b for _, b in writers]),
-        w_u=w_u - w_u.mean(0),
-        b_u=b_u - b_u.mean(),
-        folded=not row.post_norm,
+        w_u=w_u,
+        b_u=b_u,
+        folded=not model.architecture.post_norm,
     )
+
+
+def projection(model: Model, layer: int, role: str) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
+    """A block's own `w_in`, `w_up` or `w_out` with its bias, float64: a half of the module where one gives both."""
+    weight, bias = _linear(model.part(layer, role))
+    return weight[model.half(layer, role)], bias[model.half(layer, role)]
 
 
 def _linear(module: nn.Module) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
@@ -83,20 +84,36 @@ def _linear(module: nn.Module) -> tuple[Float[Tensor, "out in"], Float[Tensor, "
     return weight, bias.detach().double() if isinstance(bias, Tensor) else weight.new_zeros(weight.shape[0])
 
 
-def _read_through(weight: Tensor, bias: Tensor, norm: nn.Module, model: Model) -> tuple[Tensor, Tensor]:
-    if model.architecture.post_norm:
+def _norm(model: Model, module: nn.Module) -> Norm:
+    return Norm(module, model.architecture, model.embedding.new_empty(model.d_model), torch.float64)
+
+
+def _read_through(weight: Tensor, bias: Tensor, module: nn.Module | None, model: Model) -> tuple[Tensor, Tensor]:
+    if module is None or model.architecture.post_norm:
         return weight, bias
-    gain, shift = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    if isinstance(shift, Tensor):
-        bias = bias + weight @ shift.detach().double()
-    if isinstance(gain, Tensor):
-        weight = weight * gain.detach().double()
-    if model.architecture.norm == "layer":
-        weight = weight - weight.mean(1, keepdim=True)
-    return weight, bias
+    norm = _norm(model, module)
+    bias = bias + weight @ norm.shift
+    weight = weight * norm.gain
+    return weight - weight.mean(1, keepdim=True) if norm.centres else weight, bias
 
 
-def _written(weight: Tensor, bias: Tensor, model: Model) -> tuple[Tensor, Tensor]:
-    if model.architecture.norm == "layer" and not model.architecture.post_norm:
+def _written(model: Model, layer: int) -> tuple[Float[Tensor, "d_mlp d_model"], Float[Tensor, " d_model"]]:
+    weight, bias = projection(model, layer, "w_out")
+    weight, bias = weight * model.residual_multiplier, bias * model.residual_multiplier
+    row = model.architecture
+    if row.out_norm is not None:
+        gain = _norm(model, model.part(layer, "out_norm")).gain
+        weight, bias = weight * gain[:, None], bias * gain
+    if row.norm == "layer" and not row.post_norm:
         weight, bias = weight - weight.mean(0), bias - bias.mean()
     return weight.T, bias
+
+
+def _unembedding(model: Model) -> tuple[Float[Tensor, "vocabulary d_model"], Float[Tensor, " vocabulary"]]:
+    if not model.unembedding_reads_stream:
+        nothing = torch.zeros(0, model.d_model, dtype=torch.float64, device=model.device)
+        return nothing, nothing[:, 0]
+    w_u, b_u = _linear(module_at(model.hf, model.architecture.unembedding))
+    w_u, b_u = _read_through(w_u, b_u, module_at(model.hf, model.architecture.final_norm), model)
+    w_u, b_u = w_u * model.logit_multiplier, b_u * model.logit_multiplier
+    return (w_u, b_u) if model.logit_cap is not None else (w_u - w_u.mean(0), b_u - b_u.mean())

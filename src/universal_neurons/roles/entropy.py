@@ -235,7 +235,7 @@ class EntropyTrial:
             effect.rows.append(trial.row_of)
             if self.kinds[number] == "control":
                 continue
-            residual = trial.after(layer, change[place, None, :, None] * directions[place])[0]
+            residual = trial.after(layer, trial.added(layer, change[place, None], directions[place, None]))[0]
             restored, unigram = self._restored(trial, residual)
             effect.restored.append((restored - clean.loss).cpu())
             effect.unigram.append(unigram.cpu())

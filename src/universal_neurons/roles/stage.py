@@ -62,8 +62,7 @@ class Roles:
         by_model = {}
         for model in self.models:
             by_model[model.name] = one = self._one_model(model)
-            if not has_roles(model):
-                why = "its norms follow the residual sum" if model.has_unembedding else "it has no unembedding"
+            if why := why_no_roles(model):
                 reporter.note(f"{model.name}: no roles, {why}")
                 continue
             with reporter.stage("roles"):
@@ -138,13 +137,21 @@ def require_roles(config: Settings, models: Sequence[Model], tokens: TokenDatase
     """Refuse before anything is computed what could not be tried out: no text for it, or logits read in another way."""
     sample_rows(config, tokens, heldout)
     for model in models:
-        if has_roles(model):
+        if not why_no_roles(model):
             Readout(model)
 
 
-def has_roles(model: Model) -> bool:
-    """Whether roles can be told: what its neurons write reaches an unembedding through norms that read it."""
-    return model.architecture.causal and not model.architecture.post_norm and model.has_unembedding
+def why_no_roles(model: Model) -> str:
+    """Why roles cannot be told, empty where they can: what its neurons write reaches an unembedding through norms."""
+    if not model.has_unembedding:
+        return "it has no unembedding"
+    if not model.unembedding_reads_stream:
+        return "its unembedding reads a projection of the residual stream"
+    if model.architecture.post_norm:
+        return "its norms follow the residual sum"
+    if not model.architecture.causal:
+        return "it is an encoder"
+    return "" if model.logit_cap is None else "its logits are capped by a tanh"
 
 
 def in_float32(model: Model) -> Model:

@@ -231,9 +231,9 @@ def _ensembles_seen(ensembles: pl.DataFrame, _: str) -> str:
     shown = ensembles.filter(pl.col("gain").is_finite()).head(MOST_ENSEMBLES)
     better, worse = int((shown["gain_low"] > 0).sum()), int((shown["gain_high"] < 0).sum())
     return (
-        f"Of {len(shown)} ensembles here the sum tells better, by its 95 % interval, than the best neuron in {better}, and worse in "
-        f"{worse}. The median gain is {median(shown['gain'])}. Two neurons' activations, given the class, have a "
-        f"median ρ of {median(shown['activation_corr'])}."
+        f"Of {len(shown)} ensembles here the sum tells better, by its 95 % interval, than the best neuron in "
+        f"{better}, and worse in {worse}. The median gain is {median(shown['gain'])}. "
+        f"Two neurons' activations, given the class, have a median ρ of {median(shown['activation_corr'])}."
     )
 
 

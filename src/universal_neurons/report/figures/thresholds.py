@@ -59,8 +59,8 @@ def _seen(counts: pl.DataFrame, asker: str, threshold: float) -> str:
     beside = "" if untrained is None else f", and {number(untrained, 1)} of untrained networks"
     return (
         f"Above {at['threshold']:g} here lie {at['universal']:,} neurons of {lettering(asker)}. The 95 % "
-        f"interval of {at['surely']:,} is wholly above, of {at['possibly']:,} it reaches above. In a draw of random bases "
-        f"{number(at['rotated'], 1)} do{beside}."
+        f"interval of {at['surely']:,} is wholly above, of {at['possibly']:,} it reaches above. "
+        f"In a draw of random bases {number(at['rotated'], 1)} do{beside}."
     )
 
 

@@ -274,8 +274,8 @@ INTERVALS = FigureKind(
     title="How sure the excess of the best neurons is",
     axes=f"{UNIVERSAL} A row a neuron. Circle: the excess on the rows that chose its matches. Stroke and bar: the "
     "excess on rows held out from choosing, and its 95 % interval. Dotted: the threshold.",
-    look="Bars that lie wholly to the right of the dotted line: these are universal, whatever the rows. Circles far to the right "
-    "of their bars: choosing was optimistic.",
+    look="Bars that lie wholly to the right of the dotted line: these are universal, whatever the rows. Circles far to "
+    "the right of their bars: choosing was optimistic.",
     stage="the stage universality",
     needs=("matches",),
     inputs=lambda store, asker: _intervals_inputs(store, asker),
