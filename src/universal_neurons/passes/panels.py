@@ -62,14 +62,16 @@ def cut(pairs: Sequence[tuple[Described, Described]], passes: int, *, by_layer: 
     panels: list[list[Panel]] = [[] for _ in range(passes)]
     done = 0
     for left, right in pairs:
-        step = left.units.width if by_layer else 1
         rows, columns = left.n_neurons, right.n_neurons
         start = 0
         while start < rows:
             number = min(done * passes // total, passes - 1)
             room = -(-(number + 1) * total // passes) - done
+            step = left.units.widths[left.units.layer_of(start)] if by_layer else 1
             height = max(step, round(room / columns / step) * step)
             stop = min(rows, start + height)
+            if by_layer:
+                stop = max(end for end in left.units.starts if end <= stop)
             panels[number].append(Panel(left, right, (start, stop)))
             done += (stop - start) * columns
             start = stop
