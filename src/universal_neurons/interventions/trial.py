@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from universal_neurons.interventions.edits import Edit, repeated
 from universal_neurons.interventions.final_norm import final_residual
 from universal_neurons.interventions.readout import Clean, Metrics, Readout
-from universal_neurons.models import Model, matrix_of
+from universal_neurons.models import Model
 from universal_neurons.text import TokenDataset
 
 LOGITS_AT_ONCE = 1 << 26  # of a clean run on a CPU
@@ -88,7 +88,7 @@ class Trial:
 
     def written(self, layer: int, neurons: Sequence[int]) -> Float[Tensor, "neurons width"]:
         """w_out of some neurons of a layer."""
-        return matrix_of(self.model.part(layer, "w_out")).T[list(neurons)].float()
+        return self.model.written(layer)[list(neurons)].float()
 
     def changes(self, layer: int, neurons: Sequence[int], edit: Edit) -> Float[Tensor, "neurons positions"]:
         """By how much an edit changes each neuron's activation at every position."""

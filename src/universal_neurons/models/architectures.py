@@ -29,6 +29,16 @@ def _separate(module: str, norm: str, out: str) -> AttentionParts:
 
 
 @dataclass(frozen=True)
+class ExpertParts:
+    """Names of the parts of a block's MLP where it has experts (`models.experts`)."""
+
+    module: str = "mlp"  # its output is what the MLP adds
+    experts: str = "mlp.experts"  # called with tokens, the experts they are routed to, and with which weights
+    shared: str | None = None  # a gated MLP that every token passes through
+    shared_gate: str | None = None  # the sigmoid of its output is the shared expert's weight
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Names of the parts of one model family."""
 
@@ -45,12 +55,42 @@ class Architecture:
     post_norm: bool = False  # the norm follows the residual sum: weights cannot be folded, outputs are normalised
     causal: bool = True
     attention: AttentionParts | None = None
+    experts: ExpertParts | None = None  # then w_in, w_up and w_out are those of dense layers among the sparse ones
 
     @property
     def gated(self) -> bool:
         """Whether the activation is act(gate) · up."""
         return self.w_up is not None
 
+
+def _sparse(name: str, model_types: tuple[str, ...], experts: ExpertParts, *, attention: bool = False) -> Architecture:
+    """A mixture of experts that is like Llama otherwise."""
+    return Architecture(
+        name=name,
+        model_types=model_types,
+        blocks="model.layers",
+        mlp_norm="post_attention_layernorm",
+        w_in="mlp.gate_proj",
+        w_up="mlp.up_proj",
+        w_out="mlp.down_proj",
+        final_norm="model.norm",
+        norm="rms",
+        attention=_separate("self_attn", "input_layernorm", "o_proj") if attention else None,
+        experts=experts,
+    )
+
+
+MIXTURES = (
+    _sparse("Mixtral", ("mixtral", "qwen3_moe"), ExpertParts(), attention=True),
+    _sparse("OLMoE", ("olmoe",), ExpertParts()),  # queries and keys are normalised over all heads together
+    _sparse(
+        "Qwen2-MoE",
+        ("qwen2_moe",),
+        ExpertParts(shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate"),
+        attention=True,
+    ),
+    _sparse("GPT-OSS", ("gpt_oss",), ExpertParts()),  # a learned sink in place of BOS
+)
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
@@ -127,6 +167,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         post_norm=True,
         causal=False,
     ),
+    *MIXTURES,
 )
 
 

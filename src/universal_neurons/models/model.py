@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from universal_neurons.errors import ArchitectureError, CheckpointError, ConfigError
 from universal_neurons.models.architectures import Architecture, architecture_of, module_at
 from universal_neurons.models.described import Described
+from universal_neurons.models.experts import Hook, SparseMLP, sparse_of
 from universal_neurons.models.token_rows import Text, rows_of
 from universal_neurons.units import Units
 
@@ -64,9 +65,11 @@ class Model(Described):
         self.notes += () if self.has_unembedding else (HEADLESS,)
         self.gated = self.architecture.gated
         self.blocks: list[nn.Module] = list(blocks)
+        made = ((layer, sparse_of(block, self.architecture)) for layer, block in enumerate(self.blocks))
+        self.sparse: dict[int, SparseMLP] = {layer: sparse for layer, sparse in made if sparse is not None}
         self._require_plain_weights()
         self.d_model = hf.config.hidden_size
-        self.units = Units.equal(len(self.blocks), matrix_of(self.part(0, "w_in")).shape[0])
+        self.units = self._units()
         self.vocab_size = len(self.embedding)
         self.context = hf.config.max_position_embeddings
         if self.context < 1:
@@ -77,8 +80,12 @@ class Model(Described):
 
     def _require_plain_weights(self) -> None:
         """Refuse weights that are no numbers: quantised ones."""
-        for role in ("w_in", "w_out"):
-            weight = getattr(self.part(0, role), "weight", None)
+        weights = (
+            self.sparse[0].parameters
+            if 0 in self.sparse
+            else [getattr(self.part(0, role), "weight", None) for role in ("w_in", "w_out")]
+        )
+        for weight in weights:
             if not isinstance(weight, Tensor) or not weight.is_floating_point():
                 numbers = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
                 raise CheckpointError(
@@ -87,6 +94,18 @@ class Model(Described):
                     wanted="floating-point numbers in memory",
                     fix="load the model that was quantised",
                 )
+
+    def _units(self) -> Units:
+        if not self.sparse:
+            return Units.equal(len(self.blocks), matrix_of(self.part(0, "w_in")).shape[0])
+        shapes = [
+            (self.sparse[layer].width, (self.sparse[layer].count, self.sparse[layer].each))
+            if layer in self.sparse
+            else (matrix_of(self.part(layer, "w_in")).shape[0], (0, 0))
+            for layer in range(len(self.blocks))
+        ]
+        widths, experts = zip(*shapes)
+        return Units(widths, experts)
 
     @property
     def device(self) -> torch.device:
@@ -118,16 +137,28 @@ class Model(Described):
             )
         return module
 
+    def read(self, layer: int, hook: Hook, *, pre: bool = False) -> Any:
+        """A handle, to be removed, of a hook that every forward pass gives a layer's activations, or pre-activations.
+
+        What it returns, where that is not None, takes the place of the activations.
+        """
+        if layer in self.sparse:
+            return self.sparse[layer].tap(hook, pre=pre)
+        if pre:
+            return self.part(layer, "w_in").register_forward_hook(lambda _m, _args, output: hook(output))
+        return self.part(layer, "w_out").register_forward_pre_hook(partial(_in_place, hook))
+
+    def written(self, layer: int) -> Float[Tensor, "neurons d_model"]:
+        """What each neuron of a layer writes into the residual stream, by its place in the layer: W_out."""
+        return self.sparse[layer].w_out() if layer in self.sparse else matrix_of(self.part(layer, "w_out")).T
+
     @contextlib.contextmanager
     def capturing(self, sink: Sink, *, pre_activations: bool = False) -> Iterator[None]:
         """While open, every forward pass hands each layer's (pre-)activations, positions flattened, to `sink`."""
-        handles = []
-        for layer, width in enumerate(self.units.widths):
-            hand_over = partial(_hand_over, sink, layer, width)
-            if pre_activations:
-                handles.append(self.part(layer, "w_in").register_forward_hook(hand_over))
-            else:
-                handles.append(self.part(layer, "w_out").register_forward_pre_hook(hand_over))
+        handles = [
+            self.read(layer, partial(_hand_over, sink, layer, width), pre=pre_activations)
+            for layer, width in enumerate(self.units.widths)
+        ]
         try:
             yield
         finally:
@@ -189,8 +220,7 @@ class Model(Described):
         return {
             "name": self.name,
             "architecture": self.architecture.name,
-            "layers": self.n_layers,
-            "d_mlp": self.d_mlp,
+            **self.units.facts,
             "d_model": self.d_model,
             "vocabulary": self.vocab_size,
             "context": self.context,
@@ -198,14 +228,19 @@ class Model(Described):
         }
 
     def __repr__(self) -> str:
-        shape = f"{self.n_layers} x {self.d_mlp} neurons, d_model {self.d_model}, context {self.context}"
+        shape = f"{self.units}, d_model {self.d_model}, context {self.context}"
         return f"Model({self.name!r}, {self.architecture.name}, {shape}, {self.dtype} on {self.device})"
 
 
-def _hand_over(sink: Sink, layer: int, width: int, _m: nn.Module, args: Any, output: Tensor | None = None) -> None:
-    """A hook that gives `sink` what its module returns or, before the module runs, what it is handed."""
-    value = args[0] if output is None else output
-    sink(layer, value.reshape(-1, width))
+def _hand_over(sink: Sink, layer: int, width: int, values: Tensor) -> None:
+    """Give `sink` a layer's (pre-)activations."""
+    sink(layer, values.reshape(-1, width))
+
+
+def _in_place(hook: Hook, _m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Before an output projection runs, let a hook see what it reads, and change it."""
+    changed = hook(args[0])
+    return None if changed is None else (changed, *args[1:])
 
 
 def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from universal_neurons.errors import ArchitectureError, CheckpointError
 from universal_neurons.models.architectures import Architecture, module_at
+from universal_neurons.models.experts import sparse_of
 from universal_neurons.models.model import Model, matrix_of
 
 VERIFY_TOLERANCE = 1e-4
@@ -88,20 +90,25 @@ def verify(model: Model) -> float:
         if model.dtype != torch.float32:
             block = copy.deepcopy(block).float()
             call = _in_float32(call)
+        sparse = sparse_of(block, row)
         with model.evaluating(block):
-            after, activation = _residual_after(row, block, call, silenced=False)
-            without, _ = _residual_after(row, block, call, silenced=True)
-        if activation.shape != (ids.numel(), model.d_mlp):
+            if sparse is not None:
+                after, without, activation, expected = sparse.silenced(partial(_run, block, call))
+            else:
+                after, activation = _residual_after(row, block, call, silenced=False)
+                without, _ = _residual_after(row, block, call, silenced=True)
+        if activation.shape != (ids.numel(), model.units.widths[layer]):
             raise ArchitectureError(
                 f"{model.name}: layer {layer}'s activation has another shape than the text",
                 given=tuple(activation.shape),
-                wanted=(ids.numel(), model.d_mlp),
+                wanted=(ids.numel(), model.units.widths[layer]),
                 fix="chunk_size_feed_forward in config.json cuts it up: set it to 0" if not row.causal else None,
             )
-        out = module_at(block, row.w_out)
-        expected = activation.double() @ matrix_of(out).double().T
-        if isinstance(out.bias, Tensor):
-            expected = expected + out.bias.double()
+        if sparse is None:
+            out = module_at(block, row.w_out)
+            expected = activation.double() @ matrix_of(out).double().T
+            if isinstance(out.bias, Tensor):
+                expected = expected + out.bias.double()
         difference = (after.double() - without.double()).reshape(expected.shape)
         if not (_is_finite(difference) and _is_finite(expected)):
             raise CheckpointError(
@@ -132,9 +139,16 @@ def _in_float32(value: Any) -> Any:
     return type(value)(map(_in_float32, value)) if type(value) in (tuple, list) else value
 
 
+def _run(block: nn.Module, call: Any) -> Tensor:
+    """One block's residual stream after its MLP."""
+    args, kwargs = call
+    output = block(*args, **kwargs)
+    after: Tensor = output[0] if isinstance(output, tuple) else output
+    return after
+
+
 def _residual_after(row: Architecture, block: nn.Module, call: Any, *, silenced: bool) -> tuple[Tensor, Tensor]:
     """One block's residual stream after its MLP (before the norm, where the norm comes last), and its activation."""
-    args, kwargs = call
     seen: dict[str, Any] = {}
 
     def take(_m: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -146,9 +160,8 @@ def _residual_after(row: Architecture, block: nn.Module, call: Any, *, silenced:
         norm = module_at(block, row.mlp_norm)
         handles.append(norm.register_forward_pre_hook(lambda _m, inputs: seen.update(residual=inputs[0])))
     try:
-        output = block(*args, **kwargs)
+        after = _run(block, call)
     finally:
         for handle in handles:
             handle.remove()
-    after = output[0] if isinstance(output, tuple) else output
     return seen["residual"] if row.post_norm else after, seen["activation"].flatten(0, -2)

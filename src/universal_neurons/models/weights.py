@@ -6,6 +6,7 @@ RMSNorm: fold γ only, centre nothing.  Post-norm encoders (BERT): raw.  The une
 vocabulary always, which leaves the softmax as it was.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -21,23 +22,24 @@ class ProcessedWeights:
     """Weights of every neuron and the unembedding, in float64.
 
     `folded` is False for post-norm encoders, whose norms follow the residual sum and cannot be folded.  Of a model
-    without an unembedding, `w_u` and `b_u` have no rows.
+    without an unembedding, `w_u` and `b_u` have no rows.  Where layers are of unequal width, their neurons stand in one
+    dimension, in the order of `units`, in place of two (layers, d_mlp).  Experts' own output biases are not in `b_out`.
     """
 
-    w_in: Float[Tensor, "layers d_mlp d_model"]
-    b_in: Float[Tensor, "layers d_mlp"]
-    w_up: Float[Tensor, "layers d_mlp d_model"] | None
-    b_up: Float[Tensor, "layers d_mlp"] | None
-    w_out: Float[Tensor, "layers d_mlp d_model"]
+    w_in: Float[Tensor, "*neurons d_model"]
+    b_in: Float[Tensor, "*neurons"]
+    w_up: Float[Tensor, "*neurons d_model"] | None
+    b_up: Float[Tensor, "*neurons"] | None
+    w_out: Float[Tensor, "*neurons d_model"]
     b_out: Float[Tensor, "layers d_model"]
     w_u: Float[Tensor, "vocabulary d_model"]
     b_u: Float[Tensor, " vocabulary"]
     folded: bool
+    units: Units
 
-    @property
-    def units(self) -> Units:
-        """Layers and widths of the neurons that the weights are of."""
-        return Units.equal(*self.w_out.shape[:2])
+    def written_by(self, layer: int, neuron: int) -> Float[Tensor, " d_model"]:
+        """w_out of one neuron, by its place as tables have it."""
+        return self.w_out.flatten(0, -2)[self.units.number_of(layer, neuron)]
 
 
 def processed_weights(model: Model) -> ProcessedWeights:
@@ -50,9 +52,9 @@ def processed_weights(model: Model) -> ProcessedWeights:
     for layer in range(model.n_layers):
         norm = model.part(layer, "mlp_norm")
         for role in ("w_in", "w_up") if row.gated else ("w_in",):
-            weight, bias = _linear(model.part(layer, role))
+            weight, bias = _reads(model, layer, role)
             readers[role].append(_read_through(weight, bias, norm, model))
-        weight, bias = _linear(model.part(layer, "w_out"))
+        weight, bias = _writes(model, layer)
         writers.append(_written(weight, bias, model))
     if model.has_unembedding:
         w_u, b_u = _linear(module_at(model.hf, row.unembedding))
@@ -61,20 +63,39 @@ def processed_weights(model: Model) -> ProcessedWeights:
     if not row.post_norm:
         w_u, b_u = _read_through(w_u, b_u, module_at(model.hf, row.final_norm), model)
 
-    def stacked(role: str, part: int) -> Tensor:
-        return torch.stack([pair[part] for pair in readers[role]])
+    equal = len(set(model.units.widths)) == 1
+
+    def stacked(tensors: Iterable[Tensor]) -> Tensor:
+        return torch.stack(list(tensors)) if equal else torch.cat(list(tensors))
 
     return ProcessedWeights(
-        w_in=stacked("w_in", 0),
-        b_in=stacked("w_in", 1),
-        w_up=stacked("w_up", 0) if row.gated else None,
-        b_up=stacked("w_up", 1) if row.gated else None,
-        w_out=torch.stack([w for w, _ in writers]),
+        w_in=stacked(w for w, _ in readers["w_in"]),
+        b_in=stacked(b for _, b in readers["w_in"]),
+        w_up=stacked(w for w, _ in readers["w_up"]) if row.gated else None,
+        b_up=stacked(b for _, b in readers["w_up"]) if row.gated else None,
+        w_out=stacked(w for w, _ in writers),
         b_out=torch.stack([b for _, b in writers]),
         w_u=w_u - w_u.mean(0),
         b_u=b_u - b_u.mean(),
         folded=not row.post_norm,
+        units=model.units,
     )
+
+
+def _reads(model: Model, layer: int, role: str) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
+    """The weights and biases by which a layer's neurons read."""
+    if layer in model.sparse:
+        weight, bias = model.sparse[layer].reads(role)
+        return weight.double(), bias.double()
+    return _linear(model.part(layer, role))
+
+
+def _writes(model: Model, layer: int) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
+    """The weights by which a layer's neurons write, and its bias: 0 of experts, whose own depend on the routing."""
+    if layer in model.sparse:
+        weight = model.written(layer).double().T
+        return weight, weight.new_zeros(len(weight))
+    return _linear(model.part(layer, "w_out"))
 
 
 def _linear(module: nn.Module) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
