@@ -35,7 +35,12 @@ class ProcessedWeights:
     w_u: Float[Tensor, "vocabulary d_model"]
     b_u: Float[Tensor, " vocabulary"]
     folded: bool
-    units: Units
+    layout: Units | None = None  # where it is not that of layers of one width
+
+    @property
+    def units(self) -> Units:
+        """The neurons that the weights are of."""
+        return Units.equal(*self.w_out.shape[:2]) if self.layout is None else self.layout
 
     def written_by(self, layer: int, neuron: int) -> Float[Tensor, " d_model"]:
         """w_out of one neuron, by its place as tables have it."""
@@ -78,7 +83,7 @@ def processed_weights(model: Model) -> ProcessedWeights:
         w_u=w_u - w_u.mean(0),
         b_u=b_u - b_u.mean(),
         folded=not row.post_norm,
-        units=model.units,
+        layout=model.units,
     )
 
 
