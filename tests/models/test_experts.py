@@ -133,6 +133,21 @@ def test_units_are_named_by_their_experts(model):
     assert [unit_name(*model.units.place_of(number)) for number in range(model.n_neurons)] == expected
 
 
+def test_the_sign_is_free_where_negating_up_and_out_changes_nothing(model):
+    """Else, of up + 1, pairs must not be matched by size."""
+    network = copy.deepcopy(model.hf)
+    for layer in SPARSE[network.config.model_type]:
+        experts = network.model.layers[layer].mlp.experts
+        if network.config.model_type == "gpt_oss":
+            experts.gate_up_proj[..., 1::2] *= -1
+            experts.gate_up_proj_bias[..., 1::2] *= -1
+        else:
+            experts.gate_up_proj[:, 16:] *= -1
+        experts.down_proj *= -1
+    same = torch.allclose(Model(network, "negated").logits(IDS), model.logits(IDS), atol=1e-4)
+    assert model.gated == same == (network.config.model_type != "gpt_oss")
+
+
 def test_the_model_is_verified_and_stays_as_it_was(model):
     before, implementation = model.logits(IDS), model.hf.config._experts_implementation
     assert verify(model) < 1e-5

@@ -51,6 +51,7 @@ class Architecture:
     final_norm: str
     unembedding: str = "lm_head"
     w_up: str | None = None
+    up_plus_one: bool = False  # the activation is act(gate) · (up + 1): its sign is no free choice
     norm: Literal["layer", "rms"] = "layer"
     post_norm: bool = False  # the norm follows the residual sum: weights cannot be folded, outputs are normalised
     causal: bool = True
@@ -59,11 +60,18 @@ class Architecture:
 
     @property
     def gated(self) -> bool:
-        """Whether the activation is act(gate) · up."""
-        return self.w_up is not None
+        """Whether the activation is act(gate) · up, so that negating w_up and w_out leaves the model the same."""
+        return self.w_up is not None and not self.up_plus_one
 
 
-def _sparse(name: str, model_types: tuple[str, ...], experts: ExpertParts, *, attention: bool = False) -> Architecture:
+def _sparse(
+    name: str,
+    model_types: tuple[str, ...],
+    experts: ExpertParts,
+    *,
+    attention: bool = False,
+    up_plus_one: bool = False,
+) -> Architecture:
     """A mixture of experts that is like Llama otherwise."""
     return Architecture(
         name=name,
@@ -72,6 +80,7 @@ def _sparse(name: str, model_types: tuple[str, ...], experts: ExpertParts, *, at
         mlp_norm="post_attention_layernorm",
         w_in="mlp.gate_proj",
         w_up="mlp.up_proj",
+        up_plus_one=up_plus_one,
         w_out="mlp.down_proj",
         final_norm="model.norm",
         norm="rms",
@@ -89,7 +98,7 @@ MIXTURES = (
         ExpertParts(shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate"),
         attention=True,
     ),
-    _sparse("GPT-OSS", ("gpt_oss",), ExpertParts()),  # a learned sink in place of BOS
+    _sparse("GPT-OSS", ("gpt_oss",), ExpertParts(), up_plus_one=True),  # a learned sink in place of BOS
 )
 
 ARCHITECTURES: tuple[Architecture, ...] = (

@@ -56,7 +56,7 @@ def processed_weights(model: Model) -> ProcessedWeights:
     writers = []
     for layer in range(model.n_layers):
         norm = model.part(layer, "mlp_norm")
-        for role in ("w_in", "w_up") if row.gated else ("w_in",):
+        for role in ("w_in", "w_up") if row.w_up else ("w_in",):
             weight, bias = _reads(model, layer, role)
             readers[role].append(_read_through(weight, bias, norm, model))
         weight, bias = _writes(model, layer)
@@ -76,8 +76,8 @@ def processed_weights(model: Model) -> ProcessedWeights:
     return ProcessedWeights(
         w_in=stacked(w for w, _ in readers["w_in"]),
         b_in=stacked(b for _, b in readers["w_in"]),
-        w_up=stacked(w for w, _ in readers["w_up"]) if row.gated else None,
-        b_up=stacked(b for _, b in readers["w_up"]) if row.gated else None,
+        w_up=stacked(w for w, _ in readers["w_up"]) if row.w_up else None,
+        b_up=stacked(b for _, b in readers["w_up"]) if row.w_up else None,
         w_out=stacked(w for w, _ in writers),
         b_out=torch.stack([b for _, b in writers]),
         w_u=w_u - w_u.mean(0),

@@ -66,6 +66,8 @@ class Roles:
                 why = "its norms follow the residual sum" if model.has_unembedding else "it has no unembedding"
                 reporter.note(f"{model.name}: no roles, {why}")
                 continue
+            if model.architecture.attention is None:
+                reporter.note(f"{model.name}: no attention roles, {model.architecture.name}'s heads are not read here")
             with reporter.stage("roles"):
                 for name, table in one.run(reporter, self.config.batch_tokens).items():
                     parts.setdefault(name, []).append(table)
