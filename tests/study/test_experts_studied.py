@@ -206,7 +206,7 @@ def test_manifests_whose_experts_do_not_fit_are_refused(study, tmp_path):
     assert read_manifest(study.path / "study.json") is not None
     for wrong in (
         {"experts": [[9, 16], [0, 0]]}, {"experts": [[4, 16]]}, {"widths": [84]}, {"widths": []}, {"d_mlp": 85},
-        {"experts": [[4], [0, 0]]}, {"experts": [[-1, 16], [0, 0]]}, {"widths": [84, 2_000_000], "d_mlp": 2_000_000},
+        {"experts": [[3000, 0], [0, 0]]}, {"experts": [[4], [0, 0]]}, {"experts": [[-1, 16], [0, 0]]}, {"widths": [84, 2_000_000], "d_mlp": 2_000_000},
     ):  # fmt: skip
         changed = manifest | {"models": [manifest["models"][0] | wrong, manifest["models"][1]]}
         (tmp_path / "study.json").write_text(json.dumps(changed))

@@ -13,7 +13,7 @@ The model's own forward pass stays untouched: neither its class nor its configur
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -98,15 +98,17 @@ class SparseMLP:
     def _finish(self, _m: nn.Module, _args: Any, output: Any) -> Any:
         """Hand over what was seen; what hooks changed of it goes into the MLP's output."""
         added, *others = output if isinstance(output, tuple) else (output,)
-        gates, before = (values.view(*added.shape[:-1], self.width) for values in self._activations())
+        values = self._values({tap.pre for tap in self.taps})
         vars(self.seen).clear()
-        after = before
-        for tap in list(self.taps):
-            if tap.pre:
-                tap.hook(gates)
-            else:
-                changed = tap.hook(after)
-                after = after if changed is None else changed
+        shaped = {pre: of_kind.view(*added.shape[:-1], self.width) for pre, of_kind in values.items()}
+        for tap in [tap for tap in self.taps if tap.pre]:
+            tap.hook(shaped[True])
+        if False not in shaped:
+            return None
+        before = after = shaped[False]
+        for tap in [tap for tap in self.taps if not tap.pre]:
+            changed = tap.hook(after)
+            after = after if changed is None else changed
         if after is before:
             return None
         change = (after - before).view(-1, self.width)
@@ -114,8 +116,8 @@ class SparseMLP:
         added = added + (change[:, columns] @ self.w_out(columns)).view_as(added)
         return (added, *others) if isinstance(output, tuple) else added
 
-    def _activations(self) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens width"]]:
-        """Pre-activations and activations of what was seen last."""
+    def _values(self, kinds: Collection[bool]) -> dict[bool, Float[Tensor, "tokens width"]]:
+        """Of what was seen last, the pre-activations (True), the activations (False), or both."""
         if not hasattr(self.seen, "routing"):
             raise ArchitectureError(
                 f"{self.row.name}: what its row calls experts is no part of what it calls the MLP",
@@ -123,30 +125,23 @@ class SparseMLP:
                 wanted="the path of the MLP whose experts these are",
                 fix="mend the row in architectures.py",
             )
-        gates, activations = self.routed(*self.seen.routing)
-        if self.shared is None:
-            return gates, activations
-        shared = self.seen.shared if self.share is None else self.seen.shared * self.seen.share
-        of_shared = self.seen.shared_gate.reshape(-1, self.plain)
-        return torch.cat([of_shared, gates], 1), torch.cat([shared.reshape(-1, self.plain), activations], 1)
-
-    def routed(
-        self,
-        hidden: Float[Tensor, "tokens d_model"],
-        experts: Int[Tensor, "tokens top"],
-        weights: Float[Tensor, "tokens top"],
-    ) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens width"]]:
-        """Of tokens that are routed to these experts, the experts' pre-activations and activations."""
-        gates, activations = (hidden.new_zeros(len(hidden), self.count, self.each) for _ in range(2))
+        hidden, experts, weights = self.seen.routing
+        values = {pre: hidden.new_zeros(len(hidden), self.width) for pre in kinds}
         for expert in range(self.count):
             tokens, slots = torch.where(experts == expert)
             if not len(tokens):
                 continue
+            columns = slice(self.plain + expert * self.each, self.plain + (expert + 1) * self.each)
             gate_up = self._gate_up(expert, hidden[tokens])
-            gates[tokens, expert] = self._halves(gate_up)[0]
-            activated = self.experts._apply_gate(gate_up) * weights[tokens, slots, None]
-            activations[tokens, expert] = activated.to(activations.dtype)
-        return gates.flatten(1), activations.flatten(1)
+            for pre, into in values.items():
+                weighted = None if pre else self.experts._apply_gate(gate_up) * weights[tokens, slots, None]
+                into[tokens, columns] = (self._halves(gate_up)[0] if weighted is None else weighted).to(into.dtype)
+        if self.shared is not None:
+            share = 1.0 if self.share is None else self.seen.share.reshape(-1, 1)
+            for pre, into in values.items():
+                of_shared = self.seen.shared_gate if pre else self.seen.shared
+                into[:, : self.plain] = of_shared.reshape(-1, self.plain) * (1.0 if pre else share)
+        return values
 
     def _gate_up(self, expert: int, hidden: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens gate_up"]:
         weight = self.experts.gate_up_proj[expert]

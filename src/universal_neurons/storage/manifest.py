@@ -18,6 +18,7 @@ HISTOGRAMS = "histograms"  # the one table that is no parquet file
 SKETCH = ".safetensors"  # how the name of a portable sketch ends
 REWRITING = "rewriting"  # the key of a study whose tables are being replaced: which
 MOST_BYTES = 1 << 26
+MOST_EXPERTS = 2**31 // EXPERT - 2  # whose neurons' places fit in 32 bits
 MOST_LAYERS, MOST_NEURONS = 1 << 16, 1 << 31  # far above any model's; numbers of neurons stay within 64 bits
 
 TableName = Annotated[str, StringConstraints(pattern=r"\A[A-Za-z0-9_-]{1,100}\z")]
@@ -65,7 +66,8 @@ class ModelFacts(Facts):
         if self.experts and len(self.experts) != len(widths):
             raise ValueError("experts of other layers")
         units = Units.of_facts(self.model_dump(include={"layers", "d_mlp", "widths", "experts"}, exclude_none=True))
-        if not all(0 <= plain <= EXPERT for plain in units.plain):
+        counts = [count for count, _ in self.experts]
+        if max(counts, default=0) > MOST_EXPERTS or not all(0 <= plain <= EXPERT for plain in units.plain):
             raise ValueError("more experts than fit, or more neurons outside experts than have names")
         return self
 
