@@ -97,6 +97,13 @@ class SparseMLP:
 
     def _finish(self, _m: nn.Module, _args: Any, output: Any) -> Any:
         """Hand over what was seen; what hooks changed of it goes into the MLP's output."""
+        parts = [
+            "routing",
+            *["shared", "shared_gate"] * (self.shared is not None),
+            *["share"] * (self.share is not None),
+        ]
+        if not all(hasattr(self.seen, part) for part in parts):
+            return None  # a pass that was under way when the first hook came
         added, *others = output if isinstance(output, tuple) else (output,)
         values = self._values({tap.pre for tap in self.taps})
         vars(self.seen).clear()
@@ -118,13 +125,6 @@ class SparseMLP:
 
     def _values(self, kinds: Collection[bool]) -> dict[bool, Float[Tensor, "tokens width"]]:
         """Of what was seen last, the pre-activations (True), the activations (False), or both."""
-        if not hasattr(self.seen, "routing"):
-            raise ArchitectureError(
-                f"{self.row.name}: what its row calls experts is no part of what it calls the MLP",
-                given=self.row.experts,
-                wanted="the path of the MLP whose experts these are",
-                fix="mend the row in architectures.py",
-            )
         hidden, experts, weights = self.seen.routing
         values = {pre: hidden.new_zeros(len(hidden), self.width) for pre in kinds}
         for expert in range(self.count):
@@ -206,6 +206,13 @@ class SparseMLP:
         ]
         try:
             after = run()
+            if "activation" not in seen:
+                raise ArchitectureError(
+                    f"{self.row.name}: what its row calls experts is no part of what it calls the MLP",
+                    given=self.row.experts,
+                    wanted="the path of the MLP whose experts these are",
+                    fix="mend the row in architectures.py",
+                )
             activation = seen["activation"].flatten(0, -2)
             expected = self.written(activation, seen["routing"])
             handles.append(self.module.register_forward_hook(lambda _m, _args, output: _zeros(output)))
