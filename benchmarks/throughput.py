@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import universal_neurons as un
 from universal_neurons.features import NeuronSource
 from universal_neurons.matching import Evidence
-from universal_neurons.matching.baselines import rotated_best, rotation
+from universal_neurons.matching.baselines import rotated_best, rotation, rotations
 from universal_neurons.matching.correlation import find_matches
 from universal_neurons.models import BUNDLED_FOLDER, quiet_transformers
 from universal_neurons.models.locations import BUNDLED_TOKENIZER
@@ -49,7 +49,7 @@ def our_answer(run: Pass, models) -> tuple[torch.Tensor, torch.Tensor]:
     left, right = (m.name for m in models)
     cross = evidence.cross(left, right)
     matches = find_matches(cross, evidence.norms(left), evidence.norms(right))
-    turned = rotation("rotation", models[1].d_mlp, 0, 0)
+    turned = rotations("rotation", models[1].units.widths, 0, 0)
     return matches.corr[:, 0], rotated_best(cross, evidence.norms(left), evidence.layers(right), turned)[0]
 
 

@@ -89,6 +89,16 @@ FAMILIES = {
     "bert": {},
 }
 
+FEW_EXPERTS = {"hidden_size": 32, "num_key_value_heads": 1, "num_experts": 4, "num_experts_per_tok": 2}
+MIXTURES = {  # two layers of experts, or one and a dense one
+    "mixtral": FEW_EXPERTS | {"intermediate_size": 16, "num_local_experts": 4},
+    "olmoe": FEW_EXPERTS | {"intermediate_size": 16},
+    "qwen2_moe": FEW_EXPERTS
+    | {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 20, "mlp_only_layers": [1]},
+    "qwen3_moe": FEW_EXPERTS | {"moe_intermediate_size": 16, "head_dim": 8, "decoder_sparse_step": 2},
+    "gpt_oss": FEW_EXPERTS | {"intermediate_size": 16, "num_local_experts": 4, "head_dim": 8},
+}
+
 
 def tiny_network(family: str, seed: int = 0, **changes):
     """A random Hugging Face model whose norms and biases are random too, so that nothing holds by accident."""
@@ -98,14 +108,16 @@ def tiny_network(family: str, seed: int = 0, **changes):
     torch.manual_seed(seed)
     loader = AutoModelForMaskedLM if family == "bert" else AutoModelForCausalLM
     with quiet_transformers():
-        return random_norms(loader.from_config(AutoConfig.for_model(family, **common | FAMILIES[family] | changes)))
+        return random_norms(
+            loader.from_config(AutoConfig.for_model(family, **common | (FAMILIES | MIXTURES)[family] | changes))
+        )
 
 
 def random_norms(network):
     """The network, evaluating, with norms and biases that are random, so that nothing holds by accident."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() == 1 or name.endswith("_bias"):  # experts' biases stand in one matrix
                 parameter.copy_(torch.randn_like(parameter) * 0.3 + ("bias" not in name))
     return network.eval().requires_grad_(False)
 

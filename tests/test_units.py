@@ -146,3 +146,56 @@ def test_names_are_those_that_people_read():
 )
 def test_what_is_no_name(name):
     assert parse_unit(name) is None
+
+
+MIXED = Units((5, 14, 8, 6), ((0, 0), (3, 4), (2, 4), (0, 0)))
+MIXED_NAMES = [
+    *(f"L0.{unit}" for unit in range(5)),
+    *(f"L1.{unit}" for unit in range(2)),
+    *(f"L1.E{expert}.{unit}" for expert in range(3) for unit in range(4)),
+    *(f"L2.E{expert}.{unit}" for expert in range(2) for unit in range(4)),
+    *(f"L3.{unit}" for unit in range(6)),
+]
+
+
+def test_experts_units_are_named_and_read():
+    assert [unit_name(*MIXED.place_of(number)) for number in range(len(MIXED))] == MIXED_NAMES
+    for number, name in enumerate(MIXED_NAMES):
+        model, layer, unit = parse_unit(name)
+        assert (model, MIXED.number_of(layer, unit)) == (None, number)
+        assert parse_unit(f"a/{name}") == ("a", layer, unit)
+        assert unit_name(layer, unit, "a") == f"a/{name}"
+        assert MIXED.has(layer, unit)
+
+
+def test_experts_units_in_arrays_tensors_and_tables():
+    numbers = [*range(len(MIXED)), -1]
+    places = [*(parse_unit(name)[1:] for name in MIXED_NAMES), (-1, -1)]
+    for kind in (np.array, torch.tensor):
+        layers, units = MIXED.place_of(kind(numbers))
+        assert list(zip(layers.tolist(), units.tolist())) == places
+        assert MIXED.number_of(layers, units).tolist() == numbers
+    table = pl.DataFrame(MIXED.table_columns(np.array(numbers)))
+    assert table["neuron"].dtype == pl.Int32
+    assert table.select(MIXED.number_column()).to_series().to_list() == [*range(len(MIXED)), None]
+    assert table[:-1].select(name_column()).to_series().to_list() == MIXED_NAMES
+    assert MIXED.within_layers(range(5, 9)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["L0.E0.0", "L1.E3.0", "L1.E0.4", "L1.2", "L2.0", "L3.E0.0", "L4.0", "L0.5"])
+def test_places_that_no_expert_has(name):
+    assert not MIXED.has(*parse_unit(name)[1:])
+
+
+@pytest.mark.parametrize(
+    "name", ["L0.E.1", "L0.E1", "L0.E-1.0", "L0.E1.1000000", "L0.E12345.0", "L0.e1.0", "L0.E1.E1.0"]
+)
+def test_what_is_no_experts_name(name):
+    assert parse_unit(name) is None
+
+
+def test_units_are_what_their_facts_say():
+    for units in (MIXED, Units((3, 4)), Units.equal(2, 24)):
+        assert Units.of_facts(units.facts) == units
+    assert Units.equal(2, 24).facts == {"layers": 2, "d_mlp": 24}
+    assert Units((3, 4)).facts["d_mlp"] == 4

@@ -48,7 +48,7 @@ def test_the_algebra_is_rotating_the_activations(kind, family):
                 evidence.cross(left, right),
                 evidence.norms(left),
                 evidence.layers(right),
-                rotated,
+                {len(rotated): rotated},
                 standardised=standardised,
             )
             turned = np.concatenate([layer @ rotated.numpy().T for layer in np.split(values, 2, 1)], 1)

@@ -115,7 +115,9 @@ def test_the_baseline_is_that_of_rotated_activations_times_their_signs(evidence,
     rotated = rotation(kind, 24, 0, 0)
     cross, left, _ = arguments_of(evidence)
     layers = evidence.layers("llama-1")
-    found, unit = rotated_best(cross, left, layers, rotated, by_size=True, signs=torch.from_numpy(signs))
+    found, unit = rotated_best(
+        cross, left, layers, {len(rotated): rotated}, by_size=True, signs=torch.from_numpy(signs)
+    )
     turned = np.concatenate([layer @ rotated.numpy().T for layer in np.split(b * signs, 2, 1)], 1)
     with np.errstate(invalid="ignore"):
         expected = np.corrcoef(a.T, turned.T)[:48, 48:]

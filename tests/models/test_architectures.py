@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONTEXT, small_tokenizer, some_text
+from conftest import CONTEXT, MIXTURES, small_tokenizer, some_text
 from tiny_types import KINDS, model_of, network_of
 from torch import Tensor
 
@@ -26,7 +26,7 @@ ACTIVATIONS = ("act", "act_fn", "activation_fn", "gelu_impl", "intermediate_act_
 
 def test_every_type_of_the_table_has_a_tiny_model_and_a_line_in_the_docs():
     types = [name for row in ARCHITECTURES for name in row.model_types]
-    assert {kind.model_type for kind in KINDS.values()} == set(types)
+    assert {kind.model_type for kind in KINDS.values()} | MIXTURES.keys() == set(types)
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     lines = [line for line in page.split("\n\n")[1].splitlines()[2:] if line.startswith("|")]
     told = [(line.split("|")[1].strip(), re.findall("`([^`]+)`", line.split("|")[2])) for line in lines]
@@ -280,9 +280,9 @@ def test_logits_that_are_no_numbers_are_refused():
 
 def test_every_field_of_a_row_is_broken_above_or_checked_elsewhere():
     """`settings` choose a row; `attention` is checked against attention patterns (tests/roles/test_attention.py);
-    `positions_after_padding` by rows as long as the context."""
+    `positions_after_padding` by rows as long as the context; those of experts in test_experts.py."""
     broken = {field for _, changes, _ in WRONG.values() for field in changes}
-    elsewhere = {"name", "model_types", "settings", "attention", "positions_after_padding"}
+    elsewhere = {"name", "model_types", "settings", "attention", "positions_after_padding", "experts", "up_plus_one"}
     assert broken | elsewhere == set(ARCHITECTURES[0].__dataclass_fields__)
 
 

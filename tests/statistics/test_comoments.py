@@ -8,7 +8,7 @@ import torch
 
 from universal_neurons.errors import MergeError
 from universal_neurons.statistics import Batch, Block, CoMoments, Key, LayerMoments, comoments, round_to
-from universal_neurons.statistics.comoments import add_compensated, product_precision
+from universal_neurons.statistics.comoments import add_compensated, product_precision, tile_of
 from universal_neurons.units import Units
 
 TOKENS, N_LEFT, N_RIGHT = 900, 23, 11
@@ -143,21 +143,23 @@ def test_tiles_that_are_folded_as_soon_as_they_are_multiplied(monkeypatch, rows,
     np.testing.assert_allclose(moments.result().centred().numpy(), expected, **TIGHT)
 
 
-@pytest.mark.parametrize("width", [5, 192, 193, 800])
-def test_within_layer_products_in_tiles(width):
-    values = torch.randn(300, 2 * width, generator=torch.Generator().manual_seed(5)).exp()
-    moments = LayerMoments("a", Units.equal(2, width))
-    assert moments.tile == max(192, -(-width // 4))
+@pytest.mark.parametrize("widths", [(5, 5), (192, 192), (193, 193), (800, 800), (5, 193, 1, 20)])
+def test_within_layer_products_in_tiles(widths):
+    values = torch.randn(300, sum(widths), generator=torch.Generator().manual_seed(5)).exp()
+    moments = LayerMoments("a", Units(widths))
+    assert [tile_of(width) for width in widths] == [max(192, -(-width // 4)) for width in widths]
     for rows in values.split(70):
         moments.update(Batch({Key("a"): Block(rows)}))
         moments.fold()
     exact = values.double().numpy()
     exact = exact - exact.mean(0)
-    expected = np.stack([part.T @ part for part in np.split(exact, 2, 1)])
     found = moments.result()
-    np.testing.assert_allclose(found.centred.numpy(), expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    assert found.units == Units(widths)
+    for layer, part in zip(found.centred, np.split(exact, np.cumsum(widths)[:-1], 1), strict=True):
+        expected = part.T @ part
+        np.testing.assert_allclose(layer.numpy(), expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+        np.testing.assert_array_equal(layer.numpy(), layer.mT.numpy())
     np.testing.assert_allclose(found.squares.numpy(), (exact**2).sum(0), rtol=1e-5)
-    np.testing.assert_array_equal(found.centred.numpy(), found.centred.mT.numpy())
 
 
 @pytest.mark.parametrize("rounding", ["float32", "tf32", "bfloat16"])

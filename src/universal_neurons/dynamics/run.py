@@ -34,6 +34,7 @@ from universal_neurons.models import find_tokenizer, load_tokenizer, require_wei
 from universal_neurons.progress import Reporter
 from universal_neurons.storage import Facts, FinishedDynamics, Results, Store, StoreWriter
 from universal_neurons.study import decide, require_same_tokenizer, run_study
+from universal_neurons.units import Units
 
 SHAPE = ("architecture", "layers", "d_mlp")
 
@@ -194,7 +195,7 @@ def _require_same_shapes(training: Training, stores: Sequence[Store]) -> None:
 
 def _shape(store: Store, index: int) -> list[Any]:
     facts = store.manifest["models"][index]
-    return [facts[key] for key in SHAPE]
+    return [*(facts[key] for key in SHAPE), Units.of_facts(facts)]
 
 
 def _described(checkpoint: Checkpoint, store: Store) -> dict[str, Any]:

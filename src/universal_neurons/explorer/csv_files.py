@@ -45,7 +45,7 @@ def _flat(study: ShownStudy, neurons: pl.DataFrame, matches: pl.DataFrame | None
     table = neurons.with_columns(*(pl.col(name).list.join(";") for name in lists), name=name_column())
     if matches is not None:
         columns = [name for name in MATCHED if name in matches.columns]
-        place = pl.format("L{}.{}", "match_layer", "match_neuron")
+        place = name_column("match_")
         for shown, other in zip(study.models, study.store.models):
             best = matches.filter((pl.col("rank") == 1) & (pl.col("match_model") == other))
             named = {f"match {shown}": place} | {f"match {shown} {column}": pl.col(column) for column in columns}

@@ -69,6 +69,7 @@ def _model(study: ShownStudy, store: Store, number: int, counts: Mapping[str, An
         "family": described["architecture"],
         "layers": units.layers,
         "widths": list(units.widths),
+        **({"experts": [list(each) for each in units.experts]} if units.experts else {}),
         "units": len(units),
         "d_model": described.get("d_model"),
         "vocabulary": described.get("vocabulary"),

@@ -42,7 +42,7 @@ class SketchedModel(Described):
         self.file = SketchFile(path)
         about = self.file.about["model"]
         super().__init__(about["name"])
-        self.units, self.d_model = Units.equal(about["layers"], about["d_mlp"]), about["d_model"]
+        self.units, self.d_model = Units.of_facts(about), about["d_model"]
         self.vocab_size, self.context, self.digest = about["vocabulary"], about["context"], about["sha256"]
         self.gated = is_gated(about["architecture"], str(self.file.path))
         self._device = torch.device(device)
@@ -78,7 +78,7 @@ class SketchedModel(Described):
         return model
 
     def __repr__(self) -> str:
-        return f"SketchedModel({self.name!r}, {self.n_layers} x {self.d_mlp} neurons, {str(self.file.path)!r})"
+        return f"SketchedModel({self.name!r}, {self.units}, {str(self.file.path)!r})"
 
 
 class SketchSource:

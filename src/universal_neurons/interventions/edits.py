@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from universal_neurons.errors import ConfigError
 from universal_neurons.models import Model
@@ -109,8 +109,7 @@ def flat_numbers(model: Model, neurons: Neurons) -> list[int]:
     for neuron in listed:
         place = _place_of_name(neuron, model.name) if isinstance(neuron, str) else None
         if not (units.has(*place) if place else 0 <= int(neuron) < len(units)):
-            wanted = f"layer < {model.n_layers} and neuron < {model.d_mlp}"
-            raise ConfigError(f"{model.name} has no such neuron", given=neuron, wanted=wanted)
+            raise ConfigError(f"{model.name} has no such neuron", given=neuron, wanted=units.range_said)
         numbers.append(units.number_of(*place) if place else int(neuron))
     if len(set(numbers)) < len(numbers) or not numbers:
         raise ConfigError("neurons to intervene on", given=list(neurons), wanted="some, each once")
@@ -162,29 +161,26 @@ def intervene(
         width = model.units.widths[layer]
         layer_edit = edit.of([place[number] for number in in_layer])
 
-        def hook(_m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            assert args[0].shape[-1] == width, "hooked something that is not the output projection"
+        def hook(activation: Tensor) -> Tensor:
+            assert activation.shape[-1] == width, "hooked something that is not the output projection"
             calls[layer] += 1
-            flat = args[0].reshape(-1, width).clone()
+            flat = activation.reshape(-1, width).clone()
             edited_columns = columns.to(flat.device)
             before = flat[:, edited_columns]
             after = layer_edit(before)
             if positions is not None:
                 edited_positions = positions.to(flat.device).reshape(-1)
-                context = args[0].shape[1] if args[0].dim() == 3 else positions.shape[-1]  # OPT's MLP reads no rows
+                context = activation.shape[1] if activation.dim() == 3 else positions.shape[-1]  # OPT's reads no rows
                 rows = len(flat) // context if positions.dim() == 1 else 1
                 fits = positions.shape[-1] == context and len(edited_positions) * rows == len(flat)
                 assert fits, "positions of other rows than the model reads"
                 after = torch.where(edited_positions.repeat(rows)[:, None], after, before)
             flat[:, edited_columns] = after
-            return flat.view_as(args[0]), *args[1:]
+            return flat.view_as(activation)
 
         return hook
 
-    handles = [
-        model.part(layer, "w_out").register_forward_pre_hook(edited(layer, in_layer))
-        for layer, in_layer in by_layer.items()
-    ]
+    handles = [model.read(layer, edited(layer, in_layer)) for layer, in_layer in by_layer.items()]
     try:
         yield
         assert len(set(calls.values())) == 1, "not every layer was run"

@@ -34,14 +34,14 @@ class _Path:
         self.heads, self.head = heads, head
         self.neurons = neurons
         self.w_out = model.written(layer)
-        self.d_mlp = model.d_mlp
+        self.width = model.units.widths[layer]
         self.activation: Tensor | None = None
         self.residual: Tensor | None = None
         self.edits = self.forwards = 0
 
-    def take_activation(self, _m: nn.Module, args: tuple[Tensor, ...]) -> None:
-        assert args[0].shape[-1] == self.d_mlp, (args[0].shape, self.d_mlp)
-        self.activation = args[0]
+    def take_activation(self, activation: Tensor) -> None:
+        assert activation.shape[-1] == self.width, (activation.shape, self.width)
+        self.activation = activation
         self.edits = 0
 
     def take_residual(self, _m: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -51,7 +51,7 @@ class _Path:
         assert self.activation is not None, "the query came before the neuron"
         assert self.residual is not None, "the query came before its norm"
         rows, context, _ = self.residual.shape
-        activation = self.activation.reshape(rows, context, self.d_mlp)
+        activation = self.activation.reshape(rows, context, self.width)
         numbers = torch.as_tensor(self.neurons, device=activation.device).expand(rows)
         chosen = activation.gather(2, numbers[:, None, None].expand(rows, context, 1))
         self.edits += 1
@@ -75,7 +75,7 @@ def without_path(
     heads = _checked(model, layer, torch.as_tensor(neurons), head_layer, head)
     path = _Path(model, layer, neurons, heads, head)
     with hooked(
-        partial(model.part(layer, "w_out").register_forward_pre_hook, path.take_activation),
+        partial(model.read, layer, path.take_activation),
         partial(heads.norm.register_forward_pre_hook, path.take_residual),
         partial(heads.query.register_forward_hook, partial(_replace, heads, head, path.queries)),
         partial(model.blocks[head_layer].register_forward_hook, path.check),
@@ -107,11 +107,12 @@ def _replace(
 def _checked(model: Model, layer: int, neurons: Tensor, head_layer: int, head: int) -> Heads:
     heads = Heads(model, min(max(head_layer, 0), model.n_layers - 1))
     exists = 0 <= layer < head_layer < model.n_layers and 0 <= head < heads.n_heads
-    if not exists or not bool(((neurons >= 0) & (neurons < model.d_mlp)).all()):
+    width = model.units.widths[layer] if exists else model.d_mlp
+    if not exists or not bool(((neurons >= 0) & (neurons < width)).all()):
         raise InputError(
             f"{model.name}: no such path",
             given=f"neurons {neurons.tolist()} of layer {layer}, head {head} of layer {head_layer}",
-            wanted=f"neurons below {model.d_mlp}, a head below {heads.n_heads} of a later layer below {model.n_layers}",
+            wanted=f"neurons below {width}, a head below {heads.n_heads} of a later layer below {model.n_layers}",
         )
     return heads
 
@@ -215,9 +216,7 @@ def _before_attention(
 
     with (
         hooked(
-            partial(
-                model.part(layer, "w_out").register_forward_pre_hook, lambda _m, args: seen.update(activation=args[0])
-            ),
+            partial(model.read, layer, lambda activation: seen.update(activation=activation)),
             partial(heads.norm.register_forward_pre_hook, lambda _m, args: seen.update(residual=args[0])),
             partial(heads.module.register_forward_pre_hook, reach, with_kwargs=True),
         ),
@@ -225,4 +224,4 @@ def _before_attention(
     ):
         model.forward(ids)
     args, kwargs = seen["call"]
-    return seen["activation"].reshape(*ids.shape, model.d_mlp), seen["residual"], args, kwargs
+    return seen["activation"].reshape(*ids.shape, model.units.widths[layer]), seen["residual"], args, kwargs

@@ -13,7 +13,7 @@ neuron is mostly these, so their own baseline is near 1; and no excess exceeds 1
 standardised neurons too, and `normalised` says how much of the way from the baseline to 1 a neuron went.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,11 @@ from universal_neurons.statistics import CrossMoments, LayerCovariance, seed_of
 PANEL_ROWS = 4096
 NO_UNIT = -1
 HIGHEST_BASELINE = 0.95  # above it an excess says nothing
+
+
+def rotations(kind: str, widths: Iterable[int], seed: int, draw: int) -> dict[int, Float[Tensor, "width width"]]:
+    """A draw's matrix for each width that layers have."""
+    return {width: rotation(kind, width, seed, draw) for width in sorted(set(widths))}
 
 
 def rotation(kind: str, width: int, seed: int, draw: int) -> Float[Tensor, "width width"]:
@@ -44,8 +49,8 @@ def rotation(kind: str, width: int, seed: int, draw: int) -> Float[Tensor, "widt
 class Maxima:
     """Every neuron's highest ρ with the other model's rotated neurons, in some draws of the baseline.
 
-    `unit` says which rotated neuron it is with (layer · width + row of the draw's matrix); −1 where there is none.  By
-    size, `corr` is |ρ| and `sign` ρ's sign; else it is None.
+    `unit` says which rotated neuron it is with (the first number of its layer + row of the draw's matrix); −1 where
+    there is none.  By size, `corr` is |ρ| and `sign` ρ's sign; else it is None.
     """
 
     corr: Float[Tensor, "draws neurons"]
@@ -109,7 +114,7 @@ def rotated_best(
     cross: CrossMoments,
     left: Float[Tensor, " left"],
     right: LayerCovariance,
-    rotated: Float[Tensor, "width width"],
+    rotated: Mapping[int, Float[Tensor, "width width"]],
     noise: float = 0.0,
     *,
     standardised: bool = False,
@@ -122,17 +127,18 @@ def rotated_best(
     `left` holds inverse norms; NaN (dead) stays NaN.  `noise` is the error variance of a sketch's ρ: the ρ with a
     layer's rotated neurons are near Gaussian, so their maximum shrinks with their spread, √(1 − noise / mean ρ²).
     `standardised` rotates the other model's neurons after each was brought to variance 1: else the few of largest
-    variance are most of every rotated one.  A rotated neuron is numbered layer · width + row of `rotated`.  `by_size`
-    takes the ρ of highest size, signed; `signs` (1 or −1) are what the other model's neurons are taken times before
-    they are rotated.  `pairs` is shown all ρ.
+    variance are most of every rotated one.  `rotated` holds the matrix of each width (`rotations`); a rotated neuron
+    has the number of the neuron whose row of the matrix is its.  `by_size` takes the ρ of highest size, signed; `signs`
+    (1 or −1) are what the other model's neurons are taken times before they are rotated.  `pairs` is shown all ρ.
     """
-    rotated = rotated.to(left.device)
+    rotated = {width: matrix.to(left.device) for width, matrix in rotated.items()}
     best = torch.full_like(left, -torch.inf, dtype=torch.float32)
     unit = torch.full(left.shape, NO_UNIT, device=left.device)
     negative = torch.zeros(left.shape, dtype=torch.bool, device=left.device)
     for layer, covariance in enumerate(right.centred):
         columns = right.units.columns(layer)
-        turned = rotated if signs is None else rotated * signs[columns]
+        turned = rotated[len(covariance)]
+        turned = turned if signs is None else turned * signs[columns]
         single = turned.float()
         inverse = inverse_deviations(covariance) if standardised else None
         if inverse is not None:
@@ -193,7 +199,7 @@ def rotated_maxima(
     maxima = {kind: Maxima.nothing(drawing.draws, len(left), by_size=by_size) for kind in kinds}
     pairs = RotatedPairs.nothing(len(left), len(right.units), left.device) if final else None
     for draw in range(drawing.draws):
-        turned = rotation(drawing.kind, right.units.width, drawing.seed, draw)
+        turned = rotations(drawing.kind, right.units.widths, drawing.seed, draw)
         for standardised, into in maxima.items():
             shown = None if draw or standardised else pairs
             how = {"standardised": standardised, "by_size": by_size}

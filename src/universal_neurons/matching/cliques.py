@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from universal_neurons.config import Settings
-from universal_neurons.matching.baselines import rotation
+from universal_neurons.matching.baselines import rotations
 from universal_neurons.matching.comparison import Comparison, Evidence
 from universal_neurons.statistics import CoMoments, Rows, seed_of
 
@@ -135,13 +135,16 @@ class _Basis:
         covariance = evidence.layers(name)
         self.units = covariance.units
         seed = seed_of("random basis", config.seed, name)
-        basis = rotation(config.baseline, self.units.width, seed, 0).to(covariance.centred.device)
-        signs = evidence.signs.get(name, torch.ones(len(self.units))).to(basis.device, basis.dtype)
-        turned = [basis * some for some in signs.split(self.units.widths)]
-        variance = torch.stack([((b @ layer) * b).sum(1) for b, layer in zip(turned, covariance.centred)])
-        self.bases = [b.float() for b in turned]
-        self.typical = variance.clamp_min(0).mean(1).rsqrt()  # of a layer; infinite where all are dead
-        self.scale = torch.where(variance > 0, variance.rsqrt() / self.typical[:, None], torch.nan).float()
+        drawn = rotations(config.baseline, self.units.widths, seed, 0)
+        signs = evidence.signs.get(name, torch.ones(len(self.units))).split(self.units.widths)
+        self.bases, self.typical, self.scale = [], [], []
+        for layer, some in zip(covariance.centred, signs):
+            turned = drawn[len(layer)].to(layer.device) * some.to(layer)
+            variance = ((turned @ layer) * turned).sum(1)
+            typical = variance.clamp_min(0).mean().rsqrt()  # infinite where all are dead
+            self.bases.append(turned.float())
+            self.typical.append(typical)
+            self.scale.append(torch.where(variance > 0, variance.rsqrt() / typical, torch.nan).float())
 
     def layers(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
         """The layers that the neurons from `start` to before `stop` make up, each with its neurons."""

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.matching.baselines import rotation
+from universal_neurons.matching.baselines import rotations
 from universal_neurons.matching.heldout import rho
 from universal_neurons.statistics import Accumulator, Batch, Jackknifed
 from universal_neurons.units import Units
@@ -74,11 +74,11 @@ class RotatedMoments(Accumulator):
         if turned is not None:
             self.scale = self.scale * turned.to(self.scale)
         self.sign = np.ones((draws, neurons)) if sign is None else sign
-        rotated = [rotation(kind, units.width, seed, draw).float() for draw in range(draws)]
+        rotated = [rotations(kind, units.widths, seed, draw) for draw in range(draws)]
         self.parts = [
-            _Part.of(draw, unit[draw], units.columns(layer), rotated[draw], device)
+            _Part.of(draw, unit[draw], units.columns(layer), rotated[draw][width].float(), device)
             for draw in range(draws)
-            for layer in range(units.layers)
+            for layer, width in enumerate(units.widths)
         ]
         self.counts = torch.zeros(stretches, dtype=torch.int64)
         self.asker = torch.zeros(stretches, 2, neurons, dtype=torch.float64, device=device)

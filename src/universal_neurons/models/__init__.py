@@ -6,6 +6,7 @@ locations       where a model's files are: bundled, in a local folder, on the hu
 weight_files    what a folder says before anything is built of it: config.json, shards, tensors
 weight_names    which of a file's weights the model takes, by name and shape
 described       what a study must know of a model before it reads text
+experts         mixtures of experts: the activations and weights of every expert's neurons
 model           Model: its activations on a batch, its logits
 norms           a norm: what it subtracts, divides by, and how it scales the result
 verification    are its weights numbers; is it what its family's row says

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from universal_neurons.errors import ArchitectureError
-from universal_neurons.models.architectures import Architecture, AttentionParts
+from universal_neurons.models.architectures import Architecture, AttentionParts, ExpertParts
 
 
 def _separate(module: str, norm: str, out: str) -> AttentionParts:
@@ -278,6 +278,17 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         causal=False,
     ),
     replace(LLAMA, name="EuroBERT", model_types=("eurobert",), causal=False, attention=None),
+    replace(LLAMA, name="Mixtral", model_types=("mixtral", "qwen3_moe"), experts=ExpertParts()),
+    # Queries and keys are normalised over all heads together.
+    replace(LLAMA, name="OLMoE", model_types=("olmoe",), experts=ExpertParts(), attention=None),
+    replace(
+        LLAMA,
+        name="Qwen2-MoE",
+        model_types=("qwen2_moe",),
+        experts=ExpertParts(shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate"),
+    ),
+    # Attention has a learned sink in place of BOS.
+    replace(LLAMA, name="GPT-OSS", model_types=("gpt_oss",), up_plus_one=True, experts=ExpertParts(), attention=None),
 )
 
 

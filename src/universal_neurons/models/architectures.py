@@ -23,6 +23,16 @@ class AttentionParts:
 
 
 @dataclass(frozen=True)
+class ExpertParts:
+    """Names of the parts of a block's MLP where it has experts (`models.experts`)."""
+
+    module: str = "mlp"  # its output is what the MLP adds
+    experts: str = "mlp.experts"  # called with tokens, the experts they are routed to, and with which weights
+    shared: str | None = None  # a gated MLP that every token passes through
+    shared_gate: str | None = None  # the sigmoid of its output is the shared expert's weight
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Names of the parts of one model family.
 
@@ -39,6 +49,7 @@ class Architecture:
     final_norm: str | None  # the norm that the unembedding reads through
     unembedding: str = "lm_head"
     w_up: str | None = None  # the same as w_in where one projection gives both: first the gates, then these
+    up_plus_one: bool = False  # the activation is act(gate) · (up + 1): its sign is no free choice
     out_norm: str | None = None  # an RMS norm between the MLP and the residual sum
     norm: Literal["layer", "rms"] = "layer"
     gain_offset: float = 0.0  # a norm's gain is this plus its weight
@@ -51,11 +62,12 @@ class Architecture:
     logit_divisor: str | None = None
     logit_cap: str | None = None  # logits are cap · tanh(logit / cap)
     positions_after_padding: bool = False  # position ids start behind the padding token's id
+    experts: ExpertParts | None = None  # then w_in, w_up and w_out are those of dense layers among the sparse ones
 
     @property
     def gated(self) -> bool:
-        """Whether the activation is act(gate) · up."""
-        return self.w_up is not None
+        """Whether the activation is act(gate) · up, so that negating w_up and w_out leaves the model the same."""
+        return self.w_up is not None and not self.up_plus_one
 
     @property
     def fused(self) -> bool:

@@ -38,8 +38,8 @@ class Described:
 
     @property
     def d_mlp(self) -> int:
-        """Neurons of every layer, of a model whose layers are of one width."""
-        return self.units.width
+        """Neurons of its widest layer."""
+        return max(self.units.widths)
 
     @property
     def device(self) -> torch.device:

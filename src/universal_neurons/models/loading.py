@@ -26,7 +26,7 @@ from universal_neurons.models.weight_files import (
     stored_tensors,
     unreadable_weights,
 )
-from universal_neurons.models.weight_names import require_fit
+from universal_neurons.models.weight_names import fused_experts, require_fit
 from universal_neurons.torch_state import settled_torch
 
 __all__ = [
@@ -104,7 +104,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weight
         raise impossible_config(source.given, f"{type(error).__name__}: {error}") from error
     try:
         with quiet_transformers():
-            headless, note = require_fit(tensors, shape, row, source)
+            headless, note = require_fit(fused_experts(tensors) if row.experts else tensors, shape, row, source)
             loaded: Any = loader.from_pretrained(
                 source.folder,
                 dtype=DTYPES[dtype],

@@ -20,6 +20,7 @@ from universal_neurons.errors import ArchitectureError, CheckpointError, ConfigE
 from universal_neurons.models.architecture_table import architecture_of
 from universal_neurons.models.architectures import Architecture, module_at
 from universal_neurons.models.described import Described
+from universal_neurons.models.experts import Hook, SparseMLP, sparse_of
 from universal_neurons.models.token_rows import Text, rows_of
 from universal_neurons.units import Units
 
@@ -68,10 +69,12 @@ class Model(Described):
         self.has_unembedding = module_at(hf, self.architecture.unembedding) is not None
         self.gated = self.architecture.gated
         self.blocks: list[nn.Module] = list(blocks)
+        made = ((layer, sparse_of(block, self.architecture)) for layer, block in enumerate(self.blocks))
+        self.sparse: dict[int, SparseMLP] = {layer: sparse for layer, sparse in made if sparse is not None}
         self._require_plain_weights()
         self.d_model = hf.config.hidden_size
         self.notes += self._left_out()
-        self.units = Units.equal(len(self.blocks), matrix_of(self.part(0, "w_out")).shape[1])
+        self.units = self._units()
         self.vocab_size = len(self.embedding)
         self.context = context_of(hf.config, self.architecture)
         if self.context < 1:
@@ -82,8 +85,12 @@ class Model(Described):
 
     def _require_plain_weights(self) -> None:
         """Refuse weights that are no numbers: quantised ones."""
-        for role in ("w_in", "w_out"):
-            weight = getattr(self.part(0, role), "weight", None)
+        weights = (
+            self.sparse[0].parameters
+            if 0 in self.sparse
+            else [getattr(self.part(0, role), "weight", None) for role in ("w_in", "w_out")]
+        )
+        for weight in weights:
             if not isinstance(weight, Tensor) or not weight.is_floating_point():
                 numbers = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
                 raise CheckpointError(
@@ -133,6 +140,18 @@ class Model(Described):
         value = None if name is None else getattr(self.hf.config, name, None)
         return None if value is None else float(value)
 
+    def _units(self) -> Units:
+        if not self.sparse:
+            return Units.equal(len(self.blocks), matrix_of(self.part(0, "w_out")).shape[1])
+        shapes = [
+            (self.sparse[layer].width, (self.sparse[layer].count, self.sparse[layer].each))
+            if layer in self.sparse
+            else (matrix_of(self.part(layer, "w_out")).shape[1], (0, 0))
+            for layer in range(len(self.blocks))
+        ]
+        widths, experts = zip(*shapes)
+        return Units(widths, experts)
+
     @property
     def device(self) -> torch.device:
         """The device that holds its weights."""
@@ -170,21 +189,32 @@ class Model(Described):
         width = self.units.widths[layer] if self.architecture.fused else 0
         return {"w_in": slice(width or None), "w_up": slice(width, None)}.get(role, slice(None))
 
-    def written(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    def read(self, layer: int, hook: Hook, *, pre: bool = False) -> Any:
+        """A handle, to be removed, of a hook that every forward pass gives a layer's activations, or pre-activations.
+
+        What it returns, where that is not None, takes the place of the activations.
+        """
+        if layer in self.sparse:
+            return self.sparse[layer].tap(hook, pre=pre)
+        if pre:
+            half = self.half(layer, "w_in")
+            return self.part(layer, "w_in").register_forward_hook(lambda _m, _args, output: hook(output[..., half]))
+        return self.part(layer, "w_out").register_forward_pre_hook(partial(_in_place, hook))
+
+    def written(self, layer: int) -> Float[Tensor, "neurons d_model"]:
         """What a unit of each neuron's activation adds to the residual stream, or to what the `out_norm` reads."""
+        if layer in self.sparse:
+            return self.sparse[layer].w_out()
         weight, factor = matrix_of(self.part(layer, "w_out")).T, self.residual_multiplier
         return weight if factor == 1 else weight * factor
 
     @contextlib.contextmanager
     def capturing(self, sink: Sink, *, pre_activations: bool = False) -> Iterator[None]:
         """While open, every forward pass hands each layer's (pre-)activations, positions flattened, to `sink`."""
-        handles = []
-        for layer in range(self.n_layers):
-            hand_over = partial(_hand_over, sink, layer, self.half(layer, "w_in"))
-            if pre_activations:
-                handles.append(self.part(layer, "w_in").register_forward_hook(hand_over))
-            else:
-                handles.append(self.part(layer, "w_out").register_forward_pre_hook(hand_over))
+        handles = [
+            self.read(layer, partial(_hand_over, sink, layer, width), pre=pre_activations)
+            for layer, width in enumerate(self.units.widths)
+        ]
         try:
             yield
         finally:
@@ -246,8 +276,7 @@ class Model(Described):
         return {
             "name": self.name,
             "architecture": self.architecture.name,
-            "layers": self.n_layers,
-            "d_mlp": self.d_mlp,
+            **self.units.facts,
             "d_model": self.d_model,
             "vocabulary": self.vocab_size,
             "context": self.context,
@@ -255,14 +284,19 @@ class Model(Described):
         }
 
     def __repr__(self) -> str:
-        shape = f"{self.n_layers} x {self.d_mlp} neurons, d_model {self.d_model}, context {self.context}"
+        shape = f"{self.units}, d_model {self.d_model}, context {self.context}"
         return f"Model({self.name!r}, {self.architecture.name}, {shape}, {self.dtype} on {self.device})"
 
 
-def _hand_over(sink: Sink, layer: int, half: slice, _m: nn.Module, args: Any, output: Tensor | None = None) -> None:
-    """A hook that gives `sink` what its module returns or, before the module runs, what it is handed."""
-    value = args[0] if output is None else output[..., half]
-    sink(layer, value.flatten(0, -2))
+def _hand_over(sink: Sink, layer: int, width: int, values: Tensor) -> None:
+    """Give `sink` a layer's (pre-)activations."""
+    sink(layer, values.reshape(-1, width))
+
+
+def _in_place(hook: Hook, _m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Before an output projection runs, let a hook see what it reads, and change it."""
+    changed = hook(args[0])
+    return None if changed is None else (changed, *args[1:])
 
 
 def context_of(config: Any, row: Architecture) -> int:

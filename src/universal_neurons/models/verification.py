@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from universal_neurons.errors import ArchitectureError, CheckpointError
 from universal_neurons.models.architectures import module_at
+from universal_neurons.models.experts import SparseMLP, sparse_of
 from universal_neurons.models.model import Model, matrix_of
 from universal_neurons.models.norms import Norm
 from universal_neurons.models.weights import projection
@@ -129,30 +131,19 @@ def _require(model: Model, what: str, error: float, limit: float) -> None:
 def _block_errors(model: Model, layer: int, block: nn.Module, call: Any, positions: int) -> dict[str, float]:
     """Relative errors of one block's row, by what is wrong where they are large."""
     row = model.architecture
+    sparse = sparse_of(block, row)
+    if sparse is not None:
+        return _expert_errors(model, layer, sparse, block, call, positions)
     after = _Run(model, layer, block, call)
     without = _Run(model, layer, block, call, of="w_out", change=torch.zeros_like)
     activation = after.activation
-    for what, values in (("activation", activation), ("pre-activation", after.pre_activation)):
-        if values.shape != (positions, model.d_mlp):
-            raise ArchitectureError(
-                f"{model.name}: layer {layer}'s {what} has another shape than the text",
-                given=tuple(values.shape),
-                wanted=(positions, model.d_mlp),
-                fix="chunk_size_feed_forward in config.json cuts it up: set it to 0" if not row.causal else None,
-            )
+    _require_shape(model, layer, "activation", activation, positions)
+    _require_shape(model, layer, "pre-activation", after.pre_activation, positions)
     weight, bias = projection(model, layer, "w_out")
     written = (activation.double() @ weight.T + bias) * model.residual_multiplier
     if row.out_norm is not None:
         written = Norm(model.part(layer, "out_norm"), row, written, torch.float64)(written)
-    difference = (after.residual.double() - without.residual.double()).reshape(written.shape)
-    if not (_is_finite(difference) and _is_finite(written)):
-        raise CheckpointError(
-            f"{model.name}: its activations are NaN or infinite",
-            given=f"layer {layer}, in {str(model.dtype).removeprefix('torch.')}",
-            wanted="weights of a trained model, whose activations are numbers",
-            fix="copy or download the weights again, or take --dtype float32",
-        )
-    errors = {WRITTEN: _error(difference, written, 1e-6 * float(after.residual.abs().max()))}
+    errors = {WRITTEN: _written_error(model, layer, after.residual, without.residual, written)}
     if not row.post_norm:
         # Without its MLP, a block of sequential residuals returns what an MLP without a norm of its own reads.
         read = without.residual.flatten(0, -2).double() if after.norm_input is None else after.norm_input.double()
@@ -168,6 +159,67 @@ def _block_errors(model: Model, layer: int, block: nn.Module, call: Any, positio
         constant = _Run(model, layer, block, call, of="w_in", change=torch.ones_like).activation
         errors[ACTED] = _error(activation + constant, activation + constant.flatten()[0], 0.0)
     return errors
+
+
+def _expert_errors(
+    model: Model, layer: int, sparse: SparseMLP, block: nn.Module, call: Any, positions: int
+) -> dict[str, float]:
+    """Relative errors of one block's row where its MLP has experts, by what is wrong where they are large."""
+    seen: dict[str, Tensor] = {}
+    norm = model.part(layer, "mlp_norm")
+    of_block = module_at(block, next(path for path in model.architecture.paths("mlp_norm") if module_at(block, path)))
+    handles = [
+        sparse.tap(lambda values: seen.update(pre=values), pre=True),
+        of_block.register_forward_pre_hook(lambda _m, inputs: seen.update(norm_input=inputs[0])),
+    ]
+    try:
+        after, without, activation, written = sparse.silenced(partial(_stream_after, block, call))
+    finally:
+        for handle in handles:
+            handle.remove()
+    _require_shape(model, layer, "activation", activation, positions)
+    read = seen["norm_input"].flatten(0, -2).double()
+    weight, bias = sparse.reads("w_in")
+    expected = Norm(norm, model.architecture, read, torch.float64)(read) @ weight.double().T + bias.double()
+    pre_activation = seen["pre"].flatten(0, -2).double()
+    expected = expected.masked_fill(pre_activation == 0, 0)  # where a token was not routed
+    return {
+        WRITTEN: _written_error(model, layer, after, without, written),
+        READ: _error(pre_activation, expected, 1e-6 * float(expected.abs().max())),
+    }
+
+
+def _require_shape(model: Model, layer: int, what: str, values: Tensor, positions: int) -> None:
+    wanted = positions, model.units.widths[layer]
+    if values.shape != wanted:
+        cut = not model.architecture.causal
+        raise ArchitectureError(
+            f"{model.name}: layer {layer}'s {what} has another shape than the text",
+            given=tuple(values.shape),
+            wanted=wanted,
+            fix="chunk_size_feed_forward in config.json cuts it up: set it to 0" if cut else None,
+        )
+
+
+def _written_error(model: Model, layer: int, after: Tensor, without: Tensor, written: Tensor) -> float:
+    """Relative error of what an MLP adds; `CheckpointError` where it is no number."""
+    difference = (after.double() - without.double()).reshape(written.shape)
+    if not (_is_finite(difference) and _is_finite(written)):
+        raise CheckpointError(
+            f"{model.name}: its activations are NaN or infinite",
+            given=f"layer {layer}, in {str(model.dtype).removeprefix('torch.')}",
+            wanted="weights of a trained model, whose activations are numbers",
+            fix="copy or download the weights again, or take --dtype float32",
+        )
+    return _error(difference, written, 1e-6 * float(after.abs().max()))
+
+
+def _stream_after(block: nn.Module, call: Any) -> Tensor:
+    """One block's residual stream after its MLP."""
+    args, kwargs = call
+    output = block(*args, **kwargs)
+    stream: Tensor = output[0] if isinstance(output, tuple) else output
+    return stream
 
 
 def _error(found: Tensor, expected: Tensor, rounding: float) -> float:
@@ -256,12 +308,10 @@ class _Run:
             on("mlp_norm", take_norm_input, before=True)
         if of:
             on(of, changed)
-        args, kwargs = call
         try:
-            output = block(*args, **kwargs)
+            after = _stream_after(block, call)
         finally:
             for handle in handles:
                 handle.remove()
-        after = output[0] if isinstance(output, tuple) else output
         self.residual = self.norm_input if row.post_norm and self.norm_input is not None else after
         self.norm_input = None if self.norm_input is None else self.norm_input.flatten(0, -2)

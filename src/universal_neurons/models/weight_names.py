@@ -1,7 +1,7 @@
 """Which of a file's weights the model takes, by name and shape, before any is read.
 
 1. A stored name is one of the model's own, an old spelling of one, or becomes one when the base model's prefix is added
-   or taken away.
+   or taken away.  Weights of single experts stand for the parameter that `transformers` makes of those of all.
 2. Weights that the model lacks are an error, unless they are the whole head: then the model goes without it.
 3. Weights that the model does not take are an error where units read or write them (embeddings, blocks, final norm,
    unembedding), for the activations would be others; mask buffers, poolers and other heads are noted.
@@ -27,7 +27,12 @@ RENAMED = (  # names of old files, which `transformers` reads as well
     (re.compile(r"LayerNorm\.gamma"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta"), "LayerNorm.bias"),
     (re.compile(r"^embed_out\."), "lm_head."),  # GPT-NeoX
+    (re.compile(r"\.block_sparse_moe\.gate\."), ".mlp.gate."),  # Mixtral
 )
+OF_EXPERT = re.compile(
+    r"(?:\.mlp|\.block_sparse_moe)\.experts\.(\d{1,4})\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$"
+)
+FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "w1": "gate_up_proj", "w3": "gate_up_proj"}
 WRAPPERS = {
     "_orig_mod.": "torch.compile",
     "_fsdp_wrapped_module.": "FullyShardedDataParallel",
@@ -54,6 +59,30 @@ def require_fit(tensors: Mapping[str, Stored], network: Any, row: Architecture, 
     if fit.missing or fit.misshapen or units or fit.special:
         raise _refusal(fit, units, tensors, network, source)
     return fit.headless, f"its weights {_first_few(fit.unread)} are left out: no unit reads them" if fit.unread else ""
+
+
+def fused_experts(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors, those of single experts as one of all, as `transformers` stacks them: [gate; up] together, and down.
+
+    Where an expert lacks one, or has one of another shape, they stay as they are: then the model lacks a weight.
+    """
+    fused = dict(tensors)
+    by_name: dict[str, list[str]] = {}
+    for name in tensors:
+        if match := OF_EXPERT.search(name):
+            whole = f"{name[: match.start()]}.mlp.experts.{FUSED.get(match[2], 'down_proj')}"
+            by_name.setdefault(whole, []).append(name)
+    for whole, names in by_name.items():
+        shapes = {tensors[name].shape for name in names}
+        halves = 2 if whole.endswith("gate_up_proj") else 1
+        experts = {int(match[1]) for name in names if (match := OF_EXPERT.search(name))}
+        complete = len(names) == halves * len(experts) and experts == set(range(len(experts)))
+        if not complete or len(shapes) > 1 or shapes == {()}:
+            continue
+        height, *rest = shapes.pop()
+        plain = all(fused.pop(name).plain for name in names)
+        fused[whole] = Stored((len(experts), halves * height, *rest), plain)
+    return fused
 
 
 def fit_of(tensors: Mapping[str, Stored], network: Any) -> Fit:

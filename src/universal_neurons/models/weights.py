@@ -8,6 +8,7 @@ multiplied as the family does (Granite, Cohere).  The unembedding is centred ove
 softmax as it was, unless a tanh caps the logits.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -26,54 +27,75 @@ class ProcessedWeights:
 
     `folded` is False for post-norm models, whose norms follow the residual sum and cannot be folded.  Of a model
     without an unembedding, or with one that reads a projection of the residual stream, `w_u` and `b_u` have no rows.
+    Where layers are of unequal width, their neurons stand in one dimension, in the order of `units`, in place of two
+    (layers, d_mlp).  Experts' own output biases are not in `b_out`.
     """
 
-    w_in: Float[Tensor, "layers d_mlp d_model"]
-    b_in: Float[Tensor, "layers d_mlp"]
-    w_up: Float[Tensor, "layers d_mlp d_model"] | None
-    b_up: Float[Tensor, "layers d_mlp"] | None
-    w_out: Float[Tensor, "layers d_mlp d_model"]
+    w_in: Float[Tensor, "*neurons d_model"]
+    b_in: Float[Tensor, "*neurons"]
+    w_up: Float[Tensor, "*neurons d_model"] | None
+    b_up: Float[Tensor, "*neurons"] | None
+    w_out: Float[Tensor, "*neurons d_model"]
     b_out: Float[Tensor, "layers d_model"]
     w_u: Float[Tensor, "vocabulary d_model"]
     b_u: Float[Tensor, " vocabulary"]
     folded: bool
+    layout: Units | None = None  # where it is not that of layers of one width
 
     @property
     def units(self) -> Units:
-        """Layers and widths of the neurons that the weights are of."""
-        return Units.equal(*self.w_out.shape[:2])
+        """The neurons that the weights are of."""
+        return Units.equal(*self.w_out.shape[:2]) if self.layout is None else self.layout
+
+    def written_by(self, layer: int, neuron: int) -> Float[Tensor, " d_model"]:
+        """w_out of one neuron, by its place as tables have it."""
+        return self.w_out.flatten(0, -2)[self.units.number_of(layer, neuron)]
 
 
 def processed_weights(model: Model) -> ProcessedWeights:
     """The processed weights of a model; its own weights stay as they are."""
+    row = model.architecture
     readers: dict[str, list[tuple[Tensor, Tensor]]] = {"w_in": [], "w_up": []}
     writers = []
     for layer in range(model.n_layers):
         norm = model.part(layer, "mlp_norm") if model.architecture.mlp_norm else None
-        for role in ("w_in", "w_up") if model.gated else ("w_in",):
+        for role in ("w_in", "w_up") if row.w_up else ("w_in",):
             weight, bias = projection(model, layer, role)
             readers[role].append(_read_through(weight, bias, norm, model))
         writers.append(_written(model, layer))
     w_u, b_u = _unembedding(model)
 
-    def stacked(role: str, part: int) -> Tensor:
-        return torch.stack([pair[part] for pair in readers[role]])
+    equal = len(set(model.units.widths)) == 1
+
+    def stacked(tensors: Iterable[Tensor]) -> Tensor:
+        return torch.stack(list(tensors)) if equal else torch.cat(list(tensors))
 
     return ProcessedWeights(
-        w_in=stacked("w_in", 0),
-        b_in=stacked("w_in", 1),
-        w_up=stacked("w_up", 0) if model.gated else None,
-        b_up=stacked("w_up", 1) if model.gated else None,
-        w_out=torch.stack([w for w, _ in writers]),
+        w_in=stacked(w for w, _ in readers["w_in"]),
+        b_in=stacked(b for _, b in readers["w_in"]),
+        w_up=stacked(w for w, _ in readers["w_up"]) if row.w_up else None,
+        b_up=stacked(b for _, b in readers["w_up"]) if row.w_up else None,
+        w_out=stacked(w for w, _ in writers),
         b_out=torch.stack([b for _, b in writers]),
         w_u=w_u,
         b_u=b_u,
-        folded=not model.architecture.post_norm,
+        folded=not row.post_norm,
+        layout=model.units,
     )
 
 
 def projection(model: Model, layer: int, role: str) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
-    """A block's own `w_in`, `w_up` or `w_out` with its bias, float64: a half of the module where one gives both."""
+    """A block's own `w_in`, `w_up` or `w_out` with its bias, float64: a half of the module where one gives both.
+
+    Experts' output biases are 0: what they add depends on the routing.
+    """
+    if layer in model.sparse:
+        sparse = model.sparse[layer]
+        if role == "w_out":
+            weight = sparse.w_out().double().T
+            return weight, weight.new_zeros(len(weight))
+        weight, bias = sparse.reads(role)
+        return weight.double(), bias.double()
     weight, bias = _linear(model.part(layer, role))
     return weight[model.half(layer, role)], bias[model.half(layer, role)]
 

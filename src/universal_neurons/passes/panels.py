@@ -25,6 +25,7 @@ from universal_neurons.statistics import (
     SumSquares,
     What,
 )
+from universal_neurons.units import Units
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,24 @@ def cut(pairs: Sequence[tuple[Described, Described]], passes: int, *, by_layer: 
     panels: list[list[Panel]] = [[] for _ in range(passes)]
     done = 0
     for left, right in pairs:
-        step = left.units.width if by_layer else 1
         rows, columns = left.n_neurons, right.n_neurons
         start = 0
         while start < rows:
             number = min(done * passes // total, passes - 1)
             room = -(-(number + 1) * total // passes) - done
-            height = max(step, round(room / columns / step) * step)
-            stop = min(rows, start + height)
+            stop = _stop(left.units, start, room / columns, by_layer=by_layer)
             panels[number].append(Panel(left, right, (start, stop)))
             done += (stop - start) * columns
             start = stop
     return [panel for panel in panels if panel]
+
+
+def _stop(units: Units, start: int, height: float, *, by_layer: bool) -> int:
+    """Where a panel of about so many rows ends: one row at least, or at the end of a layer."""
+    if by_layer and len(set(units.widths)) > 1:
+        return min((end for end in units.starts if end > start), key=lambda end: abs(end - start - height))
+    step = units.width if by_layer else 1
+    return min(len(units), start + max(step, round(height / step) * step))
 
 
 def signs_of(config: Settings) -> Signs | None:

@@ -43,6 +43,6 @@ def universal_table(store: Store, model: str | None = None, threshold: float | N
 def _matches(store: Store, asker: str, other: str) -> pl.DataFrame:
     """The best match of every neuron in another model, by its name there, and their ρ."""
     rows = store.matches.filter((pl.col("asker") == asker) & (pl.col("match_model") == other) & (pl.col("rank") == 1))
-    named = pl.format("{}/L{}.{}", pl.lit(other), "match_layer", "match_neuron")
+    named = pl.format("{}/{}", pl.lit(other), name_column("match_"))
     living = pl.when(pl.col("match_layer") >= 0).then(named)
     return rows.select("layer", "neuron", living.alias(f"match_{other}"), pl.col("corr").alias(f"corr_{other}"))

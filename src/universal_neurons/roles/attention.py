@@ -28,6 +28,7 @@ from universal_neurons.config import RoleSettings
 from universal_neurons.interventions import Heads, bos_key, path_effects, projecting
 from universal_neurons.models import Model, ProcessedWeights
 from universal_neurons.statistics import seed_of, unit
+from universal_neurons.units import Units
 
 DIRECTIONS = 4096  # random ones
 SAMPLES = 2000  # positions of a pair that the scatter shows
@@ -59,8 +60,9 @@ class BosScores:
     is 0), and of random unit vectors for every head."""
 
     model: str
-    neurons: Float[Tensor, "layers d_mlp layers heads"]
+    neurons: Float[Tensor, "*neurons layers heads"]  # as in `ProcessedWeights`
     random: Float[Tensor, "directions layers heads"]
+    units: Units
 
     @property
     def random_mean(self) -> Float[Tensor, "layers heads"]:
@@ -73,7 +75,12 @@ class BosScores:
         return self.random.double().std(0)
 
     @property
-    def z(self) -> Float[Tensor, "layers d_mlp layers heads"]:
+    def flat(self) -> Float[Tensor, "neurons layers heads"]:
+        """h of the neurons by their numbers."""
+        return self.neurons.flatten(0, -3)
+
+    @property
+    def z(self) -> Float[Tensor, "*neurons layers heads"]:
         """h in standard deviations of random directions of the same head."""
         return (self.neurons - self.random_mean.float()) / self.random_sd.float()
 
@@ -97,17 +104,19 @@ def bos_scores(
     reads = torch.stack([h.scaling * torch.einsum("hed,he->hd", h.w_q, key[h.layer]) for h in every]).to(
         weights.w_out.device
     )
-    scores = torch.stack([(unit(w_out) @ reads.flatten(0, 1).T).float().cpu() for w_out in weights.w_out])
-    scores = scores.unflatten(2, reads.shape[:2])
-    layers = torch.arange(model.n_layers)
-    scores[(layers[None] <= layers[:, None])[:, None, :, None].expand_as(scores)] = torch.nan
+    by_layer = weights.w_out.flatten(0, -2).split(weights.units.widths)
+    scores = torch.cat([(unit(w_out) @ reads.flatten(0, 1).T).float().cpu() for w_out in by_layer])
+    scores = scores.unflatten(1, reads.shape[:2])
+    for layer in range(model.n_layers):
+        scores[weights.units.columns(layer), : layer + 1] = torch.nan
     draw = torch.randn(
         DIRECTIONS, model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed_of("bos", seed))
     )
     if model.architecture.norm == "layer":
         draw -= draw.mean(1, keepdim=True)
     random = (unit(draw) @ reads.flatten(0, 1).T.cpu()).unflatten(1, reads.shape[:2])
-    return BosScores(model.name, scores, random.float())
+    neurons = scores.view(*weights.w_out.shape[:-1], *reads.shape[:2])
+    return BosScores(model.name, neurons, random.float(), weights.units)
 
 
 @torch.inference_mode()
@@ -143,7 +152,7 @@ def heads_table(scores: BosScores, norms: dict[str, Float[Tensor, "layers heads"
     """A row per head: h of random directions (mean, standard deviation) and the extremes over earlier neurons (null
     in the first layer), with `value_norms`."""
     layers, heads = scores.random.shape[1:]
-    flat = scores.neurons.flatten(0, 1)
+    flat = scores.flat
     low, high = flat.nan_to_num(nan=torch.inf).amin(0), flat.nan_to_num(nan=-torch.inf).amax(0)
     columns = {"random_mean": scores.random_mean, "random_sd": scores.random_sd, "score_low": low, "score_high": high}
     data: dict[str, Any] = {
@@ -165,7 +174,7 @@ def scores_histogram(scores: BosScores) -> pl.DataFrame:
     in the same shares.
     """
     layers = scores.random.shape[1]
-    later = [scores.neurons[:layer, :, layer].flatten() for layer in range(1, layers)]
+    later = [scores.flat[: scores.units.starts[layer], layer].flatten() for layer in range(1, layers)]
     finite = [part[part.isfinite()].numpy() for part in later]
     most = max([float(np.abs(part).max(initial=0)) for part in (*finite, scores.random[:, 1:].numpy())])
     if most == 0:
@@ -191,8 +200,9 @@ def candidates(scores: BosScores, most: int) -> pl.DataFrame:
         signed = (sign * z).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
         best = signed.topk(min(most, len(signed)))
         for index in best.indices[best.values > 0].tolist():
-            layer, neuron, head_layer, head = (int(part) for part in np.unravel_index(index, scores.neurons.shape))
-            score = float(scores.neurons[layer, neuron, head_layer, head])
+            number, head_layer, head = (int(part) for part in np.unravel_index(index, scores.flat.shape))
+            layer, neuron = scores.units.place_of(number)
+            score = float(scores.flat[number, head_layer, head])
             rows.append((scores.model, layer, neuron, head_layer, head, score, float(z[index])))
     return pl.DataFrame(rows, schema=dict(list(PAIRS_SCHEMA.items())[:7]), orient="row")
 
@@ -236,7 +246,8 @@ def attention_table(
     by_pair: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
     for (layer, head_layer, head), pairs_of_path in groupby(sorted(chosen, key=path), key=path):
         neurons = [pair["neuron"] for pair in pairs_of_path]
-        effects = path_effects(model, ids, layer, torch.tensor(neurons), head_layer, head)
+        within = model.units.within_layers(model.units.number_of(layer, neuron) for neuron in neurons)
+        effects = path_effects(model, ids, layer, torch.tensor(within), head_layer, head)
         for place, neuron in enumerate(neurons):
             columns = {name: effect[place].cpu()[keep].numpy() for name, effect in effects.items()}
             if orientation is not None:

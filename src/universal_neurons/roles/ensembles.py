@@ -81,7 +81,7 @@ def ensembles_of(
     tokens = used_tokens(weights, vocabulary)
     masks = masks_of(labels)
     unembedding = weights.w_u.cpu()[tokens]
-    w_out = weights.w_out.flatten(0, 1).cpu()
+    w_out = weights.w_out.flatten(0, -2).cpu()
     total = unembedding.sum(0)
     rows = classes.filter(pl.col("number") >= 2).to_dicts()
     flats = [weights.units.number_of(np.array(row["layers"]), np.array(row["neurons"])) for row in rows]
@@ -213,7 +213,7 @@ def ensemble_histograms(
             layer, neuron = int(one.layers[place]), int(one.neurons[place])
             row: dict[str, Any] = {"model": model_name, "layer": layer, "neuron": neuron, "role": one.role}
             row |= {"nearest": one.nearest, "class": one.name, "class_sign": int(np.sign(one.effects[place]))}
-            effects = (unembedding @ weights.w_out[layer, neuron].cpu()).numpy()
+            effects = (unembedding @ weights.written_by(layer, neuron).cpu()).numpy()
             histograms.append(histogram(row | {"kind": "effect"}, effects, one.mask[tokens]))
             values = activations[has_next, one.columns[place]]
             histograms.append(histogram(row | {"kind": "activation"}, values, one.mask[next_tokens[has_next]]))

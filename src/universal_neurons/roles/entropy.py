@@ -42,7 +42,7 @@ def null_fraction(weights: ProcessedWeights, centred: bool) -> Float[Tensor, " n
         basis = torch.linalg.qr(torch.cat([torch.ones_like(basis[:, :1]), basis[:, 1:]], 1)).Q[:, 1:]
     read = weights.w_u @ basis
     directions = torch.linalg.eigh(read.T @ read).eigenvectors[:, : max(1, round(NULL_SHARE * width))]
-    return (unit(weights.w_out.flatten(0, 1)) @ (basis @ directions)).norm(dim=1)
+    return (unit(weights.w_out.flatten(0, -2)) @ (basis @ directions)).norm(dim=1)
 
 
 def entropy_candidates(neurons: pl.DataFrame, settings: RoleSettings) -> list[int]:
@@ -101,8 +101,8 @@ def frequency_candidates(
     model: Model, weights: ProcessedWeights, direction: Tensor, most: int, dead: Bool[np.ndarray, " neurons"]
 ) -> list[int]:
     """The last layer's living neurons whose logit effects lie most along the frequency direction."""
-    cosines = _frequency_cosines(weights.w_out[-1], weights, direction)
     last = model.units.columns(model.n_layers - 1)
+    cosines = _frequency_cosines(weights.w_out.flatten(0, -2)[last], weights, direction)
     cosines[torch.from_numpy(dead[last]).to(cosines.device)] = 0
     return (last.start + cosines.abs().nan_to_num().topk(min(most, len(cosines))).indices).tolist()
 
@@ -275,7 +275,7 @@ class EntropyTrial:
     def ablations(self, neurons: pl.DataFrame, weights: ProcessedWeights, fraction: np.ndarray) -> pl.DataFrame:
         """A row per neuron that was tried: effects of its mean ablation, what carries them, and its role."""
         rows: list[dict[str, Any]] = []
-        flat = weights.w_out.flatten(0, 1)
+        flat = weights.w_out.flatten(0, -2)
         tried = list(self.kinds)
         frequency = _frequency_cosines(flat[tried], weights, self.direction)
         for (number, kind), cosines, along in zip(self.kinds.items(), unit(flat[tried]) @ unit(flat).T, frequency):

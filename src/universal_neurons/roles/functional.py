@@ -41,11 +41,12 @@ def counterparts(matches: pl.DataFrame, asker: str, chosen: Sequence[int], units
 
 def random_partner(match: int, units: Units, seed: int, model: str) -> int | None:
     """A random other neuron of a match's layer; None where it is the layer's only one."""
-    layer, neuron = units.place_of(match)
-    if units.widths[layer] == 1:
+    columns = units.columns(units.layer_of(match))
+    others = columns.stop - columns.start - 1
+    if not others:
         return None
-    draw = int(np.random.default_rng(seed_of("partner", seed, model, match)).integers(units.widths[layer] - 1))
-    return units.number_of(layer, draw + 1 if draw >= neuron else draw)
+    drawn = columns.start + int(np.random.default_rng(seed_of("partner", seed, model, match)).integers(others))
+    return drawn + 1 if drawn >= match else drawn
 
 
 class LossChanges:

@@ -94,8 +94,8 @@ class Together:
 
     def add(self, trial: Trial) -> None:
         """Keep a batch's activations, next tokens and rows."""
-        places = [self.units.place_of(number) for number in self.numbers]
-        columns = [trial.activations[layer][trial.kept, neuron] for layer, neuron in places]
+        layers, within = map(self.units.layer_of, self.numbers), self.units.within_layers(self.numbers)
+        columns = [trial.activations[layer][trial.kept, column] for layer, column in zip(layers, within)]
         self.parts.append((torch.stack(columns, 1).cpu() * self.signs, trial.clean.targets.cpu(), trial.row_of))
 
     def joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,7 +108,7 @@ def _oriented(weights: ProcessedWeights, orientation: Float[np.ndarray, " neuron
     """The weights, each w_out times its neuron's orientation."""
     if (orientation > 0).all():
         return weights
-    signs = torch.from_numpy(orientation).to(weights.w_out).view(weights.w_out.shape[:2])
+    signs = torch.from_numpy(orientation).to(weights.w_out).view(weights.w_out.shape[:-1])
     return replace(weights, w_out=weights.w_out * signs[..., None])
 
 
@@ -155,7 +155,7 @@ class OneModel:
         weights = _oriented(processed_weights(model), orientation)
         stats = self.neurons.with_columns(vocab_skew=pl.col("vocab_skew") * pl.Series(orientation))
         self.null_fraction = null_fraction(weights, model.architecture.norm == "layer").cpu().numpy()
-        flat = weights.w_out.flatten(0, 1)
+        flat = weights.w_out.flatten(0, -2)
         self.effects = {n: (weights.w_u @ flat[n]).float().cpu().numpy() for n in self.concerned}
         labels, counts = self.sample.labels, self.sample.counts
         effects = effects_table(model.name, weights, stats, self.sample.vocabulary, counts, labels, self.settings)

@@ -105,7 +105,7 @@ def effects_table(
     unembedding = weights.w_u[torch.from_numpy(tokens).to(weights.w_u.device)].float()
     listed = often_used(tokens, counts)
     columns_of_listed = torch.from_numpy(np.searchsorted(tokens, listed)).to(weights.w_u.device)
-    w_out = weights.w_out.flatten(0, 1).float()
+    w_out = weights.w_out.flatten(0, -2).float()
     names, table = _unit_labels(labels, tokens)
     directions = torch.from_numpy(table).to(w_out.device)
     roles = roles_of(stats, settings, weights.w_u.shape[1])
@@ -206,7 +206,7 @@ def effect_histograms(
     unembedding = weights.w_u.cpu()[tokens]
     histograms = []
     for row in chosen.to_dicts():
-        effects = (unembedding @ weights.w_out[row["layer"], row["neuron"]].cpu()).numpy()
+        effects = (unembedding @ weights.written_by(row["layer"], row["neuron"]).cpu()).numpy()
         inside = masks[row["class_group"], row["class"]][tokens]
         histograms.append(histogram(row | {"kind": "effect"}, effects, inside))
     return pl.concat([pl.DataFrame(schema=HISTOGRAMS_SCHEMA), *histograms])

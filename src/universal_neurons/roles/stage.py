@@ -65,6 +65,8 @@ class Roles:
             if why := why_no_roles(model):
                 reporter.note(f"{model.name}: no roles, {why}")
                 continue
+            if model.architecture.attention is None:
+                reporter.note(f"{model.name}: no attention roles, {model.architecture.name}'s heads are not read here")
             with reporter.stage("roles"):
                 for name, table in one.run(reporter, self.config.batch_tokens).items():
                     parts.setdefault(name, []).append(table)

@@ -6,7 +6,7 @@ float32.  Of a large matrix a `CoMoments` may keep some rows only: a panel.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -226,12 +226,12 @@ class LayerCovariance:
     """Result of `LayerMoments`: within-layer centred products and every neuron's centred sum of squares."""
 
     count: int
-    centred: Float[Tensor, "layers d_mlp d_mlp"]
+    centred: Float[Tensor, "layers width width"] | Sequence[Float[Tensor, "_ _"]]
 
     @property
     def units(self) -> Units:
-        """The neurons of the model, or of the layers that are there."""
-        return Units.equal(*self.centred.shape[:2])
+        """The neurons of the model, or of the layers that are there, without their experts."""
+        return Units(tuple(len(layer) for layer in self.centred))
 
     def part(self, start: int, stop: int) -> "LayerCovariance":
         """Of the layers that the neurons from `start` to before `stop` make up."""
@@ -240,24 +240,31 @@ class LayerCovariance:
     @property
     def squares(self) -> Float[Tensor, " neurons"]:
         """Σ(x−x̄)² of every neuron of the model."""
-        return self.centred.diagonal(dim1=1, dim2=2).flatten().clamp_min(0)
+        return torch.cat([layer.diagonal() for layer in self.centred]).clamp_min(0)
+
+
+def tile_of(width: int) -> int:
+    """Rows of a layer's products that are multiplied together."""
+    return max(LAYER_TILE_LEAST, -(-width // LAYER_TILES))
 
 
 class LayerMoments(Accumulator):
     """Cross products of the neurons of each layer of one model with each other: what the rotated baseline needs.
 
-    Layers are of one width.  Only blocks on and above the diagonal are multiplied.
+    Only blocks on and above the diagonal are multiplied.  The matrices of layers of unequal width stand one after the
+    other in one row of numbers.
     """
 
     TENSORS = ("sum", "cross")
 
     def __init__(self, model: Named, units: Units, *, group: int = 0, device: Any = "cpu") -> None:
         super().__init__((model,), group)
-        shape = (units.layers, units.width, units.width)
+        self.units = units
+        equal = len(set(units.widths)) == 1
+        shape = (units.layers, units.width, units.width) if equal else (sum(width**2 for width in units.widths),)
         self.sum = torch.zeros(len(units), dtype=torch.float64, device=device)
         self.cross = torch.zeros(shape, dtype=torch.float64, device=device)
         self.pending = torch.zeros(shape, dtype=torch.float32, device=device)
-        self.tile = max(LAYER_TILE_LEAST, -(-units.width // LAYER_TILES))
         self.fresh = True
 
     def update(self, batch: Batch) -> None:
@@ -265,13 +272,18 @@ class LayerMoments(Accumulator):
         (block,) = self.blocks(batch)
         self.count += block.count
         self.sum += block.sums
-        width = self.cross.shape[1]
-        for layer, values in enumerate(block.values.split(width, 1)):
-            for start in range(0, width, self.tile):
-                rows = slice(start, min(start + self.tile, width))
-                into = self.pending[layer, rows, start:]
-                add_product(into, values[:, rows], values[:, start:], self.fresh, block.rounding)
+        for pending, values in zip(self._by_layer(self.pending), block.values.split(self.units.widths, 1)):
+            width = len(pending)
+            tile = tile_of(width)
+            for start in range(0, width, tile):
+                rows = slice(start, min(start + tile, width))
+                add_product(pending[rows, start:], values[:, rows], values[:, start:], self.fresh, block.rounding)
         self.fresh = False
+
+    def _by_layer(self, entries: Tensor) -> list[Float[Tensor, "width width"]]:
+        """The matrix of each layer."""
+        sizes = [width**2 for width in self.units.widths]
+        return [flat.view(width, width) for flat, width in zip(entries.view(-1).split(sizes), self.units.widths)]
 
     def fold(self) -> None:
         """Bring what is pending into the float64 state."""
@@ -281,13 +293,15 @@ class LayerMoments(Accumulator):
 
     def non_finite(self) -> tuple[str, int] | None:
         """The first neuron in which a NaN or infinity was seen."""
-        return first_non_finite(self.reads[0].source, self.sum + self.cross.diagonal(dim1=1, dim2=2).flatten())
+        squares = torch.cat([layer.diagonal() for layer in self._by_layer(self.cross)])
+        return first_non_finite(self.reads[0].source, self.sum + squares)
 
     def result(self) -> LayerCovariance:
         """The covariances so far."""
         self.fold()
-        sums = self.sum.view(len(self.cross), -1)
-        centred = self.cross - sums[:, :, None] * sums[:, None, :] / max(self.count, 1)
-        for layer in centred:
+        centred = self.cross.clone()
+        layers = self._by_layer(centred)
+        for layer, sums in zip(layers, self.sum.split(self.units.widths)):
+            layer -= sums[:, None] * sums / max(self.count, 1)
             layer.copy_(layer.triu() + layer.triu(1).T)
-        return LayerCovariance(self.count, centred)
+        return LayerCovariance(self.count, centred if centred.dim() == 3 else layers)

@@ -16,6 +16,7 @@ from torch import Tensor
 from universal_neurons.models import ProcessedWeights
 from universal_neurons.statistics.comoments import LayerCovariance
 from universal_neurons.statistics.moments import NeuronMoments
+from universal_neurons.units import NONE, Units
 
 PANEL_ELEMENTS = 1 << 24
 ROUNDING = 1e-6  # position 0 is the same in every row, but for the rounding of batches of different sizes
@@ -28,7 +29,7 @@ def weight_statistics(weights: ProcessedWeights) -> dict[str, np.ndarray]:
     Columns as in docs/store.md, a value per neuron; those of w_up are missing where the MLP is not gated,
     those of the vocabulary where there is no unembedding.
     """
-    w_in, w_out = weights.w_in.flatten(0, 1), weights.w_out.flatten(0, 1)
+    w_in, w_out = weights.w_in.flatten(0, -2), weights.w_out.flatten(0, -2)
     norms = {"w_in_norm": w_in.norm(dim=1), "w_out_norm": w_out.norm(dim=1)}
     columns = norms | {
         "input_bias": weights.b_in.flatten(),
@@ -36,7 +37,7 @@ def weight_statistics(weights: ProcessedWeights) -> dict[str, np.ndarray]:
         "l2_penalty": norms["w_in_norm"] ** 2 + norms["w_out_norm"] ** 2,
     }
     if weights.w_up is not None:
-        w_up = weights.w_up.flatten(0, 1)
+        w_up = weights.w_up.flatten(0, -2)
         columns["w_up_norm"] = w_up.norm(dim=1)
         columns["l2_penalty"] = columns["l2_penalty"] + columns["w_up_norm"] ** 2
         columns["in_up_sim"], columns["up_out_sim"] = cosine(w_in, w_up), cosine(w_up, w_out)
@@ -115,9 +116,16 @@ def orientation_of(activation_mean: Float[np.ndarray, " neurons"]) -> Float[np.n
     return np.where(activation_mean < 0, -1.0, 1.0)
 
 
-def duplicates(layers: LayerCovariance, alive: Tensor, *, by_size: bool = False) -> dict[str, np.ndarray]:
-    """The highest ρ (`by_size`: |ρ|) of each neuron with another of its own layer, and which one (−1: none)."""
-    corr, neuron = [], []
+def duplicates(
+    layers: LayerCovariance, alive: Tensor, units: Units | None = None, *, by_size: bool = False
+) -> dict[str, np.ndarray]:
+    """The highest ρ (`by_size`: |ρ|) of each neuron with another of its own layer, and which one (−1: none).
+
+    `units` are the model's, where it has experts.
+    """
+    units = layers.units if units is None else units
+    corr: list[Tensor] = []
+    neuron: list[Tensor] = []
     for centred, living in zip(layers.centred, alive.split(layers.units.widths)):
         scale = torch.where(living, centred.diagonal().rsqrt(), torch.nan)
         rho = (centred * scale[:, None] * scale).clamp(-1, 1)
@@ -126,10 +134,10 @@ def duplicates(layers: LayerCovariance, alive: Tensor, *, by_size: bool = False)
         best = rho.nan_to_num(nan=-torch.inf).max(1)
         none = ~torch.isfinite(best.values)
         corr.append(best.values.masked_fill(none, torch.nan))
-        neuron.append(best.indices.masked_fill(none, -1))
+        neuron.append((best.indices + units.starts[len(neuron)]).masked_fill(none, NONE))
     return {
         "layer_corr_max": torch.cat(corr).cpu().numpy(),
-        "layer_corr_neuron": torch.cat(neuron).int().cpu().numpy(),
+        "layer_corr_neuron": units.place_of(torch.cat(neuron))[1].int().cpu().numpy(),
     }
 
 

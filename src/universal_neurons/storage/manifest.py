@@ -6,17 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from universal_neurons.config import DYNAMICS_FILE
 from universal_neurons.disk import local_path, open_regular
 from universal_neurons.errors import MissingFileError, StoreConflictError
+from universal_neurons.units import EXPERT, Units
 
 MANIFEST = "study.json"
 HISTOGRAMS = "histograms"  # the one table that is no parquet file
 SKETCH = ".safetensors"  # how the name of a portable sketch ends
 REWRITING = "rewriting"  # the key of a study whose tables are being replaced: which
 MOST_BYTES = 1 << 26
+MOST_EXPERTS = 2**31 // EXPERT - 2  # whose neurons' places fit in 32 bits
 MOST_LAYERS, MOST_NEURONS = 1 << 16, 1 << 31  # far above any model's; numbers of neurons stay within 64 bits
 
 TableName = Annotated[str, StringConstraints(pattern=r"\A[A-Za-z0-9_-]{1,100}\z")]
@@ -41,14 +43,33 @@ class Facts(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
+Experts = Annotated[int, Field(ge=0, lt=EXPERT)]
+
+
 class ModelFacts(Facts):
-    """A model's name, SHA-256 of its weights, architecture, layers and neurons in each."""
+    """A model's name, SHA-256 of its weights, architecture, layers and neurons in each (`Units.of_facts`)."""
 
     name: Name
     sha256: str
     architecture: str
     layers: int = Field(ge=1, le=MOST_LAYERS)
     d_mlp: int = Field(ge=1, le=MOST_NEURONS)
+    widths: list[Annotated[int, Field(ge=0, le=MOST_NEURONS)]] | None = None
+    experts: list[Annotated[list[Experts], Field(min_length=2, max_length=2)]] = []
+
+    @model_validator(mode="after")
+    def _of_its_layers(self) -> "ModelFacts":
+        """Layers of these widths, which hold their experts."""
+        widths = self.widths or []
+        if self.widths is not None and (len(widths) != self.layers or max(widths) != self.d_mlp):
+            raise ValueError("widths of other layers")
+        if self.experts and len(self.experts) != len(widths):
+            raise ValueError("experts of other layers")
+        units = Units.of_facts(self.model_dump(include={"layers", "d_mlp", "widths", "experts"}, exclude_none=True))
+        counts = [count for count, _ in self.experts]
+        if max(counts, default=0) > MOST_EXPERTS or not all(0 <= plain <= EXPERT for plain in units.plain):
+            raise ValueError("more experts than fit, or more neurons outside experts than have names")
+        return self
 
 
 class TokenFacts(Facts):

@@ -30,8 +30,7 @@ class Neuron:
         """`L3.17` of the first model, or `seed-1/L3.17`; raises `InputError` where there is none."""
         model, layer, neuron = parse_neuron(name, list(units))
         if not units[model].has(layer, neuron):
-            wanted = f"layer < {units[model].layers} and neuron < {units[model].width} in {model}"
-            raise InputError(f"{name}: no such neuron", wanted=wanted)
+            raise InputError(f"{name}: no such neuron", wanted=f"{units[model].range_said} in {model}")
         return cls(store, model, layer, neuron)
 
     @property

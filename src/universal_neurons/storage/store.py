@@ -126,7 +126,7 @@ class Store(Results):
     @property
     def units(self) -> dict[str, Units]:
         """Every model's neurons by layer."""
-        return {facts["name"]: Units.equal(facts["layers"], facts["d_mlp"]) for facts in self.manifest["models"]}
+        return {facts["name"]: Units.of_facts(facts) for facts in self.manifest["models"]}
 
     @property
     def strings(self) -> list[str]:

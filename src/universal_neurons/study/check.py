@@ -71,7 +71,7 @@ def check_models(models: Sequence[str], tokenizer: str | None = None, data: str 
         loaded.append(model)
         notes += [shown(f"{name}: {note}") for note in model.notes]
         row = (
-            f"{model.n_layers} × {model.d_mlp}",
+            str(model.units).replace(" x ", " × ").replace(" neurons", "").replace(" layers", ""),
             model.d_model,
             model.vocab_size,
             model.context,

@@ -260,7 +260,8 @@ def plan_layout(config: Settings, models: Sequence[Described], *, groups: int = 
 
 def weight_bytes(model: Described) -> int:
     """Bytes of a model's processed weights in float64, twice while they are put together."""
-    matrices = 3 if model.gated else 2
+    has_up = model.gated or (isinstance(model, Model) and model.architecture.w_up is not None)
+    matrices = 3 if has_up else 2
     return 2 * 8 * model.d_model * (matrices * model.n_neurons + model.vocab_size)
 
 

@@ -219,7 +219,7 @@ class Stages:
                 self.columns[name] |= activation_statistics(moments.result(), first.result())
             if self._asked("statistics") or self.study.reader.complete:
                 by_size = everything.by_size(name)
-                self.columns[name] |= duplicates(everything.layers(name), ~dead, by_size=by_size)
+                self.columns[name] |= duplicates(everything.layers(name), ~dead, self.units[name], by_size=by_size)
             if not self._asked("statistics"):
                 continue
             result, best = statistics.get(Histogram, pre).result(), statistics.get(TopExamples, name)

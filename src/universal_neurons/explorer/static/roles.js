@@ -18,7 +18,7 @@
 
   function candidates(rows) {
     const fixed = rows.filter((row) => row.edit === "fix" && !un.isNone(row.neuron)).sort((a, b) => isControl(a) - isControl(b));
-    const units = [...new Map(fixed.map((row) => [`${row.model}/L${row.layer}.${row.neuron}`, row])).entries()];
+    const units = [...new Map(fixed.map((row) => [`${row.model}/${un.placeName(row.layer, row.neuron)}`, row])).entries()];
     if (!units.length) return un.absent("interventions", "No unit was intervened on.");
     const place = un.h("div", {});
     const draw = (name) => {
@@ -26,7 +26,7 @@
       const own = fixed.filter((row) => row.model === model && row.layer === layer && row.neuron === neuron);
       un.clear(place, un.h("p", {}, un.unitLink(model, layer, neuron), " of ", un.said(un.modelName(model)), `, ${own[0].kind === "control" ? "a random control" : `a candidate: ${own[0].kind}`}`), un.parts.curves(own));
     };
-    const options = units.map(([name, row]) => [name, `${un.modelName(row.model)} L${row.layer}.${row.neuron} (${row.kind})`]);
+    const options = units.map(([name, row]) => [name, `${un.modelName(row.model)} ${un.placeName(row.layer, row.neuron)} (${row.kind})`]);
     draw(units[0][0]);
     return [un.choice("Unit", options, units[0][0], draw), place];
   }

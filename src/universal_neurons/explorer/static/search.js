@@ -8,10 +8,10 @@
     if (!found) return [];
     const others = un.study.models.length > 1 && !text.includes("/") ? un.study.models.keys() : [found.model];
     return [...others]
-      .filter((model) => un.parseUnit(`${model}/L${found.layer}.${found.neuron}`))
+      .filter((model) => un.parseUnit(`${model}/${un.placeName(found.layer, found.neuron)}`))
       .map((model) => ({
         href: un.unitHref(model, found.layer, found.neuron),
-        parts: [un.h("span", { class: "unit-name" }, `L${found.layer}.${found.neuron}`), un.said(un.modelName(model), "quiet")],
+        parts: [un.h("span", { class: "unit-name" }, un.placeName(found.layer, found.neuron)), un.said(un.modelName(model), "quiet")],
       }));
   }
 
@@ -45,7 +45,7 @@
       const top = un.unflat(units.model, best[code]);
       return {
         href: un.href("study", {}, { m: units.model, [key]: values[code] }),
-        parts: [un.said(values[code]), un.h("span", { class: "quiet" }, `${un.count(number[code], "unit")}, best L${top.layer}.${top.neuron}`)],
+        parts: [un.said(values[code]), un.h("span", { class: "quiet" }, `${un.count(number[code], "unit")}, best ${un.placeName(top.layer, top.neuron)}`)],
       };
     });
   }

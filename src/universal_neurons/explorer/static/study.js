@@ -19,7 +19,7 @@
 
   function rowColumns(units) {
     const node = (unit) => un.unitLink(units.model, units.at("layer", unit), units.at("neuron", unit));
-    const columns = [{ name: "unit", title: "unit", kind: "text", at: (unit) => `L${units.at("layer", unit)}.${units.at("neuron", unit)}`, node }];
+    const columns = [{ name: "unit", title: "unit", kind: "text", at: (unit) => un.placeName(units.at("layer", unit), units.at("neuron", unit)), node }];
     const add = (name, extra) => units.has(name) && columns.push({ name, title: un.title(name, un.study), term: name, kind: units.isText(name) ? "text" : "number", real: true, at: (unit) => units.at(name, unit), ...extra });
     const excess = FIRST.find((name) => units.has(name));
     if (excess) add(excess, {});

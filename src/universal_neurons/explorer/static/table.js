@@ -125,7 +125,7 @@
     });
     const unit = has.has("layer") && has.has("neuron") && {
       name: "unit", title: "unit", kind: "text",
-      at: (place) => `L${rows[place].layer}.${rows[place].neuron}`,
+      at: (place) => un.placeName(rows[place].layer, rows[place].neuron),
       node: (place) => un.unitLink(rows[place].model, rows[place].layer, rows[place].neuron),
     };
     return un.table({ caption, columns: unit ? [unit, ...columns] : columns, rows: Uint32Array.from(rows.keys()), sort, down, file: file || "table.csv", }).element;

@@ -22,7 +22,7 @@
     const roles = [].concat(columns.roles || []).map((role) => un.roleLink(role, model));
     return un.h("div", { class: "unit-head" },
       un.h("div", { class: "unit-top" },
-        un.h("h1", {}, un.h("span", { class: "unit-name" }, `L${layer}.${neuron}`), " ", un.h("span", { class: "of" }, "of ", un.said(un.modelName(model)))),
+        un.h("h1", {}, un.h("span", { class: "unit-name" }, un.placeName(layer, neuron)), " ", un.h("span", { class: "of" }, "of ", un.said(un.modelName(model)))),
         un.h("div", { class: "steps" }, beside(-1, "previous"), beside(1, "next"))),
       un.h("p", { class: "tags" },
         state && un.h("span", { class: columns.is_universal ? "badge yes" : "badge" }, un.term("is_universal", state)),
@@ -133,7 +133,7 @@
     const pre = un.h("pre", { tabindex: 0, role: "group", "aria-label": "This unit as JSON" });
     const details = un.h("details", {}, un.h("summary", {}, "This unit as JSON"), pre);
     details.addEventListener("toggle", () => details.open && !pre.textContent && (pre.textContent = spelt(unit, strings)));
-    const name = `${un.study.id}-${place.model}-L${place.layer}.${place.neuron}.json`;
+    const name = `${un.study.id}-${place.model}-${un.placeName(place.layer, place.neuron)}.json`;
     return un.h("div", { class: "json" }, un.download("Save as JSON", name, () => ({ content: spelt(unit, strings), type: "application/json" })), un.h("a", { class: "button", href: un.unitHref(place.model, place.layer, place.neuron) }, "Permalink"), details);
   }
 
@@ -143,7 +143,7 @@
     const found = await shardOf(place);
     if (!found) throw new Error("The site's files hold no such unit.");
     const { unit, strings } = found;
-    document.title = `L${place.layer}.${place.neuron} of ${un.modelName(place.model)} · ${un.study.title}`;
+    document.title = `${un.placeName(place.layer, place.neuron)} of ${un.modelName(place.model)} · ${un.study.title}`;
     const part = un.parts;
     un.clear(main, head(place, unit), hero(unit),
       un.section("matches", "Its counterparts", counterparts(unit)),
