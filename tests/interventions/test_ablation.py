@@ -27,7 +27,7 @@ TEXT = "The miller had three sons."
 NEURONS = ["L0.7", "L1.3", "L1.20"]
 ROWS = torch.randint(1, 1024, (3, 12), generator=torch.Generator().manual_seed(0))
 RECIPE = re.search(
-    r"```python\n(store = un\.Store.*?)```",
+    r"```python\n(store = [^\n]*\nmodel = .*?)```",
     (Path(__file__).parents[2] / "docs/python.md").read_text(encoding="utf-8"),
     re.DOTALL,
 )
