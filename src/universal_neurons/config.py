@@ -20,7 +20,7 @@ CONFIG_BYTES = 1 << 23
 LONGEST_NAME = 4096
 UNNAMEABLE = re.compile("[\0\ud800-\udfff]")
 IN_MEMORY = "in-memory"  # what stands in the place of a path where an object was given
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "file"]
 MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0, lt=2**31)]
 Stage = Literal["weights", "statistics", "labels", "universality", "roles"]
 PoolingKind = Literal["mean", "last", "max"]
@@ -183,7 +183,9 @@ class StudyConfig(BaseModel):
         5, ge=1, le=1000, description="Examples kept per neuron and band: the highest, and four quantile bands."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    dtype: Precision = Field("auto", description="Precision of the forward passes; auto: bfloat16 on CUDA.")
+    dtype: Precision = Field(
+        "auto", description="Precision of the forward passes; auto: bfloat16 on CUDA; file: each model's own."
+    )
     gemm_dtype: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
         "auto", description="Precision of the correlation's inputs; auto: bfloat16 on CUDA, else float32."
     )

@@ -18,6 +18,7 @@ from universal_neurons.models.tokenizer import load_tokenizer
 from universal_neurons.models.verification import verify
 from universal_neurons.models.weight_files import (
     impossible_config,
+    own_precision,
     pickled_files,
     pickled_tensors,
     read_config,
@@ -34,6 +35,7 @@ __all__ = [
     "verify",
 ]  # fmt: skip
 
+OWN = "file"  # the precision that a file names or has
 ONE_AT_A_TIME = Lock()  # `transformers` changes torch's state while it builds a model
 
 # What broken weights and odd configurations make `transformers` raise.
@@ -56,12 +58,13 @@ def load_model(
 ) -> Model:
     """A model from a local folder, a hub id (with `revision`), or `bundled/seed-N`, checked.
 
+    `dtype` is float32, bfloat16 or float16, or `file`: the precision that config.json names, else that of the weights.
     Raises `MissingFileError`, `CheckpointError` (weights that are pickled, truncated, incomplete, quantised, NaN, or
     others than config.json describes; a tokenizer that does not work) and `ArchitectureError` (a family not in the
     table, or one whose MLP does not add activation · W_out + b to the residual stream).
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"no such precision: {dtype!r}", wanted="one of " + ", ".join(DTYPES))
+    if dtype not in (*DTYPES, OWN):
+        raise ConfigError(f"no such precision: {dtype!r}", wanted="one of " + ", ".join((*DTYPES, OWN)))
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -95,6 +98,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weight
         else stored_tensors(require_weights(source), source.given)
     )
     require_layers(config, tensors, row, source.given)
+    dtype = own_precision(config, tensors, source.given) if dtype == OWN else dtype
     loader = AutoModelForCausalLM if row.causal else AutoModelForMaskedLM
     try:
         with quiet_transformers(), torch.device("meta"):

@@ -7,22 +7,25 @@ import contextlib
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from universal_neurons.errors import CheckpointError, MissingFileError
+from universal_neurons.errors import CheckpointError, ConfigError, MissingFileError
 from universal_neurons.models.architectures import Architecture
 from universal_neurons.models.locations import Source, require_ordinary_files
+from universal_neurons.models.model import DTYPES
 
 CONFIG_BYTES = 1 << 24
 MOST_CLASSES = 1 << 20  # `transformers` makes a name for every one
-PLAIN_FORMATS = ("F64", "F32", "F16", "BF16")
-PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PLAIN_FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+PLAIN_DTYPES = {getattr(torch, name): name for name in PLAIN_FORMATS.values()}
 LAYER_SETTINGS = ("num_hidden_layers", "n_layer", "num_layers")
 SHOWN = 200
 POINTER = b"version https://git-lfs"
@@ -30,10 +33,15 @@ POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as its file's header describes it; `plain` are ordinary floating-point numbers."""
+    """A tensor as its file's header describes it; `precision` is None where its numbers are no ordinary ones."""
 
     shape: tuple[int, ...]
-    plain: bool
+    precision: str | None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it holds ordinary floating-point numbers."""
+        return self.precision is not None
 
 
 def require_model_folder(source: Source) -> None:
@@ -205,7 +213,7 @@ def stored_tensors(files: Sequence[Path], named: str) -> dict[str, Stored]:
             with safe_open(path, framework="pt") as opened:
                 slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
                 stored = {
-                    name: Stored(tuple(part.get_shape()), part.get_dtype() in PLAIN_FORMATS)
+                    name: Stored(tuple(part.get_shape()), PLAIN_FORMATS.get(part.get_dtype()))
                     for name, part in slices.items()
                 }
         except (SafetensorError, OSError, ValueError) as error:
@@ -239,7 +247,7 @@ def pickled_tensors(files: Sequence[Path], named: str) -> dict[str, Stored]:
             raise unreadable_weights(named, f"{path.name}: {type(error).__name__}: {error}") from error
         entries = value if isinstance(value, Mapping) else {}
         stored = {
-            str(name): Stored(tuple(tensor.shape), tensor.dtype in PLAIN_DTYPES)
+            str(name): Stored(tuple(tensor.shape), PLAIN_DTYPES.get(tensor.dtype))
             for name, tensor in entries.items()
             if isinstance(tensor, torch.Tensor)
         }
@@ -257,6 +265,29 @@ def _require_once(tensors: Mapping[str, Stored], added: Mapping[str, Stored], na
             wanted="each tensor once",
             fix="remove the files of another model",
         )
+
+
+def own_precision(config: Mapping[str, Any], tensors: Mapping[str, Stored], named: str) -> str:
+    """The precision that config.json names, else the one that most of the stored numbers have.
+
+    Raises `ConfigError` where forward passes do not run in it.
+    """
+    text = config.get("text_config")
+    settings = (config, text if isinstance(text, dict) else {})
+    claimed = next((s[key] for s in settings for key in ("dtype", "torch_dtype") if s.get(key)), None)
+    numbers: Counter[str] = Counter()
+    for tensor in tensors.values():
+        if tensor.precision is not None:
+            numbers[tensor.precision] += prod(tensor.shape)
+    found = claimed or max(numbers, key=lambda name: numbers[name], default=None)
+    if found not in DTYPES:
+        raise ConfigError(
+            f"{named}: --dtype file, and passes do not run in the file's precision",
+            given=str(found)[:SHOWN],
+            wanted="one of " + ", ".join(DTYPES),
+            fix="name one of them with --dtype",
+        )
+    return found
 
 
 def impossible_config(named: str, reason: str) -> CheckpointError:

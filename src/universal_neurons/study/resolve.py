@@ -62,10 +62,16 @@ def from_objects(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
 
 def identity(config: StudyConfig, models: Sequence[Described]) -> dict[str, Any]:
     """What, with the tokens, tells one study from another."""
+    own = config.dtype == "file"
     return {
         "config": config.stored(),
-        "models": [model.describe() for model in models],
+        "models": [model.describe() | (_own_precision(model) if own else {}) for model in models],
     }
+
+
+def _own_precision(model: Described) -> dict[str, str]:
+    """The precision of a model's forward pass, where each has its own."""
+    return {"dtype": str(model.dtype).removeprefix("torch.")} if isinstance(model, Model) else {}
 
 
 def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
