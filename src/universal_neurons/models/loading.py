@@ -10,20 +10,23 @@ from torch import nn
 
 from universal_neurons.errors import ConfigError
 from universal_neurons.legible import first_line
+from universal_neurons.models.adapters import merge_adapter
 from universal_neurons.models.architectures import architecture_of
 from universal_neurons.models.described import quiet_transformers
 from universal_neurons.models.locations import Source, digest_of, resolve_sources
 from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of
-from universal_neurons.models.tokenizer import load_tokenizer
+from universal_neurons.models.tokenizer import load_tokenizer, tokenizer_folder
 from universal_neurons.models.verification import verify
 from universal_neurons.models.weight_files import (
     impossible_config,
+    is_pickle_only,
     own_precision,
     pickled_files,
     pickled_tensors,
     read_config,
     require_layers,
     require_weights,
+    settings_files,
     stored_tensors,
     unreadable_weights,
 )
@@ -73,12 +76,12 @@ def load_model(
         source = resolve_sources([f"{source}@{revision}" if revision else source])[0]
     with ONE_AT_A_TIME, settled_torch():
         weights = load_weights(source, dtype)
-        tokenizer = load_tokenizer(source.folder)
+        tokenizer = load_tokenizer(tokenizer_folder(source))
         model = Model(
             weights.network.to(device).requires_grad_(False),
             name or source.name,
             tokenizer=tokenizer,
-            digest=digest_of([*require_weights(source), source.folder / "config.json"]),
+            digest=digest_of([*require_weights(source), *settings_files(source)]),
             notes=weights.notes,
         )
         verify(model)
@@ -86,7 +89,14 @@ def load_model(
 
 
 def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weights:
-    """The Hugging Face model of a folder; every weight must be there, but for a head that is left out as a whole."""
+    """The Hugging Face model of a folder; every weight must be there, but for a head that is left out as a whole.
+
+    An adapter is merged into its base, which may then be a pickle or not.
+    """
+    if source.base is not None:
+        of_base = pickled and is_pickle_only(source.base)
+        network, headless, notes = load_weights(source.base, dtype, pickled=of_base)
+        return Weights(network, headless, (*notes, merge_adapter(network, source, pickled=pickled)))
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 

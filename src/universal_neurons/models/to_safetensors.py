@@ -9,6 +9,7 @@ from universal_neurons.disk import disk_errors, local_path
 from universal_neurons.errors import InputError
 from universal_neurons.models.loading import load_weights
 from universal_neurons.models.locations import resolve_sources
+from universal_neurons.models.tokenizer import tokenizer_folder
 
 
 def convert(model: str, folder: str | Path, note: Callable[[str], object] | None = None) -> Path:
@@ -34,7 +35,7 @@ def convert(model: str, folder: str | Path, note: Callable[[str], object] | None
         with disk_errors(target):
             network.save_pretrained(partial, safe_serialization=True)
             for extra in ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"):
-                for path in source.folder.glob(extra):
+                for path in tokenizer_folder(source).glob(extra):
                     shutil.copy(path, partial / path.name)
             if target.exists():
                 target.rmdir()

@@ -14,7 +14,13 @@ from typing import Any
 from universal_neurons.config import MaskRule, StudyConfig
 from universal_neurons.errors import CheckpointError, TokenizerError, UniversalNeuronsError
 from universal_neurons.models.described import Described, quiet_transformers
-from universal_neurons.models.locations import BUNDLED_FOLDER, BUNDLED_TOKENIZER, folder_of, require_ordinary_files
+from universal_neurons.models.locations import (
+    BUNDLED_FOLDER,
+    BUNDLED_TOKENIZER,
+    Source,
+    folder_of,
+    require_ordinary_files,
+)
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 SPECIAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id", "unk_token_id")
@@ -26,11 +32,22 @@ CHANCES = 4  # times that a text is read to see whether it always becomes the sa
 TRIED = 8  # tokens whose own strings are encoded to see whether a tokenizer works
 
 
+def tokenizer_folder(source: Source) -> Path:
+    """The folder of a model's tokenizer: its own, or of an adapter that brings none its base's."""
+    if source.base is not None and not _has_tokenizer(source.folder):
+        return tokenizer_folder(source.base)
+    return BUNDLED_TOKENIZER if source.folder.resolve().parent == BUNDLED_FOLDER else source.folder
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in FILES)
+
+
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer in a local folder, or None where there is none; `CheckpointError` for one that does not work."""
     if Path(folder).resolve().parent == BUNDLED_FOLDER:
         folder = BUNDLED_TOKENIZER
-    if not any((Path(folder) / name).exists() for name in FILES):
+    if not _has_tokenizer(Path(folder)):
         return None
     require_ordinary_files(Path(folder), str(folder))
     _require_sane_ids(Path(folder))

@@ -4,8 +4,8 @@ Only headers are read, so that a configuration of another size than the weights 
 """
 
 import contextlib
-import json
 import re
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,18 +16,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from universal_neurons.errors import CheckpointError, ConfigError, MissingFileError
 from universal_neurons.models.architectures import Architecture
-from universal_neurons.models.locations import Source, require_ordinary_files
+from universal_neurons.models.locations import ADAPTER_SETTINGS, SHOWN, Source, json_object, require_ordinary_files
 from universal_neurons.models.model import DTYPES
 
-CONFIG_BYTES = 1 << 24
 MOST_CLASSES = 1 << 20  # `transformers` makes a name for every one
 PLAIN_FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 PLAIN_DTYPES = {getattr(torch, name): name for name in PLAIN_FORMATS.values()}
 LAYER_SETTINGS = ("num_hidden_layers", "n_layer", "num_layers")
-SHOWN = 200
 POINTER = b"version https://git-lfs"
 
 
@@ -50,7 +49,6 @@ def require_model_folder(source: Source) -> None:
     require_ordinary_files(folder, source.given)
     if (folder / "config.json").is_file():
         return
-    _refuse_adapter(source)
     if any(folder.glob("*.gguf")):
         raise CheckpointError(
             f"{source.given}: a GGUF file, not a Hugging Face model folder",
@@ -69,47 +67,15 @@ def require_model_folder(source: Source) -> None:
     )
 
 
-def _refuse_adapter(source: Source) -> None:
-    """Say of a folder without a model's weights that it holds an adapter's, if it does."""
-    if not (source.folder / "adapter_config.json").is_file():
-        return
-    adapter = _json_object(source.folder / "adapter_config.json", source.given)
-    base = str(adapter.get("base_model_name_or_path"))[:SHOWN]
-    raise CheckpointError(
-        f"{source.given}: an adapter, not a model",
-        given=f"{str(adapter.get('peft_type'))[:SHOWN]} weights for {base}",
-        wanted="a whole model",
-        fix="merge it into its model first: PeftModel.from_pretrained(base, adapter).merge_and_unload(), "
-        "then save_pretrained(NEW_FOLDER) of that and of the tokenizer",
-    )
-
-
 def _listed(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     return f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"[:SHOWN] if names else "an empty folder"
 
 
-def _json_object(path: Path, named: str) -> dict[str, Any]:
-    """A JSON file's object; CheckpointError for anything else."""
-    try:
-        size = path.stat().st_size
-        value = json.loads(path.read_text(encoding="utf-8")) if size <= CONFIG_BYTES else f"a file of {size:,} bytes"
-    except (OSError, ValueError, RecursionError) as error:
-        value = f"{type(error).__name__}: {error}"
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{named}: unreadable {path.name}",
-            given=str(value)[:SHOWN],
-            wanted="a JSON object",
-            fix="copy or download the file again",
-        )
-    return value
-
-
 def read_config(source: Source) -> dict[str, Any]:
     """The object in config.json; raises `MissingFileError` or `CheckpointError` where it describes no model we read."""
     require_model_folder(source)
-    config = _json_object(source.folder / "config.json", source.given)
+    config = json_object(source.folder / "config.json", source.given)
     if not isinstance(config.get("model_type"), str):
         raise CheckpointError(
             f"{source.given}: config.json names no model_type",
@@ -144,12 +110,14 @@ def quantised_weights(source: Source, tensor_names: str) -> CheckpointError:
 
 
 def require_weights(source: Source) -> list[Path]:
-    """The safetensors files of a source; a pickle-only or empty folder is a `CheckpointError`."""
+    """The safetensors files of a source, an adapter's after its base's; a pickle-only or empty folder is a
+    `CheckpointError`."""
+    if source.base is not None:
+        return [*require_weights(source.base), *adapter_files(source)]
     require_model_folder(source)
     files = _files(source, "model.safetensors")
     if files:
         return files
-    _refuse_adapter(source)
     folder = source.folder
     fix = f"uneurons convert {source.given} NEW_FOLDER, then use NEW_FOLDER"
     if _files(source, "pytorch_model.bin"):
@@ -162,6 +130,40 @@ def require_weights(source: Source) -> list[Path]:
         wanted="model.safetensors, or model.safetensors.index.json and the files that it names",
         fix="save the model with save_pretrained of transformers" if others else "download the weights too",
     )
+
+
+def is_pickle_only(source: Source) -> bool:
+    """Whether a model's weights are pickles, and there are no others."""
+    return not _files(source, "model.safetensors") and bool(_files(source, "pytorch_model.bin"))
+
+
+def settings_files(source: Source) -> list[Path]:
+    """The files beside the weights that say what the model is."""
+    if source.base is not None:
+        return [*settings_files(source.base), source.folder / ADAPTER_SETTINGS]
+    return [source.folder / "config.json"]
+
+
+def adapter_files(source: Source, *, pickled: bool = False) -> list[Path]:
+    """The file of an adapter's tensors, a pickle where that is allowed.  Raises `CheckpointError` without one."""
+    require_ordinary_files(source.folder, source.given)
+    files = [source.folder / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
+    there = next((path for path in files if path.is_file()), None)
+    if there is None:
+        raise CheckpointError(
+            f"{source.given}: an adapter without weights",
+            given=_listed(source.folder),
+            wanted=files[0].name,
+            fix="copy or download the adapter again",
+        )
+    if there != files[0] and not pickled:
+        raise CheckpointError(
+            f"{source.given}: an adapter with pickled weights alone",
+            given=there.name,
+            wanted=files[0].name,
+            fix=f"uneurons convert {shlex.quote(source.given)} NEW_FOLDER, which merges it, then use NEW_FOLDER",
+        )
+    return [there]
 
 
 def pickled_files(source: Source) -> list[Path]:
@@ -180,7 +182,7 @@ def _files(source: Source, whole: str) -> list[Path]:
         return [folder / whole]
     if not index.is_file():
         return []
-    places = _json_object(index, source.given).get("weight_map")
+    places = json_object(index, source.given).get("weight_map")
     names = set(places.values()) if isinstance(places, dict) and _are_names(places.values()) else set()
     suffix = whole[whole.rindex(".") :]
     if not names or any(Path(name).name != name or not name.endswith(suffix) for name in names):
@@ -234,6 +236,23 @@ def _refuse_pointer(path: Path, named: str) -> None:
                 wanted="the weights",
                 fix="git lfs pull, in that folder",
             )
+
+
+def read_tensors(files: Sequence[Path], named: str) -> dict[str, torch.Tensor]:
+    """The tensors themselves in safetensors files or pickles; no code of a pickle runs.  Raises `CheckpointError`."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in files:
+        try:
+            if path.suffix == ".safetensors":
+                tensors |= load_file(path)
+                continue
+            with warnings.catch_warnings(action="ignore"):
+                value = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise unreadable_weights(named, f"{path.name}: {type(error).__name__}: {error}") from error
+        entries = value if isinstance(value, Mapping) else {}
+        tensors |= {str(name): tensor for name, tensor in entries.items() if isinstance(tensor, torch.Tensor)}
+    return tensors
 
 
 def pickled_tensors(files: Sequence[Path], named: str) -> dict[str, Stored]:
