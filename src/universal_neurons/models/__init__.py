@@ -14,7 +14,7 @@ adapters        a peft adapter merged into its model
 loading         load a model: the above in order
 untrained       a network of the same architecture that never learned anything
 weights         its processed weights: what a neuron reads and writes
-to_safetensors  a pickle-only checkpoint to a safetensors folder
+to_safetensors  pickle-only checkpoints and adapters to safetensors folders
 """
 
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         resolve_sources,
     )
     from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of
-    from universal_neurons.models.to_safetensors import convert
+    from universal_neurons.models.to_safetensors import convert, convert_all, require_safetensors
     from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
     from universal_neurons.models.token_rows import Text
     from universal_neurons.models.tokenizer import (
@@ -87,6 +87,6 @@ else:
             "untrained": ["require_initialiser", "untrained_model"],
             "loading": ["Weights", "load_model", "load_weights"],
             "weights": ["ProcessedWeights", "processed_weights"],
-            "to_safetensors": ["convert"],
+            "to_safetensors": ["convert", "convert_all", "require_safetensors"],
         },
     )

@@ -76,6 +76,11 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_SETTINGS).is_file() and not any((folder / name).is_file() for name in weights)
 
 
+def is_of_hub(folder: Path) -> bool:
+    """Whether a folder is a snapshot in the hub's cache."""
+    return folder.parent.name == "snapshots"
+
+
 def _base_of(adapter: Source, *, pickles: bool, download: bool) -> Source:
     """The model that an adapter names: a folder beside it or here, a bundled model, or one of the hub."""
     settings = json_object(adapter.folder / ADAPTER_SETTINGS, adapter.given)

@@ -20,12 +20,20 @@ from safetensors.torch import load_file
 
 from universal_neurons.errors import CheckpointError, ConfigError, MissingFileError
 from universal_neurons.models.architectures import Architecture
-from universal_neurons.models.locations import ADAPTER_SETTINGS, SHOWN, Source, json_object, require_ordinary_files
+from universal_neurons.models.locations import (
+    ADAPTER_SETTINGS,
+    SHOWN,
+    Source,
+    is_of_hub,
+    json_object,
+    require_ordinary_files,
+)
 from universal_neurons.models.model import DTYPES
 
 MOST_CLASSES = 1 << 20  # `transformers` makes a name for every one
 PLAIN_FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 PLAIN_DTYPES = {getattr(torch, name): name for name in PLAIN_FORMATS.values()}
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 LAYER_SETTINGS = ("num_hidden_layers", "n_layer", "num_layers")
 POINTER = b"version https://git-lfs"
 
@@ -119,8 +127,8 @@ def require_weights(source: Source) -> list[Path]:
     if files:
         return files
     folder = source.folder
-    fix = f"uneurons convert {source.given} NEW_FOLDER, then use NEW_FOLDER"
-    if _files(source, "pytorch_model.bin"):
+    fix = f"uneurons convert {shlex.quote(source.given)} NEW_FOLDER, then use NEW_FOLDER"
+    if needs_conversion(source):
         raise CheckpointError(f"{source.given}: only pickled weights", wanted="safetensors", fix=fix)
     kinds = ("safetensors", "bin", "pt", "pth", "gguf", "h5", "msgpack", "onnx")
     others = sorted(path.name for kind in kinds for path in folder.glob(f"*.{kind}"))
@@ -137,6 +145,15 @@ def is_pickle_only(source: Source) -> bool:
     return not _files(source, "model.safetensors") and bool(_files(source, "pytorch_model.bin"))
 
 
+def needs_conversion(source: Source) -> bool:
+    """Whether a source has pickled weights alone, or is one of the hub without others: its pickles are not fetched."""
+    if source.base is not None:
+        whole, pickled = ((source.folder / name).is_file() for name in ADAPTERS)
+        return needs_conversion(source.base) or (not whole and (pickled or is_of_hub(source.folder)))
+    require_model_folder(source)
+    return is_pickle_only(source) or (is_of_hub(source.folder) and not _files(source, "model.safetensors"))
+
+
 def settings_files(source: Source) -> list[Path]:
     """The files beside the weights that say what the model is."""
     if source.base is not None:
@@ -147,7 +164,7 @@ def settings_files(source: Source) -> list[Path]:
 def adapter_files(source: Source, *, pickled: bool = False) -> list[Path]:
     """The file of an adapter's tensors, a pickle where that is allowed.  Raises `CheckpointError` without one."""
     require_ordinary_files(source.folder, source.given)
-    files = [source.folder / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
+    files = [source.folder / name for name in ADAPTERS]
     there = next((path for path in files if path.is_file()), None)
     if there is None:
         raise CheckpointError(

@@ -31,6 +31,7 @@ from universal_neurons.models import (
     find_tokenizer,
     load_model,
     require_places,
+    require_safetensors,
     resolve_sources,
     tokenizer_digest,
     verify,
@@ -147,6 +148,7 @@ def load_models(config: StudyConfig) -> list[Model]:
     if any(model.startswith(IN_MEMORY) for model in config.models):
         raise ConfigError("this study was made of models in memory", wanted="folders or hub ids", fix="name --models")
     sources = resolve_sources(config.models)
+    require_safetensors(sources)
     return [load_model(source, device=config.device, dtype=config.dtype) for source in sources]
 
 
