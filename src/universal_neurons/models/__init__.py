@@ -10,6 +10,7 @@ verification    are its weights numbers; is it what its family's row says
 tokenizer       all that a tokenizer is asked: ids, strings, BOS and EOS, the newline, a digest
 token_bytes     where in the text tokens stand, which bytes they spell
 token_rows      rows of ids from a string, one row, or rows
+gguf_files      a model in a GGUF file
 adapters        a peft adapter merged into its model
 loading         load a model: the above in order
 untrained       a network of the same architecture that never learned anything

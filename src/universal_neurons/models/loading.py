@@ -1,11 +1,9 @@
 """A model from a local folder, a hub id or the bundled suite: read with care, then checked."""
 
-from pickle import UnpicklingError
 from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from universal_neurons.errors import ConfigError
@@ -13,11 +11,13 @@ from universal_neurons.legible import first_line
 from universal_neurons.models.adapters import merge_adapter
 from universal_neurons.models.architectures import architecture_of
 from universal_neurons.models.described import quiet_transformers
+from universal_neurons.models.gguf_files import read_gguf
 from universal_neurons.models.locations import Source, digest_of, resolve_sources
 from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of
 from universal_neurons.models.tokenizer import load_tokenizer, tokenizer_folder
 from universal_neurons.models.verification import verify
 from universal_neurons.models.weight_files import (
+    UNREADABLE,
     impossible_config,
     is_pickle_only,
     own_precision,
@@ -40,12 +40,6 @@ __all__ = [
 
 OWN = "file"  # the precision that a file names or has
 ONE_AT_A_TIME = Lock()  # `transformers` changes torch's state while it builds a model
-
-# What broken weights and odd configurations make `transformers` raise.
-UNREADABLE = (
-    SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError,
-    AttributeError, ArithmeticError, ImportError, AssertionError, MemoryError,
-)  # fmt: skip
 
 
 class Weights(NamedTuple):
@@ -76,7 +70,7 @@ def load_model(
         source = resolve_sources([f"{source}@{revision}" if revision else source])[0]
     with ONE_AT_A_TIME, settled_torch():
         weights = load_weights(source, dtype)
-        tokenizer = load_tokenizer(tokenizer_folder(source))
+        tokenizer = load_tokenizer(tokenizer_folder(source), source.gguf)
         model = Model(
             weights.network.to(device).requires_grad_(False),
             name or source.name,
@@ -97,6 +91,10 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weight
         of_base = pickled and is_pickle_only(source.base)
         network, headless, notes = load_weights(source.base, dtype, pickled=of_base)
         return Weights(network, headless, (*notes, merge_adapter(network, source, pickled=pickled)))
+    if source.gguf is not None:
+        network, note = read_gguf(source, dtype)
+        in_one_kernel(network)
+        return Weights(network, False, (note,))
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 

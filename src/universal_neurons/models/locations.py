@@ -25,19 +25,21 @@ READABLE = ["*.json", "*.safetensors", "*.txt", "*.model"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin"]
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_SETTINGS = "adapter_config.json"
+GGUF = ".gguf"
 SETTINGS_BYTES = 1 << 24
 SHOWN = 200
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model as it was named and the folder its files are in; of an adapter, its `base` too."""
+    """A model as it was named and its folder; of an adapter its `base` too, of a GGUF file its name in there."""
 
     given: str
     name: str
     folder: Path
     revision: str | None = None
     base: "Source | None" = None
+    gguf: str | None = None
 
 
 def bundled_models() -> list[str]:
@@ -58,13 +60,17 @@ def resolve_sources(models: Sequence[str], *, pickles: bool = False, download: b
     expanded = expand_bundled(models)
     parsed = [_split_revision(model) for model in expanded]
     names = _unique_names(parsed)
-    sources = [
-        Source(model, name, _folder_of(path, revision, pickles=pickles, download=download), revision)
-        for model, (path, revision), name in zip(expanded, parsed, names)
-    ]
+    sources = []
+    for model, (path, revision), name in zip(expanded, parsed, names):
+        place = local_path(path)
+        if place.suffix == GGUF and place.is_file():
+            sources.append(Source(model, name, place.parent, gguf=place.name))
+        else:
+            folder = _folder_of(path, revision, pickles=pickles, download=download)
+            sources.append(Source(model, name, folder, revision))
     return [
         replace(source, base=_base_of(source, pickles=pickles, download=download))
-        if is_adapter(source.folder)
+        if source.gguf is None and is_adapter(source.folder)
         else source
         for source in sources
     ]

@@ -43,11 +43,14 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in FILES)
 
 
-def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer in a local folder, or None where there is none; `CheckpointError` for one that does not work."""
+def load_tokenizer(folder: str | Path, gguf: str | None = None) -> Any:
+    """The tokenizer in a local folder (in its GGUF file), or None where there is none.
+
+    Raises `CheckpointError` for one that does not work.
+    """
     if Path(folder).resolve().parent == BUNDLED_FOLDER:
         folder = BUNDLED_TOKENIZER
-    if not _has_tokenizer(Path(folder)):
+    if gguf is None and not _has_tokenizer(Path(folder)):
         return None
     require_ordinary_files(Path(folder), str(folder))
     _require_sane_ids(Path(folder))
@@ -55,7 +58,9 @@ def load_tokenizer(folder: str | Path) -> Any:
         with named_errors("its tokenizer cannot be read"), quiet_transformers():
             from transformers import AutoTokenizer
 
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, gguf_file=gguf, local_files_only=True, trust_remote_code=False
+            )
             _try_out(tokenizer)
     except TokenizerError as error:
         mend = "mend tokenizer.json and tokenizer_config.json, or upgrade transformers and tokenizers to a newer kind"

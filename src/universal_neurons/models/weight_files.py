@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -35,6 +36,11 @@ PLAIN_FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "
 PLAIN_DTYPES = {getattr(torch, name): name for name in PLAIN_FORMATS.values()}
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 LAYER_SETTINGS = ("num_hidden_layers", "n_layer", "num_layers")
+# What broken weights and odd configurations make `transformers` raise.
+UNREADABLE = (
+    SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError,
+    AttributeError, ArithmeticError, ImportError, AssertionError, MemoryError,
+)  # fmt: skip
 POINTER = b"version https://git-lfs"
 
 
@@ -59,9 +65,10 @@ def require_model_folder(source: Source) -> None:
         return
     if any(folder.glob("*.gguf")):
         raise CheckpointError(
-            f"{source.given}: a GGUF file, not a Hugging Face model folder",
-            wanted="config.json and safetensors",
-            fix="use the model that it was made from",
+            f"{source.given}: a folder of GGUF files, not a Hugging Face model folder",
+            given=_listed(folder),
+            wanted="config.json and safetensors, or the GGUF file's own name",
+            fix=f"use the model that it was made from, or name {min(folder.glob('*.gguf'))}",
         )
     could_be_an_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.given) and not source.given.startswith(".")
     hides = f"{source.given} is a folder here, which hides the hub's model of that name; " if could_be_an_id else ""
@@ -122,6 +129,8 @@ def require_weights(source: Source) -> list[Path]:
     `CheckpointError`."""
     if source.base is not None:
         return [*require_weights(source.base), *adapter_files(source)]
+    if source.gguf is not None:
+        return [source.folder / source.gguf]
     require_model_folder(source)
     files = _files(source, "model.safetensors")
     if files:
@@ -150,6 +159,8 @@ def needs_conversion(source: Source) -> bool:
     if source.base is not None:
         whole, pickled = ((source.folder / name).is_file() for name in ADAPTERS)
         return needs_conversion(source.base) or (not whole and (pickled or is_of_hub(source.folder)))
+    if source.gguf is not None:
+        return False
     require_model_folder(source)
     return is_pickle_only(source) or (is_of_hub(source.folder) and not _files(source, "model.safetensors"))
 
@@ -158,7 +169,7 @@ def settings_files(source: Source) -> list[Path]:
     """The files beside the weights that say what the model is."""
     if source.base is not None:
         return [*settings_files(source.base), source.folder / ADAPTER_SETTINGS]
-    return [source.folder / "config.json"]
+    return [source.folder / "config.json"] if source.gguf is None else []
 
 
 def adapter_files(source: Source, *, pickled: bool = False) -> list[Path]:
