@@ -12,6 +12,7 @@ token_bytes     where in the text tokens stand, which bytes they spell
 token_rows      rows of ids from a string, one row, or rows
 gguf_files      a model in a GGUF file
 adapters        a peft adapter merged into its model
+spread          a model larger than the device, spread over several
 loading         load a model: the above in order
 untrained       a network of the same architecture that never learned anything
 weights         its processed weights: what a neuron reads and writes

@@ -40,11 +40,12 @@ def read_gguf(source: Source, dtype: str) -> tuple[Any, str]:
     precision = PLAIN.get(kind, "float32") if dtype == "file" else dtype
     try:
         with quiet_transformers():
-            network, report = loader.from_pretrained(
+            loaded: Any = loader.from_pretrained(
                 source.folder, dtype=DTYPES[precision], output_loading_info=True, **given
             )
     except UNREADABLE as error:
         raise unreadable_weights(source.given, f"{type(error).__name__}: {error}") from error
+    network, report = loaded
     lacking = sorted(map(str, report["missing_keys"]))
     if lacking or report["mismatched_keys"] or report["unexpected_keys"]:
         misfits = [*lacking, *map(str, report["mismatched_keys"]), *map(str, report["unexpected_keys"])]

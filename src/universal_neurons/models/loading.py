@@ -1,5 +1,7 @@
 """A model from a local folder, a hub id or the bundled suite: read with care, then checked."""
 
+import shlex
+from collections.abc import Mapping
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -14,6 +16,14 @@ from universal_neurons.models.described import quiet_transformers
 from universal_neurons.models.gguf_files import read_gguf
 from universal_neurons.models.locations import Source, digest_of, resolve_sources
 from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of
+from universal_neurons.models.spread import (
+    Spread,
+    is_spread,
+    quiet_accelerate,
+    remove_with,
+    spread_note,
+    spread_settings,
+)
 from universal_neurons.models.tokenizer import load_tokenizer, tokenizer_folder
 from universal_neurons.models.verification import verify
 from universal_neurons.models.weight_files import (
@@ -51,11 +61,20 @@ class Weights(NamedTuple):
 
 
 def load_model(
-    source: str | Source, *, revision: str | None = None, device: str = "cpu", dtype: str = "float32", name: str = ""
+    source: str | Source,
+    *,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    name: str = "",
+    device_map: str | Mapping[str, str | int] | None = None,
+    max_memory: Mapping[str | int, str | int] | None = None,
 ) -> Model:
     """A model from a local folder, a hub id (with `revision`), or `bundled/seed-N`, checked.
 
     `dtype` is float32, bfloat16 or float16, or `file`: the precision that config.json names, else that of the weights.
+    `device_map` spreads a model that is larger than `device`, by a plan of `accelerate` (auto, balanced, sequential) or
+    by a device for each part, within `max_memory` of each; activations are handed on `device`.
     Raises `MissingFileError`, `CheckpointError` (weights that are pickled, truncated, incomplete, quantised, NaN, or
     others than config.json describes; a tokenizer that does not work) and `ArchitectureError` (a family not in the
     table, or one whose MLP does not add activation · W_out + b to the residual stream).
@@ -69,28 +88,43 @@ def load_model(
     if isinstance(source, str):
         source = resolve_sources([f"{source}@{revision}" if revision else source])[0]
     with ONE_AT_A_TIME, settled_torch():
-        weights = load_weights(source, dtype)
+        weights = load_weights(source, dtype, spread=_spread(device_map, max_memory))
+        network, apart = weights.network, is_spread(weights.network)
         tokenizer = load_tokenizer(tokenizer_folder(source), source.gguf)
         model = Model(
-            weights.network.to(device).requires_grad_(False),
+            (network if apart else network.to(device)).requires_grad_(False),
             name or source.name,
             tokenizer=tokenizer,
             digest=digest_of([*require_weights(source), *settings_files(source)]),
-            notes=weights.notes,
+            notes=(*weights.notes, *([spread_note(network)] if apart else [])),
+            device=device if apart else None,
         )
         verify(model)
     return model
 
 
-def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weights:
+def _spread(device_map: Any, max_memory: Any) -> Spread | None:
+    if device_map is None and max_memory is not None:
+        raise ConfigError("max_memory without a device_map", wanted="a device_map: auto", fix="add it, or leave it out")
+    return None if device_map is None else Spread(device_map, max_memory)
+
+
+def load_weights(source: Source, dtype: str, *, pickled: bool = False, spread: Spread | None = None) -> Weights:
     """The Hugging Face model of a folder; every weight must be there, but for a head that is left out as a whole.
 
     An adapter is merged into its base, which may then be a pickle or not.
     """
+    if spread is not None and (source.base is not None or source.gguf is not None):
+        raise ConfigError(
+            f"{source.given}: {'a GGUF file' if source.gguf else 'an adapter'} is read as a whole, and not spread",
+            wanted="a model of safetensors, or no device_map",
+            fix=f"{shlex.join(['uneurons', 'convert', source.given])} NEW_FOLDER, then use NEW_FOLDER",
+        )
     if source.base is not None:
         of_base = pickled and is_pickle_only(source.base)
-        network, headless, notes = load_weights(source.base, dtype, pickled=of_base)
-        return Weights(network, headless, (*notes, merge_adapter(network, source, pickled=pickled)))
+        base = load_weights(source.base, dtype, pickled=of_base)
+        merged = merge_adapter(base.network, source, pickled=pickled)
+        return Weights(base.network, base.headless, (*base.notes, merged))
     if source.gguf is not None:
         network, note = read_gguf(source, dtype)
         in_one_kernel(network)
@@ -114,8 +148,9 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weight
             shape: Any = loader.from_config(described)
     except (*UNREADABLE, StrictDataclassError) as error:
         raise impossible_config(source.given, f"{type(error).__name__}: {error}") from error
+    places = {} if spread is None else spread_settings(spread, shape, source.given)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), quiet_accelerate():
             headless, note = require_fit(tensors, shape, row, source)
             loaded: Any = loader.from_pretrained(
                 source.folder,
@@ -125,10 +160,13 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weight
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **places,
             )
     except (*UNREADABLE, StrictDataclassError) as error:
         raise unreadable_weights(source.given, f"{type(error).__name__}: {error}") from error
     network, report = loaded
+    if places:
+        remove_with(network, places["offload_folder"])
     head = row.unembedding.split(".")[0]
     lacking = [str(name) for name in report["missing_keys"] if not (headless and str(name).startswith(f"{head}."))]
     if lacking or report["mismatched_keys"]:
@@ -145,9 +183,10 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weight
 
 
 def _are_untied(network: Any) -> bool:
-    """Whether the configuration ties the unembedding to an embedding that is another."""
-    tied = getattr(network.config, "tie_word_embeddings", False)
-    return bool(tied) and network.get_output_embeddings().weight is not network.get_input_embeddings().weight
+    """Whether the configuration ties the unembedding to an embedding that is another, as far as both are here."""
+    if is_spread(network) or not getattr(network.config, "tie_word_embeddings", False):
+        return False
+    return network.get_output_embeddings().weight is not network.get_input_embeddings().weight
 
 
 def in_one_kernel(network: nn.Module) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from universal_neurons.errors import ArchitectureError, CheckpointError, ConfigError
 from universal_neurons.models.architectures import Architecture, architecture_of, module_at
 from universal_neurons.models.described import Described
+from universal_neurons.models.spread import is_spread
 from universal_neurons.models.token_rows import Text, rows_of
 from universal_neurons.units import Units
 
@@ -31,13 +32,21 @@ class Model(Described):
     """A language model with named neurons.
 
     `hf` is the Hugging Face model, `architecture` its row of the table, `tokenizer` its tokenizer or None,
-    `digest` a SHA-256 of its weights and configuration, `notes` what is left out of it.  `units` are its neurons,
+    `digest` a SHA-256 of its weights and configuration, `notes` what is left out of it; `device` is where a model that
+    `accelerate` spread over several is handed text and hands activations.  `units` are its neurons,
     numbered layer by layer.  The Hugging Face model stays as it is: forward passes evaluate it (no dropout) and keep
     no gradients, then it trains on if it did.  One without an unembedding has neurons, but no logits.
     """
 
     def __init__(
-        self, hf: Any, name: str, *, tokenizer: Any = None, digest: str | None = None, notes: Sequence[str] = ()
+        self,
+        hf: Any,
+        name: str,
+        *,
+        tokenizer: Any = None,
+        digest: str | None = None,
+        notes: Sequence[str] = (),
+        device: str | torch.device | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ConfigError("a model needs a name", given=repr(name), wanted="a string of one character or more")
@@ -51,6 +60,7 @@ class Model(Described):
             )
         super().__init__(name, tokenizer=tokenizer, notes=notes)
         self.hf = hf
+        self._device = None if device is None else torch.device(device)
         self.architecture: Architecture = architecture_of(model_type, name)
         blocks = module_at(hf, self.architecture.blocks)
         if not blocks:
@@ -90,8 +100,8 @@ class Model(Described):
 
     @property
     def device(self) -> torch.device:
-        """The device that holds its weights."""
-        return self.hf.device
+        """The device that holds its weights; of one that is spread over several, where its activations are handed."""
+        return self._device or self.hf.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,8 +110,24 @@ class Model(Described):
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of its weights in memory."""
-        return sum(t.numel() * t.element_size() for t in (*self.hf.parameters(), *self.hf.buffers()))
+        """Bytes of its weights in memory; those that a spread model keeps elsewhere are not."""
+        tensors = (*self.hf.parameters(), *self.hf.buffers())
+        return sum(t.numel() * t.element_size() for t in tensors if not t.is_meta)
+
+    @property
+    def spread(self) -> bool:
+        """Whether its parts are on several devices, or some of them on none."""
+        return is_spread(self.hf)
+
+    def require_whole(self, what: str) -> None:
+        """Raise `ConfigError` where its weights are spread over devices, and `what` needs them on one."""
+        if self.spread:
+            raise ConfigError(
+                f"{self.name} is spread over devices, and {what} need it on one",
+                given=", ".join(sorted(set(map(str, self.hf.hf_device_map.values())))),
+                wanted="a model that is loaded without device_map",
+                fix="un.load_model(...) without device_map, on a machine that holds it",
+            )
 
     @property
     def embedding(self) -> Float[Tensor, "vocabulary width"]:
@@ -123,7 +149,7 @@ class Model(Described):
         """While open, every forward pass hands each layer's (pre-)activations, positions flattened, to `sink`."""
         handles = []
         for layer, width in enumerate(self.units.widths):
-            hand_over = partial(_hand_over, sink, layer, width)
+            hand_over = partial(_hand_over, sink, layer, width, self.device)
             if pre_activations:
                 handles.append(self.part(layer, "w_in").register_forward_hook(hand_over))
             else:
@@ -202,10 +228,12 @@ class Model(Described):
         return f"Model({self.name!r}, {self.architecture.name}, {shape}, {self.dtype} on {self.device})"
 
 
-def _hand_over(sink: Sink, layer: int, width: int, _m: nn.Module, args: Any, output: Tensor | None = None) -> None:
-    """A hook that gives `sink` what its module returns or, before the module runs, what it is handed."""
+def _hand_over(
+    sink: Sink, layer: int, width: int, device: torch.device, _m: nn.Module, args: Any, output: Tensor | None = None
+) -> None:
+    """A hook that gives `sink`, on this device, what its module returns or, before the module runs, is handed."""
     value = args[0] if output is None else output
-    sink(layer, value.reshape(-1, width))
+    sink(layer, value.reshape(-1, width).to(device))
 
 
 def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:

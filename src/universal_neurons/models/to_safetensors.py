@@ -66,7 +66,7 @@ def convert_all(models: Sequence[str], folder: str | Path, note: Note) -> list[s
             places.append(model)
             continue
         else:
-            convert(model, target, lambda text, model=model: note(f"{model}: {text}"))
+            convert(model, target, note)
             note(f"{model}: converted")
         places.append(str(target))
     return places

@@ -11,22 +11,24 @@ from torch import Tensor, nn
 from universal_neurons.errors import ArchitectureError, CheckpointError
 from universal_neurons.models.architectures import Architecture, module_at
 from universal_neurons.models.model import Model, matrix_of
+from universal_neurons.models.spread import plain_copy, stored_tensors_of
 
 VERIFY_TOLERANCE = 1e-4
 
 
 def require_finite(model: Model) -> None:
     """Raise `CheckpointError` for weights that are NaN or infinite, naming them."""
-    tensors = [*model.hf.named_parameters(), *model.hf.named_buffers()]
-    unloaded = next((name for name, tensor in tensors if tensor.is_meta), None)
-    if unloaded is not None:
-        raise CheckpointError(
-            f"{model.name}: its weights are not in memory",
-            given=f"{unloaded} on the meta device",
-            wanted="a model that is loaded as a whole",
-            fix="load it without device_map or offloading",
-        )
-    broken = [name for name, tensor in tensors if not _is_finite(tensor.detach())]
+    broken = []
+    for name, tensor in stored_tensors_of(model.hf):
+        if tensor.is_meta:
+            raise CheckpointError(
+                f"{model.name}: its weights are not in memory",
+                given=f"{name} on the meta device",
+                wanted="a model whose numbers are there, or that accelerate fetches",
+                fix="load it by un.load_model, with device_map where it is larger than the device",
+            )
+        if not _is_finite(tensor.detach()):
+            broken.append(name)
     if broken:
         raise CheckpointError(
             f"{model.name}: weights that are NaN or infinite",
@@ -85,9 +87,10 @@ def verify(model: Model) -> float:
     row = model.architecture
     for layer, call in enumerate(calls):
         block = model.blocks[layer]
-        if model.dtype != torch.float32:
-            block = copy.deepcopy(block).float()
-            call = _in_float32(call)
+        if model.spread:
+            block, call = plain_copy(block, model.device), _in_float32(call, model.device)
+        elif model.dtype != torch.float32:
+            block, call = copy.deepcopy(block).float(), _in_float32(call, model.device)
         with model.evaluating(block):
             after, activation = _residual_after(row, block, call, silenced=False)
             without, _ = _residual_after(row, block, call, silenced=True)
@@ -123,13 +126,13 @@ def verify(model: Model) -> float:
     return worst
 
 
-def _in_float32(value: Any) -> Any:
-    """Tensors in nested arguments as float32, all else as it is."""
+def _in_float32(value: Any, device: torch.device) -> Any:
+    """Tensors in nested arguments on this device, numbers as float32; all else as it is."""
     if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
+        return value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
     if isinstance(value, dict):
-        return {key: _in_float32(part) for key, part in value.items()}
-    return type(value)(map(_in_float32, value)) if type(value) in (tuple, list) else value
+        return {key: _in_float32(part, device) for key, part in value.items()}
+    return type(value)(_in_float32(part, device) for part in value) if type(value) in (tuple, list) else value
 
 
 def _residual_after(row: Architecture, block: nn.Module, call: Any, *, silenced: bool) -> tuple[Tensor, Tensor]:

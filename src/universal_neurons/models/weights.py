@@ -41,9 +41,10 @@ class ProcessedWeights:
 
 
 def processed_weights(model: Model) -> ProcessedWeights:
-    """The processed weights of a model; its own weights stay as they are."""
+    """The processed weights of a model; its own weights stay as they are.  `ConfigError` for one that is spread."""
     import torch
 
+    model.require_whole("processed weights")
     row = model.architecture
     readers: dict[str, list[tuple[Tensor, Tensor]]] = {"w_in": [], "w_up": []}
     writers = []

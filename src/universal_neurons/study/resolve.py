@@ -149,7 +149,19 @@ def load_models(config: StudyConfig) -> list[Model]:
         raise ConfigError("this study was made of models in memory", wanted="folders or hub ids", fix="name --models")
     sources = resolve_sources(config.models)
     require_safetensors(sources)
-    return [load_model(source, device=config.device, dtype=config.dtype) for source in sources]
+    limits: dict[str | int, str | int] = {
+        device: size for device, _, size in (limit.partition("=") for limit in config.max_memory)
+    }
+    return [
+        load_model(
+            source,
+            device=config.device,
+            dtype=config.dtype,
+            device_map=config.device_map,
+            max_memory=limits or None,
+        )
+        for source in sources
+    ]
 
 
 def require_kin(models: Sequence[Described], config: StudyConfig, *, several: bool) -> str | None:
@@ -257,11 +269,12 @@ def resolve(config: StudyConfig, models: Sequence[Described]) -> Settings:
             wanted="no --pooling",
             fix="leave it out",
         )
+    stages = config.stages if pooling is None else _stages_of_spans(config.stages)
     decided = dict(config) | {
         "context": context,
         "group_size": config.group_size or DEFAULT_GROUP_SIZE,
         "pooling": pooling,
-        "stages": config.stages if pooling is None else _stages_of_spans(config.stages),
+        "stages": _stages_of_spread(stages, config, models),
     }
     return Settings.model_construct(config.model_fields_set, **decided)
 
@@ -276,6 +289,22 @@ def _stages_of_spans(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
             fix="study the roles of each model by itself: uneurons run --models ONE",
         )
     return tuple(stage for stage in stages if stage != "roles")
+
+
+def _stages_of_spread(stages: tuple[Stage, ...], config: StudyConfig, models: Sequence[Described]) -> tuple[Stage, ...]:
+    """All stages but those that read weights, where a model's are not on one device."""
+    spread = [model.name for model in models if isinstance(model, Model) and model.spread]
+    whole = [stage for stage in stages if stage in ("weights", "roles")]
+    if not spread or (not whole and config.null is None):
+        return stages
+    if config.null is not None or not set(STAGES) - {"universality"} <= set(stages):
+        raise ConfigError(
+            f"{spread[0]} is spread over devices, and {', '.join(whole) or 'the untrained null'} need it on one",
+            given=", ".join(stages),
+            wanted="the stages statistics, labels, universality",
+            fix="name these with --stages, and leave --null out",
+        )
+    return tuple(stage for stage in stages if stage not in whole)
 
 
 def settings_of_null(config: Settings) -> Settings:
