@@ -174,6 +174,7 @@ def test_an_adapter_of_a_bundled_model_and_a_study_of_both(tmp_path, text_file):
     ({"target_modules": ["c_fc", "c_attn", "c_proj"]}, "h.0.attn.c_attn"),
     ({"base_model_name_or_path": None}, "names no model"),
     ({"base_model_name_or_path": "a\0b"}, "names no model"),
+    ({"base_model_name_or_path": 9}, "names no model"),
     ({"base_model_name_or_path": "."}, "adapter of an adapter"),
     ({"base_model_name_or_path": "../adapter"}, "adapter of an adapter"),
 ])  # fmt: skip
@@ -209,6 +210,8 @@ def test_tensors_that_do_not_fit_are_refused_by_name(plain_adapter, tmp_path, ch
 def test_what_is_missing_is_named(plain_adapter, tmp_path, monkeypatch):
     adapter = shutil.copytree(plain_adapter, tmp_path / "adapter")
     refused(adapter, "model is not there", "../base", "base_model_name_or_path", error=MissingFileError)
+    changed(adapter, base_model_name_or_path="x" * 300)
+    refused(adapter, "model is not there", error=MissingFileError)
     changed(adapter, base_model_name_or_path="nobody/nothing", revision="main")
     refused(adapter, "nobody/nothing at revision main", error=MissingFileError)
     monkeypatch.chdir(plain_adapter.parent)

@@ -11,7 +11,7 @@ from conftest import small_tokenizer, tiny_network
 
 import universal_neurons as un
 from universal_neurons.errors import CheckpointError, MissingExtraError, MissingFileError
-from universal_neurons.models import gguf_files
+from universal_neurons.models import convert, gguf_files
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf reads GGUF files")
 IDS = torch.arange(1, 41).view(2, 20)
@@ -77,6 +77,9 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(tmp_path):
     text = "the cat, and 12 dogs"
     assert model.tokenizer(text)["input_ids"] == small_tokenizer()(text)["input_ids"]
     assert model.name == "tiny.gguf"
+    converted = un.load_model(str(convert(str(tmp_path / "tiny.gguf"), tmp_path / "whole")))
+    torch.testing.assert_close(converted.logits(IDS), model.logits(IDS), rtol=0, atol=0)
+    assert converted.tokenizer(text)["input_ids"] == small_tokenizer()(text)["input_ids"]
 
 
 def test_its_own_precision(tmp_path):
@@ -92,6 +95,8 @@ def test_what_is_no_gguf_file_that_we_read(tmp_path, monkeypatch):
     for name in ("cut.gguf", "noise.gguf"):
         with pytest.raises(CheckpointError, match="cannot be read"):
             un.load_model(str(tmp_path / name))
+    with pytest.raises(MissingFileError, match="not a model folder"):
+        un.load_model(str(tmp_path / "whole.gguf"), revision="main")
     with pytest.raises(MissingFileError):
         un.load_model(str(tmp_path / "nowhere.gguf"))
     alone = tmp_path / "alone"

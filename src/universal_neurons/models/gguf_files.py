@@ -50,6 +50,11 @@ def read_gguf(source: Source, dtype: str) -> tuple[Any, str]:
     if lacking or report["mismatched_keys"] or report["unexpected_keys"]:
         misfits = [*lacking, *map(str, report["mismatched_keys"]), *map(str, report["unexpected_keys"])]
         raise unreadable_weights(source.given, f"missing, misshapen or not taken: {misfits[:5]}")
+    network.hf_quantizer, network.is_quantized = (
+        None,
+        False,
+    )  # its weights are numbers again: they may be cast and saved
+    network.config.__dict__.pop("quantization_config", None)
     rounded = "" if kind in PLAIN else ": its weights are not those of the model that it was made from, but near them"
     return network, f"a GGUF file, stored as {kind}{rounded}"
 

@@ -18,6 +18,7 @@ from universal_neurons.models.locations import Source, digest_of, resolve_source
 from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of
 from universal_neurons.models.spread import (
     Spread,
+    discard,
     is_spread,
     quiet_accelerate,
     remove_with,
@@ -163,6 +164,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False, spread: S
                 **places,
             )
     except (*UNREADABLE, StrictDataclassError) as error:
+        discard(places)
         raise unreadable_weights(source.given, f"{type(error).__name__}: {error}") from error
     network, report = loaded
     if places:

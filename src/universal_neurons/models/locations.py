@@ -63,7 +63,7 @@ def resolve_sources(models: Sequence[str], *, pickles: bool = False, download: b
     sources = []
     for model, (path, revision), name in zip(expanded, parsed, names):
         place = local_path(path)
-        if place.suffix == GGUF and place.is_file():
+        if place.suffix == GGUF and revision is None and place.is_file():
             sources.append(Source(model, name, place.parent, gguf=place.name))
         else:
             folder = _folder_of(path, revision, pickles=pickles, download=download)
@@ -99,8 +99,9 @@ def _base_of(adapter: Source, *, pickles: bool, download: bool) -> Source:
             f"{adapter.given}: an adapter that names no model", given=str(named)[:SHOWN], wanted=wanted, fix=fix
         )
     beside = adapter.folder / named
+    is_beside = os.path.isdir(beside)
     try:
-        folder = beside if beside.is_dir() else _folder_of(named, revision, pickles=pickles, download=download)
+        folder = beside if is_beside else _folder_of(named, revision, pickles=pickles, download=download)
     except MissingFileError as error:
         raise MissingFileError(
             f"{adapter.given}: an adapter whose model is not there", given=error.what, wanted=wanted, fix=fix
@@ -112,7 +113,7 @@ def _base_of(adapter: Source, *, pickles: bool, download: bool) -> Source:
             wanted="an adapter of a whole model",
             fix=f"merge that one first, uneurons convert {shlex.quote(str(folder))} NEW_FOLDER, and {fix}",
         )
-    return Source(named, adapter.name, folder, None if beside.is_dir() else revision)
+    return Source(named, adapter.name, folder, None if is_beside else revision)
 
 
 def json_object(path: Path, named: str) -> dict[str, Any]:

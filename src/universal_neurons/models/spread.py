@@ -120,6 +120,12 @@ def remove_with(network: Any, folder: str) -> None:
     weakref.finalize(network, shutil.rmtree, folder, ignore_errors=True)
 
 
+def discard(places: Mapping[str, Any]) -> None:
+    """Remove the folder for a network that was not made."""
+    if places:
+        shutil.rmtree(places["offload_folder"], ignore_errors=True)
+
+
 def stored_tensors_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer by name, one after another, those that are elsewhere fetched."""
     for path, module in network.named_modules():

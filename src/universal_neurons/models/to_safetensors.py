@@ -1,4 +1,4 @@
-"""Pickle-only models to safetensors folders, adapters to whole models; on request only."""
+"""Pickle-only models, adapters and GGUF files to safetensors folders, on request only."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ from universal_neurons.disk import disk_errors, local_path
 from universal_neurons.errors import CheckpointError, InputError
 from universal_neurons.models.loading import load_weights
 from universal_neurons.models.locations import Source, names_of, resolve_sources
-from universal_neurons.models.tokenizer import tokenizer_folder
+from universal_neurons.models.tokenizer import load_tokenizer, tokenizer_folder
 from universal_neurons.models.weight_files import needs_conversion
 
 NEW_FOLDER = "models"  # that a command proposes
@@ -18,7 +18,7 @@ Note = Callable[[str], object]
 
 
 def convert(model: str, folder: str | Path, note: Note | None = None) -> Path:
-    """A pickle-only model or an adapter made a safetensors folder, its tokenizer files copied along.
+    """A pickle-only model, an adapter or a GGUF file made a safetensors folder, its tokenizer brought along.
 
     The pickle is read by `torch.load(weights_only=True)`; `note` is told what is left out.  Raises `InputError` where
     `folder` is not empty, and `CheckpointError` where the weights cannot be read or do not fill the model.
@@ -39,9 +39,7 @@ def convert(model: str, folder: str | Path, note: Note | None = None) -> Path:
     try:
         with disk_errors(target):
             network.save_pretrained(partial, safe_serialization=True)
-            for extra in ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"):
-                for path in tokenizer_folder(source).glob(extra):
-                    shutil.copy(path, partial / path.name)
+            _bring_tokenizer(source, partial)
             if target.exists():
                 target.rmdir()
             partial.rename(target)
@@ -70,6 +68,16 @@ def convert_all(models: Sequence[str], folder: str | Path, note: Note) -> list[s
             note(f"{model}: converted")
         places.append(str(target))
     return places
+
+
+def _bring_tokenizer(source: Source, folder: Path) -> None:
+    """A model's tokenizer files, or what is in a GGUF file as such, into a folder."""
+    if source.gguf is not None:
+        load_tokenizer(source.folder, source.gguf).save_pretrained(folder)
+        return
+    for extra in ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"):
+        for path in tokenizer_folder(source).glob(extra):
+            shutil.copy(path, folder / path.name)
 
 
 def _is_taken(target: Path) -> bool:
