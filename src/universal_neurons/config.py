@@ -20,9 +20,10 @@ CONFIG_BYTES = 1 << 23
 LONGEST_NAME = 4096
 UNNAMEABLE = re.compile("[\0\ud800-\udfff]")
 IN_MEMORY = "in-memory"  # what stands in the place of a path where an object was given
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "file"]
 MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0, lt=2**31)]
 Stage = Literal["weights", "statistics", "labels", "universality", "roles"]
+Plan = Literal["auto", "balanced", "sequential"]  # of devices
 PoolingKind = Literal["mean", "last", "max"]
 STAGES: tuple[Stage, ...] = ("weights", "statistics", "labels", "universality", "roles")
 LABEL_GROUPS = ("tokens", "unigrams", "syntax", "subsets", "position", "topics")
@@ -30,7 +31,7 @@ MOST = 10**12  # tokens or neurons: more than anybody has, and far from what ove
 MOST_ROWS = 10**6  # of a table that is kept per neuron or model
 DYNAMICS_FILE = "dynamics.json"
 NOT_OF_DYNAMICS = (  # settings of `run` alone
-    "pairs", "subset", "examples", "roles", "published", "null", "null_draws", "pooling",
+    "pairs", "subset", "examples", "roles", "published", "null", "null_draws", "pooling", "device_map", "max_memory",
 )  # fmt: skip
 DEFAULT_GROUP_SIZE = 64
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
@@ -183,7 +184,9 @@ class StudyConfig(BaseModel):
         5, ge=1, le=1000, description="Examples kept per neuron and band: the highest, and four quantile bands."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    dtype: Precision = Field("auto", description="Precision of the forward passes; auto: bfloat16 on CUDA.")
+    dtype: Precision = Field("auto", description="Of forward passes; auto: bfloat16 on CUDA; file: each model's own.")
+    device_map: Plan | None = Field(None, description="Spread models larger than the device, by accelerate's plan.")
+    max_memory: tuple[str, ...] = Field((), description="With --device-map: 0=20GiB, cpu=60GiB; repeat it.")
     gemm_dtype: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
         "auto", description="Precision of the correlation's inputs; auto: bfloat16 on CUDA, else float32."
     )
@@ -219,7 +222,7 @@ class StudyConfig(BaseModel):
                 raise ValueError(f"names and paths of at most {LONGEST_NAME} characters, in UTF-8 and without NUL")
         return value
 
-    @field_validator("models", "subset", "only_subset", "labels", "stages", mode="before")
+    @field_validator("models", "subset", "only_subset", "labels", "stages", "max_memory", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -246,6 +249,10 @@ class StudyConfig(BaseModel):
             raise ValueError("null_draws without null (--null untrained)")
         if self.null is not None and self.cluster is not None:
             raise ValueError("null untrained runs on one machine, not on a cluster")
+        if self.max_memory and self.device_map is None:
+            raise ValueError("max_memory without device_map")
+        if self.device_map is not None and self.cluster is not None:
+            raise ValueError("device_map spreads models on one machine, not on a cluster")
         return self
 
     @model_validator(mode="after")
@@ -283,9 +290,9 @@ class StudyConfig(BaseModel):
         return self.draws or DEFAULT_DRAWS[self.baseline]
 
     def stored(self) -> dict[str, Any]:
-        """As study.json keeps it: all but where it is written, where it was spread, and subsets where all are read."""
+        """As study.json keeps it: all but where it is written and spread, and subsets where all are read."""
         whole = set() if self.only_subset else {"only_subset"}
-        return self.model_dump(mode="json", exclude={"out", "cluster", *whole})
+        return self.model_dump(mode="json", exclude={"out", "cluster", "device_map", "max_memory", *whole})
 
 
 class Settings(StudyConfig):

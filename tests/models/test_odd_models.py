@@ -10,7 +10,7 @@ from conftest import save_tiny, small_tokenizer, some_text, tiny_network
 
 import universal_neurons as un
 from universal_neurons.cli import main
-from universal_neurons.errors import CheckpointError, ConfigError, TokenizerError
+from universal_neurons.errors import CheckpointError, ConfigError, MissingFileError, TokenizerError
 from universal_neurons.models import load_tokenizer
 from universal_neurons.models.tokenizer import require_same_ids_every_time
 
@@ -88,7 +88,7 @@ def test_an_adapter_beside_a_configuration_and_a_pointer_of_git_are_named(whole,
         un.load_model(str(folder))
     (folder / "model.safetensors").unlink()
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "base"}))
-    with pytest.raises(CheckpointError, match="an adapter, not a model"):
+    with pytest.raises(MissingFileError, match="an adapter whose model is not there"):
         un.load_model(str(folder))
 
 

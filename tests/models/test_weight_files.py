@@ -111,11 +111,7 @@ def test_quantised_weights_without_a_word_in_the_configuration_are_refused(folde
     )
 
 
-def test_an_adapter_is_said_to_be_one(folder, tmp_path):
-    adapter = tmp_path / "lora"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "gpt2"}))
-    refused(adapter, "adapter", "gpt2", "merge_and_unload")
+def test_an_adapters_weights_in_a_models_file_are_said_to_be_such(folder):
     weights = {"transformer.h.0.mlp.c_fc.lora_A.weight": torch.ones(2, 16)}
     refused(rewritten(folder, lambda tensors: tensors | weights), "lora_A", "merge")
 

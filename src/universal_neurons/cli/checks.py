@@ -1,9 +1,10 @@
 """Commands about models and whole folders: check, convert."""
 
-from pathlib import Path
+import shlex
 
-from universal_neurons.cli.frame import app
+from universal_neurons.cli.frame import ConfigFile, app, settings_from
 from universal_neurons.disk import local_path
+from universal_neurons.errors import ConfigError
 from universal_neurons.terminal import output, say
 
 
@@ -24,7 +25,6 @@ def check(models: list[str], /, *, tokenizer: str | None = None, data: str | Non
 
     stores = [model for model in models if is_ours(model)]
     if stores:
-        from universal_neurons.errors import ConfigError
         from universal_neurons.report import check_stores
 
         if len(stores) < len(models) or tokenizer is not None or data is not None:
@@ -39,18 +39,37 @@ def check(models: list[str], /, *, tokenizer: str | None = None, data: str | Non
 
 
 @app.command
-def convert(source: str, folder: Path, /) -> None:
-    """Turn a pickle-only model into a safetensors folder.
+def convert(paths: list[str] | None = None, /, *, config: ConfigFile = None) -> None:
+    """Turn pickle-only models into safetensors folders, adapters into whole models.
 
     Parameters
     ----------
-    source
-        A folder or hub id whose weights are pytorch_model.bin.
-    folder
-        The new folder.
+    paths
+        A folder or hub id whose weights are pytorch_model.bin, or an adapter, then the new folder. Of several models,
+        or those of a file of settings, the new folder gets a folder each, by its name; those with safetensors stay.
+    config
+        A YAML file of settings, or the study.json of an earlier study, whose models are converted.
     """
     from universal_neurons.models import convert as convert_model
+    from universal_neurons.models import convert_all, expand_bundled
     from universal_neurons.progress import Reporter
 
-    target = local_path(folder)
-    say(output(), convert_model(source, target, note=lambda text: Reporter().note(text)).resolve())
+    *models, folder = paths or [""]
+    if config is not None and not models:
+        models = list(expand_bundled(settings_from(config, None).models))
+    elif config is not None or not models:
+        raise ConfigError(
+            "convert takes models and a new folder, or a file of settings and a new folder",
+            given=", ".join(paths or []) or "nothing",
+            wanted="uneurons convert MODEL ... NEW_FOLDER, or uneurons convert -c FILE NEW_FOLDER",
+        )
+    if not folder:
+        raise ConfigError("convert needs a new folder", wanted="uneurons convert -c FILE NEW_FOLDER")
+    note = Reporter().note
+    if len(models) == 1 and config is None:
+        say(output(), convert_model(models[0], local_path(folder), note=note).resolve())
+        return
+    places = convert_all(models, local_path(folder), note)
+    flags = [part for place in places for part in ("--models", place)]
+    file = [] if config is None else ["-c", str(config)]
+    say(output(), shlex.join(["uneurons", "run", *file, *flags]))

@@ -19,7 +19,10 @@ from universal_neurons.storage import SKETCH, STATISTICS, SketchFile, require_on
 from universal_neurons.text import Passages, Rows, Shard, TokenDataset
 from universal_neurons.units import Units
 
-FIXED = (*TEXT_SETTINGS, "group_size", "tokenizer", "subset", "lanes", "cluster", "dtype", "batch_tokens")
+FIXED = (
+    *TEXT_SETTINGS, "group_size", "tokenizer", "subset", "lanes", "cluster", "dtype", "batch_tokens", "device_map",
+    "max_memory",
+)  # fmt: skip
 
 
 def are_sketches(models: Sequence[str]) -> bool:

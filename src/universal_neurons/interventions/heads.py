@@ -28,6 +28,7 @@ ROLES: tuple[Role, ...] = ("query", "key", "value")
 
 def attention_parts(model: Model) -> AttentionParts:
     """Where a model's attention is; `ArchitectureError` where its family's row does not say (encoders)."""
+    model.require_whole("paths into heads")
     parts = model.architecture.attention
     if parts is None:
         raise ArchitectureError(

@@ -13,10 +13,13 @@ verification    are its weights numbers; is it what its family's row says
 tokenizer       all that a tokenizer is asked: ids, strings, BOS and EOS, the newline, a digest
 token_bytes     where in the text tokens stand, which bytes they spell
 token_rows      rows of ids from a string, one row, or rows
+gguf_files      a model in a GGUF file
+adapters        a peft adapter merged into its model
+spread          a model larger than the device, spread over several
 loading         load a model: the above in order
 untrained       a network of the same architecture that never learned anything
 weights         its processed weights: what a neuron reads and writes
-to_safetensors  a pickle-only checkpoint to a safetensors folder
+to_safetensors  pickle-only checkpoints and adapters to safetensors folders
 """
 
 from typing import TYPE_CHECKING
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     )
     from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of
     from universal_neurons.models.norms import Norm
-    from universal_neurons.models.to_safetensors import convert
+    from universal_neurons.models.to_safetensors import convert, convert_all, require_safetensors
     from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
     from universal_neurons.models.token_rows import Text
     from universal_neurons.models.tokenizer import (
@@ -93,6 +96,6 @@ else:
             "untrained": ["require_initialiser", "untrained_model"],
             "loading": ["Weights", "load_model", "load_weights"],
             "weights": ["ProcessedWeights", "processed_weights"],
-            "to_safetensors": ["convert"],
+            "to_safetensors": ["convert", "convert_all", "require_safetensors"],
         },
     )

@@ -1,28 +1,43 @@
 """A model from a local folder, a hub id or the bundled suite: read with care, then checked."""
 
-from pickle import UnpicklingError
+import shlex
+from collections.abc import Mapping
 from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from universal_neurons.errors import ConfigError
 from universal_neurons.legible import first_line
+from universal_neurons.models.adapters import merge_adapter
 from universal_neurons.models.architecture_table import architecture_of
 from universal_neurons.models.described import quiet_transformers
+from universal_neurons.models.gguf_files import read_gguf
 from universal_neurons.models.locations import Source, digest_of, resolve_sources
 from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of
-from universal_neurons.models.tokenizer import load_tokenizer
+from universal_neurons.models.spread import (
+    Spread,
+    discard,
+    is_spread,
+    quiet_accelerate,
+    remove_with,
+    spread_note,
+    spread_settings,
+)
+from universal_neurons.models.tokenizer import load_tokenizer, tokenizer_folder
 from universal_neurons.models.verification import verify
 from universal_neurons.models.weight_files import (
+    UNREADABLE,
     impossible_config,
+    is_pickle_only,
+    own_precision,
     pickled_files,
     pickled_tensors,
     read_config,
     require_layers,
     require_weights,
+    settings_files,
     stored_tensors,
     unreadable_weights,
 )
@@ -34,13 +49,8 @@ __all__ = [
     "verify",
 ]  # fmt: skip
 
+OWN = "file"  # the precision that a file names or has
 ONE_AT_A_TIME = Lock()  # `transformers` changes torch's state while it builds a model
-
-# What broken weights and odd configurations make `transformers` raise.
-UNREADABLE = (
-    SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError,
-    AttributeError, ArithmeticError, ImportError, AssertionError, MemoryError,
-)  # fmt: skip
 
 
 class Weights(NamedTuple):
@@ -52,16 +62,26 @@ class Weights(NamedTuple):
 
 
 def load_model(
-    source: str | Source, *, revision: str | None = None, device: str = "cpu", dtype: str = "float32", name: str = ""
+    source: str | Source,
+    *,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    name: str = "",
+    device_map: str | Mapping[str, str | int] | None = None,
+    max_memory: Mapping[str | int, str | int] | None = None,
 ) -> Model:
     """A model from a local folder, a hub id (with `revision`), or `bundled/seed-N`, checked.
 
+    `dtype` is float32, bfloat16 or float16, or `file`: the precision that config.json names, else that of the weights.
+    `device_map` spreads a model that is larger than `device`, by a plan of `accelerate` (auto, balanced, sequential) or
+    by a device for each part, within `max_memory` of each; activations are handed on `device`.
     Raises `MissingFileError`, `CheckpointError` (weights that are pickled, truncated, incomplete, quantised, NaN, or
     others than config.json describes; a tokenizer that does not work) and `ArchitectureError` (a family not in the
     table, or one whose MLP does not add activation · W_out + b to the residual stream).
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"no such precision: {dtype!r}", wanted="one of " + ", ".join(DTYPES))
+    if dtype not in (*DTYPES, OWN):
+        raise ConfigError(f"no such precision: {dtype!r}", wanted="one of " + ", ".join((*DTYPES, OWN)))
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -69,21 +89,47 @@ def load_model(
     if isinstance(source, str):
         source = resolve_sources([f"{source}@{revision}" if revision else source])[0]
     with ONE_AT_A_TIME, settled_torch():
-        weights = load_weights(source, dtype)
-        tokenizer = load_tokenizer(source.folder)
+        weights = load_weights(source, dtype, spread=_spread(device_map, max_memory))
+        network, apart = weights.network, is_spread(weights.network)
+        tokenizer = load_tokenizer(tokenizer_folder(source), source.gguf)
         model = Model(
-            weights.network.to(device).requires_grad_(False),
+            (network if apart else network.to(device)).requires_grad_(False),
             name or source.name,
             tokenizer=tokenizer,
-            digest=digest_of([*require_weights(source), source.folder / "config.json"]),
-            notes=weights.notes,
+            digest=digest_of([*require_weights(source), *settings_files(source)]),
+            notes=(*weights.notes, *([spread_note(network)] if apart else [])),
+            device=device if apart else None,
         )
         verify(model)
     return model
 
 
-def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weights:
-    """The Hugging Face model of a folder; every weight must be there, but for a head that is left out as a whole."""
+def _spread(device_map: Any, max_memory: Any) -> Spread | None:
+    if device_map is None and max_memory is not None:
+        raise ConfigError("max_memory without a device_map", wanted="a device_map: auto", fix="add it, or leave it out")
+    return None if device_map is None else Spread(device_map, max_memory)
+
+
+def load_weights(source: Source, dtype: str, *, pickled: bool = False, spread: Spread | None = None) -> Weights:
+    """The Hugging Face model of a folder; every weight must be there, but for a head that is left out as a whole.
+
+    An adapter is merged into its base, which may then be a pickle or not.
+    """
+    if spread is not None and (source.base is not None or source.gguf is not None):
+        raise ConfigError(
+            f"{source.given}: {'a GGUF file' if source.gguf else 'an adapter'} is read as a whole, and not spread",
+            wanted="a model of safetensors, or no device_map",
+            fix=f"{shlex.join(['uneurons', 'convert', source.given])} NEW_FOLDER, then use NEW_FOLDER",
+        )
+    if source.base is not None:
+        of_base = pickled and is_pickle_only(source.base)
+        base = load_weights(source.base, dtype, pickled=of_base)
+        merged = merge_adapter(base.network, source, pickled=pickled)
+        return Weights(base.network, base.headless, (*base.notes, merged))
+    if source.gguf is not None:
+        network, note = read_gguf(source, dtype)
+        in_one_kernel(network)
+        return Weights(network, False, (note,))
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -95,6 +141,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weight
         else stored_tensors(require_weights(source), source.given)
     )
     require_layers(config, tensors, row, source.given)
+    dtype = own_precision(config, tensors, source.given) if dtype == OWN else dtype
     loader = AutoModelForCausalLM if row.causal else AutoModelForMaskedLM
     try:
         with quiet_transformers(), torch.device("meta"):
@@ -102,8 +149,9 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weight
             shape: Any = loader.from_config(described)
     except (*UNREADABLE, StrictDataclassError) as error:
         raise impossible_config(source.given, f"{type(error).__name__}: {error}") from error
+    places = {} if spread is None else spread_settings(spread, shape, source.given)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), quiet_accelerate():
             headless, note = require_fit(fused_experts(tensors) if row.experts else tensors, shape, row, source)
             loaded: Any = loader.from_pretrained(
                 source.folder,
@@ -113,10 +161,14 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weight
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **places,
             )
     except (*UNREADABLE, StrictDataclassError) as error:
+        discard(places)
         raise unreadable_weights(source.given, f"{type(error).__name__}: {error}") from error
     network, report = loaded
+    if places:
+        remove_with(network, places["offload_folder"])
     head = row.unembedding.split(".")[0]
     lacking = [str(name) for name in report["missing_keys"] if not (headless and str(name).startswith(f"{head}."))]
     if lacking or report["mismatched_keys"]:
@@ -133,9 +185,10 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False) -> Weight
 
 
 def _are_untied(network: Any) -> bool:
-    """Whether the configuration ties the unembedding to an embedding that is another."""
-    tied = getattr(network.config, "tie_word_embeddings", False)
-    return bool(tied) and network.get_output_embeddings().weight is not network.get_input_embeddings().weight
+    """Whether the configuration ties the unembedding to an embedding that is another, as far as both are here."""
+    if is_spread(network) or not getattr(network.config, "tie_word_embeddings", False):
+        return False
+    return network.get_output_embeddings().weight is not network.get_input_embeddings().weight
 
 
 def in_one_kernel(network: nn.Module) -> None:

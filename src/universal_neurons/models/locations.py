@@ -5,13 +5,16 @@ from there on everything is a local folder.
 """
 
 import hashlib
+import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from universal_neurons.config import BUNDLED
+from universal_neurons.config import BUNDLED, is_nameable
 from universal_neurons.disk import local_path
 from universal_neurons.errors import CheckpointError, MissingFileError
 from universal_neurons.legible import first_line
@@ -19,17 +22,24 @@ from universal_neurons.legible import first_line
 BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 BUNDLED_TOKENIZER = BUNDLED_FOLDER / "tokenizer"  # of all the bundled models
 READABLE = ["*.json", "*.safetensors", "*.txt", "*.model"]
-PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin"]
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+ADAPTER_SETTINGS = "adapter_config.json"
+GGUF = ".gguf"
+SETTINGS_BYTES = 1 << 24
+SHOWN = 200
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model as it was named and the folder its files are in."""
+    """A model as it was named and its folder; of an adapter its `base` too, of a GGUF file its name in there."""
 
     given: str
     name: str
     folder: Path
     revision: str | None = None
+    base: "Source | None" = None
+    gguf: str | None = None
 
 
 def bundled_models() -> list[str]:
@@ -45,15 +55,82 @@ def expand_bundled(models: Sequence[str]) -> list[str]:
 def resolve_sources(models: Sequence[str], *, pickles: bool = False, download: bool = True) -> list[Source]:
     """Every model's folder and a unique name for it, downloading from the hub what is not local unless told not to.
 
-    Raises `MissingFileError` for what is not there.
+    Raises `MissingFileError` for what is not there, and `CheckpointError` for an adapter that names no model.
     """
     expanded = expand_bundled(models)
     parsed = [_split_revision(model) for model in expanded]
     names = _unique_names(parsed)
+    sources = []
+    for model, (path, revision), name in zip(expanded, parsed, names):
+        place = local_path(path)
+        if place.suffix == GGUF and revision is None and place.is_file():
+            sources.append(Source(model, name, place.parent, gguf=place.name))
+        else:
+            folder = _folder_of(path, revision, pickles=pickles, download=download)
+            sources.append(Source(model, name, folder, revision))
     return [
-        Source(model, name, _folder_of(path, revision, pickles=pickles, download=download), revision)
-        for model, (path, revision), name in zip(expanded, parsed, names)
+        replace(source, base=_base_of(source, pickles=pickles, download=download))
+        if source.gguf is None and is_adapter(source.folder)
+        else source
+        for source in sources
     ]
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a `peft` adapter and no model."""
+    weights = [name for whole in WEIGHTS for name in (whole, f"{whole}.index.json")]
+    return (folder / ADAPTER_SETTINGS).is_file() and not any((folder / name).is_file() for name in weights)
+
+
+def is_of_hub(folder: Path) -> bool:
+    """Whether a folder is a snapshot in the hub's cache."""
+    return folder.parent.name == "snapshots"
+
+
+def _base_of(adapter: Source, *, pickles: bool, download: bool) -> Source:
+    """The model that an adapter names: a folder beside it or here, a bundled model, or one of the hub."""
+    settings = json_object(adapter.folder / ADAPTER_SETTINGS, adapter.given)
+    named, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    revision = revision if isinstance(revision, str) and revision else None
+    fix = f"write the folder or hub id of its model as base_model_name_or_path into {adapter.folder / ADAPTER_SETTINGS}"
+    wanted = "the model that it was trained on: a folder (from the adapter's or from here), or a hub id"
+    if not isinstance(named, str) or not is_nameable(named) or not named:
+        raise CheckpointError(
+            f"{adapter.given}: an adapter that names no model", given=str(named)[:SHOWN], wanted=wanted, fix=fix
+        )
+    beside = adapter.folder / named
+    is_beside = os.path.isdir(beside)
+    try:
+        folder = beside if is_beside else _folder_of(named, revision, pickles=pickles, download=download)
+    except MissingFileError as error:
+        raise MissingFileError(
+            f"{adapter.given}: an adapter whose model is not there", given=error.what, wanted=wanted, fix=fix
+        ) from error
+    if is_adapter(folder):
+        raise CheckpointError(
+            f"{adapter.given}: an adapter of an adapter",
+            given=f"{named}, an adapter itself",
+            wanted="an adapter of a whole model",
+            fix=f"merge that one first, uneurons convert {shlex.quote(str(folder))} NEW_FOLDER, and {fix}",
+        )
+    return Source(named, adapter.name, folder, None if is_beside else revision)
+
+
+def json_object(path: Path, named: str) -> dict[str, Any]:
+    """A JSON file's object; `CheckpointError` for anything else."""
+    try:
+        size = path.stat().st_size
+        value = json.loads(path.read_text(encoding="utf-8")) if size <= SETTINGS_BYTES else f"a file of {size:,} bytes"
+    except (OSError, ValueError, RecursionError) as error:
+        value = f"{type(error).__name__}: {error}"
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{named}: unreadable {path.name}",
+            given=str(value)[:SHOWN],
+            wanted="a JSON object",
+            fix="copy or download the file again",
+        )
+    return value
 
 
 def names_of(models: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from universal_neurons.models.architecture_table import architecture_of
 from universal_neurons.models.architectures import Architecture, module_at
 from universal_neurons.models.described import Described
 from universal_neurons.models.experts import Hook, SparseMLP, sparse_of
+from universal_neurons.models.spread import is_spread
 from universal_neurons.models.token_rows import Text, rows_of
 from universal_neurons.units import Units
 
@@ -37,13 +38,21 @@ class Model(Described):
     """A language model with named neurons.
 
     `hf` is the Hugging Face model, `architecture` its row of the table, `tokenizer` its tokenizer or None,
-    `digest` a SHA-256 of its weights and configuration, `notes` what is left out of it.  `units` are its neurons,
+    `digest` a SHA-256 of its weights and configuration, `notes` what is left out of it; `device` is where a model that
+    `accelerate` spread over several is handed text and hands activations.  `units` are its neurons,
     numbered layer by layer.  The Hugging Face model stays as it is: forward passes evaluate it (no dropout) and keep
     no gradients, then it trains on if it did.  One without an unembedding has neurons, but no logits.
     """
 
     def __init__(
-        self, hf: Any, name: str, *, tokenizer: Any = None, digest: str | None = None, notes: Sequence[str] = ()
+        self,
+        hf: Any,
+        name: str,
+        *,
+        tokenizer: Any = None,
+        digest: str | None = None,
+        notes: Sequence[str] = (),
+        device: str | torch.device | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ConfigError("a model needs a name", given=repr(name), wanted="a string of one character or more")
@@ -57,6 +66,7 @@ class Model(Described):
             )
         super().__init__(name, tokenizer=tokenizer, notes=notes)
         self.hf = hf
+        self._device = None if device is None else torch.device(device)
         self.architecture: Architecture = architecture_of(hf.config.to_dict() | {"model_type": model_type}, name)
         blocks = module_at(hf, self.architecture.blocks)
         if not blocks:
@@ -72,6 +82,7 @@ class Model(Described):
         made = ((layer, sparse_of(block, self.architecture)) for layer, block in enumerate(self.blocks))
         self.sparse: dict[int, SparseMLP] = {layer: sparse for layer, sparse in made if sparse is not None}
         self._require_plain_weights()
+        self._require_experts_on_devices()
         self.d_model = hf.config.hidden_size
         self.notes += self._left_out()
         self.units = self._units()
@@ -98,6 +109,17 @@ class Model(Described):
                     given=numbers,
                     wanted="floating-point numbers in memory",
                     fix="load the model that was quantised",
+                )
+
+    def _require_experts_on_devices(self) -> None:
+        """Refuse experts that `accelerate` fetches from memory or disk: they are gone when activations are made."""
+        for layer, sparse in self.sparse.items():
+            if any(weight.is_meta for weight in sparse.parameters):
+                raise ConfigError(
+                    f"{self.name}: its experts are neither in memory nor on a device",
+                    given=f"layer {layer}'s on the disk, or in memory beside a GPU",
+                    wanted="all experts where they are multiplied",
+                    fix="give more devices, or --device-map sequential with more --max-memory, or leave it out",
                 )
 
     def _left_out(self) -> tuple[str, ...]:
@@ -154,8 +176,8 @@ class Model(Described):
 
     @property
     def device(self) -> torch.device:
-        """The device that holds its weights."""
-        return self.hf.device
+        """The device that holds its weights; of one that is spread over several, where its activations are handed."""
+        return self._device or self.hf.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -164,19 +186,35 @@ class Model(Described):
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of its weights in memory."""
-        return sum(t.numel() * t.element_size() for t in (*self.hf.parameters(), *self.hf.buffers()))
+        """Bytes of its weights in memory; those that a spread model keeps elsewhere are not."""
+        tensors = (*self.hf.parameters(), *self.hf.buffers())
+        return sum(t.numel() * t.element_size() for t in tensors if not t.is_meta)
+
+    @property
+    def spread(self) -> bool:
+        """Whether its parts are on several devices, or some of them on none."""
+        return is_spread(self.hf)
+
+    def require_whole(self, what: str) -> None:
+        """Raise `ConfigError` where its weights are spread over devices, and `what` needs them on one."""
+        if self.spread:
+            raise ConfigError(
+                f"{self.name} is spread over devices, and {what} need it on one",
+                given=", ".join(sorted(set(map(str, self.hf.hf_device_map.values())))),
+                wanted="a model that is loaded without device_map",
+                fix="un.load_model(...) without device_map, on a machine that holds it",
+            )
 
     @property
     def embedding(self) -> Float[Tensor, "vocabulary width"]:
         """The input embedding, a row per token id."""
         return self.hf.get_input_embeddings().weight.detach()
 
-    def part(self, layer: int, role: str) -> nn.Module:
-        """A block's `w_in`, `w_up`, `w_out`, `mlp_norm` or `out_norm` module."""
+    def part(self, layer: int, role: str, block: nn.Module | None = None) -> nn.Module:
+        """A block's `w_in`, `w_up`, `w_out`, `mlp_norm` or `out_norm` module, or that of a copy of the block."""
         paths = self.architecture.paths(role)
         for path in paths:
-            module = module_at(self.blocks[layer], path)
+            module = module_at(self.blocks[layer] if block is None else block, path)
             if module is not None:
                 return module
         raise ArchitectureError(
@@ -212,7 +250,7 @@ class Model(Described):
     def capturing(self, sink: Sink, *, pre_activations: bool = False) -> Iterator[None]:
         """While open, every forward pass hands each layer's (pre-)activations, positions flattened, to `sink`."""
         handles = [
-            self.read(layer, partial(_hand_over, sink, layer, width), pre=pre_activations)
+            self.read(layer, partial(_hand_over, sink, layer, width, self.device), pre=pre_activations)
             for layer, width in enumerate(self.units.widths)
         ]
         try:
@@ -288,9 +326,9 @@ class Model(Described):
         return f"Model({self.name!r}, {self.architecture.name}, {shape}, {self.dtype} on {self.device})"
 
 
-def _hand_over(sink: Sink, layer: int, width: int, values: Tensor) -> None:
-    """Give `sink` a layer's (pre-)activations."""
-    sink(layer, values.reshape(-1, width))
+def _hand_over(sink: Sink, layer: int, width: int, device: torch.device, values: Tensor) -> None:
+    """Give `sink` a layer's (pre-)activations, on this device."""
+    sink(layer, values.reshape(-1, width).to(device))
 
 
 def _in_place(hook: Hook, _m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

@@ -14,7 +14,13 @@ from typing import Any
 from universal_neurons.config import MaskRule, StudyConfig
 from universal_neurons.errors import CheckpointError, TokenizerError, UniversalNeuronsError
 from universal_neurons.models.described import Described, quiet_transformers
-from universal_neurons.models.locations import BUNDLED_FOLDER, BUNDLED_TOKENIZER, folder_of, require_ordinary_files
+from universal_neurons.models.locations import (
+    BUNDLED_FOLDER,
+    BUNDLED_TOKENIZER,
+    Source,
+    folder_of,
+    require_ordinary_files,
+)
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 SPECIAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id", "unk_token_id")
@@ -26,11 +32,25 @@ CHANCES = 4  # times that a text is read to see whether it always becomes the sa
 TRIED = 8  # tokens whose own strings are encoded to see whether a tokenizer works
 
 
-def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer in a local folder, or None where there is none; `CheckpointError` for one that does not work."""
+def tokenizer_folder(source: Source) -> Path:
+    """The folder of a model's tokenizer: its own, or of an adapter that brings none its base's."""
+    if source.base is not None and not _has_tokenizer(source.folder):
+        return tokenizer_folder(source.base)
+    return BUNDLED_TOKENIZER if source.folder.resolve().parent == BUNDLED_FOLDER else source.folder
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in FILES)
+
+
+def load_tokenizer(folder: str | Path, gguf: str | None = None) -> Any:
+    """The tokenizer in a local folder (in its GGUF file), or None where there is none.
+
+    Raises `CheckpointError` for one that does not work.
+    """
     if Path(folder).resolve().parent == BUNDLED_FOLDER:
         folder = BUNDLED_TOKENIZER
-    if not any((Path(folder) / name).exists() for name in FILES):
+    if gguf is None and not _has_tokenizer(Path(folder)):
         return None
     require_ordinary_files(Path(folder), str(folder))
     _require_sane_ids(Path(folder))
@@ -38,7 +58,9 @@ def load_tokenizer(folder: str | Path) -> Any:
         with named_errors("its tokenizer cannot be read"), quiet_transformers():
             from transformers import AutoTokenizer
 
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, gguf_file=gguf, local_files_only=True, trust_remote_code=False
+            )
             _try_out(tokenizer)
     except TokenizerError as error:
         mend = "mend tokenizer.json and tokenizer_config.json, or upgrade transformers and tokenizers to a newer kind"

@@ -14,6 +14,7 @@ from universal_neurons.models.architectures import module_at
 from universal_neurons.models.experts import SparseMLP, sparse_of
 from universal_neurons.models.model import Model, matrix_of
 from universal_neurons.models.norms import Norm
+from universal_neurons.models.spread import plain_copy, stored_tensors_of
 from universal_neurons.models.weights import projection
 
 VERIFY_TOLERANCE = 1e-4
@@ -28,16 +29,17 @@ LOGITS = "its logits are not those of its final norm and unembedding"
 
 def require_finite(model: Model) -> None:
     """Raise `CheckpointError` for weights that are NaN or infinite, naming them."""
-    tensors = [*model.hf.named_parameters(), *model.hf.named_buffers()]
-    unloaded = next((name for name, tensor in tensors if tensor.is_meta), None)
-    if unloaded is not None:
-        raise CheckpointError(
-            f"{model.name}: its weights are not in memory",
-            given=f"{unloaded} on the meta device",
-            wanted="a model that is loaded as a whole",
-            fix="load it without device_map or offloading",
-        )
-    broken = [name for name, tensor in tensors if not _is_finite(tensor.detach())]
+    broken = []
+    for name, tensor in stored_tensors_of(model.hf):
+        if tensor.is_meta:
+            raise CheckpointError(
+                f"{model.name}: its weights are not in memory",
+                given=f"{name} on the meta device",
+                wanted="a model whose numbers are there, or that accelerate fetches",
+                fix="load it by un.load_model, with device_map where it is larger than the device",
+            )
+        if not _is_finite(tensor.detach()):
+            broken.append(name)
     if broken:
         raise CheckpointError(
             f"{model.name}: weights that are NaN or infinite",
@@ -100,9 +102,10 @@ def verify(model: Model) -> float:
             handle.remove()
     for layer, call in enumerate(calls):
         block = model.blocks[layer]
-        if model.dtype != torch.float32:
-            block = copy.deepcopy(block).float()
-            call = _in_float32(call)
+        if model.spread:
+            block, call = plain_copy(block, model.device), _in_float32(call, model.device)
+        elif model.dtype != torch.float32:
+            block, call = copy.deepcopy(block).float(), _in_float32(call, model.device)
         with model.evaluating(block):
             found = _block_errors(model, layer, block, call, ids.numel())
         errors |= {what: max(error, errors.get(what, 0.0)) for what, error in found.items()}
@@ -139,17 +142,17 @@ def _block_errors(model: Model, layer: int, block: nn.Module, call: Any, positio
     activation = after.activation
     _require_shape(model, layer, "activation", activation, positions)
     _require_shape(model, layer, "pre-activation", after.pre_activation, positions)
-    weight, bias = projection(model, layer, "w_out")
+    weight, bias = projection(model, layer, "w_out", block)
     written = (activation.double() @ weight.T + bias) * model.residual_multiplier
     if row.out_norm is not None:
-        written = Norm(model.part(layer, "out_norm"), row, written, torch.float64)(written)
+        written = Norm(model.part(layer, "out_norm", block), row, written, torch.float64)(written)
     errors = {WRITTEN: _written_error(model, layer, after.residual, without.residual, written)}
     if not row.post_norm:
         # Without its MLP, a block of sequential residuals returns what an MLP without a norm of its own reads.
         read = without.residual.flatten(0, -2).double() if after.norm_input is None else after.norm_input.double()
         if row.mlp_norm:
-            read = Norm(model.part(layer, "mlp_norm"), row, read, torch.float64)(read)
-        weight, bias = projection(model, layer, "w_in")
+            read = Norm(model.part(layer, "mlp_norm", block), row, read, torch.float64)(read)
+        weight, bias = projection(model, layer, "w_in", block)
         expected = read @ weight.T + bias
         errors[READ] = _error(after.pre_activation.double(), expected, 1e-6 * float(expected.abs().max()))
     if layer == 0 and row.gated:
@@ -166,11 +169,10 @@ def _expert_errors(
 ) -> dict[str, float]:
     """Relative errors of one block's row where its MLP has experts, by what is wrong where they are large."""
     seen: dict[str, Tensor] = {}
-    norm = model.part(layer, "mlp_norm")
-    of_block = module_at(block, next(path for path in model.architecture.paths("mlp_norm") if module_at(block, path)))
-    handles = [
+    norm = model.part(layer, "mlp_norm", block)
+    handles: list[Any] = [
         sparse.tap(lambda values: seen.update(pre=values), pre=True),
-        of_block.register_forward_pre_hook(lambda _m, inputs: seen.update(norm_input=inputs[0])),
+        norm.register_forward_pre_hook(lambda _m, inputs: seen.update(norm_input=inputs[0])),
     ]
     try:
         after, without, activation, written = sparse.silenced(partial(_stream_after, block, call))
@@ -244,6 +246,9 @@ def _logit_error(model: Model, ids: Tensor) -> float:
     if not seen:
         return float("inf")
     unembedding = module_at(model.hf, row.unembedding)
+    if model.spread:
+        norm, unembedding = (plain_copy(part, model.device) for part in (norm, unembedding))
+        seen, logits = [seen[0].to(model.device, torch.float32)], logits.to(model.device)
     weight, bias = matrix_of(unembedding), getattr(unembedding, "bias", None)
     normed = Norm(norm, row, seen[0])(seen[0]).to(weight.dtype)
     if weight.shape != (logits.shape[-1], normed.shape[-1]):
@@ -254,13 +259,13 @@ def _logit_error(model: Model, ids: Tensor) -> float:
     return _error(logits, expected, 0.0)
 
 
-def _in_float32(value: Any) -> Any:
-    """Tensors in nested arguments as float32, all else as it is."""
+def _in_float32(value: Any, device: torch.device) -> Any:
+    """Tensors in nested arguments on this device, numbers as float32; all else as it is."""
     if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
+        return value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
     if isinstance(value, dict):
-        return {key: _in_float32(part) for key, part in value.items()}
-    return type(value)(map(_in_float32, value)) if type(value) in (tuple, list) else value
+        return {key: _in_float32(part, device) for key, part in value.items()}
+    return type(value)(_in_float32(part, device) for part in value) if type(value) in (tuple, list) else value
 
 
 class _Run:
@@ -285,7 +290,7 @@ class _Run:
         handles = []
 
         def on(role: str, hook: Any, *, before: bool = False) -> None:
-            module = next(found for path in row.paths(role) if (found := module_at(block, path)) is not None)
+            module = model.part(layer, role, block)
             handles.append((module.register_forward_pre_hook if before else module.register_forward_hook)(hook))
 
         def changed(_m: nn.Module, _inputs: Any, output: Tensor) -> Tensor:

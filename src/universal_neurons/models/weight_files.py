@@ -4,36 +4,57 @@ Only headers are read, so that a configuration of another size than the weights 
 """
 
 import contextlib
-import json
 import re
+import shlex
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
-from universal_neurons.errors import CheckpointError, MissingFileError
+from universal_neurons.errors import CheckpointError, ConfigError, MissingFileError
 from universal_neurons.models.architectures import Architecture
-from universal_neurons.models.locations import Source, require_ordinary_files
+from universal_neurons.models.locations import (
+    ADAPTER_SETTINGS,
+    SHOWN,
+    Source,
+    is_of_hub,
+    json_object,
+    require_ordinary_files,
+)
+from universal_neurons.models.model import DTYPES
 
-CONFIG_BYTES = 1 << 24
 MOST_CLASSES = 1 << 20  # `transformers` makes a name for every one
-PLAIN_FORMATS = ("F64", "F32", "F16", "BF16")
-PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PLAIN_FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+PLAIN_DTYPES = {getattr(torch, name): name for name in PLAIN_FORMATS.values()}
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 LAYER_SETTINGS = ("num_hidden_layers", "n_layer", "num_layers")
-SHOWN = 200
+# What broken weights and odd configurations make `transformers` raise.
+UNREADABLE = (
+    SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError,
+    AttributeError, ArithmeticError, ImportError, AssertionError, MemoryError,
+)  # fmt: skip
 POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as its file's header describes it; `plain` are ordinary floating-point numbers."""
+    """A tensor as its file's header describes it; `precision` is None where its numbers are no ordinary ones."""
 
     shape: tuple[int, ...]
-    plain: bool
+    precision: str | None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it holds ordinary floating-point numbers."""
+        return self.precision is not None
 
 
 def require_model_folder(source: Source) -> None:
@@ -42,12 +63,12 @@ def require_model_folder(source: Source) -> None:
     require_ordinary_files(folder, source.given)
     if (folder / "config.json").is_file():
         return
-    _refuse_adapter(source)
     if any(folder.glob("*.gguf")):
         raise CheckpointError(
-            f"{source.given}: a GGUF file, not a Hugging Face model folder",
-            wanted="config.json and safetensors",
-            fix="use the model that it was made from",
+            f"{source.given}: a folder of GGUF files, not a Hugging Face model folder",
+            given=_listed(folder),
+            wanted="config.json and safetensors, or the GGUF file's own name",
+            fix=f"use the model that it was made from, or name {min(folder.glob('*.gguf'))}",
         )
     could_be_an_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.given) and not source.given.startswith(".")
     hides = f"{source.given} is a folder here, which hides the hub's model of that name; " if could_be_an_id else ""
@@ -61,47 +82,15 @@ def require_model_folder(source: Source) -> None:
     )
 
 
-def _refuse_adapter(source: Source) -> None:
-    """Say of a folder without a model's weights that it holds an adapter's, if it does."""
-    if not (source.folder / "adapter_config.json").is_file():
-        return
-    adapter = _json_object(source.folder / "adapter_config.json", source.given)
-    base = str(adapter.get("base_model_name_or_path"))[:SHOWN]
-    raise CheckpointError(
-        f"{source.given}: an adapter, not a model",
-        given=f"{str(adapter.get('peft_type'))[:SHOWN]} weights for {base}",
-        wanted="a whole model",
-        fix="merge it into its model first: PeftModel.from_pretrained(base, adapter).merge_and_unload(), "
-        "then save_pretrained(NEW_FOLDER) of that and of the tokenizer",
-    )
-
-
 def _listed(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     return f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"[:SHOWN] if names else "an empty folder"
 
 
-def _json_object(path: Path, named: str) -> dict[str, Any]:
-    """A JSON file's object; CheckpointError for anything else."""
-    try:
-        size = path.stat().st_size
-        value = json.loads(path.read_text(encoding="utf-8")) if size <= CONFIG_BYTES else f"a file of {size:,} bytes"
-    except (OSError, ValueError, RecursionError) as error:
-        value = f"{type(error).__name__}: {error}"
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{named}: unreadable {path.name}",
-            given=str(value)[:SHOWN],
-            wanted="a JSON object",
-            fix="copy or download the file again",
-        )
-    return value
-
-
 def read_config(source: Source) -> dict[str, Any]:
     """The object in config.json; raises `MissingFileError` or `CheckpointError` where it describes no model we read."""
     require_model_folder(source)
-    config = _json_object(source.folder / "config.json", source.given)
+    config = json_object(source.folder / "config.json", source.given)
     if not isinstance(config.get("model_type"), str):
         raise CheckpointError(
             f"{source.given}: config.json names no model_type",
@@ -136,15 +125,19 @@ def quantised_weights(source: Source, tensor_names: str) -> CheckpointError:
 
 
 def require_weights(source: Source) -> list[Path]:
-    """The safetensors files of a source; a pickle-only or empty folder is a `CheckpointError`."""
+    """The safetensors files of a source, an adapter's after its base's; a pickle-only or empty folder is a
+    `CheckpointError`."""
+    if source.base is not None:
+        return [*require_weights(source.base), *adapter_files(source)]
+    if source.gguf is not None:
+        return [source.folder / source.gguf]
     require_model_folder(source)
     files = _files(source, "model.safetensors")
     if files:
         return files
-    _refuse_adapter(source)
     folder = source.folder
-    fix = f"uneurons convert {source.given} NEW_FOLDER, then use NEW_FOLDER"
-    if _files(source, "pytorch_model.bin"):
+    fix = f"uneurons convert {shlex.quote(source.given)} NEW_FOLDER, then use NEW_FOLDER"
+    if needs_conversion(source):
         raise CheckpointError(f"{source.given}: only pickled weights", wanted="safetensors", fix=fix)
     kinds = ("safetensors", "bin", "pt", "pth", "gguf", "h5", "msgpack", "onnx")
     others = sorted(path.name for kind in kinds for path in folder.glob(f"*.{kind}"))
@@ -154,6 +147,51 @@ def require_weights(source: Source) -> list[Path]:
         wanted="model.safetensors, or model.safetensors.index.json and the files that it names",
         fix="save the model with save_pretrained of transformers" if others else "download the weights too",
     )
+
+
+def is_pickle_only(source: Source) -> bool:
+    """Whether a model's weights are pickles, and there are no others."""
+    return not _files(source, "model.safetensors") and bool(_files(source, "pytorch_model.bin"))
+
+
+def needs_conversion(source: Source) -> bool:
+    """Whether a source has pickled weights alone, or is one of the hub without others: its pickles are not fetched."""
+    if source.base is not None:
+        whole, pickled = ((source.folder / name).is_file() for name in ADAPTERS)
+        return needs_conversion(source.base) or (not whole and (pickled or is_of_hub(source.folder)))
+    if source.gguf is not None:
+        return False
+    require_model_folder(source)
+    return is_pickle_only(source) or (is_of_hub(source.folder) and not _files(source, "model.safetensors"))
+
+
+def settings_files(source: Source) -> list[Path]:
+    """The files beside the weights that say what the model is."""
+    if source.base is not None:
+        return [*settings_files(source.base), source.folder / ADAPTER_SETTINGS]
+    return [source.folder / "config.json"] if source.gguf is None else []
+
+
+def adapter_files(source: Source, *, pickled: bool = False) -> list[Path]:
+    """The file of an adapter's tensors, a pickle where that is allowed.  Raises `CheckpointError` without one."""
+    require_ordinary_files(source.folder, source.given)
+    files = [source.folder / name for name in ADAPTERS]
+    there = next((path for path in files if path.is_file()), None)
+    if there is None:
+        raise CheckpointError(
+            f"{source.given}: an adapter without weights",
+            given=_listed(source.folder),
+            wanted=files[0].name,
+            fix="copy or download the adapter again",
+        )
+    if there != files[0] and not pickled:
+        raise CheckpointError(
+            f"{source.given}: an adapter with pickled weights alone",
+            given=there.name,
+            wanted=files[0].name,
+            fix=f"uneurons convert {shlex.quote(source.given)} NEW_FOLDER, which merges it, then use NEW_FOLDER",
+        )
+    return [there]
 
 
 def pickled_files(source: Source) -> list[Path]:
@@ -172,7 +210,7 @@ def _files(source: Source, whole: str) -> list[Path]:
         return [folder / whole]
     if not index.is_file():
         return []
-    places = _json_object(index, source.given).get("weight_map")
+    places = json_object(index, source.given).get("weight_map")
     names = set(places.values()) if isinstance(places, dict) and _are_names(places.values()) else set()
     suffix = whole[whole.rindex(".") :]
     if not names or any(Path(name).name != name or not name.endswith(suffix) for name in names):
@@ -205,7 +243,7 @@ def stored_tensors(files: Sequence[Path], named: str) -> dict[str, Stored]:
             with safe_open(path, framework="pt") as opened:
                 slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
                 stored = {
-                    name: Stored(tuple(part.get_shape()), part.get_dtype() in PLAIN_FORMATS)
+                    name: Stored(tuple(part.get_shape()), PLAIN_FORMATS.get(part.get_dtype()))
                     for name, part in slices.items()
                 }
         except (SafetensorError, OSError, ValueError) as error:
@@ -228,6 +266,23 @@ def _refuse_pointer(path: Path, named: str) -> None:
             )
 
 
+def read_tensors(files: Sequence[Path], named: str) -> dict[str, torch.Tensor]:
+    """The tensors themselves in safetensors files or pickles; no code of a pickle runs.  Raises `CheckpointError`."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in files:
+        try:
+            if path.suffix == ".safetensors":
+                tensors |= load_file(path)
+                continue
+            with warnings.catch_warnings(action="ignore"):
+                value = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise unreadable_weights(named, f"{path.name}: {type(error).__name__}: {error}") from error
+        entries = value if isinstance(value, Mapping) else {}
+        tensors |= {str(name): tensor for name, tensor in entries.items() if isinstance(tensor, torch.Tensor)}
+    return tensors
+
+
 def pickled_tensors(files: Sequence[Path], named: str) -> dict[str, Stored]:
     """Every tensor in pickles, without reading its numbers and without running their code."""
     tensors: dict[str, Stored] = {}
@@ -239,7 +294,7 @@ def pickled_tensors(files: Sequence[Path], named: str) -> dict[str, Stored]:
             raise unreadable_weights(named, f"{path.name}: {type(error).__name__}: {error}") from error
         entries = value if isinstance(value, Mapping) else {}
         stored = {
-            str(name): Stored(tuple(tensor.shape), tensor.dtype in PLAIN_DTYPES)
+            str(name): Stored(tuple(tensor.shape), PLAIN_DTYPES.get(tensor.dtype))
             for name, tensor in entries.items()
             if isinstance(tensor, torch.Tensor)
         }
@@ -257,6 +312,29 @@ def _require_once(tensors: Mapping[str, Stored], added: Mapping[str, Stored], na
             wanted="each tensor once",
             fix="remove the files of another model",
         )
+
+
+def own_precision(config: Mapping[str, Any], tensors: Mapping[str, Stored], named: str) -> str:
+    """The precision that config.json names, else the one that most of the stored numbers have.
+
+    Raises `ConfigError` where forward passes do not run in it.
+    """
+    text = config.get("text_config")
+    settings = (config, text if isinstance(text, dict) else {})
+    claimed = next((s[key] for s in settings for key in ("dtype", "torch_dtype") if s.get(key)), None)
+    numbers: Counter[str] = Counter()
+    for tensor in tensors.values():
+        if tensor.precision is not None:
+            numbers[tensor.precision] += prod(tensor.shape)
+    found = claimed or max(numbers, key=lambda name: numbers[name], default=None)
+    if found not in DTYPES:
+        raise ConfigError(
+            f"{named}: --dtype file, and passes do not run in the file's precision",
+            given=str(found)[:SHOWN],
+            wanted="one of " + ", ".join(DTYPES),
+            fix="name one of them with --dtype",
+        )
+    return found
 
 
 def impossible_config(named: str, reason: str) -> CheckpointError:

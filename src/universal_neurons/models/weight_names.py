@@ -8,6 +8,7 @@
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,8 +81,9 @@ def fused_experts(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
         if not complete or len(shapes) > 1 or shapes == {()}:
             continue
         height, *rest = shapes.pop()
-        plain = all(fused.pop(name).plain for name in names)
-        fused[whole] = Stored((len(experts), halves * height, *rest), plain)
+        precisions = Counter(fused.pop(name).precision for name in names)
+        precision = None if None in precisions else precisions.most_common(1)[0][0]
+        fused[whole] = Stored((len(experts), halves * height, *rest), precision)
     return fused
 
 

@@ -53,7 +53,8 @@ class ProcessedWeights:
 
 
 def processed_weights(model: Model) -> ProcessedWeights:
-    """The processed weights of a model; its own weights stay as they are."""
+    """The processed weights of a model; its own weights stay as they are.  `ConfigError` for one that is spread."""
+    model.require_whole("processed weights")
     row = model.architecture
     readers: dict[str, list[tuple[Tensor, Tensor]]] = {"w_in": [], "w_up": []}
     writers = []
@@ -84,19 +85,22 @@ def processed_weights(model: Model) -> ProcessedWeights:
     )
 
 
-def projection(model: Model, layer: int, role: str) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
+def projection(
+    model: Model, layer: int, role: str, block: nn.Module | None = None
+) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
     """A block's own `w_in`, `w_up` or `w_out` with its bias, float64: a half of the module where one gives both.
 
+    With `block`, those of this copy of it, which has no experts.
     Experts' output biases are 0: what they add depends on the routing.
     """
-    if layer in model.sparse:
+    if block is None and layer in model.sparse:
         sparse = model.sparse[layer]
         if role == "w_out":
             weight = sparse.w_out().double().T
             return weight, weight.new_zeros(len(weight))
         weight, bias = sparse.reads(role)
         return weight.double(), bias.double()
-    weight, bias = _linear(model.part(layer, role))
+    weight, bias = _linear(model.part(layer, role, block))
     return weight[model.half(layer, role)], bias[model.half(layer, role)]
 
 

@@ -130,7 +130,7 @@ def _counterpart_bytes(config: Settings, models: Sequence[Described]) -> int:
     size += 2 * max(m.n_neurons * _example_bytes(config, m) for m, _ in kept)
     if config.gemm_dtype != "float32":
         turns = BUFFERS if _on_gpu(config) else 1
-        value = 4 if config.dtype == "float32" else 2
+        value = 4 if config.dtype in ("float32", "file") else 2
         size += value * config.batch_tokens * turns * sum(m.n_neurons for m in models)
     return size
 

@@ -31,6 +31,7 @@ from universal_neurons.models import (
     find_tokenizer,
     load_model,
     require_places,
+    require_safetensors,
     resolve_sources,
     tokenizer_digest,
     verify,
@@ -62,10 +63,16 @@ def from_objects(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
 
 def identity(config: StudyConfig, models: Sequence[Described]) -> dict[str, Any]:
     """What, with the tokens, tells one study from another."""
+    own = config.dtype == "file"
     return {
         "config": config.stored(),
-        "models": [model.describe() for model in models],
+        "models": [model.describe() | (_own_precision(model) if own else {}) for model in models],
     }
+
+
+def _own_precision(model: Described) -> dict[str, str]:
+    """The precision of a model's forward pass, where each has its own."""
+    return {"dtype": str(model.dtype).removeprefix("torch.")} if isinstance(model, Model) else {}
 
 
 def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
@@ -141,7 +148,20 @@ def load_models(config: StudyConfig) -> list[Model]:
     if any(model.startswith(IN_MEMORY) for model in config.models):
         raise ConfigError("this study was made of models in memory", wanted="folders or hub ids", fix="name --models")
     sources = resolve_sources(config.models)
-    return [load_model(source, device=config.device, dtype=config.dtype) for source in sources]
+    require_safetensors(sources)
+    limits: dict[str | int, str | int] = {
+        device: size for device, _, size in (limit.partition("=") for limit in config.max_memory)
+    }
+    return [
+        load_model(
+            source,
+            device=config.device,
+            dtype=config.dtype,
+            device_map=config.device_map,
+            max_memory=limits or None,
+        )
+        for source in sources
+    ]
 
 
 def require_kin(models: Sequence[Described], config: StudyConfig, *, several: bool) -> str | None:
@@ -249,11 +269,12 @@ def resolve(config: StudyConfig, models: Sequence[Described]) -> Settings:
             wanted="no --pooling",
             fix="leave it out",
         )
+    stages = config.stages if pooling is None else _stages_of_spans(config.stages)
     decided = dict(config) | {
         "context": context,
         "group_size": config.group_size or DEFAULT_GROUP_SIZE,
         "pooling": pooling,
-        "stages": config.stages if pooling is None else _stages_of_spans(config.stages),
+        "stages": _stages_of_spread(stages, config, models),
     }
     return Settings.model_construct(config.model_fields_set, **decided)
 
@@ -268,6 +289,22 @@ def _stages_of_spans(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
             fix="study the roles of each model by itself: uneurons run --models ONE",
         )
     return tuple(stage for stage in stages if stage != "roles")
+
+
+def _stages_of_spread(stages: tuple[Stage, ...], config: StudyConfig, models: Sequence[Described]) -> tuple[Stage, ...]:
+    """All stages but those that read weights, where a model's are not on one device."""
+    spread = [model.name for model in models if isinstance(model, Model) and model.spread]
+    whole = [stage for stage in stages if stage in ("weights", "roles")]
+    if not spread or (not whole and config.null is None):
+        return stages
+    if config.null is not None or not set(STAGES) - {"universality"} <= set(stages):
+        raise ConfigError(
+            f"{spread[0]} is spread over devices, and {', '.join(whole) or 'the untrained null'} need it on one",
+            given=", ".join(stages),
+            wanted="the stages statistics, labels, universality",
+            fix="name these with --stages, and leave --null out",
+        )
+    return tuple(stage for stage in stages if stage not in whole)
 
 
 def settings_of_null(config: Settings) -> Settings:
