@@ -134,6 +134,7 @@ def test_every_column_is_described(tmp_path, folders, text_file):
     names = (
         "neurons",
         "matches",
+        "sinks",
         "layers",
         "correlations",
         "convergence",

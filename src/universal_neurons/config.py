@@ -35,6 +35,7 @@ NOT_OF_DYNAMICS = (  # settings of `run` alone
 DEFAULT_GROUP_SIZE = 64
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
 DEFAULT_NULL_DRAWS = 5
+DEFAULT_SINKS = 10.0
 
 
 def is_nameable(text: str) -> bool:
@@ -136,6 +137,9 @@ class StudyConfig(BaseModel):
     mask: tuple[MaskRule, ...] = Field(
         ("bos", "eos", "newline"), description="Tokens left out of every statistic: bos, eos, newline or an id."
     )
+    sinks: float | None = Field(
+        None, gt=1, le=10**6, description="A sink's residual norm exceeds so many times its row's median; else 10."
+    )
     stages: tuple[Stage, ...] = Field(
         (),
         description="What to find out, repeated: weights, statistics, labels, universality, roles; else all.",
@@ -201,10 +205,7 @@ class StudyConfig(BaseModel):
         None, ge=1, le=1024, description="CPU threads; else torch's choice (OMP_NUM_THREADS, all cores)."
     )
     lanes: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="Parts of the text that are added up apart, side by side on a cluster; else 1, there 8.",
+        None, ge=1, le=1024, description="Parts of the text added up apart, side by side on a cluster; else 1, there 8."
     )
     cluster: str | None = Field(None, description="Spread the passes over a Ray cluster: auto, or its address.")
     seed: int = Field(0, ge=0, lt=2**128, description="Seed of the baseline's draws and the sketch's signs.")
@@ -282,10 +283,15 @@ class StudyConfig(BaseModel):
         """Draws of the baseline, the default resolved."""
         return self.draws or DEFAULT_DRAWS[self.baseline]
 
+    @property
+    def sink_factor(self) -> float:
+        """Times its row's median above which a residual norm is a sink's, the default resolved."""
+        return self.sinks or DEFAULT_SINKS
+
     def stored(self) -> dict[str, Any]:
-        """As study.json keeps it: all but where it is written, where it was spread, and subsets where all are read."""
-        whole = set() if self.only_subset else {"only_subset"}
-        return self.model_dump(mode="json", exclude={"out", "cluster", *whole})
+        """As study.json keeps it: all but where it is written and was spread, and two that may be left out."""
+        not_given = {name for name in ("only_subset", "sinks") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude={"out", "cluster", *not_given})
 
 
 class Settings(StudyConfig):

@@ -22,7 +22,7 @@ from universal_neurons.models.described import Described
 from universal_neurons.models.token_rows import Text, rows_of
 from universal_neurons.units import Units
 
-Sink = Callable[[int, Tensor], None]  # layer, (rows x context, d_mlp)
+Sink = Callable[[int, Tensor], None]  # layer, (rows x context, its width)
 HEADLESS = "no unembedding: no logits, no roles, no vocab_* columns"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -135,6 +135,19 @@ class Model(Described):
                 handle.remove()
 
     @contextlib.contextmanager
+    def after_blocks(self, sink: Sink) -> Iterator[None]:
+        """While open, every forward pass hands the residual stream after each block, positions flattened, to `sink`."""
+        handles = [
+            block.register_forward_hook(partial(_hand_over, sink, layer, self.d_model))
+            for layer, block in enumerate(self.blocks)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextlib.contextmanager
     def evaluating(self, part: nn.Module | None = None) -> Iterator[None]:
         """While open, the model (or a part of it) evaluates: no dropout.  Afterwards, what trained trains again."""
         training = [module for module in (part or self.hf).modules() if module.training]
@@ -202,9 +215,10 @@ class Model(Described):
         return f"Model({self.name!r}, {self.architecture.name}, {shape}, {self.dtype} on {self.device})"
 
 
-def _hand_over(sink: Sink, layer: int, width: int, _m: nn.Module, args: Any, output: Tensor | None = None) -> None:
-    """A hook that gives `sink` what its module returns or, before the module runs, what it is handed."""
-    value = args[0] if output is None else output
+def _hand_over(sink: Sink, layer: int, width: int, _m: nn.Module, args: Any, output: Any = None) -> None:
+    """A hook that gives `sink` what its module returns (first) or, before the module runs, what it is handed."""
+    value = args if output is None else output
+    value = value[0] if isinstance(value, tuple) else value
     sink(layer, value.reshape(-1, width))
 
 

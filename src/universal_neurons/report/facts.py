@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from universal_neurons.report.counts import anchors_line, threshold_counts, untrained_line
+from universal_neurons.report.sinks import sinks_line
 from universal_neurons.storage import Store
 
 
@@ -172,7 +173,7 @@ def basis_test(q_value: float, draws: int) -> str:
 def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
     """The lines that `show` and the report print of an asker: what each says, and its value as text."""
     told = facts(store, asker)
-    anchors = anchors_line(store, asker)
+    anchors, sinks = anchors_line(store, asker), sinks_line(store, asker)
     mutual = f"{told.mutual:.1%} mutual" + ("" if anchors is None else f"; {anchors}")
     matches = f"{mutual}; ρ {told.optimism:.3f} lower on held-out rows; {told.certainty}"
     return [
@@ -181,6 +182,7 @@ def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
         *_count_lines(store, told),
         ("excess correlation", _excess_line(told)),
         *_scale_lines(told),
+        *([] if sinks is None else [("sinks", sinks)]),
         _chance_line(store, told),
         ("matches", matches),
     ]

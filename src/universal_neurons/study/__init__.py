@@ -15,6 +15,7 @@ outcome          what the passes have brought so far
 screen           from findings with candidates to exact ones, for all pairs of a screened search
 panel_pass       a pass that makes some panels of the co-moments
 candidates_pass  the last pass of a screened search
+sinks            positions where the residual stream's norm stands out, and their tokens
 detail           held-out rows, read once more with the matches that were chosen
 run_passes       the passes over the rows that choose, resumed from their snapshots
 untrained        the untrained null: the passes again with networks that learned nothing

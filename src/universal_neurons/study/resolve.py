@@ -98,6 +98,7 @@ def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
             "panels": config.panels,
             "sums": config.sums != "auto",
             "null": config.null,
+            "sinks": config.sinks,
         }
         for name in (name for name, given in alone.items() if given):
             wanted = f"the stage universality, or no --{name}"

@@ -138,6 +138,7 @@ def _finish(study: Study, stages: Stages, tables: dict[str, str], writer: StoreW
         "search": {"search": study.config.search, **stages.doubts},
         **({} if stages.null is None else {"null": stages.null.describe()}),
         **({} if stages.frequent is None else {"within_tokens": stages.frequent.describe()}),
+        **({} if stages.sinks is None else {"sinks": stages.sinks}),
         "tables": tables,
         "timings": {name: round(seconds, 3) for name, seconds in reporter.timings.items()},
     }

@@ -1,0 +1,183 @@
+"""Sinks of tiny models, some planted: norms, counts and ρ without them, against plain float64 computations."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import tiny_model
+from hand_written import run
+from test_correlation import captured, some_tokens
+
+from universal_neurons import StudyConfig, run_study
+from universal_neurons.errors import ConfigError
+from universal_neurons.features import NeuronSource, Pooling, counted_positions, inputs_of, settings_of
+from universal_neurons.features.stream import StreamNorms
+from universal_neurons.report.summary import plain_summary
+from universal_neurons.statistics import Key, What
+
+SINK = 11  # a token whose embedding is enormous
+FACTOR = 5.0
+WIDE = {"n_embd": 64}
+
+
+def with_sink(family="gpt2", seed=0, name=None, **changes):
+    """A tiny model that has a token of enormous norm."""
+    model = tiny_model(family, seed, name, **changes)
+    model.embedding[SINK] *= 1000
+    model.digest = f"{seed:063}s"
+    return model
+
+
+def firing_at_sink(seed):
+    """One whose neurons fire there far above all else, whatever they read elsewhere."""
+    model = with_sink("gpt2", seed, f"m{seed}", **WIDE)
+    for block in model.blocks:
+        read = block.ln_2(model.embedding[SINK])
+        block.mlp.c_fc.weight.mul_(0.2).add_((20 * read / read.norm())[:, None])
+    return model
+
+
+def plain_norms(model, tokens, rows):
+    """The highest over blocks of the residual norm over the row's median, in float64: models cut after every block."""
+    ids, mask = torch.from_numpy(tokens.ids(rows)), tokens.mask(rows)
+    highest = np.zeros(mask.shape)
+    for layers in range(1, model.n_layers + 1):
+        cut = copy.copy(model.hf.config)
+        cut.num_hidden_layers = layers
+        plain = copy.copy(model.hf)
+        plain.config = cut
+        norms = run(plain, ids).residual.norm(dim=-1).numpy()
+        for row in range(len(rows)):
+            counted = np.sort(norms[row][mask[row]])
+            highest[row] = np.maximum(highest[row], norms[row] / counted[(len(counted) - 1) // 2])
+    return highest
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama"])
+def test_norms_are_those_of_the_residual_stream_over_its_rows_median(family):
+    model, tokens, rows = with_sink(family), some_tokens(12), np.arange(12)
+    source = NeuronSource(model)
+    source.streams = True
+    positions = counted_positions(tokens, rows)
+    inputs = inputs_of(tokens, [model.name], rows, positions)[model.name]
+    source.settle(source.provisional_of(*inputs))
+    found = source.blocks(*inputs)[Key(model.name, What.STREAM)].values[:, 0]
+    expected = plain_norms(model, tokens, rows)[tokens.mask(rows)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    planted = tokens.ids(rows)[tokens.mask(rows)] == SINK
+    assert planted.any()
+    assert expected[planted].min() > 50 > expected[~planted].max() * 2
+
+
+@pytest.mark.parametrize("kind", ["mean", "last", "max"])
+def test_a_span_stands_out_as_its_highest_token_does(kind):
+    streams = torch.randn(2, 3 * 8, 4, generator=torch.Generator().manual_seed(0))
+    spans = [[1], [2, 3], [5, 6, 7], [9], [10, 12], [18, 19]]
+    pooling = Pooling(
+        kind,
+        torch.tensor([token for span in spans for token in span]),
+        torch.tensor(np.cumsum([len(s) for s in spans])),
+        24,
+    )
+    norms = StreamNorms(pooling, (3, 8))
+    for stream in streams:
+        norms.take(0, stream)
+    lengths = streams.double().norm(dim=-1).numpy()
+    medians = [[np.sort(of[[t for s in spans for t in s if t // 8 == row]]) for row in range(3)] for of in lengths]
+    expected = [
+        max(of[t] / rows[t // 8][(len(rows[t // 8]) - 1) // 2] for of, rows in zip(lengths, medians) for t in span)
+        for span in spans
+    ]
+    np.testing.assert_allclose(norms.of_positions()[:, 0], expected, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return [firing_at_sink(0), firing_at_sink(1), tiny_model("gpt2", 2, "m2", **WIDE)]
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    """Every twentieth token or so is one that is a sink."""
+    tokens = some_tokens(200)
+    chooser = np.random.default_rng(5)
+    tokens.rows[(chooser.random(tokens.rows.shape) < 0.03) & (tokens.rows != 0)] = SINK
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def store(models, tokens, tmp_path_factory):
+    config = StudyConfig(
+        out=str(tmp_path_factory.mktemp("sinks") / "run"), draws=2, stages=("universality",), top_k=1, sinks=FACTOR
+    )
+    return run_study(config, models=models, tokens=tokens, progress=False)
+
+
+@pytest.fixture(scope="module")
+def held(models, tokens):
+    """Of the counted held-out positions: each model's activations, whether it has a sink there, the token."""
+    rows = np.concatenate(tokens.split()[1])
+    mask = tokens.mask(rows)
+    there = replace(tokens, rows=tokens.rows[rows], lengths=tokens.lengths[rows], subsets=tokens.subsets[rows])
+    values = [captured(model, there) for model in models]
+    sinks = [plain_norms(model, tokens, rows)[mask] > FACTOR for model in models]
+    return values, sinks, tokens.ids(rows)[mask]
+
+
+def test_the_table_counts_each_models_sinks(store, held):
+    _, sinks, ids = held
+    table = store.table("sinks")
+    assert table["model"].to_list() == ["m0", "m1", "m2", None]
+    expected = [*sinks, np.logical_or.reduce(sinks)]
+    assert table["sinks"].to_list() == [of.sum() for of in expected]
+    assert (table["positions"] == len(ids)).all()
+    np.testing.assert_allclose(table["share"], [of.mean() for of in expected])
+    first = table.row(0, named=True)
+    assert first["token_sinks"][0] == (ids[sinks[0]] == SINK).sum() > 20
+    about = store.manifest["sinks"]
+    assert about == {"factor": FACTOR, "positions": len(ids), "sinks": expected[-1].sum()}
+
+
+def test_a_common_sink_makes_a_match_of_independent_neurons(store, held):
+    """ρ with and without the sinks of any model, against NumPy; the false ones vanish."""
+    values, sinks, _ = held
+    kept = ~np.logical_or.reduce(sinks)
+    best = store.matches.filter(pl.col("rank") == 1)
+    for row in best.iter_rows(named=True):
+        a = values[0][:, row["layer"] * 24 + row["neuron"]]
+        b = values[int(row["model"][1])][:, row["match_layer"] * 24 + row["match_neuron"]]
+        assert row["corr_heldout"] == pytest.approx(np.corrcoef(a, b)[0, 1], abs=2e-5)
+        assert row["corr_without_sinks"] == pytest.approx(np.corrcoef(a[kept], b[kept])[0, 1], abs=2e-5)
+    false = best.filter(pl.col("model") == "m1")
+    assert false["corr_heldout"].median() > 0.7
+    assert false["corr_without_sinks"].abs().median() < 0.1
+
+
+def test_the_summary_says_what_they_carry(store):
+    line = next(line for line in plain_summary(store).splitlines() if "residual norm over 5 times" in line)
+    assert "held-out positions" in line
+    assert "fall below it" in plain_summary(store)
+
+
+def test_where_nothing_stands_out_nothing_changes(tokens, tmp_path):
+    plain = [tiny_model("gpt2", seed, f"m{seed}") for seed in range(2)]
+    config = StudyConfig(out=str(tmp_path / "run"), draws=2, stages=("universality",), top_k=1, sinks=1000)
+    store = run_study(config, models=plain, tokens=tokens, progress=False)
+    best = store.matches.filter(pl.col("rank") == 1)
+    assert store.manifest["sinks"]["sinks"] == 0
+    np.testing.assert_allclose(best["corr_without_sinks"], best["corr_heldout"], atol=1e-12)
+    assert f"none of {store.manifest['sinks']['positions']:,} held-out" in plain_summary(store)
+
+
+def test_a_factor_that_nothing_would_read_is_refused(tokens, tmp_path):
+    config = StudyConfig(out=str(tmp_path / "run"), stages=("statistics",), sinks=20)
+    with pytest.raises(ConfigError, match="sinks"):
+        run_study(config, models=[tiny_model()], tokens=tokens, progress=False)
+
+
+def test_sketches_know_no_sinks():
+    with pytest.raises(ConfigError, match=r"--sinks 5\.0 needs models"):
+        settings_of(StudyConfig(models=("a.safetensors", "b.safetensors"), sinks=5))
