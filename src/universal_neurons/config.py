@@ -21,7 +21,7 @@ LONGEST_NAME = 4096
 UNNAMEABLE = re.compile("[\0\ud800-\udfff]")
 IN_MEMORY = "in-memory"  # what stands in the place of a path where an object was given
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0, lt=2**31)]
+MaskRule = Literal["bos", "eos", "newline", "sinks"] | Annotated[int, Field(ge=0, lt=2**31)]
 Stage = Literal["weights", "statistics", "labels", "universality", "roles"]
 PoolingKind = Literal["mean", "last", "max"]
 STAGES: tuple[Stage, ...] = ("weights", "statistics", "labels", "universality", "roles")
@@ -135,7 +135,7 @@ class StudyConfig(BaseModel):
         None, description="What the activations of a span's tokens become where tokenizers differ; else mean."
     )
     mask: tuple[MaskRule, ...] = Field(
-        ("bos", "eos", "newline"), description="Tokens left out of every statistic: bos, eos, newline or an id."
+        ("bos", "eos", "newline"), description="Left out of every statistic: bos, eos, newline, an id, or sinks."
     )
     sinks: float | None = Field(
         None, gt=1, le=10**6, description="A sink's residual norm exceeds so many times its row's median; else 10."

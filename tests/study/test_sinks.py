@@ -7,16 +7,24 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import small_tokenizer, some_text, tiny_model, tiny_network
 from hand_written import run
 from test_correlation import captured, some_tokens
+from test_studies_of_spans import renumbered
 
-from universal_neurons import StudyConfig, run_study
-from universal_neurons.errors import ConfigError
+from universal_neurons import Model, StudyConfig, run_study
+from universal_neurons.config import DynamicsConfig
+from universal_neurons.dynamics import run_dynamics
+from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.features import NeuronSource, Pooling, counted_positions, inputs_of, settings_of
 from universal_neurons.features.stream import StreamNorms
 from universal_neurons.report.summary import plain_summary
-from universal_neurons.statistics import Key, What
+from universal_neurons.statistics import Key, SinkPositions, What
+from universal_neurons.study import decide, make_sketch, roles_again, study_roles
+from universal_neurons.study.estimate import estimate
+from universal_neurons.study.masked_sinks import MaskedSinks
+from universal_neurons.study.resolve import resolve
+from universal_neurons.text import Passages
 
 SINK = 11  # a token whose embedding is enormous
 FACTOR = 5.0
@@ -40,9 +48,9 @@ def firing_at_sink(seed):
     return model
 
 
-def plain_norms(model, tokens, rows):
+def plain_norms(model, tokens, rows, mask=None):
     """The highest over blocks of the residual norm over the row's median, in float64: models cut after every block."""
-    ids, mask = torch.from_numpy(tokens.ids(rows)), tokens.mask(rows)
+    ids, mask = torch.from_numpy(tokens.ids(rows)), tokens.mask(rows) if mask is None else mask
     highest = np.zeros(mask.shape)
     for layers in range(1, model.n_layers + 1):
         cut = copy.copy(model.hf.config)
@@ -181,3 +189,146 @@ def test_a_factor_that_nothing_would_read_is_refused(tokens, tmp_path):
 def test_sketches_know_no_sinks():
     with pytest.raises(ConfigError, match=r"--sinks 5\.0 needs models"):
         settings_of(StudyConfig(models=("a.safetensors", "b.safetensors"), sinks=5))
+
+
+MASKED = StudyConfig(
+    draws=2, stages=("weights", "statistics", "universality"), top_k=1, sinks=FACTOR, mask=("bos", 7, "sinks")
+)
+
+
+def masked_study(out, models, tokens, **changes):
+    config = MASKED.model_copy(update={"out": str(out), **changes})
+    return run_study(config, models=models, tokens=tokens, progress=False, checkpoint_seconds=0.0)
+
+
+@pytest.fixture(scope="module")
+def masked(models, tokens, tmp_path_factory):
+    return masked_study(tmp_path_factory.mktemp("masked") / "run", models, tokens)
+
+
+@pytest.fixture(scope="module")
+def everywhere(models, tokens):
+    """Which positions of all rows are sinks of any model."""
+    rows = np.arange(len(tokens))
+    highest = np.maximum.reduce([plain_norms(model, tokens, rows) for model in models])
+    return (highest > FACTOR) & tokens.mask(rows)
+
+
+def test_masked_sinks_enter_no_statistic(masked, models, tokens, everywhere):
+    """The study is what NumPy makes of the other positions: matches, held-out ρ, moments, counts."""
+    table = masked.table("left_out")
+    np.testing.assert_array_equal(table.to_numpy(), np.argwhere(everywhere))
+    about = masked.manifest["tokens"]["sinks"]
+    assert (about["factor"], about["left_out"]) == (FACTOR, everywhere.sum())
+    chosen, stretches = tokens.split()
+    rows = np.arange(len(tokens))
+    every, row = tokens.mask(rows), np.nonzero(tokens.mask(rows))[0]
+    kept = ~everywhere[every]
+    choose, held = (kept & np.isin(row, of) for of in (chosen, np.concatenate(stretches)))
+    values = [captured(model, tokens) for model in models]
+    assert masked.manifest["counted_tokens"] == choose.sum()
+    best = masked.matches.filter(pl.col("rank") == 1).sort("model", "layer", "neuron")
+    for other in (1, 2):
+        rho = np.corrcoef(values[0][choose].T, values[other][choose].T)[:48, 48:]
+        found = best.filter(pl.col("model") == f"m{other}")
+        match = (found["match_layer"] * 24 + found["match_neuron"]).to_numpy()
+        np.testing.assert_allclose(found["corr"], rho.max(1), atol=2e-6)
+        np.testing.assert_array_equal(match, rho.argmax(1))
+        there = [np.corrcoef(values[0][held, n], values[other][held, match[n]])[0, 1] for n in range(48)]
+        np.testing.assert_allclose(found["corr_heldout"], there, atol=2e-5)
+    mean = masked.neurons.filter(pl.col("model") == "m0").sort("layer", "neuron")["activation_mean"]
+    np.testing.assert_allclose(mean, values[0][choose].mean(0), rtol=1e-4, atol=1e-5)
+    fires = masked.examples.select("row", "position").unique()
+    assert not everywhere[fires["row"], fires["position"]].any()
+    assert best.filter(pl.col("model") == "m1")["corr"].max() < 0.5
+    assert f"{everywhere.sum():,} positions were left out" in plain_summary(masked)
+
+
+def test_a_finished_study_needs_no_second_look(masked, models, tokens, monkeypatch):
+    monkeypatch.setattr(MaskedSinks, "_find", None)
+    again = masked_study(masked.path, models, tokens)
+    assert again.manifest == masked.manifest
+    with pytest.raises(StoreConflictError, match="another study"):
+        masked_study(masked.path, models, tokens, sinks=2 * FACTOR)
+
+
+class Seen(Exception):
+    """With what roles would have been asked of."""
+
+
+def test_roles_are_asked_of_the_same_positions(masked, models, tokens, monkeypatch):
+    def stops(_settings, _models, tokens, *_):
+        raise Seen(tokens.mask(np.arange(len(tokens))))
+
+    monkeypatch.setattr(roles_again, "Roles", stops)
+    with pytest.raises(Seen) as seen:
+        study_roles(masked, models=models, tokens=tokens)
+    mask = seen.value.args[0]
+    left_out = masked.table("left_out")
+    assert not mask[left_out["row"], left_out["position"]].any()
+    assert mask.sum() == tokens.counted - len(left_out)
+
+
+def test_interrupted_while_they_are_found_it_goes_on(masked, models, tokens, tmp_path, monkeypatch):
+    """In the second shard; what was found of the first is not looked for again."""
+    monkeypatch.setattr("universal_neurons.text.tokens.SHARD_POSITIONS", 2000)
+    read, update = [], SinkPositions.update
+
+    def stops(self, batch):
+        read.append(batch.shard)
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        update(self, batch)
+
+    monkeypatch.setattr(SinkPositions, "update", stops)
+    with pytest.raises(KeyboardInterrupt):
+        masked_study(tmp_path / "run", models, tokens)
+    store = masked_study(tmp_path / "run", models, tokens)
+    assert read[:4] == [0, 1, 1, 2]
+    assert store.table("left_out").equals(masked.table("left_out"))
+    assert not (store.path / "work").exists()
+
+
+def test_spans_are_left_out_where_a_token_of_any_tokenizer_is_a_sink(tmp_path):
+    """Of two numberings of one tokenizer: each span is a token of either."""
+    (tmp_path / "text.txt").write_text(some_text(1500))
+    order = np.random.default_rng(0).permutation(1024)
+    readers = {"plain": small_tokenizer(), "other": renumbered(order)}
+    pair = [Model(tiny_network("gpt2", seed), name, tokenizer=readers[name]) for seed, name in enumerate(readers)]
+    pair[1].embedding[order[readers["plain"]("a the")["input_ids"][-1]]] *= 1000
+    config = MASKED.model_copy(update={"data": str(tmp_path / "text.txt"), "context": 32, "mask": ("bos", "sinks")})
+    config = config.model_copy(update={"out": str(tmp_path / "run"), "stages": ("universality",)})
+    store = run_study(config, models=pair, progress=False)
+    text = Passages.load(config, readers, context=32)
+    rows = np.arange(len(text))
+    expected = np.zeros((len(text), 32), bool)
+    for model in pair:
+        spans = text.pooled(model.name, rows)
+        row, token = np.nonzero(
+            (plain_norms(model, text.tokens_of(model.name), rows, spans >= 0) > FACTOR) & (spans >= 0)
+        )
+        expected[row, spans[row, token]] = True
+    np.testing.assert_array_equal(store.table("left_out").to_numpy(), np.argwhere(expected))
+    assert 50 < expected.sum() < text.counted // 3
+    chosen, _ = text.split()
+    assert store.manifest["counted_tokens"] == (text.mask(chosen) & ~expected[chosen]).sum()
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda config: make_sketch(config), "a sketch cannot mask sinks"),
+        (lambda config: run_dynamics(DynamicsConfig(mask=config.mask)), "training dynamics cannot mask sinks"),
+        (lambda config: decide(config.model_copy(update={"stages": ("weights",)})), "is of text"),
+    ],
+)
+def test_where_they_cannot_be_masked_it_is_said(make, match, tmp_path):
+    with pytest.raises(ConfigError, match=match):
+        make(StudyConfig(models=("some/model",), out=str(tmp_path / "a.safetensors"), mask=("bos", "sinks")))
+
+
+def test_the_estimate_counts_the_pass_that_finds_them(models):
+    given = StudyConfig(max_tokens=4000, context=40, draws=2, stages=("universality",))
+    masked = given.model_copy(update={"mask": ("bos", "sinks")})
+    plain, more = (estimate(resolve(decide(config, 3), models), models) for config in (given, masked))
+    assert plain.seconds_sinks == 0 < more.seconds_sinks < more.seconds

@@ -18,10 +18,12 @@ def sinks_line(store: Store, asker: str) -> str | None:
     about = store.manifest.get("sinks")
     if about is None:
         return None
+    masked = (store.manifest["tokens"] or {}).get("sinks")
+    before = "" if masked is None else f"{masked['left_out']:,} positions were left out; of the rest, "
     norm = f"held-out positions have a residual norm over {about['factor']:g} times their row's median"
     if not has_sinks(store):
-        return f"none of {about['positions']:,} {norm}"
-    line = f"{about['sinks']:,} of {about['positions']:,} {norm}, in some model"
+        return f"{before}none of {about['positions']:,} {norm}"
+    line = f"{before}{about['sinks']:,} of {about['positions']:,} {norm}, in some model"
     best = store.matches.filter((pl.col("asker") == asker) & (pl.col("rank") == 1))
     size = pl.col("corr_heldout").fill_nan(None).abs()
     left = pl.col("corr_without_sinks").fill_nan(0) * pl.col("corr_heldout").sign()
@@ -31,4 +33,5 @@ def sinks_line(store: Store, asker: str) -> str | None:
     fallen, lost = int((high["left"] <= HIGH).sum()), (high["size"] - high["left"]).to_numpy()
     verb = "falls" if fallen == 1 else "fall"
     line += f"; without them {fallen:,} of {len(high):,} matches of ρ above {HIGH:g} {verb} below it"
-    return f"{line} (ρ lower by {np.median(lost):.3f} in the median, {lost.max():.3f} at most)"
+    median, most = (round(float(value), 3) + 0.0 for value in (np.median(lost), lost.max()))
+    return f"{line} (ρ lower by {median:.3f} in the median, {most:.3f} at most)"

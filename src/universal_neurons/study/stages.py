@@ -45,6 +45,7 @@ from universal_neurons.study.example_tables import counterparts_table, examples_
 from universal_neurons.study.family_tables import Explainer
 from universal_neurons.study.inputs import Study
 from universal_neurons.study.label_counts import rare_label_notes
+from universal_neurons.study.masked_sinks import LEFT_OUT, left_out_table
 from universal_neurons.study.outcome import Outcome
 from universal_neurons.study.run_passes import Passes
 from universal_neurons.study.sinks import FoundSinks
@@ -131,6 +132,8 @@ class Stages:
             passes = Passes(self.study, self.writer, self.reporter, self.checkpoint_seconds)
             passes.run()
         outcome = passes.outcome
+        if "sinks" in self.config.mask:
+            self.write(LEFT_OUT, left_out_table(self.study.tokens))
         if isinstance(self.study.tokens, Passages):
             self.write("spans", self.study.tokens.fit_table())
         statistics = Statistics(outcome.accumulators)
