@@ -71,8 +71,9 @@ class PairedMoments(Accumulator):
         if streams:
             kept = (~at_sinks(streams, self.factor)).nonzero().flatten()
             self.count_without += len(kept)
-            some = len(kept) < len(mine)
-            self.sums_without += _sums(mine.index_select(0, kept), theirs.index_select(0, kept)) if some else sums
+            if len(kept) < len(mine):  # in float64: sinks have moved the provisional means far from what is left
+                sums = _sums(mine.index_select(0, kept).double(), theirs.index_select(0, kept).double())
+            self.sums_without += sums
 
     def non_finite(self) -> tuple[str, int] | None:
         """The first asker or match in which a NaN or infinity was seen."""
