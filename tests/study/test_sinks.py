@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import small_tokenizer, some_text, tiny_model, tiny_network
+from conftest import FAMILIES, small_tokenizer, some_text, tiny_model, tiny_network
 from hand_written import run
 from test_correlation import captured, some_tokens
 from test_studies_of_spans import renumbered
@@ -78,6 +78,19 @@ def test_norms_are_those_of_the_residual_stream_over_its_rows_median(family):
     planted = tokens.ids(rows)[tokens.mask(rows)] == SINK
     assert planted.any()
     assert expected[planted].min() > 50 > expected[~planted].max() * 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_stream_after_each_block_is_the_models_own_hidden_state(family):
+    """But for the last, which transformers gives after the final norm."""
+    model, ids, streams = tiny_model(family), torch.arange(40).view(2, 20), {}
+    with model.after_blocks(streams.__setitem__):
+        model.forward(ids)
+    with torch.inference_mode():
+        hidden = model.hf(ids, output_hidden_states=True).hidden_states[1:-1]
+    assert list(streams) == list(range(len(hidden) + 1))
+    for layer, expected in enumerate(hidden):
+        torch.testing.assert_close(streams[layer].view_as(expected), expected)
 
 
 @pytest.mark.parametrize("kind", ["mean", "last", "max"])
