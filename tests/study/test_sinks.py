@@ -18,7 +18,7 @@ from universal_neurons.dynamics import run_dynamics
 from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.features import NeuronSource, Pooling, counted_positions, inputs_of, settings_of
 from universal_neurons.features.stream import StreamNorms
-from universal_neurons.report.summary import plain_summary
+from universal_neurons.report.facts import asker_lines
 from universal_neurons.statistics import Key, SinkPositions, What
 from universal_neurons.study import decide, make_sketch, roles_again, study_roles
 from universal_neurons.study.estimate import estimate
@@ -178,9 +178,13 @@ def test_a_common_sink_makes_a_match_of_independent_neurons(store, held):
 
 
 def test_the_summary_says_what_they_carry(store):
-    line = next(line for line in plain_summary(store).splitlines() if "residual norm over 5 times" in line)
-    assert "held-out positions" in line
-    assert "fall below it" in plain_summary(store)
+    line = dict(asker_lines(store, "m0"))["scale, vocabulary, sinks"]
+    about = store.manifest["sinks"]
+    told = f"; {about['sinks']:,} of {about['positions']:,} held-out positions have a residual norm over 5 times their"
+    best = store.matches.filter((pl.col("rank") == 1) & (pl.col("corr_heldout") > 0.5))
+    fallen = (best["corr_without_sinks"].fill_nan(0) <= 0.5).sum()
+    assert told in line
+    assert f"without them {fallen} of {len(best)} matches of ρ above 0.5 fall below it" in line
 
 
 def test_where_nothing_stands_out_nothing_changes(tokens, tmp_path):
@@ -190,7 +194,8 @@ def test_where_nothing_stands_out_nothing_changes(tokens, tmp_path):
     best = store.matches.filter(pl.col("rank") == 1)
     assert store.manifest["sinks"]["sinks"] == 0
     np.testing.assert_allclose(best["corr_without_sinks"], best["corr_heldout"], atol=1e-12)
-    assert f"none of {store.manifest['sinks']['positions']:,} held-out" in plain_summary(store)
+    line = dict(asker_lines(store, "m0"))["scale, vocabulary, sinks"]
+    assert f"none of {store.manifest['sinks']['positions']:,} held-out" in line
 
 
 def test_a_factor_that_nothing_would_read_is_refused(tokens, tmp_path):
@@ -254,7 +259,8 @@ def test_masked_sinks_enter_no_statistic(masked, models, tokens, everywhere):
     fires = masked.examples.select("row", "position").unique()
     assert not everywhere[fires["row"], fires["position"]].any()
     assert best.filter(pl.col("model") == "m1")["corr"].max() < 0.5
-    assert f"{everywhere.sum():,} positions were left out" in plain_summary(masked)
+    line = dict(asker_lines(masked, "m0"))["scale, vocabulary, sinks"]
+    assert f"; {everywhere.sum():,} positions were left out" in line
 
 
 def test_a_finished_study_needs_no_second_look(masked, models, tokens, monkeypatch):

@@ -13,8 +13,8 @@ from universal_neurons.storage import Store
 
 TERM_OF_FACT = {  # by how a fact's label begins
     "compared": "reference", "neurons": "unit", "universal": "universal", "as the paper": "excess_corr",
-    "on text": "heldout", "at thresholds": "threshold", "excess": "excess", "scale": "ranks", "sinks": "sinks",
-    "basis": "q_value", "beside": "untrained", "matches": "match",
+    "on text": "heldout", "at thresholds": "threshold", "excess": "excess", "scale": "ranks", "basis": "q_value",
+    "beside": "untrained", "matches": "match",
 }  # fmt: skip
 
 

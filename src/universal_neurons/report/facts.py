@@ -173,7 +173,7 @@ def basis_test(q_value: float, draws: int) -> str:
 def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
     """The lines that `show` and the report print of an asker: what each says, and its value as text."""
     told = facts(store, asker)
-    anchors, sinks = anchors_line(store, asker), sinks_line(store, asker)
+    anchors = anchors_line(store, asker)
     mutual = f"{told.mutual:.1%} mutual" + ("" if anchors is None else f"; {anchors}")
     matches = f"{mutual}; ρ {told.optimism:.3f} lower on held-out rows; {told.certainty}"
     return [
@@ -181,8 +181,7 @@ def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
         ("neurons", f"{told.neurons:,}" + (f", {told.dead} dead" if told.dead else "")),
         *_count_lines(store, told),
         ("excess correlation", _excess_line(told)),
-        *_scale_lines(told),
-        *([] if sinks is None else [("sinks", sinks)]),
+        *_scale_lines(told, sinks_line(store, asker)),
         _chance_line(store, told),
         ("matches", matches),
     ]
@@ -241,12 +240,14 @@ def _excess_line(told: Facts) -> str:
     return f"{line}; of the way from chance to 1: median {of_all:.0%}{universal}"
 
 
-def _scale_lines(told: Facts) -> list[tuple[str, str]]:
-    """How much of ρ is left of ranks, and within single tokens: of universal neurons, or of all where there is none."""
+def _scale_lines(told: Facts, sinks: str | None) -> list[tuple[str, str]]:
+    """How much of ρ is left of ranks, within single tokens, without sinks: of universal neurons, or all of them."""
     if told.ranks is None or told.within_tokens is None or told.coverage is None:
         return []
     place, whose = (0, "all neurons") if math.isnan(told.corr[1]) else (1, "universal neurons")
     corr, ranks, within = (short(values[place]) for values in (told.corr, told.ranks, told.within_tokens))
     line = f"of {whose} mean ρ {corr}; of ranks, whatever the size, {ranks}; "
     line += f"within single tokens ({told.coverage:.0%} of positions) {within}"
-    return [("scale and vocabulary", line)]
+    if sinks is None:
+        return [("scale and vocabulary", line)]
+    return [("scale, vocabulary, sinks", f"{line}; {sinks}")]
