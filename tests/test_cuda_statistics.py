@@ -44,6 +44,7 @@ from universal_neurons.statistics import (
     ShardEnergies,
     ShuffledCoMoments,
     Signs,
+    SinkPositions,
     SumSquares,
     TopExamples,
     What,
@@ -62,6 +63,7 @@ RHO = {"float32": 2e-6, "tf32": 1e-5, "bfloat16": 1e-5}  # of a sum of products,
 A, B = "gpt2-0", "gpt2-1"
 N, ROWS, WORDS, SEED, STRETCHES = 48, (5, 29), 11, 3, 4
 SIGNS = Signs(8, SEED)
+SINK_FACTOR = 1.5
 MATCH = torch.arange(N).flip(0).where(torch.arange(N) % 5 > 0, -1)
 PAIRS = torch.arange(0, N * N, 7)
 TURNED = torch.stack([torch.arange(N).roll(3), torch.arange(N).flip(0)])
@@ -118,6 +120,8 @@ RECIPES = {
     "firing": partial(GroupMeans, Key(A, What.PRE), BY_POSITION, 40, N, of="firing"),
     "energies": partial(ShardEnergies, A, N, SIGNS),
     "paired": partial(PairedMoments, A, B, MATCH, STRETCHES),
+    "without sinks": partial(PairedMoments, A, B, MATCH, STRETCHES, streams=[A, B], factor=SINK_FACTOR),
+    "sinks": partial(SinkPositions, [A], np.arange(120), 40, SINK_FACTOR),
     "candidates": partial(Candidates, A, B, PAIRS, N, N),
     "rotated": partial(RotatedMoments, A, B, TURNED, Units.equal(2, N // 2), "rotation", SEED, STRETCHES),
     "ranks": partial(RankMoments, A, [B], MATCH[None], [TABLE, TABLE]),
@@ -140,6 +144,8 @@ def seen(request, device, tmp_path_factory):
     file = FileInParts(path, {"sums": (torch.bfloat16, shape)}, "{}")
     kept = KeptSums(A, file, "sums", starts)
     sources = [NeuronSource(model, request.param, pre=True) for model in models]
+    for source in sources:
+        source.streams = True
     recipes = [*RECIPES.values(), lambda device: spy, lambda device: kept]
     run = Pass(sources, recipes, [Words(tokens)], signs=SIGNS)
     run.run(tokens, shards, batch_tokens=400)
@@ -349,6 +355,19 @@ def test_pairs(seen):
     cross = (left[:, some.left] * right[:, some.right]).sum(0)
     scale = np.linalg.norm(left[:, some.left], axis=0) * np.linalg.norm(right[:, some.right], axis=0)
     assert (np.abs(some.cross - cross) / scale).max() < 1e-6
+
+
+def test_sinks_and_pairs_without_them(seen):
+    _, spy, found, *_ = seen
+    sinks = [spy.of(Key(name, What.STREAM))[:, 0] > SINK_FACTOR for name in (A, B)]
+    expected = np.zeros((120, 40), bool)
+    expected[spy.index(BY_ROW), spy.index(BY_POSITION)] = sinks[0]
+    np.testing.assert_array_equal(found["sinks"].result(), expected)
+    kept, match = ~(sinks[0] | sinks[1]), np.maximum(MATCH.numpy(), 0)
+    assert 0.1 < kept.mean() < 0.99
+    left, right = spy.of(A)[kept], spy.of(B)[kept]
+    rho = np.array([np.corrcoef(left[:, n], right[:, match[n]])[0, 1] for n in range(N)])
+    np.testing.assert_allclose(found["without sinks"].result().without_sinks, rho, atol=2e-6)
 
 
 def test_what_is_asked_of_matches_on_held_out_rows(seen):

@@ -11,7 +11,8 @@ from conftest import FEW_ROLES
 
 import universal_neurons as un
 from universal_neurons.cli import app
-from universal_neurons.config import DynamicsConfig, StudyConfig, make_config
+from universal_neurons.config import DynamicsConfig, StudyConfig
+from universal_neurons.config_reading import make_config
 
 ROOT = Path(__file__).parents[1]
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
@@ -152,6 +153,7 @@ def test_every_column_is_described(tmp_path, folders, text_file):
     names = (
         "neurons",
         "matches",
+        "sinks",
         "layers",
         "correlations",
         "convergence",

@@ -5,15 +5,9 @@ The command line's flags and the keys of a YAML file are this class's field name
 
 import math
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from universal_neurons.disk import local_path
-from universal_neurons.errors import ConfigError
-from universal_neurons.legible import brief_repr, shortened
-from universal_neurons.plain_values import read_values
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 BUNDLED = "bundled"
 CONFIG_BYTES = 1 << 23
@@ -21,7 +15,7 @@ LONGEST_NAME = 4096
 UNNAMEABLE = re.compile("[\0\ud800-\udfff]")
 IN_MEMORY = "in-memory"  # what stands in the place of a path where an object was given
 Precision = Literal["auto", "float32", "bfloat16", "float16", "file"]
-MaskRule = Literal["bos", "eos", "newline"] | Annotated[int, Field(ge=0, lt=2**31)]
+MaskRule = Literal["bos", "eos", "newline", "sinks"] | Annotated[int, Field(ge=0, lt=2**31)]
 Stage = Literal["weights", "statistics", "labels", "universality", "roles"]
 Plan = Literal["auto", "balanced", "sequential"]  # of devices
 PoolingKind = Literal["mean", "last", "max"]
@@ -36,6 +30,7 @@ NOT_OF_DYNAMICS = (  # settings of `run` alone
 DEFAULT_GROUP_SIZE = 64
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
 DEFAULT_NULL_DRAWS = 5
+DEFAULT_SINKS = 10.0
 
 
 def is_nameable(text: str) -> bool:
@@ -135,7 +130,10 @@ class StudyConfig(BaseModel):
         None, description="What the activations of a span's tokens become where tokenizers differ; else mean."
     )
     mask: tuple[MaskRule, ...] = Field(
-        ("bos", "eos", "newline"), description="Tokens left out of every statistic: bos, eos, newline or an id."
+        ("bos", "eos", "newline"), description="Left out of every statistic: bos, eos, newline, an id, or sinks."
+    )
+    sinks: float | None = Field(
+        None, gt=1, le=10**6, description="A sink's residual norm exceeds so many times its row's median; else 10."
     )
     stages: tuple[Stage, ...] = Field(
         (),
@@ -204,10 +202,7 @@ class StudyConfig(BaseModel):
         None, ge=1, le=1024, description="CPU threads; else torch's choice (OMP_NUM_THREADS, all cores)."
     )
     lanes: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="Parts of the text that are added up apart, side by side on a cluster; else 1, there 8.",
+        None, ge=1, le=1024, description="Parts of the text added up apart, side by side on a cluster; else 1, there 8."
     )
     cluster: str | None = Field(None, description="Spread the passes over a Ray cluster: auto, or its address.")
     seed: int = Field(0, ge=0, lt=2**128, description="Seed of the baseline's draws and the sketch's signs.")
@@ -236,23 +231,20 @@ class StudyConfig(BaseModel):
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> "StudyConfig":
-        if "all" in self.subset and len(self.subset) > 1:
-            raise ValueError("subset 'all' stands alone")
-        if self.nlp not in (None, "auto") and "syntax" not in self.label_groups:
-            raise ValueError("nlp without the syntax labels")
-        if self.baseline == "permutation" and self.search != "exact":
-            raise ValueError("the permutation baseline needs --search exact")
-        asked = self.labels != ("default",) or self.nlp not in (None, "auto")
-        if asked and self.stages and "labels" not in self.stages:
-            raise ValueError("labels or nlp without the stage labels")
-        if self.null_draws is not None and self.null is None:
-            raise ValueError("null_draws without null (--null untrained)")
-        if self.null is not None and self.cluster is not None:
-            raise ValueError("null untrained runs on one machine, not on a cluster")
-        if self.max_memory and self.device_map is None:
-            raise ValueError("max_memory without device_map")
-        if self.device_map is not None and self.cluster is not None:
-            raise ValueError("device_map spreads models on one machine, not on a cluster")
+        labels = self.labels != ("default",) or self.nlp not in (None, "auto")
+        contradictions = {
+            "subset 'all' stands alone": "all" in self.subset and len(self.subset) > 1,
+            "nlp without the syntax labels": self.nlp not in (None, "auto") and "syntax" not in self.label_groups,
+            "the permutation baseline needs --search exact": self.baseline == "permutation" and self.search != "exact",
+            "labels or nlp without the stage labels": labels and self.stages and "labels" not in self.stages,
+            "null_draws without null (--null untrained)": self.null_draws is not None and self.null is None,
+            "null untrained runs on one machine, not on a cluster": self.null and self.cluster is not None,
+            "max_memory without device_map": self.max_memory and self.device_map is None,
+            "device_map spreads models on one machine, not on a cluster": self.device_map and self.cluster is not None,
+        }
+        for contradiction, is_one in contradictions.items():
+            if is_one:
+                raise ValueError(contradiction)
         return self
 
     @model_validator(mode="after")
@@ -289,10 +281,15 @@ class StudyConfig(BaseModel):
         """Draws of the baseline, the default resolved."""
         return self.draws or DEFAULT_DRAWS[self.baseline]
 
+    @property
+    def sink_factor(self) -> float:
+        """Times its row's median above which a residual norm is a sink's, the default resolved."""
+        return self.sinks or DEFAULT_SINKS
+
     def stored(self) -> dict[str, Any]:
-        """As study.json keeps it: all but where it is written and spread, and subsets where all are read."""
-        whole = set() if self.only_subset else {"only_subset"}
-        return self.model_dump(mode="json", exclude={"out", "cluster", "device_map", "max_memory", *whole})
+        """As study.json keeps it: all but where it is written and spread, and two that may be left out."""
+        not_given = {name for name in ("only_subset", "sinks") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude={"out", "cluster", "device_map", "max_memory", *not_given})
 
 
 class Settings(StudyConfig):
@@ -345,54 +342,3 @@ class DynamicsConfig(StudyConfig):
         """The configuration of one checkpoint's study, with these changes."""
         settings = {name: getattr(self, name) for name in StudyConfig.model_fields}
         return StudyConfig(**settings | changes)
-
-
-def make_config(settings: dict[str, Any], source: str = "configuration") -> StudyConfig:
-    """A `StudyConfig` from plain values; every unknown key and impossible value is a `ConfigError`."""
-    try:
-        return StudyConfig(**settings)
-    except ValidationError as error:
-        raise as_config_error(error, source) from None
-
-
-def replayed(stored: dict[str, Any]) -> dict[str, Any]:
-    """What study.json keeps of a configuration, as one would give it: an exact search is given no group size."""
-    return {key: value for key, value in stored.items() if key != "group_size" or stored.get("search") != "exact"}
-
-
-def make_dynamics_config(settings: dict[str, Any], source: str = "configuration") -> DynamicsConfig:
-    """A `DynamicsConfig` from plain values; every unknown key and impossible value is a `ConfigError`."""
-    try:
-        return DynamicsConfig(**settings)
-    except ValidationError as error:
-        raise as_config_error(error, source, DynamicsConfig) from None
-
-
-def as_config_error(error: ValidationError, source: str, kind: type[StudyConfig] = StudyConfig) -> ConfigError:
-    """What pydantic refused, as an error of ours."""
-    problem, *others = error.errors(include_url=False)
-    key = shortened(".".join(str(part) for part in problem["loc"] if "[" not in str(part)) or "settings", 200)
-    if problem["type"] == "extra_forbidden":
-        return ConfigError(
-            f"{source}: unknown key {key!r}", wanted=", ".join(kind.model_fields), fix="remove or rename it"
-        )
-    wanted = [problem["msg"], *(other["msg"] for other in others if other["loc"][:-1] == problem["loc"][:-1] != ())]
-    return ConfigError(
-        f"{source}: {key} cannot be this", given=brief_repr(problem["input"]), wanted="; or: ".join(wanted)
-    )
-
-
-def read_config(path: str | Path) -> tuple[dict[str, Any], bool]:
-    """The settings in a YAML file or a study.json, unchecked (see `make_config`), and whether a study stored them."""
-    wanted = "a YAML or JSON file with keys of StudyConfig"
-    settings = read_values(local_path(path), most_bytes=CONFIG_BYTES, refused=ConfigError, wanted=wanted)
-    settings = {} if settings is None else settings
-    stored = isinstance(settings, dict) and {"complete", "config"} <= settings.keys()
-    if stored:
-        settings = settings["config"]
-        settings = replayed(settings) if isinstance(settings, dict) else settings
-    if isinstance(settings, dict) and None in settings and "null" not in settings:  # how YAML reads the key `null`
-        settings = {"null" if key is None else key: value for key, value in settings.items()}
-    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise ConfigError(f"{path}: not a mapping of names", given=brief_repr(settings), wanted="keys of StudyConfig")
-    return settings, stored

@@ -13,7 +13,8 @@ from conftest import exit_code, small_tokenizer, some_text, tiny_network
 
 import universal_neurons as un
 from universal_neurons.cli.studies import DynamicsFlags
-from universal_neurons.config import NOT_OF_DYNAMICS, DynamicsConfig, make_dynamics_config
+from universal_neurons.config import NOT_OF_DYNAMICS, DynamicsConfig
+from universal_neurons.config_reading import make_dynamics_config
 from universal_neurons.dynamics import run as dynamics
 from universal_neurons.dynamics import self_correlation
 from universal_neurons.dynamics import training_runs as training

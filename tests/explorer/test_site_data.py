@@ -130,7 +130,7 @@ def units_of(site, identity, store):
 RENAMED = {
     "matches": {"rank": "rank", "layer": "match_layer", "neuron": "match_neuron", "corr": "corr", "heldout": "corr_heldout", "low": "corr_low",
                 "high": "corr_high", "mutual": "mutual", "certified": "certified", "ranks": "corr_ranks", "within": "corr_within_tokens",
-                "stretches": "stretches", "variance_ratio": "variance_ratio"},
+                "stretches": "stretches", "variance_ratio": "variance_ratio", "without_sinks": "corr_without_sinks"},
     "tokens": {"mean": "mean_activation", "count": "count"},
     "examples": {"band": "band", "rank": "rank", "row": "row", "activation": "activation", "activations": "activations"},
     "labels": {name: name for name in ("rank", "label", "group", "previous", "variance_reduction", "sign")},

@@ -20,7 +20,7 @@ from conftest import FEW_ROLES, save_tiny, small_tokenizer, some_text
 from fuzz.wrong import Target
 
 import universal_neurons as un
-from universal_neurons.config import make_config, make_dynamics_config, read_config
+from universal_neurons.config_reading import make_config, make_dynamics_config, read_config
 from universal_neurons.labels import read_own_labels
 from universal_neurons.report import neuron_view
 from universal_neurons.report.summary import plain_summary

@@ -9,7 +9,7 @@ from conftest import FEW_ROLES, save_tiny, some_text
 
 import universal_neurons as un
 from universal_neurons.cli import main
-from universal_neurons.config import replayed
+from universal_neurons.config_reading import replayed
 from universal_neurons.errors import ConfigError
 from universal_neurons.labels import require_given_again, require_named_again
 

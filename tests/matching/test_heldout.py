@@ -6,7 +6,7 @@ from scipy import stats
 
 from universal_neurons.matching import HeldOut, PairedMoments, corr_interval, excess_estimate, heldout_baseline
 from universal_neurons.matching.baselines import Baseline
-from universal_neurons.statistics import Batch, Block, Key
+from universal_neurons.statistics import Batch, Block, Key, What
 from universal_neurons.statistics.jackknife import standard_error
 
 
@@ -105,3 +105,22 @@ def test_stretches_without_tokens_do_not_count():
     found = moments.result()
     assert isinstance(found, HeldOut)
     assert found.corr.without.shape == (3, 1)
+
+
+def test_without_sinks_what_is_left_is_exact_far_from_the_shift():
+    """Sinks of 10 000 in every batch have moved the provisional means to −300, in deviations of what is left."""
+    chooser = np.random.default_rng(0)
+    a = chooser.standard_normal((400, 3))
+    b = (0.6 * a + 0.8 * chooser.standard_normal((400, 3))).astype(np.float32)
+    a = a.astype(np.float32) - 300
+    norms = np.ones((400, 1), np.float32)
+    a[::40], b[::40], norms[::40] = 1e4, 1e4, 12
+    moments = PairedMoments("a", "b", torch.arange(3), 2, streams=["b"], factor=10.0)
+    for part in np.array_split(np.arange(400), 5):
+        values = {Key("a"): a, Key("b"): b, Key("b", What.STREAM): norms}
+        moments.update(Batch({key: Block(torch.from_numpy(of[part])) for key, of in values.items()}))
+    kept = norms[:, 0] < 10
+    expected = [np.corrcoef(a[kept, n].astype(float), b[kept, n].astype(float))[0, 1] for n in range(3)]
+    result = moments.result()
+    np.testing.assert_allclose(result.without_sinks, expected, atol=1e-9)
+    assert result.corr.value.min() > 0.99

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import universal_neurons as un
 from universal_neurons.cli.commands import app
-from universal_neurons.config import make_config, read_config
+from universal_neurons.config_reading import make_config, read_config
 from universal_neurons.errors import CheckpointError
 from universal_neurons.models import require_safetensors, resolve_sources
 from universal_neurons.study import decide

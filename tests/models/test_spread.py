@@ -149,3 +149,10 @@ def test_a_plain_copy_leaves_the_spread_part_as_it_was(folders):
     assert all(tensor.is_meta for tensor in block.parameters())
     assert not any(hasattr(module, "_hf_hook") for module in plain.modules())
     torch.testing.assert_close(model.activations(IDS), before, rtol=0, atol=0)
+
+
+def test_experts_on_the_disk_are_refused(tmp_path):
+    folder = str(save_tiny(tmp_path / "m", "olmoe"))
+    places = {part: "cpu" for part in PARTS["llama"]} | {"model.layers.1": "disk"}
+    with pytest.raises(ConfigError, match="experts are neither in memory nor on a device"):
+        un.load_model(folder, device_map=places)

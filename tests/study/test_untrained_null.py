@@ -14,7 +14,7 @@ from test_correlation import some_tokens
 from test_study import contents, quiet
 
 from universal_neurons import StudyConfig, run_study
-from universal_neurons.config import make_config, make_dynamics_config, read_config
+from universal_neurons.config_reading import make_config, make_dynamics_config, read_config
 from universal_neurons.errors import ArchitectureError, ConfigError, MemoryNeededError
 from universal_neurons.matching import thresholds_with
 from universal_neurons.models import untrained_model

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from universal_neurons.cli import checks, results, studies
 from universal_neurons.cli.frame import app
-from universal_neurons.config import as_config_error
+from universal_neurons.config_reading import as_config_error
 from universal_neurons.errors import LONGEST, ConfigError, UniversalNeuronsError
 from universal_neurons.legible import shortened
 from universal_neurons.terminal import messages, output, prepare_streams, say, shown_lines

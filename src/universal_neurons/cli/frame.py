@@ -8,7 +8,8 @@ from cyclopts import App, Parameter
 from pydantic import Field, create_model
 
 from universal_neurons import __version__
-from universal_neurons.config import StudyConfig, make_config, read_config
+from universal_neurons.config import StudyConfig
+from universal_neurons.config_reading import make_config, read_config
 from universal_neurons.labels import require_given_again
 
 app = App(

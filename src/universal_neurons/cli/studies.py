@@ -9,14 +9,8 @@ from cyclopts import Parameter
 from pydantic import create_model
 
 from universal_neurons.cli.frame import ConfigFile, Flags, app, flags_of, settings_from, unchecked_settings
-from universal_neurons.config import (
-    NOT_OF_DYNAMICS,
-    TEXT_SETTINGS,
-    DynamicsConfig,
-    make_config,
-    make_dynamics_config,
-    read_config,
-)
+from universal_neurons.config import NOT_OF_DYNAMICS, TEXT_SETTINGS, DynamicsConfig
+from universal_neurons.config_reading import make_config, make_dynamics_config, read_config
 from universal_neurons.terminal import output, say
 
 

@@ -42,6 +42,7 @@ TABLES = {  # of what each has a row
     "correlations": "bin of correlations between two models: how many",
     "convergence": "number of tokens: correlations, excess, universal neurons",
     "subsets": "neuron and subset: universality within it",
+    "sinks": "model: how many held-out positions are sinks, and which tokens",
     "spans": "model: how its tokenizer fits the spans that all share",
     "labels": "neuron and rank: the labels that explain most of it",
     "label_counts": "label: at how many positions it holds",

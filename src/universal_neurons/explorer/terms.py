@@ -17,6 +17,8 @@ TERMS = {
     "certified": "A certified match is proven best: no other neuron of that model correlates more.",
     "ranks": "The correlation of ranks: it asks for the same order of activations, whatever their sizes.",
     "within": "The correlation within single tokens: what is left where both units see the same token.",
+    "sinks": "A sink is a position where the norm of a model's residual stream stands far out from its row.",
+    "without_sinks": "The correlation on held-out text without the positions that are sinks of any model.",
     "stretches": "Over how many stretches of held-out text the match is spread; a match of a few may be chance.",
     "variance_ratio": "The variance on held-out text over that on the text that chose, of the unit or its match.",
     "baseline": "The baseline is the best correlation with the other model's neurons after a random rotation.",

@@ -22,6 +22,7 @@ PLACES = ("model", "layer", "neuron", "unit")
 MATCH_NUMBERS = {
     "corr": "corr", "corr_heldout": "heldout", "corr_low": "low", "corr_high": "high", "corr_ranks": "ranks",
     "corr_within_tokens": "within", "stretches": "stretches", "variance_ratio": "variance_ratio",
+    "corr_without_sinks": "without_sinks",
 }  # fmt: skip
 MATCH_FACTS = {
     "rank": "rank", "match_layer": "layer", "match_neuron": "neuron", "mutual": "mutual", "certified": "certified",

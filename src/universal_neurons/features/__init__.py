@@ -3,6 +3,7 @@
 source    the protocol of a source
 pooling   from the tokens of a model to positions: a token each, or spans of several
 inputs    what a model reads of some rows, and which of its tokens make up the positions
+stream    by how much the residual stream's norm stands out from its row
 neurons   the neurons of a model
 readers   how a study comes to its blocks: from models that read text, or from sketches
 sketched  a portable sketch in the place of a model

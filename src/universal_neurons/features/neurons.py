@@ -1,6 +1,7 @@
 """A model as a source of blocks: its neurons at the counted positions, shifted by provisional means and rounded."""
 
 import hashlib
+from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from universal_neurons.features.pooling import Places, taken
 from universal_neurons.features.source import Provisional
+from universal_neurons.features.stream import StreamNorms
 from universal_neurons.models import Model
 from universal_neurons.statistics import QUANTILES, Block, Key, SignedSums, What, round_to
 from universal_neurons.text import Shard
@@ -22,10 +24,11 @@ class NeuronSource:
 
     `rounding` is the precision of the products' inputs: float32, tf32 or bfloat16.  With `pre`, pre-activations too
     (raw, in a block of their own), and those at position 0.  With `unrounded`, which may be set at any time,
-    activations as they are (neither shifted nor rounded) where the others are rounded: see `as_they_are`.
+    activations as they are (neither shifted nor rounded) where the others are rounded: see `as_they_are`.  With
+    `streams`, which may be set at any time too, norms of the residual stream.
     """
 
-    unrounded = False
+    unrounded = streams = False
 
     def __init__(self, model: Model, rounding: str = "float32", *, pre: bool = False) -> None:
         self.model = model
@@ -63,18 +66,21 @@ class NeuronSource:
             nothing, bounds = torch.zeros_like(known.mean), known.bounds + known.mean
             blocks[self.as_they_are] = Block(as_is, self._basis[What.ACTIVATION], nothing, bounds)
         take = partial(self._take, known, keep, values, as_is)
-        if not self.pre:
-            with self.model.capturing(take):
-                self.model.forward(ids, attends)
-            return blocks
-        raw = _next_of(self.pre_buffers, len(keep))
-        first = raw.new_empty(len(ids), raw.shape[1])
-
-        take_pre = partial(self._take_pre, keep, raw, first, ids.shape[1])
-        with self.model.capturing(take), self.model.capturing(take_pre, pre_activations=True):
+        norms = StreamNorms(keep, tuple(ids.shape)) if self.streams else None
+        with ExitStack() as hooks:
+            hooks.enter_context(self.model.capturing(take))
+            if self.pre:
+                raw = _next_of(self.pre_buffers, len(keep))
+                first = raw.new_empty(len(ids), raw.shape[1])
+                blocks[Key(name, What.PRE)] = Block(raw, self._basis[What.PRE], mean=known.pre_mean)
+                blocks[Key(name, What.FIRST)] = Block(first)
+                take_pre = partial(self._take_pre, keep, raw, first, ids.shape[1])
+                hooks.enter_context(self.model.capturing(take_pre, pre_activations=True))
+            if norms is not None:
+                hooks.enter_context(self.model.after_blocks(norms.take))
             self.model.forward(ids, attends)
-        blocks[Key(name, What.PRE)] = Block(raw, self._basis[What.PRE], mean=known.pre_mean)
-        blocks[Key(name, What.FIRST)] = Block(first)
+        if norms is not None:
+            blocks[Key(name, What.STREAM)] = Block(norms.of_positions())
         return blocks
 
     def _take(

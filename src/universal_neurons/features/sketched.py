@@ -88,7 +88,7 @@ class SketchSource:
     """A sketch as a source: of every shard its signed sums, of held-out stretches centred ones."""
 
     rounding = "bfloat16"
-    pre = unrounded = False
+    pre = unrounded = streams = False
 
     def __init__(self, model: SketchedModel) -> None:
         self.name, self.units, self.device = model.name, model.units, model.device
@@ -206,13 +206,10 @@ def settings_of(config: StudyConfig) -> StudyConfig:
         raise ConfigError("of sketches only universality can be studied", given=config.stages, wanted="universality")
     if "search" in config.model_fields_set and config.search == "exact":
         raise ConfigError("--search exact needs models", given="sketches", wanted="screened or sketch")
-    if config.null is not None:
-        raise ConfigError(
-            f"--null {config.null} needs models",
-            given="sketches",
-            wanted="models that can be built anew",
-            fix="leave it out",
-        )
+    for name, wanted in {"null": "models that can be built anew", "sinks": "models that read single positions"}.items():
+        if getattr(config, name) is not None:
+            setting = f"--{name} {getattr(config, name)}"
+            raise ConfigError(f"{setting} needs models", given="sketches", wanted=wanted, fix="leave it out")
     search = config.search if config.search != "exact" else "sketch"
     return config.model_copy(update={"stages": ("universality",), "search": search})
 

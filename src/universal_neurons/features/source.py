@@ -31,7 +31,8 @@ class Source(Protocol):
     """What gives blocks of units for positions: the neurons of a model, or the sums of its sketch.
 
     `rounding` is the precision of the products' inputs (float32, tf32 or bfloat16), `pre` whether there are blocks of
-    pre-activations too, `unrounded` whether `as_they_are` is exact.  Token ids, attention, positions come on the CPU.
+    pre-activations too, `unrounded` whether `as_they_are` is exact, `streams` whether there are norms of the residual
+    stream.  Token ids, attention, positions come on the CPU.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Source(Protocol):
     pre: bool
     provisional: Provisional | None
     unrounded: bool
+    streams: bool
 
     @property
     def as_they_are(self) -> Key:

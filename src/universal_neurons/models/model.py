@@ -25,7 +25,7 @@ from universal_neurons.models.spread import is_spread
 from universal_neurons.models.token_rows import Text, rows_of
 from universal_neurons.units import Units
 
-Sink = Callable[[int, Tensor], None]  # layer, (rows x context, d_mlp)
+Sink = Callable[[int, Tensor], None]  # layer, (rows x context, its width)
 HEADLESS = "no unembedding: no logits, no roles, no vocab_* columns"
 NARROW = "its unembedding reads a projection of the residual stream: no vocab_* columns"
 DIVIDED = "a norm follows its MLP: w_out has that norm's gain, not its division by the size of all that the MLP writes"
@@ -260,6 +260,19 @@ class Model(Described):
                 handle.remove()
 
     @contextlib.contextmanager
+    def after_blocks(self, sink: Sink) -> Iterator[None]:
+        """While open, every forward pass hands the residual stream after each block, positions flattened, to `sink`."""
+        handles = [
+            block.register_forward_hook(partial(_stream_out, sink, layer, self.d_model, self.device))
+            for layer, block in enumerate(self.blocks)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextlib.contextmanager
     def evaluating(self, part: nn.Module | None = None) -> Iterator[None]:
         """While open, the model (or a part of it) evaluates: no dropout.  Afterwards, what trained trains again."""
         training = [module for module in (part or self.hf).modules() if module.training]
@@ -329,6 +342,13 @@ class Model(Described):
 def _hand_over(sink: Sink, layer: int, width: int, device: torch.device, values: Tensor) -> None:
     """Give `sink` a layer's (pre-)activations, on this device."""
     sink(layer, values.reshape(-1, width).to(device))
+
+
+def _stream_out(
+    sink: Sink, layer: int, width: int, device: torch.device, _m: nn.Module, _args: Any, output: Any
+) -> None:
+    """After a block, give `sink` its residual stream."""
+    _hand_over(sink, layer, width, device, output[0] if isinstance(output, tuple) else output)
 
 
 def _in_place(hook: Hook, _m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

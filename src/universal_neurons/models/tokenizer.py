@@ -243,7 +243,7 @@ def boundary_tokens(tokenizer: Any, name: str) -> tuple[int, int]:
 
 
 def masked_ids(rules: Sequence[MaskRule], tokenizer: Any, bos: int, eos: int) -> tuple[set[int], list[str]]:
-    """The token ids that the rules leave out, and notes on rules that name no token."""
+    """The token ids that the rules leave out (sinks are none), and notes on rules that name no token."""
     ids = set()
     notes = []
     for rule in rules:
@@ -252,7 +252,7 @@ def masked_ids(rules: Sequence[MaskRule], tokenizer: Any, bos: int, eos: int) ->
             ids |= newlines
             if not newlines:
                 notes.append("the tokenizer has no single newline token: newlines are counted")
-        else:
+        elif rule != "sinks":
             ids.add(rule if isinstance(rule, int) else {"bos": bos, "eos": eos}[rule])
     return {int(token) for token in ids}, notes
 

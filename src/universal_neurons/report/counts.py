@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import polars as pl
 
+from universal_neurons.errors import StoreConflictError
 from universal_neurons.legible import legible
 from universal_neurons.storage import Store
 
@@ -24,13 +25,20 @@ ANCHOR_ROWS = {
 
 def threshold_counts(store: Store, asker: str, column: str) -> tuple[str, str]:
     """The thresholds around the study's own, and an asker's counts there, as text."""
-    around = _around(store.table("thresholds").filter(pl.col("asker") == asker), store.config.threshold)
+    around = _around(store, store.table("thresholds").filter(pl.col("asker") == asker))
     return _numbers(around["threshold"]), " ".join(map(str, around[column]))
 
 
-def _around(rows: pl.DataFrame, own: float) -> pl.DataFrame:
+def _around(store: Store, rows: pl.DataFrame) -> pl.DataFrame:
     """The study's own threshold with the one before and after."""
-    rows = rows.sort("threshold")
+    rows, own = rows.sort("threshold"), store.config.threshold
+    if own not in rows["threshold"]:
+        raise StoreConflictError(
+            f"{store.path}: study.json and thresholds.parquet are not of one study",
+            given=f"threshold {own}",
+            wanted="one of the table's",
+            fix="restore the file that was changed, or run the study again",
+        )
     place = rows["threshold"].to_list().index(own)
     return rows[max(place - 1, 0) : place + 2]
 

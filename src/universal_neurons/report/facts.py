@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from universal_neurons.report.counts import anchors_line, threshold_counts, untrained_line
+from universal_neurons.report.sinks import sinks_line
 from universal_neurons.storage import Store
 
 OTHER_TEXT = "on text that did not choose the matches"
@@ -182,7 +183,7 @@ def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
         ("neurons", f"{told.neurons:,}" + (f", {told.dead} dead" if told.dead else "")),
         *_count_lines(store, told),
         ("excess correlation", _excess_line(told)),
-        *_scale_lines(told),
+        *_scale_lines(told, sinks_line(store, asker)),
         _chance_line(store, told),
         ("matches", matches),
     ]
@@ -245,12 +246,14 @@ def _excess_line(told: Facts) -> str:
     return f"{line}; of the way from chance to 1: median {of_all:.0%}{universal}"
 
 
-def _scale_lines(told: Facts) -> list[tuple[str, str]]:
-    """How much of ρ is left of ranks, and within single tokens: of universal neurons, or of all where there is none."""
+def _scale_lines(told: Facts, sinks: str | None) -> list[tuple[str, str]]:
+    """How much of ρ is left of ranks, within single tokens, without sinks: of universal neurons, or all of them."""
     if told.ranks is None or told.within_tokens is None or told.coverage is None:
         return []
     place, whose = (0, "all neurons") if math.isnan(told.corr[1]) else (1, "universal neurons")
     corr, ranks, within = (short(values[place]) for values in (told.corr, told.ranks, told.within_tokens))
     line = f"of {whose} mean ρ {corr}; of ranks, whatever the size, {ranks}; "
     line += f"within single tokens ({told.coverage:.0%} of positions) {within}"
-    return [("scale and vocabulary", line)]
+    if sinks is None:
+        return [("scale and vocabulary", line)]
+    return [("scale, vocabulary, sinks", f"{line}; {sinks}")]

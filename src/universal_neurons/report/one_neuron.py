@@ -12,6 +12,7 @@ from rich.text import Text
 from universal_neurons.labels import explained
 from universal_neurons.legible import legible
 from universal_neurons.report.facts import finite, short
+from universal_neurons.report.sinks import has_sinks
 from universal_neurons.report.verdict import main_numbers, verdict
 from universal_neurons.roles import neuron_lines
 from universal_neurons.statistics import BOTTOM
@@ -94,14 +95,16 @@ def _all_numbers(title: str, row: dict[str, Any]) -> Table:
 
 def _matches(store: Store, model: str, this_neuron: pl.Expr) -> Table:
     title = "Matches; held out: on text that did not choose them"
-    matches = TextTable("model", "rank", "match", "ρ", "held out", "95 %", "mutual", title=title)
+    beside = ["without sinks"] if has_sinks(store) else []
+    matches = TextTable("model", "rank", "match", "ρ", "held out", *beside, "95 %", "mutual", title=title)
     for match in store.matches.filter((pl.col("asker") == model) & this_neuron).iter_rows(named=True):
         rank = "most negative" if match["rank"] < 0 else str(match["rank"])
         interval = f"{short(match['corr_low'])} {short(match['corr_high'])}" if finite(match["corr_low"]) else ""
-        heldout = f"{match['corr_heldout']:.3f}" if finite(match["corr_heldout"]) else ""
+        columns = ["corr_heldout", *(["corr_without_sinks"] if beside else [])]
+        heldout = [f"{match[column]:.3f}" if finite(match[column]) else "" for column in columns]
         place = unit_name(match["match_layer"], match["match_neuron"])
         mutual = "⇄" * bool(match["mutual"])
-        matches.row(match["match_model"], rank, place, f"{match['corr']:.3f}", heldout, interval, mutual)
+        matches.row(match["match_model"], rank, place, f"{match['corr']:.3f}", *heldout, interval, mutual)
     return matches
 
 

@@ -6,6 +6,7 @@ container       the statistics of a pass, by key
 comoments       cross products of two models' neurons, and within each layer of one
 moments         moments, histograms, sums of squares, means by token and by position
 examples        where a neuron fires: its highest activations and some of a few bands below; a gated one's lowest too
+sinks           where the residual stream's norm stands out
 signed_sums     a sketch's sums
 certainty       how far a sketch may be off, upper bounds of every ρ, the bias of its maxima
 neuron_columns  weight and activation columns of the neuron table, duplicates, percentiles
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
         sparse_rows,
         sums_block,
     )
+    from universal_neurons.statistics.sinks import SinkPositions, at_sinks
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -124,6 +126,7 @@ else:
             ],
             "jackknife": ["Jackknifed"],
             "examples": ["AFTER", "BANDS", "BEFORE", "BOTTOM", "Examples", "QUANTILES", "TopExamples", "WINDOW"],
+            "sinks": ["SinkPositions", "at_sinks"],
             "signed_sums": ["ShardSketch", "SignedSums", "Signs", "round_to", "sparse_rows", "sums_block"],
             "certainty": [
                 "CANDIDATES_SEEN",

@@ -11,6 +11,7 @@ class What(StrEnum):
     UNROUNDED = "activation as it is"  # where products read rounded ones
     PRE = "pre-activation"
     FIRST = "pre-activation at position 0"  # where BOS stands
+    STREAM = "residual stream"  # its norm over the row's median (features/stream.py)
     SUMS = "signed sums"  # of a sketch
     NULL = "null"  # labels of other rows
 

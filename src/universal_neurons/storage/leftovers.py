@@ -14,7 +14,7 @@ PAGE = ".report.html.partial"  # drawn without the lock
 PARTIALS = re.compile(r"\.(study\.json|dynamics\.json|histograms\.safetensors|report\.html|[\w-]+\.parquet)\.partial")
 INSIDE = {  # what a writer puts into its folders
     WORK: re.compile(
-        r"\.?(checkpoint-|self-).*|lanes|untrained-\d+|(rows|spans|span-ids)(-\d+)?\.(partial|i32)|ranges\.(partial|i32)|text\.(partial|utf8)"
+        r"\.?(checkpoint-|self-).*|lanes|sinks|untrained-\d+|(rows|spans|span-ids)(-\d+)?\.(partial|i32)|ranges\.(partial|i32)|text\.(partial|utf8)"
     ),
     STAGING: re.compile(r"\.?[\w-]+\.parquet(\.partial)?"),
     FIGURES: re.compile(r"\..+\.(svg|png)\.partial"),

@@ -72,13 +72,28 @@ class ModelFacts(Facts):
         return self
 
 
+class LeftOutFacts(Facts):
+    """How many positions were left out as sinks."""
+
+    left_out: int
+
+
+class SinkFacts(Facts):
+    """Times the row's median that makes a sink, how many held-out positions were looked at, how many are sinks."""
+
+    factor: float
+    positions: int
+    sinks: int
+
+
 class TokenFacts(Facts):
-    """The text's fingerprint, its rows, tokens and held-out rows."""
+    """The text's fingerprint, its rows, tokens and held-out rows; what was left out of it."""
 
     fingerprint: str
     rows: int
     tokens: int
     heldout_rows: int
+    sinks: LeftOutFacts | None = None
 
 
 class LayoutFacts(Facts):
@@ -138,6 +153,7 @@ class FinishedStudy(Unfinished):
     counted_tokens: int
     search: Annotated[Exact | Screened | Sketched, Field(discriminator="search")]
     timings: dict[str, float]
+    sinks: SinkFacts | None = None
 
 
 class Replacement(Facts):

@@ -18,7 +18,8 @@ import polars as pl
 from filelock import FileLock
 from torch import Tensor
 
-from universal_neurons.config import Settings, StudyConfig, make_config, replayed
+from universal_neurons.config import Settings, StudyConfig
+from universal_neurons.config_reading import make_config, replayed
 from universal_neurons.disk import (
     disk_errors,
     local_path,

@@ -15,6 +15,8 @@ outcome          what the passes have brought so far
 screen           from findings with candidates to exact ones, for all pairs of a screened search
 panel_pass       a pass that makes some panels of the co-moments
 candidates_pass  the last pass of a screened search
+masked_sinks     those of all rows, found before the passes to be left out of them
+sinks            positions where the residual stream's norm stands out, and their tokens
 detail           held-out rows, read once more with the matches that were chosen
 run_passes       the passes over the rows that choose, resumed from their snapshots
 untrained        the untrained null: the passes again with networks that learned nothing
@@ -31,7 +33,7 @@ from universal_neurons.faces import face
 if TYPE_CHECKING:
     from universal_neurons.study.check import FIT_FACTS, check_models, estimate_study, estimate_view, fit_rows
     from universal_neurons.study.inputs import Study
-    from universal_neurons.study.resolve import decide, require_same_tokenizer
+    from universal_neurons.study.resolve import decide, require_no_masked_sinks, require_same_tokenizer
     from universal_neurons.study.roles_again import settings_of_roles, study_roles
     from universal_neurons.study.run import run_study
     from universal_neurons.study.shown import DUPLICATES, PER_FAMILY, ranking, same_label
@@ -40,7 +42,7 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "resolve": ["decide", "require_same_tokenizer"],
+            "resolve": ["decide", "require_no_masked_sinks", "require_same_tokenizer"],
             "inputs": ["Study"],
             "check": ["FIT_FACTS", "check_models", "estimate_study", "estimate_view", "fit_rows"],
             "shown": ["DUPLICATES", "PER_FAMILY", "ranking", "same_label"],

@@ -8,7 +8,8 @@ import polars as pl
 from rich.console import Group
 from rich.table import Column, Table
 
-from universal_neurons.config import BUNDLED, Settings, StudyConfig, make_config
+from universal_neurons.config import BUNDLED, Settings, StudyConfig
+from universal_neurons.config_reading import make_config
 from universal_neurons.errors import ArchitectureError, ConfigError, InputError, TokenizerError, TokenRangeError
 from universal_neurons.models import (
     Model,
@@ -194,7 +195,7 @@ def estimate_view(needs: Estimate) -> Table:
     """An estimate as a table."""
     table = TextTable("", "", title=f"{needs.tokens:,} tokens on {needs.device}", show_header=False)
     table.row("time", clock(needs.seconds))
-    for name in ("labels", "pass", "compare", "detail", "roles", "null"):
+    for name in ("sinks", "labels", "pass", "compare", "detail", "roles", "null"):
         table.row(f"  {name}", clock(getattr(needs, f"seconds_{name}")))
     table.row("memory", f"{_size(needs.memory_peak)} at the peak, {_size(needs.memory_available)} free")
     table.row("plan", f"{needs.passes} pass{'es' if needs.passes > 1 else ''}, sums in {needs.sums}")

@@ -1,7 +1,8 @@
 """The detail pass: held-out rows, read once more with what the rows that choose have chosen.
 
 Of every asker's matches it asks how sure they are, against rotated neurons on the same text, and how much of them is
-the scale of activations (ranks) or the vocabulary (within tokens).  The labels' part is `family_tables.Explainer`'s.
+the scale of activations (ranks), the vocabulary (within tokens) or a few sinks.  The labels' part is
+`family_tables.Explainer`'s.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from universal_neurons.features import Source
 from universal_neurons.matching import (
@@ -27,8 +28,18 @@ from universal_neurons.matching import (
     WithinTokens,
 )
 from universal_neurons.passes import Annotations, sample
-from universal_neurons.statistics import BY_TOKEN, GroupMeans, Jackknifed, Key, Recipe, Statistics
+from universal_neurons.statistics import (
+    BY_TOKEN,
+    GroupMeans,
+    Jackknifed,
+    Key,
+    Recipe,
+    SinkPositions,
+    Statistics,
+    What,
+)
 from universal_neurons.study.inputs import Study
+from universal_neurons.study.sinks import FoundSinks
 
 
 @dataclass(frozen=True)
@@ -63,12 +74,17 @@ class DetailPass:
         self.study, self.comparisons, self.deviations = study, comparisons, deviations
         self.sources = {source.name: source for source in sources}
         self.rotates = study.config.baseline != "permutation"
-        self.shows = bool(comparisons and study.reader.networks) and "statistics" in study.config.stages
+        self.runs = bool(comparisons and study.reader.networks)  # sketches know no single position
+        self.shows = self.runs and "statistics" in study.config.stages
         for source in sources:
-            source.unrounded = self.shows
+            source.unrounded, source.streams = self.shows, self.runs
         self.frequent: FrequentTokens | None = None
-        if comparisons and study.reader.networks:  # sketches know no single position
-            self.frequent = FrequentTokens(study.tokens, np.concatenate(study.stretches))
+        if self.runs:
+            self.frequent = FrequentTokens(study.tokens, self._heldout)
+
+    @property
+    def _heldout(self) -> Int[np.ndarray, " rows"]:
+        return np.concatenate(self.study.stretches)
 
     def annotations(self) -> list[Annotations]:
         """What is known of the tokens themselves."""
@@ -76,11 +92,15 @@ class DetailPass:
 
     def recipes(self) -> list[Recipe]:
         """The statistics of all matches."""
-        recipes: list[Recipe] = []
+        factor, streams = self.study.config.sink_factor, self.study.names if self.runs else []
+        recipes: list[Recipe] = [
+            partial(SinkPositions, [name], self._heldout, self.study.tokens.context, factor) for name in streams
+        ]
+        moments = partial(PairedMoments, stretches=len(self.study.stretches), streams=streams, factor=factor)
         for comparison in self.comparisons:
             for place, other in enumerate(comparison.others):
                 match = torch.from_numpy(comparison.best_index[place])
-                recipes += [partial(PairedMoments, comparison.asker, other, match, len(self.study.stretches))]
+                recipes += [partial(moments, comparison.asker, other, match)]
                 recipes += self._rotated(comparison, place)
                 if self.frequent is not None:
                     recipes += [partial(WithinTokens, comparison.asker, other, match, len(self.frequent))]
@@ -142,6 +162,14 @@ class DetailPass:
         """What the pass says, by asker."""
         return {comparison.asker: self._of(comparison, statistics) for comparison in self.comparisons}
 
+    def sinks(self, statistics: Statistics) -> FoundSinks | None:
+        """The held-out positions that are sinks; None where no model ran."""
+        if not self.runs:
+            return None
+        keys = {name: Key(name, What.STREAM) for name in self.study.names}
+        found = {name: statistics.get(SinkPositions, key).result() for name, key in keys.items()}
+        return FoundSinks(self.study.tokens, self._heldout, found)
+
     def side_by_side(self, statistics: Statistics) -> dict[str, SideBySide]:
         """Where neurons fire and what their matches do there, by asker; nothing where that is not asked for."""
         shown: dict[str, SideBySide] = {}
@@ -166,5 +194,6 @@ class DetailPass:
             sums = {name: statistics.get(GroupMeans, name, by=BY_TOKEN).result() for name in (asker, *others)}
             pairs = [statistics.get(WithinTokens, asker, other).corr(sums[asker], sums[other]) for other in others]
             within = np.stack(pairs)
-        matches = [statistics.get(PairedMoments, asker, other).result() for other in others]
+        streams = [Key(name, What.STREAM) for name in self.study.names if self.runs]
+        matches = [statistics.get(PairedMoments, asker, other, *streams).result() for other in others]
         return Detail(matches, rotated(False), rotated(True), ranks, within)

@@ -60,8 +60,9 @@ SYNTAX_RATE = 8_000  # tokens per second and core that spaCy's small English pip
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds, bytes of memory at the peak, and bytes of disk at the peak and at the end."""
+    """Seconds (of sinks: to find those that are masked), bytes of memory at the peak, of disk there and at the end."""
 
+    seconds_sinks: float
     seconds_pass: float
     seconds_compare: float
     seconds_detail: float
@@ -139,23 +140,29 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
     seconds_roles = _role_seconds(models, config, forward, heldout) if "roles" in config.stages else 0.0
     state = plan.statistics * 8 // STATE_BYTES
     neurons = sum(m.n_neurons for m in models)
-    final = plan.tables // 8 + (4 << 20) + null.table
+    sinks = (
+        tokens if "sinks" in config.mask else 0
+    )  # positions, a byte each while they are found, and then a bit at most
+    final = plan.tables // 8 + (4 << 20) + null.table + sinks // 8
     if "statistics" in config.stages:
         of_examples = sum(m.n_neurons * n_examples(config, m) for m in models)
         final += neurons * HISTOGRAM_BYTES + of_examples * EXAMPLE_DISK_BYTES
         windows = sum(m.n_neurons * many for m, many in counterparts(config, models))
         final += windows * len(models) * COUNTERPART_DISK_BYTES
+    seconds_sinks = sinks * sum(_forward_by_model(models, settings_of_null(config)).values()) if sinks else 0.0
+    parts = [seconds_sinks, seconds_pass, seconds_compare, seconds_detail, seconds_labels, seconds_roles, null.seconds]
     return Estimate(
+        seconds_sinks=seconds_sinks,
         seconds_pass=seconds_pass,
         seconds_compare=seconds_compare,
         seconds_detail=seconds_detail,
         seconds_labels=seconds_labels,
         seconds_roles=seconds_roles,
         seconds_null=null.seconds,
-        seconds=seconds_pass + seconds_compare + seconds_detail + seconds_labels + seconds_roles + null.seconds,
-        memory_peak=resident + plan.total,
+        seconds=sum(parts),
+        memory_peak=resident + max(plan.total + sinks // 8, sinks),
         memory_available=available_memory(config),
-        disk_peak=final + (KEPT + 1) * (state + null.state) + _position_bytes(config, models) * tokens,
+        disk_peak=final + (KEPT + 1) * (state + null.state + sinks) + _position_bytes(config, models) * tokens,
         disk_final=final,
         tokens=tokens,
         passes=layout.passes,

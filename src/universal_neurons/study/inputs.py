@@ -1,5 +1,6 @@
 """A study whose inputs are all there: models that belong together, text cut into shards, labels of one's own read."""
 
+import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -105,6 +106,15 @@ class Study:
         notes = [f"subset {name}: too small to be studied apart" for name in without]
         return [name for name in names if name in chosen_from], notes
 
+    def _of_sinks(self) -> dict[str, Any]:
+        """Where sinks are masked: by which factor they are, how many positions, and which, as a hash."""
+        bits = self.tokens.left_out
+        if bits is None:
+            return {}
+        of_positions = hashlib.sha256(bits.tobytes()).hexdigest()
+        count = int(np.unpackbits(bits).sum())
+        return {"sinks": {"factor": self.config.sink_factor, "left_out": count, "sha256": of_positions}}
+
     def _of_spans(self) -> dict[str, Any]:
         """Where positions are spans: the digests of the tokenizers that they are of."""
         if not isinstance(self.text, Passages):
@@ -123,6 +133,7 @@ class Study:
                 "fingerprint": self.tokens.fingerprint,
                 "tokenizer": self.tokenizer_digest,
                 **self._of_spans(),
+                **self._of_sinks(),
                 "rows": len(self.tokens),
                 "tokens": self.tokens.n_tokens,
                 "heldout_rows": int(sum(map(len, self.stretches))),

@@ -210,7 +210,7 @@ def _detail(config: Settings, models: Sequence[Described]) -> int:
     matches = sum(m.n_neurons for m in askers) * (len(models) - 1) if pairs_of(config, models) else 0
     neurons = sum(m.n_neurons for m in models) if matches else 0
     return (
-        8 * STRETCHES * (5 + rotated) * matches
+        8 * (STRETCHES * (5 + rotated) + 5) * matches
         + (STATE_BYTES * MOST_TOKENS + RANKS_BYTES) * neurons
         + RANKS_BYTES * matches
         + _counterpart_bytes(config, models)

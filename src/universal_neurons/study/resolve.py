@@ -99,12 +99,15 @@ def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
         raise ConfigError("roles need weights and statistics", given=", ".join(stages), fix="add them to --stages")
     if config.only_subset and set(stages) == {"weights"}:
         raise ConfigError("--only-subset is of text, and weights alone need none", wanted="no --only-subset")
+    if "sinks" in config.mask and set(stages) == {"weights"}:
+        raise ConfigError("--mask sinks is of text, and weights alone need none", wanted="no sinks in --mask")
     if "universality" not in stages:
         alone = {
             "search": config.search != "exact",
             "panels": config.panels,
             "sums": config.sums != "auto",
             "null": config.null,
+            "sinks": None if "sinks" in config.mask else config.sinks,
         }
         for name in (name for name, given in alone.items() if given):
             wanted = f"the stage universality, or no --{name}"
@@ -305,6 +308,17 @@ def _stages_of_spread(stages: tuple[Stage, ...], config: StudyConfig, models: Se
             fix="name these with --stages, and leave --null out",
         )
     return tuple(stage for stage in stages if stage not in whole)
+
+
+def require_no_masked_sinks(config: StudyConfig, what: str, why: str) -> None:
+    """Raise `ConfigError` where sinks are to be masked in what cannot find them."""
+    if "sinks" in config.mask:
+        raise ConfigError(
+            f"{what} cannot mask sinks: {why}",
+            given="--mask " + " ".join(map(str, config.mask)),
+            wanted="a mask that needs no model: bos, eos, newline or ids",
+            fix="leave sinks out, or use `uneurons run`",
+        )
 
 
 def settings_of_null(config: Settings) -> Settings:

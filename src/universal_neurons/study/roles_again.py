@@ -16,6 +16,7 @@ from universal_neurons.models import Model, find_tokenizer
 from universal_neurons.progress import Reporter
 from universal_neurons.roles import ROLE_TABLES, Roles, vocabulary_of
 from universal_neurons.storage import MANIFEST, Store, StoreWriter
+from universal_neurons.study.masked_sinks import LEFT_OUT, positions_of
 from universal_neurons.study.resolve import load_models, resolve
 from universal_neurons.text import TokenDataset
 from universal_neurons.torch_state import settled_torch
@@ -95,6 +96,8 @@ def _study_roles(
         wanted = study.manifest["tokens"]["fingerprint"]
         if tokens.fingerprint != wanted:
             raise StoreConflictError(f"{study.path}: its text has changed", given=tokens.fingerprint, wanted=wanted)
+        if "sinks" in settings.mask:
+            tokens = tokens.without(positions_of(study.table(LEFT_OUT), tokens))
         _, stretches = tokens.split(settings.heldout_tokens)
         matches = study.matches if study.askers else None
         vocabulary = vocabulary_of(tokenizer, loaded)

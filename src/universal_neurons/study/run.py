@@ -14,6 +14,7 @@ from universal_neurons.passes import Layout, connected
 from universal_neurons.progress import Reporter, clock
 from universal_neurons.storage import Store, StoreWriter
 from universal_neurons.study.inputs import Study
+from universal_neurons.study.masked_sinks import MaskedSinks
 from universal_neurons.study.memory import plan_layout, require_memory
 from universal_neurons.study.resolve import (
     decide,
@@ -61,6 +62,10 @@ def run_study(
             writer.claim(identity(settings, loaded))
             with reporter.stage("tokens"):
                 text = _text(settings, reader, writer) if tokens is None else tokens
+            if "sinks" in settings.mask and text is not None:
+                with reporter.stage("sinks"):
+                    text = MaskedSinks(settings, loaded, reader, writer, reporter).leave_out(text, checkpoint_seconds)
+            with reporter.stage("tokens"):
                 study = Study(settings, loaded, reader, text, digest, labels)
             _lay_out(study, writer)
             if writer.begin(study.manifest()) and _is_whole(study, writer, reporter):
@@ -138,6 +143,7 @@ def _finish(study: Study, stages: Stages, tables: dict[str, str], writer: StoreW
         "search": {"search": study.config.search, **stages.doubts},
         **({} if stages.null is None else {"null": stages.null.describe()}),
         **({} if stages.frequent is None else {"within_tokens": stages.frequent.describe()}),
+        **({} if stages.sinks is None else {"sinks": stages.sinks}),
         "tables": tables,
         "timings": {name: round(seconds, 3) for name, seconds in reporter.timings.items()},
     }

@@ -32,7 +32,7 @@ from universal_neurons.storage import (
     sum_rows,
     tensors_of,
 )
-from universal_neurons.study.resolve import decide, load_models, resolve
+from universal_neurons.study.resolve import decide, load_models, require_no_masked_sinks, resolve
 from universal_neurons.study.run_passes import SNAPSHOT_SECONDS, SNAPSHOT_SHARE
 from universal_neurons.text import Passages, Rows, Shard, TokenDataset
 from universal_neurons.torch_state import settled_torch
@@ -57,6 +57,7 @@ def make_sketch(
     reporter = reporter or Reporter()
     if len(config.models) != 1 or config.out is None:
         raise ConfigError("a sketch is of one model, in one file", given=config.models, wanted="one model, and --out")
+    require_no_masked_sinks(config, "a sketch", "they are those of all models of a study, and it knows one")
     out = local_path(config.out)
     if out.suffix != SKETCH:
         wanted = f"a name that ends in {SKETCH}, by which `run` knows a sketch"

@@ -45,8 +45,10 @@ from universal_neurons.study.example_tables import counterparts_table, examples_
 from universal_neurons.study.family_tables import Explainer
 from universal_neurons.study.inputs import Study
 from universal_neurons.study.label_counts import rare_label_notes
+from universal_neurons.study.masked_sinks import LEFT_OUT, left_out_table
 from universal_neurons.study.outcome import Outcome
 from universal_neurons.study.run_passes import Passes
+from universal_neurons.study.sinks import FoundSinks
 from universal_neurons.study.tables import (
     correlations_table,
     excess_columns,
@@ -73,6 +75,7 @@ class Stages:
         self.matches: pl.DataFrame | None = None
         self.null: UntrainedNull | None = None
         self.frequent: FrequentTokens | None = None
+        self.sinks: dict[str, float | int] | None = None
         self.counted = 0
         self.warnings: list[str] = []
         self.counted_by_subset: dict[str, int] = {}
@@ -129,6 +132,8 @@ class Stages:
             passes = Passes(self.study, self.writer, self.reporter, self.checkpoint_seconds)
             passes.run()
         outcome = passes.outcome
+        if "sinks" in self.config.mask:
+            self.write(LEFT_OUT, left_out_table(self.study.tokens))
         if isinstance(self.study.tokens, Passages):
             self.write("spans", self.study.tokens.fit_table())
         statistics = Statistics(outcome.accumulators)
@@ -258,7 +263,15 @@ class Stages:
             for name, columns in explainer.judge(statistics).items():
                 self.columns[name] |= columns
         self._side_by_side(of_matches, statistics)
+        self._sinks(of_matches.sinks(statistics))
         return of_matches.read(statistics)
+
+    def _sinks(self, found: FoundSinks | None) -> None:
+        """The table of the sinks, and what the manifest keeps of them; nothing where no model ran."""
+        if found is not None:
+            tokenizer = find_tokenizer(self.config, self.study.reader.networks, required=False)
+            self.sinks = found.describe(self.config.sink_factor)
+            self.write("sinks", found.table(tokenizer))
 
     def _side_by_side(self, of_matches: DetailPass, statistics: Statistics) -> None:
         """The table of where the asked neurons that have a match fire, and what the matches do there."""

@@ -189,6 +189,7 @@ def matches_table(
                         "corr_within_tokens": None if detail.within is None else detail.within[place],
                         "stretches": heldout.stretches,
                         "variance_ratio": variance_ratio(comparison, detail, place, variances),
+                        "corr_without_sinks": heldout.without_sinks,
                     }
                 frames.append(pl.DataFrame(columns))
             columns = _match(comparison.asker, units[comparison.asker], other, -1)
@@ -200,6 +201,7 @@ def matches_table(
         "asker", pl.col("asker").alias("model"), "layer", "neuron", "match_model", "rank", "match_layer",
         "match_neuron", "corr", "corr_heldout", "corr_low", "corr_high", "mutual", pl.col("certified").cast(pl.Boolean),
         pl.col("corr_ranks", "corr_within_tokens", "stretches", "variance_ratio").cast(pl.Float64),
+        pl.col("corr_without_sinks").cast(pl.Float64),
     )  # fmt: skip
 
 

@@ -70,6 +70,7 @@ class Passages(Rows):
     fingerprint: str
     pooling: PoolingKind = "mean"
     notes: list[str] = field(default_factory=list)
+    left_out: UInt8[np.ndarray, "rows bytes"] | None = None
 
     @property
     def n_spans(self) -> int:
@@ -131,7 +132,7 @@ class Passages(Rows):
             has_token = np.zeros_like(counted)
             has_token[row, numbers[row, place]] = True
             counted &= has_token
-        return counted
+        return counted & self._kept(rows)
 
     def spans(self, row: int) -> list[bytes]:
         """The spans of a row, as UTF-8; one may end within a character where all tokenizers split that alike."""

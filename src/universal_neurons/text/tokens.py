@@ -3,7 +3,8 @@
 1. Documents of one subset are tokenised, joined with EOS, and cut into pieces of `context` − 1 tokens.
 2. Each piece becomes a row with BOS in front, so a row belongs to one subset; the last of each subset is padded.
    Sources that are tokenised already keep their rows apart (paper §0).
-3. Token positions that no statistic counts are masked: padding always; by default BOS, EOS and the newline.
+3. Token positions that no statistic counts are masked: padding always; by default BOS, EOS and the newline; and
+   single ones that are left out whatever their token (sinks).
 4. Rows are held out in even stretches for the detail pass; the others are cut into shards of at most 16 384
    positions, in order, each within one group of subsets.
 
@@ -13,12 +14,13 @@ Rows may live in a file: memory then does not grow with the corpus.
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Int, Int64, UInt8
 
 from universal_neurons.config import StudyConfig
 from universal_neurons.errors import TextError, TokenRangeError
@@ -35,6 +37,7 @@ HELDOUT_MOST = 1_000_000
 FEWEST_ROWS = 10
 TOKENISE_CHARACTERS = 1 << 19
 ROWS_FILE = "rows.i32"
+SomeRows = TypeVar("SomeRows", bound="Rows")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,19 @@ class Rows:
     counted: int
     fingerprint: str
     notes: list[str]
+    left_out: UInt8[np.ndarray, "rows bytes"] | None  # bits: positions that are not counted, whatever they say (sinks)
+
+    def without(self: SomeRows, positions: Bool[np.ndarray, "rows context"]) -> SomeRows:
+        """The same rows with some counted positions counted no more."""
+        made = copy(self)
+        made.left_out, made.counted = np.packbits(positions, axis=1), self.counted - int(positions.sum())
+        return made
+
+    def _kept(self, rows: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, "rows context"] | np.bool_:
+        """Which positions of some rows are not `left_out`."""
+        if self.left_out is None:
+            return np.True_
+        return np.unpackbits(self.left_out[rows], axis=1, count=self.context) == 0
 
     def mask(self, rows: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, "rows context"]:
         """Which positions (rows, context) are counted."""
@@ -185,6 +201,7 @@ class TokenDataset(Rows):
     largest_id: int
     counted: int
     notes: list[str] = field(default_factory=list)
+    left_out: UInt8[np.ndarray, "rows bytes"] | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -206,7 +223,7 @@ class TokenDataset(Rows):
         counted = real & ~np.isin(ids, self.masked)
         if self.bos in self.masked:
             counted[:, 0] = False
-        return counted
+        return counted & self._kept(rows)
 
     @classmethod
     def load(cls, config: StudyConfig, tokenizer: Any, *, context: int, folder: Path | None = None) -> "TokenDataset":
