@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
     from universal_neurons.models.token_rows import Text
     from universal_neurons.models.tokenizer import (
+        added_tokens,
         all_special_ids,
         boundary_tokens,
         encode,
@@ -72,6 +73,7 @@ else:
             "verification": ["verify"],
             "token_bytes": ["Placed", "encode_with_places", "require_places", "spelling_of"],
             "tokenizer": [
+                "added_tokens",
                 "all_special_ids",
                 "boundary_tokens",
                 "encode",

@@ -11,6 +11,7 @@ one_neuron        one neuron in the terminal
 of_label          the neurons that a label explains best, in the terminal
 label_list        all labels with their meaning, and how often those of a study hold
 anchors           the neurons that are mutual in every model, in the terminal
+diff_summary      a diff in numbers, lists and sentences; one unit before and after
 dynamics_summary  the dynamics in numbers and sentences; one neuron at every checkpoint
 figures/          tables to figures, one file per kind
 pages             stores to self-contained pages
@@ -24,6 +25,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.report.anchors import anchors_view
+    from universal_neurons.report.diff_summary import diff_view, unit_view
     from universal_neurons.report.dynamics_summary import course_view, dynamics_view
     from universal_neurons.report.integrity import check_stores
     from universal_neurons.report.label_list import built_in_view, study_labels_view
@@ -52,6 +54,7 @@ else:
             "opening": ["opening_sentences"],
             "anchors": ["anchors_view"],
             "other_threshold": ["at_threshold", "threshold_sentence"],
+            "diff_summary": ["diff_view", "unit_view"],
             "dynamics_summary": ["course_view", "dynamics_view"],
             "pages": [
                 "study_figures",

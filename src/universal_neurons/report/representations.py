@@ -1,10 +1,12 @@
-"""What a terminal and a notebook show of a study, of one neuron and of training dynamics.
+"""What a terminal and a notebook show of a study, of one neuron, of training dynamics and of a diff.
 
 A store knows nothing of the views that read it; `universal_neurons` imports this module with the first public name that
 gives a store.
 """
 
+from universal_neurons.diff import Diff
 from universal_neurons.dynamics import Dynamics
+from universal_neurons.report.diff_summary import plain_diff
 from universal_neurons.report.dynamics_summary import plain_dynamics
 from universal_neurons.report.one_neuron import neuron_html, plain_neuron
 from universal_neurons.report.pages import summary_html
@@ -24,3 +26,4 @@ Store.shown_by(
     }
 )
 Dynamics.shown_by({"text": plain_dynamics})
+Diff.shown_by({"text": plain_diff})
