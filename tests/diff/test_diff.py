@@ -424,6 +424,12 @@ def test_the_command_and_what_it_shows(by_name, tmp_path, capsys):
     assert exit_code("show", out) == 0
     assert "base → tuned: 48 units" in capsys.readouterr().out
     assert "Changed most" in repr(un.Diff(out))
+    page = (out / "report.html").read_bytes()
+    assert b"What did training change?" in page
+    assert {path.name for path in (out / "figures").iterdir()} == {"changes.svg", "changes.png"}
+    (out / "report.html").unlink()
+    assert exit_code("report", out) == 0
+    assert (out / "report.html").read_bytes() == page
 
 
 def test_one_unit_is_shown_before_and_after(by_name, capsys):
@@ -479,3 +485,11 @@ def test_objects_and_names_are_not_mixed(tmp_path):
         un.run_diff(settings(tmp_path / "run"), nulls=one[:1], tokens=TOKENS, progress=False)
     with pytest.raises(ConfigError, match="two ways"):
         un.run_diff(settings(tmp_path / "run", nulls=("x",)), models=one[:2], tokens=TOKENS, progress=False)
+
+
+@pytest.mark.parametrize("more", [{"panels": 3}, {"search": "screened", "group_size": 8}, {"lanes": 3}])
+def test_other_ways_of_the_search_name_the_same_changes(more, tmp_path_factory):
+    pair = planted_pair("llama")
+    found = of(*pair, tmp_path_factory.mktemp("other") / "run", **more)
+    assert last(found)["kind"].to_list() == planted_kinds(gated=True)
+    assert last(found)[list(PLANTED["moved"])]["moved_to_neuron"].to_list() == [5, 4, 7, 6]

@@ -177,36 +177,27 @@ def labels(store: Path | None = None, /) -> None:
 
 @app.command
 def report(stores: list[Path], /, *, out: Path | None = None, threshold: float | None = None) -> None:
-    """Draw the figures and the report again, from one study or side by side from several; of training dynamics too.
+    """Draw the figures and the report again, from one study or side by side from several; of dynamics and diffs too.
 
     Parameters
     ----------
     stores
-        Folders of studies, or the one of training dynamics.
+        Folders of studies, or the one of training dynamics or of a diff.
     out
         Where a report of several studies, or at another threshold, goes; else report.html here.
     threshold
         Neurons above this excess correlation count as universal, in place of each study's own threshold. The page goes
         to --out; the studies stay as they are.
     """
-    from universal_neurons.report import (
-        at_threshold,
-        write_dynamics_report,
-        write_joint_report,
-        write_page,
-        write_report,
-    )
+    from universal_neurons.report import at_threshold, write_joint_report, write_page, write_report
     from universal_neurons.storage import Store
 
     stores = [local_path(path) for path in stores]
     out = None if out is None else local_path(out)
-    if len(stores) == 1 and out is None and (stores[0] / DYNAMICS_FILE).exists():
-        holder = Holder.at(stores[0])
-        assert holder is not None
+    holder = Holder.at(stores[0]) if len(stores) == 1 and out is None else None
+    if holder is not None:
         _refuse_threshold(stores[0], threshold, holder)
-        from universal_neurons.dynamics import Dynamics
-
-        say(output(), write_dynamics_report(Dynamics(stores[0])).resolve())
+        say(output(), _report_of_held(stores[0]).resolve())
         return
     opened = [at_threshold(Store(path), threshold) for path in stores]
     if len(opened) == 1 and out is not None and threshold is None:
@@ -220,6 +211,19 @@ def report(stores: list[Path], /, *, out: Path | None = None, threshold: float |
     else:
         page = write_report(opened[0]) if threshold is None else write_page(opened[0], out or Path("report.html"))
     say(output(), page.resolve())
+
+
+def _report_of_held(path: Path) -> Path:
+    """Draw the report of training dynamics or of a diff again; returns it."""
+    from universal_neurons.report import write_diff_report, write_dynamics_report
+
+    if (path / DYNAMICS_FILE).exists():
+        from universal_neurons.dynamics import Dynamics
+
+        return write_dynamics_report(Dynamics(path))
+    from universal_neurons.diff import Diff
+
+    return write_diff_report(Diff(path))
 
 
 def _require_apart(out: Path, stores: list[Path]) -> None:

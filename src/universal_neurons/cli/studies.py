@@ -126,10 +126,12 @@ def diff(
     checked = make_diff_config(settings | {k: v for k, v in named.items() if v}, source)
     from universal_neurons.diff import run_diff
     from universal_neurons.progress import Reporter
-    from universal_neurons.report import diff_view
+    from universal_neurons.report import diff_view, write_diff_report
 
     finished = run_diff(checked, reporter=Reporter())
+    page = write_diff_report(finished)
     output().print(diff_view(finished))
+    say(output(), f"report: {page.resolve()}")
     say(output(), f"one unit: uneurons show {_quoted(finished.path)} L0.0")
 
 

@@ -1,17 +1,20 @@
 """A diff in a few numbers and lists, and one unit before and after: what `uneurons diff` and `uneurons show` print."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 from rich.console import Group
 from rich.table import Column, Table
+from rich.text import Text
 
 from universal_neurons.diff import KINDS, MEASURES, Diff
 from universal_neurons.errors import InputError
 from universal_neurons.report.facts import finite, short
 from universal_neurons.report.one_neuron import example_lines
 from universal_neurons.report.summary import fires_on
+from universal_neurons.statistics import BOTTOM
 from universal_neurons.terminal import TextTable, plain, shown, shown_lines
 from universal_neurons.units import NONE, parse_unit, unit_name
 
@@ -26,24 +29,34 @@ LISTS = {
 HEADINGS = ("unit", "kind", "ρ with itself", "scale", "is now", "fires on, before", "after")
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A table of text: its headings, and its rows of cells."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
 def diff_view(diff: Diff) -> Group:
     """How many units changed in which way, what is not known, and which changed most, moved, were born, died."""
-    parts: list[Any] = [kinds_table(diff), shown_lines(*sentences(diff))]
-    for title in LISTS:
-        rows = ranked(diff, title)
-        if len(rows):
-            parts.append(_list_of(diff, title, rows))
-    return Group(*parts)
-
-
-def kinds_table(diff: Diff) -> Table:
-    """A row per kind, the most drastic last."""
     base, tuned = diff.models
+    parts: list[Any] = [_table(f"{base} → {tuned}: {len(diff.changes):,} units", kinds_of(diff))]
+    parts.append(shown_lines(*sentences(diff)))
+    return Group(*parts, *(_table(title, listed) for title, listed in lists_of(diff).items()))
+
+
+def _table(title: str, listed: Listed) -> Table:
+    wraps = ("is now", "fires on, before", "after")
+    table = TextTable(*(Column(heading, no_wrap=heading not in wraps) for heading in listed.headings), title=title)
+    for row in listed.rows:
+        table.row(*row)
+    return table
+
+
+def kinds_of(diff: Diff) -> Listed:
+    """A row per kind, the most drastic last."""
     second = diff.table("changes_tuned_text") if diff.has("changes_tuned_text") else None
-    headings = ["kind", "units", "share"]
-    headings += [f"q ≤ {UNUSUAL:g}"] if diff.nulls else []
-    headings += ["on the second text"] if second is not None else []
-    table = TextTable(*headings, title=f"{base} → {tuned}: {len(diff.changes):,} units")
+    rows = []
     for kind in KINDS:
         of_kind = diff.changes.filter(pl.col("kind") == kind)
         row = [kind, f"{len(of_kind):,}", f"{len(of_kind) / len(diff.changes):.2%}"]
@@ -51,8 +64,22 @@ def kinds_table(diff: Diff) -> Table:
             row.append("" if kind == "unchanged" else f"{unusual(of_kind):,}")
         if second is not None:
             row.append(f"{(second['kind'] == kind).sum():,}")
-        table.row(*row)
-    return table
+        rows.append(tuple(row))
+    further = {f"q ≤ {UNUSUAL:g}": bool(diff.nulls), "on the second text": second is not None}
+    return Listed(("kind", "units", "share", *(name for name, there in further.items() if there)), tuple(rows))
+
+
+def lists_of(diff: Diff) -> dict[str, Listed]:
+    """The units that changed most, moved, were born and died, by the list's title; none where there are none."""
+    lists = {}
+    for title in LISTS:
+        rows = ranked(diff, title)
+        more = f", the first {LISTED} of {len(rows):,}" if len(rows) > LISTED else ""
+        if len(rows):
+            cells = (change_cells(row, with_q=bool(diff.nulls)) for row in rows.head(LISTED).iter_rows(named=True))
+            headings = (*HEADINGS, "q") if diff.nulls else HEADINGS
+            lists[f"{title}{more}"] = Listed(headings, tuple(map(tuple, cells)))
+    return lists
 
 
 def unusual(changes: pl.DataFrame) -> int:
@@ -88,26 +115,13 @@ def null_sentence(diff: Diff) -> str:
 
 
 def ranked(diff: Diff, title: str) -> pl.DataFrame:
-    """The units of a list, the ones that changed most first: by the upper end of |ρ| with itself."""
+    """The units of a list, in order; of those that changed most by the upper end of |ρ| with itself."""
     rows = diff.changes.filter(pl.col("kind").is_in(LISTS[title]))
     size = pl.max_horizontal(pl.col("self_corr_low").abs(), pl.col("self_corr_high").abs())
-    upper = pl.when(pl.lit(_gated(diff))).then(size).otherwise("self_corr_high").fill_nan(None)
-    if title in ("Born", "Died"):
+    upper = (size if diff.study.gated else pl.col("self_corr_high")).fill_nan(None)
+    if title != "Changed most":
         return rows.sort("layer", "neuron")
     return rows.sort(upper, "layer", "neuron", nulls_last=True, maintain_order=True)
-
-
-def _gated(diff: Diff) -> bool:
-    return bool(diff.study.gated)
-
-
-def _list_of(diff: Diff, title: str, rows: pl.DataFrame) -> Table:
-    more = f", the first {LISTED} of {len(rows):,}" if len(rows) > LISTED else ""
-    headings = [*HEADINGS, "q"] if diff.nulls else list(HEADINGS)
-    table = TextTable(*(Column(heading, no_wrap=n < 4) for n, heading in enumerate(headings)), title=f"{title}{more}")
-    for row in rows.head(LISTED).iter_rows(named=True):
-        table.row(*change_cells(row, with_q=bool(diff.nulls)))
-    return table
 
 
 def change_cells(row: dict[str, Any], *, with_q: bool) -> list[str]:
@@ -179,8 +193,8 @@ def unit_view(diff: Diff, name: str) -> Group:
     study = diff.study
     for model, when in zip(diff.models, ("Before", "After")):
         if study.has("examples") and not row[f"dead_{when.lower()}"]:
-            this_unit = (pl.col("layer") == layer) & (pl.col("neuron") == unit)
-            parts += [shown(f"\n{when}: {model}", "bold"), *example_lines(study, model, this_unit)]
+            this_unit = (pl.col("layer") == layer) & (pl.col("neuron") == unit) & pl.col("band").is_in(("top", BOTTOM))
+            parts += [Text(), shown(f"{when}: {model}", "bold"), *example_lines(study, model, this_unit)]
     return Group(*parts)
 
 

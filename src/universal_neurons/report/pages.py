@@ -10,11 +10,14 @@ import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from universal_neurons.diff import Diff
 from universal_neurons.disk import disk_errors, write_atomically
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.legible import file_names, legible
 from universal_neurons.report import figures
 from universal_neurons.report.counts import anchor_lines, clique_lines
+from universal_neurons.report.diff_summary import kinds_of, lists_of
+from universal_neurons.report.diff_summary import sentences as diff_sentences
 from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows, sentences
 from universal_neurons.report.opening import opening_sentences
 from universal_neurons.report.other_threshold import as_made, threshold_sentence
@@ -167,6 +170,26 @@ def write_dynamics_report(dynamics: Dynamics) -> Path:
         environment=dynamics.manifest["environment"],
     )
     return dynamics.write_page("report.html", page.encode())
+
+
+def write_diff_report(diff: Diff) -> Path:
+    """Draw the figure and the report of a diff into its folder; returns the report."""
+    gated = bool(diff.study.gated)
+    pictures = _write_figures(diff, {"changes": figures.changes_by_layer(diff.changes, by_size=gated)})
+    page = PAGES.get_template("diff.html").render(
+        name=diff.path.resolve().name,
+        models=diff.models,
+        lines=diff_sentences(diff),
+        kinds=kinds_of(diff),
+        picture=pictures["changes"],
+        lists=lists_of(diff).items(),
+        tokens=diff.manifest["tokens"],
+        described=diff.manifest["models"],
+        rules=diff.config,
+        config={key: value for key, value in diff.manifest["config"].items() if value not in (None, [])},
+        environment=diff.manifest["environment"],
+    )
+    return diff.write_page("report.html", page.encode())
 
 
 def write_joint_report(stores: Sequence[Store], target: Path) -> Path:

@@ -3,6 +3,7 @@
 Figures are drawn without pyplot, so that drawing in a server or notebook leaves no state behind.
 """
 
+from universal_neurons.report.figures.diff import changes_by_layer
 from universal_neurons.report.figures.dynamics import StepAxis, dynamics_figures
 from universal_neurons.report.figures.families import families_figures
 from universal_neurons.report.figures.properties import by_layer, nearest, percentiles, sparsity_against_cosine
@@ -16,6 +17,7 @@ __all__ = [
     "StepAxis",
     "by_layer",
     "by_subset",
+    "changes_by_layer",
     "convergence",
     "densities",
     "dynamics_figures",
