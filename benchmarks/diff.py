@@ -1,8 +1,8 @@
 """What does a diff cost beside the study that is in it?  python benchmarks/diff.py
 
 A bundled seed at a checkpoint and at its end, as base and fine-tune: the study of the two, each asking the other, and the
-diff with the same stages.  Best of three, models read from disk each time.  Prints a Markdown section; benchmarks/RESULTS.md
-holds one.
+diff with the same stages.  Processor seconds, the least of two, models read from disk each time.  Prints a Markdown
+section; benchmarks/RESULTS.md holds one.
 """
 
 import sys
@@ -16,7 +16,7 @@ from measure import machine
 import universal_neurons as un
 from universal_neurons.models import BUNDLED_FOLDER
 
-ROUNDS = 3
+ROUNDS = 2
 TOKENS = 100_000
 STAGES = {
     "universality": ("universality",),
@@ -25,13 +25,13 @@ STAGES = {
 
 
 def best_of(work: Callable[[str], object]) -> float:
-    """The shortest time of some rounds, each into a folder of its own."""
+    """The fewest processor seconds of some rounds, each into a folder of its own."""
     seconds = []
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
+            started = time.process_time()
             work(str(Path(folder) / "run"))
-            seconds.append(time.perf_counter() - started)
+            seconds.append(time.process_time() - started)
     return min(seconds)
 
 

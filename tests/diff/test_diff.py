@@ -210,6 +210,15 @@ def test_rounding_is_told_from_change(pair):
     assert set(np.delete(equal, WIDTH + 7)) == {"rounding"}
 
 
+def test_a_model_rounded_to_bfloat16_is_equal_up_to_rounding(pair, tmp_path):
+    rounded = named(copy.deepcopy(pair[0].hf).to(torch.bfloat16).float(), "rounded")
+    diff = of(pair[0], rounded, tmp_path / "run")
+    assert set(diff.changes["kind"]) == {"unchanged"}
+    assert diff.changes["surely_unchanged"].all()
+    assert set(diff.changes.filter(~pl.col("dead_before"))["weights"]) == {"rounding"}
+    assert "are equal up to rounding to bfloat16" in repr(diff)
+
+
 @pytest.fixture(scope="module")
 def under_null(tmp_path_factory):
     """A fine-tune that drifted as eight others did, with six units that were given other weights besides."""

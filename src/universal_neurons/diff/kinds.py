@@ -73,7 +73,7 @@ def kinds_of(
     within &= (low >= rules.same) & (w_out >= rules.redirected)
     for ends in ("scale_low", "scale_high", "w_out_ratio"):
         within &= (c[ends] <= rules.rescaled) & (c[ends] >= 1 / rules.rescaled)
-    return kinds, both_dead | (within & ~moved & ~copied)
+    return kinds, both_dead | (within & (codes == len(beyond)))
 
 
 def _beyond(c: Columns, name: str, least: float) -> Bool[np.ndarray, " units"]:

@@ -166,10 +166,12 @@ class _Passes:
             with self.reporter.tokens(f"{inputs.names[0]} and {other.name}{where}", total) as meter:
                 return self_columns(inputs.base, other, text, inputs.settings, meter)
 
-        return self._kept(f"self-{other.digest[:16]}-{text.fingerprint[:16]}", read)
+        parts = (inputs.base.digest, other.digest, text.fingerprint)
+        return self._kept("-".join(["self", *(part[:16] for part in parts)]), read)
 
     def null(self, null: Model, text: Rows) -> Columns:
         """The same of another fine-tune, and what became of its weights."""
+        text.require_vocabulary(null.vocab_size, null.name)
         return self.selves(null, text) | own_weight_columns(self.inputs.base, null)
 
     def _kept(self, name: str, make: Callable[[], Columns]) -> Columns:
