@@ -10,13 +10,14 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import exit_code, save_tiny, small_tokenizer, tiny_model
+from conftest import exit_code, save_tiny, settled, small_tokenizer, tiny_model
 from planted import LAYER, NEGATED, PLANTED, WIDTH, Unit, drifted, named, network, planted_pair, some_tokens
 from scipy import stats
 
 import universal_neurons as un
 from universal_neurons.diff import KINDS, MEASURES, NOT_OF_DIFF, make_diff_config
 from universal_neurons.diff.paired_firing import PairedFiring
+from universal_neurons.diff.selves import self_columns
 from universal_neurons.diff.weight_changes import weight_columns
 from universal_neurons.errors import ConfigError, CorrespondenceError, StoreConflictError, TokenizerError
 from universal_neurons.statistics import Batch, Block, Key
@@ -64,6 +65,15 @@ def test_planted_changes_are_named_and_nothing_else(pair, diff):
     assert others["surely_unchanged"].all()
     assert set(last(diff).filter("surely_unchanged")["kind"]) == {"unchanged"}
     assert diff.models == ["base", "tuned"]
+
+
+def test_planted_changes_of_relu_units_are_named(tmp_path):
+    """ReLU is the same at any scale, and has a bias: every kind can be planted."""
+    rows = last(of(*planted_pair("opt"), tmp_path / "run"))
+    always_dead = (rows["dead_before"] & rows["dead_after"]).to_list()
+    wanted = ["unchanged" if dead else kind for kind, dead in zip(planted_kinds(gated=False), always_dead)]
+    assert rows["kind"].to_list() == wanted
+    assert len({*wanted}) == len(KINDS)
 
 
 def test_where_units_went_and_came_from(diff):
@@ -502,3 +512,20 @@ def test_other_ways_of_the_search_name_the_same_changes(more, tmp_path_factory):
     found = of(*pair, tmp_path_factory.mktemp("other") / "run", **more)
     assert last(found)["kind"].to_list() == planted_kinds(gated=True)
     assert last(found)[list(PLANTED["moved"])]["moved_to_neuron"].to_list() == [5, 4, 7, 6]
+
+
+@pytest.mark.cuda
+def test_a_device_says_what_the_processor_says(device):
+    """Each unit and itself, and the weights, to what rounding of sums in another order leaves."""
+    pairs = {place: planted_pair("llama") for place in ("cpu", device)}
+    found = {}
+    for place, (base, tuned) in pairs.items():
+        for model in (base, tuned):
+            model.hf.to(place)
+        config = settled(context=64, heldout_tokens=None, device=place)
+        found[place] = self_columns(base, tuned, TOKENS, config) | weight_columns(base, tuned)
+    for name, wanted in found["cpu"].items():
+        if name.endswith(("tokens", "_by")) or name == "weights":
+            continue
+        np.testing.assert_allclose(found[device][name], wanted, atol=2e-3, err_msg=name)
+    assert found[device]["weights"] == found["cpu"]["weights"]

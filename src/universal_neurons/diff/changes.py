@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from universal_neurons.diff.kinds import kinds_of, self_ends
@@ -91,7 +90,7 @@ def changes_tables(
     dead = {f"dead_{when}": neurons[m]["dead"].to_numpy() for m, when in ((base, "before"), (tuned, "after"))}
     c = with_contribution({**dead, **selves, **weights})
     forth, back = (BestMatches.of(study.matches, model, units, by_size=gated) for model in study.models)
-    places = Places.of(forth, back, self_ends(c, gated), config.same, dead=c["dead_before"])
+    places = Places.of(forth, back, self_ends(c, gated)[1], config.same, dead=c["dead_before"])
     kinds, surely = kinds_of(c, config, gated=gated, places=places)
     columns: dict[str, Any] = {**units.table_columns(), **c, **place_columns(units, forth, back, places)}
     columns |= {"kind": kinds, "surely_unchanged": surely, "place": places.place}
@@ -130,13 +129,9 @@ def _framed(columns: Columns, schema: Mapping[str, Any]) -> pl.DataFrame:
     height = len(columns["layer"])
     return pl.DataFrame(
         {
-            name: pl.Series(name, _plain(columns[name]), kind, strict=False)
+            name: pl.Series(name, columns[name], kind, strict=False)
             if name in columns
             else pl.Series(name, [None] * height, kind)
             for name, kind in schema.items()
         }
     )
-
-
-def _plain(values: Any) -> Any:
-    return values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values

@@ -47,33 +47,43 @@ def kinds_of(
     None where nothing can be said: on the held-out rows its activation never changes, elsewhere it does.  Without
     `places` no unit is moved or copied.
     """
-    low, high = self_ends(c, gated)
-    w_out = c["w_out_cos"] * sign_of(c, gated)
-    none = np.zeros(len(low), bool)
-    moved, copied = (none, none) if places is None else (places.moved, places.copied)
-    died = ~c["dead_before"] & (c["dead_after"] | (c["contribution_high"] < LEAST))
-    born = ~c["dead_after"] & (c["dead_before"] | (c["contribution_low"] > 1 / LEAST))
-    beyond = {
-        "died": died,
-        "born": born,
-        "moved": moved,
-        "copied": copied,
-        "re-tuned": high < rules.same,
-        "redirected": w_out < rules.redirected,
+    beyond = _beyond_rules(c, rules, places, gated=gated)
+    both_dead = c["dead_before"] & c["dead_after"]
+    silent = np.isnan(c["self_corr"]) & ~beyond["died"] & ~beyond["born"] & ~both_dead
+    names: list[str | None] = [None, *beyond, "unchanged"]
+    unchanged = len(names) - 1
+    cases = [silent, both_dead, *beyond.values()]
+    codes = np.select(cases, [0, unchanged, *range(1, unchanged)], unchanged)
+    surely = both_dead | ((codes == unchanged) & _within_rules(c, rules, gated=gated))
+    return [names[code] for code in codes], surely
+
+
+def _beyond_rules(
+    c: Columns, rules: DiffConfig, places: Places | None, *, gated: bool
+) -> dict[str, Bool[np.ndarray, " units"]]:
+    """Which units each rule names, by kind, in the order of the module."""
+    none = np.zeros(len(c["self_corr"]), bool)
+    return {
+        "died": ~c["dead_before"] & (c["dead_after"] | (c["contribution_high"] < LEAST)),
+        "born": ~c["dead_after"] & (c["dead_before"] | (c["contribution_low"] > 1 / LEAST)),
+        "moved": none if places is None else places.moved,
+        "copied": none if places is None else places.copied,
+        "re-tuned": self_ends(c, gated)[1] < rules.same,
+        "redirected": c["w_out_cos"] * sign_of(c, gated) < rules.redirected,
         "shifted": _beyond(c, "offset", rules.shifted) | _beyond(c, "firing_shift", rules.shifted),
         "re-scaled": _beyond_factor(c["scale_low"], c["scale_high"], rules.rescaled)
         | _beyond_factor(c["w_out_ratio"], c["w_out_ratio"], rules.rescaled),
     }
-    both_dead = c["dead_before"] & c["dead_after"]
-    silent = np.isnan(c["self_corr"]) & ~died & ~born
-    names = [*beyond, "unchanged"]
-    codes = np.select([both_dead, *beyond.values()], [len(beyond), *range(len(beyond))], len(beyond))
-    kinds = [None if unknown else names[code] for code, unknown in zip(codes.tolist(), (silent & ~both_dead).tolist())]
+
+
+def _within_rules(c: Columns, rules: DiffConfig, *, gated: bool) -> Bool[np.ndarray, " units"]:
+    """Whether every interval lies within the thresholds."""
     within = _within(c, "offset", rules.shifted) & _within(c, "firing_shift", rules.shifted)
-    within &= (low >= rules.same) & (w_out >= rules.redirected)
+    within &= self_ends(c, gated)[0] >= rules.same
+    within &= c["w_out_cos"] * sign_of(c, gated) >= rules.redirected
     for ends in ("scale_low", "scale_high", "w_out_ratio"):
         within &= (c[ends] <= rules.rescaled) & (c[ends] >= 1 / rules.rescaled)
-    return kinds, both_dead | (within & (codes == len(beyond)))
+    return within
 
 
 def _beyond(c: Columns, name: str, least: float) -> Bool[np.ndarray, " units"]:

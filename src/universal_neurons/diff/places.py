@@ -3,9 +3,9 @@
 A match counts as another unit's where it surely has a higher |ρ| on held-out rows than the unit has with itself, and at
 least `same`: the lower end of its interval exceeds the upper end of the unit's own.  So a unit of the base
 
-- stays: none of the following; split: it does, and other units of the fine-tune do the same;
+- stays: its own |ρ| may be `same` or more; split: it is, and other units of the fine-tune do the same;
 - moved: another unit does what it did; merged: one that does so for other units too, or goes on as itself;
-- lost: surely no unit does the same.
+- is lost: surely no unit does the same; is unclear: another one may.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from universal_neurons.units import NONE, Units
 
-PLACES = ("stays", "split", "moved", "merged", "lost")
+PLACES = ("merged", "moved", "split", "stays", "lost", "unclear")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class BestMatches:
     def elsewhere(self, self_high: Float[np.ndarray, " units"], least: float) -> Int[np.ndarray, " units"]:
         """The match where it is surely another unit (see the module), else −1."""
         units = np.arange(len(self.match))
-        surely = (self.low > np.nan_to_num(self_high)) & (self.low >= least)
+        surely = (self.low > self_high) & (self.low >= least)
         return np.where(surely & (self.match != units) & (self.match != NONE), self.match, NONE)
 
 
@@ -79,21 +79,20 @@ class Places:
         cls,
         forth: BestMatches,
         back: BestMatches,
-        self_ends: tuple[Float[np.ndarray, " units"], Float[np.ndarray, " units"]],
+        self_high: Float[np.ndarray, " units"],
         least: float,
         *,
         dead: Bool[np.ndarray, " units"],
     ) -> "Places":
-        """From the base's best matches in the fine-tune and back, and the intervals of |ρ| of each unit and itself."""
-        low, high = self_ends
+        """From the base's best matches in the fine-tune and back, and the upper ends of |ρ| of each unit and itself."""
+        n, high = len(self_high), np.nan_to_num(self_high)
         moved_to, came_from = forth.elsewhere(high, least), back.elsewhere(high, least)
-        heirs = np.bincount(came_from[came_from != NONE], minlength=len(low))
-        taken = np.bincount(moved_to[moved_to != NONE], minlength=len(low)) + (moved_to == NONE) * (came_from == NONE)
-        lost = (moved_to == NONE) & (np.nan_to_num(high) < least) & (np.nan_to_num(forth.high) < least)
-        merged = (moved_to != NONE) & (taken[moved_to] > 1)
-        cases = [merged, moved_to != NONE, lost, heirs > 0]
-        codes = np.select(cases, [3, 2, 4, 1], 0)
-        return cls(moved_to, came_from, heirs, [None if gone else PLACES[code] for code, gone in zip(codes, dead)])
+        heirs = np.bincount(came_from[came_from != NONE], minlength=n)
+        taken = np.bincount(moved_to[moved_to != NONE], minlength=n) + (moved_to == NONE) * (came_from == NONE)
+        gone, stays = moved_to != NONE, high >= least
+        cases = [gone & (taken[moved_to] > 1), gone, stays & (heirs > 0), stays, np.nan_to_num(forth.high) < least]
+        codes = np.select(cases, range(len(cases)), len(cases))
+        return cls(moved_to, came_from, heirs, [None if was else PLACES[code] for code, was in zip(codes, dead)])
 
     @property
     def moved(self) -> Bool[np.ndarray, " units"]:

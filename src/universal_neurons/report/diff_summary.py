@@ -92,7 +92,11 @@ def sentences(diff: Diff) -> list[str]:
     changes = diff.changes
     surely, unknown = int(changes["surely_unchanged"].sum()), changes["kind"].null_count()
     weights = {name: int((changes["weights"] == name).sum()) for name in ("identical", "rounding")}
-    lines = [f"{surely:,} are surely unchanged: every interval lies within the thresholds (docs/diff.md)."]
+    dead = int((changes["dead_before"] & changes["dead_after"]).sum())
+    lines = [
+        f"{surely:,} are surely unchanged: every interval lies within the thresholds (docs/diff.md)"
+        + (f", or the unit was dead before and after ({dead:,})." if dead else ".")
+    ]
     if unknown:
         lines.append(f"Of {unknown:,} nothing can be said: their activations never change on the held-out rows.")
     if weights["identical"]:
@@ -217,7 +221,12 @@ def _verdict(diff: Diff, row: dict[str, Any]) -> list[str]:
 
 
 def _place_words(row: dict[str, Any]) -> str:
-    words = {"stays": "stays where it was", "lost": "is lost: no unit does the same", None: "was dead before"}
+    words = {
+        "stays": "stays where it was",
+        "lost": "is lost: no unit does the same",
+        "unclear": "does something else, and whether another unit does the same is not sure",
+        None: "was dead before",
+    }
     return words.get(row["place"], f"is {whereabouts(row)}" if row["place"] != "moved" else whereabouts(row))
 
 

@@ -36,8 +36,10 @@ def _alike(axes: Axes, changes: pl.DataFrame, layers: Sequence[int], *, by_size:
     corr = changes.with_columns(corr=pl.col("self_corr").abs() if by_size else pl.col("self_corr"))
     by_layer = [corr.filter(pl.col("layer") == layer)["corr"].fill_nan(None).drop_nulls() for layer in layers]
     for shade, (low, high) in zip((0.15, 0.25, 0.35), BANDS):
-        ends = [[_quantile(values, q) for values in by_layer] for q in (low, high)]
-        axes.fill_between(layers, *ends, color=SECOND, alpha=shade, linewidth=0, label=f"{low:g}–{high:g} quantiles")
+        under, over = ([_quantile(values, q) for values in by_layer] for q in (low, high))
+        axes.fill_between(
+            layers, under, over, color=SECOND, alpha=shade, linewidth=0, label=f"{low:g}–{high:g} quantiles"
+        )
     axes.plot(layers, [_quantile(values, 0.5) for values in by_layer], "o-", color=SECOND, markersize=4, label="median")
     axes.set(title="(a) Each unit and itself", ylabel="|ρ|" if by_size else "ρ")
     legend_below(axes)
