@@ -500,6 +500,8 @@ def test_links_are_refused_by_name(by_name, tmp_path, place):
 
 def test_objects_and_names_are_not_mixed(tmp_path):
     one = [tiny_model("gpt2", seed, f"m{seed}") for seed in range(3)]
+    with pytest.raises(ConfigError, match="the same name"):
+        of(*one[:2], tmp_path / "run", nulls=[one[2], one[0]])
     with pytest.raises(ConfigError, match="two ways"):
         un.run_diff(settings(tmp_path / "run"), nulls=one[:1], tokens=TOKENS, progress=False)
     with pytest.raises(ConfigError, match="two ways"):

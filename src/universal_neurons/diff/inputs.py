@@ -33,15 +33,9 @@ class Inputs:
             )
         self.given, self.tokens, self.notes = models, tokens, list[str]()
         if models is not None:
-            names = resolve.from_objects(config.study(), [*models, *nulls])
-            config = config.model_copy(
-                update={
-                    "models": names.models[:2],
-                    "nulls": names.models[2:],
-                    "device": names.device,
-                    "dtype": names.dtype,
-                }
-            )
+            given = resolve.from_objects(config.study(), [*models, *nulls])
+            alike = {"device": given.device, "dtype": given.dtype}
+            config = config.model_copy(update={"models": given.models[:2], "nulls": given.models[2:], **alike})
         if tokens is not None:
             config = config.model_copy(update={"data": IN_MEMORY, "context": tokens.context})
         decided = resolve.decide(config.study(), 2)
@@ -51,7 +45,7 @@ class Inputs:
         self.names = [self.base.name, self.tuned.name]
         self.notes += require_correspondence(self.base, self.tuned)
         self.extended = bool(self.notes)  # the fine-tune's tokenizer, which a study by name would read by
-        self.nulls = self._nulls(nulls if models is not None else None)
+        self.nulls = self._nulls(None if models is None else nulls)
         self.settings: Settings = resolve.resolve(decided, [self.base, self.tuned])
         resolve.require_kin([self.base, self.tuned], self.settings, several=False)
 
@@ -66,11 +60,16 @@ class Inputs:
 
     def _nulls(self, models: Sequence[Model] | None) -> list[Callable[[], Model]]:
         """What gives each of the other fine-tunes."""
+        load: list[Callable[[], Model]]
         if models is not None:
-            return [partial(self._comparable, partial(copy.copy, model)) for model in models]
-        names = names_of([*self.config.models, *self.config.nulls])[2:]
-        sources = resolve_sources(self.config.nulls)
-        return [partial(self._comparable, partial(self._load, *pair)) for pair in zip(sources, names)]
+            names, load = [model.name for model in models], [partial(copy.copy, model) for model in models]
+        else:
+            names = names_of([*self.config.models, *self.config.nulls])[2:]
+            load = [partial(self._load, *pair) for pair in zip(resolve_sources(self.config.nulls), names)]
+        every = [*self.names, *names]
+        if len(set(every)) < len(every):
+            raise ConfigError("two models have the same name", given=", ".join(every), fix="give them different names")
+        return [partial(self._comparable, one) for one in load]
 
     def _comparable(self, load: Callable[[], Model]) -> Model:
         """One of the other fine-tunes, whose units correspond to the base's."""
@@ -80,8 +79,10 @@ class Inputs:
 
     def text(self, folder: Path) -> Rows:
         """The text that is studied."""
-        text = self.tokens or Networks([self.base, self.tuned]).text(self.settings, folder)
-        assert text is not None
+        text = self.tokens
+        if text is None:
+            text = Networks([self.base, self.tuned]).text(self.settings, folder)
+            assert text is not None
         self._require_readable(text)
         return text
 
