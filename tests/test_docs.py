@@ -24,6 +24,7 @@ def test_every_command_has_help_and_a_section():
     assert set(names) == {
         "run",
         "dynamics",
+        "diff",
         "sketch",
         "show",
         "labels",
@@ -41,7 +42,7 @@ def test_every_command_has_help_and_a_section():
 
 
 def test_every_setting_is_described():
-    for name, field in (StudyConfig.model_fields | DynamicsConfig.model_fields).items():
+    for name, field in (StudyConfig.model_fields | DynamicsConfig.model_fields | un.DiffConfig.model_fields).items():
         assert f"`{name}`" in DOCS["commands.md"], name
         assert field.description, name
 

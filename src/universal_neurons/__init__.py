@@ -12,6 +12,7 @@ from universal_neurons import moved  # noqa: F401 - modules by their former name
 
 if TYPE_CHECKING:
     from universal_neurons.config import DynamicsConfig, RoleSettings, StudyConfig
+    from universal_neurons.diff import Diff, DiffConfig, run_diff
     from universal_neurons.dynamics import Dynamics, run_dynamics
     from universal_neurons.interventions import Edit, Losses, ablate, frozen_norm, intervene, loss, without_path
     from universal_neurons.models import Model, ProcessedWeights, load_model, processed_weights
@@ -24,6 +25,8 @@ __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
+    "Diff": "diff",
+    "DiffConfig": "diff",
     "Dynamics": "dynamics",
     "DynamicsConfig": "config",
     "Edit": "interventions",
@@ -41,6 +44,7 @@ _HOMES = {
     "loss": "interventions",
     "make_sketch": "study",
     "processed_weights": "models",
+    "run_diff": "diff",
     "run_dynamics": "dynamics",
     "run_study": "study",
     "study_roles": "study",
@@ -48,6 +52,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "Diff",
+    "DiffConfig",
     "Dynamics",
     "DynamicsConfig",
     "Edit",
@@ -65,6 +71,7 @@ __all__ = [
     "loss",
     "make_sketch",
     "processed_weights",
+    "run_diff",
     "run_dynamics",
     "run_study",
     "study_roles",
@@ -72,7 +79,7 @@ __all__ = [
 ]
 
 
-_GIVE_STORES = ("Dynamics", "Store", "run_dynamics", "run_study", "study_roles")
+_GIVE_STORES = ("Diff", "Dynamics", "Store", "run_diff", "run_dynamics", "run_study", "study_roles")
 
 
 def __getattr__(name: str) -> Any:

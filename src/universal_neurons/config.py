@@ -24,6 +24,7 @@ LABEL_GROUPS = ("tokens", "unigrams", "syntax", "subsets", "position", "topics")
 MOST = 10**12  # tokens or neurons: more than anybody has, and far from what overflows
 MOST_ROWS = 10**6  # of a table that is kept per neuron or model
 DYNAMICS_FILE = "dynamics.json"
+DIFF_FILE = "diff.json"
 NOT_OF_DYNAMICS = (  # settings of `run` alone
     "pairs", "subset", "examples", "roles", "published", "null", "null_draws", "pooling", "device_map", "max_memory",
 )  # fmt: skip

@@ -119,6 +119,10 @@ class NothingToCompareError(InputError):
     """One model alone has no counterpart anywhere."""
 
 
+class CorrespondenceError(InputError):
+    """Models whose units do not correspond by index, and so no base and its fine-tune."""
+
+
 class StepError(InputError):
     """Training runs without checkpoints in common, or checkpoints whose step cannot be told."""
 

@@ -153,6 +153,6 @@ def test_a_plain_copy_leaves_the_spread_part_as_it_was(folders):
 
 def test_experts_on_the_disk_are_refused(tmp_path):
     folder = str(save_tiny(tmp_path / "m", "olmoe"))
-    places = {part: "cpu" for part in PARTS["llama"]} | {"model.layers.1": "disk"}
+    places = dict.fromkeys(PARTS["llama"], "cpu") | {"model.layers.1": "disk"}
     with pytest.raises(ConfigError, match="experts are neither in memory nor on a device"):
         un.load_model(folder, device_map=places)

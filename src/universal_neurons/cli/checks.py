@@ -15,7 +15,7 @@ def check(models: list[str], /, *, tokenizer: str | None = None, data: str | Non
     Parameters
     ----------
     models
-        Local folders or hub ids; or folders of studies or training dynamics, whose every table is checked.
+        Local folders or hub ids; or folders of studies, training dynamics or diffs, whose every table is checked.
     tokenizer
         A tokenizer's folder or hub id, where the models bring none.
     data

@@ -1,4 +1,4 @@
-"""The `uneurons` command: run, dynamics, sketch, show, labels, roles, report, export, serve, check, estimate, convert.
+"""The commands: run, dynamics, diff, sketch, show, labels, roles, report, export, serve, check, estimate, convert.
 
 Commands are thin: they make a configuration, call the library and print.  torch is imported only by the commands
 that need it.  Exit codes: 0 done, 1 the study failed, 2 the input was wrong, 130 interrupted.

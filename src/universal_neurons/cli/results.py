@@ -1,16 +1,35 @@
 """Commands that read what was found: show, labels, report, export, serve."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from universal_neurons.cli.frame import app
-from universal_neurons.config import DYNAMICS_FILE
+from universal_neurons.config import DIFF_FILE, DYNAMICS_FILE
 from universal_neurons.disk import local_path
 from universal_neurons.errors import ConfigError
 from universal_neurons.terminal import messages, output, say
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A folder that is no study but holds some: what it is, which study a question about one is for, and where."""
+
+    what: str
+    wanted: str
+    study: Path
+
+    @classmethod
+    def at(cls, path: Path) -> "Holder | None":
+        """What is in a folder; None where it is a study's, or nothing's."""
+        if (path / DYNAMICS_FILE).exists():
+            return cls("training dynamics", "the study of a checkpoint", path / "steps" / "STEP")
+        if (path / DIFF_FILE).exists():
+            return cls("a diff", "the study of both models", path / "study")
+        return None
 
 
 @app.command
@@ -25,12 +44,12 @@ def show(
     model: str | None = None,
     threshold: float | None = None,
 ) -> None:
-    """Show a study, training dynamics, or one neuron of them, in the terminal.
+    """Show a study, training dynamics, a diff, or one neuron of them, in the terminal.
 
     Parameters
     ----------
     store
-        The folder of a study or of training dynamics.
+        The folder of a study, of training dynamics or of a diff.
     neuron
         A neuron, L2.17 or seed-1/L2.17.
     anchors
@@ -45,19 +64,15 @@ def show(
         Of a study's neuron: every column of its row, by its name in docs/store.md.
     """
     store = local_path(store)
-    dynamics = (store / DYNAMICS_FILE).exists()
+    holder = Holder.at(store)
     if all_numbers:
-        _refuse_all(store, neuron, dynamics=dynamics)
-    _refuse_contradictions({"--anchors": anchors, "--label": label is not None}, store, neuron, dynamics=dynamics)
+        _refuse_all(store, neuron, holder)
+    _refuse_contradictions({"--anchors": anchors, "--label": label is not None}, store, neuron, holder)
     if model is not None and label is None:
         raise ConfigError("--model is for --label", given=model, wanted="a label, or no --model")
-    if dynamics:
-        _refuse_threshold(store, threshold)
-        from universal_neurons.dynamics import Dynamics
-        from universal_neurons.report import course_view, dynamics_view
-
-        finished = Dynamics(store)
-        output().print(dynamics_view(finished) if neuron is None else course_view(finished, neuron))
+    if holder is not None:
+        _refuse_threshold(store, threshold, holder)
+        _show_held(store, neuron)
         return
     from universal_neurons.report import (
         anchors_view,
@@ -80,30 +95,42 @@ def show(
         output().print(anchors_view(study) if anchors else study_view(study))
 
 
-def _refuse_all(store: Path, neuron: str | None, *, dynamics: bool) -> None:
-    """Raise `ConfigError` where --all would be ignored."""
-    from universal_neurons.errors import ConfigError
+def _show_held(store: Path, neuron: str | None) -> None:
+    """Print training dynamics or a diff, or one neuron of it."""
+    if (store / DYNAMICS_FILE).exists():
+        from universal_neurons.dynamics import Dynamics
+        from universal_neurons.report import course_view, dynamics_view
 
-    if dynamics:
-        raise ConfigError(
-            "--all is of a study's neuron", given=f"{store}, training dynamics", wanted="the study of a checkpoint"
-        )
+        dynamics = Dynamics(store)
+        output().print(dynamics_view(dynamics) if neuron is None else course_view(dynamics, neuron))
+        return
+    from universal_neurons.diff import Diff
+    from universal_neurons.report import diff_view, unit_view
+
+    diff = Diff(store)
+    output().print(diff_view(diff) if neuron is None else unit_view(diff, neuron))
+
+
+def _refuse_all(store: Path, neuron: str | None, holder: Holder | None) -> None:
+    """Raise `ConfigError` where --all would be ignored."""
+    if holder is not None:
+        raise ConfigError("--all is of a study's neuron", given=f"{store}, {holder.what}", wanted=holder.wanted)
     if neuron is None:
         raise ConfigError("--all is of a study's neuron", given="no neuron", wanted="a neuron, L2.17 or seed-1/L2.17")
 
 
-def _refuse_threshold(store: Path, threshold: float | None) -> None:
-    """Raise `ConfigError` where --threshold is asked of training dynamics."""
+def _refuse_threshold(store: Path, threshold: float | None, holder: Holder) -> None:
+    """Raise `ConfigError` where --threshold is asked of what is no study."""
     if threshold is not None:
         raise ConfigError(
             "--threshold is of a study",
-            given=f"{store}, training dynamics",
-            wanted="the study of a checkpoint",
-            fix=f"uneurons show {store / 'steps' / 'STEP'} --threshold {threshold:g}",
+            given=f"{store}, {holder.what}",
+            wanted=holder.wanted,
+            fix=f"uneurons show {holder.study} --threshold {threshold:g}",
         )
 
 
-def _refuse_contradictions(of_study: dict[str, bool], store: Path, neuron: str | None, *, dynamics: bool) -> None:
+def _refuse_contradictions(of_study: dict[str, bool], store: Path, neuron: str | None, holder: Holder | None) -> None:
     """Raise `ConfigError` where a flag that takes the summary's place would be ignored."""
     given = [flag for flag, there in of_study.items() if there]
     if len(given) > 1:
@@ -112,12 +139,12 @@ def _refuse_contradictions(of_study: dict[str, bool], store: Path, neuron: str |
         raise ConfigError(
             f"{given[0]} is of a study", given=f"{neuron}, one neuron", wanted=f"no neuron, or no {given[0]}"
         )
-    if given and dynamics:
+    if given and holder is not None:
         raise ConfigError(
             f"{given[0]} is of a study",
-            given=f"{store}, training dynamics",
-            wanted="the study of a checkpoint",
-            fix=f"uneurons show {store / 'steps' / 'STEP'} {given[0]}",
+            given=f"{store}, {holder.what}",
+            wanted=holder.wanted,
+            fix=f"uneurons show {holder.study} {given[0]}",
         )
 
 
@@ -138,46 +165,39 @@ def labels(store: Path | None = None, /) -> None:
     from universal_neurons.storage import Store
 
     store = local_path(store)
-    if (store / DYNAMICS_FILE).exists():
+    if holder := Holder.at(store):
         raise ConfigError(
             "labels are of a study",
-            given=f"{store}, training dynamics",
-            wanted="the study of a checkpoint",
-            fix=f"uneurons labels {store / 'steps' / 'STEP'}",
+            given=f"{store}, {holder.what}",
+            wanted=holder.wanted,
+            fix=f"uneurons labels {holder.study}",
         )
     output().print(study_labels_view(Store(store)))
 
 
 @app.command
 def report(stores: list[Path], /, *, out: Path | None = None, threshold: float | None = None) -> None:
-    """Draw the figures and the report again, from one study or side by side from several; of training dynamics too.
+    """Draw the figures and the report again, from one study or side by side from several; of dynamics and diffs too.
 
     Parameters
     ----------
     stores
-        Folders of studies, or the one of training dynamics.
+        Folders of studies, or the one of training dynamics or of a diff.
     out
         Where a report of several studies, or at another threshold, goes; else report.html here.
     threshold
         Neurons above this excess correlation count as universal, in place of each study's own threshold. The page goes
         to --out; the studies stay as they are.
     """
-    from universal_neurons.report import (
-        at_threshold,
-        write_dynamics_report,
-        write_joint_report,
-        write_page,
-        write_report,
-    )
+    from universal_neurons.report import at_threshold, write_joint_report, write_page, write_report
     from universal_neurons.storage import Store
 
     stores = [local_path(path) for path in stores]
     out = None if out is None else local_path(out)
-    if len(stores) == 1 and out is None and (stores[0] / DYNAMICS_FILE).exists():
-        _refuse_threshold(stores[0], threshold)
-        from universal_neurons.dynamics import Dynamics
-
-        say(output(), write_dynamics_report(Dynamics(stores[0])).resolve())
+    holder = Holder.at(stores[0]) if len(stores) == 1 and out is None else None
+    if holder is not None:
+        _refuse_threshold(stores[0], threshold, holder)
+        say(output(), _report_of_held(stores[0]).resolve())
         return
     opened = [at_threshold(Store(path), threshold) for path in stores]
     if len(opened) == 1 and out is not None and threshold is None:
@@ -191,6 +211,19 @@ def report(stores: list[Path], /, *, out: Path | None = None, threshold: float |
     else:
         page = write_report(opened[0]) if threshold is None else write_page(opened[0], out or Path("report.html"))
     say(output(), page.resolve())
+
+
+def _report_of_held(path: Path) -> Path:
+    """Draw the report of training dynamics or of a diff again; returns it."""
+    from universal_neurons.report import write_diff_report, write_dynamics_report
+
+    if (path / DYNAMICS_FILE).exists():
+        from universal_neurons.dynamics import Dynamics
+
+        return write_dynamics_report(Dynamics(path))
+    from universal_neurons.diff import Diff
+
+    return write_diff_report(Diff(path))
 
 
 def _require_apart(out: Path, stores: list[Path]) -> None:
@@ -247,12 +280,12 @@ def _export_study(stores: list[Path], out: Path, *, csv: bool, neuronpedia: bool
             f"{flag} is of one study", given=", ".join(map(str, stores)), wanted="one, each into its --out"
         )
     path = local_path(stores[0])
-    if (path / DYNAMICS_FILE).exists():
+    if holder := Holder.at(path):
         raise ConfigError(
             f"{flag} is of a study",
-            given=f"{path}, training dynamics",
-            wanted="the study of a checkpoint",
-            fix=f"uneurons export {path / 'steps' / 'STEP'} {flag} --out {out}",
+            given=f"{path}, {holder.what}",
+            wanted=holder.wanted,
+            fix=f"uneurons export {holder.study} {flag} --out {out}",
         )
     write = write_neuronpedia if neuronpedia else write_dataset
     say(output(), write(Store(path), local_path(out), Reporter()).resolve())

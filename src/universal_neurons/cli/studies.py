@@ -1,4 +1,4 @@
-"""Commands that study: run, dynamics, sketch, roles, estimate."""
+"""Commands that study: run, dynamics, diff, sketch, roles, estimate."""
 
 import json
 import shlex
@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from pydantic import create_model
 
-from universal_neurons.cli.frame import ConfigFile, Flags, app, flags_of, settings_from, unchecked_settings
+from universal_neurons.cli.frame import SECTIONS, ConfigFile, Flags, app, flags_of, settings_from, unchecked_settings
 from universal_neurons.config import NOT_OF_DYNAMICS, TEXT_SETTINGS, DynamicsConfig
 from universal_neurons.config_reading import make_config, make_dynamics_config, read_config
+from universal_neurons.diff import NOT_OF_DIFF, DiffConfig, make_diff_config
 from universal_neurons.terminal import output, say
 
 
@@ -83,6 +84,49 @@ def dynamics(
     page = write_dynamics_report(finished)
     output().print(dynamics_view(finished))
     say(output(), f"report: {page.resolve()}")
+
+
+DiffFlags: Any = create_model("DiffFlags", **flags_of(DiffConfig, (*NOT_OF_DIFF, *SECTIONS, "models", "nulls")))
+
+
+@app.command
+def diff(
+    base: Annotated[str | None, Parameter(show_default=False)] = None,
+    tuned: Annotated[str | None, Parameter(show_default=False)] = None,
+    /,
+    *,
+    null: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    config: ConfigFile = None,
+    flags: Annotated[DiffFlags | None, Parameter(name="*")] = None,
+) -> None:
+    """Compare a base and its fine-tune unit by unit: what did training change?
+
+    Two checkpoints of one run are such a pair too. Interrupted, the same command resumes.
+
+    Parameters
+    ----------
+    base
+        The model before: a folder, a hub id or id@revision.
+    tuned
+        The model after, of the same architecture, layers and widths.
+    null
+        Fine-tunes of the same base on other data: how unusual is each change among theirs?
+    config
+        A YAML file of settings, or the diff.json of an earlier diff; flags override it.
+    """
+    settings, source = unchecked_settings(config, flags)
+    models = tuple(name for name in (base, tuned) if name is not None)
+    named = {"models": models, "nulls": null}
+    checked = make_diff_config(settings | {k: v for k, v in named.items() if v}, source)
+    from universal_neurons.diff import run_diff
+    from universal_neurons.progress import Reporter
+    from universal_neurons.report import diff_view, write_diff_report
+
+    finished = run_diff(checked, reporter=Reporter())
+    page = write_diff_report(finished)
+    output().print(diff_view(finished))
+    say(output(), f"report: {page.resolve()}")
+    say(output(), f"one unit: uneurons show {_quoted(finished.path)} L0.0")
 
 
 SKETCH_SETTINGS = (

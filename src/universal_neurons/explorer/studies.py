@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from universal_neurons.config import DYNAMICS_FILE
+from universal_neurons.config import DIFF_FILE, DYNAMICS_FILE
+from universal_neurons.diff import Diff
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.explorer.unit_rows import LightStore
 from universal_neurons.storage import Store
@@ -75,7 +76,9 @@ def strings_of(store: Store) -> Strings:
 
 
 def open_results(path: Path) -> Store | Dynamics:
-    """The finished study, or the training dynamics, in a folder."""
+    """The finished study, or the training dynamics, in a folder; of a diff its study."""
+    if (path / DIFF_FILE).exists():
+        return Diff(path).study
     return Dynamics(path) if (path / DYNAMICS_FILE).exists() else Store(path)
 
 

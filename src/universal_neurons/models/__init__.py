@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
     from universal_neurons.models.token_rows import Text
     from universal_neurons.models.tokenizer import (
+        added_tokens,
         all_special_ids,
         boundary_tokens,
         encode,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from universal_neurons.models.untrained import require_initialiser, untrained_model
     from universal_neurons.models.verification import verify
     from universal_neurons.models.weight_files import require_weights
-    from universal_neurons.models.weights import ProcessedWeights, processed_weights
+    from universal_neurons.models.weights import ProcessedWeights, processed_weights, projection
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -82,6 +83,7 @@ else:
             "verification": ["verify"],
             "token_bytes": ["Placed", "encode_with_places", "require_places", "spelling_of"],
             "tokenizer": [
+                "added_tokens",
                 "all_special_ids",
                 "boundary_tokens",
                 "encode",
@@ -95,7 +97,7 @@ else:
             ],
             "untrained": ["require_initialiser", "untrained_model"],
             "loading": ["Weights", "load_model", "load_weights"],
-            "weights": ["ProcessedWeights", "processed_weights"],
+            "weights": ["ProcessedWeights", "processed_weights", "projection"],
             "to_safetensors": ["convert", "convert_all", "require_safetensors"],
         },
     )

@@ -269,8 +269,19 @@ def newline_tokens(tokenizer: Any) -> set[int]:
 
 def tokenizer_digest(tokenizer: Any) -> str:
     """SHA-256 of the vocabulary and, where it has them, the merges: what decides which ids a text becomes."""
-    vocabulary = vocabulary_ids(tokenizer)
+    content = [sorted(vocabulary_ids(tokenizer).items()), _merges(tokenizer)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _merges(tokenizer: Any) -> Any:
     with named_errors("its tokenizer cannot be read"):
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        merges = json.loads(backend.to_str())["model"].get("merges") if backend is not None else None
-    return hashlib.sha256(json.dumps([sorted(vocabulary.items()), merges]).encode()).hexdigest()
+        return json.loads(backend.to_str())["model"].get("merges") if backend is not None else None
+
+
+def added_tokens(tokenizer: Any, longer: Any) -> list[str] | None:
+    """The tokens that another tokenizer has besides, in the order of their ids; None where it is no such extension."""
+    known, others = vocabulary_ids(tokenizer), vocabulary_ids(longer)
+    if _merges(tokenizer) != _merges(longer) or any(others.get(token) != number for token, number in known.items()):
+        return None
+    return sorted(others.keys() - known.keys(), key=others.__getitem__)

@@ -12,6 +12,7 @@ one_neuron        one neuron in the terminal
 of_label          the neurons that a label explains best, in the terminal
 label_list        all labels with their meaning, and how often those of a study hold
 anchors           the neurons that are mutual in every model, in the terminal
+diff_summary      a diff in numbers, lists and sentences; one unit before and after
 dynamics_summary  the dynamics in numbers and sentences; one neuron at every checkpoint
 figures/          tables to figures with captions, one file per kind
 plots             figures one by one: store.plot, dynamics.plot, neuron.plot
@@ -26,6 +27,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.report.anchors import anchors_view
+    from universal_neurons.report.diff_summary import diff_view, unit_view
     from universal_neurons.report.dynamics_summary import course_view, dynamics_view
     from universal_neurons.report.figures import study_figures
     from universal_neurons.report.integrity import check_stores
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from universal_neurons.report.pages import (
         study_names,
         summary_html,
+        write_diff_report,
         write_dynamics_report,
         write_joint_report,
         write_page,
@@ -54,11 +57,13 @@ else:
             "opening": ["opening_sentences"],
             "anchors": ["anchors_view"],
             "other_threshold": ["at_threshold", "threshold_sentence"],
+            "diff_summary": ["diff_view", "unit_view"],
             "dynamics_summary": ["course_view", "dynamics_view"],
             "figures": ["study_figures"],
             "pages": [
                 "study_names",
                 "summary_html",
+                "write_diff_report",
                 "write_dynamics_report",
                 "write_joint_report",
                 "write_page",

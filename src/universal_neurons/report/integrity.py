@@ -5,7 +5,8 @@ from pathlib import Path
 
 from rich.console import Group
 
-from universal_neurons.config import DYNAMICS_FILE
+from universal_neurons.config import DIFF_FILE, DYNAMICS_FILE
+from universal_neurons.diff import STUDY, Diff
 from universal_neurons.disk import local_path
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
@@ -14,7 +15,7 @@ from universal_neurons.terminal import shown
 
 
 def check_stores(paths: Sequence[str]) -> Group:
-    """Say that the studies and training dynamics in these folders are whole.
+    """Say that the studies, training dynamics and diffs in these folders are whole.
 
     Raises `StoreConflictError` that lists all that is not.
     """
@@ -26,7 +27,7 @@ def check_stores(paths: Sequence[str]) -> Group:
         if path.suffix == SKETCH:
             lines += _check_sketch(path, problems)
             continue
-        files = _check_dynamics(path, problems) if (path / DYNAMICS_FILE).exists() else _check(Store, path, problems)
+        files = _check_folder(path, problems)
         if len(problems) == begun:
             lines.append(f"{path}: whole; {files} files are those that were written.")
     if problems:
@@ -44,7 +45,14 @@ def _check_sketch(path: Path, problems: list[str]) -> list[str]:
     return [f"{path}: a whole sketch of {sketch.about['model']['name']}."]
 
 
-def _check(kind: type[Store | Dynamics], path: Path, problems: list[str]) -> int:
+def _check_folder(path: Path, problems: list[str]) -> int:
+    """Check what is in a folder, by its manifest; returns how many tables there are."""
+    if (path / DYNAMICS_FILE).exists():
+        return _check_dynamics(path, problems)
+    return _check_diff(path, problems) if (path / DIFF_FILE).exists() else _check(Store, path, problems)
+
+
+def _check(kind: type[Store | Dynamics | Diff], path: Path, problems: list[str]) -> int:
     """Check the tables in one folder; returns how many there are."""
     try:
         results = kind(path)
@@ -74,4 +82,16 @@ def _check_dynamics(path: Path, problems: list[str]) -> int:
         files += _check(Store, folder, problems)
         if len(problems) == begun and Store(folder).manifest["tables"] != checkpoint["tables"]:
             problems.append(f"{folder}: not the study that {DYNAMICS_FILE} was made of")
+    return files
+
+
+def _check_diff(path: Path, problems: list[str]) -> int:
+    """Check a diff and its study, which must be the one that it was made of."""
+    files = _check(Diff, path, problems)
+    if not files:
+        return 0
+    begun, folder = len(problems), path / STUDY
+    files += _check(Store, folder, problems)
+    if len(problems) == begun and Store(folder).manifest["tables"] != Diff(path).manifest["study"]:
+        problems.append(f"{folder}: not the study that {DIFF_FILE} was made of")
     return files

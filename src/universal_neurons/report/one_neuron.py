@@ -47,7 +47,7 @@ def neuron_view(store: Store, name: str, *, all_numbers: bool = False) -> Group:
         parts.append(shown_lines("What it does", *neuron_lines(store, model, layer, neuron, strings)))
     if store.has("examples"):
         number = store.units[model].number_of(layer, neuron)
-        parts += [_histogram(*store.histogram(model, number)), *_examples(store, model, this_neuron)]
+        parts += [_histogram(*store.histogram(model, number)), *example_lines(store, model, this_neuron)]
     return Group(*parts)
 
 
@@ -133,7 +133,7 @@ def _histogram(low: np.ndarray, high: np.ndarray, counts: np.ndarray) -> Text:
     return Text(f"\nPre-activation (log counts)\n{start:8.2f} {line} {end:.2f}")
 
 
-def _examples(store: Store, model: str, this_neuron: pl.Expr) -> list[Text]:
+def example_lines(store: Store, model: str, this_neuron: pl.Expr) -> list[Text]:
     """Spans of text, tokens coloured by activation, the example's own token in « »; of a gated neuron by both signs."""
     strings = store.strings if store.has("vocabulary") else None
     rows = store.examples.filter((pl.col("model") == model) & this_neuron)

@@ -10,14 +10,17 @@ from urllib.parse import quote
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from universal_neurons.diff import Diff
 from universal_neurons.disk import disk_errors, write_atomically
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.labels import SAID_OF_FAMILIES, SAID_OF_ROLES
 from universal_neurons.legible import file_names, legible
 from universal_neurons.report import figures
 from universal_neurons.report.counts import anchor_lines, clique_lines
+from universal_neurons.report.diff_summary import kinds_of, lists_of
+from universal_neurons.report.diff_summary import sentences as diff_sentences
 from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows
-from universal_neurons.report.figures import study_figures
+from universal_neurons.report.figures import FigureKind, study_figures
 from universal_neurons.report.opening import opening_sentences
 from universal_neurons.report.other_threshold import threshold_sentence
 from universal_neurons.report.summary import (
@@ -109,11 +112,17 @@ def _write_figures(store: Results, drawn: Mapping[str, figures.Illustration]) ->
     return pictures
 
 
+def _drawn(results: Results, kinds: Sequence[FigureKind], model: str) -> dict[str, Picture]:
+    """The figures that there are tables for, written, of the whole or of one model."""
+    kinds = [kind for kind in kinds if kind.has_tables(results)]
+    return _write_figures(
+        results, {kind.file: shown for kind in kinds if (shown := kind.of(results, model)) is not None}
+    )
+
+
 def write_dynamics_report(dynamics: Dynamics) -> Path:
     """Draw the figures and the report of training dynamics into their folder; returns the report."""
-    kinds = [kind for kind in figures.DYNAMICS_KINDS if kind.has_tables(dynamics)]
-    drawn = {kind.file: shown for kind in kinds if (shown := kind.of(dynamics, dynamics.seeds[0])) is not None}
-    pictures = _write_figures(dynamics, drawn)
+    pictures = _drawn(dynamics, figures.DYNAMICS_KINDS, dynamics.seeds[0])
     page = PAGES.get_template("dynamics.html").render(
         name=dynamics.path.resolve().name,
         seeds=dynamics.seeds,
@@ -127,6 +136,25 @@ def write_dynamics_report(dynamics: Dynamics) -> Path:
         environment=dynamics.manifest["environment"],
     )
     return dynamics.write_page("report.html", page.encode())
+
+
+def write_diff_report(diff: Diff) -> Path:
+    """Draw the figure and the report of a diff into its folder; returns the report."""
+    pictures = _drawn(diff, figures.DIFF_KINDS, diff.models[0])
+    page = PAGES.get_template("diff.html").render(
+        name=diff.path.resolve().name,
+        models=diff.models,
+        lines=diff_sentences(diff),
+        kinds=kinds_of(diff),
+        pictures=pictures.values(),
+        lists=lists_of(diff).items(),
+        tokens=diff.manifest["tokens"],
+        described=diff.manifest["models"],
+        rules=diff.config,
+        config={key: value for key, value in diff.manifest["config"].items() if value not in (None, [])},
+        environment=diff.manifest["environment"],
+    )
+    return diff.write_page("report.html", page.encode())
 
 
 def write_joint_report(stores: Sequence[Store], target: Path) -> Path:

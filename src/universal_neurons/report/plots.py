@@ -5,9 +5,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from universal_neurons.diff import Diff
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.errors import InputError
-from universal_neurons.report.figures import DYNAMICS_KINDS, NEURON_KINDS, STUDY_KINDS, FigureKind
+from universal_neurons.report.figures import DIFF_KINDS, DYNAMICS_KINDS, NEURON_KINDS, STUDY_KINDS, FigureKind
 from universal_neurons.storage import Neuron, Results, Store
 
 
@@ -75,6 +76,11 @@ def study_plots(store: Store) -> Plots:
 def dynamics_plots(dynamics: Dynamics) -> Plots:
     """`dynamics.plot`."""
     return Plots(dynamics, DYNAMICS_KINDS, dynamics.seeds)
+
+
+def diff_plots(diff: Diff) -> Plots:
+    """`diff.plot`."""
+    return Plots(diff, DIFF_KINDS, diff.models)
 
 
 def neuron_plots(neuron: Neuron) -> Plots:

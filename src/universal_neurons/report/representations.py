@@ -1,14 +1,16 @@
-"""What a terminal and a notebook show of a study, of one neuron and of training dynamics.
+"""What a terminal and a notebook show of a study, of one neuron, of training dynamics and of a diff.
 
 A store knows nothing of the views that read it; `universal_neurons` imports this module with the first public name that
 gives a store.
 """
 
+from universal_neurons.diff import Diff
 from universal_neurons.dynamics import Dynamics
+from universal_neurons.report.diff_summary import plain_diff
 from universal_neurons.report.dynamics_summary import plain_dynamics
 from universal_neurons.report.one_neuron import neuron_html, plain_neuron
 from universal_neurons.report.pages import summary_html
-from universal_neurons.report.plots import dynamics_plots, neuron_plots, study_plots
+from universal_neurons.report.plots import diff_plots, dynamics_plots, neuron_plots, study_plots
 from universal_neurons.report.summary import plain_summary
 from universal_neurons.report.universal import universal_table
 from universal_neurons.report.verdict import neuron_sentence
@@ -27,3 +29,4 @@ Store.shown_by(
     }
 )
 Dynamics.shown_by({"text": plain_dynamics, "plot": dynamics_plots})
+Diff.shown_by({"text": plain_diff, "plot": diff_plots})

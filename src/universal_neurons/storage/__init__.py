@@ -1,6 +1,6 @@
 """What lies in a folder?  Written whole or not at all, read with nothing taken on trust.
 
-manifest     study.json and dynamics.json: what must stand in them
+manifest     study.json, dynamics.json, diff.json: what must stand in them
 leftovers    what a killed writer may leave in a folder
 rewriting    tables of a finished study replaced by others, all at once
 former_names columns that earlier versions named otherwise
@@ -18,7 +18,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.storage.former_names import by_present_names
-    from universal_neurons.storage.manifest import MANIFEST, SKETCH, Facts, FinishedDynamics, is_ours
+    from universal_neurons.storage.manifest import MANIFEST, SKETCH, Facts, FinishedDiff, FinishedDynamics, is_ours
     from universal_neurons.storage.neuron import Neuron, parse_neuron
     from universal_neurons.storage.results import Results
     from universal_neurons.storage.sketch_file import (
@@ -41,7 +41,7 @@ else:
         __name__,
         {
             "former_names": ["by_present_names"],
-            "manifest": ["Facts", "FinishedDynamics", "MANIFEST", "SKETCH", "is_ours"],
+            "manifest": ["Facts", "FinishedDiff", "FinishedDynamics", "MANIFEST", "SKETCH", "is_ours"],
             "neuron": ["Neuron", "parse_neuron"],
             "results": ["Results"],
             "snapshots": ["Generations", "KEPT", "PART_BYTES", "Pace"],

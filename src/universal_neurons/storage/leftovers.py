@@ -4,14 +4,16 @@ import os
 import re
 from pathlib import Path
 
-from universal_neurons.config import DYNAMICS_FILE
+from universal_neurons.config import DIFF_FILE, DYNAMICS_FILE
 from universal_neurons.disk import refuse_link
 from universal_neurons.storage.manifest import MANIFEST
 
-LOCK, WORK, STAGING, FIGURES, STEPS = ".lock", "work", ".rewriting", "figures", "steps"
+LOCK, WORK, STAGING, FIGURES, STEPS, STUDY = ".lock", "work", ".rewriting", "figures", "steps", "study"
 COSTLY = ("checkpoint-", "lanes", "self-", "untrained-")  # of the scratch folder: what took time to find
 PAGE = ".report.html.partial"  # drawn without the lock
-PARTIALS = re.compile(r"\.(study\.json|dynamics\.json|histograms\.safetensors|report\.html|[\w-]+\.parquet)\.partial")
+PARTIALS = re.compile(
+    r"\.(study\.json|dynamics\.json|diff\.json|histograms\.safetensors|report\.html|[\w-]+\.parquet)\.partial"
+)
 INSIDE = {  # what a writer puts into its folders
     WORK: re.compile(
         r"\.?(checkpoint-|self-).*|lanes|sinks|untrained-\d+|(rows|spans|span-ids)(-\d+)?\.(partial|i32)|ranges\.(partial|i32)|text\.(partial|utf8)"
@@ -29,7 +31,7 @@ def is_ours(entry: Path) -> bool:
 
 
 def holds_results(folder: Path) -> bool:
-    """Whether an unfinished study's folder holds what took time to find: a snapshot, a table, a step's study."""
+    """Whether an unfinished study's folder holds what took time to find: a snapshot, a table, a study within."""
     if not folder.is_dir():
         return True
     for entry in folder.iterdir():
@@ -39,7 +41,10 @@ def holds_results(folder: Path) -> bool:
         elif entry.name == STEPS and entry.is_dir():
             if any(holds_results(step) for step in entry.iterdir()):
                 return True
-        elif entry.name not in (MANIFEST, DYNAMICS_FILE) and not is_ours(entry):
+        elif entry.name == STUDY and entry.is_dir():
+            if holds_results(entry):
+                return True
+        elif entry.name not in (MANIFEST, DYNAMICS_FILE, DIFF_FILE) and not is_ours(entry):
             return True
     return False
 
@@ -53,7 +58,7 @@ def sweep_partials(folder: Path) -> None:
 
 def refuse_links(folder: Path) -> None:
     """Raise `StoreConflictError` where a link stands in the place of a folder of ours, or in the scratch folder."""
-    for name in (WORK, STAGING, FIGURES, STEPS):
+    for name in (WORK, STAGING, FIGURES, STEPS, STUDY):
         refuse_link(folder / name)
     for inside, folders, files in os.walk(folder / WORK):
         for name in (*folders, *files):

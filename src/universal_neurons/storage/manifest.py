@@ -1,4 +1,4 @@
-"""study.json and dynamics.json, the manifests: what must stand in them; nothing in them is taken on trust."""
+"""study.json, dynamics.json, diff.json, the manifests: what must stand in them; nothing in them is taken on trust."""
 
 import json
 import reprlib
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from universal_neurons.config import DYNAMICS_FILE
+from universal_neurons.config import DIFF_FILE, DYNAMICS_FILE
 from universal_neurons.disk import local_path, open_regular
 from universal_neurons.errors import MissingFileError, StoreConflictError
 from universal_neurons.units import EXPERT, Units
@@ -188,11 +188,21 @@ class FinishedDynamics(Unfinished):
     environment: Environment
 
 
+class FinishedDiff(Unfinished):
+    """The manifest of a finished diff: base, fine-tune, other fine-tunes; the tables of its study."""
+
+    models: list[ModelFacts] = Field(min_length=2)
+    tokens: TokenFacts
+    tables: Annotated[dict[TableName, Digest], AfterValidator(_holding("changes"))]
+    study: dict[TableName, Digest]
+    environment: Environment
+
+
 def is_ours(named: str) -> bool:
-    """Whether this is the folder of a study or of training dynamics, or the file of a sketch."""
+    """Whether this is the folder of a study, of training dynamics or of a diff, or the file of a sketch."""
     if local_path(named).suffix == SKETCH:
         return True
-    return any((local_path(named) / name).exists() for name in (MANIFEST, DYNAMICS_FILE))
+    return any((local_path(named) / name).exists() for name in (MANIFEST, DYNAMICS_FILE, DIFF_FILE))
 
 
 def file_of(table: str) -> str:

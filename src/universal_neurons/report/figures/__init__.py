@@ -3,6 +3,7 @@
 Figures are drawn without pyplot, so that drawing in a server or notebook leaves no state behind.
 """
 
+from universal_neurons.report.figures.diff import DIFF_KINDS
 from universal_neurons.report.figures.dynamics import DYNAMICS_KINDS, StepAxis
 from universal_neurons.report.figures.illustration import Caption, FigureKind, Illustration
 from universal_neurons.report.figures.kinds import STUDY_KINDS, study_figures
@@ -13,6 +14,7 @@ from universal_neurons.report.figures.universality import CONVERGENCE, DENSITIES
 __all__ = [
     "CONVERGENCE",
     "DENSITIES",
+    "DIFF_KINDS",
     "DYNAMICS_KINDS",
     "NEURON_KINDS",
     "STUDY_KINDS",

@@ -1,0 +1,34 @@
+"""What did training change?  A base and its fine-tune, whose units correspond by index, unit by unit.
+
+settings        DiffConfig: a study's settings, the null, the second text, from where on a change counts
+correspondence  do two models' units correspond by index; tokens that one has besides
+inputs          the models and texts of a diff, with everything decided
+paired_firing   how often each unit fires in either model, and in both
+selves          each unit and itself on held-out rows: alike, shifted, re-scaled
+weight_changes  its weights before and after, and where its effects on the logits went
+places          where units went to, by the best matches each way: moved, split, merged
+kinds           the kind of change, by rules with their error rates
+nulls           how unusual a change is among those of other fine-tunes
+changes         the tables
+run             run_diff; Diff, what it leaves
+"""
+
+from typing import TYPE_CHECKING
+
+from universal_neurons.faces import face
+
+if TYPE_CHECKING:
+    from universal_neurons.diff.kinds import KINDS
+    from universal_neurons.diff.nulls import MEASURES
+    from universal_neurons.diff.run import STUDY, Diff, run_diff
+    from universal_neurons.diff.settings import NOT_OF_DIFF, DiffConfig, make_diff_config
+else:
+    __getattr__, __dir__ = face(
+        __name__,
+        {
+            "settings": ["DiffConfig", "NOT_OF_DIFF", "make_diff_config"],
+            "kinds": ["KINDS"],
+            "nulls": ["MEASURES"],
+            "run": ["Diff", "STUDY", "run_diff"],
+        },
+    )
