@@ -86,9 +86,9 @@ def require_own(store, values, rows):
 def test_windows_hold_what_the_models_do_there(whole, tokens):
     held = np.concatenate(tokens.split()[1])
     require_own(whole, own_activations(three_models(), tokens, held), held)
-    for row, start, ids in whole.counterparts.select("row", "start", "tokens").unique(("row", "start")).iter_rows():
+    for row, start, ids in whole.side_by_side.select("row", "start", "tokens").unique(("row", "start")).iter_rows():
         assert tokens.ids(np.array([row]))[0, start : start + len(ids)].tolist() == ids
-    assert whole.counterparts["asker"].unique(maintain_order=True).to_list() == ["m0", "gated", "m1"]
+    assert whole.side_by_side["asker"].unique(maintain_order=True).to_list() == ["m0", "gated", "m1"]
 
 
 def bounds_by_numpy(model, tokens):
@@ -109,7 +109,7 @@ def test_windows_are_those_that_numpy_chooses_among_held_out_rows(whole, tokens,
     counted = [np.flatnonzero(mask) for mask in tokens.mask(held)]
     at = np.array([where[h % len(where)] for h, where in zip(hashes, counted)])
     sampled = values[np.arange(len(held)), at]
-    table = whole.counterparts.filter(pl.col("asker") == name)
+    table = whole.side_by_side.filter(pl.col("asker") == name)
     assert set(table["band"].unique()) == {*BANDS} | ({"bottom"} if name == "gated" else set())
     for (layer, neuron), of_neuron in table.group_by("layer", "neuron"):
         unit, bands = 24 * layer + neuron, dict(iter(of_neuron.group_by("band", maintain_order=True)))
@@ -134,13 +134,13 @@ def test_windows_are_those_that_numpy_chooses_among_held_out_rows(whole, tokens,
 
 def test_only_the_reference_is_shown_by_default(whole, tokens, tmp_path):
     store = study(tmp_path, tokens)
-    assert_frame_equal(store.counterparts, whole.counterparts.filter(pl.col("asker") == "m0"))
+    assert_frame_equal(store.side_by_side, whole.side_by_side.filter(pl.col("asker") == "m0"))
 
 
 @pytest.mark.parametrize("settings", [{"panels": 3, "lanes": 2}, {"batch_tokens": 300}], ids=str)
 def test_however_the_study_is_made_its_counterparts_are_the_same(whole, tokens, tmp_path, settings):
-    made = study(tmp_path, tokens, pairs="all", **settings).counterparts
-    assert_frame_equal(made, whole.counterparts, abs_tol=1e-5, rel_tol=1e-5)
+    made = study(tmp_path, tokens, pairs="all", **settings).side_by_side
+    assert_frame_equal(made, whole.side_by_side, abs_tol=1e-5, rel_tol=1e-5)
 
 
 def test_a_screened_search_shows_the_matches_that_it_found(whole, tokens, tmp_path):
@@ -148,7 +148,7 @@ def test_a_screened_search_shows_the_matches_that_it_found(whole, tokens, tmp_pa
     held = np.concatenate(tokens.split()[1])
     require_own(store, own_activations(three_models(), tokens, held), held)
     places = [*PLACE, "band", "rank", "row", "position"]
-    assert_frame_equal(store.counterparts[places], whole.counterparts.filter(pl.col("asker") == "m0")[places])
+    assert_frame_equal(store.side_by_side[places], whole.side_by_side.filter(pl.col("asker") == "m0")[places])
 
 
 def test_an_interrupted_detail_pass_ends_with_the_same_bytes(tokens, tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_of_spans_they_are_what_the_spans_tokens_are_pooled_to(tmp_path):
     passages = Passages.load(store.config, tokenizers, context=32)
     held = np.concatenate(passages.split()[1])
     require_own(store, {m.name: pooled(m, passages, held) for m in pair}, held)
-    row = store.counterparts.row(0, named=True)
+    row = store.side_by_side.row(0, named=True)
     ids = passages.ids(np.array([row["row"]]))[0, row["start"] :][: len(row["tokens"])]
     assert row["tokens"] == ids.tolist()
 
@@ -211,7 +211,7 @@ def test_dead_neurons_have_no_counterparts(tokens, tmp_path):
     ):
         parameter.zero_()
     store = study(tmp_path, tokens, models)
-    shown = store.counterparts.select("layer", "neuron").unique()
+    shown = store.side_by_side.select("layer", "neuron").unique()
     assert len(shown) == 47
     assert (0, 3) not in shown.rows()
 
@@ -234,9 +234,9 @@ def test_the_plan_has_room_for_them_in_memory_and_on_disk(whole, pairs):
     assert 2 * sum(made) - 2**13 < more < 4 * sum(made)
     assert counterparts(alone, models) == []
     windows = sum(model.n_neurons * many for model, many in counterparts(settings, models))
-    table = whole.counterparts.filter(pl.col("asker").is_in([model.name for model in askers]))
+    table = whole.side_by_side.filter(pl.col("asker").is_in([model.name for model in askers]))
     assert 0.5 * windows < len(table) <= windows
-    size = (whole.path / "counterparts.parquet").stat().st_size / len(whole.counterparts)
+    size = (whole.path / "counterparts.parquet").stat().st_size / len(whole.side_by_side)
     assert size == pytest.approx(3 * COUNTERPART_DISK_BYTES, rel=0.25)
 
 

@@ -7,6 +7,7 @@ opening           what a study asked and found, in plain sentences
 counts            counts over thresholds, beside untrained networks, of anchors and cliques, as lines
 sinks             positions where the residual stream's norm stands out, and what they carry of the matches
 verdict           what is to be said of one neuron in a sentence or two, and its ten numbers
+counterparts      best matches by name, with what they fire on
 universal         the universal neurons in one table, with counterparts and verdicts
 one_neuron        one neuron in the terminal
 of_label          the neurons that a label explains best, in the terminal

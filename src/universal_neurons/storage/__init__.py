@@ -8,7 +8,8 @@ results      a finished folder, read: every table once, checked against its hash
 neuron       one neuron of a finished study, by its name
 snapshots    plain tensors in generations, whole or not at all; when one is due
 of_label     the neurons that a label explains best
-store        Store and StoreWriter: the only reader and writer of a study's folder
+store        a finished study, read: Store
+writer       the one writer of a study's folder: StoreWriter
 sketch_file  the file of a portable sketch
 """
 
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
         tensors_of,
     )
     from universal_neurons.storage.snapshots import KEPT, PART_BYTES, Generations, Pace
-    from universal_neurons.storage.store import Store, StoreWriter
+    from universal_neurons.storage.store import Store
+    from universal_neurons.storage.writer import StoreWriter
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -45,7 +47,8 @@ else:
             "neuron": ["Neuron", "parse_neuron"],
             "results": ["Results"],
             "snapshots": ["Generations", "KEPT", "PART_BYTES", "Pace"],
-            "store": ["Store", "StoreWriter"],
+            "store": ["Store"],
+            "writer": ["StoreWriter"],
             "sketch_file": [
                 "CODES",
                 "FileInParts",

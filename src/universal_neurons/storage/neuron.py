@@ -10,7 +10,6 @@ from universal_neurons.storage.results import Results
 from universal_neurons.units import Units, parse_unit, unit_name
 
 PLACE = ("model", "layer", "neuron")
-MATCH = tuple(f"match_{name}" for name in PLACE)
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,17 +48,9 @@ class Neuron:
         return self._of("matches")
 
     @property
-    def best_matches(self) -> pl.DataFrame:
-        """A row per other model: the name of its best match there, their signed ρ, and what the match fires on.
-
-        Columns: `neuron`, which `store.neuron` takes; of `matches` `corr`, `corr_heldout`, `corr_low`, `corr_high`,
-        `mutual`; of `neurons` the match's `family`, `label`.  No rows where `matches` has none.
-        """
-        fires_on = self.store.table("neurons").select(*PLACE, "family", "label")
-        best = self.matches.filter(rank=1)
-        best = best.join(fires_on, left_on=MATCH, right_on=PLACE, how="left", maintain_order="left")
-        name = pl.format("{}/L{}.{}", *MATCH).alias("neuron")
-        return best.select(name, "corr", "corr_heldout", "corr_low", "corr_high", "mutual", "family", "label")
+    def counterparts(self) -> pl.DataFrame:
+        """Its rows of `store.counterparts()`: its best match in every other model, and what that fires on."""
+        return self.store.view("counterparts")(self.store, self)
 
     @property
     def labels(self) -> pl.DataFrame:
@@ -72,8 +63,8 @@ class Neuron:
         return self._of("examples")
 
     @property
-    def counterparts(self) -> pl.DataFrame:
-        """Its rows of `store.counterparts`: where it fires on held-out rows, and what its matches do there."""
+    def side_by_side(self) -> pl.DataFrame:
+        """Its rows of `store.side_by_side`: where it fires on held-out rows, and what its matches do there."""
         return self._of("counterparts")
 
     @property
