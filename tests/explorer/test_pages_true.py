@@ -44,7 +44,7 @@ def test_the_table_of_all_units(visit, exported, odd_store):
         unit = neurons[cells["unit"]]
         assert says(cells["excess"], unit["excess_corr"])
         assert says(cells["variance explained"], unit["variance_reduction"])
-        assert says(cells["share firing"], unit["sparsity"])
+        assert says(cells["share active"], unit["sparsity"])
         low, _, high = cells["95 % interval"].partition(" to ")
         assert says(low, unit["excess_low"])
         assert says(high or "–", unit["excess_high"])
@@ -87,7 +87,7 @@ def test_units(visit, exported, odd_store):
         )
         for title, name in {"skew": "skew", "kurtosis": "kurt", "variance": "var", "w out norm": "w_out_norm"}.items():
             assert says(numbers[title], row[name]), name
-        assert says(numbers["share firing"], 100 * row["sparsity"])
+        assert says(numbers["share active"], 100 * row["sparsity"])
         _check_colours(page, [each for each in examples if here(each)])
     visitor.well()
 

@@ -209,6 +209,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(plain_adapter, tmp_path, ch
 
 def test_what_is_missing_is_named(plain_adapter, tmp_path, monkeypatch):
     adapter = shutil.copytree(plain_adapter, tmp_path / "adapter")
+    monkeypatch.chdir(adapter)
     refused(adapter, "model is not there", "../base", "base_model_name_or_path", error=MissingFileError)
     changed(adapter, base_model_name_or_path="x" * 300)
     refused(adapter, "model is not there", error=MissingFileError)
