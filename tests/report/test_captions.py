@@ -85,7 +85,10 @@ def test_what_is_seen_is_in_the_tables(odd_store, drawn):
     assert f"{above} of {every} neurons ({100 * above / every:.1f} %" in words
     assert (f"; {every - len(rows)} are dead" in words) == (every > len(rows))
     assert f"the highest is {excess.max():.2f}" in words
-    assert f"The baseline reaches {baseline.max():.2f} at most" in words
+    assert f"The mean baseline reaches {baseline.max():.2f} at most" in words
+    best = [row for row in odd_store.matches.to_dicts() if row["model"] == name and row["rank"] == 1]
+    same = 100 * np.mean([row["layer"] == row["match_layer"] for row in best])
+    assert f"Of the best matches {same:.0f} % lie in the layer of the same number" in words
 
     best = np.array([row["mean_corr"] for row in rows])
     words = seen(drawn, "densities")

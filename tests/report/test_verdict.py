@@ -60,6 +60,12 @@ def row(**given):
         ),
         ({"excess_low": None, "excess_high": None}, "Universal on the text that chose its matches", "not asked"),
         ({"excess_corr": 0.5}, "Not universal: .50 better matched than by chance", ".60 to .80"),
+        ({"excess_corr": 0.48, "excess_standardised": 0.5}, "Not universal: .48", ".60 to .80"),
+        (
+            {"excess_corr": 0.48, "excess_standardised": 0.53},
+            "Universal only with every neuron brought to variance 1 (.53, above 0.5), not as the paper counts (.48)",
+            ".60 to .80",
+        ),
         ({"excess_corr": math.nan}, "Not known", ""),
     ],
 )
@@ -207,7 +213,8 @@ def test_of_every_neuron_something_is_said(store):
         assert all(sentence.endswith(".") for sentence in said)
         assert ("rest on little text" in said[0]) == (found["carried_by_few"] is True)
     threshold = found["excess_corr"] + 0.01
-    assert verdict(store, found, threshold)[0].startswith("Not universal")
+    scaled = found["excess_standardised"] > threshold
+    assert verdict(store, found, threshold)[0].startswith("Universal only with" if scaled else "Not universal")
     assert "seed[3]/L0.3" in plain(neuron_view(store, "seed[3]/L0.3"), 100)
 
 
@@ -247,7 +254,7 @@ def test_universal_neurons_stand_with_their_counterparts(store):
         others = [name for name in ("one", "two", "seed[3]") if name != asked]
         for found in table.iter_rows(named=True):
             neuron = store.neuron(found["neuron"])
-            assert found["neuron"].startswith("L" if asker is None else "seed[3]/L")
+            assert found["neuron"].startswith(f"{asked}/L")
             assert neuron.model == asked
             assert neuron.sentence == found["sentence"]
             for column in ("excess_low", "excess_high", "family"):
@@ -278,11 +285,21 @@ def test_universal_by_another_threshold(store):
         store.universal("nobody")
 
 
+def test_universal_by_the_other_excess(store):
+    level = store.config.threshold
+    neurons = store.neurons.filter(pl.col("model") == "one", pl.col("excess_standardised").fill_nan(None) > level)
+    found = store.universal(by="standardised")
+    assert found["excess_standardised"].to_list() == sorted(neurons["excess_standardised"], reverse=True)
+    assert set(found.join(store.counterparts(), on="neuron")["neuron"]) == set(found["neuron"])
+    with pytest.raises(InputError, match=r"no excess of this kind[^$]*paper, standardised"):
+        store.universal(by="scale")
+
+
 def test_a_neuron_has_its_part_of_every_table(store):
     neuron = store.neuron("two/L1.5")
     assert (neuron.name, store.neuron("L1.5").name) == ("two/L1.5", "one/L1.5")
     for name in ("matches", "labels", "examples", "counterparts", "effects"):
-        part = getattr(neuron, name)
+        part = getattr(neuron, {"counterparts": "side_by_side"}.get(name, name))
         direct = pl.read_parquet(store.path / f"{name}.parquet").filter(model="two", layer=1, neuron=5)
         assert len(part) > 0
         assert part.equals(direct)

@@ -15,7 +15,7 @@ from universal_neurons.report.counts import clique_lines
 from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, short
 from universal_neurons.roles import role_rows
 from universal_neurons.storage import Store
-from universal_neurons.study import FIT_FACTS, fit_rows, ranking
+from universal_neurons.study import FIT_FACTS, fit_rows
 from universal_neurons.terminal import TextTable, plain, shown
 from universal_neurons.units import unit_name
 
@@ -132,6 +132,9 @@ def models_rows(store: Store) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+BEST_BY = {"bos": "bos_mean", "position": "position_mi"}  # what the others have by the variance that labels explain
+
+
 def family_rows(store: Store) -> list[tuple[str, list[int], str]]:
     """Every family: its neurons in each model, and the reference model's best with its label."""
     neurons = store.neurons
@@ -140,7 +143,10 @@ def family_rows(store: Store) -> list[tuple[str, list[int], str]]:
         members = neurons.filter(pl.col("family") == family)
         counts = [len(members.filter(pl.col("model") == name)) for name in store.models]
         best = ""
-        ranked, _ = ranking(members.filter(pl.col("model") == store.models[0]))
+        ranked = members.filter(pl.col("model") == store.models[0]).sort(
+            pl.col(BEST_BY.get(family, "variance_reduction")).fill_nan(None), descending=True, nulls_last=True,
+            maintain_order=True,
+        )  # fmt: skip
         if family != UNEXPLAINED and len(ranked):
             first = ranked.row(0, named=True)
             best = unit_name(first["layer"], first["neuron"]) + ("" if family == "bos" else f" {fires_on(first)}")

@@ -8,11 +8,15 @@ from universal_neurons.report.verdict import verdict
 from universal_neurons.storage import Store
 from universal_neurons.units import name_column
 
+EXCESS = {"paper": "excess_corr", "standardised": "excess_standardised"}
 
-def universal_table(store: Store, model: str | None = None, threshold: float | None = None) -> pl.DataFrame:
+
+def universal_table(
+    store: Store, model: str | None = None, threshold: float | None = None, by: str = "paper"
+) -> pl.DataFrame:
     """`Store.universal`: a row per universal neuron, the highest excess first.
 
-    Raises `InputError` where the study did not ask about the model's matches.
+    Raises `InputError` where the study did not ask about the model's matches, or has no such excess.
     """
     asker = store.models[0] if model is None else model
     if asker not in store.askers:
@@ -24,17 +28,23 @@ def universal_table(store: Store, model: str | None = None, threshold: float | N
             else "a study of two models or more, with universality",
             fix="run it with --pairs all to ask about every model" if asker in store.models[1:] else None,
         )
-    above = pl.col("is_universal") if threshold is None else pl.col("excess_corr").fill_nan(None) > threshold
+    excess = EXCESS.get(by)
+    if excess not in store.neurons.columns:
+        kept = [name for name, column in EXCESS.items() if column in store.neurons.columns]
+        raise InputError(f"{store.path}: no excess of this kind", given=by, wanted="one of " + ", ".join(kept))
+    least = store.config.threshold if threshold is None else threshold
+    above = pl.col(excess).fill_nan(None) > least
     found = store.neurons.filter((pl.col("model") == asker) & above)
-    found = found.sort("excess_corr", "layer", "neuron", descending=[True, False, False])
+    found = found.sort(excess, "layer", "neuron", descending=[True, False, False])
+    further = [column for column in EXCESS.values() if column in found.columns and column != "excess_corr"]
     sentences = [" ".join(verdict(store, row, threshold)) for row in found.iter_rows(named=True)]
     others = [name for name in store.models if name != asker]
     for other in others:
         found = found.join(_matches(store, asker, other), on=["layer", "neuron"], how="left", maintain_order="left")
-    name = name_column() if asker == store.models[0] else pl.format("{}/{}", pl.lit(asker), name_column())
+    name = pl.format("{}/{}", pl.lit(asker), name_column())
     return found.with_columns(neuron=name, sentence=pl.Series(sentences, dtype=pl.String)).select(
         "neuron",
-        "excess_corr", "excess_heldout", "excess_low", "excess_high",
+        "excess_corr", "excess_heldout", "excess_low", "excess_high", *further,
         *(f"{kind}_{other}" for other in others for kind in ("match", "corr")),
         "family", explaining_label(), "sentence",
     )  # fmt: skip

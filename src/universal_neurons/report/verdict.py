@@ -103,6 +103,12 @@ def universality(row: dict[str, Any], threshold: float) -> str:
         return "Not known to be universal: it has no excess correlation"
     if excess <= threshold:
         said = f"Not universal: {short(excess)} better matched than by chance, {threshold:g} is the threshold"
+        standardised = row.get("excess_standardised")
+        if standardised is not None and standardised > threshold:
+            said = (
+                f"Universal only with every neuron brought to variance 1 ({short(standardised)}, above "
+                f"{threshold:g}), not as the paper counts ({short(excess)})"
+            )
         return said + (f" (on text that did not choose it {interval})" if finite(low) else "")
     if not (finite(low) and finite(high)):
         return "Universal on the text that chose its matches; how sure that is was not asked"

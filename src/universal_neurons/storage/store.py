@@ -116,12 +116,14 @@ class Store(Results):
         """
         return self.view("counterparts")(self, None if name is None else self.neuron(name))
 
-    def universal(self, model: str | None = None, threshold: float | None = None) -> pl.DataFrame:
+    def universal(self, model: str | None = None, threshold: float | None = None, by: str = "paper") -> pl.DataFrame:
         """A row per universal neuron of a model (the reference), by the study's threshold or another, best first.
 
-        Raises `InputError` where the study did not ask about the model's matches.  Columns: docs/python.md.
+        `by`: the excess that decides, the "paper"'s (`is_universal`), or "standardised" (`excess_standardised`: every
+        neuron brought to variance 1), which the summary leads with.  Raises `InputError` where the study did not ask
+        about the model's matches, or has no such excess.  Columns: docs/python.md.
         """
-        return self.view("universal")(self, model, threshold)
+        return self.view("universal")(self, model, threshold, by)
 
     def best_for(self, label: str, model: str | None = None) -> pl.DataFrame:
         """The neurons, of all models or one, that have a label among their best, the best explained first.

@@ -121,7 +121,7 @@ MATCHES = FigureKind(
     title="The neuron's best match in every other model",
     axes="A row a model, and the neuron there that correlates most (⇄: each is the other's best). Across: their ρ, "
     "with its 95 % interval on rows that did not choose it. Dotted: the same with rotated models.",
-    look="Bars far to the right of the dotted line in every row: each model has the neuron.",
+    look="Points and strokes far to the right of the dotted line in every row: each model has the neuron.",
     stage="the stage universality",
     needs=("matches",),
     inputs=_best_matches,

@@ -89,12 +89,14 @@ def _universality_seen(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, 
         return "No neuron here is alive."
     universal, every = int(alive["is_universal"].sum()), int((neurons["model"] == asker).sum())
     dead = f"; {every - len(alive):,} are dead" if every > len(alive) else ""
-    same = layers.filter((pl.col("asker") == asker) & (pl.col("layer") == pl.col("match_layer")))["fraction"]
+    same = layers.filter((pl.col("asker") == asker) & (pl.col("layer") == pl.col("match_layer")))
+    same = same.join(alive.group_by("layer").len("alive"), on="layer").fill_nan(0)
+    share = np.average(same["fraction"], weights=same["alive"])
     return (
         f"{universal:,} of {every:,} neurons ({percent(universal / every, 1)}{dead}) have an excess above "
-        f"{threshold:g}; the highest is {number(alive['excess_corr'].max())}. The baseline reaches "
-        f"{number(alive['mean_baseline'].max())} at most. Of the best matches {percent(same.fill_nan(None).mean())} "
-        "lie in the layer of the same number."
+        f"{threshold:g}; the highest is {number(alive['excess_corr'].max())}. The mean baseline reaches "
+        f"{number(alive['mean_baseline'].max())} at most. Of the best matches {percent(share)} lie in the layer of the "
+        "same number."
     )
 
 
