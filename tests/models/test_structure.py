@@ -199,6 +199,9 @@ def test_folders_that_are_refused_before_their_weights_are_read(tmp_path):
 
     with pytest.raises(CheckpointError, match="the weights have 2"):
         load_model(changed(num_hidden_layers=10**9))
+    (folder / "config.json").write_text(json.dumps({"model_type": "trocr", "decoder_layers": 10**9}))
+    with pytest.raises(CheckpointError, match="the weights have 2"):
+        load_model(str(folder))
     with pytest.raises(ArchitectureError, match="unknown architecture"):
         load_model(changed(model_type="oddity"))
     with pytest.raises(ArchitectureError, match="an encoder with a decoder"):

@@ -150,6 +150,9 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False, spread: S
     try:
         with quiet_transformers(), torch.device("meta"):
             described = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+            if row is None:  # whatever its own name for it is
+                layers = getattr(described, "num_hidden_layers", None)
+                require_layers({"num_hidden_layers": layers}, tensors, None, source.given)
             loader = loader_of(row, described, source.given)
             shape: Any = loader.from_config(described)
     except (*UNREADABLE, StrictDataclassError) as error:
