@@ -92,7 +92,7 @@ class TokenizerError(InputError):
 
 
 class ArchitectureError(InputError):
-    """A model family that is not in the table, or a model that is not what its family's row says."""
+    """A model whose parts neither the table names nor structure tells, or that is not what its row says."""
 
 
 class CheckpointError(InputError):

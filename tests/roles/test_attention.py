@@ -76,9 +76,7 @@ def hooks(model):
 
 
 def test_every_attention_of_the_table_is_tried_out():
-    known = {
-        kind.model_type for kind in KINDS.values() if architecture_of({"model_type": kind.model_type}, "").attention
-    }
+    known = {kind.model_type for kind in KINDS.values() if architecture_of({"model_type": kind.model_type}).attention}
     assert known == {family for family, _ in VARIANTS.values()} | set(OTHERS)
 
 

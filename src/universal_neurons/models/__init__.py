@@ -7,6 +7,9 @@ weight_files    what a folder says before anything is built of it: config.json, 
 weight_names    which of a file's weights the model takes, by name and shape
 described       what a study must know of a model before it reads text
 experts         mixtures of experts: the activations and weights of every expert's neurons
+passes          a forward pass that is looked into: of a network, of one of its blocks alone
+block_structure which parts of a block are its MLP's, by what they do
+structure       a row for a model that no row of the table names
 model           Model: its activations on a batch, its logits
 norms           a norm: what it subtracts, divides by, and how it scales the result
 verification    are its weights numbers; is it what its family's row says
@@ -28,7 +31,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.models.architecture_table import is_gated
-    from universal_neurons.models.architectures import AttentionParts, module_at
+    from universal_neurons.models.architectures import AttentionParts, matrix_of, module_at
     from universal_neurons.models.described import Described, quiet_transformers
     from universal_neurons.models.loading import Weights, load_model, load_weights
     from universal_neurons.models.locations import (
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
         names_of,
         resolve_sources,
     )
-    from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of
+    from universal_neurons.models.model import DTYPES, Model, Sink
     from universal_neurons.models.norms import Norm
     from universal_neurons.models.to_safetensors import convert, convert_all, require_safetensors
     from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
@@ -66,7 +69,7 @@ else:
         __name__,
         {
             "architecture_table": ["is_gated"],
-            "architectures": ["AttentionParts", "module_at"],
+            "architectures": ["AttentionParts", "matrix_of", "module_at"],
             "locations": [
                 "BUNDLED_FOLDER",
                 "bundled_models",
@@ -77,7 +80,7 @@ else:
             ],
             "weight_files": ["require_weights"],
             "described": ["Described", "quiet_transformers"],
-            "model": ["DTYPES", "Model", "Sink", "matrix_of"],
+            "model": ["DTYPES", "Model", "Sink"],
             "norms": ["Norm"],
             "token_rows": ["Text"],
             "verification": ["verify"],

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from universal_neurons.errors import ArchitectureError
-from universal_neurons.models.architectures import Architecture, AttentionParts, ExpertParts
+from universal_neurons.models.architectures import FOUND, Architecture, AttentionParts, ExpertParts
 
 
 def _separate(module: str, norm: str, out: str) -> AttentionParts:
@@ -292,18 +292,12 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 )
 
 
-def architecture_of(config: Mapping[str, Any], source: str) -> Architecture:
-    """The first row of the table that a configuration fits; `source` names the model in the error."""
+def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
+    """The first row of the table that a configuration fits, if any does."""
     for row in ARCHITECTURES:
         if config["model_type"] in row.model_types and row.settings.items() <= config.items():
             return row
-    known = ", ".join(sorted({t for row in ARCHITECTURES for t in row.model_types}))
-    raise ArchitectureError(
-        f"{source}: unknown architecture",
-        given=f"model_type {config['model_type']!r}",
-        wanted=f"one of {known}",
-        fix="add a row to ARCHITECTURES in architecture_table.py (docs/models.md says how)",
-    )
+    return None
 
 
 def is_gated(name: str, source: str) -> bool:
@@ -311,6 +305,9 @@ def is_gated(name: str, source: str) -> bool:
     for row in ARCHITECTURES:
         if row.name == name:
             return row.gated
+    for gated, found in FOUND.items():
+        if name.startswith(found):
+            return gated
     raise ArchitectureError(
         f"{source}: of an unknown architecture",
         given=name,

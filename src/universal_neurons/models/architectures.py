@@ -8,6 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jaxtyping import Float
+from torch import Tensor, nn
+
+FOUND = {False: "found by structure: ", True: "found by structure, gated: "}  # then a model_type: a name of no row
+
 
 @dataclass(frozen=True)
 class AttentionParts:
@@ -89,3 +94,10 @@ def module_at(root: Any, path: str | None) -> Any:
         if root is None:
             return None
     return root
+
+
+def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:
+    """A projection's weight as (outputs, inputs); GPT-2 stores the transpose."""
+    assert isinstance(module.weight, Tensor)
+    weight = module.weight.detach()
+    return weight.T if type(module).__name__ == "Conv1D" else weight

@@ -9,6 +9,7 @@ from universal_neurons.models.architecture_table import architecture_of
 from universal_neurons.models.described import quiet_transformers
 from universal_neurons.models.locations import Source
 from universal_neurons.models.model import DTYPES
+from universal_neurons.models.structure import loader_of
 from universal_neurons.models.weight_files import UNREADABLE, unreadable_weights
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -18,9 +19,9 @@ def read_gguf(source: Source, dtype: str) -> tuple[Any, str]:
     """The Hugging Face model of a GGUF file, and a note on how its weights were stored.
 
     `dtype` `file` is the precision of most numbers, float32 for quantised ones.  Raises `MissingExtraError` without the
-    package gguf, `CheckpointError` for a file that cannot be read, `ArchitectureError` for a family not in the table.
+    package gguf, `CheckpointError` for a file that cannot be read, `ArchitectureError` for an encoder with a decoder.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoConfig
 
     if find_spec("gguf") is None:
         raise MissingExtraError(
@@ -35,8 +36,7 @@ def read_gguf(source: Source, dtype: str) -> tuple[Any, str]:
             config = AutoConfig.from_pretrained(source.folder, **given)
     except UNREADABLE as error:
         raise unreadable_weights(source.given, f"{type(error).__name__}: {error}") from error
-    row = architecture_of(config.to_dict(), source.given)
-    loader = AutoModelForCausalLM if row.causal else AutoModelForMaskedLM
+    loader = loader_of(architecture_of(config.to_dict()), config, source.given)
     precision = PLAIN.get(kind, "float32") if dtype == "file" else dtype
     try:
         with quiet_transformers():

@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from universal_neurons.errors import ConfigError
+from universal_neurons.errors import ArchitectureError, ConfigError
 from universal_neurons.legible import first_line
 from universal_neurons.models.adapters import merge_adapter
-from universal_neurons.models.architecture_table import architecture_of
+from universal_neurons.models.architecture_table import ARCHITECTURES, architecture_of
+from universal_neurons.models.architectures import matrix_of
 from universal_neurons.models.described import quiet_transformers
 from universal_neurons.models.gguf_files import read_gguf
 from universal_neurons.models.locations import Source, digest_of, resolve_sources
-from universal_neurons.models.model import DTYPES, Model, Sink, matrix_of
+from universal_neurons.models.model import DTYPES, Model, Sink
 from universal_neurons.models.spread import (
     Spread,
     discard,
@@ -25,6 +26,7 @@ from universal_neurons.models.spread import (
     spread_note,
     spread_settings,
 )
+from universal_neurons.models.structure import loader_of, unembedding_of
 from universal_neurons.models.tokenizer import load_tokenizer, tokenizer_folder
 from universal_neurons.models.verification import verify
 from universal_neurons.models.weight_files import (
@@ -77,8 +79,9 @@ def load_model(
     `device_map` spreads a model that is larger than `device`, by a plan of `accelerate` (auto, balanced, sequential) or
     by a device for each part, within `max_memory` of each; activations are handed on `device`.
     Raises `MissingFileError`, `CheckpointError` (weights that are pickled, truncated, incomplete, quantised, NaN, or
-    others than config.json describes; a tokenizer that does not work) and `ArchitectureError` (a family not in the
-    table, or one whose MLP does not add activation · W_out + b to the residual stream).
+    others than config.json describes; a tokenizer that does not work) and `ArchitectureError` (a family
+    whose parts neither the table names nor structure tells, or whose MLP does not add activation · W_out + b to the
+    residual stream).
     """
     if dtype not in (*DTYPES, OWN):
         raise ConfigError(f"no such precision: {dtype!r}", wanted="one of " + ", ".join((*DTYPES, OWN)))
@@ -131,28 +134,35 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False, spread: S
         in_one_kernel(network)
         return Weights(network, False, (note,))
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoConfig
 
     config = read_config(source)
-    row = architecture_of(config, source.given)
+    row = architecture_of(config)
+    if row is None:
+        _require_known(config["model_type"], source.given)
     tensors = (
         pickled_tensors(pickled_files(source), source.given)
         if pickled
         else stored_tensors(require_weights(source), source.given)
     )
-    require_layers(config, tensors, row, source.given)
+    require_layers(config, tensors, None if row is None else row.blocks, source.given)
     dtype = own_precision(config, tensors, source.given) if dtype == OWN else dtype
-    loader = AutoModelForCausalLM if row.causal else AutoModelForMaskedLM
     try:
         with quiet_transformers(), torch.device("meta"):
             described = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+            if row is None:  # whatever its own name for it is
+                layers = getattr(described, "num_hidden_layers", None)
+                require_layers({"num_hidden_layers": layers}, tensors, None, source.given)
+            loader = loader_of(row, described, source.given)
             shape: Any = loader.from_config(described)
     except (*UNREADABLE, StrictDataclassError) as error:
         raise impossible_config(source.given, f"{type(error).__name__}: {error}") from error
+    unembedding = unembedding_of(shape) if row is None else row.unembedding
+    stored = fused_experts(tensors) if row is not None and row.experts else tensors
     places = {} if spread is None else spread_settings(spread, shape, source.given)
     try:
         with quiet_transformers(), quiet_accelerate():
-            headless, note = require_fit(fused_experts(tensors) if row.experts else tensors, shape, row, source)
+            headless, note = require_fit(stored, shape, unembedding, source)
             loaded: Any = loader.from_pretrained(
                 source.folder,
                 dtype=DTYPES[dtype],
@@ -169,7 +179,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False, spread: S
     network, report = loaded
     if places:
         remove_with(network, places["offload_folder"])
-    head = row.unembedding.split(".")[0]
+    head = unembedding.split(".")[0]
     lacking = [str(name) for name in report["missing_keys"] if not (headless and str(name).startswith(f"{head}."))]
     if lacking or report["mismatched_keys"]:
         raise unreadable_weights(source.given, f"missing or misshapen: {sorted(lacking)[:5]}")
@@ -182,6 +192,19 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False, spread: S
         )
     in_one_kernel(network)
     return Weights(network, headless, tuple(notes))
+
+
+def _require_known(model_type: str, named: str) -> None:
+    """Raise `ArchitectureError` for a family that neither the table nor `transformers` knows."""
+    from transformers import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        raise ArchitectureError(
+            f"{named}: unknown architecture",
+            given=f"model_type {model_type!r}",
+            wanted="one of " + ", ".join(sorted({t for row in ARCHITECTURES for t in row.model_types})),
+            fix="add a row to ARCHITECTURES in architecture_table.py (docs/models.md says how)",
+        )
 
 
 def _are_untied(network: Any) -> bool:

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from universal_neurons.errors import ArchitectureError, CheckpointError, ConfigError
 from universal_neurons.models.architecture_table import architecture_of
-from universal_neurons.models.architectures import Architecture, module_at
+from universal_neurons.models.architectures import FOUND, Architecture, matrix_of, module_at
 from universal_neurons.models.described import Described
 from universal_neurons.models.experts import Hook, SparseMLP, sparse_of
+from universal_neurons.models.passes import evaluating, first_tensor
 from universal_neurons.models.spread import is_spread
+from universal_neurons.models.structure import note_of, row_by_structure
 from universal_neurons.models.token_rows import Text, rows_of
 from universal_neurons.units import Units
 
@@ -37,7 +39,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Model(Described):
     """A language model with named neurons.
 
-    `hf` is the Hugging Face model, `architecture` its row of the table, `tokenizer` its tokenizer or None,
+    `hf` is the Hugging Face model, `architecture` its row of the table (without it, looked up, else found by
+    structure), `tokenizer` its tokenizer or None,
     `digest` a SHA-256 of its weights and configuration, `notes` what is left out of it; `device` is where a model that
     `accelerate` spread over several is handed text and hands activations.  `units` are its neurons,
     numbered layer by layer.  The Hugging Face model stays as it is: forward passes evaluate it (no dropout) and keep
@@ -53,6 +56,7 @@ class Model(Described):
         digest: str | None = None,
         notes: Sequence[str] = (),
         device: str | torch.device | None = None,
+        architecture: Architecture | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ConfigError("a model needs a name", given=repr(name), wanted="a string of one character or more")
@@ -67,7 +71,8 @@ class Model(Described):
         super().__init__(name, tokenizer=tokenizer, notes=notes)
         self.hf = hf
         self._device = None if device is None else torch.device(device)
-        self.architecture: Architecture = architecture_of(hf.config.to_dict() | {"model_type": model_type}, name)
+        row = architecture or architecture_of(hf.config.to_dict() | {"model_type": model_type})
+        self.architecture: Architecture = row or row_by_structure(hf, name, self.device)
         blocks = module_at(hf, self.architecture.blocks)
         if not blocks:
             raise ArchitectureError(
@@ -125,6 +130,8 @@ class Model(Described):
     def _left_out(self) -> tuple[str, ...]:
         """What cannot be said of it, for the notes."""
         notes = []
+        if self.architecture.name.startswith(tuple(FOUND.values())):
+            notes.append(note_of(self.architecture))
         if not self.has_unembedding:
             notes.append(HEADLESS)
         elif not self.unembedding_reads_stream:
@@ -219,7 +226,7 @@ class Model(Described):
                 return module
         raise ArchitectureError(
             f"{self.name}: block {layer} has no {' or '.join(paths) or role}",
-            wanted=f"a {self.architecture.name} block",
+            wanted=f"a block of {self.architecture.name}",
         )
 
     def half(self, layer: int, role: str) -> slice:
@@ -272,17 +279,9 @@ class Model(Described):
             for handle in handles:
                 handle.remove()
 
-    @contextlib.contextmanager
-    def evaluating(self, part: nn.Module | None = None) -> Iterator[None]:
+    def evaluating(self, part: nn.Module | None = None) -> contextlib.AbstractContextManager[None]:
         """While open, the model (or a part of it) evaluates: no dropout.  Afterwards, what trained trains again."""
-        training = [module for module in (part or self.hf).modules() if module.training]
-        try:
-            for module in training:
-                module.training = False
-            yield
-        finally:
-            for module in training:
-                module.training = True
+        return evaluating(part or self.hf)
 
     @torch.inference_mode()
     def forward(self, ids: Int[Tensor, "rows context"], attention: Int[Tensor, "rows context"] | None = None) -> Any:
@@ -348,7 +347,7 @@ def _stream_out(
     sink: Sink, layer: int, width: int, device: torch.device, _m: nn.Module, _args: Any, output: Any
 ) -> None:
     """After a block, give `sink` its residual stream."""
-    _hand_over(sink, layer, width, device, output[0] if isinstance(output, tuple) else output)
+    _hand_over(sink, layer, width, device, first_tensor(output))
 
 
 def _in_place(hook: Hook, _m: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -362,13 +361,6 @@ def context_of(config: Any, row: Architecture) -> int:
     named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length"))
     context = next((number for number in named if number is not None), UNBOUNDED)
     return context - config.pad_token_id - 1 if row.positions_after_padding else context
-
-
-def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:
-    """A projection's weight as (outputs, inputs); GPT-2 stores the transpose."""
-    assert isinstance(module.weight, Tensor)
-    weight = module.weight.detach()
-    return weight.T if type(module).__name__ == "Conv1D" else weight
 
 
 def _digest_of_state(hf: Any) -> str:

@@ -43,7 +43,8 @@ def untrained_model(model: Model, seed: int) -> Model:
     in_one_kernel(network)
     _move_like(network, model.hf)
     network.eval().requires_grad_(False)
-    return Model(network, f"{model.name} (untrained)", tokenizer=model.tokenizer)
+    name = f"{model.name} (untrained)"
+    return Model(network, name, tokenizer=model.tokenizer, architecture=model.architecture)
 
 
 def _move_like(network: Any, like: Any) -> None:

@@ -1,8 +1,6 @@
 """Is a loaded model what its row of the table says, and are its weights numbers?"""
 
-import contextlib
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,10 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from universal_neurons.errors import ArchitectureError, CheckpointError
-from universal_neurons.models.architectures import module_at
+from universal_neurons.models.architectures import matrix_of, module_at
 from universal_neurons.models.experts import SparseMLP, sparse_of
-from universal_neurons.models.model import Model, matrix_of
+from universal_neurons.models.model import Model
 from universal_neurons.models.norms import Norm
+from universal_neurons.models.passes import (
+    calls_of,
+    evaluating,
+    in_float32,
+    named_failure,
+    probe_ids,
+    relative_error,
+    stream_after,
+)
 from universal_neurons.models.spread import plain_copy, stored_tensors_of
 from universal_neurons.models.weights import projection
 
@@ -56,20 +63,6 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
-@contextlib.contextmanager
-def _named_failure(model: Model) -> Iterator[None]:
-    """`ArchitectureError` for what a forward pass raises: a setting that only it reads (dropout, rotation, outputs)."""
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
-        raise ArchitectureError(
-            f"{model.name}: its forward pass fails",
-            given=f"{type(error).__name__}: {error}".splitlines()[0][:300],
-            wanted=f"a {model.architecture.name} model that runs",
-            fix="mend its configuration: a setting is out of place",
-        ) from error
-
-
 @torch.inference_mode()
 def verify(model: Model) -> float:
     """Check a model's weights and the architecture's row on it running; returns the largest relative error seen.
@@ -85,37 +78,22 @@ def verify(model: Model) -> float:
     Raises `CheckpointError` for weights or activations that are NaN or infinite, and `ArchitectureError`.
     """
     require_finite(model)
-    ids = torch.arange(2 * min(16, model.context)).view(2, -1) % model.vocab_size
-    alike = ids.shape[1] // 2
-    ids[1, :alike] = ids[0, :alike]
+    ids, alike = probe_ids(model.context, model.vocab_size)
     errors: dict[str, float] = {}
-    calls: list[tuple[Any, Any]] = []
-    handles = [
-        block.register_forward_pre_hook(lambda _m, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
-        for block in model.blocks
-    ]
-    try:
-        with _named_failure(model):
-            states = model.forward(ids).last_hidden_state[:, :alike]
-    finally:
-        for handle in handles:
-            handle.remove()
+    with calls_of(model.blocks) as calls, named_failure(model.name, model.architecture.name):
+        states = model.forward(ids).last_hidden_state[:, :alike]
     for layer, call in enumerate(calls):
-        block = model.blocks[layer]
-        if model.spread:
-            block, call = plain_copy(block, model.device), _in_float32(call, model.device)
-        elif model.dtype != torch.float32:
-            block, call = copy.deepcopy(block).float(), _in_float32(call, model.device)
-        with model.evaluating(block):
+        block, call = in_float32(model.hf, model.blocks[layer], call, model.device)
+        with evaluating(block):
             found = _block_errors(model, layer, block, call, ids.numel())
         errors |= {what: max(error, errors.get(what, 0.0)) for what, error in found.items()}
     for what, error in errors.items():
         _require(model, what, error, VERIFY_TOLERANCE)
     tolerance = WHOLE_TOLERANCE if model.dtype == torch.float32 else 0.1
     if model.architecture.causal and alike:
-        _require(model, CAUSAL, _error(states[1], states[0], 0.0), tolerance)
+        _require(model, CAUSAL, relative_error(states[1], states[0]), tolerance)
     if model.has_unembedding:
-        with _named_failure(model):
+        with named_failure(model.name, model.architecture.name):
             error = _logit_error(model, ids)
         _require(model, LOGITS, error, tolerance)
     return max(errors.values(), default=0.0)
@@ -154,13 +132,13 @@ def _block_errors(model: Model, layer: int, block: nn.Module, call: Any, positio
             read = Norm(model.part(layer, "mlp_norm", block), row, read, torch.float64)(read)
         weight, bias = projection(model, layer, "w_in", block)
         expected = read @ weight.T + bias
-        errors[READ] = _error(after.pre_activation.double(), expected, 1e-6 * float(expected.abs().max()))
+        errors[READ] = relative_error(after.pre_activation.double(), expected, 1e-6 * float(expected.abs().max()))
     if layer == 0 and row.gated:
         doubled = _Run(model, layer, block, call, of="w_up", change=lambda up: 2 * up)
-        errors[GATED] = _error(doubled.activation, 2 * activation, 0.0)
+        errors[GATED] = relative_error(doubled.activation, 2 * activation)
     elif layer == 0:
         constant = _Run(model, layer, block, call, of="w_in", change=torch.ones_like).activation
-        errors[ACTED] = _error(activation + constant, activation + constant.flatten()[0], 0.0)
+        errors[ACTED] = relative_error(activation + constant, activation + constant.flatten()[0])
     return errors
 
 
@@ -175,7 +153,7 @@ def _expert_errors(
         norm.register_forward_pre_hook(lambda _m, inputs: seen.update(norm_input=inputs[0])),
     ]
     try:
-        after, without, activation, written = sparse.silenced(partial(_stream_after, block, call))
+        after, without, activation, written = sparse.silenced(partial(stream_after, block, call))
     finally:
         for handle in handles:
             handle.remove()
@@ -187,7 +165,7 @@ def _expert_errors(
     expected = expected.masked_fill(pre_activation == 0, 0)  # where a token was not routed
     return {
         WRITTEN: _written_error(model, layer, after, without, written),
-        READ: _error(pre_activation, expected, 1e-6 * float(expected.abs().max())),
+        READ: relative_error(pre_activation, expected, 1e-6 * float(expected.abs().max())),
     }
 
 
@@ -213,21 +191,7 @@ def _written_error(model: Model, layer: int, after: Tensor, without: Tensor, wri
             wanted="weights of a trained model, whose activations are numbers",
             fix="copy or download the weights again, or take --dtype float32",
         )
-    return _error(difference, written, 1e-6 * float(after.abs().max()))
-
-
-def _stream_after(block: nn.Module, call: Any) -> Tensor:
-    """One block's residual stream after its MLP."""
-    args, kwargs = call
-    output = block(*args, **kwargs)
-    stream: Tensor = output[0] if isinstance(output, tuple) else output
-    return stream
-
-
-def _error(found: Tensor, expected: Tensor, rounding: float) -> float:
-    """The largest difference beyond rounding, as a share of the largest value; NaN where one is."""
-    error = max(float((found - expected).abs().max()) - rounding, 0.0)
-    return error / max(float(expected.abs().max()), 1e-30)
+    return relative_error(difference, written, 1e-6 * float(after.abs().max()))
 
 
 def _logit_error(model: Model, ids: Tensor) -> float:
@@ -256,16 +220,7 @@ def _logit_error(model: Model, ids: Tensor) -> float:
     expected = nn.functional.linear(normed, weight, bias).float() * model.logit_multiplier
     if model.logit_cap is not None:
         expected = model.logit_cap * torch.tanh(expected / model.logit_cap)
-    return _error(logits, expected, 0.0)
-
-
-def _in_float32(value: Any, device: torch.device) -> Any:
-    """Tensors in nested arguments on this device, numbers as float32; all else as it is."""
-    if isinstance(value, Tensor):
-        return value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
-    if isinstance(value, dict):
-        return {key: _in_float32(part, device) for key, part in value.items()}
-    return type(value)(_in_float32(part, device) for part in value) if type(value) in (tuple, list) else value
+    return relative_error(logits, expected, 0.0)
 
 
 class _Run:
@@ -314,7 +269,7 @@ class _Run:
         if of:
             on(of, changed)
         try:
-            after = _stream_after(block, call)
+            after = stream_after(block, call)
         finally:
             for handle in handles:
                 handle.remove()

@@ -20,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from universal_neurons.errors import CheckpointError, ConfigError, MissingFileError
-from universal_neurons.models.architectures import Architecture
 from universal_neurons.models.locations import (
     ADAPTER_SETTINGS,
     SHOWN,
@@ -357,9 +356,13 @@ def unreadable_weights(named: str, reason: str) -> CheckpointError:
     )
 
 
-def require_layers(config: Mapping[str, Any], tensors: Iterable[str], row: Architecture, named: str) -> None:
-    """Refuse a configuration of more layers than the weights have, before anything is built."""
-    block = re.compile(rf"(?:^|\.){re.escape(row.blocks.split('.')[-1])}\.(\d{{1,9}})\.")
+def require_layers(config: Mapping[str, Any], tensors: Iterable[str], blocks: str | None, named: str) -> None:
+    """Refuse a configuration of more layers than the weights have at `blocks`, before anything is built.
+
+    Where it is not known where blocks are, any numbered parts are counted.
+    """
+    part = r"\w+" if blocks is None else re.escape(blocks.split(".")[-1])
+    block = re.compile(rf"(?:^|\.){part}\.(\d{{1,9}})\.")
     stored = len({match.group(1) for name in tensors if (match := block.search(name))})
     claimed = {name: config[name] for name in LAYER_SETTINGS if isinstance(config.get(name), int)}
     repeats = _repeats(config.get("attention_types"))

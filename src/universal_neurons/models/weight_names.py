@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from universal_neurons.errors import CheckpointError
-from universal_neurons.models.architectures import Architecture
 from universal_neurons.models.locations import Source
 from universal_neurons.models.weight_files import SHOWN, Stored, quantised_weights
 
@@ -53,10 +52,13 @@ class Fit:
     headless: bool
 
 
-def require_fit(tensors: Mapping[str, Stored], network: Any, row: Architecture, source: Source) -> tuple[bool, str]:
-    """Whether the model goes without its head, and a note on what is left out; raises `CheckpointError`."""
+def require_fit(tensors: Mapping[str, Stored], network: Any, unembedding: str, source: Source) -> tuple[bool, str]:
+    """Whether the model goes without its head (what holds `unembedding`), and a note on what is left out.
+
+    Raises `CheckpointError`.
+    """
     fit = fit_of(tensors, network)
-    units = [name for name in fit.unread if _reaches_units(name, tensors[name].shape, network, row)]
+    units = [name for name in fit.unread if _reaches_units(name, tensors[name].shape, network, unembedding)]
     if fit.missing or fit.misshapen or units or fit.special:
         raise _refusal(fit, units, tensors, network, source)
     return fit.headless, f"its weights {_first_few(fit.unread)} are left out: no unit reads them" if fit.unread else ""
@@ -128,11 +130,11 @@ def _name_in(expected: Iterable[str], stored: str, base: str) -> str | None:
     return next((name for name in (stored, base + stored, stored.removeprefix(base)) if name in expected), None)
 
 
-def _reaches_units(stored: str, shape: tuple[int, ...], network: Any, row: Architecture) -> bool:
+def _reaches_units(stored: str, shape: tuple[int, ...], network: Any, unembedding: str) -> bool:
     if BUFFER.search(stored) or POOLER.search(stored) or (MASK.search(stored) and len(shape) == 4):
         return False
     base = f"{network.base_model_prefix}."
-    head = row.unembedding.rpartition(".")[0] or row.unembedding
+    head = unembedding.rpartition(".")[0] or unembedding
     parts = {name for name, _ in network.base_model.named_children()}
     return stored.startswith((base, f"{head}.")) or stored.split(".")[0] in parts
 

@@ -160,7 +160,13 @@ def in_float32(model: Model) -> Model:
     """The model, or a copy in float32: one neuron's effect is lost in the rounding of a residual stream in bfloat16."""
     if model.dtype == torch.float32:
         return model
-    return Model(copy.deepcopy(model.hf).float(), model.name, tokenizer=model.tokenizer, digest=model.digest)
+    return Model(
+        copy.deepcopy(model.hf).float(),
+        model.name,
+        tokenizer=model.tokenizer,
+        digest=model.digest,
+        architecture=model.architecture,
+    )
 
 
 def vocabulary_of(tokenizer: Any, models: Sequence[Model]) -> Vocabulary:
