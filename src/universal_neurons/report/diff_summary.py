@@ -11,6 +11,15 @@ from rich.text import Text
 
 from universal_neurons.diff import KINDS, MEASURES, Diff
 from universal_neurons.errors import InputError
+from universal_neurons.report.diff_effects import (
+    EFFECT_HEADINGS,
+    UNIT,
+    effect_rows,
+    effect_sentences,
+    texts_of,
+    unit_effect_lines,
+    where,
+)
 from universal_neurons.report.facts import finite, short
 from universal_neurons.report.one_neuron import example_lines
 from universal_neurons.report.summary import fires_on
@@ -46,7 +55,7 @@ def diff_view(diff: Diff) -> Group:
 
 
 def _table(title: str, listed: Listed) -> Table:
-    wraps = ("is now", "fires on, before", "after")
+    wraps = ("is now", "fires on, before", "after", *EFFECT_HEADINGS[2:])
     table = TextTable(*(Column(heading, no_wrap=heading not in wraps) for heading in listed.headings), title=title)
     for row in listed.rows:
         table.row(*row)
@@ -79,6 +88,9 @@ def lists_of(diff: Diff) -> dict[str, Listed]:
             cells = (change_cells(row, with_q=bool(diff.nulls)) for row in rows.head(LISTED).iter_rows(named=True))
             headings = (*HEADINGS, "q") if diff.nulls else HEADINGS
             lists[f"{title}{more}"] = Listed(headings, tuple(map(tuple, cells)))
+    if diff.has(UNIT):
+        title = f"By how much the loss rises {where(diff, texts_of(diff)[0])}, nats a token"
+        lists[title] = Listed(EFFECT_HEADINGS, effect_rows(diff))
     return lists
 
 
@@ -103,7 +115,7 @@ def sentences(diff: Diff) -> list[str]:
         lines.append(f"The own weights of {weights['identical']:,} are identical before and after.")
     if weights["rounding"]:
         lines.append(f"The own weights of {weights['rounding']:,} are equal up to rounding to bfloat16.")
-    return [*lines, null_sentence(diff)]
+    return [*lines, null_sentence(diff), *effect_sentences(diff)]
 
 
 def null_sentence(diff: Diff) -> str:
@@ -217,7 +229,7 @@ def _verdict(diff: Diff, row: dict[str, Any]) -> list[str]:
     if row["roles_before"] is not None:
         roles = (", ".join(row[f"roles_{when}"] or []) or "none" for when in ("before", "after"))
         lines.append(f"Roles: {' → '.join(roles)}.")
-    return [*lines, *_unusual(diff, row)]
+    return [*lines, *unit_effect_lines(diff, row["layer"], row["neuron"]), *_unusual(diff, row)]
 
 
 def _place_words(row: dict[str, Any]) -> str:
