@@ -6,14 +6,14 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import some_text, tiny_model
+from conftest import exit_code, some_text, tiny_model
 from planted import LAYER, WIDTH, Unit, drifted, named, network, some_tokens
 from scipy import stats
 
 import universal_neurons as un
 from universal_neurons.diff import effects_seconds, passes_of
 from universal_neurons.diff.effect_units import EffectUnits, change_sizes, effect_units
-from universal_neurons.diff.effects import EffectRuns, effect_rows, read_effects
+from universal_neurons.diff.effects import EffectRuns, effect_rows, read_effects, rows_together
 from universal_neurons.errors import ArchitectureError
 from universal_neurons.interventions import patched, taken, token_losses
 from universal_neurons.models import module_at
@@ -48,7 +48,7 @@ def planted(tmp_path_factory):
     return of(base, rewired(base), tmp_path_factory.mktemp("planted") / "run", len(CHANGED))
 
 
-def test_all_that_differs_carries_all_of_the_gain_and_others_none(planted):
+def test_all_that_differs_carries_all_of_the_gain_and_others_none(planted, capsys):
     changed, others = planted.table("joint_effects").rows(named=True)
     assert (changed["units"], changed["count"], others["units"], others["count"]) == ("changed", 4, "others", 4)
     for end in ("", "_low", "_high"):
@@ -68,6 +68,9 @@ def test_all_that_differs_carries_all_of_the_gain_and_others_none(planted):
     assert "4 others of their layers 0.000 [0.000 0.000]. Given to the base, their activations bring it 1.000" in said
     figure = planted.plot.effects()
     assert "All 4 together carry 1.00 of the gain" in str(figure.caption)
+    capsys.readouterr()
+    assert exit_code("show", planted.path, "L1.3") == 0
+    assert "given the base's activation it rises by" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_model_and_itself_have_no_share(tmp_path):
@@ -201,7 +204,8 @@ def test_every_number_is_a_plain_forward_passs(family, tmp_path):
         assert set(chosen) <= {(LAYER, unit) for unit in CHANGED}
         if base.gated:
             assert turned & set(chosen) == {(LAYER, 3)}
-        rows, stretch = effect_rows(text, None, 640)
+        chosen_rows = effect_rows(text, None, 640)
+        rows, stretch = chosen_rows.numbers, chosen_rows.stretch
         assert len(rows) == 10
         assert set(rows) <= set(np.concatenate(text.split()[1]))
         ids = torch.from_numpy(text.ids(rows))
@@ -269,9 +273,10 @@ def runs():
 
 
 def test_an_interrupted_pass_goes_on_with_the_same_numbers(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("universal_neurons.diff.effects.LOGITS_AT_ONCE", 3 * 64 * 1024)  # three rows at a time
-    whole = read_effects(runs, TOKENS, None, 512, Generations(tmp_path / "whole"))
-    calls = []
+    rows, calls = effect_rows(TOKENS, None, 512), []
+
+    def read(name):
+        return read_effects(runs, TOKENS, rows, 3, Generations(tmp_path / name))
 
     def counting(model, ids):
         calls.append(len(ids))
@@ -279,22 +284,25 @@ def test_an_interrupted_pass_goes_on_with_the_same_numbers(runs, tmp_path, monke
             raise KeyboardInterrupt
         return token_losses(model, ids)
 
+    whole = read("whole")
     monkeypatch.setattr("universal_neurons.diff.effects.token_losses", counting)
     with pytest.raises(KeyboardInterrupt):
-        read_effects(runs, TOKENS, None, 512, Generations(tmp_path / "run"))
-    again = read_effects(runs, TOKENS, None, 512, Generations(tmp_path / "run"))
+        read("run")
+    again = read("run")
     assert len(calls) == 20 + 2 * sum(passes_of(2))  # of three batches one was finished
     assert (again.sums == whole.sums).all()
     assert (again.tokens == whole.tokens).all()
-    read_effects(runs, TOKENS, None, 512, Generations(tmp_path / "run"))
+    read("run")
     assert len(calls) == 20 + 2 * sum(passes_of(2))
 
 
 def test_seconds_are_those_of_the_passes(runs):
-    assert effects_seconds(runs.base, runs.tuned, units=0, positions=512, context=64) == 0
-    assert effects_seconds(runs.base, runs.tuned, units=2, positions=512, context=64) > 0
+    sizes = {"positions": 512, "context": 64, "batch_tokens": 256}
+    assert effects_seconds(runs.base, runs.tuned, units=0, **sizes) == 0
+    assert effects_seconds(runs.base, runs.tuned, units=2, **sizes) > 0
     ids = torch.from_numpy(TOKENS.ids(np.arange(2)))
     assert len(list(runs.of(ids))) == sum(passes_of(2))
+    assert [rows_together(runs.base, 64, tokens) for tokens in (1, 256, 2**22)] == [1, 4, 1024]
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
@@ -324,3 +332,12 @@ def test_models_that_predict_nothing_have_no_effects(tmp_path, capsys):
     assert diff.config.effects == 0
     assert not diff.has("unit_effects")
     assert "carry" not in repr(diff)
+
+
+@pytest.mark.cuda
+def test_a_device_says_what_the_processor_says(runs, device):
+    ids = torch.from_numpy(TOKENS.ids(np.arange(4)))
+    wanted = torch.stack(list(runs.of(ids)))
+    for model in (runs.base, runs.tuned):
+        model.hf.to(device)
+    torch.testing.assert_close(torch.stack(list(runs.of(ids))), wanted, rtol=0, atol=2e-3)

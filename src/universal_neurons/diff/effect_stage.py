@@ -26,8 +26,8 @@ from universal_neurons.diff.effects import (
     effects_seconds,
     passes_of,
     read_effects,
-    rows_at_once,
     rows_of,
+    rows_together,
 )
 from universal_neurons.diff.inputs import Inputs
 from universal_neurons.progress import Reporter, clock
@@ -60,11 +60,14 @@ class EffectStage:
         base, tuned, config = self.inputs.base, self.inputs.tuned, self.inputs.config
         text = list(self.texts.values())[-1]  # where the gain is
         rows = spread_rows(text.split(self._heldout)[0], rows_of(text.context, config.effect_tokens))
-        batches = list(batches_of(rows, rows_at_once(base, text.context)))
+        batches = list(batches_of(rows, self._rows_together(text)))
         sizes = change_sizes(base, tuned, text, batches, self.sign)
         assert config.effects is not None
         contributed = contributions(base, tuned, self.neurons)
         return effect_units(self.changes, base.units, config.effects, sizes, contributed)
+
+    def _rows_together(self, text: Rows) -> int:
+        return rows_together(self.inputs.base, text.context, self.inputs.settings.batch_tokens)
 
     @property
     def _heldout(self) -> int | None:
@@ -75,22 +78,30 @@ class EffectStage:
         return torch.from_numpy(np.nan_to_num(means)).float()
 
     def _read(self, name: str, runs: EffectRuns, folder: Path, reporter: Reporter) -> RowLosses:
-        text, tokens = self.texts[name], self.inputs.config.effect_tokens
-        rows, _ = effect_rows(text, self._heldout, tokens)
-        of = [runs.base.digest, runs.tuned.digest, text.fingerprint, rows.tolist(), runs.units.all]
+        text = self.texts[name]
+        rows = effect_rows(text, self._heldout, self.inputs.config.effect_tokens)
+        of = [runs.base.digest, runs.tuned.digest, text.fingerprint, rows.numbers.tolist(), runs.units.all]
         kept = Generations(folder, of=json.dumps(of))
-        where = "" if name == FIRST else " on the second text"
-        with reporter.tokens(f"effects of {len(runs.units.changed)} units{where}", len(rows) * text.context) as meter:
-            return read_effects(runs, text, self._heldout, tokens, kept, meter)
+        label = f"effects of {len(runs.units.changed)} units" + ("" if name == FIRST else " on the second text")
+        with reporter.tokens(label, len(rows.numbers) * text.context) as meter:
+            return read_effects(runs, text, rows, self._rows_together(text), kept, meter)
 
 
 def effects_note(inputs: Inputs, texts: Sequence[Rows]) -> str:
     """What the effects will take, before they begin."""
     config, context = inputs.config, texts[0].context
     assert config.effects is not None
-    heldout = inputs.settings.heldout_tokens
-    positions = context * sum(len(effect_rows(text, heldout, config.effect_tokens)[0]) for text in texts)
-    seconds = effects_seconds(inputs.base, inputs.tuned, units=config.effects, positions=positions, context=context)
+    settings = inputs.settings
+    rows = [effect_rows(text, settings.heldout_tokens, config.effect_tokens).numbers for text in texts]
+    positions = context * sum(map(len, rows))
+    seconds = effects_seconds(
+        inputs.base,
+        inputs.tuned,
+        units=config.effects,
+        positions=positions,
+        context=context,
+        batch_tokens=settings.batch_tokens,
+    )
     return (
         f"effects of {config.effects} units: {sum(passes_of(config.effects)):,} forward passes over {positions:,} "
         f"positions, about {clock(seconds)}; --effects 0 leaves them out"

@@ -40,6 +40,14 @@ TIMED = 3
 
 
 @dataclass(frozen=True)
+class EffectRows:
+    """The rows that effects are measured on, and the stretch that each is of."""
+
+    numbers: Int[np.ndarray, " rows"]
+    stretch: Int[np.ndarray, " rows"]
+
+
+@dataclass(frozen=True)
 class RowLosses:
     """Losses of every run, in the order of `EffectRuns.of`, added up over each row's tokens, and how many these are."""
 
@@ -90,41 +98,37 @@ class EffectRuns:
 def read_effects(
     runs: EffectRuns,
     text: Rows,
-    heldout_tokens: int | None,
-    tokens: int,
+    rows: EffectRows,
+    rows_at_once: int,
     kept: Generations,
-    after_batch: Callable[[int], None] = lambda tokens: None,
+    after_batch: Callable[[int], None] = lambda positions: None,
 ) -> RowLosses:
-    """The losses of all runs on so many held-out tokens of a text; goes on from what is `kept`."""
-    rows, stretch = effect_rows(text, heldout_tokens, tokens)
-    passes = sum(passes_of(len(runs.units.changed)))
-    sums, counts = torch.zeros(passes, len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.int64)
-    saved = kept.load()
-    done = 0
-    if saved is not None:
-        (sums, counts), done = (saved[0][name] for name in ("sums", "tokens")), saved[1]
-    size = rows_at_once(runs.base, text.context)
-    for start in range(0, len(rows), size):
-        here = slice(start, start + size)
-        if start >= done:
-            both = torch.from_numpy(predicted(text, rows[here]))
-            ids = torch.from_numpy(text.ids(rows[here]))
-            for run, losses in enumerate(runs.of(ids)):
-                sums[run, here] = losses.double().where(both, 0.0).sum(1)
-            counts[here] = both.sum(1)
-            kept.save({"sums": sums, "tokens": counts}, min(start + size, len(rows)))
-        after_batch(len(rows[here]) * text.context)
-    return RowLosses(sums.numpy(), counts.numpy(), stretch)
+    """The losses of all runs on some rows of a text; goes on from what is `kept`."""
+    passes, many = sum(passes_of(len(runs.units.changed))), len(rows.numbers)
+    state = {
+        "sums": torch.zeros(passes, many, dtype=torch.float64),
+        "tokens": torch.zeros(many, dtype=torch.int64),
+    }
+    state, done = kept.load() or (state, 0)
+    after_batch(done * text.context)
+    for start in range(done, many, rows_at_once):
+        here = slice(start, min(start + rows_at_once, many))
+        both = torch.from_numpy(predicted(text, rows.numbers[here]))
+        ids = torch.from_numpy(text.ids(rows.numbers[here]))
+        for run, losses in enumerate(runs.of(ids)):
+            state["sums"][run, here] = losses.double().where(both, 0.0).sum(1)
+        state["tokens"][here] = both.sum(1)
+        kept.save(state, here.stop)
+        after_batch(ids.numel())
+    return RowLosses(state["sums"].numpy(), state["tokens"].numpy(), rows.stretch)
 
 
-def effect_rows(
-    text: Rows, heldout_tokens: int | None, tokens: int
-) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
-    """Held-out rows of so many tokens, evenly spread, and the stretch that each is of."""
+def effect_rows(text: Rows, heldout_tokens: int | None, tokens: int) -> EffectRows:
+    """Held-out rows of so many tokens, evenly spread."""
     _, stretches = text.split(heldout_tokens)
     stretch = np.repeat(np.arange(len(stretches)), [len(rows) for rows in stretches])
     some = spread_rows(np.arange(len(stretch)), rows_of(text.context, tokens))
-    return np.concatenate(stretches)[some], stretch[some]
+    return EffectRows(np.concatenate(stretches)[some], stretch[some])
 
 
 def rows_of(context: int, tokens: int) -> int:
@@ -143,18 +147,18 @@ def passes_of(units: int) -> tuple[int, int]:
     return 1 + units + 2, 1 + 2 * units + 2
 
 
-def rows_at_once(model: Model, context: int) -> int:
-    """Rows of a forward pass whose logits fit."""
-    most = LOGITS_ON_GPU if model.device.type == "cuda" else LOGITS_AT_ONCE
-    return max(1, most // (context * model.vocab_size))
+def rows_together(model: Model, context: int, batch_tokens: int) -> int:
+    """Rows of a forward pass of at most so many positions, whose logits fit."""
+    logits = LOGITS_ON_GPU if model.device.type == "cuda" else LOGITS_AT_ONCE
+    return max(1, min(batch_tokens, logits // model.vocab_size) // context)
 
 
-def effects_seconds(base: Model, tuned: Model, *, units: int, positions: int, context: int) -> float:
+def effects_seconds(base: Model, tuned: Model, *, units: int, positions: int, context: int, batch_tokens: int) -> float:
     """Seconds that the effects of so many units take on so many positions of text, from a few forward passes now."""
     if not units:
         return 0.0
-    size = min(max(1, positions // context), rows_at_once(base, context))
-    ids = torch.arange(size * context).view(size, context) % min(base.vocab_size, tuned.vocab_size)
+    rows = min(max(1, positions // context), rows_together(base, context, batch_tokens))
+    ids = torch.arange(rows * context).view(rows, context) % min(base.vocab_size, tuned.vocab_size)
     batch = sum(many * _pass_seconds(model, ids) for many, model in zip(passes_of(units), (base, tuned)))
     return batch * positions / ids.numel()
 

@@ -27,7 +27,7 @@ from universal_neurons.statistics import BOTTOM
 from universal_neurons.terminal import TextTable, plain, shown, shown_lines
 from universal_neurons.units import NONE, parse_unit, unit_name
 
-LISTED = 10
+LISTED, EFFECTS_LISTED = 10, 30
 UNUSUAL = 0.05
 LISTS = {
     "Changed most": ("redirected", "shifted", "re-scaled", "re-tuned"),
@@ -89,8 +89,10 @@ def lists_of(diff: Diff) -> dict[str, Listed]:
             headings = (*HEADINGS, "q") if diff.nulls else HEADINGS
             lists[f"{title}{more}"] = Listed(headings, tuple(map(tuple, cells)))
     if diff.has(UNIT):
-        title = f"By how much the loss rises {where(diff, texts_of(diff)[0])}, nats a token"
-        lists[title] = Listed(EFFECT_HEADINGS, effect_rows(diff))
+        measured = effect_rows(diff)
+        more = f", the first {EFFECTS_LISTED} of {len(measured):,}" if len(measured) > EFFECTS_LISTED else ""
+        title = f"By how much the loss rises {where(diff, texts_of(diff)[0])}, nats a token{more}"
+        lists[title] = Listed(EFFECT_HEADINGS, measured[:EFFECTS_LISTED])
     return lists
 
 
