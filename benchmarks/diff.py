@@ -1,8 +1,8 @@
 """What does a diff cost beside the study that is in it?  python benchmarks/diff.py
 
 A bundled seed at a checkpoint and at its end, as base and fine-tune: the study of the two, each asking the other, and the
-diff with the same stages.  Processor seconds, the least of two, models read from disk each time.  Prints a Markdown
-section; benchmarks/RESULTS.md holds one.
+diff with the same stages, effects left out.  Processor seconds, the least of two, models read from disk each time.
+Prints a Markdown section; benchmarks/RESULTS.md holds one.
 """
 
 import sys
@@ -41,7 +41,12 @@ def main(tokens: int) -> None:
     print("| stages | study, s | diff, s | ratio |\n|---|---|---|---|")
     for name, stages in STAGES.items():
         config = un.DiffConfig(
-            models=models, max_tokens=tokens, stages=stages, tokenizer=str(BUNDLED_FOLDER / "tokenizer"), nlp="auto"
+            effects=0,
+            models=models,
+            max_tokens=tokens,
+            stages=stages,
+            tokenizer=str(BUNDLED_FOLDER / "tokenizer"),
+            nlp="auto",
         )
         study = best_of(lambda out, config=config: un.run_study(config.study(out=out), progress=False))
         diff = best_of(lambda out, config=config: un.run_diff(config.model_copy(update={"out": out}), progress=False))

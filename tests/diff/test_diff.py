@@ -27,7 +27,7 @@ TOKENS = some_tokens()
 
 
 def settings(out, **more):
-    given = {"stages": ("universality",), "draws": 2, "top_k": 2, "max_tokens": 5120} | more
+    given = {"stages": ("universality",), "draws": 2, "top_k": 2, "max_tokens": 5120, "effects": 0} | more
     return un.DiffConfig(models=("base", "tuned"), out=str(out), **given)
 
 
@@ -363,7 +363,7 @@ def by_name(tmp_path_factory, text_file):
     config = un.DiffConfig(
         models=tuple(map(str, folders[:2])), nulls=(str(folders[2]),), data=str(text_file), data_tuned=str(second),
         out=str(root / "run"), draws=2, context=32, max_tokens=2048, labels=("tokens",), nlp=None,
-        stages=("weights", "statistics", "labels", "universality"),
+        stages=("weights", "statistics", "labels", "universality"), effects=2,
     )  # fmt: skip
     return un.run_diff(config, progress=False)
 
@@ -420,7 +420,9 @@ def test_the_second_text_is_measured_by_the_same_rules(by_name, tmp_path):
 
 def test_every_column_of_a_diff_is_described(by_name):
     text = (Path(__file__).parents[2] / "docs" / "store.md").read_text(encoding="utf-8")
-    assert set(by_name.manifest["tables"]) == {"changes", "changes_tuned_text", "null_changes"}
+    assert set(by_name.manifest["tables"]) == {
+        "changes", "changes_tuned_text", "null_changes", "unit_effects", "joint_effects",
+    }  # fmt: skip
     for table in by_name.manifest["tables"]:
         assert f"`{table}`" in text
         for column in by_name.table(table).columns:
@@ -431,7 +433,12 @@ def test_the_command_and_what_it_shows(by_name, tmp_path, capsys):
     config = by_name.config
     out = tmp_path / "run"
     settings = ["--data", config.data, "--draws", 2, "--context", 32, "--max-tokens", 2048, "--stages", "universality"]
-    assert exit_code("diff", *config.models, "--null", *config.nulls, *settings, "--top-k", 3, "--out", out) == 0
+    assert (
+        exit_code(
+            "diff", *config.models, "--null", *config.nulls, *settings, "--top-k", 3, "--effects", 2, "--out", out
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "base → tuned: 48 units" in said
     assert "Changed most" in said
@@ -446,7 +453,9 @@ def test_the_command_and_what_it_shows(by_name, tmp_path, capsys):
     assert "Changed most" in repr(un.Diff(out))
     page = (out / "report.html").read_bytes()
     assert b"What did training change?" in page
-    assert {path.name for path in (out / "figures").iterdir()} == {"changes.svg", "changes.png"}
+    assert {path.name for path in (out / "figures").iterdir()} == {
+        f"{name}.{kind}" for name in ("changes", "effects") for kind in ("svg", "png")
+    }
     (out / "report.html").unlink()
     assert exit_code("report", out) == 0
     assert (out / "report.html").read_bytes() == page

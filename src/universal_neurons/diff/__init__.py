@@ -10,6 +10,10 @@ places          where units went to, by the best matches each way: moved, split,
 kinds           the kind of change, by rules with their error rates
 nulls           how unusual a change is among those of other fine-tunes
 changes         the tables
+effect_units    the units that changed most, and others to hold them against
+effects         losses with these units ablated, and patched from the other model
+effect_tables   what they cost and carry, with intervals
+effect_stage    the stage of effects, and what it will take
 run             run_diff; Diff, what it leaves
 """
 
@@ -18,6 +22,8 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.diff.effect_tables import CHANGED, FIRST, OTHERS, SECOND
+    from universal_neurons.diff.effects import effects_seconds, passes_of
     from universal_neurons.diff.kinds import KINDS
     from universal_neurons.diff.nulls import MEASURES
     from universal_neurons.diff.run import STUDY, Diff, run_diff
@@ -27,6 +33,8 @@ else:
         __name__,
         {
             "settings": ["DiffConfig", "NOT_OF_DIFF", "make_diff_config"],
+            "effect_tables": ["CHANGED", "FIRST", "OTHERS", "SECOND"],
+            "effects": ["effects_seconds", "passes_of"],
             "kinds": ["KINDS"],
             "nulls": ["MEASURES"],
             "run": ["Diff", "STUDY", "run_diff"],

@@ -8,9 +8,10 @@ from typing import Any
 
 from universal_neurons.config import IN_MEMORY, Settings, StudyConfig
 from universal_neurons.diff.correspondence import require_correspondence
-from universal_neurons.diff.settings import OF_DIFF, DiffConfig
-from universal_neurons.errors import ConfigError
+from universal_neurons.diff.settings import EFFECTS, OF_DIFF, DiffConfig
+from universal_neurons.errors import ArchitectureError, ConfigError
 from universal_neurons.features import Networks
+from universal_neurons.interventions import require_predictions
 from universal_neurons.models import Model, find_tokenizer, load_model, names_of, resolve_sources
 from universal_neurons.study import resolve
 from universal_neurons.text import Rows, TokenDataset
@@ -45,9 +46,25 @@ class Inputs:
         self.names = [self.base.name, self.tuned.name]
         self.notes += require_correspondence(self.base, self.tuned)
         self.extended = bool(self.notes)  # the fine-tune's tokenizer, which a study by name would read by
+        self.config = self.config.model_copy(update={"effects": self._effects()})
         self.nulls = self._nulls(None if models is None else nulls)
         self.settings: Settings = resolve.resolve(decided, [self.base, self.tuned])
         resolve.require_kin([self.base, self.tuned], self.settings, several=False)
+
+    def _effects(self) -> int:
+        """Of how many units effects are measured: of none, unless that was asked, where the models predict nothing."""
+        asked = self.config.effects
+        if asked == 0:
+            return 0
+        try:
+            for model in (self.base, self.tuned):
+                require_predictions(model)
+        except ArchitectureError as error:
+            if asked is not None:
+                raise
+            self.notes.append(f"no effects on the loss: {error.what}")
+            return 0
+        return EFFECTS if asked is None else asked
 
     def _pair(self, models: Sequence[Model] | None) -> tuple[Model, Model]:
         if models is None:
@@ -107,3 +124,8 @@ class Inputs:
         models = [self.base, self.tuned] if self.given is not None or self.extended else None
         del self.base, self.tuned
         return models, study
+
+    def load_again(self) -> None:
+        """Both models once more, after `release`."""
+        self.base, self.tuned = self._pair(self.given)
+        require_correspondence(self.base, self.tuned)

@@ -5,6 +5,7 @@
    before and after (`weight_changes`).
 3. An ordinary study of the two, each asking the other, in OUT/study: matches, statistics, labels, roles, examples.
 4. Where units went to (`places`), what kind of change it is (`kinds`), how unusual (`nulls`): the table `changes`.
+5. What the units that changed most carry of the fine-tune's gain (`effect_stage`).
 
 OUT/diff.json comes last.  Interrupted, the same command goes on.
 """
@@ -18,6 +19,7 @@ import torch
 
 from universal_neurons.config import BUNDLED, DIFF_FILE
 from universal_neurons.diff.changes import changes_tables
+from universal_neurons.diff.effect_stage import EffectStage, effects_note
 from universal_neurons.diff.inputs import Inputs
 from universal_neurons.diff.selves import Columns, self_columns
 from universal_neurons.diff.settings import DiffConfig, make_diff_config
@@ -105,9 +107,12 @@ def run_diff(
             of_nulls = {null.name: passes.null(null, text) for null in (load() for load in inputs.nulls)}
             with reporter.stage("weights"):
                 weights = weight_columns(inputs.base, inputs.tuned)
+            if inputs.config.effects:
+                reporter.note(effects_note(inputs, [text] if second is None else [text, second]))
             del text, second
             study = _study(inputs, writer, reporter)
             tables = changes_tables(study, inputs.config, selves, weights, of_nulls, on_tuned)
+            tables |= _effects(inputs, study, tables["changes"], writer, reporter)
             hashes = {name: writer.write_table(name, table) for name, table in tables.items()}
             of_study = {"environment": study.manifest["environment"], "study": study.manifest["tables"]}
             writer.write_manifest({"complete": True} | manifest | {"tables": hashes} | of_study)
@@ -148,6 +153,17 @@ def _study(inputs: Inputs, writer: StoreWriter, reporter: Reporter) -> Store:
     config = config.model_copy(update={"out": str(writer.path / STUDY)})
     quiet = Reporter(quiet=reporter.quiet, console=reporter.console)
     return run_study(config, models=models, tokens=tokens, reporter=quiet)
+
+
+def _effects(
+    inputs: Inputs, study: Store, changes: pl.DataFrame, writer: StoreWriter, reporter: Reporter
+) -> dict[str, pl.DataFrame]:
+    """The tables of effects, by the models that the study let go of; none where they are left out."""
+    if not inputs.config.effects:
+        return {}
+    inputs.load_again()
+    text, second = inputs.text(writer.prepare()), inputs.second_text()
+    return EffectStage(inputs, study, changes, [text] if second is None else [text, second]).tables(writer, reporter)
 
 
 class _Passes:

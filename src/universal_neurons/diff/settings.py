@@ -10,7 +10,8 @@ from universal_neurons.errors import ConfigError
 
 NOT_OF_DIFF = ("pairs", "null", "null_draws", "published", "pooling")  # settings of `run` alone
 RULES = ("same", "redirected", "shifted", "rescaled")  # from where on a change counts
-OF_DIFF = ("nulls", "data_tuned", *RULES)
+OF_DIFF = ("nulls", "data_tuned", "effects", "effect_tokens", *RULES)
+EFFECTS = 20
 
 
 class DiffConfig(StudyConfig):
@@ -25,6 +26,13 @@ class DiffConfig(StudyConfig):
     )
     data_tuned: str | None = Field(
         None, min_length=1, description="A second text, such as the fine-tune's: each unit and itself on it too."
+    )
+    effects: int | None = Field(
+        None, ge=0, le=10_000,
+        description="What do so many of the units that changed most carry of the gain? Else 20; 0: leave it out.",
+    )  # fmt: skip
+    effect_tokens: int = Field(
+        8192, ge=1, le=10**9, description="Held-out tokens of each text that effects are measured on."
     )
     same: float = Field(
         0.9, gt=0, lt=1, description="Units of a higher |ρ| do the same; one surely below it with itself is re-tuned."

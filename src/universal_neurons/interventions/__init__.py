@@ -2,6 +2,7 @@
 
 edits       edit neurons while a model runs
 ablation    neurons at their mean activation, as a study knows it
+patching    neurons at the activations of another run
 losses      the next-token loss of each token of a text
 final_norm  what the final norm reads; frozen at another run's scale
 heads       queries, keys, values and outputs of attention heads; the key of BOS
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     )
     from universal_neurons.interventions.final_norm import FinalNorm, final_residual, frozen_norm
     from universal_neurons.interventions.heads import Heads, bos_key, projecting
-    from universal_neurons.interventions.losses import Losses, loss
+    from universal_neurons.interventions.losses import Losses, loss, require_predictions, token_losses
+    from universal_neurons.interventions.patching import patched, taken
     from universal_neurons.interventions.paths import path_effects, without_path
     from universal_neurons.interventions.readout import Metrics, Readout, reading_seconds
     from universal_neurons.interventions.trial import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU, Trial, trials
@@ -34,7 +36,8 @@ else:
         __name__,
         {
             "ablation": ["ablate"],
-            "losses": ["Losses", "loss"],
+            "losses": ["Losses", "loss", "require_predictions", "token_losses"],
+            "patching": ["patched", "taken"],
             "edits": [
                 "Edit",
                 "Kind",

@@ -57,18 +57,29 @@ def loss(model: Model, text: Text) -> Losses:
     an encoder or a model without an unembedding, `TextError` where there is no token to predict, and errors of
     `Model.ids_of`.
     """
-    if not model.architecture.causal:
-        what = f"{model.name}: it is no causal language model, so it predicts no next token"
-        raise ArchitectureError(what, given=model.architecture.name, wanted="a causal model")
+    require_predictions(model)
     ids = model.ids_of(text).cpu()
     if ids.shape[1] < 2:
         raise TextError("no token to predict", given="a row of one token", wanted="two or more, BOS counted")
-    logits = model.logits(ids)
+    return Losses(token_losses(model, ids), ids, _strings(model, ids[:, 1:]))
+
+
+def require_predictions(model: Model) -> None:
+    """Raise `ArchitectureError` where a model does not predict the next token: an encoder, or one without a head."""
+    if not model.architecture.causal:
+        what = f"{model.name}: it is no causal language model, so it predicts no next token"
+        raise ArchitectureError(what, given=model.architecture.name, wanted="a causal model")
+    model.require_unembedding()
+
+
+@torch.no_grad()
+def token_losses(model: Model, ids: Int[Tensor, "rows context"]) -> Float[Tensor, "rows predicted"]:
+    """The next-token loss, in nats, of each token of some rows but the first, in float32 of the model's own logits."""
     losses = [
         torch.nn.functional.cross_entropy(of_row[:-1].float(), row[1:].to(of_row.device), reduction="none").cpu()
-        for of_row, row in zip(logits, ids)
+        for of_row, row in zip(model.logits(ids), ids)
     ]
-    return Losses(torch.stack(losses), ids, _strings(model, ids[:, 1:]))
+    return torch.stack(losses)
 
 
 def _strings(model: Model, ids: Int[Tensor, "rows predicted"]) -> list[list[str]] | None:

@@ -212,6 +212,15 @@ class Model(Described):
                 fix="un.load_model(...) without device_map, on a machine that holds it",
             )
 
+    def require_unembedding(self) -> None:
+        """Raise `ArchitectureError` where it has no unembedding."""
+        if not self.has_unembedding:
+            raise ArchitectureError(
+                f"{self.name}: it has no unembedding, so no logits",
+                wanted=f"a model with {self.architecture.unembedding}",
+                fix="use a model that was saved with its head",
+            )
+
     @property
     def embedding(self) -> Float[Tensor, "vocabulary width"]:
         """The input embedding, a row per token id."""
@@ -311,12 +320,7 @@ class Model(Described):
 
         Raises `ArchitectureError` where it has no unembedding.
         """
-        if not self.has_unembedding:
-            raise ArchitectureError(
-                f"{self.name}: it has no unembedding, so no logits",
-                wanted=f"a model with {self.architecture.unembedding}",
-                fix="use a model that was saved with its head",
-            )
+        self.require_unembedding()
         rows = self.ids_of(ids).to(self.device)
         with self.evaluating():
             return self.hf(input_ids=rows, return_dict=True).logits

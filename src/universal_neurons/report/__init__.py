@@ -14,6 +14,7 @@ of_label          the neurons that a label explains best, in the terminal
 label_list        all labels with their meaning, and how often those of a study hold
 anchors           the neurons that are mutual in every model, in the terminal
 diff_summary      a diff in numbers, lists and sentences; one unit before and after
+diff_effects      what the units that changed most carry of a fine-tune's gain
 dynamics_summary  the dynamics in numbers and sentences; one neuron at every checkpoint
 figures/          tables to figures with captions, one file per kind
 plots             figures one by one: store.plot, dynamics.plot, neuron.plot

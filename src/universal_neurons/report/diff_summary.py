@@ -11,6 +11,15 @@ from rich.text import Text
 
 from universal_neurons.diff import KINDS, MEASURES, Diff
 from universal_neurons.errors import InputError
+from universal_neurons.report.diff_effects import (
+    EFFECT_HEADINGS,
+    UNIT,
+    effect_rows,
+    effect_sentences,
+    texts_of,
+    unit_effect_lines,
+    where,
+)
 from universal_neurons.report.facts import finite, short
 from universal_neurons.report.one_neuron import example_lines
 from universal_neurons.report.summary import fires_on
@@ -18,7 +27,7 @@ from universal_neurons.statistics import BOTTOM
 from universal_neurons.terminal import TextTable, plain, shown, shown_lines
 from universal_neurons.units import NONE, parse_unit, unit_name
 
-LISTED = 10
+LISTED, EFFECTS_LISTED = 10, 30
 UNUSUAL = 0.05
 LISTS = {
     "Changed most": ("redirected", "shifted", "re-scaled", "re-tuned"),
@@ -46,7 +55,7 @@ def diff_view(diff: Diff) -> Group:
 
 
 def _table(title: str, listed: Listed) -> Table:
-    wraps = ("is now", "fires on, before", "after")
+    wraps = ("is now", "fires on, before", "after", *EFFECT_HEADINGS[2:])
     table = TextTable(*(Column(heading, no_wrap=heading not in wraps) for heading in listed.headings), title=title)
     for row in listed.rows:
         table.row(*row)
@@ -79,6 +88,11 @@ def lists_of(diff: Diff) -> dict[str, Listed]:
             cells = (change_cells(row, with_q=bool(diff.nulls)) for row in rows.head(LISTED).iter_rows(named=True))
             headings = (*HEADINGS, "q") if diff.nulls else HEADINGS
             lists[f"{title}{more}"] = Listed(headings, tuple(map(tuple, cells)))
+    if diff.has(UNIT):
+        measured = effect_rows(diff)
+        more = f", the first {EFFECTS_LISTED} of {len(measured):,}" if len(measured) > EFFECTS_LISTED else ""
+        title = f"By how much the loss rises {where(diff, texts_of(diff)[0])}, nats a token{more}"
+        lists[title] = Listed(EFFECT_HEADINGS, measured[:EFFECTS_LISTED])
     return lists
 
 
@@ -103,7 +117,7 @@ def sentences(diff: Diff) -> list[str]:
         lines.append(f"The own weights of {weights['identical']:,} are identical before and after.")
     if weights["rounding"]:
         lines.append(f"The own weights of {weights['rounding']:,} are equal up to rounding to bfloat16.")
-    return [*lines, null_sentence(diff)]
+    return [*lines, null_sentence(diff), *effect_sentences(diff)]
 
 
 def null_sentence(diff: Diff) -> str:
@@ -217,7 +231,7 @@ def _verdict(diff: Diff, row: dict[str, Any]) -> list[str]:
     if row["roles_before"] is not None:
         roles = (", ".join(row[f"roles_{when}"] or []) or "none" for when in ("before", "after"))
         lines.append(f"Roles: {' → '.join(roles)}.")
-    return [*lines, *_unusual(diff, row)]
+    return [*lines, *unit_effect_lines(diff, row["layer"], row["neuron"]), *_unusual(diff, row)]
 
 
 def _place_words(row: dict[str, Any]) -> str:

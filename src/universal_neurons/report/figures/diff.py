@@ -1,4 +1,4 @@
-"""The figure of a diff: how alike units and themselves are in every layer, and the kinds of change there."""
+"""The figures of a diff: how alike units and themselves are in every layer, and the kinds of change there."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from universal_neurons.report.figures.effects import EFFECTS
 from universal_neurons.report.figures.illustration import FigureKind, median, percent
 from universal_neurons.report.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, canvas, legend_below
 
@@ -88,4 +89,5 @@ DIFF_KINDS = (
         draw=lambda changes, gated: changes_by_layer(changes, by_size=gated),
         seen=lambda changes, gated: _seen(changes, by_size=gated),
     ),
+    EFFECTS,
 )
