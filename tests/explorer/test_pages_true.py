@@ -6,6 +6,7 @@ import random
 import polars as pl
 import pytest
 from hand_site import STATIC
+from plain_site import says
 
 from universal_neurons.explorer import write_site
 
@@ -21,17 +22,6 @@ def table(store, name: str) -> pl.DataFrame:
     return pl.read_parquet(store.path / f"{name}.parquet")
 
 
-def says(text: str, value: float | None) -> bool:
-    """Whether a page's number is the table's, to the digits that it shows."""
-    if value is None or math.isnan(value):
-        return text.strip() in ("–", "")
-    plain = text.strip().replace("−", "-").replace(",", "").removesuffix(" %")
-    mantissa, _, power = plain.partition("e")
-    decimals = len(mantissa.partition(".")[2])
-    step = 10.0 ** (int(power or 0) - decimals)
-    return abs(float(plain) - value) <= 0.501 * step + 2e-5 * abs(value)
-
-
 def test_the_table_of_all_units(visit, exported, odd_store):
     neurons = {f"L{row['layer']}.{row['neuron']}": row for row in _of(odd_store, "neurons", 0)}
     best = table(odd_store, "matches").filter((pl.col("asker") == odd_store.models[0]) & (pl.col("rank") == 1))
@@ -44,7 +34,7 @@ def test_the_table_of_all_units(visit, exported, odd_store):
         unit = neurons[cells["unit"]]
         assert says(cells["excess"], unit["excess_corr"])
         assert says(cells["variance explained"], unit["variance_reduction"])
-        assert says(cells["share firing"], unit["sparsity"])
+        assert says(cells["share active"], unit["sparsity"])
         low, _, high = cells["95 % interval"].partition(" to ")
         assert says(low, unit["excess_low"])
         assert says(high or "–", unit["excess_high"])
@@ -87,7 +77,7 @@ def test_units(visit, exported, odd_store):
         )
         for title, name in {"skew": "skew", "kurtosis": "kurt", "variance": "var", "w out norm": "w_out_norm"}.items():
             assert says(numbers[title], row[name]), name
-        assert says(numbers["share firing"], 100 * row["sparsity"])
+        assert says(numbers["share active"], 100 * row["sparsity"])
         _check_colours(page, [each for each in examples if here(each)])
     visitor.well()
 
