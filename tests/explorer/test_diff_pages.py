@@ -1,17 +1,23 @@
 """A diff in a site: what its page and its units' pages say is what its tables say, in a real Chromium, usable by all."""
 
 import csv
+import hashlib
 import io
+import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
 from plain_site import column_of, data_of, same, says
 
-from universal_neurons.diff import KINDS
-from universal_neurons.explorer import open_results, write_site
+from universal_neurons.diff import KINDS, Diff
+from universal_neurons.errors import InputError
+from universal_neurons.explorer import open_results, page_of, write_site
+from universal_neurons.explorer.data_files import read_statement
+from universal_neurons.explorer.serving import StudyTexts
 from universal_neurons.report import diff_sentences
 from universal_neurons.report.diff_summary import ranked
 
@@ -222,6 +228,51 @@ def test_units_say_what_training_changed_of_them(visit, site, shown_diff):
     visitor.well()
 
 
+def test_a_diff_is_served_and_reads_texts_by_its_study(shown_diff):
+    page = page_of([shown_diff], "data/base-to-tuned/diff.js")
+    assert page is not None
+    assert read_statement(page)[1]["kinds"] == list(KINDS)
+    with pytest.raises(InputError, match="memory"):
+        StudyTexts({ID: shown_diff})(ID, "a text")
+
+
+def with_effects(diff, folder: Path) -> Diff:
+    """The diff with tables of effects that were written by hand: two units on one text."""
+    shutil.copytree(diff.path, folder)
+    units = {"text": ["first", "first"], "rank": [1, 2], "layer": [1, 1], "neuron": [0, 24], "size": [2.0, 1.0]}
+    sets = {"text": ["first", "first"], "units": ["changed", "others"], "count": [2, 2], "gain": [0.5, 0.5]}
+    for number, name in enumerate(("ablated_before", "ablated_after", "patched", "share")):
+        units |= {f"{name}{end}": [number + 0.25 + at, 0.5] for at, end in enumerate(("", "_low", "_high"))}
+    for number, name in enumerate(("patched", "share", "given", "given_share")):
+        sets |= {f"{name}{end}": [number + 0.75 + at, None] for at, end in enumerate(("", "_low", "_high"))}
+    manifest = json.loads((folder / "diff.json").read_text())
+    for name, columns in {"unit_effects": units, "joint_effects": sets}.items():
+        pl.DataFrame(columns).write_parquet(folder / f"{name}.parquet")
+        manifest["tables"][name] = hashlib.sha256((folder / f"{name}.parquet").read_bytes()).hexdigest()
+    (folder / "diff.json").write_text(json.dumps(manifest))
+    return Diff(folder)
+
+
+def test_effects_are_shown_where_there_are_some(visit, site, shown_diff, tmp_path):
+    root = write_site([with_effects(shown_diff, tmp_path / ID)], tmp_path / "site").parent
+    visitor = visit(root)
+    page = visitor.go("index.html")  # of one diff its own page
+    assert page.inner_text("h1") == "What training changed"
+    changed, others = cells_of(page, "#carried .table:nth-of-type(1)")
+    assert changed["patched"] == "0.75 1.75 to 2.75"
+    assert changed["given, share of the gain"] == "3.75 4.75 to 5.75"
+    assert (others["units"], others["share of the gain"]) == ("others of their layers", "–")
+    first, second = cells_of(page, "#carried .table:nth-of-type(2)")
+    assert (first["unit"], first["kind"], second["kind"]) == ("L1.0", "re-tuned", "redirected")
+    assert first["ablated after"] == "1.25 2.25 to 3.25"
+    page = visitor.go("unit.html?u=1/L1.0")
+    page.locator("#change caption", has_text="By how much the loss rises").wait_for()
+    assert "3.25 4.25 to 5.25" in page.inner_text("#change")
+    assert visitor.go("unit.html?u=1/L1.1").locator("#change caption", has_text="By how much").count() == 0
+    assert visit(site).go(DIFF).locator("#carried").count() == 0
+    visitor.well()
+
+
 def test_a_site_of_several_lists_a_diff_as_one(visit, site, shown_diff):
     visitor = visit(site)
     page = visitor.go("index.html")
@@ -251,9 +302,3 @@ def test_pages_of_a_diff_serve_everybody(visit, site, shown_diff, scheme):
         page.set_viewport_size({"width": 390, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, address
     visitor.well()
-
-
-def test_the_first_page_of_a_site_of_one_diff_is_its_own(visit, shown_diff, tmp_path):
-    root = write_site([shown_diff], tmp_path / "site").parent
-    page = visit(root).go("index.html")
-    assert page.inner_text("h1") == "What training changed"

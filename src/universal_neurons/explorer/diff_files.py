@@ -16,6 +16,7 @@ from universal_neurons.explorer.data_files import (
     flag_column,
     float_column,
     integer_column,
+    table_columns,
     text_column,
 )
 from universal_neurons.explorer.unit_columns import AMONG_ROLES, said
@@ -30,10 +31,11 @@ NUMBERS = (
 )  # fmt: skip
 TEXTS = ("kind", "place", "weights", "family_before", "family_after")
 SIDES = ("before", "after")
+EFFECTS = ("joint_effects", "unit_effects")  # of a diff that measured some
 
 
 def diff_data(diff: Diff) -> dict[str, Any]:
-    """What `diff` holds: sentences and facts, kinds in their order, which kinds each list is of."""
+    """What `diff` holds: sentences and facts, kinds in their order, the kinds of each list, effects on the loss."""
     rules = diff.config
     thresholds = (
         f"same {rules.same:g}, redirected {rules.redirected:g}, shifted {rules.shifted:g}, re-scaled {rules.rescaled:g}"
@@ -50,7 +52,7 @@ def diff_data(diff: Diff) -> dict[str, Any]:
         "kinds": list(KINDS),
         "lists": {title: list(kinds) for title, kinds in LISTS.items()},
         "unusual": UNUSUAL,
-    }
+    } | {name: table_columns(diff.table(name)) for name in EFFECTS if diff.has(name)}
 
 
 def changes_data(diff: Diff) -> dict[str, Any]:

@@ -138,4 +138,11 @@ TERMS = {
     "logit_cos": "The cosine of its logit effects before and after.",
     "q_change": "How unusual the change is among other fine-tunes: a false-discovery rate, by its kind's measure.",
     "p_least": "The smallest p that can come out: 1 / (1 + changes of the layer's units in the other fine-tunes).",
+    "gain_of_loss": "The loss of the base minus that of the fine-tune, in nats a token.",
+    "patched": "By how much the fine-tune's loss rises where the base's activations are put in place of its own.",
+    "gain_share": "That rise over the gain: 1 where the fine-tune falls back to the base's loss.",
+    "given": "By how much the base's loss falls where it is given the fine-tune's activations.",
+    "given_share": "That fall over the gain.",
+    "ablated_before": "By how much the base's loss rises when the unit is held at its mean.",
+    "ablated_after": "By how much the fine-tune's loss rises when the unit is held at its mean.",
 }  # fmt: skip

@@ -70,7 +70,7 @@
     const interval = (unit) => un.interval(units.at("self_corr_low", unit), units.at("self_corr_high", unit));
     const own = {
       kind: { ...text, node: (unit) => un.kind(units.at("kind", unit)) },
-      self_corr: {}, scale: {}, offset: {}, firing_shift: {}, w_out_cos: {},
+      self_corr: {}, scale: {}, offset: {}, firing_shift: {}, w_out_cos: { title: "cos w_out" },
       place: { ...text, title: "is now", node: (unit) => un.whereabouts(of(unit)) },
       family_before: fires("before"), family_after: fires("after"), q_change: {},
     };
@@ -126,6 +126,7 @@
     un.clear(main, opening(diff),
       un.section("kinds", "Kinds of change", un.h("div", { class: "grid" }, kindsTable(units, diff, counts), map(counts))),
       un.section("units", "Every unit", un.h("div", { class: "controls" }, parts.fields, parts.count), parts.plot, parts.table),
+      un.carried(diff, units),
       Object.entries(diff.lists).map(([title, kinds]) => list(units, columns, title, kinds)));
     parts.update();
   };

@@ -171,6 +171,7 @@
       un.section("examples", "Each one's own examples", un.legendOfColours(), ownExamples(place, unit, strings)),
       un.section("numbers", "All numbers", part.numbers(unit)),
       json(place, unit, strings));
+    if (unit.change) un.load(`${un.study.id}/diff`).then((diff) => document.getElementById("change").append(un.carriedBy(diff, unit) || ""), () => null);
     if (!(unit.matches || []).length && place.model !== un.study.reference) {
       // From the file of all of the reference's units, which may be large: when the page is there.
       setTimeout(() => askers(place).then((found) => found && document.getElementById("matches").append(...[found].flat()), () => null));
