@@ -8,6 +8,7 @@ import math
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -18,7 +19,7 @@ from universal_neurons.errors import InputError
 from universal_neurons.explorer import open_results, page_of, write_site
 from universal_neurons.explorer.data_files import read_statement
 from universal_neurons.explorer.serving import StudyTexts
-from universal_neurons.report import diff_sentences
+from universal_neurons.report import diff_sentences, upper_end
 from universal_neurons.report.diff_summary import ranked
 
 pytest_plugins = ["visits", "diffed", "explored"]
@@ -72,6 +73,14 @@ def test_what_changed_most_is_in_the_order_of_the_upper_end(shown_diff):
     ends = [(row["self_corr_high"], row["layer"], row["neuron"]) for row in rows.rows(named=True)]
     listed = ranked(shown_diff, "Changed most")
     assert listed.select("self_corr_high", "layer", "neuron").rows() == sorted(ends)
+
+
+def test_gated_units_are_ordered_by_the_upper_end_of_the_size(shown_diff, monkeypatch):
+    """Of a base whose units are gated: a ρ of −1 is as alike as one of 1."""
+    ends = pl.DataFrame({"self_corr_low": [-0.99, 0.2, math.nan], "self_corr_high": [-0.98, 0.5, math.nan]})
+    assert ends.select(upper_end(shown_diff)).to_series().to_list() == [-0.98, 0.5, None]
+    monkeypatch.setattr(Diff, "study", SimpleNamespace(gated=["base"]))
+    assert ends.select(upper_end(shown_diff)).to_series().to_list() == [0.99, 0.5, None]
 
 
 def test_a_site_of_a_study_has_nothing_of_diffs(site, study, tmp_path):

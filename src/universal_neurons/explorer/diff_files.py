@@ -52,6 +52,7 @@ def diff_data(diff: Diff) -> dict[str, Any]:
         "kinds": list(KINDS),
         "lists": {title: list(kinds) for title, kinds in LISTS.items()},
         "unusual": UNUSUAL,
+        "gated": bool(diff.study.gated),
     } | {name: table_columns(diff.table(name)) for name in EFFECTS if diff.has(name)}
 
 

@@ -60,7 +60,10 @@
     });
   }
 
-  function rowColumns(units) {
+  // Of gated units ρ has no sign of its own: they are drawn and ordered by the upper end of |ρ|.
+  const alike = (diff) => (diff.gated ? "self_most" : "self_corr");
+
+  function rowColumns(units, diff) {
     const of = (unit) => (column) => units.at(column, unit);
     const text = { kind: "text" };
     const fires = (when) => ({
@@ -70,7 +73,7 @@
     const interval = (unit) => un.interval(units.at("self_corr_low", unit), units.at("self_corr_high", unit));
     const own = {
       kind: { ...text, node: (unit) => un.kind(units.at("kind", unit)) },
-      self_corr: {}, scale: {}, offset: {}, firing_shift: {}, w_out_cos: { title: "cos w_out" },
+      self_corr: {}, ...(diff.gated ? { self_most: { title: "upper end of |ρ|" } } : {}), scale: {}, offset: {}, firing_shift: {}, w_out_cos: { title: "cos w_out" },
       place: { ...text, title: "is now", node: (unit) => un.whereabouts(of(unit)) },
       family_before: fires("before"), family_after: fires("after"), q_change: {},
     };
@@ -94,14 +97,14 @@
 
   function explored(units, diff, columns) {
     const state = { ...Object.fromEntries(un.state()) };
-    const axes = units.names.filter((each) => !units.isText(each) && !NO_AXIS.test(each));
+    const axes = units.names.filter((each) => !units.isText(each) && !NO_AXIS.test(each) && (diff.gated || each !== "self_most"));
     const first = (wanted, names) => (axes.includes(wanted) ? wanted : names.find((each) => axes.includes(each)));
-    state.x = first(state.x, ["self_corr", "scale"]);
+    state.x = first(state.x, [alike(diff), "scale"]);
     state.y = first(state.y, ["scale", "offset"]);
     return un.explore({
       units, state, axes, by: { column: "kind", colour: un.kindColour, name: "Kinds", told: ["kind", "place", "label_before", "label_after"] },
       rows: () => un.passing(units, state), filters: FILTERS, fields: fields(units, diff, state), kept: () => state,
-      table: { caption: "Every unit before and after", columns, more: un.otherColumns(units, columns), sort: "self_corr", up: true, file: `${un.study.id}-changes.csv` },
+      table: { caption: "Every unit before and after", columns, more: un.otherColumns(units, columns), sort: alike(diff), up: true, file: `${un.study.id}-changes.csv` },
     });
   }
 
@@ -121,7 +124,7 @@
     const [diff, data] = await Promise.all([un.load(`${un.study.id}/diff`), un.load(`${un.study.id}/changes`)]);
     const units = { model: 0, ...un.columns(data) };
     const counts = counted(units, diff.kinds);
-    const columns = rowColumns(units);
+    const columns = rowColumns(units, diff);
     const parts = explored(units, diff, columns);
     un.clear(main, opening(diff),
       un.section("kinds", "Kinds of change", un.h("div", { class: "grid" }, kindsTable(units, diff, counts), map(counts))),
