@@ -20,7 +20,6 @@ from universal_neurons.diff.paired_firing import PairedFiring
 from universal_neurons.diff.selves import self_columns
 from universal_neurons.diff.weight_changes import weight_columns
 from universal_neurons.errors import ConfigError, CorrespondenceError, StoreConflictError, TokenizerError
-from universal_neurons.explorer import open_results
 from universal_neurons.statistics import Batch, Block, Key
 
 TOKENS = some_tokens()
@@ -471,10 +470,6 @@ def test_one_unit_is_shown_before_and_after(by_name, capsys):
     assert "on the second text" in repr(by_name)
     assert exit_code("show", by_name.path, "L9.3") == 2
     assert "no unit of this diff" in capsys.readouterr().err
-
-
-def test_pages_are_of_its_study(by_name):
-    assert open_results(by_name.path).path == by_name.study.path
 
 
 @pytest.mark.parametrize("flags", [["--anchors"], ["--label", "x"], ["--threshold", 0.4], ["L0.1", "--all"]])

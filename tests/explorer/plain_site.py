@@ -96,3 +96,14 @@ def same(told, expected) -> bool:
             return told is None
         return isinstance(told, float) and math.isclose(told, expected, rel_tol=5.1e-5)
     return type(told) is type(expected) and told == expected
+
+
+def says(text: str, value: float | None) -> bool:
+    """Whether a page's number is the table's, to the digits that it shows."""
+    if value is None or math.isnan(value):
+        return text.strip() in ("–", "")
+    plain = text.strip().replace("−", "-").replace(",", "").removesuffix(" %")
+    mantissa, _, power = plain.partition("e")
+    decimals = len(mantissa.partition(".")[2])
+    step = 10.0 ** (int(power or 0) - decimals)
+    return abs(float(plain) - value) <= 0.501 * step + 2e-5 * abs(value)

@@ -6,6 +6,7 @@ import random
 import polars as pl
 import pytest
 from hand_site import STATIC
+from plain_site import says
 
 from universal_neurons.explorer import write_site
 
@@ -19,17 +20,6 @@ def exported(odd_store, tmp_path_factory):
 
 def table(store, name: str) -> pl.DataFrame:
     return pl.read_parquet(store.path / f"{name}.parquet")
-
-
-def says(text: str, value: float | None) -> bool:
-    """Whether a page's number is the table's, to the digits that it shows."""
-    if value is None or math.isnan(value):
-        return text.strip() in ("–", "")
-    plain = text.strip().replace("−", "-").replace(",", "").removesuffix(" %")
-    mantissa, _, power = plain.partition("e")
-    decimals = len(mantissa.partition(".")[2])
-    step = 10.0 ** (int(power or 0) - decimals)
-    return abs(float(plain) - value) <= 0.501 * step + 2e-5 * abs(value)
 
 
 def test_the_table_of_all_units(visit, exported, odd_store):

@@ -11,7 +11,19 @@ from universal_neurons.explorer import TextReader, write_site
 
 pytest_plugins = ["visits", "explored"]
 
-PAGES = ["index", "study", "families", "roles", "layers", "models", "subsets", "dynamics", "explanations", "text"]
+PAGES = [
+    "index",
+    "study",
+    "families",
+    "roles",
+    "layers",
+    "models",
+    "subsets",
+    "dynamics",
+    "diff",
+    "explanations",
+    "text",
+]
 OWN = 'that </script><script>window.pwned = 1</script><img src=x onerror="window.pwned=1"> is\tit\u202e.'
 
 

@@ -22,6 +22,7 @@ KINDS = {
     "models.html": "Models",
     "subsets.html": "Subsets",
     "dynamics.html": "Dynamics",
+    "diff.html": "Diff",
     "explanations.html": "Explanations",
     "text.html": "Your text",
     "index.html": "Two seeds",

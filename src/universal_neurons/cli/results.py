@@ -240,12 +240,12 @@ def _require_apart(out: Path, stores: list[Path]) -> None:
 
 @app.command
 def export(stores: list[Path], /, *, out: Path, csv: bool = False, neuronpedia: bool = False, hf: bool = False) -> None:
-    """Write the site of studies and of training dynamics: pages to look around in, which open from disk.
+    """Write the site of studies, training dynamics and diffs: pages to look around in, which open from disk.
 
     Parameters
     ----------
     stores
-        Folders of studies or of training dynamics.
+        Folders of studies, of training dynamics or of diffs.
     out
         The site's folder: a new or empty one, or a site to be written anew.
     csv
@@ -298,7 +298,7 @@ def serve(stores: list[Path], /, *, port: int = 0, open: bool = False, get: str 
     Parameters
     ----------
     stores
-        Folders of studies or of training dynamics.
+        Folders of studies, of training dynamics or of diffs.
     port
         The port on 127.0.0.1; 0: a free one.
     open

@@ -18,13 +18,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from universal_neurons.dynamics import Dynamics
 from universal_neurons.errors import ConfigError, MissingExtraError
 from universal_neurons.explorer.data_files import read_statement
 from universal_neurons.explorer.site import MARK, write_site
 from universal_neurons.explorer.site_files import SiteFiles
+from universal_neurons.explorer.studies import Result, study_of
 from universal_neurons.progress import Reporter
-from universal_neurons.storage import Store
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -35,7 +34,6 @@ LOOPBACK = "127.0.0.1"
 NEEDED = ("starlette", "uvicorn")
 ENDING = ("SIGTERM", "SIGHUP")  # signals, where a system has them; a shell's exit code is then 128 + their number
 GRACE_SECONDS = 2
-Result = Store | Dynamics
 
 
 def serve(
@@ -163,12 +161,10 @@ class StudyTexts:
         self._reader: TextReader | None = None
 
     def __call__(self, study: str, text: str) -> dict[str, Any]:
-        """What `TextReader` finds, of training dynamics by the models of the last checkpoint; raises its errors."""
+        """What `TextReader` finds by the models of the study that is shown; raises its errors."""
         from universal_neurons.explorer.own_text import TextReader
 
         if self._reader is None or self._last != study:
             self._reader = None  # its models go before others come
-            result = self._by_id[study]
-            store = result if isinstance(result, Store) else result.study(result.names[-1])
-            self._reader, self._last = TextReader(store), study
+            self._reader, self._last = TextReader(study_of(self._by_id[study])), study
         return self._reader.read(text)

@@ -15,27 +15,26 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from universal_neurons.disk import disk_errors, local_path, partial_of, removing, take_lock
-from universal_neurons.dynamics import Dynamics
 from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
 from universal_neurons.explorer.absent import shown_pages
 from universal_neurons.explorer.csv_files import write_csv
 from universal_neurons.explorer.data_files import read_statement, write_data
-from universal_neurons.explorer.studies import ShownStudy, shown_studies
+from universal_neurons.explorer.diff_files import changes_data, diff_data
+from universal_neurons.explorer.studies import Result, ShownStudy, shown_studies
 from universal_neurons.explorer.study_file import study_data
 from universal_neurons.explorer.tables import tables_data
 from universal_neurons.explorer.terms import TERMS
 from universal_neurons.explorer.unit_files import write_unit_files
 from universal_neurons.progress import Reporter
-from universal_neurons.storage import Store
 
 FORMAT = 1
 STATIC = Path(__file__).parent / "static"
 MARK = Path("data", "site.js")  # says that a folder is a site, and what stands in it
-ONE, SEVERAL = "study", "index"
+ONE, DIFF, SEVERAL = "study", "diff", "index"
 
 
 def write_site(
-    results: Sequence[Store | Dynamics],
+    results: Sequence[Result],
     out: str | Path,
     *,
     csv: bool = False,
@@ -43,7 +42,7 @@ def write_site(
     static: Path | None = None,
     reporter: Reporter | None = None,
 ) -> Path:
-    """Write the site of some studies and training dynamics; returns its first page.
+    """Write the site of some studies, training dynamics and diffs; returns its first page.
 
     `csv` adds tables of all units as CSV; `served` says that the site's server is there to try texts; `static` is the
     folder of the pages' templates, scripts and styles, else the package's.  Raises `StoreConflictError` where `out`
@@ -71,6 +70,10 @@ def write_study(study: ShownStudy, folder: Path, *, served: bool = False) -> dic
     missing = _write_summary(study, folder, served)
     write_unit_files(study, folder)
     pages = shown_pages(missing)
+    if study.diff is not None:
+        write_data(folder, f"{study.id}/diff", diff_data(study.diff))
+        write_data(folder, f"{study.id}/changes", changes_data(study.diff))
+        pages = [DIFF, *pages]
     return {"id": study.id, "name": study.name, "title": study.title, "models": study.models, "pages": pages}
 
 
@@ -86,7 +89,7 @@ def _write_summary(study: ShownStudy, folder: Path, served: bool) -> dict[str, s
 
 
 def write_pages(site: dict[str, Any], folder: Path, static: Path) -> None:
-    """Render the pages, and copy scripts and styles.  The first page of a site of one study is the study's own."""
+    """Render the pages, and copy scripts and styles.  The first page of a site of one study, or diff, is its own."""
     pages = Environment(
         loader=FileSystemLoader(static),
         autoescape=True,
@@ -95,11 +98,17 @@ def write_pages(site: dict[str, Any], folder: Path, static: Path) -> None:
         lstrip_blocks=True,
     )
     names = [path.stem for path in sorted(static.glob("[!_]*.html"))]
-    sources = {name: name for name in names} | {SEVERAL: ONE if len(site["studies"]) == 1 else SEVERAL}
+    sources = {name: name for name in names} | {SEVERAL: _first_page(site["studies"])}
     for name, source in sources.items():
         text = pages.get_template(f"{source}.html").render(site=site, page=source)
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     shutil.copytree(static, folder / "static", ignore=shutil.ignore_patterns("*.html", ".*", "__pycache__"))
+
+
+def _first_page(studies: Sequence[dict[str, Any]]) -> str:
+    if len(studies) > 1:
+        return SEVERAL
+    return DIFF if DIFF in studies[0]["pages"] else ONE
 
 
 @contextlib.contextmanager

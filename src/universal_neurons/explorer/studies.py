@@ -1,4 +1,4 @@
-"""The studies of a site: each with its name in it, its store, and its training dynamics where it has some."""
+"""The studies of a site: each with its name in it, its store, and the dynamics or the diff that it is part of."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +15,7 @@ from universal_neurons.storage import Store
 from universal_neurons.units import Units
 
 LONGEST_ID = 40
+Result = Store | Dynamics | Diff
 
 
 @runtime_checkable
@@ -34,12 +35,13 @@ class NumbersAlone:
 
 @dataclass(frozen=True)
 class ShownStudy:
-    """One study of a site.  Of training dynamics its store is the last checkpoint's."""
+    """One study of a site.  Of training dynamics its store is the last checkpoint's, of a diff that of both models."""
 
     id: str
     name: str
     store: Store
     dynamics: Dynamics | None = None
+    diff: Diff | None = None
 
     def summary(self) -> LightStore:
         """The store as summaries read it, its large tables in part; a new one, which keeps what it has read."""
@@ -62,7 +64,9 @@ class ShownStudy:
 
     @property
     def title(self) -> str:
-        """The reference beside the others, in words."""
+        """The reference beside the others, in words; of a diff from which model to which."""
+        if self.diff is not None:
+            return " → ".join(self.models)
         reference, *others = self.models
         if not others:
             return reference
@@ -75,21 +79,27 @@ def strings_of(store: Store) -> Strings:
     return store.strings if store.has("vocabulary") else NumbersAlone()
 
 
-def open_results(path: Path) -> Store | Dynamics:
-    """The finished study, or the training dynamics, in a folder; of a diff its study."""
+def open_results(path: Path) -> Result:
+    """The finished study, the training dynamics or the diff in a folder."""
     if (path / DIFF_FILE).exists():
-        return Diff(path).study
+        return Diff(path)
     return Dynamics(path) if (path / DYNAMICS_FILE).exists() else Store(path)
 
 
-def shown_studies(results: Sequence[Store | Dynamics]) -> Iterator[ShownStudy]:
-    """Studies and training dynamics as a site shows them, one after the other, named after their folders."""
+def study_of(result: Result) -> Store:
+    """The study that is shown: of training dynamics the last checkpoint's, of a diff that of both models."""
+    if isinstance(result, Dynamics):
+        return result.study(result.names[-1])
+    return result.study if isinstance(result, Diff) else result
+
+
+def shown_studies(results: Sequence[Result]) -> Iterator[ShownStudy]:
+    """Studies, training dynamics and diffs as a site shows them, one after the other, named after their folders."""
     names = _names([each.path for each in results])
     for each, name, identity in zip(results, names, identities(names)):
-        if isinstance(each, Dynamics):
-            yield ShownStudy(identity, name, each.study(each.names[-1]), each)
-        else:
-            yield ShownStudy(identity, name, each)
+        dynamics = each if isinstance(each, Dynamics) else None
+        diff = each if isinstance(each, Diff) else None
+        yield ShownStudy(identity, name, study_of(each), dynamics, diff)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -33,13 +33,13 @@ def unit_columns(neurons: pl.DataFrame, matches: "BestMatches") -> dict[str, Any
         "neuron": integer_column(neurons["neuron"].to_numpy(), "u32"),
     }
     for names, made in ((FLAGS, flag_column), (NUMBERS, float_column), (TEXTS, text_column)):
-        columns |= {name: made(neurons[name]) for name in names if _said(neurons, name)}
-    if _said(neurons, "roles"):
+        columns |= {name: made(neurons[name]) for name in names if said(neurons, name)}
+    if said(neurons, "roles"):
         columns["roles"] = text_column(neurons["roles"].list.join(AMONG_ROLES))
     return {"count": len(neurons), "columns": columns | matches.columns()}
 
 
-def _said(table: pl.DataFrame, name: str) -> bool:
+def said(table: pl.DataFrame, name: str) -> bool:
     """Whether a table has a column, and any value in it."""
     return name in table.columns and not table[name].is_null().all()
 

@@ -20,7 +20,7 @@ from universal_neurons.explorer.histograms import Histograms
 from universal_neurons.explorer.search_index import SearchIndex
 from universal_neurons.explorer.studies import ShownStudy
 from universal_neurons.explorer.unit_columns import BestMatches, unit_columns
-from universal_neurons.explorer.unit_parts import PARTS, Context, Part, course, neighbours, neuron_columns
+from universal_neurons.explorer.unit_parts import PARTS, Context, Part, change, course, neighbours, neuron_columns
 from universal_neurons.explorer.unit_rows import UnitRows
 from universal_neurons.labels import explaining_label
 
@@ -68,6 +68,7 @@ class UnitFiles:
             seeds = dict(zip(self.study.dynamics.seeds, units.values()))
             self.rows[COURSE.key] = UnitRows(self.study.dynamics, COURSE.table, seeds, ordered=False)
         self.histograms = Histograms(store) if HISTOGRAMS in store.manifest["tables"] else None
+        self.changes = None if self.study.diff is None else self.study.diff.changes
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -109,6 +110,8 @@ class UnitFiles:
                 index.add(part.key, rows)
         if self.histograms is not None:
             content["histogram"] = list(self.histograms.of(name, start, stop))
+        if self.changes is not None:
+            content["change"] = change(self.changes[start:stop], context.strings)
         columns = neuron_columns(neurons)
         places = neurons.select("layer", "neuron").rows()
         return [

@@ -15,6 +15,7 @@ import polars as pl
 from universal_neurons.explorer.data_files import DIGITS, rounded, rounded_lists, without_nothing
 from universal_neurons.explorer.studies import Strings
 from universal_neurons.labels import explaining_label
+from universal_neurons.units import NONE
 
 Record = dict[str, Any]
 FINE_DIGITS = 6  # of activations side by side, which are held against the models' own
@@ -199,6 +200,30 @@ def course(rows: pl.DataFrame, context: Context) -> list[Record]:
     facts = [pl.col(name).alias(key) for name, key in COURSE_FACTS.items() if name in rows.columns]
     numbers = [rounded(pl.col(name)).alias(key) for name, key in COURSE_NUMBERS.items() if name in rows.columns]
     return records_of(rows.select(*facts, *numbers))
+
+
+def before_and_after(changes: pl.DataFrame) -> pl.DataFrame:
+    """A diff's rows with `label_before` and `label_after` only where the label explains the unit."""
+    sides = {when: changes.select(family=f"family_{when}", label=f"label_{when}") for when in ("before", "after")}
+    return changes.with_columns(
+        side.select(explaining_label()).to_series().alias(f"label_{when}") for when, side in sides.items()
+    )
+
+
+def change(changes: pl.DataFrame, strings: Strings) -> list[Record]:
+    """What training changed of units, from a diff's rows: every column that says something, tokens as strings."""
+    tokens = [f"{side}_{part}" for side in ("raised", "lowered") for part in ("tokens", "by")]
+    table = before_and_after(changes).drop("layer", "neuron", *tokens)
+    floats = [name for name, kind in table.schema.items() if kind.is_float()]
+    places = [name for name in table.columns if name.endswith(("_layer", "_neuron"))]
+    somewhere = [pl.when(pl.col(name) != NONE).then(name).alias(name) for name in places]
+    records = records_of(table.with_columns(*(rounded(pl.col(name)) for name in floats), *somewhere))
+    for side in ("raised", "lowered"):
+        pairs = changes.select(f"{side}_tokens", rounded_lists(f"{side}_by"))
+        for record, (ids, values) in zip(records, pairs.iter_rows()):
+            if ids:
+                record[side] = [[strings[token], value] for token, value in zip(ids, values)]
+    return records
 
 
 def _first(records: list[Record]) -> Record:

@@ -29,7 +29,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.report.anchors import anchors_view
-    from universal_neurons.report.diff_summary import diff_view, unit_view
+    from universal_neurons.report.diff_summary import LISTS, UNUSUAL, diff_sentences, diff_view, unit_view, upper_end
     from universal_neurons.report.dynamics_summary import course_view, dynamics_view
     from universal_neurons.report.figures import study_figures
     from universal_neurons.report.integrity import check_stores
@@ -59,7 +59,7 @@ else:
             "opening": ["opening_sentences"],
             "anchors": ["anchors_view"],
             "other_threshold": ["at_threshold", "threshold_sentence"],
-            "diff_summary": ["diff_view", "unit_view"],
+            "diff_summary": ["LISTS", "UNUSUAL", "diff_sentences", "diff_view", "unit_view", "upper_end"],
             "dynamics_summary": ["course_view", "dynamics_view"],
             "figures": ["study_figures"],
             "pages": [

@@ -29,8 +29,9 @@ from universal_neurons.units import NONE, parse_unit, unit_name
 
 LISTED, EFFECTS_LISTED = 10, 30
 UNUSUAL = 0.05
+MOST = "Changed most"
 LISTS = {
-    "Changed most": ("redirected", "shifted", "re-scaled", "re-tuned"),
+    MOST: ("redirected", "shifted", "re-scaled", "re-tuned"),
     "Moved": ("moved", "copied"),
     "Born": ("born",),
     "Died": ("died",),
@@ -50,7 +51,7 @@ def diff_view(diff: Diff) -> Group:
     """How many units changed in which way, what is not known, and which changed most, moved, were born, died."""
     base, tuned = diff.models
     parts: list[Any] = [_table(f"{base} → {tuned}: {len(diff.changes):,} units", kinds_of(diff))]
-    parts.append(shown_lines(*sentences(diff)))
+    parts.append(shown_lines(*diff_sentences(diff)))
     return Group(*parts, *(_table(title, listed) for title, listed in lists_of(diff).items()))
 
 
@@ -101,7 +102,7 @@ def unusual(changes: pl.DataFrame) -> int:
     return int((changes["q_change"].fill_nan(None) <= UNUSUAL).sum())
 
 
-def sentences(diff: Diff) -> list[str]:
+def diff_sentences(diff: Diff) -> list[str]:
     """What the numbers rest on, and what cannot be known."""
     changes = diff.changes
     surely, unknown = int(changes["surely_unchanged"].sum()), changes["kind"].null_count()
@@ -135,11 +136,15 @@ def null_sentence(diff: Diff) -> str:
 def ranked(diff: Diff, title: str) -> pl.DataFrame:
     """The units of a list, in order; of those that changed most by the upper end of |ρ| with itself."""
     rows = diff.changes.filter(pl.col("kind").is_in(LISTS[title]))
-    size = pl.max_horizontal(pl.col("self_corr_low").abs(), pl.col("self_corr_high").abs())
-    upper = (size if diff.study.gated else pl.col("self_corr_high")).fill_nan(None)
-    if title != "Changed most":
+    if title != MOST:
         return rows.sort("layer", "neuron")
-    return rows.sort(upper, "layer", "neuron", nulls_last=True, maintain_order=True)
+    return rows.sort(upper_end(diff), "layer", "neuron", nulls_last=True, maintain_order=True)
+
+
+def upper_end(diff: Diff) -> pl.Expr:
+    """The upper end of ρ of each unit and itself, of gated units of |ρ|; null where there is none."""
+    size = pl.max_horizontal(pl.col("self_corr_low").abs(), pl.col("self_corr_high").abs())
+    return (size if diff.study.gated else pl.col("self_corr_high")).fill_nan(None)
 
 
 def change_cells(row: dict[str, Any], *, with_q: bool) -> list[str]:

@@ -17,8 +17,7 @@ from universal_neurons.labels import SAID_OF_FAMILIES, SAID_OF_ROLES
 from universal_neurons.legible import file_names, legible
 from universal_neurons.report import figures
 from universal_neurons.report.counts import anchor_lines, clique_lines
-from universal_neurons.report.diff_summary import kinds_of, lists_of
-from universal_neurons.report.diff_summary import sentences as diff_sentences
+from universal_neurons.report.diff_summary import diff_sentences, kinds_of, lists_of
 from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows
 from universal_neurons.report.figures import FigureKind, study_figures
 from universal_neurons.report.opening import opening_sentences

@@ -29,6 +29,9 @@
     const text = (state.label || "").toLowerCase();
     return [
       state.family && units.has("family") && wanted(units, "family", (value) => value === state.family),
+      state.kind && units.has("kind") && wanted(units, "kind", (value) => value === state.kind),
+      state.place && units.has("place") && wanted(units, "place", (value) => value === state.place),
+      flag(units, "unusual", state.unusual),
       state.role && units.has("roles") && wanted(units, "roles", (value) => un.roleNames(value).includes(state.role)),
       text && units.has("label") && wanted(units, "label", (value) => value.toLowerCase().includes(text)),
       flag(units, "is_universal", state.universal),

@@ -1,17 +1,22 @@
-// The layer × layer map: where the best matches of a layer's units lie in another model. Cells are buttons.
+// A map of layers by layers, such as where the best matches of a layer's units lie, or by anything else. Cells are links.
 (function () {
   "use strict";
 
-  // shares: share(layer, matchLayer) from 0 to 1; href(layer, matchLayer)
-  un.heat = function ({ caption, rows, columns, share, href, names }) {
+  // share(row, column) from 0 to 1; href(row, column); names: {rows, columns} of two models' layers.
+  // Where columns are no layers: heads, a node for each; across, up: what the sides are; text(row, column), tell(row, column).
+  un.heat = function ({ caption, rows, columns, share, href, names, ...other }) {
     const wide = columns <= 16;
+    const { heads, across, up, text, tell } = { text: percents, tell: matched, ...other };
     const cells = [];
     let here = [rows - 1, 0];
     const body = un.h("tbody", {});
     const readout = un.h("p", { class: "readout", "aria-live": "polite" }, "Every cell opens its units.");
 
-    function tell(row, column) {
-      readout.textContent = `${un.percent(share(row, column))} of ${names.rows}'s layer ${row} has its best match in ${names.columns}'s layer ${column}.`;
+    function percents(row, column) {
+      return share(row, column) ? String(Math.round(share(row, column) * 100)) : "·";
+    }
+    function matched(row, column) {
+      return `${un.percent(share(row, column))} of ${names.rows}'s layer ${row} has its best match in ${names.columns}'s layer ${column}.`;
     }
     function go(row, column) {
       cells[here[0]][here[1]].tabIndex = -1;
@@ -20,32 +25,31 @@
       cells[here[0]][here[1]].focus();
     }
     function cell(row, column) {
-      const value = share(row, column);
+      const say = () => (readout.textContent = tell(row, column));
       const link = un.h("a", {
-        href: href(row, column), tabindex: -1, vars: { "--share": value || 0 },
-        "aria-label": `layer ${row} to layer ${column}: ${un.percent(value)}`,
-      }, wide ? (value ? String(Math.round(value * 100)) : "·") : "");
-      link.addEventListener("mouseenter", () => tell(row, column));
-      link.addEventListener("focus", () => tell(row, column));
+        href: href(row, column), tabindex: -1, vars: { "--share": share(row, column) || 0 },
+        "aria-label": heads ? tell(row, column) : `layer ${row} to layer ${column}: ${un.percent(share(row, column))}`,
+      }, wide ? text(row, column) : "");
+      link.addEventListener("mouseenter", say);
+      link.addEventListener("focus", say);
       return link;
     }
     for (let row = rows - 1; row >= 0; row--) {
       cells[row] = Array.from({ length: columns }, (_, column) => cell(row, column));
       body.append(un.h("tr", {}, un.h("th", { scope: "row" }, row % Math.ceil(rows / 16) === 0 ? String(row) : ""), cells[row].map((each) => un.h("td", {}, each))));
     }
-    const foot = un.h("tr", {}, un.h("td", {}), Array.from({ length: columns }, (_, at) => un.h("th", { scope: "col" }, at % Math.ceil(columns / 16) === 0 ? String(at) : "")));
+    const foot = un.h("tr", {}, un.h("td", {}), Array.from({ length: columns }, (_, at) => un.h("th", { scope: "col" }, heads ? heads[at] : at % Math.ceil(columns / 16) === 0 ? String(at) : "")));
     body.append(foot);
     cells[here[0]][here[1]].tabIndex = 0;
-    const table = un.h("table", { class: wide ? "heat" : "heat fine" }, un.h("caption", {}, caption), body);
+    const table = un.h("table", { class: !wide ? "heat fine" : rows > 16 ? "heat low" : "heat" }, un.h("caption", {}, caption), body);
     table.addEventListener("keydown", (event) => {
       const step = { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
       if (!step) return;
       event.preventDefault();
       go(here[0] + step[0], here[1] + step[1]);
     });
-    const across = un.h("p", { class: "heat-name" }, `layer of ${names.columns} →`);
-    const up = un.h("p", { class: "heat-name" }, `↑ layer of ${names.rows}`);
-    return un.h("div", { class: "heat-box" }, up, un.h("div", { class: "sheet" }, table), across, readout);
+    const side = (text) => un.h("p", { class: "heat-name" }, text);
+    return un.h("div", { class: "heat-box" }, side(up || `↑ layer of ${names.rows}`), un.h("div", { class: "sheet" }, table), side(across || `layer of ${names.columns} →`), readout);
   };
 
   // From the store's table of layers: model, layer, match_model, match_layer, fraction.

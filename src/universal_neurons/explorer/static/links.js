@@ -81,5 +81,9 @@
     const at = FAMILIES.indexOf(family);
     return at < 0 ? "--family-none" : `--family-${at}`;
   };
-  un.swatch = (family) => un.h("span", { class: "swatch", vars: { "--swatch": `var(${un.familyColour(family)})` } });
+  un.swatch = (value, colour = un.familyColour) => un.h("span", { class: "swatch", vars: { "--swatch": `var(${colour(value)})` } });
+
+  // So has a kind of change.
+  const KINDS = ["died", "re-tuned", "re-scaled", "shifted", "born", "moved", "copied", "redirected"];
+  un.kindColour = (kind) => (KINDS.includes(kind) ? `--family-${KINDS.indexOf(kind)}` : "--family-none");
 })();

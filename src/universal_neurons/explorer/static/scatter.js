@@ -1,4 +1,4 @@
-// Every unit as a point on a canvas: axes to choose, colours by family, a brush that filters, arrows that walk.
+// Every unit as a point on a canvas: axes to choose, colours by a column, a brush that filters, arrows that walk.
 (function () {
   "use strict";
   const EDGE = { left: 58, right: 14, top: 12, bottom: 40 };
@@ -23,7 +23,7 @@
     return { low: ends[0] - room, high: ends[1] + room, log };
   }
 
-  un.scatter = function ({ units, state, brushed, opened }) {
+  un.scatter = function ({ units, state, by, brushed, opened }) {
     const points = un.h("canvas", { "aria-hidden": "true" });
     const over = un.h("canvas", {
       class: "over", tabindex: 0, role: "application",
@@ -81,11 +81,11 @@
     function styles() {
       const style = getComputedStyle(document.documentElement);
       const read = (name) => style.getPropertyValue(name).trim();
-      const { values } = units.has("family") ? units.words("family") : { values: [] };
-      return { line: read("--line"), ink: read("--ink"), quiet: read("--quiet"), faint: read("--faint"), accent: read("--accent"), families: values.map((family) => read(un.familyColour(family))) };
+      const { values } = by ? units.words(by.column) : { values: [] };
+      return { line: read("--line"), ink: read("--ink"), quiet: read("--quiet"), faint: read("--faint"), accent: read("--accent"), colours: values.map((value) => read(by.colour(value))) };
     }
 
-    // Few points are round; of many, squares, a colour at a time, in rounds so that no family lies over all others.
+    // Few points are round; of many, squares, a colour at a time, in rounds so that no colour lies over all others.
     function dots(context, list, colourOf, radius) {
       const all = Array.from(list);
       const rounds = Math.ceil(all.length / 2500);
@@ -139,8 +139,8 @@
       const drawing = context(points);
       axes(drawing, style);
       const radius = units.count > 20000 ? 1 : units.count > 3000 ? 1.6 : 3;
-      const codes = units.has("family") ? units.words("family").codes : null;
-      colours = (unit) => (codes ? style.families[codes[unit]] : style.accent);
+      const codes = by ? units.words(by.column).codes : null;
+      colours = (unit) => (codes ? style.colours[codes[unit]] : style.accent);
       if (passing.length < units.count) dots(drawing, units.values("layer").keys(), () => style.faint, radius);
       drawing.globalAlpha = units.count > 20000 ? 0.55 : 0.8;
       dots(drawing, passing, colours, radius);
@@ -196,7 +196,7 @@
       overlay();
       over.classList.toggle("pointing", unit >= 0);
       if (unit < 0) return;
-      const known = ["family", "label"].filter((name) => units.has(name)).map((name) => [" · ", un.said(units.at(name, unit))]);
+      const known = (by ? by.told : ["label"]).filter((name) => units.has(name)).map((name) => [" · ", un.said(units.at(name, unit))]);
       un.clear(readout, un.unitLink(units.model, units.at("layer", unit), units.at("neuron", unit)), known,
         ` · ${un.title(state.x, un.study)} ${un.num(units.at(state.x, unit))} · ${un.title(state.y, un.study)} ${un.num(units.at(state.y, unit))}`);
     }

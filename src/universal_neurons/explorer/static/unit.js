@@ -76,6 +76,13 @@
     const best = (unit.matches || []).filter((match) => match.rank === 1);
     return [{ ...place }, ...best.map(({ model, layer, neuron, corr }) => ({ model, layer, neuron, corr }))];
   }
+  // Of a diff the same unit of the other model too, where its best match there is another.
+  function andItself(place, unit) {
+    const members = company(place, unit);
+    const other = { ...place, model: 1 - place.model };
+    const there = (member) => member.model === other.model && member.layer === other.layer && member.neuron === other.neuron;
+    return !unit.change || members.some(there) ? members : [members[0], { ...other, corr: unit.change.self_corr ?? null }, ...members.slice(1)];
+  }
   const headOf = (member) => [un.h("span", { class: "model-name" }, un.said(un.modelName(member.model))), " ", un.unitLink(member.model, member.layer, member.neuron), member.corr === undefined ? " itself" : ` ρ ${un.num(member.corr, true)}`];
 
   function together(place, unit, strings) {
@@ -107,7 +114,7 @@
     if (!bands.length) return un.absent("examples", "The store holds no examples of this unit.");
     const holder = un.h("div", { class: "columns" });
     let band = bands[0];
-    const columns = company(place, unit).map((member, at) => {
+    const columns = andItself(place, unit).map((member, at) => {
       const column = un.h("div", { class: "column" });
       holder.append(column);
       const given = at === 0 ? Promise.resolve({ unit, strings }) : new Promise((resolve) => setTimeout(() => resolve(shardOf(member))));
@@ -146,6 +153,7 @@
     document.title = `${un.placeName(place.layer, place.neuron)} of ${un.modelName(place.model)} · ${un.study.title}`;
     const part = un.parts;
     un.clear(main, head(place, unit), hero(unit),
+      part.change(unit) && un.section("change", "What training changed", part.change(unit)),
       un.section("matches", "Its counterparts", counterparts(unit)),
       un.section("together", "The same text, every model", together(place, unit, strings)),
       un.h("div", { class: "grid small" },
@@ -163,6 +171,7 @@
       un.section("examples", "Each one's own examples", un.legendOfColours(), ownExamples(place, unit, strings)),
       un.section("numbers", "All numbers", part.numbers(unit)),
       json(place, unit, strings));
+    if (unit.change) un.load(`${un.study.id}/diff`).then((diff) => document.getElementById("change").append(un.carriedBy(diff, unit) || ""), () => null);
     if (!(unit.matches || []).length && place.model !== un.study.reference) {
       // From the file of all of the reference's units, which may be large: when the page is there.
       setTimeout(() => askers(place).then((found) => found && document.getElementById("matches").append(...[found].flat()), () => null));

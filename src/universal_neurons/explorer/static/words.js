@@ -40,6 +40,11 @@
     null_fraction: "null fraction", position_mi: "position information", mean: "mean pre-activation",
     var: "variance", skew: "skew", kurt: "kurtosis", corr: "ρ", corr_heldout: "ρ, held out", match_layer: "match's layer",
     match_neuron: "match's neuron", match_model: "match's model", neurons: "units", asker: "reference", universal_surely: "95 % interval above", universal_possibly: "95 % interval reaches above",
+    self_corr: "ρ with itself", self_corr_low: "ρ with itself, low end", self_corr_high: "ρ with itself, high end", self_most: "ρ with itself, upper end",
+    scale: "scale, times", firing_before: "fires at, before", firing_after: "fires at, after", firing_overlap: "fires in both, of either",
+    q50_shift: "median shift", q99_shift: ".99 quantile shift", w_in_cos: "cosine of w_in", w_in_ratio: "norm of w_in, times", w_up_cos: "cosine of w_up",
+    w_up_ratio: "norm of w_up, times", w_out_cos: "cosine of w_out", w_out_ratio: "norm of w_out, times", contribution: "contribution, times",
+    logit_cos: "cosine of logit effects", tuned_match_corr: "ρ of best match after", tuned_other_corr: "ρ of best other after", q_change: "q",
     surely: "95 % interval above", possibly: "95 % interval reaches above",
     class: "token class", class_group: "token class's group", class_sign: "raises or lowers it", class_variance_reduction: "explained by token class", head_layer: "head's layer", loss_change: "loss change (nats)",
   };
