@@ -15,7 +15,7 @@ from planted import LAYER, NEGATED, PLANTED, WIDTH, Unit, drifted, named, networ
 from scipy import stats
 
 import universal_neurons as un
-from universal_neurons.diff import KINDS, MEASURES, NOT_OF_DIFF, make_diff_config
+from universal_neurons.diff import KINDS, MEASURES, NOT_OF_DIFF, estimate_diff, make_diff_config
 from universal_neurons.diff.paired_firing import PairedFiring
 from universal_neurons.diff.selves import self_columns
 from universal_neurons.diff.weight_changes import weight_columns
@@ -346,7 +346,7 @@ def test_settings_of_run_alone_are_refused(name):
         make_diff_config({"models": ("a", "b"), name: given[name]})
 
 
-@pytest.mark.parametrize("given", [{}, {"models": ("a",)}, {"models": ("a", "b", "c")}, {"models": ("bundled", "b")},
+@pytest.mark.parametrize("given", [{"models": ("a",)}, {"models": ("a", "b", "c")}, {"models": ("bundled", "b")},
                                    {"models": ("a", "b"), "stages": ("weights",)}])  # fmt: skip
 def test_what_is_no_diff_is_refused(given):
     with pytest.raises(ConfigError):
@@ -450,6 +450,22 @@ def test_the_command_and_what_it_shows(by_name, tmp_path, capsys):
     (out / "report.html").unlink()
     assert exit_code("report", out) == 0
     assert (out / "report.html").read_bytes() == page
+
+
+def test_the_estimate_counts_the_study_and_what_is_read_beside_it(by_name, capsys):
+    needs = estimate_diff(by_name.config)
+    parts = {name: value for name, value in needs.as_dict().items() if name.startswith("seconds_")}
+    assert needs.seconds == pytest.approx(needs.study.seconds + sum(parts.values()))
+    assert all(value > 0 for value in parts.values())
+    assert needs.memory_peak >= needs.study.memory_peak
+    assert needs.disk_final >= sum(path.stat().st_size for path in by_name.path.rglob("*.parquet"))
+    alone = estimate_diff(by_name.config.model_copy(update={"nulls": (), "data_tuned": None}))
+    assert [alone.seconds_nulls, alone.seconds_second_text] == [0, 0]
+    models, data = by_name.config.models, by_name.config.data
+    assert exit_code("diff", *models, "--data", data, "--estimate", "--max-tokens", 1024) == 0
+    assert "units and themselves" in capsys.readouterr().out
+    assert exit_code("diff", *models, "--data", data, "--json") == 2
+    assert "--json goes with --estimate" in capsys.readouterr().err
 
 
 def test_one_unit_is_shown_before_and_after(by_name, capsys):

@@ -11,6 +11,7 @@ kinds           the kind of change, by rules with their error rates
 nulls           how unusual a change is among those of other fine-tunes
 changes         the tables
 run             run_diff; Diff, what it leaves
+estimate        what a diff will take, before it starts
 """
 
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.diff.estimate import DiffEstimate, diff_estimate_view, estimate_diff
     from universal_neurons.diff.kinds import KINDS
     from universal_neurons.diff.nulls import MEASURES
     from universal_neurons.diff.run import STUDY, Diff, run_diff
@@ -27,6 +29,7 @@ else:
         __name__,
         {
             "settings": ["DiffConfig", "NOT_OF_DIFF", "make_diff_config"],
+            "estimate": ["DiffEstimate", "diff_estimate_view", "estimate_diff"],
             "kinds": ["KINDS"],
             "nulls": ["MEASURES"],
             "run": ["Diff", "STUDY", "run_diff"],
