@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from universal_neurons.models.loading import Weights, load_model, load_weights
     from universal_neurons.models.locations import (
         BUNDLED_FOLDER,
+        Source,
         bundled_models,
+        digest_of,
         expand_bundled,
         folder_of,
         names_of,
@@ -69,7 +71,9 @@ else:
             "architectures": ["AttentionParts", "module_at"],
             "locations": [
                 "BUNDLED_FOLDER",
+                "Source",
                 "bundled_models",
+                "digest_of",
                 "expand_bundled",
                 "folder_of",
                 "names_of",
