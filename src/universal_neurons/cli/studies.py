@@ -105,7 +105,7 @@ def diff(
 ) -> None:
     """Compare a base and its fine-tune unit by unit: what did training change?
 
-    Two checkpoints of one run are such a pair too.
+    Two checkpoints of one run are such a pair too. Without models it compares a bundled seed with its German fine-tune.
     Interrupted, the same command resumes.
 
     Parameters

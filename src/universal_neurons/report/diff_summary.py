@@ -26,7 +26,7 @@ LISTS = {
     "Born": ("born",),
     "Died": ("died",),
 }
-HEADINGS = ("unit", "kind", "ρ with itself", "scale", "is now", "fires on, before", "after")
+HEADINGS = ("unit", "kind", "ρ with itself", "scale", "is now", "fires on")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def diff_view(diff: Diff) -> Group:
 
 
 def _table(title: str, listed: Listed) -> Table:
-    wraps = ("is now", "fires on, before", "after")
+    wraps = ("is now", "fires on")
     table = TextTable(*(Column(heading, no_wrap=heading not in wraps) for heading in listed.headings), title=title)
     for row in listed.rows:
         table.row(*row)
@@ -130,16 +130,18 @@ def ranked(diff: Diff, title: str) -> pl.DataFrame:
 
 def change_cells(row: dict[str, Any], *, with_q: bool) -> list[str]:
     """A unit's cells, as in `HEADINGS`."""
-    cells = [unit_name(row["layer"], row["neuron"]), row["kind"] or "–", interval(row, "self_corr")]
-    cells += [_factor(row["scale"]), whereabouts(row), *(fires_on(_side(row, when)) for when in ("before", "after"))]
+    before, after = (fires_on(_side(row, when)) or "–" for when in ("before", "after"))
+    cells = [unit_name(row["layer"], row["neuron"]), row["kind"] or "–", interval(row, "self_corr", 2)]
+    cells += [_factor(row["scale"]), whereabouts(row), before if before == after else f"{before} → {after}"]
     return [*cells, _small(row["q_change"])] if with_q else cells
 
 
-def interval(row: dict[str, Any], name: str) -> str:
+def interval(row: dict[str, Any], name: str, decimals: int = 3) -> str:
     """A value with its 95 % interval, – where there is none."""
     if not finite(row[name]):
         return "–"
-    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f} {row[f'{name}_high']:.3f}]"
+    value, low, high = (f"{row[f'{name}{end}']:.{decimals}f}" for end in ("", "_low", "_high"))
+    return f"{value} [{low} {high}]"
 
 
 def whereabouts(row: dict[str, Any]) -> str:
