@@ -476,6 +476,14 @@ def test_one_unit_is_shown_before_and_after(by_name, capsys):
         assert words in said
     assert f"{row['self_corr']:.3f}" in said
     assert "on the second text" in repr(by_name)
+    counts = [
+        dict(by_name.changes[f"family_{when}"].drop_nulls().value_counts().iter_rows()) for when in ("before", "after")
+    ]
+    family = max(
+        counts[0].keys() | counts[1].keys(), key=lambda name: abs(counts[1].get(name, 0) - counts[0].get(name, 0))
+    )
+    told = f"{family.replace('_', ' ')} {counts[0].get(family, 0)} → {counts[1].get(family, 0)}"
+    assert told in " ".join(repr(by_name).split())
     assert exit_code("show", by_name.path, "L9.3") == 2
     assert "no unit of this diff" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """A diff in a few numbers and lists, and one unit before and after: what `uneurons diff` and `uneurons show` print."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +98,7 @@ def sentences(diff: Diff) -> list[str]:
         f"{surely:,} are surely unchanged: every interval lies within the thresholds (docs/diff.md)"
         + (f", or the unit was dead before and after ({dead:,})." if dead else ".")
     ]
+    lines += family_lines(changes)
     if unknown:
         lines.append(f"Of {unknown:,} nothing can be said: their activations never change on the held-out rows.")
     if weights["identical"]:
@@ -104,6 +106,18 @@ def sentences(diff: Diff) -> list[str]:
     if weights["rounding"]:
         lines.append(f"The own weights of {weights['rounding']:,} are equal up to rounding to bfloat16.")
     return [*lines, null_sentence(diff)]
+
+
+def family_lines(changes: pl.DataFrame) -> list[str]:
+    """How many living units each family had and has, those first whose number changed most; none without labels."""
+    before, after = (Counter(changes[f"family_{when}"].drop_nulls()) for when in ("before", "after"))
+    changed = sorted(before.keys() | after.keys(), key=lambda name: (-abs(after[name] - before[name]), name))
+    told = [
+        f"{name.replace('_', ' ')} {before[name]:,} → {after[name]:,}"
+        for name in changed
+        if before[name] != after[name]
+    ]
+    return [f"Units by what they fire on: {', '.join(told)}."] if told else []
 
 
 def null_sentence(diff: Diff) -> str:
