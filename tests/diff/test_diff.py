@@ -21,6 +21,7 @@ from universal_neurons.diff.selves import self_columns
 from universal_neurons.diff.weight_changes import weight_columns
 from universal_neurons.errors import ConfigError, CorrespondenceError, StoreConflictError, TokenizerError
 from universal_neurons.explorer import open_results
+from universal_neurons.models import bundled_models
 from universal_neurons.statistics import Batch, Block, Key
 
 TOKENS = some_tokens()
@@ -525,6 +526,15 @@ def test_links_are_refused_by_name(by_name, tmp_path, place):
     with pytest.raises(StoreConflictError, match="is a symbolic link"):
         un.run_diff(by_name.config.model_copy(update={"out": str(folder)}), progress=False)
     assert not any(elsewhere.iterdir())
+
+
+def test_without_models_it_is_the_bundled_pair():
+    assert make_diff_config({}) == un.DiffConfig()
+    assert un.DiffConfig().models == ("bundled/seed-1", "bundled/seed-1-german")
+    assert un.DiffConfig(max_tokens=5).nulls == ("bundled/seed-1-python",)
+    assert un.DiffConfig(nulls=("x",)).nulls == ("x",)
+    assert un.DiffConfig(models=("a", "b")).nulls == ()
+    assert all("-" not in name.partition("seed-")[2] for name in bundled_models())
 
 
 def test_objects_and_names_are_not_mixed(tmp_path):

@@ -41,11 +41,9 @@ class DiffConfig(StudyConfig):
     @model_validator(mode="before")
     @classmethod
     def _the_bundled_pair(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return (
-            values
-            if values.get("models")
-            else {**values, **DEMO, **{k: values[k] for k in ("nulls",) if values.get(k)}}
-        )
+        if values.get("models"):
+            return values
+        return values | DEMO | ({"nulls": values["nulls"]} if values.get("nulls") else {})
 
     @field_validator("nulls", mode="before")
     @classmethod
