@@ -70,7 +70,7 @@ class Training:
             )
         self.rows = Rows(tokens, self.config.n_positions + 1, [seed["data"] for seed in self.seeds], device)
         self.weights = {name: t.to(device).requires_grad_() for name, t in self._initial().items()}
-        self.matrices = [t for name, t in self.weights.items() if len(batched.shapes(self.config)[name]) > 1]
+        self.matrices = [t for t in self.weights.values() if t.dim() > 2]  # the first dimension is of seeds
         self.optimizer = torch.optim.AdamW(
             self.weights.values(), lr=1.0, betas=tuple(self.settings["betas"]), weight_decay=0.0, fused=True
         )

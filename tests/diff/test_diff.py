@@ -15,11 +15,12 @@ from planted import LAYER, NEGATED, PLANTED, WIDTH, Unit, drifted, named, networ
 from scipy import stats
 
 import universal_neurons as un
-from universal_neurons.diff import KINDS, MEASURES, NOT_OF_DIFF, make_diff_config
+from universal_neurons.diff import KINDS, MEASURES, NOT_OF_DIFF, estimate_diff, make_diff_config
 from universal_neurons.diff.paired_firing import PairedFiring
 from universal_neurons.diff.selves import self_columns
 from universal_neurons.diff.weight_changes import weight_columns
 from universal_neurons.errors import ConfigError, CorrespondenceError, StoreConflictError, TokenizerError
+from universal_neurons.models import bundled_models
 from universal_neurons.statistics import Batch, Block, Key
 
 TOKENS = some_tokens()
@@ -345,7 +346,7 @@ def test_settings_of_run_alone_are_refused(name):
         make_diff_config({"models": ("a", "b"), name: given[name]})
 
 
-@pytest.mark.parametrize("given", [{}, {"models": ("a",)}, {"models": ("a", "b", "c")}, {"models": ("bundled", "b")},
+@pytest.mark.parametrize("given", [{"models": ("a",)}, {"models": ("a", "b", "c")}, {"models": ("bundled", "b")},
                                    {"models": ("a", "b"), "stages": ("weights",)}])  # fmt: skip
 def test_what_is_no_diff_is_refused(given):
     with pytest.raises(ConfigError):
@@ -460,6 +461,23 @@ def test_the_command_and_what_it_shows(by_name, tmp_path, capsys):
     assert (out / "report.html").read_bytes() == page
 
 
+def test_the_estimate_counts_the_study_and_what_is_read_beside_it(by_name, capsys):
+    needs = estimate_diff(by_name.config)
+    parts = {name: value for name, value in needs.as_dict().items() if name.startswith("seconds_")}
+    assert parts.pop("seconds_effects") >= 0  # apart
+    assert needs.seconds == pytest.approx(needs.study.seconds + sum(parts.values()))
+    assert all(value > 0 for value in parts.values())
+    assert needs.memory_peak >= needs.study.memory_peak
+    assert needs.disk_final >= sum(path.stat().st_size for path in by_name.path.rglob("*.parquet"))
+    alone = estimate_diff(by_name.config.model_copy(update={"nulls": (), "data_tuned": None}))
+    assert [alone.seconds_nulls, alone.seconds_second_text] == [0, 0]
+    models, data = by_name.config.models, by_name.config.data
+    assert exit_code("diff", *models, "--data", data, "--estimate", "--max-tokens", 1024) == 0
+    assert "units and themselves" in capsys.readouterr().out
+    assert exit_code("diff", *models, "--data", data, "--json") == 2
+    assert "--json goes with --estimate" in capsys.readouterr().err
+
+
 def test_one_unit_is_shown_before_and_after(by_name, capsys):
     assert exit_code("show", by_name.path, "L1.3") == 0
     said = capsys.readouterr().out
@@ -468,6 +486,14 @@ def test_one_unit_is_shown_before_and_after(by_name, capsys):
         assert words in said
     assert f"{row['self_corr']:.3f}" in said
     assert "on the second text" in repr(by_name)
+    counts = [
+        dict(by_name.changes[f"family_{when}"].drop_nulls().value_counts().iter_rows()) for when in ("before", "after")
+    ]
+    family = max(
+        counts[0].keys() | counts[1].keys(), key=lambda name: abs(counts[1].get(name, 0) - counts[0].get(name, 0))
+    )
+    told = f"{family.replace('_', ' ')} {counts[0].get(family, 0)} → {counts[1].get(family, 0)}"
+    assert told in " ".join(repr(by_name).split())
     assert exit_code("show", by_name.path, "L9.3") == 2
     assert "no unit of this diff" in capsys.readouterr().err
 
@@ -505,6 +531,15 @@ def test_links_are_refused_by_name(by_name, tmp_path, place):
     with pytest.raises(StoreConflictError, match="is a symbolic link"):
         un.run_diff(by_name.config.model_copy(update={"out": str(folder)}), progress=False)
     assert not any(elsewhere.iterdir())
+
+
+def test_without_models_it_is_the_bundled_pair():
+    assert make_diff_config({}) == un.DiffConfig()
+    assert un.DiffConfig().models == ("bundled/seed-1", "bundled/seed-1-german")
+    assert un.DiffConfig(max_tokens=5).nulls == ("bundled/seed-1-python",)
+    assert un.DiffConfig(nulls=("x",)).nulls == ("x",)
+    assert un.DiffConfig(models=("a", "b")).nulls == ()
+    assert all("-" not in name.partition("seed-")[2] for name in bundled_models())
 
 
 def test_objects_and_names_are_not_mixed(tmp_path):

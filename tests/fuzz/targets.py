@@ -22,9 +22,10 @@ from fuzz.wrong import Target
 import universal_neurons as un
 from universal_neurons.config_reading import make_config, make_dynamics_config, read_config
 from universal_neurons.labels import read_own_labels
-from universal_neurons.report import neuron_view
+from universal_neurons.report import diff_view, neuron_view, unit_view
 from universal_neurons.report.summary import plain_summary
 from universal_neurons.storage import STATISTICS, Generations, SketchFile
+from universal_neurons.terminal import plain
 from universal_neurons.text import read_vocabulary
 
 CONTEXT = 32
@@ -138,6 +139,8 @@ def study_targets(folder: Path) -> list[Target]:
         models=tuple(models), out=str(folder / "run"), draws=2, labels=("tokens", "position"), roles=FEW_ROLES, **common
     )
     un.run_study(settings, progress=False)
+    pair = un.DiffConfig(models=tuple(models), out=str(folder / "diff"), draws=2, stages=("universality",), **common)
+    un.run_diff(pair, progress=False)
     sketch = un.StudyConfig(
         models=(models[0],), out=str(folder / "a.safetensors"), search="sketch", group_size=4, **common
     )
@@ -156,6 +159,15 @@ def study_targets(folder: Path) -> list[Target]:
     def table(path: Path) -> str:
         return digest(un.Store(path.parent).table(path.stem))
 
+    def diff(path: Path) -> str:
+        opened = un.Diff(path.parent)
+        plain(diff_view(opened), 140)
+        plain(unit_view(opened, "L0.1"), 140)
+        return digest([opened.config.model_dump(), opened.models, opened.nulls])
+
+    def diff_table(path: Path) -> str:
+        return digest(un.Diff(path.parent).table(path.stem))
+
     def histogram(path: Path) -> str:
         return digest(list(un.Store(path.parent).histogram("a", 3)))
 
@@ -171,8 +183,10 @@ def study_targets(folder: Path) -> list[Target]:
         assert digest(state) == saved[step], f"other bits than were saved at step {step}"
         return "as saved"
 
-    run = folder / "run"
+    run, compared = folder / "run", folder / "diff"
     return [
+        Target("diff/diff.json", compared / "diff.json", diff, structured=True, share=2),
+        Target("diff/changes.parquet", compared / "changes.parquet", diff_table, hashed=True),
         Target("study/study.json", run / "study.json", study, structured=True, share=3),
         *(
             Target(f"study/{name}.parquet", run / f"{name}.parquet", table, hashed=True)

@@ -1,4 +1,4 @@
-"""Memory: the estimate against a run in a process of its own, and no growth with the number of tokens."""
+"""Memory: the estimate against a run or a diff in a process of its own, and no growth with the number of tokens."""
 
 import json
 import subprocess
@@ -62,3 +62,12 @@ def test_the_estimate_predicts_the_peak_of_all_stages(wide, few_roles):
     arguments = [*arguments, "-c", str(few_roles)]
     peak, _ = peak_of(root, "run", *arguments, "--max-tokens", "4000", "--out", str(root / "all"))
     assert estimated(root, *arguments) == pytest.approx(peak, rel=0.2)
+
+
+def test_the_estimate_predicts_the_peak_of_a_diff(wide):
+    arguments, root = wide
+    _, base, _, tuned, *text = arguments
+    given = ("diff", base, tuned, *text, "--null", tuned, "--stages", "universality", "--batch-tokens", "1024")
+    peak, _ = peak_of(root, *given, "--max-tokens", "6000", "--out", str(root / "diff"))
+    _, told = peak_of(root, *given, "--estimate", "--json")
+    assert json.loads(told)["memory_peak"] == pytest.approx(peak, rel=0.2)

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from universal_neurons.cli.frame import SECTIONS, ConfigFile, Flags, app, flags_
 from universal_neurons.config import NOT_OF_DYNAMICS, TEXT_SETTINGS, DynamicsConfig
 from universal_neurons.config_reading import make_config, make_dynamics_config, read_config
 from universal_neurons.diff import NOT_OF_DIFF, DiffConfig, make_diff_config
+from universal_neurons.errors import ConfigError
 from universal_neurons.terminal import output, say
 
 
@@ -98,10 +100,13 @@ def diff(
     null: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     config: ConfigFile = None,
     flags: Annotated[DiffFlags | None, Parameter(name="*")] = None,
+    estimate: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Compare a base and its fine-tune unit by unit: what did training change?
 
-    Two checkpoints of one run are such a pair too. Interrupted, the same command resumes.
+    Two checkpoints of one run are such a pair too. Without models it compares a bundled seed with its German fine-tune.
+    Interrupted, the same command resumes.
 
     Parameters
     ----------
@@ -113,11 +118,22 @@ def diff(
         Fine-tunes of the same base on other data: how unusual is each change among theirs?
     config
         A YAML file of settings, or the diff.json of an earlier diff; flags override it.
+    estimate
+        Say what time, memory and disk it would take, and do nothing.
+    as_json
+        With --estimate: print one JSON object.
     """
     settings, source = unchecked_settings(config, flags)
     models = tuple(name for name in (base, tuned) if name is not None)
     named = {"models": models, "nulls": null}
     checked = make_diff_config(settings | {k: v for k, v in named.items() if v}, source)
+    if estimate:
+        from universal_neurons.diff import diff_estimate_view, estimate_diff
+
+        _say_estimate(estimate_diff(checked), diff_estimate_view, as_json)
+        return
+    if as_json:
+        raise ConfigError("--json goes with --estimate", fix="leave it out, or add --estimate")
     from universal_neurons.diff import run_diff
     from universal_neurons.progress import Reporter
     from universal_neurons.report import diff_view, write_diff_report
@@ -176,7 +192,6 @@ def roles(store: Path, /, *, config: ConfigFile = None, labels: list[str] | None
     labels
         A Python file of labels that the study names, repeated: only those named again are run.
     """
-    from universal_neurons.errors import ConfigError
     from universal_neurons.progress import Reporter
     from universal_neurons.report import roles_view, write_report
     from universal_neurons.study import settings_of_roles, study_roles
@@ -209,8 +224,12 @@ def estimate(
     settings = settings_from(config, flags)
     from universal_neurons.study import estimate_study, estimate_view
 
-    estimated = estimate_study(settings)
+    _say_estimate(estimate_study(settings), estimate_view, as_json)
+
+
+def _say_estimate(estimated: Any, view: Callable[[Any], Any], as_json: bool) -> None:
+    """Print an estimate: one JSON object, or as a table."""
     if as_json:
         say(output(), json.dumps(estimated.as_dict()))
     else:
-        output().print(estimate_view(estimated))
+        output().print(view(estimated))

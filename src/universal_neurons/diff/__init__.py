@@ -15,6 +15,7 @@ effects         losses with these units ablated, and patched from the other mode
 effect_tables   what they cost and carry, with intervals
 effect_stage    the stage of effects, and what it will take
 run             run_diff; Diff, what it leaves
+estimate        what a diff will take, before it starts
 """
 
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from universal_neurons.faces import face
 if TYPE_CHECKING:
     from universal_neurons.diff.effect_tables import CHANGED, FIRST, OTHERS, SECOND
     from universal_neurons.diff.effects import effects_seconds, passes_of
+    from universal_neurons.diff.estimate import DiffEstimate, diff_estimate_view, estimate_diff
     from universal_neurons.diff.kinds import KINDS
     from universal_neurons.diff.nulls import MEASURES
     from universal_neurons.diff.run import STUDY, Diff, run_diff
@@ -35,6 +37,7 @@ else:
             "settings": ["DiffConfig", "NOT_OF_DIFF", "make_diff_config"],
             "effect_tables": ["CHANGED", "FIRST", "OTHERS", "SECOND"],
             "effects": ["effects_seconds", "passes_of"],
+            "estimate": ["DiffEstimate", "diff_estimate_view", "estimate_diff"],
             "kinds": ["KINDS"],
             "nulls": ["MEASURES"],
             "run": ["Diff", "STUDY", "run_diff"],

@@ -12,7 +12,16 @@ from universal_neurons.diff.settings import EFFECTS, OF_DIFF, DiffConfig
 from universal_neurons.errors import ArchitectureError, ConfigError
 from universal_neurons.features import Networks
 from universal_neurons.interventions import require_predictions
-from universal_neurons.models import Model, find_tokenizer, load_model, names_of, resolve_sources
+from universal_neurons.models import (
+    Model,
+    Source,
+    digest_of,
+    find_tokenizer,
+    load_model,
+    names_of,
+    require_weights,
+    resolve_sources,
+)
 from universal_neurons.study import resolve
 from universal_neurons.text import Rows, TokenDataset
 
@@ -44,8 +53,9 @@ class Inputs:
         self.config = DiffConfig(**decided.model_dump() | of_diff)
         self.base, self.tuned = self._pair(models)
         self.names = [self.base.name, self.tuned.name]
-        self.notes += require_correspondence(self.base, self.tuned)
-        self.extended = bool(self.notes)  # the fine-tune's tokenizer, which a study by name would read by
+        added = require_correspondence(self.base, self.tuned)
+        self.notes += added
+        self.extended = bool(added)  # the fine-tune's tokenizer, which a study by name would read by
         self.config = self.config.model_copy(update={"effects": self._effects()})
         self.nulls = self._nulls(None if models is None else nulls)
         self.settings: Settings = resolve.resolve(decided, [self.base, self.tuned])
@@ -68,7 +78,9 @@ class Inputs:
 
     def _pair(self, models: Sequence[Model] | None) -> tuple[Model, Model]:
         if models is None:
-            models = [self._load(source) for source in resolve_sources(self.config.models)]
+            sources = resolve_sources(self.config.models)
+            self.notes += _notes_on_adapters(*sources)
+            models = [self._load(source) for source in sources]
         base, tuned = map(copy.copy, models)  # one with added tokens is given another tokenizer
         return base, tuned
 
@@ -82,7 +94,9 @@ class Inputs:
             names, load = [model.name for model in models], [partial(copy.copy, model) for model in models]
         else:
             names = names_of([*self.config.models, *self.config.nulls])[2:]
-            load = [partial(self._load, *pair) for pair in zip(resolve_sources(self.config.nulls), names)]
+            sources = resolve_sources(self.config.nulls)
+            self.notes += _notes_on_adapters(*resolve_sources(self.config.models[:1]), *sources)
+            load = [partial(self._load, *pair) for pair in zip(sources, names)]
         every = [*self.names, *names]
         if len(set(every)) < len(every):
             raise ConfigError("two models have the same name", given=", ".join(every), fix="give them different names")
@@ -129,3 +143,16 @@ class Inputs:
         """Both models once more, after `release`."""
         self.base, self.tuned = self._pair(self.given)
         require_correspondence(self.base, self.tuned)
+
+
+def _notes_on_adapters(base: Source, *others: Source) -> list[str]:
+    """Which of the others are adapters of another model than the base: what the two differ by is counted too."""
+    bases = {other.name: other.base for other in others if other.base is not None}
+    if not bases or base.base is not None or base.gguf is not None:
+        return []
+    own = digest_of(require_weights(base))
+    return [
+        f"{name}: an adapter of {of.given}, which is not {base.name}: what the two differ by counts as a change too"
+        for name, of in bases.items()
+        if digest_of(require_weights(of)) != own
+    ]

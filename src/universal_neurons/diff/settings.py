@@ -6,18 +6,23 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from universal_neurons.config import BUNDLED, Stage, StudyConfig
 from universal_neurons.config_reading import as_config_error
-from universal_neurons.errors import ConfigError
 
 NOT_OF_DIFF = ("pairs", "null", "null_draws", "published", "pooling")  # settings of `run` alone
 RULES = ("same", "redirected", "shifted", "rescaled")  # from where on a change counts
 OF_DIFF = ("nulls", "data_tuned", "effects", "effect_tokens", *RULES)
 EFFECTS = 20
+DEMO = {  # what is compared where no models are named
+    "models": (f"{BUNDLED}/seed-1", f"{BUNDLED}/seed-1-german"),
+    "nulls": (f"{BUNDLED}/seed-1-python",),
+}
 
 
 class DiffConfig(StudyConfig):
     """What a diff compares, on what, and from where on a change counts: `models` are the base and its fine-tune."""
 
-    models: tuple[str, ...] = Field(description="The base and its fine-tune: folders, hub ids or id@revision.")
+    models: tuple[str, ...] = Field(
+        (), description="The base and its fine-tune: folders, hub ids or id@revision; else bundled ones."
+    )
     stages: tuple[Stage, ...] = Field(
         (), description="What to find out of both models: universality among it; else all that `run` does."
     )
@@ -40,6 +45,13 @@ class DiffConfig(StudyConfig):
     redirected: float = Field(0.9, gt=0, lt=1, description="One whose w_out has a lower cosine is redirected.")
     shifted: float = Field(0.1, gt=0, le=10, description="One whose offset or firing surely exceeds this is shifted.")
     rescaled: float = Field(1.1, gt=1, le=100, description="One whose scale surely changes by more is re-scaled.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_bundled_pair(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("models"):
+            return values
+        return values | DEMO | ({"nulls": values["nulls"]} if values.get("nulls") else {})
 
     @field_validator("nulls", mode="before")
     @classmethod
@@ -65,8 +77,6 @@ class DiffConfig(StudyConfig):
 
 def make_diff_config(settings: dict[str, Any], source: str = "configuration") -> DiffConfig:
     """A `DiffConfig` from plain values; every unknown key and impossible value is a `ConfigError`."""
-    if not settings.get("models"):
-        raise ConfigError(f"{source}: no models", wanted="a base and its fine-tune", fix="uneurons diff BASE TUNED")
     try:
         return DiffConfig(**settings)
     except ValidationError as error:

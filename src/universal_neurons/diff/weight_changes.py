@@ -78,13 +78,21 @@ def logit_columns(before: ProcessedWeights, after: ProcessedWeights) -> dict[str
     height, parts = max(1, PANEL_ELEMENTS // shared), []
     for start in range(0, len(writers[0]), height):
         effects = [rows[start : start + height] @ reader.T for rows, reader in zip(writers, readers)]
-        change = effects[1] - effects[0]
-        raised, lowered = (change.topk(min(TOP, shared), 1, largest=largest) for largest in (True, False))
-        lists = (raised.indices, raised.values, lowered.indices, lowered.values)
-        parts.append((cosine(effects[0], effects[1]), change.any(1), *lists))
+        parts.append(changed_most(*effects))
     cos, changed, *tables = (torch.cat(part).cpu().numpy() for part in zip(*parts))
     names = ("raised_tokens", "raised_by", "lowered_tokens", "lowered_by")
     return {"logit_cos": cos.astype(np.float64)} | {
         name: [row if any_change else None for row, any_change in zip(table.tolist(), changed)]
         for name, table in zip(names, tables)
     }
+
+
+def changed_most(
+    before: Float[Tensor, "units tokens"], after: Float[Tensor, "units tokens"]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of every unit the cosine of its effects, whether any changed, and those that rose and fell most: tokens, by how
+    much."""
+    change = after - before
+    raised, lowered = (change.topk(min(TOP, change.shape[1]), 1, largest=largest) for largest in (True, False))
+    lists = (raised.indices, raised.values, lowered.indices, lowered.values)
+    return cosine(before, after), change.any(1), *lists

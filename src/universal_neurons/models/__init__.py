@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from universal_neurons.models.loading import Weights, load_model, load_weights
     from universal_neurons.models.locations import (
         BUNDLED_FOLDER,
+        Source,
         bundled_models,
+        digest_of,
         expand_bundled,
         folder_of,
         names_of,
@@ -72,7 +74,9 @@ else:
             "architectures": ["AttentionParts", "matrix_of", "module_at"],
             "locations": [
                 "BUNDLED_FOLDER",
+                "Source",
                 "bundled_models",
+                "digest_of",
                 "expand_bundled",
                 "folder_of",
                 "names_of",

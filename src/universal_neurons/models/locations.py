@@ -43,8 +43,8 @@ class Source:
 
 
 def bundled_models() -> list[str]:
-    """The names by which the bundled models can be asked for."""
-    return [f"{BUNDLED}/{folder.name}" for folder in sorted(BUNDLED_FOLDER.glob("seed-*"))]
+    """The names by which the bundled seeds can be asked for."""
+    return [f"{BUNDLED}/{folder.name}" for folder in sorted(BUNDLED_FOLDER.glob("seed-*")) if not is_adapter(folder)]
 
 
 def expand_bundled(models: Sequence[str]) -> list[str]:

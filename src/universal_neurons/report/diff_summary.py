@@ -1,5 +1,6 @@
 """A diff in a few numbers and lists, and one unit before and after: what `uneurons diff` and `uneurons show` print."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ LISTS = {
     "Born": ("born",),
     "Died": ("died",),
 }
-HEADINGS = ("unit", "kind", "ρ with itself", "scale", "is now", "fires on, before", "after")
+HEADINGS = ("unit", "kind", "ρ with itself", "scale", "is now", "fires on")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def diff_view(diff: Diff) -> Group:
 
 
 def _table(title: str, listed: Listed) -> Table:
-    wraps = ("is now", "fires on, before", "after", *EFFECT_HEADINGS[2:])
+    wraps = ("is now", "fires on", *EFFECT_HEADINGS[2:])
     table = TextTable(*(Column(heading, no_wrap=heading not in wraps) for heading in listed.headings), title=title)
     for row in listed.rows:
         table.row(*row)
@@ -112,6 +113,7 @@ def diff_sentences(diff: Diff) -> list[str]:
         f"{surely:,} are surely unchanged: every interval lies within the thresholds (docs/diff.md)"
         + (f", or the unit was dead before and after ({dead:,})." if dead else ".")
     ]
+    lines += family_lines(changes)
     if unknown:
         lines.append(f"Of {unknown:,} nothing can be said: their activations never change on the held-out rows.")
     if weights["identical"]:
@@ -119,6 +121,18 @@ def diff_sentences(diff: Diff) -> list[str]:
     if weights["rounding"]:
         lines.append(f"The own weights of {weights['rounding']:,} are equal up to rounding to bfloat16.")
     return [*lines, null_sentence(diff), *effect_sentences(diff)]
+
+
+def family_lines(changes: pl.DataFrame) -> list[str]:
+    """How many living units each family had and has, those first whose number changed most; none without labels."""
+    before, after = (Counter(changes[f"family_{when}"].drop_nulls()) for when in ("before", "after"))
+    changed = sorted(before.keys() | after.keys(), key=lambda name: (-abs(after[name] - before[name]), name))
+    told = [
+        f"{name.replace('_', ' ')} {before[name]:,} → {after[name]:,}"
+        for name in changed
+        if before[name] != after[name]
+    ]
+    return [f"Units by what they fire on: {', '.join(told)}."] if told else []
 
 
 def null_sentence(diff: Diff) -> str:
@@ -149,16 +163,18 @@ def upper_end(diff: Diff) -> pl.Expr:
 
 def change_cells(row: dict[str, Any], *, with_q: bool) -> list[str]:
     """A unit's cells, as in `HEADINGS`."""
-    cells = [unit_name(row["layer"], row["neuron"]), row["kind"] or "–", interval(row, "self_corr")]
-    cells += [_factor(row["scale"]), whereabouts(row), *(fires_on(_side(row, when)) for when in ("before", "after"))]
+    before, after = (fires_on(_side(row, when)) or "–" for when in ("before", "after"))
+    cells = [unit_name(row["layer"], row["neuron"]), row["kind"] or "–", interval(row, "self_corr", 2)]
+    cells += [_factor(row["scale"]), whereabouts(row), before if before == after else f"{before} → {after}"]
     return [*cells, _small(row["q_change"])] if with_q else cells
 
 
-def interval(row: dict[str, Any], name: str) -> str:
+def interval(row: dict[str, Any], name: str, decimals: int = 3) -> str:
     """A value with its 95 % interval, – where there is none."""
     if not finite(row[name]):
         return "–"
-    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f} {row[f'{name}_high']:.3f}]"
+    value, low, high = (f"{row[f'{name}{end}']:.{decimals}f}" for end in ("", "_low", "_high"))
+    return f"{value} [{low} {high}]"
 
 
 def whereabouts(row: dict[str, Any]) -> str:

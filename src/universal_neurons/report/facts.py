@@ -107,7 +107,7 @@ def facts(store: Store, asker: str) -> Facts:
         corr=mean("corr") or (math.nan, math.nan),
         ranks=mean("corr_ranks"),
         within_tokens=mean("corr_within_tokens"),
-        coverage=store.manifest.get("within_tokens", {}).get("coverage"),
+        coverage=(store.manifest.get("within_tokens") or {}).get("coverage"),
         gap_all=_number(alive.select(gap.mean()).item()),
         gap_universal=_number(universal.select(gap.mean()).item()) if len(universal) else None,
         mutual=_number(best["mutual"].mean()),

@@ -86,6 +86,12 @@ class SinkFacts(Facts):
     sinks: int
 
 
+class WithinTokensFacts(Facts):
+    """The share of positions that correlations within single tokens are of."""
+
+    coverage: float
+
+
 class TokenFacts(Facts):
     """The text's fingerprint, its rows, tokens and held-out rows; what was left out of it."""
 
@@ -154,6 +160,7 @@ class FinishedStudy(Unfinished):
     search: Annotated[Exact | Screened | Sketched, Field(discriminator="search")]
     timings: dict[str, float]
     sinks: SinkFacts | None = None
+    within_tokens: WithinTokensFacts | None = None
 
 
 class Replacement(Facts):

@@ -31,8 +31,17 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
-    from universal_neurons.study.check import FIT_FACTS, check_models, estimate_study, estimate_view, fit_rows
+    from universal_neurons.study.check import (
+        FIT_FACTS,
+        check_models,
+        estimate_loaded,
+        estimate_study,
+        estimate_view,
+        fit_rows,
+    )
+    from universal_neurons.study.estimate import Estimate, gemm_rate, resident_bytes
     from universal_neurons.study.inputs import Study
+    from universal_neurons.study.memory import weight_bytes
     from universal_neurons.study.resolve import decide, require_no_masked_sinks, require_same_tokenizer
     from universal_neurons.study.roles_again import settings_of_roles, study_roles
     from universal_neurons.study.run import run_study
@@ -44,7 +53,9 @@ else:
         {
             "resolve": ["decide", "require_no_masked_sinks", "require_same_tokenizer"],
             "inputs": ["Study"],
-            "check": ["FIT_FACTS", "check_models", "estimate_study", "estimate_view", "fit_rows"],
+            "check": ["FIT_FACTS", "check_models", "estimate_loaded", "estimate_study", "estimate_view", "fit_rows"],
+            "estimate": ["Estimate", "gemm_rate", "resident_bytes"],
+            "memory": ["weight_bytes"],
             "shown": ["DUPLICATES", "PER_FAMILY", "ranking", "same_label"],
             "run": ["run_study"],
             "sketch_maker": ["make_sketch"],

@@ -1,7 +1,7 @@
 """Before a study: would these models work together, and what would it take?"""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -177,7 +177,11 @@ def estimate_study(config: StudyConfig) -> Estimate:
         raise ConfigError("--stages weights reads no text", wanted="a study of text", fix="run it: it takes seconds")
     models = load_models(config)
     require_kin(models, config, several=differ(config, models))
-    settings = resolve(config, models)
+    return estimate_loaded(resolve(config, models), models)
+
+
+def estimate_loaded(settings: Settings, models: Sequence[Model]) -> Estimate:
+    """Estimate a study of models that are loaded."""
     return estimate(settings, models, groups=_groups(settings, models))
 
 
@@ -191,12 +195,14 @@ def _groups(config: Settings, models: Sequence[Model]) -> int:
     return len(named) + bool(set(tokens.subset_names) - named)
 
 
-def estimate_view(needs: Estimate) -> Table:
-    """An estimate as a table."""
+def estimate_view(needs: Estimate, beside: Mapping[str, float] | None = None) -> Table:
+    """An estimate as a table; `beside`, by name, the seconds of what comes beside a study."""
     table = TextTable("", "", title=f"{needs.tokens:,} tokens on {needs.device}", show_header=False)
     table.row("time", clock(needs.seconds))
     for name in ("sinks", "labels", "pass", "compare", "detail", "roles", "null"):
         table.row(f"  {name}", clock(getattr(needs, f"seconds_{name}")))
+    for name, seconds in (beside or {}).items():
+        table.row(f"  {name}", clock(seconds))
     table.row("memory", f"{_size(needs.memory_peak)} at the peak, {_size(needs.memory_available)} free")
     table.row("plan", f"{needs.passes} pass{'es' if needs.passes > 1 else ''}, sums in {needs.sums}")
     table.row("disk", f"{_size(needs.disk_peak)} at the peak, {_size(needs.disk_final)} at the end")

@@ -125,7 +125,7 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
     """Time, memory and disk of a resolved configuration; runs a few batches to measure the machine."""
     layout = plan_layout(config, models, groups=groups)
     tokens = config.max_tokens // config.context * config.context
-    resident = _resident(config)
+    resident = resident_bytes(config)
     heldout = min(tokens // 5, config.heldout_tokens or HELDOUT_MOST)
     rate = gemm_rate(config.device, config.gemm_dtype)
     forward = _forward_by_model(models, config)
@@ -266,7 +266,8 @@ def _candidate_seconds(models: Sequence[Model], config: Settings) -> float:
     return best / positions / len(pairs) * MEAN * asked
 
 
-def _resident(config: Settings) -> int:
+def resident_bytes(config: Settings) -> int:
+    """What the process holds where the statistics live."""
     if config.device.startswith("cuda"):
         return torch.cuda.memory_allocated(torch.device(config.device))
     return psutil.Process().memory_info().rss
