@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side
 
+import cheap_checks  # noqa: F401  before the package is imported
 import numpy as np
 import pytest
 import torch

@@ -33,15 +33,13 @@ from universal_neurons.report import write_report
 from universal_neurons.storage import StoreWriter
 
 
+def plain_config(folders, text, out) -> StudyConfig:
+    return StudyConfig(models=tuple(map(str, folders)), data=str(text), out=str(out), draws=4, stages=("universality",))
+
+
 @pytest.fixture
 def config(folders, text_file, tmp_path):
-    return StudyConfig(
-        models=tuple(map(str, folders)),
-        data=str(text_file),
-        out=str(tmp_path / "run"),
-        draws=4,
-        stages=("universality",),
-    )
+    return plain_config(folders, text_file, tmp_path / "run")
 
 
 def quiet(config, **more) -> Store:
@@ -131,13 +129,22 @@ def test_the_same_study_gives_the_same_bytes(config, tmp_path):
     assert {"neurons.parquet", "figures/convergence.svg", "figures/convergence.png"} <= one.keys()
 
 
+LONG = {"max_tokens": 60_000}
+
+
 def long_config(config, long_text, out):
-    return config.model_copy(update={"data": str(long_text), "max_tokens": 60_000, "out": str(out)})
+    return config.model_copy(update={"data": str(long_text), "out": str(out), **LONG})
+
+
+@pytest.fixture(scope="module")
+def whole(folders, long_text, tmp_path_factory) -> dict:
+    """What a study of the long text that nothing stops leaves behind."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return contents(quiet(plain_config(folders, long_text, out).model_copy(update=LONG)))
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])
-def test_an_interrupted_study_resumes_to_the_same_bytes(config, long_text, tmp_path, monkeypatch, stop_after):
-    whole = quiet(long_config(config, long_text, tmp_path / "whole"))
+def test_an_interrupted_study_resumes_to_the_same_bytes(config, whole, long_text, tmp_path, monkeypatch, stop_after):
     save, saved = StoreWriter.save_snapshot, []
 
     def interrupted(self, tensors, shard):
@@ -152,14 +159,13 @@ def test_an_interrupted_study_resumes_to_the_same_bytes(config, long_text, tmp_p
         quiet(parts, checkpoint_seconds=0.0)
     with pytest.raises(StoreConflictError, match="not finished"):
         Store(tmp_path / "parts")
-    assert contents(quiet(parts, checkpoint_seconds=0.0)) == contents(whole)
+    assert contents(quiet(parts, checkpoint_seconds=0.0)) == whole
     assert saved[0] == 1
     assert len(saved) == len(set(saved))
     assert not (tmp_path / "parts" / "work").exists()
 
 
-def test_a_killed_process_resumes_to_the_same_bytes(config, long_text, tmp_path):
-    whole = quiet(long_config(config, long_text, tmp_path / "whole"))
+def test_a_killed_process_resumes_to_the_same_bytes(config, whole, long_text, tmp_path):
     parts = long_config(config, long_text, tmp_path / "parts")
     code = (
         "import sys, json; from universal_neurons import StudyConfig, run_study\n"
@@ -173,11 +179,10 @@ def test_a_killed_process_resumes_to_the_same_bytes(config, long_text, tmp_path)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     assert not json.loads((tmp_path / "parts" / "study.json").read_text())["complete"]
-    assert contents(quiet(parts, checkpoint_seconds=0.0)) == contents(whole)
+    assert contents(quiet(parts, checkpoint_seconds=0.0)) == whole
 
 
-def test_a_torn_checkpoint_is_passed_over(config, long_text, tmp_path, monkeypatch):
-    whole = quiet(long_config(config, long_text, tmp_path / "whole"))
+def test_a_torn_checkpoint_is_passed_over(config, whole, long_text, tmp_path, monkeypatch):
     save = StoreWriter.save_snapshot
 
     def torn(self, tensors, shard):
@@ -194,7 +199,7 @@ def test_a_torn_checkpoint_is_passed_over(config, long_text, tmp_path, monkeypat
         quiet(parts, checkpoint_seconds=0.0)
     assert len(list((tmp_path / "parts" / "work").glob("checkpoint-*"))) == 2
     monkeypatch.setattr(StoreWriter, "save_snapshot", save)
-    assert contents(quiet(parts, checkpoint_seconds=0.0)) == contents(whole)
+    assert contents(quiet(parts, checkpoint_seconds=0.0)) == whole
 
 
 def test_a_finished_study_is_not_run_again_and_another_is_refused(config):
@@ -283,8 +288,7 @@ def test_models_and_tokens_as_objects(config):
         quiet(config, models=[models[0], models[0]], tokens=some_tokens(80))
 
 
-def test_a_full_disk_is_named_and_the_study_resumes(config, long_text, tmp_path, monkeypatch):
-    whole = quiet(long_config(config, long_text, tmp_path / "whole"))
+def test_a_full_disk_is_named_and_the_study_resumes(config, whole, long_text, tmp_path, monkeypatch):
     parts = long_config(config, long_text, tmp_path / "parts")
     real = os.fsync
     calls = []
@@ -300,7 +304,7 @@ def test_a_full_disk_is_named_and_the_study_resumes(config, long_text, tmp_path,
         quiet(parts, checkpoint_seconds=0.0)
     assert not list((tmp_path / "parts").rglob(".*.partial"))
     monkeypatch.setattr(os, "fsync", real)
-    assert contents(quiet(parts)) == contents(whole)
+    assert contents(quiet(parts)) == whole
 
 
 def test_too_little_memory_is_said_before_the_pass(config, monkeypatch):
@@ -309,7 +313,7 @@ def test_too_little_memory_is_said_before_the_pass(config, monkeypatch):
         quiet(config)
 
 
-def test_subsets_are_studied_apart_and_add_up(config, tmp_path):
+def test_subsets_are_studied_apart_and_add_up(config, tmp_path, svg_only):
     documents = [{"text": some_text(150, seed), "subset": ("prose", "code", "rest")[seed % 3]} for seed in range(60)]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, documents)))
     apart = config.model_copy(update={"data": str(tmp_path / "c.jsonl"), "subset": ("prose", "code")})
@@ -349,7 +353,7 @@ def test_convergence_ends_at_the_whole_corpus(config, long_text, tmp_path):
     assert table["corr_median"][-1] == pytest.approx(final, abs=1e-6)
 
 
-def test_dead_neurons_are_counted_and_not_matched(config):
+def test_dead_neurons_are_counted_and_not_matched(config, svg_only):
     models = [tiny_model("gpt2", seed) for seed in (0, 1)]
     with torch.no_grad():
         models[0].blocks[0].mlp.c_fc.weight[:, 4] = 0
@@ -363,7 +367,7 @@ def test_dead_neurons_are_counted_and_not_matched(config):
     assert "1 dead" in repr(store)
 
 
-def test_a_model_without_a_living_neuron_does_not_break_the_study(config):
+def test_a_model_without_a_living_neuron_does_not_break_the_study(config, svg_only):
     models = [tiny_model("gpt2", seed) for seed in (0, 1)]
     with torch.no_grad():
         for block in models[1].blocks:
@@ -454,10 +458,17 @@ def test_a_disk_that_fills_while_rows_are_written(config, tmp_path, monkeypatch)
     quiet(config)
 
 
-def test_objects_are_checked_and_recorded(config, tmp_path):
+def scaled(seed) -> Model:
+    """A model that its row of the table does not describe: a block scales what its MLP adds."""
+    model = tiny_model("gpt2", seed)
+    model.blocks[1].mlp.register_forward_hook(lambda _m, _args, output: output * 1.05)
+    return model
+
+
+def test_objects_are_checked_and_recorded(config, tmp_path, svg_only):
     tokens = some_tokens(80)
     with pytest.raises(ArchitectureError, match="residual stream"):
-        quiet(config, models=[tiny_model("opt", n, do_layer_norm_before=False) for n in (0, 1)], tokens=tokens)
+        quiet(config, models=[scaled(n) for n in (0, 1)], tokens=tokens)
     models = [tiny_model("gpt2", seed, f"org/m{seed}") for seed in (0, 1)]
     store = quiet(config, models=models, tokens=tokens)
     write_report(store)
