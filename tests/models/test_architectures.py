@@ -166,7 +166,7 @@ def test_processed_weights_keep_the_log_softmax(name):
     if cap is not None:
         assert any("not centred" in note for note in model.notes)
         logits = cap * torch.tanh(logits / cap)
-    assert (logits.log_softmax(-1) - own).abs().max() <= 2e-5
+    assert (logits.log_softmax(-1) - own).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("name", KINDS)
