@@ -256,9 +256,9 @@ class StudyConfig(BaseModel):
 
     @field_validator("labels")
     @classmethod
-    def _some_labels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _known_labels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         unknown = [name for name in value if "." not in name and name not in (*LABEL_GROUPS, "default")]
-        if unknown or not value:
+        if unknown:
             raise ValueError(f"default, {', '.join(LABEL_GROUPS)} or a file")
         return value
 
