@@ -11,6 +11,7 @@ from conftest import settled
 from universal_neurons import plain_values
 from universal_neurons.config import StudyConfig
 from universal_neurons.config_reading import make_config, make_dynamics_config, read_config
+from universal_neurons.diff.settings import make_diff_config
 from universal_neurons.errors import ConfigError, MissingFileError
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -125,6 +126,13 @@ def test_impossible_settings_are_named_and_never_printed_whole(settings):
         with pytest.raises(ConfigError, match=r"cannot be this|unknown key") as refused:
             make(settings)
         assert len(str(refused.value)) < 1600
+
+
+def test_no_labels_are_for_studies_that_take_functions():
+    assert make_config({"labels": []}).labels == ()
+    for make in (make_dynamics_config, make_diff_config):
+        with pytest.raises(ConfigError, match="labels are none"):
+            make({"models": ["a", "b"], "labels": []})
 
 
 def test_a_union_says_all_that_is_possible():

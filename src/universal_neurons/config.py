@@ -19,6 +19,7 @@ MaskRule = Literal["bos", "eos", "newline", "sinks"] | Annotated[int, Field(ge=0
 Stage = Literal["weights", "statistics", "labels", "universality", "roles"]
 Plan = Literal["auto", "balanced", "sequential"]  # of devices
 PoolingKind = Literal["mean", "last", "max"]
+NO_LABELS = "labels are none, and functions in their place are for run_study alone"
 STAGES: tuple[Stage, ...] = ("weights", "statistics", "labels", "universality", "roles")
 LABEL_GROUPS = ("tokens", "unigrams", "syntax", "subsets", "position", "topics")
 MOST = 10**12  # tokens or neurons: more than anybody has, and far from what overflows
@@ -256,9 +257,9 @@ class StudyConfig(BaseModel):
 
     @field_validator("labels")
     @classmethod
-    def _some_labels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _known_labels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         unknown = [name for name in value if "." not in name and name not in (*LABEL_GROUPS, "default")]
-        if unknown or not value:
+        if unknown:
             raise ValueError(f"default, {', '.join(LABEL_GROUPS)} or a file")
         return value
 
@@ -334,6 +335,8 @@ class DynamicsConfig(StudyConfig):
         beside = [stage for stage in self.stages if stage not in ("labels", "universality")]
         if beside or "universality" not in self.stages:
             raise ValueError("stages are universality, and labels or not")
+        if not self.labels:
+            raise ValueError(NO_LABELS)
         for name in NOT_OF_DYNAMICS:
             if getattr(self, name) != StudyConfig.model_fields[name].default:
                 raise ValueError(f"{name} is not a setting of dynamics: use `uneurons run` on one checkpoint's models")

@@ -1,5 +1,7 @@
 """Variance reductions against eq 4 label by label, and the decision of a family."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +123,65 @@ def test_the_best_labels_are_numpys(example, panel, monkeypatch):
     np.testing.assert_allclose(again[:, alive], (best.variance_reduction * best.sign)[:, alive])
     assert np.isnan(best.variance_reduction[:, 27]).all()
     assert (best.sign[:, 27] == 0).all()
+
+
+def with_a_copy(labels, place):
+    """The labels with a copy of one of words, as the user's own, behind all of its kind."""
+    copied = dataclasses.replace(labels)
+    copied.word_labels = [*labels.word_labels, Label("mine", "own")]
+    copied.word_table = np.concatenate([labels.word_table, labels.word_table[place][None]])
+    return copied
+
+
+@pytest.mark.parametrize(("panel", "most"), [(20, 10**6), (20, 0), (4096, 0)])
+def test_scores_and_ranks_of_own_labels_are_numpys_for_every_neuron(example, panel, most, monkeypatch):
+    for name, value in {"PANEL_NEURONS": panel, "MOST_OWN": most, "MOST_NEURONS": 7}.items():
+        monkeypatch.setattr(families, name, value)
+    models, tokens, labels, holds = example
+    (evidence,) = evidence_of(models, tokens, labels)
+    v = captured(models[0], tokens)
+    with np.errstate(invalid="ignore"):
+        squares = np.array([[np.corrcoef(x, y)[0, 1] ** 2 for x in v.T] for y in holds.T.astype(float)])
+    judged = (holds.sum(0) >= 20) & ((~holds).sum(0) >= 20)
+    eta = np.abs(evidence.reductions(models[0].name).numpy()[-1:])
+    scores = np.nan_to_num(np.concatenate([np.where(judged[:, None], squares, np.nan), eta]), nan=-1)
+    scores[:, 27] = -1  # dead
+    own = evidence.best(models[0].name, with_own=True).own
+    assert evidence.best(models[0].name).own is None
+    assert [labels.all[n].group for n in own.index] == ["own"] * 4
+    assert own.neuron.shape == (4, 7 if most == 0 else 48)
+    for index, *kept in zip(own.index, own.neuron, own.reduction, own.rank):
+        neurons, reduction, rank = (part.numpy() for part in kept)
+        if not judged[index]:
+            assert np.isnan(reduction).all()
+            continue
+        best = np.sort(scores[index])[::-1][: len(neurons)]
+        np.testing.assert_allclose(np.sort(np.nan_to_num(np.abs(reduction), nan=-1))[::-1], best, atol=1e-6)
+        alive = neurons != 27
+        neurons, rank = neurons[alive], rank[alive]
+        np.testing.assert_allclose(np.abs(reduction[alive]), scores[index, neurons], atol=1e-6)
+        for neuron, place in zip(neurons, rank):
+            others, mine = np.delete(scores[:, neuron], index), scores[index, neuron]
+            surely, tied = (
+                (others > mine * (1 + 1e-4) + 1e-7).sum(),
+                (np.abs(others - mine) <= mine * 1e-4 + 1e-7).sum(),
+            )
+            assert 1 + surely <= place <= 1 + surely + tied
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_of_an_own_label_and_the_same_built_in_one_the_own_comes_first(example, dense):
+    models, tokens, labels, holds = example
+    built_in = next(n for n, label in enumerate(labels.word_labels) if label.group != "own" and holds[:, n].sum() >= 20)
+    copied = with_a_copy(labels, built_in)
+    mine = copied.all.index(Label("mine", "own"))
+    (evidence,) = evidence_of(models, tokens, copied, dense=dense)
+    for model in models:
+        best = evidence.best(model.name, len(copied.all)).index.T
+        alive = np.isfinite(evidence.reductions(model.name)[mine].numpy())
+        assert alive.sum() >= 40
+        for order in best[alive]:
+            assert list(order).index(mine) + 1 == list(order).index(built_in)
 
 
 def test_of_two_subsets_the_one_where_the_neuron_is_higher_comes_first(example):

@@ -246,7 +246,7 @@ def test_the_figures_show_the_neurons_that_rank_first(whole):
 def test_settings_that_contradict_each_other_are_refused():
     from universal_neurons.config_reading import make_config
 
-    for wrong in ({"labels": ("nonsense",)}, {"stages": ("weights",), "labels": ("tokens",)}, {"labels": ()}, {"stages": ("sleep",)}, {"nlp": "x", "labels": ("tokens",)},
+    for wrong in ({"labels": ("nonsense",)}, {"stages": ("weights",), "labels": ("tokens",)}, {"stages": ("sleep",)}, {"nlp": "x", "labels": ("tokens",)},
                   {"examples": 0}, {"unexplained": 1.5}):  # fmt: skip
         with pytest.raises(ConfigError):
             make_config(wrong)

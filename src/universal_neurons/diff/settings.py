@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from universal_neurons.config import BUNDLED, Stage, StudyConfig
+from universal_neurons.config import BUNDLED, NO_LABELS, Stage, StudyConfig
 from universal_neurons.config_reading import as_config_error
 
 NOT_OF_DIFF = ("pairs", "null", "null_draws", "published", "pooling")  # settings of `run` alone
@@ -64,6 +64,8 @@ class DiffConfig(StudyConfig):
             raise ValueError("models are a base and its fine-tune")
         if self.stages and "universality" not in self.stages:
             raise ValueError("stages have universality among them")
+        if not self.labels:
+            raise ValueError(NO_LABELS)
         for name in NOT_OF_DIFF:
             if getattr(self, name) != StudyConfig.model_fields[name].default:
                 raise ValueError(f"{name} is not a setting of a diff: use `uneurons run`")

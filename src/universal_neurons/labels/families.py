@@ -46,6 +46,8 @@ PANEL_NEURONS = 1024
 POSITION_MI = 0.05  # nats
 NULL_QUANTILE = 0.99
 TIE = 1e-5  # closer scores, relatively, are the same but for rounding
+MOST_OWN = 10**6  # own labels × neurons of a model: up to so many, all scores of own labels are kept, …
+MOST_NEURONS = 1000  # … else those of the best neurons of each
 POSITION = Label("position", "position")
 FAMILY_OF_GROUP = {
     "tokens": "token_class", "own": "token_class", "unigrams": "unigram", "syntax": "syntax", "subsets": "context",
@@ -89,12 +91,26 @@ def label_recipes(
 
 
 @dataclass(frozen=True)
+class OwnScores:
+    """Labels of the user's own, with every neuron or the best `MOST_NEURONS` of each: `rank` is among all labels.
+
+    `index` are places in `labels.all`; the signed reduction is NaN where a label or a neuron cannot be judged.
+    """
+
+    index: Int[Tensor, " own"]
+    neuron: Int[Tensor, "own kept"]
+    reduction: Float[Tensor, "own kept"]
+    rank: Int[Tensor, "own kept"]
+
+
+@dataclass(frozen=True)
 class Scores:
     """The best labels of every neuron, best first: places in `labels.all` (one past its end: position as a whole)."""
 
     index: Int[np.ndarray, "k neurons"]
     variance_reduction: Float[np.ndarray, "k neurons"]
     sign: Int[np.ndarray, "k neurons"]
+    own: OwnScores | None = None
 
 
 class LabelEvidence:
@@ -114,6 +130,7 @@ class LabelEvidence:
     ) -> None:
         self.labels, self.statistics, self.dense, self.null = labels, statistics, dense, null
         self.orientation = {name: torch.from_numpy(signs) for name, signs in (orientation or {}).items()}
+        self.own = torch.tensor(labels.own, dtype=torch.int64)
         self.tables = [_sparse(t) for t in (labels.word_table, labels.previous_table, labels.position_table)]
 
     def spread(self, model: str) -> Spread:
@@ -176,18 +193,44 @@ class LabelEvidence:
             rows.append(adjusted_eta_squared(positions, total)[None])
         return torch.cat(rows)
 
-    def best(self, model: str, k: int = 5) -> Scores:
-        """The k labels with the highest variance reduction; of two that say the same (one of two subsets, and the
-        other), the one that holds where the neuron is higher comes first."""
+    def best(self, model: str, k: int = 5, *, with_own: bool = False) -> Scores:
+        """The k labels with the highest variance reduction and, with `with_own`, all of the user's own.
+
+        Of two that say the same, one of the user's own comes first, else (one of two subsets, and the other) the one
+        that holds where the neuron is higher.
+        """
         parts = []
+        own: list[OwnScores] = []
         for panel in self._panels(model):
             values = self.reductions(model, panel)
             size = values.abs().nan_to_num(nan=-1.0)  # a label that cannot be judged comes last
-            ranked = torch.where(values > 0, size * (1 + TIE), size)
-            order = ranked.argsort(dim=0, descending=True, stable=True)[:k]
+            order = self._order(values, size)
+            if with_own and len(self.own):
+                own = [_of_best_neurons([*own, self._own_scores(values, order, panel)], self._most_neurons(model))]
+            order = order[:k].clone()  # not the rest of the panel's with it
             parts.append((order, size.gather(0, order), values.gather(0, order).nan_to_num(nan=0.0).sign().int()))
         index, best, sign = (torch.cat(part, 1).cpu().numpy() for part in zip(*parts))
-        return Scores(index, np.where(best < 0, np.nan, best), sign)
+        return Scores(index, np.where(best < 0, np.nan, best), sign, own[0] if own else None)
+
+    def _order(
+        self, values: Float[Tensor, "labels neurons"], size: Float[Tensor, "labels neurons"]
+    ) -> Int[Tensor, "labels neurons"]:
+        """Labels from the best to the worst, of each neuron."""
+        ranked = torch.where(values > 0, size * (1 + TIE), size)
+        ranked[self.own] *= 1 + 2 * TIE
+        return ranked.argsort(dim=0, descending=True, stable=True)
+
+    def _own_scores(
+        self, values: Float[Tensor, "labels neurons"], order: Int[Tensor, "labels neurons"], panel: slice
+    ) -> OwnScores:
+        ranks = torch.arange(1, len(order) + 1)[:, None].expand_as(order)
+        rank = torch.empty_like(order).scatter_(0, order, ranks)[self.own]
+        neuron = torch.arange(panel.start, panel.stop).expand(len(self.own), -1)
+        return OwnScores(self.own, neuron, values[self.own], rank)
+
+    def _most_neurons(self, model: str) -> int:
+        n = len(self.spread(model).sum)
+        return n if len(self.own) * n <= MOST_OWN else MOST_NEURONS
 
     def of(self, model: str, index: Int[np.ndarray, " neurons"]) -> Float[np.ndarray, " neurons"]:
         """The signed variance reduction of one label for each neuron."""
@@ -206,6 +249,18 @@ class LabelEvidence:
         """Mutual information of firing with position, in nats."""
         firing = self.grouped(Key(model, What.PRE), BY_POSITION, "firing")
         return None if firing is None else mutual_information(firing).cpu().numpy()
+
+
+def _of_best_neurons(parts: Sequence[OwnScores], most: int) -> OwnScores:
+    """Scores with several parts of the neurons: the best so many of each label."""
+    neuron, reduction, rank = (
+        torch.cat([getattr(part, name) for part in parts], 1) for name in ("neuron", "reduction", "rank")
+    )
+    if neuron.shape[1] > most:
+        size = reduction.abs().nan_to_num(nan=-1.0)
+        best = size.argsort(dim=1, descending=True, stable=True)[:, :most]
+        neuron, reduction, rank = (values.gather(1, best) for values in (neuron, reduction, rank))
+    return OwnScores(parts[0].index, neuron, reduction, rank)
 
 
 def _sparse(table: Bool[np.ndarray, "labels groups"]) -> Tensor:

@@ -87,6 +87,11 @@ class LabelSet:
         """All labels in the order of the sums."""
         return self.word_labels + self.previous_labels + self.position_labels + self.column_labels
 
+    @property
+    def own(self) -> list[int]:
+        """Where in `all` the user's own labels are, those of the previous token too."""
+        return [place for place, label in enumerate(self.all) if label.group == "own"]
+
     def digest(self) -> str:
         """SHA-256 of what holds where."""
         digest = hashlib.sha256(repr(self.all).encode())

@@ -9,6 +9,7 @@ from universal_neurons.storage.results import Results
 
 PREVIOUS = "previous token: "
 MOST_NAMED = 10  # labels that an error lists
+KEY = ("model", "layer", "neuron", "label", "group", "previous")
 OF_NEURON = ("family", "is_universal", "excess_corr")
 COLUMNS = ("model", "layer", "neuron", "label", "group", "variance_reduction", "sign", "rank")
 
@@ -21,7 +22,7 @@ def neurons_of_label(store: Results, models: Sequence[str], label: str, model: s
         )
     if model is not None and model not in models:
         raise InputError(f"{model}: no such model here", wanted="one of " + ", ".join(models))
-    found = _with_full_names(store.table("labels"))
+    found = _with_full_names(_scores(store))
     names = matching_labels(_known(store), label)
     rows = found.filter(pl.col("label").is_in(names) if names else pl.lit(False))
     if rows.is_empty():
@@ -36,24 +37,34 @@ def neurons_of_label(store: Results, models: Sequence[str], label: str, model: s
 def matching_labels(known: pl.DataFrame, wanted: str) -> list[str]:
     """The full names of labels that are called so, whatever the case; where none is, of those that contain it.
 
-    A name stands for the label of the token and of the previous token; `previous token: NAME` for the latter alone.
+    `NAME` is the label of the token, `previous token: NAME` that of the previous token.
     """
     folded = wanted.strip().casefold()
-    names = list(known.select("label", "bare").unique(maintain_order=True).iter_rows())
-    exact = [full for full, bare in names if folded in (full.casefold(), bare.casefold().strip())]
-    return exact or [full for full, bare in names if folded and folded in full.casefold()]
+    names = known["label"].unique(maintain_order=True).to_list()
+    exact = [name for name in names if folded == name.casefold().strip()]
+    return exact or [name for name in names if folded and folded in name.casefold()]
+
+
+def _scores(store: Results) -> pl.DataFrame:
+    """The best labels of every neuron, and those of the user's own that are kept whatever their rank."""
+    best = store.table("labels")
+    if not store.has("own_labels"):
+        return best
+    own = store.table("own_labels")
+    return pl.concat([own, best.join(own, on=KEY, how="anti", maintain_order="left")])
 
 
 def _with_full_names(table: pl.DataFrame) -> pl.DataFrame:
-    """A table of labels with `label` as it is printed, and `bare` as it is without the previous token."""
-    full = pl.when("previous").then(pl.lit(PREVIOUS) + pl.col("label")).otherwise("label")
-    return table.with_columns(full.alias("label"), pl.col("label").alias("bare"))
+    """A table of labels with `label` as it is printed."""
+    return table.with_columns(
+        pl.when("previous").then(pl.lit(PREVIOUS) + pl.col("label")).otherwise("label").alias("label")
+    )
 
 
 def _known(store: Results) -> pl.DataFrame:
     """All labels of a study; of one that did not keep them, those that are among the best of some neuron."""
     kept = [name for name in ("labels", "label_counts") if store.has(name)]
-    tables = [_with_full_names(store.table(name)).select("label", "bare") for name in kept]
+    tables = [_with_full_names(store.table(name)).select("label") for name in kept]
     return pl.concat(tables).unique(maintain_order=True)
 
 
@@ -75,5 +86,5 @@ def _nothing(store: Results, label: str, names: list[str]) -> InputError:
         given=listed + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""),
         wanted="a label that explains some neuron better than others do",
         fix="a label is judged where it holds at 20 positions or more, and every neuron keeps its five best: give more "
-        "text, or study --labels of your own file alone, so that no other competes",
+        "text, or study it as a label of your own (--labels FILE), which is kept whatever else explains a neuron",
     )

@@ -128,9 +128,11 @@ class Store(Results):
     def best_for(self, label: str, model: str | None = None) -> pl.DataFrame:
         """The neurons, of all models or one, that have a label among their best, the best explained first.
 
-        `label` is its name, whatever the case, else a part of it (then of all that contain it).  Columns: those of
-        `labels` (the label's full name; `sign` −1 where the neuron is silent; `rank` 1 where no other explains it
-        better), `family`, `is_universal`, `excess_corr`.  Raises `InputError` where no neuron has one.
+        Of a label of the user's own: all neurons (`own_labels`).  `label` is its name, whatever the case
+        (`previous token: NAME` of the previous token), else a part of it (then of all that contain it).
+
+        Columns: those of `labels` (the label's full name; `sign` −1 where the neuron is silent; `rank` 1 where no other
+        explains it better), `family`, `is_universal`, `excess_corr`.  Raises `InputError` where no neuron has one.
         """
         return neurons_of_label(self, self.models, label, model)
 

@@ -30,7 +30,14 @@ from universal_neurons.statistics import (
 from universal_neurons.study.inputs import Study
 from universal_neurons.study.label_counts import label_counts_table
 from universal_neurons.study.shown import Details, choose_shown
-from universal_neurons.study.tables import family_columns, labels_table, neurons_table, positions_table, tokens_table
+from universal_neurons.study.tables import (
+    family_columns,
+    labels_table,
+    neurons_table,
+    own_labels_table,
+    positions_table,
+    tokens_table,
+)
 from universal_neurons.text import token_of
 from universal_neurons.units import Units
 
@@ -69,7 +76,7 @@ class Explainer:
             name = source.name
             assert source.provisional is not None
             self.provisional[name] = source.provisional.mean.double().cpu().numpy()
-            self.best[name] = evidence.best(name)
+            self.best[name] = evidence.best(name, with_own=True)
             self.position_mi[name] = evidence.position_information(name)
             positions = evidence.grouped(name, BY_POSITION)
             firing = evidence.grouped(Key(name, What.PRE), BY_POSITION, "firing")
@@ -164,6 +171,8 @@ class Explainer:
             "label_counts": self.label_counts,
             "vocabulary": self.labelling.vocabulary.table(self.labels.counts),
         }
+        if self.labels.own and len(own := own_labels_table(self.units, self.labels, self.families)):
+            tables["own_labels"] = own
         if self.tokens is not None:
             tables["tokens"] = self.tokens
         positions = [self._positions(name) for name in self.study.names]

@@ -43,8 +43,9 @@ def run_study(
     """Run (or resume) a study and return its store.
 
     `models` and `tokens` may be given as objects in place of what `config` names; `labels` adds labels of your own, by
-    name, as functions of a token's string (with its leading space).  Checkpoints are written at most
-    every `checkpoint_seconds`; by default so that they cost about 2 % of the pass.  Raises an `InputError` for what
+    name, as functions of a token's string (with its leading space); where the configuration's `labels` are `()`, there
+    are no others.  Checkpoints are written at most every `checkpoint_seconds`; by default so that they cost about 2 %
+    of the pass.  Raises an `InputError` for what
     cannot be studied (nothing is written) and a `StudyError` for what went wrong on the way (run it again to resume).
     """
     reporter = reporter or Reporter(quiet=not progress)
@@ -53,6 +54,13 @@ def run_study(
     config = decide(config, None if models is None else len(models))
     if labels and "labels" not in config.stages:
         raise ConfigError("labels are given, but not looked for", wanted="the stage labels", fix="add it to stages")
+    if "labels" in config.stages and not (labels or config.labels):
+        raise ConfigError(
+            "no labels to look for",
+            given="labels=() and no functions",
+            wanted="labels of the configuration, or functions of your own",
+            fix='run_study(config, labels={"name": function}), or labels=("default",) in the configuration',
+        )
     with settled_torch(config.threads):
         with reporter.stage("models"):
             settings, loaded, reader = _models(config, models, tokens)

@@ -25,6 +25,7 @@ from universal_neurons.study.detail import Detail
 from universal_neurons.units import Units
 
 TOP_TOKENS = 10
+LABEL_FIELDS = {"label": "name", "group": "group", "previous": "previous"}
 FEW_STRETCHES, LARGE_SHARE = 3, 0.05  # of stretches of text, and of one position in a neuron's variance
 UNLIKE = 1.5  # held-out rows whose variance is so many times that of the rows that choose, or less by as much
 
@@ -278,6 +279,27 @@ def labels_table(units: Mapping[str, Units], labels: LabelSet, families: Mapping
             columns = {"rank": np.full(len(index), rank, np.int32), "label": names[index], "group": groups[index]}
             columns |= {"previous": previous[index], "variance_reduction": size, "sign": sign.astype(np.int8)}
             frames.append(pl.DataFrame(places | columns))
+    return _judged_labels(frames)
+
+
+def own_labels_table(units: Mapping[str, Units], labels: LabelSet, families: Mapping[str, Families]) -> pl.DataFrame:
+    """A row per label of the user's own and neuron, whatever other labels say of it; the columns of `labels_table`."""
+    every = [labels.all[index] for index in labels.own]
+    of_label = pl.DataFrame({name: [getattr(label, field) for label in every] for name, field in LABEL_FIELDS.items()})
+    frames = []
+    for model, units_of_model in units.items():
+        own = families[model].best.own
+        assert own is not None
+        places = pl.DataFrame(_places(model, units_of_model))[own.neuron.flatten().numpy()]
+        names = of_label[np.repeat(np.arange(len(every)), own.neuron.shape[1])]
+        rank, reduction = own.rank.flatten().numpy(), own.reduction.flatten().numpy()
+        scores = {"variance_reduction": np.abs(reduction), "sign": np.sign(np.nan_to_num(reduction)).astype(np.int8)}
+        ranks = pl.DataFrame({"rank": rank.astype(np.int32)})
+        frames.append(pl.concat([places, ranks, names, pl.DataFrame(scores)], how="horizontal"))
+    return _judged_labels(frames)
+
+
+def _judged_labels(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     table = pl.concat(frames).filter(pl.col("variance_reduction").is_finite())
     return table.sort("model", "layer", "neuron", "rank", maintain_order=True)
 
