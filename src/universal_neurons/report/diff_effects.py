@@ -9,7 +9,7 @@ from universal_neurons.report.facts import finite
 from universal_neurons.units import unit_name
 
 UNIT, JOINT = "unit_effects", "joint_effects"
-EFFECT_HEADINGS = ("unit", "kind", "patched", "share of the gain", "ablated before", "ablated after")
+EFFECT_HEADINGS = ("unit", "kind", "patched", "share, %", "ablated before", "ablated after")
 
 
 def effect_sentences(diff: Diff) -> list[str]:
@@ -60,15 +60,30 @@ def _short(value: float) -> str:
 
 
 def effect_rows(diff: Diff) -> tuple[tuple[str, ...], ...]:
-    """The cells of `EFFECT_HEADINGS` of every unit on the fine-tune's text, in the order of their shares' size."""
+    """The cells of `EFFECT_HEADINGS` of every unit on the fine-tune's text, in the order of their shares' size.
+
+    Losses in thousandths of a nat, the share of the gain in per cent.
+    """
     rows = diff.table(UNIT).filter(text=texts_of(diff)[0])
     rows = rows.join(diff.changes.select("layer", "neuron", "kind"), on=["layer", "neuron"], how="left")
     ordered = rows.sort(pl.col("patched").abs(), "rank", descending=[True, False])
-    names = ("patched", "share", "ablated_before", "ablated_after")
+    times = {"patched": 1000, "share": 100, "ablated_before": 1000, "ablated_after": 1000}
     return tuple(
-        (unit_name(row["layer"], row["neuron"]), row["kind"] or "–", *(with_ends(row, name) for name in names))
+        (
+            unit_name(row["layer"], row["neuron"]),
+            row["kind"] or "–",
+            *(_times(row, name, factor) for name, factor in times.items()),
+        )
         for row in ordered.iter_rows(named=True)
     )
+
+
+def _times(row: dict[str, Any], name: str, factor: int) -> str:
+    """A multiple of a value with its 95 % interval, – where there is none."""
+    if not finite(row[name]):
+        return "–"
+    value, low, high = (f"{factor * row[f'{name}{end}']:.1f}" for end in ("", "_low", "_high"))
+    return f"{value} [{low} {high}]"
 
 
 def unit_effect_lines(diff: Diff, layer: int, unit: int) -> list[str]:

@@ -28,7 +28,7 @@ from universal_neurons.statistics import BOTTOM
 from universal_neurons.terminal import TextTable, plain, shown, shown_lines
 from universal_neurons.units import NONE, parse_unit, unit_name
 
-LISTED, EFFECTS_LISTED = 10, 30
+LISTED = 10
 UNUSUAL = 0.05
 MOST = "Changed most"
 LISTS = {
@@ -92,9 +92,9 @@ def lists_of(diff: Diff) -> dict[str, Listed]:
             lists[f"{title}{more}"] = Listed(headings, tuple(map(tuple, cells)))
     if diff.has(UNIT):
         measured = effect_rows(diff)
-        more = f", the first {EFFECTS_LISTED} of {len(measured):,}" if len(measured) > EFFECTS_LISTED else ""
-        title = f"By how much the loss rises {where(diff, texts_of(diff)[0])}, nats a token{more}"
-        lists[title] = Listed(EFFECT_HEADINGS, measured[:EFFECTS_LISTED])
+        more = f": the first {LISTED} of {len(measured):,}" if len(measured) > LISTED else ""
+        title = f"By how much the loss rises {where(diff, texts_of(diff)[0])}, thousandths of a nat a token, and its share of the gain{more}"
+        lists[title] = Listed(EFFECT_HEADINGS, measured[:LISTED])
     return lists
 
 
