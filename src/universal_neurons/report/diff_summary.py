@@ -93,7 +93,8 @@ def lists_of(diff: Diff) -> dict[str, Listed]:
     if diff.has(UNIT):
         measured = effect_rows(diff)
         more = f": the first {LISTED} of {len(measured):,}" if len(measured) > LISTED else ""
-        title = f"By how much the loss rises {where(diff, texts_of(diff)[0])}, thousandths of a nat a token, and its share of the gain{more}"
+        place = where(diff, texts_of(diff)[0])
+        title = f"By how much the loss rises {place}, thousandths of a nat a token, and its share of the gain{more}"
         lists[title] = Listed(EFFECT_HEADINGS, measured[:LISTED])
     return lists
 
