@@ -232,7 +232,7 @@ def _chance_line(store: Store, told: Facts) -> tuple[str, str]:
 def _heldout_line(counts: Counts, at: str) -> str:
     line = f"{counts.heldout}; the 95 % interval of {counts.surely} is wholly above {at}, "
     line += f"of {counts.possibly} it reaches above"
-    if counts.on_more is None:
+    if counts.on_more is None or not counts.universal:
         return line
     return f"{line}; {counts.universal - counts.on_more} of the {counts.universal} rest on little text"
 
