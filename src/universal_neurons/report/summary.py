@@ -14,7 +14,7 @@ from universal_neurons.labels import FAMILIES, SAID_OF_FAMILIES, SAID_OF_ROLES, 
 from universal_neurons.legible import legible
 from universal_neurons.matching import singled_out
 from universal_neurons.report.counts import clique_lines
-from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, short
+from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, only_sentence, short
 from universal_neurons.roles import role_rows
 from universal_neurons.storage import Store
 from universal_neurons.study import FIT_FACTS, fit_rows
@@ -88,7 +88,7 @@ def published_rows(store: Store) -> list[tuple[str, str, str]]:
 
 def study_view(store: Store) -> Group:
     """The tables that `uneurons show STORE` prints."""
-    parts: list[Any] = []
+    parts: list[Any] = [shown(sentence) for sentence in [only_sentence(store)] if sentence]
     if not store.askers:
         parts.append(models_view(store))
     for asker in store.askers:
@@ -199,7 +199,18 @@ def spans_view(store: Store) -> Table:
     return table
 
 
-def subsets_view(store: Store) -> Table:
+LITTLE_TOKENS = 5_000  # fewer of a subset are little text
+
+
+def little_sentence(store: Store) -> str:
+    """What is said of the subsets asked for of which few tokens are counted; nothing where there are none."""
+    counted = store.manifest.get("counted_by_subset", {})
+    little = [name for name, tokens in counted.items() if tokens < LITTLE_TOKENS]
+    ending = f"little text: fewer than {LITTLE_TOKENS:,} tokens."
+    return f"The counts within {', '.join(little)} rest on {ending}" if little else ""
+
+
+def subsets_view(store: Store) -> Group:
     """How many neurons of the reference are universal within each subset that was asked for (`--subset`)."""
     threshold = store.config.threshold
     title = f"Within subsets (excess > {threshold:g})"
@@ -213,7 +224,7 @@ def subsets_view(store: Store) -> Table:
         ]
         tokens = f"{counted[subset]:,}" if subset in counted else "–"
         table.row(subset, tokens, *counts, short(_median(alive["excess_corr"])))
-    return table
+    return Group(table, *(shown(sentence, "table.caption") for sentence in [little_sentence(store)] if sentence))
 
 
 def _median(values: pl.Series) -> float | None:
