@@ -124,7 +124,7 @@ class StudyConfig(BaseModel):
     min_characters: int = Field(50, ge=0, le=10**6, description="Documents of at most so many characters are dropped.")
     tokenizer: str | None = Field(None, description="A tokenizer's folder or hub id; else the reference model's own.")
     out: str | None = Field(None, description="Folder of the results; else runs/NAME.")
-    max_tokens: int = Field(250_000, ge=1, lt=MOST, description="Read at most so many token positions.")
+    max_tokens: int = Field(250_000, ge=1, lt=MOST, description="Read at most so many token positions; else 250 000.")
     context: int | None = Field(
         None, ge=2, le=2**20, description="Tokens per row, BOS included; else 512 or the models' own."
     )

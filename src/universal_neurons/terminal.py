@@ -9,9 +9,12 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.style import Style
 from rich.table import Column, Table
 from rich.text import Text
@@ -19,6 +22,7 @@ from rich.text import Text
 from universal_neurons.errors import OutputError
 from universal_neurons.legible import legible
 
+UNBOUNDED = 1 << 20  # columns of a terminal
 AS_IT_STANDS: Any = {"markup": False, "emoji": False, "highlight": False}
 
 
@@ -100,7 +104,7 @@ def shown_lines(*lines: object) -> Text:
 
 
 class TextTable(Table):
-    """A table whose title, headings and cells are text as it stands."""
+    """A table whose title, headings and cells are text as it stands, on more lines where it is narrow."""
 
     def __init__(self, *headings: Column | str, title: str | None = None, show_header: bool = True) -> None:
         columns = [heading if isinstance(heading, Column) else Column(heading) for heading in headings]
@@ -113,6 +117,34 @@ class TextTable(Table):
     def row(self, *cells: object) -> None:
         """Add a row; cells that are no rich text are shown as they stand, on one line."""
         self.add_row(*(cell if isinstance(cell, Text) else shown(cell) for cell in cells))
+        for column in self.columns:
+            column.overflow = "fold"
+
+
+class ModelsTable(TextTable):
+    """A table with headings that name models: letters, and a line that says whose, where the names do not fit.
+
+    `letters` is by model, `short` the shorter heading by the number of its column.
+    """
+
+    def __init__(
+        self, *headings: Column | str, letters: Mapping[str, str], short: Mapping[int, str], title: str | None = None
+    ) -> None:
+        super().__init__(*headings, title=title)
+        self.letters, self.short = letters, short
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """As rich draws a table, in as much width as there is."""
+        if self.__rich_measure__(console, options.update(max_width=UNBOUNDED)).minimum <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        narrow = copy(self)
+        narrow.columns = [
+            replace(column, min_width=None, header=shown(self.short.get(n, column.header)))
+            for n, column in enumerate(self.columns)
+        ]
+        yield from super(ModelsTable, narrow).__rich_console__(console, options)
+        yield shown("; ".join(f"{letter}: {name}" for name, letter in self.letters.items()), "table.caption")
 
 
 def plain(view: RenderableType, width: int) -> str:

@@ -28,6 +28,12 @@ def test_help_needs_no_torch():
         assert command in done.stdout
 
 
+def test_help_names_how_much_text_is_read(capsys):
+    assert StudyConfig().max_tokens == 250_000
+    assert exit_code("run", "--help") == 0
+    assert "else 250 000" in " ".join(capsys.readouterr().out.split())
+
+
 def test_flags_are_the_settings():
     assert set(StudyFlags.model_fields) == set(StudyConfig.model_fields) - {"published", "roles"}
 
@@ -47,14 +53,21 @@ def test_several_values_after_one_flag(command, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [("run", "a", "b"), ("run", "--data", "x", "y"), ("roles", "r", "--labels", "a", "b")]
+    ("words", "fix"),
+    [
+        (("run", "a", "b"), "`uneurons run --help`"),
+        (("labels", "RUN", "L0.3"), "`uneurons labels --help`"),
+        (("run", "--data", "x", "y"), "repeat the flag"),
+        (("roles", "r", "--labels", "a", "b"), "repeat the flag"),
+    ],
 )
-def test_values_that_nothing_takes_are_an_error_that_says_what_to_do(words, capsys):
+def test_values_that_nothing_takes_are_an_error_that_says_what_to_do(words, fix, capsys):
     assert exit_code(*words) == 2
     told = capsys.readouterr().err
     assert "ConfigError: no argument takes these" in told
     assert f"given:  {'a ' if words[1] == 'a' else ''}{words[-1]}" in told
-    assert "repeat the flag" in told
+    assert fix in told
+    assert ("repeat the flag" in told) == any(word.startswith("--") for word in words)
 
 
 @pytest.fixture
@@ -149,7 +162,9 @@ def test_estimate(study, capsys):
     assert found["seconds"] > 0
     assert found["memory_peak"] > 10_000_000
     assert exit_code("estimate", *arguments) == 0
-    assert "memory" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "memory" in printed
+    assert "the rest of a longer text is not read (--max-tokens)" in printed
     assert not run.exists()
 
 

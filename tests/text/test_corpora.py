@@ -38,7 +38,7 @@ def read(data, **settings):
     """The documents' contents, and the notes."""
     corpus = Corpus(StudyConfig(data=str(data), **settings))
     contents = [document.content for document in corpus]
-    return contents, corpus.conclude()
+    return contents, corpus.conclude(iter(()))
 
 
 def write(folder, name, content):

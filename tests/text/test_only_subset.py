@@ -11,6 +11,7 @@ import universal_neurons as un
 from universal_neurons.config import StudyConfig
 from universal_neurons.errors import ConfigError, TextError
 from universal_neurons.progress import Reporter
+from universal_neurons.report import summary
 from universal_neurons.study import decide
 from universal_neurons.text import TokenDataset
 
@@ -71,7 +72,9 @@ def test_it_is_refused_where_it_would_be_ignored(tmp_path):
     assert StudyConfig(only_subset="a").stored()["only_subset"] == ["a"]
 
 
-def test_a_study_of_a_subset_is_recorded_replayed_and_printed(texts, folders, tmp_path, few_figures, capsys):
+def test_a_study_of_a_subset_is_recorded_replayed_and_printed(
+    texts, folders, tmp_path, few_figures, capsys, monkeypatch
+):
     everything, some = texts
     common = ["--models", *folders[:2], "--draws", 2, "--stages", "universality", "--subset", "all"]
     assert exit_code("run", *common, "--data", everything, "--only-subset", "a", "c", "--out", tmp_path / "r") == 0
@@ -83,6 +86,12 @@ def test_a_study_of_a_subset_is_recorded_replayed_and_printed(texts, folders, tm
     tables = [json.loads((tmp_path / name / "study.json").read_text())["tables"] for name in ("r", "again", "some")]
     assert tables[0] == tables[1] == tables[2]
     assert "Within subsets (excess > 0.5)" in printed
+    assert exit_code("show", tmp_path / "r") == 0
+    page = (tmp_path / "r/report.html").read_text()
+    for told in (printed, capsys.readouterr().out, page):
+        told = " ".join(told.replace("│", " ").split())
+        assert "This study reads documents of the subsets a, c alone (--only-subset)." in told
+        assert "The counts within a, c rest on little text: fewer than 5,000 tokens." in told
     rows = {line.split("│")[1].strip(): line for line in printed.splitlines() if line.startswith("│ ")}
     found = pl.read_parquet(tmp_path / "r/subsets.parquet")
     store = un.Store(tmp_path / "r")
@@ -95,6 +104,13 @@ def test_a_study_of_a_subset_is_recorded_replayed_and_printed(texts, folders, tm
         wanted += [str((of_subset[column] > 0.5).sum()) for column in ("excess_standardised", "excess_corr")]
         assert [cell.strip() for cell in rows[name].strip("│").split("│")][:4] == wanted
         assert store.manifest["counted_by_subset"][name] == counted
+    less, more = sorted(store.manifest["counted_by_subset"].items(), key=lambda each: each[1])
+    assert less[1] < more[1]
+    monkeypatch.setattr(summary, "LITTLE_TOKENS", more[1])
+    assert summary.little_sentence(store).startswith(f"The counts within {less[0]} rest on")
+    monkeypatch.setattr(summary, "LITTLE_TOKENS", less[1])
+    assert not summary.little_sentence(store)
+    assert not summary.only_sentence(un.Store(tmp_path / "some"))
     assert exit_code("run", *common, "--data", everything, "--only-subset", "d", "--out", tmp_path / "no") == 2
     assert "no subset 'd'" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()

@@ -143,6 +143,10 @@ def test_max_tokens_bounds_what_is_read(tokenizer, tmp_path):
     tokens = load(tokenizer, write_jsonl(tmp_path / "a.jsonl"), max_tokens=650)
     assert len(tokens) == 20
     assert tokens.n_tokens == 640
+    assert tokens.notes == ["the text has more: 650 tokens of it are read (--max-tokens)"]
+    whole = load(tokenizer, tmp_path / "a.jsonl")
+    assert whole.notes == []
+    assert load(tokenizer, tmp_path / "a.jsonl", max_tokens=32 * len(whole)).notes == [], "just enough"
 
 
 def test_held_out_rows_and_shards_part_the_rows(tokenizer, tmp_path):

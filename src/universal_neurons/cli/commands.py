@@ -44,11 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _unused(error: UnusedCliTokensError) -> ConfigError:
     """What no argument of a command takes, as an error of ours."""
+    command = " ".join(("uneurons", *(error.command_chain or ())))
+    wanted, fix = f"what `{command} --help` names", f"leave them out, or see `{command} --help`"
+    if any(word.startswith("-") for word in error.root_input_tokens or ()):
+        wanted = "a flag before every value"
+        fix = "repeat the flag before each of several values (--models A --models B)"
     return ConfigError(
         "no argument takes these",
         given=shortened(" ".join(error.unused_tokens or ()), LONGEST),
-        wanted="a flag before every value",
-        fix="repeat the flag before each of several values (--models A --models B)",
+        wanted=wanted,
+        fix=fix,
     )
 
 

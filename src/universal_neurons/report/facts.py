@@ -179,7 +179,7 @@ def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
     mutual = f"{told.mutual:.1%} mutual" + ("" if anchors is None else f"; {anchors}")
     matches = f"{mutual}; ρ {told.optimism:.3f} lower {OTHER_TEXT}; {told.certainty}"
     return [
-        ("compared with", f"{', '.join(told.others)}; on {told.tokens:,} tokens"),
+        ("compared with", f"{', '.join(told.others)}; on {told.tokens:,} tokens{of_subsets(store)}"),
         ("neurons", f"{told.neurons:,}" + (f", {told.dead} dead" if told.dead else "")),
         *_count_lines(store, told),
         ("excess correlation", _excess_line(told)),
@@ -187,6 +187,18 @@ def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
         _chance_line(store, told),
         ("matches", matches),
     ]
+
+
+def of_subsets(store: Store) -> str:
+    """` of the subset german alone` and the like; nothing where every document is read."""
+    only = store.config.only_subset
+    return f" of the subset{'s' * (len(only) > 1)} {', '.join(only)} alone" if only else ""
+
+
+def only_sentence(store: Store) -> str:
+    """What is said of a study of some subsets' documents; nothing of one that reads them all."""
+    of_these = of_subsets(store)
+    return f"This study reads documents{of_these} (--only-subset)." if of_these else ""
 
 
 def _count_lines(store: Store, told: Facts) -> list[tuple[str, str]]:
@@ -232,7 +244,7 @@ def _chance_line(store: Store, told: Facts) -> tuple[str, str]:
 def _heldout_line(counts: Counts, at: str) -> str:
     line = f"{counts.heldout}; the 95 % interval of {counts.surely} is wholly above {at}, "
     line += f"of {counts.possibly} it reaches above"
-    if counts.on_more is None:
+    if counts.on_more is None or not counts.universal:
         return line
     return f"{line}; {counts.universal - counts.on_more} of the {counts.universal} rest on little text"
 

@@ -28,8 +28,10 @@ from universal_neurons.report.summary import (
     basis_tests,
     family_rows,
     fires_on,
+    little_sentence,
     match_cells,
     models_rows,
+    only_sentence,
     published_rows,
     short,
     shown_neurons,
@@ -193,7 +195,7 @@ def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
     publication = store.config.published
     return {
         "name": store.path.resolve().name,
-        "opening": [*filter(None, [threshold_sentence(store)]), *opening_sentences(store)],
+        "opening": [*filter(None, [threshold_sentence(store), only_sentence(store)]), *opening_sentences(store)],
         "site": store.site.name,
         "site_link": quote(f"../{store.site.name}/index.html"),
         "asked": [_asked(store, asker, pictures) for asker in store.askers],
@@ -212,6 +214,7 @@ def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
         "role_pictures": _starting(pictures, ("role-",)),
         "property_pictures": _starting(pictures, PROPERTY_FIGURES),
         "subsets": pictures.get("subsets"),
+        "little": little_sentence(store),
         "published": published_rows(store),
         "published_source": publication.source if publication else "",
         "models": manifest["models"],

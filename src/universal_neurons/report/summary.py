@@ -1,6 +1,8 @@
 """A study in a few numbers and tables: what `uneurons show` prints and the report repeats."""
 
 from collections import defaultdict
+from collections.abc import Sequence
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,11 @@ from universal_neurons.labels import FAMILIES, SAID_OF_FAMILIES, SAID_OF_ROLES, 
 from universal_neurons.legible import legible
 from universal_neurons.matching import singled_out
 from universal_neurons.report.counts import clique_lines
-from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, short
+from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, only_sentence, short
 from universal_neurons.roles import role_rows
 from universal_neurons.storage import Store
 from universal_neurons.study import FIT_FACTS, fit_rows
-from universal_neurons.terminal import TextTable, plain, shown
+from universal_neurons.terminal import ModelsTable, TextTable, plain, shown
 from universal_neurons.units import unit_name
 
 MODEL_FACTS = ("neurons", "dead", "tokens counted")
@@ -86,7 +88,7 @@ def published_rows(store: Store) -> list[tuple[str, str, str]]:
 
 def study_view(store: Store) -> Group:
     """The tables that `uneurons show STORE` prints."""
-    parts: list[Any] = []
+    parts: list[Any] = [shown(sentence) for sentence in [only_sentence(store)] if sentence]
     if not store.askers:
         parts.append(models_view(store))
     for asker in store.askers:
@@ -154,30 +156,32 @@ def family_rows(store: Store) -> list[tuple[str, list[int], str]]:
     return rows
 
 
-def families_view(store: Store) -> Table:
-    """How many neurons of each model each family has."""
-    best = f"best of {store.models[0]}"
+def families_view(store: Store) -> Group:
+    """How many neurons of each model each family has, and what the families are."""
     title = "What the neurons fire on (variance explained)"
-    table = TextTable("family", *store.models, Column(best, overflow="fold", min_width=16), title=title)
-    for family, counts, example in family_rows(store):
-        table.row(family, *map(str, counts), example)
-    return _with_words(table, SAID_OF_FAMILIES)
+    return _counts_view(store, "family", family_rows(store), SAID_OF_FAMILIES, title)
 
 
-def roles_view(store: Store) -> Table:
-    """How many neurons of each model have each role."""
-    best = Column(f"best of {store.models[0]}", overflow="fold", min_width=16)
-    table = TextTable("role", *store.models, best, title="What the neurons do")
-    for role, counts, example in role_rows(store):
-        table.row(role, *map(str, counts), example)
-    return _with_words(table, SAID_OF_ROLES)
+def roles_view(store: Store) -> Group:
+    """How many neurons of each model have each role, and what the roles are."""
+    return _counts_view(store, "role", role_rows(store), SAID_OF_ROLES, "What the neurons do")
 
 
-def _with_words(table: TextTable, meanings: dict[str, str]) -> TextTable:
-    """The table, and below it what each of its names means."""
-    table.caption = shown(words_of(meanings))
-    table.caption_justify = "left"
-    return table
+def _counts_view(
+    store: Store, kind: str, rows: Sequence[tuple[str, list[int], str]], meanings: dict[str, str], title: str
+) -> Group:
+    letters = letters_of(store.models)
+    short = dict(enumerate([*letters.values(), f"best of {letters[store.models[0]]}"], 1))
+    best = Column(f"best of {store.models[0]}", min_width=16)
+    table = ModelsTable(kind, *store.models, best, letters=letters, short=short, title=title)
+    for name, counts, example in rows:
+        table.row(name, *map(str, counts), example)
+    return Group(table, shown(words_of(meanings), "table.caption"))
+
+
+def letters_of(models: Sequence[str]) -> dict[str, str]:
+    """A letter for every model, a for the reference; from the 27th on with a number."""
+    return {name: ascii_lowercase[n % 26] + (str(n // 26) if n >= 26 else "") for n, name in enumerate(models)}
 
 
 def words_of(meanings: dict[str, str]) -> str:
@@ -195,7 +199,18 @@ def spans_view(store: Store) -> Table:
     return table
 
 
-def subsets_view(store: Store) -> Table:
+LITTLE_TOKENS = 5_000  # fewer of a subset are little text
+
+
+def little_sentence(store: Store) -> str:
+    """What is said of the subsets asked for of which few tokens are counted; nothing where there are none."""
+    counted = store.manifest.get("counted_by_subset", {})
+    little = [name for name, tokens in counted.items() if tokens < LITTLE_TOKENS]
+    ending = f"little text: fewer than {LITTLE_TOKENS:,} tokens."
+    return f"The counts within {', '.join(little)} rest on {ending}" if little else ""
+
+
+def subsets_view(store: Store) -> Group:
     """How many neurons of the reference are universal within each subset that was asked for (`--subset`)."""
     threshold = store.config.threshold
     title = f"Within subsets (excess > {threshold:g})"
@@ -209,7 +224,7 @@ def subsets_view(store: Store) -> Table:
         ]
         tokens = f"{counted[subset]:,}" if subset in counted else "–"
         table.row(subset, tokens, *counts, short(_median(alive["excess_corr"])))
-    return table
+    return Group(table, *(shown(sentence, "table.caption") for sentence in [little_sentence(store)] if sentence))
 
 
 def _median(values: pl.Series) -> float | None:
@@ -239,8 +254,11 @@ def neurons_view(store: Store, asker: str) -> Table:
     labelled = store.has("labels")
     tests, together = basis_tests(store, shown)
     apart = [] if together else ["basis q"]
-    fires = [Column("fires on", overflow="fold", min_width=12)] if labelled else []
-    table = TextTable("neuron", "excess", "95 %", *apart, *others, *fires, title=title + together)
+    before = ["neuron", "excess", "95 %", *apart]
+    fires = [Column("fires on", min_width=12)] if labelled else []
+    letters = {name: letter for name, letter in letters_of(store.models).items() if name != asker}
+    shorter = dict(enumerate(letters.values(), len(before)))
+    table = ModelsTable(*before, *others, *fires, letters=letters, short=shorter, title=title + together)
     matches = match_cells(store, asker, shown, intervals=False)
     for row, q in zip(shown.iter_rows(named=True), tests):
         cells = matches[row["layer"], row["neuron"]]

@@ -198,6 +198,7 @@ def _groups(config: Settings, models: Sequence[Model]) -> int:
 def estimate_view(needs: Estimate, beside: Mapping[str, float] | None = None) -> Table:
     """An estimate as a table; `beside`, by name, the seconds of what comes beside a study."""
     table = TextTable("", "", title=f"{needs.tokens:,} tokens on {needs.device}", show_header=False)
+    table.row("text", "the rest of a longer text is not read (--max-tokens)")
     table.row("time", clock(needs.seconds))
     for name in ("sinks", "labels", "pass", "compare", "detail", "roles", "null"):
         table.row(f"  {name}", clock(getattr(needs, f"seconds_{name}")))

@@ -61,12 +61,15 @@ class Corpus:
         only = self.config.only_subset
         return (document for document in chain([first], documents) if not only or document.subset in only)
 
-    def conclude(self) -> list[str]:
-        """Notes on what was left out or mended.
+    def conclude(self, rest: Iterator[object]) -> list[str]:
+        """Notes on what was left out or mended; `rest` is what was made of the text beyond `max_tokens`.
 
         Raises `TextError` where a column, or a subset, that was asked for never came.
         """
+        cut = next(rest, None) is not None
         notes = [*self.notes, *self.columns.conclude()]
+        if cut:
+            notes.append(f"the text has more: {self.config.max_tokens:,} tokens of it are read (--max-tokens)")
         for name in self.config.only_subset:
             self.columns.require_subset(name)
         return notes

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,9 @@ class Passages(Rows):
         growing = _Growing([GrowingRows(context, bos, masked) for (bos, _), masked in zip(bounds, masks)], context)
         fit = SpanFit(len(readers))
         rows = span_rows(stretches, context - 1, len(readers), fit)
-        made = growing.fill(rows, fit, readers, places, most=config.max_tokens // context, folder=folder)
-        made.notes += corpus.conclude() + notes
+        some = islice(rows, config.max_tokens // context)
+        made = growing.fill(some, fit, readers, places, folder=folder)
+        made.notes += corpus.conclude(rows) + notes
         made.pooling = pooling
         made.require_rows(config, "spans")
         return made
@@ -230,10 +232,9 @@ class _Growing:
         readers: Sequence[ByteReader],
         tokenizers: dict[str, int],
         *,
-        most: int,
         folder: Path | None,
     ) -> Passages:
-        """Passages of at most so many rows."""
+        """Passages of these rows."""
         places = range(len(readers))
         with ExitStack() as stack:
             id_files = [stack.enter_context(RowFile(folder, f"rows-{n}.i32")) for n in places]
@@ -242,8 +243,6 @@ class _Growing:
             ranges = stack.enter_context(RowFile(folder, RANGES_FILE))
             text = stack.enter_context(RowFile(folder, TEXT_FILE, np.uint8))
             for subset, row in rows:
-                if len(self.lengths) >= most:
-                    break
                 for n in places:
                     id_files[n].add(self.tokens[n].add(subset, row.ids[n]))
                     number_files[n].add(self._numbers(row, n))

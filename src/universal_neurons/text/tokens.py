@@ -16,6 +16,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -105,7 +106,7 @@ class Rows:
         if len(self) < FEWEST_ROWS:
             raise TextError(
                 f"{config.data}: too short",
-                given=f"{self.n_tokens} {positions} in {len(self)} rows",
+                given=f"{self.n_tokens} {positions} in {len(self)} row{'s' * (len(self) != 1)}",
                 wanted=f"at least {FEWEST_ROWS} rows of {self.context} tokens ({FEWEST_ROWS * self.context} tokens)",
                 fix="give more text, raise --max-tokens, lower --context, or lower --min-characters "
                 f"(documents of at most {config.min_characters} characters are dropped)",
@@ -127,7 +128,7 @@ class Rows:
         if n < FEWEST_ROWS or not self.counted:
             raise TextError(
                 "the corpus is too short",
-                given=f"{n} rows, {self.counted} counted positions",
+                given=f"{n} row{'s' * (n != 1)}, {self.counted} counted positions",
                 wanted=f"at least {FEWEST_ROWS} rows of {self.context} tokens, not all of them masked",
                 fix="give more text, lower --context, or mask less",
             )
@@ -232,10 +233,9 @@ class TokenDataset(Rows):
         corpus = Corpus(config)
         pieces = pack(tokenised(corpus, tokenizer, config.min_characters), bos, eos, context)
         masked, notes = masked_ids(config.mask, tokenizer, bos, eos)
-        packed = cls.from_pieces(
-            pieces, context=context, bos=bos, masked=masked, most=config.max_tokens // context, folder=folder
-        )
-        packed.notes += corpus.conclude() + notes
+        most = config.max_tokens // context
+        packed = cls.from_pieces(islice(pieces, most), context=context, bos=bos, masked=masked, folder=folder)
+        packed.notes += corpus.conclude(pieces) + notes
         packed.require_rows(config, "tokens")
         return packed
 
@@ -247,15 +247,12 @@ class TokenDataset(Rows):
         context: int,
         bos: int,
         masked: Collection[int],
-        most: int | None = None,
         folder: Path | None = None,
     ) -> "TokenDataset":
-        """Rows from (subset, ids) pieces of at most `context` − 1 tokens; at most `most` rows."""
+        """Rows from (subset, ids) pieces of at most `context` − 1 tokens."""
         growing = GrowingRows(context, bos, masked)
         with RowFile(folder, ROWS_FILE) as file:
             for subset, ids in pieces:
-                if most is not None and len(growing.lengths) >= most:
-                    break
                 file.add(growing.add(subset, ids))
         return growing.finish(file.rows(context))
 
