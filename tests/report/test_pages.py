@@ -125,12 +125,13 @@ def test_notebook_representations(stores):
 
 
 def test_short_numbers():
-    assert [short(v) for v in (0.123, -0.126, 0.999, None, float("nan"), 0.0)] == [
+    assert [short(v) for v in (0.123, -0.126, 0.999, None, float("nan"), 0.0, -0.001)] == [
         ".12",
         "-.13",
         "1.00",
         "–",
         "–",
+        ".00",
         ".00",
     ]
 
