@@ -210,13 +210,17 @@ def functional(table: pl.DataFrame, what: str) -> Figure | None:
             axes.axhline(0, color="black", linewidth=0.6, linestyle=":")
             axes.set(xlabel="ρ of activations", ylabel=label, ylim=(-1.05, 1.05))
             legend_below(axes)
-        shares = [table[name].drop_nulls() for name in ("same_roles", "same_roles_random")]
-        same, random = (f"{int(share.sum())} of {len(share)}" if len(share) else "none has one" for share in shares)
-        same = f"{same} pairs with a role by weights have the same (random: {random})"
-        if shares[0].is_empty():
-            same = "no pair has a role by weights"
-        title_over(figure, f"Do matched neurons act alike? {what}; {same}")
+        title_over(figure, f"Do matched neurons act alike? {what}; {_same_roles(table)}")
     return figure
+
+
+def _same_roles(table: pl.DataFrame) -> str:
+    """How many pairs with a role by weights have the same, beside random partners."""
+    shares = [table[name].drop_nulls() for name in ("same_roles", "same_roles_random")]
+    if shares[0].is_empty():
+        return "no pair has a role by weights"
+    same, random = (f"{int(share.sum())} of {len(share)}" if len(share) else "none has one" for share in shares)
+    return f"{same} pairs with a role by weights have the same (random: {random})"
 
 
 def _chosen(store: Store) -> str:
