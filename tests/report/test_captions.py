@@ -2,8 +2,10 @@
 
 import re
 from html import unescape
+from itertools import pairwise
 
 import numpy as np
+import polars as pl
 import pytest
 from conftest import ODD_NAMES
 
@@ -125,6 +127,40 @@ def test_numbers_are_written_as_the_house_does():
     assert [percent(0.0841, 1), percent(1), percent(None)] == ["8.4 %", "100 %", "–"]
 
 
+def test_labels_of_ticks_stand_apart(drawn):
+    for name in ("role-roles-by-layer", "role-ensembles"):
+        figure = next(shown.figure for file, shown in drawn.items() if file.startswith(name))
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            if not axes.axison:
+                continue
+            panel = axes.get_window_extent()
+            boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+            inside = sorted((b.x0, b.x1) for b in boxes if panel.x0 - 1 <= (b.x0 + b.x1) / 2 <= panel.x1 + 1)
+            assert len(inside) > 1, name
+            assert all(left[1] < right[0] for left, right in pairwise(inside)), (name, axes.get_title())
+
+
+def test_a_count_of_draws_is_a_word_where_none_is():
+    row = {"asker": "a", "threshold": 0.5, "universal": 84, "surely": 43, "possibly": 90}
+    for rotated, untrained, said in (
+        (0.0, None, "In a draw of random bases none do."),
+        (0.4, 2.0, "In a draw of random bases 0.4 do, and 2 of untrained networks."),
+    ):
+        table = pl.DataFrame(row | {"rotated": rotated, "untrained": untrained})
+        words = next(kind for kind in STUDY_KINDS if kind.name == "thresholds").seen(table, "a", 0.5)
+        assert words.startswith("Above 0.5 here lie 84 neurons of a, as the paper counts.")
+        assert words.endswith(said)
+
+
+def test_a_title_over_no_pairs_with_a_role_says_so(odd_store):
+    table = odd_store.table("functional").with_columns(
+        same_roles=pl.lit(None, pl.Boolean), same_roles_random=pl.lit(None, pl.Boolean)
+    )
+    figure = next(kind for kind in STUDY_KINDS if kind.name == "functional").draw(table, "a, universal")
+    assert " ".join(figure.get_suptitle().split()).endswith("no pair has a role by weights")
+
+
 def test_captions_stand_under_their_figures_on_the_joint_page(odd_store, tmp_path, monkeypatch):
     monkeypatch.setattr(kinds, "STUDY_KINDS", [kind for kind in STUDY_KINDS if kind.name == "convergence"])
     page = unescape(write_joint_report([odd_store, odd_store], tmp_path / "page.html").read_text())
@@ -133,7 +169,7 @@ def test_captions_stand_under_their_figures_on_the_joint_page(odd_store, tmp_pat
     )
     assert len(figures) == page.count("<img") == 3  # one each, and the densities of both
     for alt, caption in figures:
-        assert alt in caption
+        assert f"<b>{alt}{'' if alt.endswith('?') else '.'}</b>" in caption
         assert "What to look for" in caption
         assert "Seen here" in caption
     assert sum("Was the corpus large enough" in alt for alt, _ in figures) == 2

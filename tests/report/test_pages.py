@@ -72,11 +72,11 @@ def test_where_nothing_is_universal_the_best_are_shown_and_said_so(stores, pages
     different, same = stores
     shown, title = shown_neurons(different, "gpt2-0")
     assert len(shown) == 1
-    assert "No neuron of gpt2-0 passes 0.5: the top 1 %" in title
+    assert "No neuron of gpt2-0 passes 0.5 as the paper counts: the top 1 %" in title
     assert shown["excess_corr"][0] == facts(different, "gpt2-0").excess_max
     shown, title = shown_neurons(same, "two", most=7)
     assert len(shown) == 7
-    assert title == "Universal neurons of two, the first 7"
+    assert title == "Universal neurons of two as the paper counts, by its excess, the first 7"
     for store, page, words in zip(stores, pages, ("No neuron of gpt2-0", "Universal neurons of one")):
         assert words in repr(store)
         assert words in page
@@ -125,12 +125,13 @@ def test_notebook_representations(stores):
 
 
 def test_short_numbers():
-    assert [short(v) for v in (0.123, -0.126, 0.999, None, float("nan"), 0.0)] == [
+    assert [short(v) for v in (0.123, -0.126, 0.999, None, float("nan"), 0.0, -0.001)] == [
         ".12",
         "-.13",
         "1.00",
         "–",
         "–",
+        ".00",
         ".00",
     ]
 

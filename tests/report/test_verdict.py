@@ -22,7 +22,14 @@ from universal_neurons.labels import (
 )
 from universal_neurons.report import neuron_view, write_report
 from universal_neurons.report.facts import asker_lines, facts, short
-from universal_neurons.report.summary import basis_test, basis_tests, neurons_view, shown_neurons, study_view
+from universal_neurons.report.summary import (
+    basis_test,
+    basis_tests,
+    neurons_view,
+    shown_neurons,
+    study_view,
+    unsure_marks,
+)
 from universal_neurons.report.verdict import alike_of, fires, label_level, main_numbers, universality, verdict
 from universal_neurons.terminal import plain
 
@@ -227,12 +234,36 @@ def test_the_summary_says_how_many_intervals_reach_below_the_threshold(store):
     assert f"{unsure} of the {len(asked)} have an interval that reaches below 0.3" in line
 
 
+def test_universal_neurons_that_are_not_sure_are_marked(store):
+    at = store.config.threshold
+    asked = pl.DataFrame(
+        {
+            "excess_corr": [at + 0.2] * 4 + [at - 0.1],
+            "excess_low": [at + 0.1, at, at + 0.1, np.nan, at - 0.2],
+            "carried_by_few": [False, False, True, None, True],
+        }
+    )
+    marks, line = unsure_marks(store, asked)
+    assert marks == ["", "!", "!", "", ""]
+    assert line.endswith("or the matches rest on little text (2 of the 5 here).")
+    assert f"not wholly above {at:g}" in line
+    assert unsure_marks(store, asked.drop("carried_by_few"))[0] == ["", "!", "", "", ""]
+    assert unsure_marks(store, asked[[0, 3, 4]].drop("carried_by_few")) == ([""] * 3, "")
+    shown, _ = shown_neurons(store, "one")
+    marks, line = unsure_marks(store, shown)
+    assert "!" in marks
+    table, line_below = neurons_view(store, "one").renderables
+    column = next(column for column in table.columns if str(column.header) == "!")
+    assert [str(cell) for cell in column.cells] == marks
+    assert line in " ".join(str(line_below).split())
+
+
 def test_q_that_is_the_same_for_all_is_said_once(store):
     same, apart = pl.DataFrame({"q_value": [0.0, 0.1]}), pl.DataFrame({"q_value": [0.0, 0.5]})
     assert basis_tests(store, same) == (["≤ 0.33"] * 2, "; basis q ≤ 0.33 for each")
     assert basis_tests(store, apart) == (["≤ 0.33", "0.50"], "")
     shown, _ = shown_neurons(store, "one")
-    table = neurons_view(store, "one")
+    table = neurons_view(store, "one").renderables[0]
     headings = [str(column.header) for column in table.columns]
     assert len(shown) > 1
     alike = len({basis_test(q, 3) for q in shown["q_value"]}) == 1

@@ -313,9 +313,10 @@ def classed(roles, classes, reductions):
             "role": roles,
             "class": classes,
             "class_group": ["tokens" if c else None for c in classes],
+            "class_sign": [None] * n,
             "class_variance_reduction": reductions,
         },
-        schema_overrides={"role": pl.String, "layer": pl.Int32, "neuron": pl.Int32},
+        schema_overrides={"role": pl.String, "class_sign": pl.Int8, "layer": pl.Int32, "neuron": pl.Int32},
     )
 
 
@@ -352,6 +353,23 @@ def test_where_no_neuron_has_a_role_the_nearest_are_named(monkeypatch):
     assert same_class(two).filter(pl.col("nearest"))["number"].to_list() == [2, 2]
     monkeypatch.setattr(prediction, "PER_ROLE", 1)
     assert role_examples(two)["neuron"].to_list() == [0, 2]  # the universal one, and the first of equals
+
+
+def test_the_nearest_to_prediction_raises_its_class_and_to_suppression_lowers_it():
+    effects = classed([None] * 6, ["x"] * 6, [0.1] * 6)
+    effects = effects.with_columns(class_sign=pl.Series([-1, 1, 1, 1, -1, -1], dtype=pl.Int8))
+    stats = pl.DataFrame(
+        {
+            "vocab_kurt": [9.0, 5.0, 6.0, 8.0, 4.0, 3.0],
+            "vocab_skew": [1.0, 1.0, 1.0, -1.0, -1.0, -1.0],
+            "vocab_var": [0.1] * 6,
+        }
+    )
+    assert with_nearest(effects, stats)["role"].to_list() == [
+        "partition", None, "prediction", None, "suppression", None,
+    ]  # fmt: skip
+    three = with_nearest(effects, stats, 3)["role"].to_list()
+    assert three == ["prediction"] * 3 + ["suppression"] * 3  # of the other sign where no more are left
 
 
 def test_only_a_role_that_no_neuron_has_is_given_to_the_nearest():

@@ -165,7 +165,9 @@ def test_table_figures_and_explorer_name_the_same_neuron(finished, monkeypatch):
         if count:
             continue
         if role in sides and effects["role"].null_count() == len(effects):
-            place = int(np.where(sides[role], kurtosis, -np.inf).argmax())
+            signs = effects["class_sign"].fill_null(0).to_numpy()
+            right = sides[role] & (signs == (1 if role == "prediction" else -1))
+            place = int(np.where(right if right.any() else sides[role], kurtosis, -np.inf).argmax())
             row = neurons.row(place, named=True)
         elif role in ("entropy", "token_frequency"):
             kind, measure = ("entropy", "mediated") if role == "entropy" else ("frequency", "frequency_share")

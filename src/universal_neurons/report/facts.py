@@ -162,7 +162,7 @@ def short(value: float | None) -> str:
     """A correlation as .78, −.12, 1.00 or –."""
     if value is None or not math.isfinite(value):
         return "–"
-    text = f"{value:.2f}"
+    text = f"{value:z.2f}"
     return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
 
 

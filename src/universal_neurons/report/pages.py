@@ -35,6 +35,7 @@ from universal_neurons.report.summary import (
     published_rows,
     short,
     shown_neurons,
+    unsure_marks,
     words_of,
 )
 from universal_neurons.roles import role_rows
@@ -232,14 +233,16 @@ def _asked(store: Store, asker: str, pictures: dict[str, Picture]) -> dict[str, 
     others = [name for name in store.models if name != asker]
     matches = match_cells(store, asker, shown)
     tests, together = basis_tests(store, shown)
+    marks, why_marked = unsure_marks(store, shown)
     rows = []
-    for row, q in zip(shown.iter_rows(named=True), tests):
+    for row, q, mark in zip(shown.iter_rows(named=True), tests, marks):
         cells = matches[row["layer"], row["neuron"]]
         rows.append(
             {
                 "name": unit_name(row["layer"], row["neuron"]),
                 "excess": short(row["excess_corr"]),
                 "interval": f"{short(row['excess_low'])} – {short(row['excess_high'])}",
+                "mark": mark,
                 "mean_corr": short(row["mean_corr"]),
                 "baseline": short(row["mean_baseline"]),
                 "q": q,
@@ -254,6 +257,7 @@ def _asked(store: Store, asker: str, pictures: dict[str, Picture]) -> dict[str, 
         "anchors": anchor_lines(store, asker),
         "title": title + together,
         "q_apart": not together,
+        "why_marked": why_marked,
         "rows": rows,
         "universality": pictures.get(f"universality-{place}"),
         "intervals": pictures.get(f"intervals-{place}"),

@@ -48,7 +48,9 @@ class Plots:
 
         method: Any = of_all if kind.per == "study" else of_model
         method.__name__ = method.__qualname__ = kind.name
-        method.__doc__ = f"{kind.title}.\n\n{kind.axes}\n\nWhat to look for: {kind.look}"
+        method.__doc__ = (
+            f"{kind.title}{'' if kind.title.endswith('?') else '.'}\n\n{kind.axes}\n\nWhat to look for: {kind.look}"
+        )
         if kind.per != "study":
             method.__doc__ += "\n\n`model`: of the reference, unless another one is named."
         return method

@@ -29,9 +29,25 @@ def shown_neurons(store: Store, asker: str, most: int = 20) -> tuple[pl.DataFram
     chosen, universal = singled_out(store.neurons.filter(pl.col("model") == asker))
     first = f", the first {most}" if len(chosen) > most else ""
     if universal:
-        return chosen.head(most), f"Universal neurons of {asker}{first}"
-    title = f"No neuron of {asker} passes {store.config.threshold:g}: the top 1 % by excess correlation{first}"
+        return chosen.head(most), f"Universal neurons of {asker} as the paper counts, by its excess{first}"
+    title = (
+        f"No neuron of {asker} passes {store.config.threshold:g} as the paper counts: the top 1 % by its excess{first}"
+    )
     return chosen.head(most), title
+
+
+def unsure_marks(store: Store, shown: pl.DataFrame) -> tuple[list[str], str]:
+    """`!` for every universal neuron of a list that is not sure to be one, and a line that says why; none of others.
+
+    Not sure: its 95 % interval on held-out rows is not wholly above the threshold, or its matches rest on little text.
+    """
+    threshold = store.config.threshold
+    few = pl.col("carried_by_few").fill_null(False) if "carried_by_few" in shown.columns else pl.lit(False)
+    below = (pl.col("excess_low").fill_nan(None) <= threshold).fill_null(False)
+    unsure = shown.select((pl.col("excess_corr") > threshold) & (below | few)).to_series()
+    reasons = f"the 95 % interval on other text is not wholly above {threshold:g}, or the matches rest on little text"
+    line = f"!: {reasons} ({unsure.sum()} of the {len(shown)} here)." if unsure.any() else ""
+    return ["!" if marked else "" for marked in unsure], line
 
 
 def match_cells(
@@ -247,27 +263,37 @@ def basis_tests(store: Store, shown: pl.DataFrame) -> tuple[list[str], str]:
     return told, together
 
 
-def neurons_view(store: Store, asker: str) -> Table:
+def neurons_view(store: Store, asker: str) -> Group:
     """The most universal neurons with their matches."""
-    shown, title = shown_neurons(store, asker)
+    neurons, title = shown_neurons(store, asker)
     others = [name for name in store.models if name != asker]
     labelled = store.has("labels")
-    tests, together = basis_tests(store, shown)
+    tests, together = basis_tests(store, neurons)
     apart = [] if together else ["basis q"]
-    before = ["neuron", "excess", "95 %", *apart]
+    marks, why_marked = unsure_marks(store, neurons)
+    marked = ["!"] if why_marked else []
+    before = ["neuron", "excess", "95 %", *marked, *apart]
     fires = [Column("fires on", min_width=12)] if labelled else []
     letters = {name: letter for name, letter in letters_of(store.models).items() if name != asker}
     shorter = dict(enumerate(letters.values(), len(before)))
     table = ModelsTable(*before, *others, *fires, letters=letters, short=shorter, title=title + together)
-    matches = match_cells(store, asker, shown, intervals=False)
-    for row, q in zip(shown.iter_rows(named=True), tests):
+    matches = match_cells(store, asker, neurons, intervals=False)
+    for row, q, mark in zip(neurons.iter_rows(named=True), tests, marks):
         cells = matches[row["layer"], row["neuron"]]
         interval = f"{short(row['excess_low'])} {short(row['excess_high'])}"
         place = unit_name(row["layer"], row["neuron"])
         why = [fires_on(row)] if labelled else []
         found = (cells.get(name, "–") for name in others)
-        table.row(place, short(row["excess_corr"]), interval, *([q] if apart else []), *found, *why)
-    return table
+        table.row(
+            place,
+            short(row["excess_corr"]),
+            interval,
+            *([mark] if marked else []),
+            *([q] if apart else []),
+            *found,
+            *why,
+        )
+    return Group(table, *(shown(line, "table.caption") for line in [why_marked] if line))
 
 
 def plain_summary(store: Store) -> str:

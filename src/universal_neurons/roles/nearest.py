@@ -5,7 +5,8 @@ One rule for all of them.  A role's candidates are
   its own, else those that came nearest to it;
 - entropy and token frequency: the neurons that were tried out for the role, or that have it;
 - attention: the pairs whose path was taken away, of the role's sign.
-Those that have the role come first.  Where none has it, the nearest is the one with the highest measure of the role.
+Those that have the role come first.  Where none has it, the nearest is the one with the highest measure of the role; to
+prediction (suppression) among those that raise (lower) their class, if any does.
 """
 
 import polars as pl
@@ -20,6 +21,7 @@ MEASURES = {
     "entropy": "mediated",
     "token_frequency": "frequency_share",
 }
+CLASS_SIGNS = {"prediction": 1, "suppression": -1}  # whether the role raises or lowers its class
 TRIED_AS = {"entropy": "entropy", "token_frequency": "frequency"}  # kinds of the table `ablations`
 PLACE = ["layer", "neuron"]
 
@@ -76,7 +78,9 @@ def _by_weights(store: Store, model: str, role: str) -> pl.DataFrame:
     shown = kept.join(effects, on=PLACE, how="inner", maintain_order="left")
     if len(have):
         return pl.concat([shown.select(effects.columns), have.join(kept, on=PLACE, how="anti", maintain_order="left")])
-    return shown.select(effects.columns).sort(best, descending=True, nulls_last=True, maintain_order=True)
+    right_sign = pl.col("class_sign") == CLASS_SIGNS.get(role, pl.col("class_sign"))
+    ranked = shown.select(effects.columns).sort(best, descending=True, nulls_last=True, maintain_order=True)
+    return ranked.sort(right_sign.fill_null(False), descending=True, maintain_order=True)
 
 
 def _drawn(store: Store, model: str, role: str) -> pl.DataFrame:

@@ -60,14 +60,22 @@ def left_out(row: dict[str, Any]) -> str:
     return f"(left out: {number:,} tokens that occur fewer than {OFTEN} times in the study's text)"
 
 
+def _class_line(row: dict[str, Any]) -> str:
+    """What a neuron does to its token class; of one without a role by weights, that the class is only the nearest."""
+    does = f"{'raises' if row['class_sign'] > 0 else 'lowers'} {row['class']}"
+    share = f"{row['class_variance_reduction']:.2f} of its logit effects"
+    if row["role"] is None:
+        return f"no role by its weights; nearest token class: {does} (explains {share})"
+    return f"{row['role']}: {does} (explains {share})"
+
+
 def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: list[str] | None) -> list[str]:
     """One neuron's logit effects, ablation and attention, a line each; none where the tables lack it."""
     this_neuron = (pl.col("model") == model) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
     lines = []
     for row in store.table("effects").filter(this_neuron).iter_rows(named=True):
         if row["class"] is not None:
-            sign = "raises" if row["class_sign"] > 0 else "lowers"
-            lines.append(f"{sign} {row['class']} (explains {row['class_variance_reduction']:.2f} of its logit effects)")
+            lines.append(_class_line(row))
         for which in ("top", "bottom"):
             if strings is None:
                 break

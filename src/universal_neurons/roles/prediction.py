@@ -20,6 +20,7 @@ from torch import Tensor
 from universal_neurons.config import RoleSettings
 from universal_neurons.labels import ROLES_BY_WEIGHTS, TIE, Label, token_test_masks
 from universal_neurons.models import ProcessedWeights
+from universal_neurons.roles.nearest import CLASS_SIGNS
 from universal_neurons.statistics import PANEL_ELEMENTS
 from universal_neurons.text import Vocabulary
 
@@ -173,16 +174,19 @@ def with_nearest(effects: pl.DataFrame, stats: pl.DataFrame, fewest: int = 1) ->
     """One model's effects where a role that no neuron has is given to the `fewest` nearest to it, with `nearest` set.
 
     Nearest to prediction (suppression) is the highest kurtosis among skew > 0 (< 0), to partition the highest variance,
-    of neurons with a class and no role.  `is_universal` comes along from `stats` if it is there.
+    of neurons with a class and no role; before all others those that raise (lower) their class.  `is_universal` comes
+    along from `stats` if it is there.
     """
     var, skew, kurt = (stats[f"vocab_{name}"].to_numpy() for name in ("var", "skew", "kurt"))
     roles = np.array(effects["role"].fill_null("").to_list(), object)
     nearest = np.zeros(len(effects), bool)
     classed = effects["class"].is_not_null().to_numpy()
+    signs = effects["class_sign"].fill_null(0).to_numpy()
     for role, score in zip(ROLES_BY_WEIGHTS, (np.where(skew > 0, kurt, np.nan), np.where(skew < 0, kurt, np.nan), var)):
         free = np.flatnonzero(np.isfinite(score) & classed & (roles == ""))
         lacking = 0 if (roles == role).any() else fewest
-        taken = free[np.argsort(-score[free], kind="stable")][:lacking]
+        other_sign = signs[free] != CLASS_SIGNS.get(role, signs[free])
+        taken = free[np.lexsort((-score[free], other_sign))][:lacking]
         roles[taken], nearest[taken] = role, True
     universal = stats["is_universal"].fill_null(False) if "is_universal" in stats.columns else pl.lit(False)
     added = {"role": pl.Series([role or None for role in roles], dtype=pl.String), "nearest": pl.Series(nearest)}

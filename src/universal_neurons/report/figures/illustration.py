@@ -21,7 +21,7 @@ EXCESS = (
     "A neuron's best ρ is its highest correlation with a neuron of another model; the baseline is the same after "
     "that model was rotated at random. Excess: best ρ minus baseline, averaged over the other models."
 )
-UNIVERSAL = f"{EXCESS} Universal: excess above the threshold."
+UNIVERSAL = f"{EXCESS} Universal: excess above the threshold, as the paper counts."
 FAMILY = (
     "A label says what a token or its context is. A neuron's family is the kind of the label that explains most "
     "of its activation's variance."

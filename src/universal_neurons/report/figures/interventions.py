@@ -210,11 +210,17 @@ def functional(table: pl.DataFrame, what: str) -> Figure | None:
             axes.axhline(0, color="black", linewidth=0.6, linestyle=":")
             axes.set(xlabel="ρ of activations", ylabel=label, ylim=(-1.05, 1.05))
             legend_below(axes)
-        shares = [table[name].drop_nulls() for name in ("same_roles", "same_roles_random")]
-        same, random = (f"{int(share.sum())} of {len(share)}" for share in shares)
-        same = f"{same} pairs with a role by weights have the same (random: {random})"
-        title_over(figure, f"Do matched neurons act alike? {what}; {same}")
+        title_over(figure, f"Do matched neurons act alike? {what}; {_same_roles(table)}")
     return figure
+
+
+def _same_roles(table: pl.DataFrame) -> str:
+    """How many pairs with a role by weights have the same, beside random partners."""
+    shares = [table[name].drop_nulls() for name in ("same_roles", "same_roles_random")]
+    if shares[0].is_empty():
+        return "no pair has a role by weights"
+    same, random = (f"{int(share.sum())} of {len(share)}" if len(share) else "none has one" for share in shares)
+    return f"{same} pairs with a role by weights have the same (random: {random})"
 
 
 def _chosen(store: Store) -> str:
@@ -242,7 +248,10 @@ FUNCTIONAL = FigureKind(
     "alike.",
     stage="the stage roles",
     needs=("functional",),
-    inputs=lambda store, _: (store.table("functional"), f"{lettering(store.models[0])}, {_chosen(store)}"),
+    inputs=lambda store, _: (
+        store.table("functional"),
+        f"{lettering(store.models[0])}, {_chosen(store)} as the paper counts",
+    ),
     draw=functional,
     seen=_functional_seen,
 )
@@ -268,7 +277,8 @@ def costs(table: pl.DataFrame) -> Figure | None:
             axes.set_xticks([0, 1], [f"random, {len(random)} draws", chosen["set"][0]])
             axes.set(ylabel=label, xlim=(-0.6, 1.6))
         neurons = chosen["neurons"][0]
-        title_over(figure, f"Mean ablation of {neurons} neurons of {lettering(chosen['model'][0])} together")
+        which = f"{chosen['set'][0]} as the paper counts"
+        title_over(figure, f"Mean ablation of {neurons} neurons of {lettering(chosen['model'][0])} together: {which}")
     return figure
 
 
@@ -276,7 +286,7 @@ def _costs_seen(table: pl.DataFrame) -> str:
     chosen = table.filter(pl.col("set") != "random").row(0, named=True)
     random = table.filter(pl.col("set") == "random")
     told = (
-        f"Without the {chosen['neurons']:,} neurons ({chosen['set']}) the loss here changes by "
+        f"Without the {chosen['neurons']:,} neurons ({chosen['set']} as the paper counts) the loss here changes by "
         f"{number(chosen['loss_change'], 3)} nats."
     )
     if random.is_empty():

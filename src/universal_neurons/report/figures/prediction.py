@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from universal_neurons.labels import ROLES_BY_WEIGHTS
 from universal_neurons.report.figures.illustration import EFFECT, ROLE, FigureKind, median, number
@@ -22,6 +21,7 @@ from universal_neurons.report.figures.style import (
     STYLE,
     THIRD,
     canvas,
+    few_ticks,
     in_legend,
     legend_below,
     lettering,
@@ -219,7 +219,7 @@ def ensembles_figure(ensembles: pl.DataFrame, title: str) -> Figure | None:
         a.set_yticks(rows, [f"{name}*" if near else name for name, near in zip(names, shown["nearest"])], fontsize=8)
         a.set(xlabel="|ρ| with the next token's class", title="(a) sum against best", ylim=(-0.6, len(shown) - 0.4))
         b.set(xlabel="gain in ρ", title="(b) gain of the sum")
-        b.xaxis.set_major_locator(MaxNLocator(5))
+        few_ticks(a, b, c)
         c.set(xlabel="mean ρ of two neurons", title="(c) how independent")
         figure.legend(fontsize=7, loc="outside lower center", ncols=5)
         marked = " (*: only nearest to the role)" if shown["nearest"].any() else ""

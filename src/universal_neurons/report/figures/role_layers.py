@@ -11,7 +11,15 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy import stats
 
 from universal_neurons.report.figures.illustration import ROLE, FigureKind, median
-from universal_neurons.report.figures.style import STYLE, canvas, legend_below, lettering, log_counts, title_over
+from universal_neurons.report.figures.style import (
+    STYLE,
+    canvas,
+    few_ticks,
+    legend_below,
+    lettering,
+    log_counts,
+    title_over,
+)
 from universal_neurons.roles import with_oriented_skew
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)
@@ -83,6 +91,7 @@ def _late_skew(axes: Axes, neurons: pl.DataFrame, threshold: float) -> None:
         elif len(skew):
             axes.plot(skew, np.zeros(len(skew)), "|", color=colour, markersize=12, label=f"layer {layer}")
     axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
+    few_ticks(axes)
     axes.set(xlabel="skew", ylabel="density", ylim=(0, None))
     what = "neurons a model" if models > 1 else "neurons"
     axes.set_title(fill(f"(c) skew, {choice}: {' / '.join(counts)} {what}", 48), fontsize=9)

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, NullLocator
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, MaxNLocator, NullLocator
 
 from universal_neurons.legible import SIGNS, legible, shortened
 from universal_neurons.matching import singled_out
@@ -28,6 +28,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
+    "lines.dotted_pattern": (1, 3),  # thin dots that stand apart: at matplotlib's own distance they look like a line
     "legend.frameon": False,
     "xtick.minor.size": 0,
     "ytick.minor.size": 0,
@@ -123,6 +124,12 @@ def log_counts(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def few_ticks(*panels: Axes) -> None:
+    """Ticks of narrow panels so few, and of numbers so round, that their labels stand apart."""
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
 
 
 def highlighted(neurons: pl.DataFrame) -> tuple[np.ndarray, str] | None:

@@ -56,11 +56,11 @@ def _seen(counts: pl.DataFrame, asker: str, threshold: float) -> str:
     rows = counts.filter(pl.col("asker") == asker)
     at = rows.sort((pl.col("threshold") - threshold).abs(), maintain_order=True).row(0, named=True)
     untrained = at["untrained"]
-    beside = "" if untrained is None else f", and {number(untrained, 1)} of untrained networks"
+    beside = "" if untrained is None else f", and {_how_many(untrained)} of untrained networks"
     return (
-        f"Above {at['threshold']:g} here lie {at['universal']:,} neurons of {lettering(asker)}. The 95 % "
-        f"interval of {at['surely']:,} is wholly above, of {at['possibly']:,} it reaches above. "
-        f"In a draw of random bases {number(at['rotated'], 1)} do{beside}."
+        f"Above {at['threshold']:g} here lie {at['universal']:,} neurons of {lettering(asker)}, as the paper counts. "
+        f"The 95 % interval of {at['surely']:,} is wholly above, of {at['possibly']:,} it reaches above. "
+        f"In a draw of random bases {_how_many(at['rotated'])} do{beside}."
     )
 
 
@@ -80,6 +80,11 @@ THRESHOLDS = FigureKind(
     per="each",
     asked=True,
 )
+
+
+def _how_many(count: float) -> str:
+    """A count, or the mean of several draws' counts, in a sentence."""
+    return "none" if count == 0 else number(count, 0 if float(count).is_integer() else 1)
 
 
 def _from_one(counts: pl.Series) -> list[float]:

@@ -94,9 +94,9 @@ def _universality_seen(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, 
     share = np.average(same["fraction"], weights=same["alive"])
     return (
         f"{universal:,} of {every:,} neurons ({percent(universal / every, 1)}{dead}) have an excess above "
-        f"{threshold:g}; the highest is {number(alive['excess_corr'].max())}. The mean baseline reaches "
-        f"{number(alive['mean_baseline'].max())} at most. Of the best matches {percent(share)} lie in the layer of the "
-        "same number."
+        f"{threshold:g}, as the paper counts; the highest is {number(alive['excess_corr'].max())}. The mean "
+        f"baseline reaches {number(alive['mean_baseline'].max())} at most. Of the best matches {percent(share)} lie in "
+        "the layer of the same number."
     )
 
 
@@ -188,7 +188,7 @@ def convergence(table: pl.DataFrame, threshold: float) -> Figure:
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xticks(_few(sorted(table["tokens"].unique().to_list())))
         a.set(ylabel="best ρ (mean over models)", title="Best correlation")
-        b.set(ylabel=f"neurons with excess > {threshold:g}", title="Universal count")
+        b.set(ylabel=f"neurons with excess > {threshold:g}", title="Universal, as the paper counts")
         c.set(ylabel="%", title="Best matches that are the final ones")
         b.set_ylim(bottom=0)
         c.set_ylim(0, 102)
@@ -218,7 +218,7 @@ CONVERGENCE = FigureKind(
     name="convergence",
     file="convergence",
     title="Was the corpus large enough?",
-    axes=f"{EXCESS} After so many tokens: the best ρ over neurons, how many exceed the threshold, and how many best "
+    axes=f"{UNIVERSAL} After so many tokens: the best ρ over neurons, how many are universal, and how many best "
     "matches are those of the end. Every point uses two draws of the baseline.",
     look="Curves that are level at their right end: more text would change little.",
     stage="the stage universality",
