@@ -192,6 +192,7 @@ def test_one_tokenizer_and_its_copy_of_other_ids_have_the_rows_of_one(corpus, ki
     config = StudyConfig(data=str(corpus), min_characters=0, max_tokens=2000)
     tokens = TokenDataset.load(config, one, context=CONTEXT)
     passages = load(corpus, {"a": one, "b": renumbered(one), "c": one}, max_tokens=2000)
+    assert "the text has more: 2,000 tokens of it are read (--max-tokens)" in passages.notes
     mine = passages.tokens_of("a")
     assert mine.fingerprint == tokens.fingerprint
     np.testing.assert_array_equal(mine.ids(every(mine)), tokens.ids(every(tokens)))
