@@ -12,6 +12,7 @@ from scipy import stats
 from test_correlation import captured, some_tokens
 
 import universal_neurons
+from universal_neurons.diff.paired_firing import PairedFiring
 from universal_neurons.features import NeuronSource
 from universal_neurons.matching import (
     Candidates,
@@ -118,6 +119,7 @@ RECIPES = {
     "counterparts": partial(Counterparts, Key(A), [Key(B)], MATCH[None], k=3, seed=SEED, both_tails=True),
     "words": partial(GroupMeans, A, BY_WORD, WORDS, N),
     "firing": partial(GroupMeans, Key(A, What.PRE), BY_POSITION, 40, N, of="firing"),
+    "paired firing": partial(PairedFiring, Key(A, What.PRE), Key(B, What.PRE), N, STRETCHES),
     "energies": partial(ShardEnergies, A, N, SIGNS),
     "paired": partial(PairedMoments, A, B, MATCH, STRETCHES),
     "without sinks": partial(PairedMoments, A, B, MATCH, STRETCHES, streams=[A, B], factor=SINK_FACTOR),
@@ -318,6 +320,16 @@ def test_sums_by_group(seen, kind, block, by):
     np.add.at(expected, where, values)
     np.testing.assert_array_equal(result.counts.cpu().numpy(), np.bincount(where, minlength=len(expected)))
     np.testing.assert_allclose(result.sums.cpu().numpy(), expected, atol=2e-6 * np.abs(values).sum(0).max())
+
+
+def test_firing_in_pairs(seen):
+    _, spy, found, *_ = seen
+    counts, firing = found["paired firing"].result()
+    for shard in range(STRETCHES):
+        before, after = (spy.of(Key(name, What.PRE), shard) > 0 for name in (A, B))
+        expected = [before.sum(0), after.sum(0), (before & after).sum(0)]
+        assert counts[shard] == len(before)
+        np.testing.assert_array_equal(firing[shard].cpu().numpy(), expected)
 
 
 def test_energies(seen):
