@@ -76,7 +76,7 @@ def run(tmp_path_factory):
 
 def differing(one, two, absolute, relative):
     """Which entries of two columns differ, and the largest difference of numbers."""
-    if one.dtype == pl.List and one.dtype.inner.is_float():
+    if isinstance(one.dtype, pl.List) and (one.dtype.inner.is_float() or isinstance(one.dtype.inner, pl.List)):
         other_length = one.list.len().ne_missing(two.list.len()).to_numpy()
         differ, apart = differing(
             *(column.filter(~other_length).explode() for column in (one, two)), absolute, relative

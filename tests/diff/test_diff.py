@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -573,5 +574,7 @@ def test_a_device_says_what_the_processor_says(device):
     for name, wanted in found["cpu"].items():
         if name.endswith(("tokens", "_by")) or name == "weights":
             continue
-        np.testing.assert_allclose(found[device][name], wanted, atol=2e-3, err_msg=name)
+        # A quantile's bin is an eighth of its value wide: rounding may move a value over its edge.
+        atol = 0.05 if re.fullmatch(r"q\d+_shift", name) else 2e-3
+        np.testing.assert_allclose(found[device][name], wanted, atol=atol, err_msg=name)
     assert found[device]["weights"] == found["cpu"]["weights"]
