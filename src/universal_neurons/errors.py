@@ -167,5 +167,9 @@ class DiskError(StudyError):
     """A disk that fails, or files that may not grow."""
 
 
+class StoreRemovedError(StudyError):
+    """The output folder, or a file in it, that was removed while it was written."""
+
+
 class OutputError(UniversalNeuronsError):
     """Standard output that is closed or full, so that results cannot be printed."""
