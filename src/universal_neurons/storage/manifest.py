@@ -92,6 +92,12 @@ class WithinTokensFacts(Facts):
     coverage: float
 
 
+class NullFacts(Facts):
+    """How many untrained networks were drawn of each model."""
+
+    draws: int = Field(ge=1)
+
+
 class TokenFacts(Facts):
     """The text's fingerprint, its rows, tokens and held-out rows; what was left out of it."""
 
@@ -157,10 +163,18 @@ class FinishedStudy(Unfinished):
     tables: Annotated[dict[TableName, Digest], AfterValidator(_holding("neurons"))]
     environment: Environment
     counted_tokens: int
+    counted_by_subset: dict[str, int] = {}
     search: Annotated[Exact | Screened | Sketched, Field(discriminator="search")]
     timings: dict[str, float]
     sinks: SinkFacts | None = None
     within_tokens: WithinTokensFacts | None = None
+    null: NullFacts | None = None
+
+    @model_validator(mode="after")
+    def _with_what_its_tables_need(self) -> "FinishedStudy":
+        if "null" in self.tables and self.null is None:
+            raise ValueError("a table of untrained networks, and no number of them")
+        return self
 
 
 class Replacement(Facts):
