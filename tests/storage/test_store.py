@@ -230,6 +230,7 @@ WRONG = [
     *((("models", 0, "name"), value) for value in (KeyError, None, "", 3)),
     *((("models", 0, "d_mlp"), value) for value in (KeyError, None, "24", 0, True, 1 << 40)),
     *((("models", 0, "layers"), value) for value in (KeyError, None, 0, 1 << 40)),
+    *((("models", 1, "vocabulary"), value) for value in (None, "257", float("nan"))),
     *((("tokens",), value) for value in (KeyError, [], {}, "x")),
     *((("environment",), value) for value in (KeyError, None, {})),
     *((("counted_tokens",), value) for value in (KeyError, None, "many", 1.5)),

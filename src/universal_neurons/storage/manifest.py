@@ -47,7 +47,7 @@ Experts = Annotated[int, Field(ge=0, lt=EXPERT)]
 
 
 class ModelFacts(Facts):
-    """A model's name, SHA-256 of its weights, architecture, layers and neurons in each (`Units.of_facts`)."""
+    """A model's name, SHA-256 of its weights, architecture, layers and neurons in each (`Units.of_facts`); sizes."""
 
     name: Name
     sha256: str
@@ -56,6 +56,9 @@ class ModelFacts(Facts):
     d_mlp: int = Field(ge=1, le=MOST_NEURONS)
     widths: list[Annotated[int, Field(ge=0, le=MOST_NEURONS)]] | None = None
     experts: list[Annotated[list[Experts], Field(min_length=2, max_length=2)]] = []
+    d_model: int = 0
+    vocabulary: int = 0
+    context: int = 0
 
     @model_validator(mode="after")
     def _of_its_layers(self) -> "ModelFacts":
