@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from os import PathLike, fspath
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ class Weights(NamedTuple):
 
 
 def load_model(
-    source: str | Source,
+    source: str | PathLike[str] | Source,
     *,
     revision: str | None = None,
     device: str = "cpu",
@@ -73,7 +74,8 @@ def load_model(
     device_map: str | Mapping[str, str | int] | None = None,
     max_memory: Mapping[str | int, str | int] | None = None,
 ) -> Model:
-    """A model from a local folder, a hub id (with `revision`), or `bundled/seed-N`, checked.
+    """A model from a local folder (its path, as text or as a `Path`), a hub id (with `revision`), or `bundled/seed-N`,
+    checked.
 
     `dtype` is float32, bfloat16 or float16, or `file`: the precision that config.json names, else that of the weights.
     `device_map` spreads a model that is larger than `device`, by a plan of `accelerate` (auto, balanced, sequential) or
@@ -89,8 +91,8 @@ def load_model(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {device!r} is not there", given=first_line(error)) from error
-    if isinstance(source, str):
-        source = resolve_sources([f"{source}@{revision}" if revision else source])[0]
+    if not isinstance(source, Source):
+        source = resolve_sources([f"{fspath(source)}@{revision}" if revision else fspath(source)])[0]
     with ONE_AT_A_TIME, settled_torch():
         weights = load_weights(source, dtype, spread=_spread(device_map, max_memory))
         network, apart = weights.network, is_spread(weights.network)
