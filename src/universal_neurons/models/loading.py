@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from universal_neurons.errors import ArchitectureError, ConfigError
+from universal_neurons.errors import ArchitectureError, ConfigError, as_memory_error
 from universal_neurons.legible import first_line
 from universal_neurons.models.adapters import merge_adapter
 from universal_neurons.models.architecture_table import ARCHITECTURES, architecture_of
@@ -158,7 +158,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False, spread: S
             loader = loader_of(row, described, source.given)
             shape: Any = loader.from_config(described)
     except (*UNREADABLE, StrictDataclassError) as error:
-        raise impossible_config(source.given, f"{type(error).__name__}: {error}") from error
+        raise as_memory_error(error) or impossible_config(source.given, f"{type(error).__name__}: {error}") from error
     unembedding = unembedding_of(shape) if row is None else row.unembedding
     stored = fused_experts(tensors) if row is not None and row.experts else tensors
     places = {} if spread is None else spread_settings(spread, shape, source.given)
@@ -177,7 +177,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False, spread: S
             )
     except (*UNREADABLE, StrictDataclassError) as error:
         discard(places)
-        raise unreadable_weights(source.given, f"{type(error).__name__}: {error}") from error
+        raise as_memory_error(error) or unreadable_weights(source.given, f"{type(error).__name__}: {error}") from error
     network, report = loaded
     if places:
         remove_with(network, places["offload_folder"])

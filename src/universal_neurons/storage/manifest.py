@@ -1,6 +1,7 @@
 """study.json, dynamics.json, diff.json, the manifests: what must stand in them; nothing in them is taken on trust."""
 
 import json
+import os
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
@@ -241,7 +242,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     """
     try:
         with open_regular(path) as stream:
-            content = stream.read(MOST_BYTES + 1)
+            content = stream.read(min(os.fstat(stream.fileno()).st_size, MOST_BYTES) + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
