@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -155,3 +156,14 @@ def test_an_ordinary_study_is_as_it_was(tmp_path):
     config = StudyConfig(data="c.txt", mask=("bos", 7), threads=2, seed=2**128 - 1, roles={"kurtosis": 1e9})
     path = write(tmp_path, config.model_dump_json(), "study.json")
     assert make_config(read_config(path)[0]) == config
+
+
+def test_paths_are_taken_where_text_is():
+    """Alone or among others, in a study's settings, a diff's and training dynamics'."""
+    here = Path("models") / "a"
+    study = StudyConfig(models=[here, "b"], data=here, out=here, labels=here.with_suffix(".py"))
+    assert (study.models, study.data, study.out) == (("models/a", "b"), "models/a", "models/a")
+    assert study.labels == ("models/a.py",)
+    assert StudyConfig(models=here).models == ("models/a",)
+    assert make_diff_config({"models": (here, "b"), "nulls": here}).nulls == ("models/a",)
+    assert make_dynamics_config({"models": (here, "b"), "revisions": here}).revisions == ("models/a",)

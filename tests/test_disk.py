@@ -9,13 +9,14 @@ import pytest
 from universal_neurons.disk import (
     create_anew,
     disk_errors,
+    full_disk,
     local_path,
     open_regular,
     own_folder,
     sha256_of,
     write_atomically,
 )
-from universal_neurons.errors import DiskError, DiskFullError, MissingFileError, StoreConflictError
+from universal_neurons.errors import DiskError, DiskFullError, MissingFileError, StoreConflictError, TextError
 
 
 def test_only_the_home_is_expanded(tmp_path, monkeypatch):
@@ -101,3 +102,11 @@ def fail_with(number: int, path) -> None:
 def test_a_disk_that_fails_is_named(tmp_path, number, kind):
     with pytest.raises(kind, match=str(tmp_path)):
         fail_with(number, tmp_path)
+
+
+@pytest.mark.parametrize("named", [full_disk, disk_errors])
+def test_trouble_that_has_a_name_keeps_it(tmp_path, named):
+    trouble = TextError("corpus: reading it failed", given="OSError: [Errno 28] No space left on device")
+    with pytest.raises(TextError) as caught, named(tmp_path):
+        raise trouble
+    assert caught.value is trouble

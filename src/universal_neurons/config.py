@@ -5,6 +5,7 @@ The command line's flags and the keys of a YAML file are this class's field name
 
 import math
 import re
+from os import PathLike, fspath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -219,10 +220,17 @@ class StudyConfig(BaseModel):
                 raise ValueError(f"names and paths of at most {LONGEST_NAME} characters, in UTF-8 and without NUL")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _paths_as_text(cls, value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return tuple(fspath(part) if isinstance(part, PathLike) else part for part in value)
+        return fspath(value) if isinstance(value, PathLike) else value
+
     @field_validator("models", "subset", "only_subset", "labels", "stages", "max_memory", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, (str, PathLike)) else value
 
     @field_validator("models")
     @classmethod
@@ -328,7 +336,7 @@ class DynamicsConfig(StudyConfig):
     @field_validator("revisions", mode="before")
     @classmethod
     def _one_revision_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, (str, PathLike)) else value
 
     @model_validator(mode="after")
     def _a_study_of_the_reference(self) -> "DynamicsConfig":

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from universal_neurons.config import CONFIG_BYTES, DynamicsConfig, StudyConfig
+from universal_neurons.config import CONFIG_BYTES, DynamicsConfig, Settings, StudyConfig
 from universal_neurons.disk import local_path
 from universal_neurons.errors import ConfigError
 from universal_neurons.legible import brief_repr, shortened
@@ -18,6 +18,14 @@ def make_config(settings: dict[str, Any], source: str = "configuration") -> Stud
         return StudyConfig(**settings)
     except ValidationError as error:
         raise as_config_error(error, source) from None
+
+
+def stored_settings(stored: dict[str, Any], source: str) -> Settings:
+    """The settings that a study kept; what is missing, or cannot be, is a `ConfigError`."""
+    try:
+        return Settings(**stored)
+    except ValidationError as error:
+        raise as_config_error(error, source, Settings) from None
 
 
 def replayed(stored: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,13 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from universal_neurons.errors import DiskError, DiskFullError, MissingFileError, StoreConflictError
+from universal_neurons.errors import (
+    DiskError,
+    DiskFullError,
+    MissingFileError,
+    StoreConflictError,
+    UniversalNeuronsError,
+)
 
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP,
@@ -155,9 +161,11 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def full_disk(path: Path) -> Iterator[None]:
-    """Name a full disk, and one that fails."""
+    """Name a full disk, and one that fails; what has a name already, as trouble with a corpus, keeps it."""
     try:
         yield
+    except UniversalNeuronsError:
+        raise
     except Exception as error:
         number = getattr(error, "errno", None)
         if number in (errno.EFBIG, errno.EIO):

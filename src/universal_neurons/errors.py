@@ -4,6 +4,7 @@
 a study runs (exit code 1).  Nothing else is caught: a defect of ours asserts and shows its traceback.
 """
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -167,5 +168,25 @@ class DiskError(StudyError):
     """A disk that fails, or files that may not grow."""
 
 
+class StoreRemovedError(StudyError):
+    """The output folder, or a file in it, that was removed while it was written."""
+
+
 class OutputError(UniversalNeuronsError):
     """Standard output that is closed or full, so that results cannot be printed."""
+
+
+NO_MEMORY = ("can't start new thread", "failed to map segment", "Cannot allocate memory", "memory allocation of")
+
+
+def as_memory_error(error: BaseException) -> MemoryNeededError | None:
+    """What the system, or a library for it, says where it gives no more memory, as an error of ours; of others None."""
+    said = next((words for words in NO_MEMORY if words in str(error)), None)
+    if said is None and not isinstance(error, MemoryError) and getattr(error, "errno", None) != errno.ENOMEM:
+        return None
+    return MemoryNeededError(
+        "the system gives no more memory",
+        given=f"{type(error).__name__}: {error}".splitlines()[0],
+        wanted="more free memory, address space (ulimit -v) and threads (ulimit -u)",
+        fix="raise the limit, or use a machine with more memory; `uneurons estimate` says what a study takes",
+    )

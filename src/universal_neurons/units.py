@@ -49,7 +49,7 @@ class Units:
     @classmethod
     def of_facts(cls, facts: Mapping[str, Any]) -> "Units":
         """From `facts` of it, as a manifest or a sketch holds them."""
-        if "widths" not in facts:
+        if facts.get("widths") is None:
             return cls.equal(facts["layers"], facts["d_mlp"])
         experts = tuple((count, each) for count, each in facts.get("experts", []))
         return cls(tuple(facts["widths"]), experts if any(count for count, _ in experts) else ())

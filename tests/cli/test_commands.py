@@ -1,11 +1,13 @@
 """The command as a person meets it: help, exit codes, errors by name, nothing left behind."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import polars as pl
 import pytest
 from conftest import exit_code, save_tiny, some_text
 
@@ -296,3 +298,32 @@ def test_an_interrupt_says_how_to_go_on(study, few_figures, capsys, monkeypatch)
         assert exit_code("run", *arguments) == 130
     assert "resumes" in capsys.readouterr().err
     assert exit_code("run", *arguments) == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        ImportError("libx.so: failed to map segment from shared object"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        pl.exceptions.PanicException("Cannot allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_that_the_system_does_not_give_is_named(monkeypatch, capsys, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("universal_neurons.study.check_models", fail, raising=False)
+    assert exit_code("check", "bundled/seed-1") == 2
+    assert "MemoryNeededError: the system gives no more memory" in capsys.readouterr().err
+
+
+def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("universal_neurons.study.check_models", fail, raising=False)
+    with pytest.raises(RuntimeError, match="a defect"):
+        exit_code("check", "bundled/seed-1")

@@ -162,6 +162,12 @@ def test_names_are_unique(folders, tmp_path):
     assert [s.name for s in resolve_sources(["bundled"])] == [f"seed-{n}" for n in range(1, 6)]
 
 
+def test_a_path_is_as_good_as_its_text(folders):
+    assert un.load_model(folders[0]).digest == un.load_model(str(folders[0])).digest
+    with pytest.raises(MissingFileError, match="folder here, which has no revisions"):
+        un.load_model(folders[0], revision="main")
+
+
 def test_truncated_weights(folders, tmp_path):
     broken = shutil.copytree(folders[0], tmp_path / "broken")
     weights = broken / "model.safetensors"

@@ -18,6 +18,7 @@ from universal_neurons.models import (
     load_tokenizer,
     masked_ids,
     strings_of,
+    tokenizer_difference,
     tokenizer_digest,
     vocabulary_ids,
 )
@@ -225,3 +226,29 @@ def test_a_study_of_rows_without_newlines_says_so(tmp_path, capsys):
     store = un.run_study(config.model_copy(update={"stages": ("statistics",), "out": str(tmp_path / "r")}))
     assert store.neurons["mean"].is_finite().all()
     assert "no single newline token" in capsys.readouterr().err
+
+
+def changed_bytes(change):
+    """`small_tokenizer` with its vocabulary and merges changed in place."""
+    content = json.loads(small_tokenizer().backend_tokenizer.to_str())
+    change(content["model"]["vocab"], content["model"]["merges"])
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)))
+
+
+def swap(vocabulary, _merges):
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+
+def test_tokenizers_that_differ_are_told_apart_by_the_token():
+    plain = small_tokenizer()
+    ids, merges = plain.get_vocab(), json.loads(plain.backend_tokenizer.to_str())["model"]["merges"]
+    first, second = sorted("ab", key=ids.__getitem__)
+    assert tokenizer_difference(plain, small_tokenizer()) is None
+    said = tokenizer_difference(plain, changed_bytes(swap))
+    assert said == f"token {first!r} is id {ids[first]}, id {ids[second]}; tokens that differ: 2"
+    longer = changed_bytes(lambda vocabulary, _: vocabulary.update({"new" * 200: len(ids)}))
+    assert tokenizer_difference(plain, longer).startswith("token 'newnew")
+    assert tokenizer_difference(plain, longer).endswith(f" is not there, id {len(ids)}")
+    assert len(tokenizer_difference(longer, plain)) < 100
+    fewer = changed_bytes(lambda _, merges: merges.pop())
+    assert tokenizer_difference(plain, fewer) == f"merge {len(merges)} is {merges[-1]!r}, not there"

@@ -13,6 +13,7 @@ from conftest import exit_code, some_text
 from universal_neurons import Store, StudyConfig, run_study
 from universal_neurons.disk import sha256_of
 from universal_neurons.errors import (
+    ConfigError,
     InputError,
     MissingFileError,
     NonFiniteActivationsError,
@@ -229,11 +230,15 @@ WRONG = [
     *((("models", 0, "name"), value) for value in (KeyError, None, "", 3)),
     *((("models", 0, "d_mlp"), value) for value in (KeyError, None, "24", 0, True, 1 << 40)),
     *((("models", 0, "layers"), value) for value in (KeyError, None, 0, 1 << 40)),
+    *((("models", 1, "vocabulary"), value) for value in (None, "257", float("nan"))),
     *((("tokens",), value) for value in (KeyError, [], {}, "x")),
     *((("environment",), value) for value in (KeyError, None, {})),
     *((("counted_tokens",), value) for value in (KeyError, None, "many", 1.5)),
     *((("search",), value) for value in (KeyError, None, [], {"search": []}, {"search": "screened"})),
     *((("timings",), value) for value in (KeyError, None, {"pass": "long"})),
+    *((("counted_by_subset",), value) for value in (None, [], {"x": "many"})),
+    *((("null",), value) for value in ([], {}, {"draws": 0}, {"draws": "x"})),
+    *((("tables",), {"neurons": "0" * 64, "null": "0" * 64}),),
     *((("layout",), value) for value in (None, {"passes": 0}, {"passes": "x"}, {"other": 1})),
 ]
 
@@ -245,6 +250,22 @@ def test_a_manifest_that_lacks_something_or_has_another_kind_is_named(folder, pa
     with pytest.raises(StoreConflictError, match=r"study\.json: not readable"):
         Store(folder)
     assert exit_code("show", folder) == 2
+
+
+def test_settings_that_cannot_be_are_named_by_who_asks_for_them(folder):
+    for key, value in (("lanes", KeyError), ("lanes", None), ("dtype", "x"), ("roles", 3)):
+        manifest = json.loads((folder / "study.json").read_text())
+        (folder / "study.json").write_text(json.dumps(changed(manifest, ("config", key), value)))
+        with pytest.raises(ConfigError, match=rf"study\.json: {key} cannot be this"):
+            _ = Store(folder).settings
+        (folder / "study.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(("path", "value"), [(("sinks",), None), (("models", 0, "widths"), None)])
+def test_what_may_be_left_out_of_a_manifest_may_be_null(folder, path, value):
+    manifest = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(changed(manifest, path, value)))
+    assert "L0.1" in repr(Store(folder).neuron("L0.1"))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 import torch
 from conftest import save_tiny, some_text, tiny_model, tiny_network
@@ -31,6 +32,7 @@ from universal_neurons.errors import (
 )
 from universal_neurons.report import write_report
 from universal_neurons.storage import StoreWriter
+from universal_neurons.study import memory
 
 
 def plain_config(folders, text, out) -> StudyConfig:
@@ -253,7 +255,7 @@ def test_models_that_do_not_share_the_tokenizer_are_studied_on_spans(config, tmp
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-1]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert quiet(config.model_copy(update={"models": (config.models[0], str(other))})).has("spans")
-    with pytest.raises(TokenizerError, match="vocabulary or merges"):
+    with pytest.raises(TokenizerError, match=r"vocabulary or merges: merge \d+ is .*, not there"):
         quiet(config.model_copy(update={"tokenizer": str(other), "out": str(tmp_path / "another")}))
     config = config.model_copy(update={"out": str(tmp_path / "same")})
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -310,6 +312,18 @@ def test_a_full_disk_is_named_and_the_study_resumes(config, whole, long_text, tm
 def test_too_little_memory_is_said_before_the_pass(config, monkeypatch):
     monkeypatch.setattr("universal_neurons.study.memory.available_memory", lambda config: 1 << 20)
     with pytest.raises(MemoryNeededError, match="GiB"):
+        quiet(config)
+
+
+def test_a_limit_of_the_address_space_counts_as_memory(config, monkeypatch):
+    """`ulimit -v`: libraries that run into it end the process, so that is said before."""
+    resource = pytest.importorskip("resource")
+    used = psutil.Process().memory_info().vms
+    assert memory.address_space() is None
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (used + (7 << 28), resource.RLIM_INFINITY))
+    assert memory.address_space() == pytest.approx((7 << 28) - (3 << 29) - 2 * (72 << 20), abs=64 << 20)
+    with pytest.raises(MemoryNeededError, match=r"free on cpu \(ulimit -v sets the limit\)"):
         quiet(config)
 
 

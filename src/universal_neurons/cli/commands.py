@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from universal_neurons.cli import checks, results, studies
 from universal_neurons.cli.frame import app
 from universal_neurons.config_reading import as_config_error
-from universal_neurons.errors import LONGEST, ConfigError, UniversalNeuronsError
+from universal_neurons.errors import LONGEST, ConfigError, UniversalNeuronsError, as_memory_error
 from universal_neurons.legible import shortened
 from universal_neurons.terminal import messages, output, prepare_streams, say, shown_lines
 
@@ -40,6 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         say(messages(), "interrupted; the same command resumes the study")
         sys.exit(130)
+    except BaseException as error:  # a library's panic is no `Exception`
+        named = as_memory_error(error)
+        if named is None:
+            raise
+        _fail(named)
 
 
 def _unused(error: UnusedCliTokensError) -> ConfigError:

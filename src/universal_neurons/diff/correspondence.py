@@ -4,7 +4,7 @@ Text is read by the base's tokenizer.  The fine-tune's is the same, or has token
 """
 
 from universal_neurons.errors import CorrespondenceError, TokenizerError
-from universal_neurons.models import Model, added_tokens
+from universal_neurons.models import Model, added_tokens, tokenizer_difference
 
 SHOWN = 5
 
@@ -28,7 +28,7 @@ def require_correspondence(base: Model, other: Model) -> list[str]:
     if added is None:
         raise TokenizerError(
             f"the tokenizers of {base.name} and {other.name} differ",
-            given="other ids or merges of the tokens of the base",
+            given=f"of both in this order, {tokenizer_difference(base.tokenizer, other.tokenizer)}",
             wanted="the same tokenizer, or the base's with tokens added",
             fix="compare models of different tokenizers with `uneurons run`",
         )

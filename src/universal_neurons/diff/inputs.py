@@ -9,6 +9,7 @@ from typing import Any
 from universal_neurons.config import IN_MEMORY, Settings, StudyConfig
 from universal_neurons.diff.correspondence import require_correspondence
 from universal_neurons.diff.settings import EFFECTS, OF_DIFF, DiffConfig
+from universal_neurons.disk import full_disk
 from universal_neurons.errors import ArchitectureError, ConfigError
 from universal_neurons.features import Networks
 from universal_neurons.interventions import require_predictions
@@ -112,7 +113,8 @@ class Inputs:
         """The text that is studied."""
         text = self.tokens
         if text is None:
-            text = Networks([self.base, self.tuned]).text(self.settings, folder)
+            with full_disk(folder.parent):
+                text = Networks([self.base, self.tuned]).text(self.settings, folder)
             assert text is not None
         self._require_readable(text)
         return text

@@ -11,13 +11,12 @@ OUT/diff.json comes last.  Interrupted, the same command goes on.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import polars as pl
 import torch
 
-from universal_neurons.config import BUNDLED, DIFF_FILE
+from universal_neurons.config import DIFF_FILE
 from universal_neurons.diff.changes import changes_tables
 from universal_neurons.diff.effect_stage import EffectStage, effects_note
 from universal_neurons.diff.inputs import Inputs
@@ -28,7 +27,7 @@ from universal_neurons.errors import MissingFileError
 from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
 from universal_neurons.storage import Facts, FinishedDiff, Generations, Results, Store, StoreWriter
-from universal_neurons.study import run_study
+from universal_neurons.study import run_folder, run_study
 from universal_neurons.text import Rows
 from universal_neurons.torch_state import settled_torch
 
@@ -93,7 +92,7 @@ def run_diff(
             inputs = Inputs(config, models, nulls, tokens)
         for note in inputs.notes:
             reporter.note(note)
-        with StoreWriter(config.out or _default_out(inputs), DIFF_FILE) as writer:
+        with StoreWriter(config.out or run_folder("-to-".join(inputs.names), inputs.config.data), DIFF_FILE) as writer:
             writer.claim({"config": inputs.config.stored()})
             text, second = inputs.text(writer.prepare()), inputs.second_text()
             manifest = _manifest(inputs, text, second)
@@ -197,10 +196,3 @@ class _Passes:
             saved = {column: torch.from_numpy(values) for column, values in make().items()}, 1
             kept.save(*saved)
         return {column: values.numpy() for column, values in saved[0].items()}
-
-
-def _default_out(inputs: Inputs) -> str:
-    """runs/BASE-to-TUNED, after the models and the text."""
-    name = "-to-".join(inputs.names).replace("/", "-")
-    text = "" if inputs.config.data == BUNDLED else f"-on-{Path(inputs.config.data).name.split('.')[0]}"
-    return str(Path("runs") / f"{name}{text}")

@@ -1,5 +1,6 @@
 """What a diff is made of and by: a study's settings, the null, the second text, and from where on a change counts."""
 
+from os import PathLike
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -56,7 +57,7 @@ class DiffConfig(StudyConfig):
     @field_validator("nulls", mode="before")
     @classmethod
     def _one_null_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, (str, PathLike)) else value
 
     @model_validator(mode="after")
     def _a_study_of_two(self) -> "DiffConfig":

@@ -34,7 +34,7 @@ from universal_neurons.errors import CheckpointError
 from universal_neurons.models import find_tokenizer, load_tokenizer, require_weights, resolve_sources
 from universal_neurons.progress import Reporter
 from universal_neurons.storage import Facts, FinishedDynamics, Results, Store, StoreWriter
-from universal_neurons.study import decide, require_no_masked_sinks, require_same_tokenizer, run_study
+from universal_neurons.study import decide, require_no_masked_sinks, require_same_tokenizer, run_folder, run_study
 from universal_neurons.units import Units
 
 SHAPE = ("architecture", "layers", "d_mlp")
@@ -175,11 +175,10 @@ def _tokenizer_of(config: DynamicsConfig, training: Training) -> str | None:
 
 def _default_out(config: DynamicsConfig, training: Training) -> str:
     """runs/NAME-dynamics, after the seeds and the text."""
-    name = BUNDLED if config.models == (BUNDLED,) else "-vs-".join(training.seeds[:2]).replace("/", "-")
+    name = BUNDLED if config.models == (BUNDLED,) else "-vs-".join(training.seeds[:2])
     if len(training.seeds) > 2 and config.models != (BUNDLED,):
-        name = f"{training.seeds[0]}-vs-{len(training.seeds) - 1}-seeds".replace("/", "-")
-    text = "" if config.data == BUNDLED else f"-on-{Path(config.data).name.split('.')[0]}"
-    return str(Path("runs") / f"{name}-dynamics{text}")
+        name = f"{training.seeds[0]}-vs-{len(training.seeds) - 1}-seeds"
+    return run_folder(f"{name}-dynamics", config.data)
 
 
 def _require_same_shapes(training: Training, stores: Sequence[Store]) -> None:

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         masked_ids,
         named_errors,
         strings_of,
+        tokenizer_difference,
         tokenizer_digest,
         vocabulary_ids,
     )
@@ -99,6 +100,7 @@ else:
                 "masked_ids",
                 "named_errors",
                 "strings_of",
+                "tokenizer_difference",
                 "tokenizer_digest",
                 "vocabulary_ids",
             ],

@@ -2,13 +2,14 @@
 
 import shlex
 from collections.abc import Mapping
+from os import PathLike, fspath
 from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from universal_neurons.errors import ArchitectureError, ConfigError
+from universal_neurons.errors import ArchitectureError, ConfigError, as_memory_error
 from universal_neurons.legible import first_line
 from universal_neurons.models.adapters import merge_adapter
 from universal_neurons.models.architecture_table import ARCHITECTURES, architecture_of
@@ -64,7 +65,7 @@ class Weights(NamedTuple):
 
 
 def load_model(
-    source: str | Source,
+    source: str | PathLike[str] | Source,
     *,
     revision: str | None = None,
     device: str = "cpu",
@@ -73,7 +74,8 @@ def load_model(
     device_map: str | Mapping[str, str | int] | None = None,
     max_memory: Mapping[str | int, str | int] | None = None,
 ) -> Model:
-    """A model from a local folder, a hub id (with `revision`), or `bundled/seed-N`, checked.
+    """A model from a local folder (its path, as text or as a `Path`), a hub id (with `revision`), or `bundled/seed-N`,
+    checked.
 
     `dtype` is float32, bfloat16 or float16, or `file`: the precision that config.json names, else that of the weights.
     `device_map` spreads a model that is larger than `device`, by a plan of `accelerate` (auto, balanced, sequential) or
@@ -89,8 +91,8 @@ def load_model(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {device!r} is not there", given=first_line(error)) from error
-    if isinstance(source, str):
-        source = resolve_sources([f"{source}@{revision}" if revision else source])[0]
+    if not isinstance(source, Source):
+        source = resolve_sources([f"{fspath(source)}@{revision}" if revision else fspath(source)])[0]
     with ONE_AT_A_TIME, settled_torch():
         weights = load_weights(source, dtype, spread=_spread(device_map, max_memory))
         network, apart = weights.network, is_spread(weights.network)
@@ -156,7 +158,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False, spread: S
             loader = loader_of(row, described, source.given)
             shape: Any = loader.from_config(described)
     except (*UNREADABLE, StrictDataclassError) as error:
-        raise impossible_config(source.given, f"{type(error).__name__}: {error}") from error
+        raise as_memory_error(error) or impossible_config(source.given, f"{type(error).__name__}: {error}") from error
     unembedding = unembedding_of(shape) if row is None else row.unembedding
     stored = fused_experts(tensors) if row is not None and row.experts else tensors
     places = {} if spread is None else spread_settings(spread, shape, source.given)
@@ -175,7 +177,7 @@ def load_weights(source: Source, dtype: str, *, pickled: bool = False, spread: S
             )
     except (*UNREADABLE, StrictDataclassError) as error:
         discard(places)
-        raise unreadable_weights(source.given, f"{type(error).__name__}: {error}") from error
+        raise as_memory_error(error) or unreadable_weights(source.given, f"{type(error).__name__}: {error}") from error
     network, report = loaded
     if places:
         remove_with(network, places["offload_folder"])

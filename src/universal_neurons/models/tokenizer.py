@@ -8,11 +8,13 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from universal_neurons.config import MaskRule, StudyConfig
 from universal_neurons.errors import CheckpointError, TokenizerError, UniversalNeuronsError
+from universal_neurons.legible import shortened
 from universal_neurons.models.described import Described, quiet_transformers
 from universal_neurons.models.locations import (
     BUNDLED_FOLDER,
@@ -29,6 +31,7 @@ MOST_IDS = 1 << 24
 ANCHOR = "a"
 CHANCE = "Once upon a time there was a miller who had three sons, and 1,024 of whatever is internationally traded. " * 8
 CHANCES = 4  # times that a text is read to see whether it always becomes the same tokens
+SHOWN = 60  # characters of a token that differs
 TRIED = 8  # tokens whose own strings are encoded to see whether a tokenizer works
 
 
@@ -285,3 +288,29 @@ def added_tokens(tokenizer: Any, longer: Any) -> list[str] | None:
     if _merges(tokenizer) != _merges(longer) or any(others.get(token) != number for token, number in known.items()):
         return None
     return sorted(others.keys() - known.keys(), key=others.__getitem__)
+
+
+def tokenizer_difference(first: Any, second: Any) -> str | None:
+    """The first token, by the first's ids, or merge that two tokenizers do not share, in words; None where all are.
+
+    Tokens stand in it as the vocabularies spell them.
+    """
+    known, others = vocabulary_ids(first), vocabulary_ids(second)
+    differing = [token for token in known.keys() | others.keys() if known.get(token) != others.get(token)]
+    if differing:
+        token = min(differing, key=lambda token: (known.get(token, len(known)), others.get(token, len(others)), token))
+        more = f"; tokens that differ: {len(differing):,}" if len(differing) > 1 else ""
+        return f"token {shortened(repr(token), SHOWN)} is {_id_in(known, token)}, {_id_in(others, token)}{more}"
+    ours, theirs = _merges(first) or [], _merges(second) or []
+    for number, (one, other) in enumerate(zip_longest(ours, theirs), 1):
+        if one != other:
+            return f"merge {number:,} is {_spelled(one)}, {_spelled(other)}"
+    return None
+
+
+def _id_in(vocabulary: dict[str, int], token: str) -> str:
+    return f"id {vocabulary[token]}" if token in vocabulary else "not there"
+
+
+def _spelled(merge: object) -> str:
+    return "not there" if merge is None else shortened(repr(merge), SHOWN)

@@ -10,7 +10,7 @@ HIGH = 0.5  # matches of a held-out ρ above it are asked what sinks carry of th
 
 def has_sinks(store: Store) -> bool:
     """Whether sinks were looked for, and found."""
-    return bool(store.manifest.get("sinks", {}).get("sinks"))
+    return bool((store.manifest.get("sinks") or {}).get("sinks"))
 
 
 def sinks_line(store: Store, asker: str) -> str | None:

@@ -1,6 +1,7 @@
 """study.json, dynamics.json, diff.json, the manifests: what must stand in them; nothing in them is taken on trust."""
 
 import json
+import os
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,7 @@ Experts = Annotated[int, Field(ge=0, lt=EXPERT)]
 
 
 class ModelFacts(Facts):
-    """A model's name, SHA-256 of its weights, architecture, layers and neurons in each (`Units.of_facts`)."""
+    """A model's name, SHA-256 of its weights, architecture, layers and neurons in each (`Units.of_facts`); sizes."""
 
     name: Name
     sha256: str
@@ -56,6 +57,9 @@ class ModelFacts(Facts):
     d_mlp: int = Field(ge=1, le=MOST_NEURONS)
     widths: list[Annotated[int, Field(ge=0, le=MOST_NEURONS)]] | None = None
     experts: list[Annotated[list[Experts], Field(min_length=2, max_length=2)]] = []
+    d_model: int = 0
+    vocabulary: int = 0
+    context: int = 0
 
     @model_validator(mode="after")
     def _of_its_layers(self) -> "ModelFacts":
@@ -90,6 +94,12 @@ class WithinTokensFacts(Facts):
     """The share of positions that correlations within single tokens are of."""
 
     coverage: float
+
+
+class NullFacts(Facts):
+    """How many untrained networks were drawn of each model."""
+
+    draws: int = Field(ge=1)
 
 
 class TokenFacts(Facts):
@@ -157,10 +167,18 @@ class FinishedStudy(Unfinished):
     tables: Annotated[dict[TableName, Digest], AfterValidator(_holding("neurons"))]
     environment: Environment
     counted_tokens: int
+    counted_by_subset: dict[str, int] = {}
     search: Annotated[Exact | Screened | Sketched, Field(discriminator="search")]
     timings: dict[str, float]
     sinks: SinkFacts | None = None
     within_tokens: WithinTokensFacts | None = None
+    null: NullFacts | None = None
+
+    @model_validator(mode="after")
+    def _with_what_its_tables_need(self) -> "FinishedStudy":
+        if "null" in self.tables and self.null is None:
+            raise ValueError("a table of untrained networks, and no number of them")
+        return self
 
 
 class Replacement(Facts):
@@ -224,7 +242,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     """
     try:
         with open_regular(path) as stream:
-            content = stream.read(MOST_BYTES + 1)
+            content = stream.read(min(os.fstat(stream.fileno()).st_size, MOST_BYTES) + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from universal_neurons.config import Settings, StudyConfig
-from universal_neurons.config_reading import make_config, replayed
+from universal_neurons.config_reading import make_config, replayed, stored_settings
 from universal_neurons.errors import MissingFileError, StoreConflictError
 from universal_neurons.models import is_gated
 from universal_neurons.storage.former_names import by_present_names
@@ -30,7 +30,7 @@ class Store(Results):
     @property
     def settings(self) -> Settings:
         """The configuration of a study of text with every setting decided, as its passes took them."""
-        return Settings(**self.manifest["config"])
+        return stored_settings(self.manifest["config"], str(self.path / MANIFEST))
 
     @property
     def models(self) -> list[str]:

@@ -8,7 +8,7 @@ the pass (`snapshots`).  A folder in which nothing was found yet is free for ano
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from universal_neurons.disk import (
     write_atomically,
     written_atomically,
 )
-from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
+from universal_neurons.errors import InputError, MissingFileError, StoreConflictError, StoreRemovedError
 from universal_neurons.storage import rewriting
 from universal_neurons.storage.leftovers import (
     FIGURES,
@@ -45,7 +45,8 @@ from universal_neurons.storage.store import Store
 class StoreWriter:
     """The one writer of a study's folder, or of another with a `manifest` of its own; use as a context manager.
 
-    Raises `StoreConflictError` where the folder holds another study or other files, or another process writes it.
+    Raises `StoreConflictError` where the folder holds another study or other files, or another process writes it, and
+    `StoreRemovedError` where the folder, or a file in it, is removed meanwhile: what is in its place is left alone.
     Brings to its end what a killed writer began to rewrite.
     """
 
@@ -56,6 +57,7 @@ class StoreWriter:
             raise StoreConflictError(error.what, wanted="the path of a folder", fix="name another --out") from None
         self.manifest = self.path / manifest
         self._lock: FileLock | None = None
+        self._locked: tuple[int, int] | None = None  # which file that is
         self._created: list[Path] = []
         self._mine = False  # whether the manifest there is this study's
 
@@ -65,6 +67,7 @@ class StoreWriter:
             self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = take_lock(self.path / LOCK, str(self.path))
+            self._locked = _identity(self.path / LOCK)
         try:
             with disk_errors(self.path):
                 self._require_ours()
@@ -110,11 +113,37 @@ class StoreWriter:
 
     def _release(self) -> None:
         assert self._lock is not None
-        (self.path / LOCK).unlink(missing_ok=True)
+        if self._is_there:
+            (self.path / LOCK).unlink(missing_ok=True)
         self._lock.release()
         self._lock = None
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    @property
+    def _is_there(self) -> bool:
+        """Whether the folder is the one that was locked: an open file keeps its number."""
+        return _identity(self.path / LOCK) == self._locked
+
+    def _require_there(self, tables: Iterable[str] = ()) -> None:
+        """Raise `StoreRemovedError` where the folder that was locked, or a file of these tables, is no more there."""
+        files = [file_of(name) for name in tables]
+        gone = [name for name in files if not (self.path / name).exists()] if self._is_there else [self.path]
+        if gone:
+            raise self._removed(gone[0])
+
+    def _removed(self, what: object) -> StoreRemovedError:
+        return StoreRemovedError(
+            f"{self.path}: removed while it was written",
+            given=f"{what} is not there any more",
+            wanted="a folder that stays while a study runs",
+            fix="run the same command again",
+        )
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if not self._is_there:
+            self._release()
+            if error is None or isinstance(error, Exception):
+                raise self._removed(self.path) from error
+            return
         try:
             earlier = read_manifest(self.manifest)
             not_as_asked = kind is not None and issubclass(kind, InputError)
@@ -127,6 +156,8 @@ class StoreWriter:
             self._release()
         if earlier is None or refused:
             self._remove_created()
+        if isinstance(error, FileNotFoundError) and Path(str(error.filename)).is_relative_to(self.path):
+            raise self._removed(error.filename) from error
 
     def _remove_created(self) -> None:
         """Remove the folders that this writer made, where they are still empty."""
@@ -193,12 +224,14 @@ class StoreWriter:
         return earlier
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Replace the manifest by another, whole or not at all."""
+        """Replace the manifest by another, whole or not at all; by a complete one where its tables are there."""
+        self._require_there(manifest["tables"] if manifest["complete"] else ())
         with disk_errors(self.path):
             write_atomically(self.manifest, (json.dumps(manifest, indent=2) + "\n").encode())
 
     def write_table(self, name: str, table: pl.DataFrame) -> str:
         """Write a table; returns the SHA-256 of its file."""
+        self._require_there()
         with disk_errors(self.path):
             return _write(self.path / file_of(name), table)
 
@@ -218,6 +251,7 @@ class StoreWriter:
 
     def write_bytes(self, name: str, content: bytes) -> str:
         """Write another file of results; returns its SHA-256."""
+        self._require_there()
         with disk_errors(self.path):
             write_atomically(self.path / name, content)
         return hashlib.sha256(content).hexdigest()
@@ -248,3 +282,12 @@ def _write(target: Path, table: pl.DataFrame) -> str:
     with written_atomically(target) as out:
         table.write_parquet(out, compression="zstd", statistics=False)
     return sha256_of(target)
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What tells a file from one that was put in its place; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,5 +1,6 @@
 """How much memory a study needs besides its models, and in how many passes it therefore makes the co-moments."""
 
+import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ WORDS_PER_TOKEN = 2  # places in a word in which a token is seen
 COLUMN_LABELS = 300  # syntax of this and the previous token, subsets
 DENSE_LABELS = 3000  # with the labels of words and previous tokens
 RANKS_BYTES = 2 * CLASSES * 4  # of a neuron's classes of ranks
+LIBRARIES, THREAD = 3 << 29, 72 << 20  # bytes of address space: of libraries still to be loaded, of one more thread
 LOGITS_COPIES = 5  # of a clean run's logits, while they are made
 
 
@@ -290,7 +292,24 @@ def available_memory(config: Settings) -> int:
         device = torch.device(config.device)
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    return psutil.virtual_memory().available
+    free, mappable = psutil.virtual_memory().available, address_space()
+    return free if mappable is None else max(0, min(free, mappable))
+
+
+def address_space() -> int | None:
+    """Bytes that a process limited by `ulimit -v` may still map for statistics; None where nothing limits it.
+
+    Libraries that are still to be loaded, and threads, whose stacks and arenas are mapped long before they are filled,
+    are left their part: where they find none, they end the process.
+    """
+    try:
+        import resource
+    except ImportError:  # systems other than POSIX
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    return limit - psutil.Process().memory_info().vms - LIBRARIES - THREAD * ((os.cpu_count() or 1) - 1)
 
 
 def require_memory(config: Settings, models: Sequence[Described], layout: Layout, *, groups: int = 1) -> None:
@@ -300,7 +319,12 @@ def require_memory(config: Settings, models: Sequence[Described], layout: Layout
         pairs = len(pairs_of(config, models))
         raise MemoryNeededError(
             f"{', '.join(config.stages)} of {len(models)} models and {pairs} pairs: not enough memory",
-            given=f"{free / 2**30:.1f} GiB free on {config.device}",
+            given=f"{free / 2**30:.1f} GiB free on {config.device}{_limited(config)}",
             wanted=f"{needed / 2**30:.1f} GiB, in {layout.passes} passes",
             fix="leave --panels to the plan, compare fewer models, or use a machine with more memory",
         )
+
+
+def _limited(config: Settings) -> str:
+    on_cpu = not config.device.startswith("cuda")
+    return " (ulimit -v sets the limit)" if on_cpu and address_space() is not None else ""

@@ -3,6 +3,7 @@
 What cannot be studied is refused here, by name.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,13 @@ from universal_neurons.models import (
     require_places,
     require_safetensors,
     resolve_sources,
+    tokenizer_difference,
     tokenizer_digest,
     verify,
 )
 
 PAPER_CONTEXT = 512
+LONGEST_FOLDER = 180  # bytes of its name: that of its site, while it is written, is somewhat longer, and 255 the most
 CLUSTER_LANES = 8
 
 
@@ -242,7 +245,8 @@ def require_same_tokenizer(readers: Mapping[str, Any]) -> str | None:
         if first is not None and digest != digests[first]:
             raise TokenizerError(
                 "different tokenizers",
-                given=f"{first} and {name} differ in vocabulary or merges",
+                given=f"{first} and {name} differ in vocabulary or merges: "
+                f"{tokenizer_difference(readers[first], readers[name])}",
                 wanted="models that read the same tokens",
                 fix="leave one out; correlations are over token positions, which must be the same",
             )
@@ -330,10 +334,17 @@ def settings_of_null(config: Settings) -> Settings:
 def default_out(config: StudyConfig, models: Sequence[Described]) -> str:
     """runs/NAME: `bundled`, or the models' names and the corpus's."""
     if list(config.models) == bundled_models():
-        name = BUNDLED
-    else:
-        others = [] if len(models) == 1 else [models[1].name if len(models) == 2 else f"{len(models) - 1}-models"]
-        name = "-vs-".join([models[0].name, *others])
-    corpus = Path(config.data).name.split(".")[0]
-    name = name.replace("/", "-")
-    return str(Path("runs") / (name if config.data == BUNDLED else f"{name}-on-{corpus}"))
+        return run_folder(BUNDLED, config.data)
+    others = [] if len(models) == 1 else [models[1].name if len(models) == 2 else f"{len(models) - 1}-models"]
+    return run_folder("-vs-".join([models[0].name, *others]), config.data)
+
+
+def run_folder(name: str, data: str) -> str:
+    """runs/NAME, or runs/NAME-on-CORPUS; cut where no file may have so long a name, and then told from others by a
+    digest of the whole."""
+    whole = name if data == BUNDLED else f"{name}-on-{Path(data).name.split('.')[0]}"
+    whole = whole.replace("/", "-").replace("\0", "-")
+    if len(whole.encode()) > LONGEST_FOLDER:
+        kept = whole.encode()[:LONGEST_FOLDER].decode(errors="ignore")
+        whole = f"{kept}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
+    return str(Path("runs") / whole)

@@ -12,7 +12,7 @@ import torch
 
 from universal_neurons import __version__
 from universal_neurons.config import TEXT_SETTINGS, Settings, StudyConfig
-from universal_neurons.disk import disk_errors, local_path
+from universal_neurons.disk import full_disk, local_path
 from universal_neurons.errors import ConfigError, StoreConflictError, TokenizerError
 from universal_neurons.features import NeuronSource
 from universal_neurons.models import Model, find_tokenizer, folder_of, load_tokenizer, resolve_sources, tokenizer_digest
@@ -86,7 +86,7 @@ def _sketch(
             "--tokenizers are all the model's own", given=", ".join(tokenizers), wanted="others", fix="leave them out"
         )
     with scratch_folder(out) as scratch:
-        with disk_errors(out):
+        with full_disk(out):
             tokens: Rows
             if tokenizers:
                 pooling = config.pooling or "mean"
