@@ -10,7 +10,7 @@ import yaml
 from conftest import settled
 
 from universal_neurons import plain_values
-from universal_neurons.config import StudyConfig
+from universal_neurons.config import RoleSettings, StudyConfig
 from universal_neurons.config_reading import make_config, make_dynamics_config, read_config
 from universal_neurons.diff.settings import make_diff_config
 from universal_neurons.errors import ConfigError, MissingFileError
@@ -167,3 +167,10 @@ def test_paths_are_taken_where_text_is():
     assert StudyConfig(models=here).models == ("models/a",)
     assert make_diff_config({"models": (here, "b"), "nulls": here}).nulls == ("models/a",)
     assert make_dynamics_config({"models": (here, "b"), "revisions": here}).revisions == ("models/a",)
+
+
+def test_readings_are_bounded_by_the_logits_that_they_take():
+    sizes = [(1_000, 8192), (8_192, 8192), (49_152, 1365), (262_144, 1024)]
+    assert [(size, RoleSettings().positions_read(size)) for size, _ in sizes] == sizes
+    assert RoleSettings(tokens=512).positions_read(49_152) == 512
+    assert RoleSettings(readings=3000).positions_read(49_152) == 3000

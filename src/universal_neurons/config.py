@@ -34,6 +34,7 @@ DEFAULT_GROUP_SIZE = 64
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
 DEFAULT_NULL_DRAWS = 5
 DEFAULT_SINKS = 10.0
+LOGITS_READ, FEWEST_READ = 1 << 26, 1024  # of a change that roles try: logits, and positions
 
 
 def is_nameable(text: str) -> bool:
@@ -60,6 +61,13 @@ class RoleSettings(BaseModel):
 
     tokens: int = Field(
         8192, ge=2, lt=MOST, description="Held-out token positions that interventions are tried on, at most."
+    )
+    readings: int | None = Field(
+        None,
+        ge=2,
+        lt=MOST,
+        description="Of these the positions whose changed predictions are read, at most; else 8192, or 2^26 logits, "
+        "but 1024.",
     )
     kurtosis: float = Field(10.0, description="Of cos(w_out, W_U), above: prediction (skew > 0) or suppression.")
     partition_variance: float = Field(0.005, description="Of cos(w_out, W_U) · d_model / 1024, above: partition.")
@@ -98,6 +106,10 @@ class RoleSettings(BaseModel):
     ablated: int = Field(
         64, ge=1, le=MOST_ROWS, description="Universal neurons whose matches are ablated too, at most."
     )
+
+    def positions_read(self, vocabulary: int) -> int:
+        """At how many positions changed predictions are read, at most: each is a product with the vocabulary."""
+        return self.readings or min(self.tokens, max(FEWEST_READ, LOGITS_READ // vocabulary))
 
 
 TEXT_SETTINGS = (  # what decides which tokens are read

@@ -13,6 +13,7 @@ from hand_written import predictions
 from universal_neurons.errors import ArchitectureError
 from universal_neurons.interventions import Edit, Readout, Trial, final_residual, frozen_norm, intervene, trials
 from universal_neurons.interventions import trial as trials_module
+from universal_neurons.interventions.trial import spread_places
 from universal_neurons.models import Model
 from universal_neurons.text import TokenDataset
 
@@ -288,3 +289,31 @@ def test_trials_of_a_few_rows_are_those_of_all(monkeypatch):
     torch.testing.assert_close(torch.cat([part.clean.metrics.loss for part in parts]), whole.clean.metrics.loss)
     monkeypatch.setattr(trials_module, "LOGITS_AT_ONCE", 1)
     assert all(len(part.rows) == 1 for part in trials(model, readout, tokens, rows))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_readings_of_some_places_are_those_of_all(layer):
+    model, tokens, rows = model_of("llama"), some_tokens(), np.array([0, 1, 6, 8, 3])
+    readout = Readout(model)
+    (whole,) = trials(model, readout, tokens, rows)
+    (some,) = trials(model, readout, tokens, rows, 0, 7)
+    at = torch.isin(whole.kept, some.kept)
+    assert some.kept.tolist() == whole.kept[torch.linspace(0, len(whole.kept) - 1, 7).round().int()].tolist()
+    assert some.counted.tolist() == whole.counted.tolist() == whole.kept.tolist()
+    assert some.row_of.tolist() == whole.row_of[at].tolist()
+    assert torch.equal(some.following[some.kept], some.clean.targets)
+    for frozen in (False, True):
+        found, of_all = (t.try_out(layer, [3, 5], [Edit("fix", 2.0)], frozen=frozen) for t in (some, whole))
+        for name, values in vars(found).items():
+            torch.testing.assert_close(values, vars(of_all)[name][..., at])
+
+
+def test_places_are_spread_over_all_rows():
+    places = np.random.default_rng(0).random((40, 30)) < 0.6
+    every = int(places.sum())
+    for most in (1, 40, 399, every - 1):
+        taken = spread_places(places, most)
+        assert taken.sum() == most
+        assert (taken <= places).all()
+        assert most < 40 or np.ptp(taken.sum(1) - most / every * places.sum(1)) <= 3
+    assert (spread_places(places, every) == places).all()

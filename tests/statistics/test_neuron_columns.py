@@ -107,6 +107,20 @@ def test_zero_rows_have_no_cosines_and_are_no_neighbours():
         torch.testing.assert_close(found[kept], alone, rtol=0, atol=1e-6)
 
 
+def test_extreme_cosines_are_those_of_all_pairs(monkeypatch):
+    monkeypatch.setattr("universal_neurons.statistics.neuron_columns.TILE", 13)
+    rows = some_rows()
+    rows[9] = 0
+    single = (rows / rows.norm(dim=1, keepdim=True)).numpy()
+    cosines = single @ single.T
+    np.fill_diagonal(cosines, np.nan)
+    cosines[9] = cosines[:, 9] = np.nan
+    kept = [n for n in range(40) if n != 9]
+    for found, wanted in zip(extreme_cosines(rows), (np.nanmax, np.nanmin)):
+        np.testing.assert_allclose(found[kept], wanted(cosines[kept], 1), rtol=0, atol=1e-6)
+        assert found[9].isnan()
+
+
 def test_a_row_without_others_has_no_extreme_cosine():
     assert all(extreme.isnan().all() for extreme in extreme_cosines(some_rows(1)))
 
@@ -119,7 +133,8 @@ def test_one_neighbour_is_both_the_nearest_and_the_farthest():
 def test_panels_do_not_matter(monkeypatch):
     rows, vocabulary = some_rows(), some_rows(100)
     whole = [*extreme_cosines(rows), *vocabulary_moments(rows, vocabulary).values()]
-    monkeypatch.setattr("universal_neurons.statistics.neuron_columns.PANEL_ELEMENTS", 280)
+    for name, size in (("PANEL_ELEMENTS", 280), ("CACHED_ELEMENTS", 200), ("TILE", 13)):
+        monkeypatch.setattr(f"universal_neurons.statistics.neuron_columns.{name}", size)
     split = [*extreme_cosines(rows), *vocabulary_moments(rows, vocabulary).values()]
     for one, other in zip(whole, split):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

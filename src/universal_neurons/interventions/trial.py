@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from universal_neurons.interventions.edits import Edit, repeated
@@ -28,20 +28,29 @@ COPIES = 16  # changed runs of the same rows together
 class Trial:
     """Some rows of text, run once by a model whose blocks from `first` on may run again.
 
-    `kept` are the flattened positions whose own and next token are counted: those that metrics speak of.
+    `counted` are the flattened positions whose own and next token are counted, `following` the next token of every
+    position; `kept`, of rows `row_of`, are those counted ones that metrics speak of: where `places` is true, else all.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: Model, readout: Readout, tokens: TokenDataset, rows: np.ndarray, first: int = 0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        readout: Readout,
+        tokens: TokenDataset,
+        rows: np.ndarray,
+        first: int = 0,
+        places: Bool[np.ndarray, "rows context"] | None = None,
+    ) -> None:
         self.model = model
         self.readout = readout
         self.rows = rows
         ids = self.ids = torch.from_numpy(tokens.ids(rows)).to(model.device)
-        counted = tokens.mask(rows)
-        both = np.zeros_like(counted)
-        both[:, :-1] = counted[:, :-1] & counted[:, 1:]
-        self.kept = torch.from_numpy(np.flatnonzero(both)).to(model.device)
-        self.row_of = torch.from_numpy(rows[np.nonzero(both)[0]])
+        both = counted_pairs(tokens, rows)
+        read = both if places is None else both & places
+        self.counted, self.kept = (torch.from_numpy(np.flatnonzero(where)).to(model.device) for where in (both, read))
+        self.row_of = torch.from_numpy(rows[np.nonzero(read)[0]])
+        self.following = ids.roll(-1, 1).reshape(-1)
         self.shape = ids.shape
         self.activations: dict[int, Float[Tensor, "positions d_mlp"]] = {}
         self.outputs: dict[int, Float[Tensor, "positions width"]] = {}  # of MLPs that a norm follows
@@ -73,8 +82,7 @@ class Trial:
             for handle in handles:
                 handle.remove()
         self.final = seen[0].reshape(-1, model.d_model)
-        following = ids.roll(-1, 1).reshape(-1)[self.kept]
-        self.clean: Clean = readout.clean(self.final[self.kept], following)
+        self.clean: Clean = readout.clean(self.final[self.kept], self.following[self.kept])
 
     @torch.inference_mode()
     def after(self, layer: int, added: Float[Tensor, "copies positions width"]) -> Float[Tensor, "copies kept width"]:
@@ -136,11 +144,34 @@ class Trial:
         return Metrics(*(torch.cat([vars(part)[name] for part in parts]).view(shape) for name in vars(parts[0])))
 
 
-def trials(model: Model, readout: Readout, tokens: TokenDataset, rows: np.ndarray, first: int = 0) -> Iterator[Trial]:
-    """Clean runs of some rows, as many at a time as memory allows."""
-    most = LOGITS_ON_GPU if model.device.type == "cuda" else LOGITS_AT_ONCE
-    step = max(1, most // (tokens.context * len(readout.matrix)))
+def counted_pairs(tokens: TokenDataset, rows: np.ndarray) -> Bool[np.ndarray, "rows context"]:
+    """The positions whose own and next token are counted."""
+    counted = tokens.mask(rows)
+    both = np.zeros_like(counted)
+    both[:, :-1] = counted[:, :-1] & counted[:, 1:]
+    return both
+
+
+def spread_places(places: Bool[np.ndarray, "rows context"], most: int) -> Bool[np.ndarray, "rows context"]:
+    """At most so many of some places, evenly spread over them."""
+    flat = np.flatnonzero(places)
+    if len(flat) <= most:
+        return places
+    taken = np.zeros_like(places)
+    taken.flat[flat[np.linspace(0, len(flat) - 1, most).round().astype(int)]] = True
+    return taken
+
+
+def trials(
+    model: Model, readout: Readout, tokens: TokenDataset, rows: np.ndarray, first: int = 0, most: int | None = None
+) -> Iterator[Trial]:
+    """Clean runs of some rows, as many at a time as memory allows; metrics of `most` positions of all of them."""
+    logits = LOGITS_ON_GPU if model.device.type == "cuda" else LOGITS_AT_ONCE
+    step = max(1, logits // (tokens.context * len(readout.matrix)))
+    places = counted_pairs(tokens, rows)
+    if most is not None:
+        places = spread_places(places, most)
     for start in range(0, len(rows), step):
-        trial = Trial(model, readout, tokens, rows[start : start + step], first)
-        if len(trial.kept):
-            yield trial
+        some = slice(start, start + step)
+        if places[some].any():
+            yield Trial(model, readout, tokens, rows[some], first, places[some])

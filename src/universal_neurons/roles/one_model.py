@@ -83,7 +83,7 @@ class Sample:
 
 
 class Together:
-    """Activations of some (flat) neurons, times their orientation, at every kept position, with next token and row."""
+    """Activations of some (flat) neurons, times orientation, at every counted position, with next token and row."""
 
     def __init__(self, model: Model, numbers: Sequence[int], orientation: Float[np.ndarray, " neurons"]) -> None:
         self.numbers = list(numbers)
@@ -95,8 +95,10 @@ class Together:
     def add(self, trial: Trial) -> None:
         """Keep a batch's activations, next tokens and rows."""
         layers, within = map(self.units.layer_of, self.numbers), self.units.within_layers(self.numbers)
-        columns = [trial.activations[layer][trial.kept, column] for layer, column in zip(layers, within)]
-        self.parts.append((torch.stack(columns, 1).cpu() * self.signs, trial.clean.targets.cpu(), trial.row_of))
+        columns = [trial.activations[layer][trial.counted, column] for layer, column in zip(layers, within)]
+        row_of = torch.from_numpy(trial.rows)[trial.counted.cpu() // trial.shape[1]]
+        following = trial.following[trial.counted].cpu()
+        self.parts.append((torch.stack(columns, 1).cpu() * self.signs, following, row_of))
 
     def joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Activations (positions, neurons), next tokens, rows."""
@@ -209,9 +211,10 @@ class OneModel:
     def _read(self, takers: Sequence[EntropyTrial | LossChanges | Together | Costs | None], reporter: Reporter) -> None:
         """Run the sample once, and from each clean run what was changed."""
         readout = Readout(self.model)
+        most = self.settings.positions_read(len(self.sample.vocabulary))
         first = min((taker.first for taker in takers if taker is not None), default=0)
         with reporter.tokens(f"roles of {self.model.name}", self.sample.positions) as meter:
-            for trial in trials(self.model, readout, self.sample.tokens, self.sample.rows, first):
+            for trial in trials(self.model, readout, self.sample.tokens, self.sample.rows, first, most):
                 for taker in takers:
                     if taker is not None:
                         taker.add(trial)

@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -103,26 +104,24 @@ def effects_table(
     of NaN.
     """
     tokens = used_tokens(weights, vocabulary)
-    unembedding = weights.w_u[torch.from_numpy(tokens).to(weights.w_u.device)].float()
     listed = often_used(tokens, counts)
-    columns_of_listed = torch.from_numpy(np.searchsorted(tokens, listed)).to(weights.w_u.device)
-    w_out = weights.w_out.flatten(0, -2).float()
+    used, often = (weights.w_u[torch.from_numpy(some).to(weights.w_u.device)] for some in (tokens, listed))
+    often = often.float()
+    w_out = weights.w_out.flatten(0, -2)
     names, table = _unit_labels(labels, tokens)
-    directions = torch.from_numpy(table).to(w_out.device)
+    reading = _Spread.of(used, torch.from_numpy(table).to(w_out))
     roles = roles_of(stats, settings, weights.w_u.shape[1])
     preferred = torch.tensor([-1 if role == "suppression" else 1 for role in roles], device=w_out.device)
     parts: list[tuple[Tensor, ...]] = []
-    height = max(1, PANEL_ELEMENTS // max(len(tokens), 1))
-    for start in range(0, len(w_out), height):
-        effects = w_out[start : start + height] @ unembedding.T
-        of_listed = effects[:, columns_of_listed]
-        highest, lowest = (of_listed.topk(min(TOP, len(listed)), 1, largest=largest) for largest in (True, False))
-        effects -= effects.mean(1, keepdim=True)
-        corr = (effects @ directions.T / effects.norm(dim=1, keepdim=True)).clamp(-1, 1)
-        likely = 1 + TIE * (corr.sign() == preferred[start : start + height, None])
+    height = max(1, PANEL_ELEMENTS // max(len(listed), 1))
+    for rows, sign in zip(w_out.split(height), preferred.split(height)):
+        effects = rows.float() @ often.T
+        highest, lowest = (effects.topk(min(TOP, len(listed)), 1, largest=largest) for largest in (True, False))
+        corr = reading.corr(rows)
+        likely = 1 + TIE * (corr.sign() == sign[:, None])
         which = (corr.square() * likely).nan_to_num(nan=-1.0).argmax(1)
         best = corr.gather(1, which[:, None])[:, 0]
-        parts.append((which, best, effects.any(1), highest.indices, highest.values, lowest.indices, lowest.values))
+        parts.append((which, best, rows.any(1), highest.indices, highest.values, lowest.indices, lowest.values))
     which, best, alive, top, top_effects, bottom, bottom_effects = (
         torch.cat(part).cpu().numpy() for part in zip(*parts)
     )
@@ -143,6 +142,26 @@ def effects_table(
         "tokens_left_out": [len(tokens) - len(listed)] * len(best),
     }
     return pl.DataFrame(columns, schema_overrides=EFFECTS_SCHEMA)
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """What correlates logit effects W_U w_out with labels over the vocabulary, without making them: with U the centred
+    unembedding and l a centred label of length 1, ρ is (Uᵀl · w_out) / √(w_outᵀ UᵀU w_out)."""
+
+    labels: Float[Tensor, "width labels"]
+    gram: Float[Tensor, "width width"]
+
+    @classmethod
+    def of(cls, unembedding: Float[Tensor, "tokens width"], labels: Float[Tensor, "labels tokens"]) -> "_Spread":
+        """Of some tokens' unembedding."""
+        centred = unembedding - unembedding.mean(0)
+        return cls(centred.T @ labels.T, centred.T @ centred)
+
+    def corr(self, w_out: Float[Tensor, "neurons width"]) -> Float[Tensor, "neurons labels"]:
+        """ρ of each neuron's logit effects with each label; NaN where they do not differ."""
+        squares = (w_out @ self.gram * w_out).sum(1, keepdim=True).clamp_min(0)
+        return (w_out @ self.labels / squares.sqrt()).clamp(-1, 1)
 
 
 def _lists_of(table: np.ndarray, alive: np.ndarray) -> list[list[Any] | None]:

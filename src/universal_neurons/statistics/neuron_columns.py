@@ -19,6 +19,8 @@ from universal_neurons.statistics.moments import NeuronMoments
 from universal_neurons.units import NONE, Units
 
 PANEL_ELEMENTS = 1 << 24
+CACHED_ELEMENTS = 1 << 18  # worked on together, in float64
+TILE = 1024  # neurons whose cosines are made together
 ROUNDING = 1e-6  # position 0 is the same in every row, but for the rounding of batches of different sizes
 RANKED = ("sparsity", "mean", "skew", "kurt", "input_bias", "in_out_sim", "l2_penalty", "vocab_kurt")  # Fig 3
 
@@ -59,19 +61,30 @@ def cosine(left: Float[Tensor, "rows width"], right: Float[Tensor, "rows width"]
 
 
 def extreme_cosines(rows: Float[Tensor, "rows width"]) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Highest and lowest cosine of each row with any other row; NaN for zero rows and where there is no other."""
-    single = unit(rows).float()
-    highest, lowest = (torch.full((len(rows),), -torch.inf, device=rows.device) for _ in range(2))
-    height = max(1, PANEL_ELEMENTS // len(rows))
-    for start in range(0, len(rows), height):
-        panel = single[start : start + height] @ single.T
-        diagonal = torch.arange(len(panel), device=rows.device)
-        panel[diagonal, start + diagonal] = torch.nan
-        highest[start : start + height] = panel.nan_to_num(nan=-torch.inf).amax(1)
-        lowest[start : start + height] = (-panel).nan_to_num(nan=-torch.inf).amax(1)
-    alone = ~torch.isfinite(highest)
-    highest = highest.double().clamp(-1, 1).masked_fill(alone, torch.nan)
-    lowest = (-lowest.double()).clamp(-1, 1).masked_fill(alone, torch.nan)
+    """Highest and lowest cosine of each row with any other row; NaN for zero rows and where there is no other.
+
+    A square of cosines speaks of its rows and of its columns: half of them are computed.
+    """
+    directions = unit(rows).float()
+    living = directions.isfinite().all(1).nonzero().flatten()
+    single = directions[living]
+    highest, lowest = (torch.full((len(rows),), torch.nan, dtype=torch.float64, device=rows.device) for _ in range(2))
+    if len(living) < 2:
+        return highest, lowest
+    most, least = (torch.full((len(living),), end, device=rows.device) for end in (-torch.inf, torch.inf))
+    tiles = [slice(start, start + TILE) for start in range(0, len(living), TILE)]
+    for number, across in enumerate(tiles):
+        for down in tiles[number:]:
+            square = single[across] @ single[down].T
+            if across == down:
+                square.fill_diagonal_(-torch.inf)
+            for part, dim in ((across, 1), (down, 0)):
+                torch.maximum(most[part], square.amax(dim), out=most[part])
+            if across == down:
+                square.fill_diagonal_(torch.inf)
+            for part, dim in ((across, 1), (down, 0)):
+                torch.minimum(least[part], square.amin(dim), out=least[part])
+    highest[living], lowest[living] = most.double().clamp(-1, 1), least.double().clamp(-1, 1)
     return highest, lowest
 
 
@@ -81,16 +94,22 @@ def vocabulary_moments(
     """Mean, variance, skew and kurtosis over the vocabulary of cos(w_out, W_U)."""
     directions = unit(w_u[w_u.norm(dim=1) > 0]).float()
     neurons = unit(w_out).float()
-    parts: list[Tensor] = []
     height = max(1, PANEL_ELEMENTS // max(len(directions), 1))
-    for start in range(0, len(neurons), height):
-        cosines = (neurons[start : start + height] @ directions.T).double()
-        mean = cosines.mean(1, keepdim=True)
-        centred = cosines - mean
-        var = centred.square().mean(1)
-        m3, m4 = centred.pow(3).mean(1), centred.pow(4).mean(1)
-        parts.append(torch.stack([mean[:, 0], var, m3 / var**1.5, m4 / var**2]))
+    few = max(1, CACHED_ELEMENTS // max(len(directions), 1))
+    parts = [
+        _row_moments(rows.double()) for panel in neurons.split(height) for rows in (panel @ directions.T).split(few)
+    ]
     return dict(zip(("vocab_mean", "vocab_var", "vocab_skew", "vocab_kurt"), torch.cat(parts, 1)))
+
+
+def _row_moments(values: Float[Tensor, "rows n"]) -> Float[Tensor, "4 rows"]:
+    """Mean, population variance, skew and kurtosis of every row; the values are written over."""
+    mean = values.mean(1)
+    centred = values.sub_(mean[:, None])
+    squares = centred.square()
+    n = values.shape[1]
+    var, m3, m4 = squares.mean(1), torch.linalg.vecdot(squares, centred) / n, torch.linalg.vecdot(squares, squares) / n
+    return torch.stack([mean, var, m3 / var**1.5, m4 / var**2])
 
 
 def activation_statistics(moments: NeuronMoments, bos: NeuronMoments) -> dict[str, np.ndarray]:

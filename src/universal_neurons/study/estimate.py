@@ -2,11 +2,13 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import psutil
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from universal_neurons.config import Settings
 from universal_neurons.features import NeuronSource
@@ -56,6 +58,8 @@ HISTOGRAM_BYTES = 1_800  # of a neuron: some 450 bins are in use
 WITHIN_SHARE = 0.625  # of the within-layer products: blocks on and above the diagonal
 RANK_RATE, GPU_RANK_RATE = 1.2e7, 2e9  # mid-ranks looked up per second
 SYNTAX_RATE = 8_000  # tokens per second and core that spaCy's small English pipeline reads
+MEASURED_SECONDS = 2.0  # of a few rounds that are timed
+MEASURED_FLOP, FEWEST_MEASURED = 10**11, 128  # of a forward pass that is timed on a CPU, and its positions
 
 
 @dataclass(frozen=True)
@@ -275,15 +279,14 @@ def resident_bytes(config: Settings) -> int:
 
 def _forward_seconds(model: Model, config: Settings) -> float:
     """Seconds per token position of a model's forward pass, its activations taken and its own statistics updated."""
-    rows = max(1, config.batch_tokens // config.context)
-    ids = torch.arange(rows * config.context).view(rows, -1) % model.vocab_size
-    keep = torch.arange(rows * config.context)
+    ids = _measured_ids(model, config)
+    keep = torch.arange(ids.numel())
     attention = torch.ones_like(ids)
     pre = "statistics" in config.stages or "labels" in config.stages
     source = NeuronSource(model, config.gemm_dtype, pre=pre)
     source.settle(source.provisional_of(ids, attention, keep))
     name, n, device = model.name, model.n_neurons, model.device
-    index = {BY_ROW: (keep // config.context).to(device), BY_POSITION: (keep % config.context).to(device)}
+    index = {BY_ROW: (keep // ids.shape[1]).to(device), BY_POSITION: (keep % ids.shape[1]).to(device)}
     statistics: list[Accumulator] = [SumSquares(name, n, device=device)]
     if "statistics" in config.stages:
         statistics += [
@@ -292,11 +295,10 @@ def _forward_seconds(model: Model, config: Settings) -> float:
             TopExamples(name, n, k=config.examples, both_tails=model.gated, device=device),
         ]
     if "labels" in config.stages:
-        statistics += [GroupMeans(name, BY_POSITION, config.context, n, device=device) for _ in range(4)]
+        statistics += [GroupMeans(name, BY_POSITION, config.context, n, device=device)] * 4
     signs = signs_of(config)
-    best = float("inf")
-    for _ in range(min(config.examples, 5) + 2):  # by then the examples change as rarely as late in a pass
-        started = time.perf_counter()
+
+    def update() -> None:
         batch = Batch(source.blocks(ids, attention, keep), index=index)
         if signs is not None:
             group, sign = signs.of(0, len(keep))
@@ -304,7 +306,30 @@ def _forward_seconds(model: Model, config: Settings) -> float:
             source.sums.add(batch.blocks[Key(name)].values, group, sign)
         for accumulator in statistics:
             accumulator.update(batch)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-        best = min(best, time.perf_counter() - started)
-    return best / ids.numel()
+
+    # by then the examples change as rarely as late in a pass
+    return fewest_seconds(update, min(config.examples, 5) + 2, device) / ids.numel()
+
+
+def _measured_ids(model: Model, config: Settings) -> Int[Tensor, "rows context"]:
+    """The tokens that a model is timed on: a batch; of a large model on a CPU fewer rows, or one that is cut short."""
+    positions = max(1, config.batch_tokens // config.context) * config.context
+    if model.device.type == "cpu":
+        positions = min(positions, max(FEWEST_MEASURED, MEASURED_FLOP // max(1, model.n_bytes // 2)))
+    length = min(config.context, positions)
+    return torch.arange(positions // length * length).view(-1, length) % model.vocab_size
+
+
+def fewest_seconds(work: Callable[[], object], rounds: int, device: torch.device) -> float:
+    """The fewest seconds of so many rounds of some work, of fewer where they would take over `MEASURED_SECONDS`."""
+    best, spent = float("inf"), 0.0
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+        best, spent = min(best, seconds), spent + seconds
+        if spent > MEASURED_SECONDS:
+            break
+    return best
