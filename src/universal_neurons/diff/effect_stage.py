@@ -15,7 +15,7 @@ from universal_neurons.diff.effect_units import (
     EffectUnits,
     batches_of,
     change_sizes,
-    contributions,
+    contributions_of_both,
     effect_units,
     spread_rows,
 )
@@ -63,7 +63,7 @@ class EffectStage:
         batches = list(batches_of(rows, self._rows_together(text)))
         sizes = change_sizes(base, tuned, text, batches, self.sign)
         assert config.effects is not None
-        contributed = contributions(base, tuned, self.neurons)
+        contributed = contributions_of_both(base, tuned, self.neurons)
         return effect_units(self.changes, base.units, config.effects, sizes, contributed)
 
     def _rows_together(self, text: Rows) -> int:

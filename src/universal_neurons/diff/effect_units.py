@@ -4,8 +4,7 @@
    norm of its w_out after: how much of what it writes changed.  It is taken on rows that choose.
 2. Units of another kind than unchanged come first, the largest change first; where they are too few, others follow.
 3. Beside each stands another of its layer, which stands beside no other: alive before and after, unchanged where there
-   is one left, and the nearest in what it contributes (standard deviation times norm of w_out, the larger of before and
-   after; by ratio).
+   is one left, and the nearest in what it contributes (`contributions`, the larger of before and after).
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,15 +14,13 @@ from functools import partial
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from universal_neurons.interventions import contributions, nearest_others, written_norms
 from universal_neurons.models import Model
 from universal_neurons.text import Rows
 from universal_neurons.units import NONE, Units
-
-OF_ANOTHER_KIND = 1e6  # further away, by ratio's logarithm, than any unchanged unit is
-SILENT = 1e-30
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def effect_units(
     units: Units,
     many: int,
     sizes: Float[np.ndarray, " units"],
-    contributions: Float[np.ndarray, " units"],
+    contributed: Float[np.ndarray, " units"],
 ) -> EffectUnits:
     """So many units as the module says, by the kinds of `changes`, and the others."""
     alive = ~(changes["dead_before"] | changes["dead_after"]).to_numpy()
@@ -59,29 +56,8 @@ def effect_units(
     of_no_kind = unchanged | changes["kind"].is_null().to_numpy()
     order = np.lexsort((np.arange(len(units)), -sizes, of_no_kind))
     changed = [int(number) for number in order if some[number]][:many]
-    others = _others(changed, units, alive, unchanged, contributions)
+    others = nearest_others(changed, units, contributed, alive, unchanged)
     return EffectUnits(changed, others, sizes[changed].tolist())
-
-
-def _others(
-    changed: Sequence[int],
-    units: Units,
-    alive: Bool[np.ndarray, " units"],
-    unchanged: Bool[np.ndarray, " units"],
-    contributions: Float[np.ndarray, " units"],
-) -> list[int]:
-    """One for each, of its layer; −1 where none is left."""
-    size = np.log(np.maximum(contributions, SILENT))
-    free = alive.copy()
-    free[list(changed)] = False
-    others = []
-    for number in changed:
-        layer = units.columns(units.layer_of(number))
-        candidates = layer.start + np.flatnonzero(free[layer])
-        gaps = np.abs(size[candidates] - size[number]) + OF_ANOTHER_KIND * ~unchanged[candidates]
-        others.append(int(candidates[gaps.argmin()]) if len(candidates) else NONE)
-        free[others[-1:] if others[-1] != NONE else []] = False
-    return others
 
 
 @torch.inference_mode()
@@ -117,19 +93,9 @@ def _add_squares(
     squares[columns] += gap.double().square().sum(0).cpu().numpy()
 
 
-def contributions(base: Model, tuned: Model, neurons: pl.DataFrame) -> Float[np.ndarray, " units"]:
-    """Standard deviation of each unit's activation, by `neurons`, times norm of w_out: the larger of both models'."""
-    of_both = [
-        neurons.filter(pl.col("model") == model.name)["activation_sd"].to_numpy() * written_norms(model)
-        for model in (base, tuned)
-    ]
-    return np.nan_to_num(np.fmax(*of_both))
-
-
-def written_norms(model: Model) -> Float[np.ndarray, " units"]:
-    """The norm of every unit's w_out."""
-    norms = [model.written(layer).double().norm(dim=1) for layer in range(model.n_layers)]
-    return torch.cat([of_layer.cpu() for of_layer in norms]).numpy()
+def contributions_of_both(base: Model, tuned: Model, neurons: pl.DataFrame) -> Float[np.ndarray, " units"]:
+    """What each unit contributes, by both models' rows of the neuron table: the larger of before and after."""
+    return np.maximum(*(contributions(model, neurons.filter(pl.col("model") == model.name)) for model in (base, tuned)))
 
 
 def batches_of(rows: Int[np.ndarray, " rows"], rows_at_once: int) -> Iterator[Int[np.ndarray, " batch"]]:

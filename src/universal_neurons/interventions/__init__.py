@@ -2,6 +2,7 @@
 
 edits       edit neurons while a model runs
 ablation    neurons at their mean activation, as a study knows it
+contribution  how much neurons contribute, and others of equal contribution to hold them against
 patching    neurons at the activations of another run
 losses      the next-token loss of each token of a text
 final_norm  what the final norm reads; frozen at another run's scale
@@ -17,6 +18,12 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.interventions.ablation import ablate
+    from universal_neurons.interventions.contribution import (
+        contributions,
+        largest_others,
+        nearest_others,
+        written_norms,
+    )
     from universal_neurons.interventions.edits import (
         Edit,
         Kind,
@@ -36,6 +43,7 @@ else:
         __name__,
         {
             "ablation": ["ablate"],
+            "contribution": ["contributions", "largest_others", "nearest_others", "written_norms"],
             "losses": ["Losses", "loss", "require_predictions", "token_losses"],
             "patching": ["patched", "taken"],
             "edits": [

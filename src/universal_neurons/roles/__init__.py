@@ -4,7 +4,9 @@ prediction  prediction, suppression and partition neurons, alone and together
 ensembles   what neurons of one class do together
 entropy     entropy neurons, by way of the final norm; token frequency neurons
 attention   neurons that switch a later head off or on
+loss_changes  by how much the loss of every token changes when single neurons are mean-ablated
 functional  do matched neurons do the same
+worth       what the universal neurons are worth together, beside controls of equal contribution
 one_model   the roles of one model's neurons
 stage       the roles of a study's models, as one of its stages
 nearest     whom tables, figures and pages name for a role
@@ -17,7 +19,6 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.roles.entropy import FREQUENCY_CANDIDATES
-    from universal_neurons.roles.functional import DRAWS
     from universal_neurons.roles.nearest import (
         best_pairs,
         effects_shown,
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
     from universal_neurons.roles.one_model import ROLE_TABLES
     from universal_neurons.roles.overview import neuron_lines, role_rows
     from universal_neurons.roles.stage import Roles, require_roles, vocabulary_of
+    from universal_neurons.roles.worth import DRAWS, EQUAL, LARGEST, RANDOM, Worth
 else:
     __getattr__, __dir__ = face(
         __name__,
         {
             "entropy": ["FREQUENCY_CANDIDATES"],
-            "functional": ["DRAWS"],
             "one_model": ["ROLE_TABLES"],
             "stage": ["Roles", "require_roles", "vocabulary_of"],
             "nearest": ["best_pairs", "effects_shown", "role_candidates", "tried_first", "with_oriented_skew"],
             "overview": ["neuron_lines", "role_rows"],
+            "worth": ["DRAWS", "EQUAL", "LARGEST", "RANDOM", "Worth"],
         },
     )

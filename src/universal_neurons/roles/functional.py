@@ -2,33 +2,48 @@
 
 A neuron and its match fire together; whether they also act alike is asked in three ways: have they the same role, do
 their logit effects agree over the vocabulary, and does the loss of the same tokens change alike when each is ablated in
-its own model?  Beside every match stands a random neuron of the match's layer.  And what the universal neurons are
-worth together: the loss and the divergence of ablating all of them, against as many random ones of the same layers
-(arXiv 2508.00903).
+its own model?  A neuron that fires alike need not be the match: beside every match stands the second best of the same
+model, and a random living neuron of the match's layer.  Matched neurons act alike as far as they act more alike than
+the second best do; ρ of loss changes less the second best's has a 95 % interval, of a jackknife over stretches of rows.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
 
-from universal_neurons.interventions import Edit, Metrics, Trial, final_residual, intervene
 from universal_neurons.labels import ROLES_BY_WEIGHTS
 from universal_neurons.models import Model
-from universal_neurons.statistics import jackknife, seed_of
+from universal_neurons.statistics import Jackknifed, jackknife, seed_of
 from universal_neurons.units import Units
 
-DRAWS = 10  # of random neurons beside the universal ones
+KINDS = {"": "match", "_second": "second", "_random": "random"}  # columns of `functional`, and of its pairs
+CONTROLS = {"_second": "second best match", "_random": "random"}
+GAINS_SCHEMA: dict[str, Any] = {
+    "asker": pl.String, "match_model": pl.String, "control": pl.String, "measure": pl.String, "pairs": pl.Int32,
+    **dict.fromkeys(("match_corr", "control_corr", "gain", "gain_low", "gain_high", "better"), pl.Float64),
+}  # fmt: skip
 
 
-def counterparts(matches: pl.DataFrame, asker: str, chosen: Sequence[int], units: Mapping[str, Units]) -> pl.DataFrame:
-    """The best match of every chosen (flat) neuron in every other model: flat, match_model, match (flat), corr."""
-    rows = matches.filter((pl.col("asker") == asker) & (pl.col("rank") == 1)).with_columns(
+def counterparts(
+    matches: pl.DataFrame,
+    asker: str,
+    chosen: Sequence[int],
+    units: Mapping[str, Units],
+    dead: Mapping[str, Bool[np.ndarray, " neurons"]],
+    seed: int,
+) -> pl.DataFrame:
+    """The pairs asked about: every chosen (flat) neuron and its best match in every other model.
+
+    Columns flat, match_model, match (flat), corr; second, second_corr: the second best of the same model, null where
+    matches keep one alone; random: another living neuron of the match's layer, null where there is none.
+    """
+    rows = matches.filter((pl.col("asker") == asker) & pl.col("rank").is_in([1, 2])).with_columns(
         flat=units[asker].number_column(),
         match=pl.coalesce(
             pl.when(match_model=name).then(units_of_model.number_column("match_"))
@@ -36,87 +51,122 @@ def counterparts(matches: pl.DataFrame, asker: str, chosen: Sequence[int], units
         ),
     )
     asked_about = pl.DataFrame({"flat": list(chosen)}, schema={"flat": pl.Int64})
-    return asked_about.join(rows, on="flat").select("flat", "match_model", "match", "corr").sort("flat", "match_model")
+    found = asked_about.join(rows, on="flat").select("flat", "match_model", "match", "corr", "rank")
+    second = found.filter(rank=2).select("flat", "match_model", second="match", second_corr="corr")
+    pairs = found.filter(rank=1).drop("rank").join(second, on=("flat", "match_model"), how="left")
+    pairs = pairs.sort("flat", "match_model")
+    partners = [
+        random_partner(match, units[name], dead[name], seed, name)
+        for name, match in pairs.select("match_model", "match").iter_rows()
+    ]
+    return pairs.with_columns(random=pl.Series(partners, dtype=pl.Int64))
 
 
-def random_partner(match: int, units: Units, seed: int, model: str) -> int | None:
-    """A random other neuron of a match's layer; None where it is the layer's only one."""
+def random_partner(match: int, units: Units, dead: Bool[np.ndarray, " neurons"], seed: int, model: str) -> int | None:
+    """A random other living neuron of a match's layer; None where there is none."""
     columns = units.columns(units.layer_of(match))
-    others = columns.stop - columns.start - 1
-    if not others:
+    others = np.setdiff1d(columns.start + np.flatnonzero(~dead[columns]), [match])
+    if not len(others):
         return None
-    drawn = columns.start + int(np.random.default_rng(seed_of("partner", seed, model, match)).integers(others))
-    return drawn + 1 if drawn >= match else drawn
+    return int(others[np.random.default_rng(seed_of("partner", seed, model, match)).integers(len(others))])
 
 
-class LossChanges:
-    """Per token, by how much the loss changes when each of some neurons is mean-ablated, one at a time."""
-
-    def __init__(self, model: Model, numbers: Sequence[int], means: Float[Tensor, " neurons"]) -> None:
-        self.model = model
-        self.numbers = sorted(set(numbers))
-        self.means = means
-        self.parts: dict[int, list[Tensor]] = {number: [] for number in self.numbers}
-
-    @property
-    def first(self) -> int:
-        """The earliest layer with a neuron to ablate; the last layer where there is none."""
-        return self.model.units.layer_of(min(self.numbers, default=self.model.n_neurons - 1))
-
-    def add(self, trial: Trial) -> None:
-        """Ablate each neuron alone on a batch of rows."""
-        units = self.model.units
-        for layer, numbers in units.by_layer(self.numbers).items():
-            metrics = trial.try_out(layer, units.within_layers(numbers), [Edit("mean", self.means[numbers])])
-            for number, loss in zip(numbers, metrics.loss[:, 0]):
-                self.parts[number].append((loss - trial.clean.metrics.loss).cpu())
-
-    def by_number(self) -> dict[int, Float[np.ndarray, " tokens"]]:
-        """The changes at all tokens, by the neuron's number."""
-        return {number: torch.cat(parts).double().numpy() for number, parts in self.parts.items() if parts}
+def concerned(pairs: pl.DataFrame, model: str | None) -> list[int]:
+    """The (flat) neurons of a model that pairs are about, each once; of the reference where `model` is None."""
+    if model is None:
+        return sorted(set(pairs["flat"].to_list()))
+    of_model = pairs.filter(match_model=model)
+    return sorted({number for column in KINDS.values() for number in of_model[column].drop_nulls().to_list()})
 
 
-def functional_table(
+def functional_tables(
     models: Sequence[Model],
     pairs: pl.DataFrame,
     changes: Mapping[str, Mapping[int, Float[np.ndarray, " tokens"]]],
+    row_of: Int[np.ndarray, " tokens"],
     effects: Mapping[str, Mapping[int, Float[np.ndarray, " vocabulary"]]],
     roles: Mapping[str, Sequence[Sequence[str]]],
-    seed: int,
     orientation: Mapping[str, Float[np.ndarray, " neurons"]] | None = None,
-) -> pl.DataFrame:
-    """A row per chosen neuron of the first model and other model.
+) -> dict[str, pl.DataFrame]:
+    """`functional`, a row per chosen neuron of the first model and other model, and `functional_gains`, what they say
+    together.
 
     `pairs` are those of `counterparts`.  By model and flat number, of all neurons concerned: `changes` of the loss at
-    every token, and logit `effects`, times the neurons' `orientation` where it is given.  `roles` are those of all
-    neurons.  Of a pair with a gated side the effect of a match counts by the sign of the pair's ρ: those that fire
-    together by opposite signs act alike if their effects are opposite too.
+    every token, whose rows of text are `row_of`, and logit `effects`, times the neurons' `orientation` where it is
+    given.  `roles` are those of all neurons.  Of a pair with a gated side the effect of a match, and of a second best,
+    counts by the sign of the pair's ρ: those that fire together by opposite signs act alike if their effects are
+    opposite too.
     """
-    asker = models[0]
-    units = {model.name: model.units for model in models}
-    gated = {model.name: model.gated for model in models}
-    rows: list[dict[str, Any]] = []
-    for flat, name, match, corr in pairs.iter_rows():
-        (layer, neuron), (match_layer, match_neuron) = asker.units.place_of(flat), units[name].place_of(match)
-        row = {"asker": asker.name, "model": asker.name, "layer": layer, "neuron": neuron, "match_model": name}
-        row |= {"match_layer": match_layer, "match_neuron": match_neuron, "corr": corr}
-        compared = {"": match, "_random": random_partner(match, units[name], seed, name)}
-        for kind, number in compared.items():
-            row |= {f"effect_corr{kind}": math.nan, f"loss_corr{kind}": math.nan}
-            if number is not None:
-                row[f"effect_corr{kind}"] = _corr(effects[asker.name][flat], effects[name][number])
-                row[f"loss_corr{kind}"] = _corr(changes[asker.name][flat], changes[name][number])
-        if orientation is not None and (asker.gated or gated[name]):
-            row["effect_corr"] *= np.copysign(1.0, corr * orientation[asker.name][flat] * orientation[name][match])
-        asker_roles = roles[asker.name][flat]
-        row |= {"roles": list(asker_roles), "match_roles": list(roles[name][match])}
-        for kind, number in compared.items():
-            row[f"same_roles{kind}"] = None if number is None else _same_roles(asker_roles, roles[name][number])
-        rows.append(row)
-    kinds: dict[str, Any] = dict.fromkeys(("layer", "neuron", "match_layer", "match_neuron"), pl.Int32)
-    kinds |= dict.fromkeys(("roles", "match_roles"), pl.List(pl.String))
-    kinds |= dict.fromkeys(("same_roles", "same_roles_random"), pl.Boolean)
-    return pl.DataFrame(rows, schema_overrides=kinds, infer_schema_length=None)
+    acts = _Acts(models, changes, jackknife.stretch_of(row_of), effects, roles, orientation)
+    every = pairs.to_dicts()
+    resampled = [acts.resampled(pair) for pair in every]
+    rows = [acts.row(pair) | _gain(found) for pair, found in zip(every, resampled)]
+    table = pl.DataFrame(rows, schema_overrides=_KINDS_OF_COLUMNS, infer_schema_length=None)
+    return {"functional": table, "functional_gains": _gains(table, resampled)}
+
+
+@dataclass(frozen=True)
+class _Acts:
+    """What the neurons of pairs do, as `functional_tables` is given it."""
+
+    models: Sequence[Model]
+    changes: Mapping[str, Mapping[int, Float[np.ndarray, " tokens"]]]
+    stretch: Int[np.ndarray, " tokens"]
+    effects: Mapping[str, Mapping[int, Float[np.ndarray, " vocabulary"]]]
+    roles: Mapping[str, Sequence[Sequence[str]]]
+    orientation: Mapping[str, Float[np.ndarray, " neurons"]] | None
+
+    @cached_property
+    def by_name(self) -> dict[str, Model]:
+        return {model.name: model for model in self.models}
+
+    def row(self, pair: dict[str, Any]) -> dict[str, Any]:
+        """A pair's row of `functional`, but for the gain."""
+        asker, other = self.models[0], self.by_name[pair["match_model"]]
+        row = {"asker": asker.name, "model": asker.name} | _place("", asker.units, pair["flat"])
+        row |= {"match_model": other.name} | _place("match_", other.units, pair["match"]) | {"corr": pair["corr"]}
+        for kind in KINDS:
+            row |= self._alike(pair, kind)
+        row |= {"roles": list(self.roles[asker.name][pair["flat"]])}
+        row |= {"match_roles": list(self.roles[other.name][pair["match"]])}
+        return row | _place("second_", other.units, pair["second"]) | {"second_corr": pair["second_corr"]}
+
+    def _alike(self, pair: dict[str, Any], kind: str) -> dict[str, Any]:
+        """How alike the neuron and one that is held beside it act; nothing is known of one that is not there."""
+        flat, number, name, asker = pair["flat"], pair[KINDS[kind]], pair["match_model"], self.models[0].name
+        alike: dict[str, Any] = {"effect_corr": math.nan, "loss_corr": math.nan, "same_roles": None}
+        if number is not None:
+            alike["effect_corr"] = self._sign(pair, kind) * _corr(self.effects[asker][flat], self.effects[name][number])
+            alike["loss_corr"] = _corr(self.changes[asker][flat], self.changes[name][number])
+            alike["same_roles"] = _same_roles(self.roles[asker][flat], self.roles[name][number])
+        return {f"{measure}{kind}": value for measure, value in alike.items()}
+
+    def _sign(self, pair: dict[str, Any], kind: str) -> float:
+        """1, or −1 where two that fire together are of opposite signs."""
+        flat, number, name, asker = pair["flat"], pair[KINDS[kind]], pair["match_model"], self.models[0]
+        if kind == "_random" or self.orientation is None or not (asker.gated or self.by_name[name].gated):
+            return 1.0
+        together = pair["second_corr" if kind else "corr"]
+        return float(np.copysign(1.0, together * self.orientation[asker.name][flat] * self.orientation[name][number]))
+
+    def resampled(self, pair: dict[str, Any]) -> dict[str, Jackknifed]:
+        """ρ of the loss changes of the neuron and each that is held beside it, by kind."""
+        change, others = self.changes[self.models[0].name][pair["flat"]], self.changes[pair["match_model"]]
+        numbers = {kind: pair[column] for kind, column in KINDS.items()}
+        return {kind: _resampled(change, others[n], self.stretch) for kind, n in numbers.items() if n is not None}
+
+
+_KINDS_OF_COLUMNS: dict[str, Any] = {
+    **{f"{of}{part}": pl.Int32 for of in ("", "match_", "second_") for part in ("layer", "neuron")},
+    **dict.fromkeys(("roles", "match_roles"), pl.List(pl.String)),
+    **{f"same_roles{kind}": pl.Boolean for kind in KINDS},
+    **dict.fromkeys(("second_corr", "loss_gain", "loss_gain_low", "loss_gain_high"), pl.Float64),
+}
+
+
+def _place(before: str, units: Units, number: int | None) -> dict[str, int | None]:
+    layer, neuron = (None, None) if number is None else units.place_of(number)
+    return {f"{before}layer": layer, f"{before}neuron": neuron}
 
 
 def _same_roles(one: Iterable[str], other: Iterable[str]) -> bool | None:
@@ -133,78 +183,65 @@ def _corr(one: np.ndarray, other: np.ndarray) -> float:
     return float(one @ other) / spread if spread > 0 else float("nan")
 
 
-class Costs:
-    """The loss and divergence of ablating a set of neurons together, against as many random ones of the same layers.
-
-    Dead neurons, whose ablation changes nothing, are not among the random ones.  A layer with fewer living
-    others gives those; where all living neurons are chosen there is no random set.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        chosen: Sequence[int],
-        means: Float[Tensor, " neurons"],
-        dead: Bool[np.ndarray, " neurons"],
-        seed: int,
-    ) -> None:
-        self.model = model
-        self.means = means
-        self.dead = dead
-        self.first = model.n_layers - 1
-        drawn = [self._random(chosen, seed, draw) for draw in range(DRAWS)]
-        self.sets = [sorted(chosen), *(numbers for numbers in drawn if numbers)]
-        self.losses: list[list[Tensor]] = [[] for _ in self.sets]
-        self.divergences: list[list[Tensor]] = [[] for _ in self.sets]
-        self.rows: list[Tensor] = []
-
-    def _random(self, chosen: Sequence[int], seed: int, draw: int) -> list[int]:
-        drawn: list[int] = []
-        generator = np.random.default_rng(seed_of("costs", seed, draw))
-        for layer, numbers in self.model.units.by_layer(chosen).items():
-            columns = self.model.units.columns(layer)
-            alive = columns.start + np.flatnonzero(~self.dead[columns])
-            others = np.setdiff1d(alive, numbers)
-            drawn += generator.choice(others, min(len(numbers), len(others)), replace=False).tolist()
-        return sorted(drawn)
-
-    @torch.inference_mode()
-    def add(self, trial: Trial) -> None:
-        """Ablate every set on a batch of rows."""
-        self.rows.append(trial.row_of)
-        for numbers, losses, divergences in zip(self.sets, self.losses, self.divergences):
-            metrics = self._without(trial, numbers)
-            losses.append((metrics.loss[0] - trial.clean.metrics.loss).cpu())
-            divergences.append(metrics.divergence[0].cpu())
-
-    def _without(self, trial: Trial, numbers: list[int]) -> Metrics:
-        with intervene(self.model, numbers, Edit("mean", self.means[numbers])), final_residual(self.model) as seen:
-            self.model.forward(trial.ids)
-        residual = seen[0].reshape(-1, self.model.d_model)[trial.kept]
-        return trial.readout.of_residual(residual[None], trial.clean)
-
-    def table(self, chosen_as: str) -> pl.DataFrame:
-        """A row per set, the chosen ones as `chosen_as` and each draw of random ones; means with 95 % intervals."""
-        rows = []
-        row_of = torch.cat(self.rows).numpy()
-        for draw, (numbers, losses, divergences) in enumerate(zip(self.sets, self.losses, self.divergences)):
-            loss, divergence = torch.cat(losses).double().numpy(), torch.cat(divergences).double().numpy()
-            row = {"model": self.model.name, "set": chosen_as if not draw else "random", "draw": draw}
-            row |= {"neurons": len(numbers), "tokens": len(loss)}
-            for name, values in (("loss_change", loss), ("divergence", divergence)):
-                mean, reach = float(values.mean()), _reach(values, row_of)
-                row |= {name: mean, f"{name}_low": mean - reach, f"{name}_high": mean + reach}
-            rows.append(row)
-        return pl.DataFrame(rows)
+def _resampled(one: np.ndarray, other: np.ndarray, stretch: Int[np.ndarray, " tokens"]) -> Jackknifed:
+    """ρ over tokens, and with each stretch of rows left out."""
+    one, other = one - one.mean(), other - other.mean()
+    moments = (one, other, one * one, other * other, one * other)
+    sums = np.stack([np.bincount(stretch, values, jackknife.STRETCHES) for values in moments], 1)
+    return Jackknifed.of(_rho, np.bincount(stretch, minlength=jackknife.STRETCHES), sums)
 
 
-def _reach(values: np.ndarray, rows: np.ndarray) -> float:
-    """Half the 95 % interval of a mean over tokens: a jackknife over at most 20 stretches of rows."""
-    stretch = jackknife.stretch_of(rows)
-    most = jackknife.STRETCHES
-    sums, counts = np.bincount(stretch, values, most), np.bincount(stretch, minlength=most)
-    used = counts > 0
-    if used.sum() < 2:
-        return float("nan")
-    without = (sums.sum() - sums[used]) / (counts.sum() - counts[used])
-    return float(jackknife.reach(without))
+def _rho(count: float, sums: Float[np.ndarray, " moments"]) -> Float[np.ndarray, " 1"]:
+    x, y, xx, yy, xy = sums
+    spread = max(xx - x * x / count, 0.0) * max(yy - y * y / count, 0.0)
+    return np.array([(xy - x * y / count) / math.sqrt(spread) if spread > 0 else math.nan])
+
+
+def _less(match: Jackknifed, control: Jackknifed) -> Jackknifed:
+    return match.map(lambda one, other: one - other, control)
+
+
+def _gain(found: Mapping[str, Jackknifed]) -> dict[str, float | None]:
+    """By how much a match's loss changes are more alike than those of the second best."""
+    names = ("loss_gain", "loss_gain_low", "loss_gain_high")
+    if "_second" not in found:
+        return dict.fromkeys(names)
+    gain = _less(found[""], found["_second"])
+    return dict(zip(names, (value.item() for value in (gain.value, *gain.interval()))))
+
+
+def _gains(table: pl.DataFrame, resampled: Sequence[Mapping[str, Jackknifed]]) -> pl.DataFrame:
+    """By how much matched neurons act more alike than controls do, on average: of all other models (null), and each."""
+    models = table["match_model"].to_list()
+    rows = []
+    for name in (None, *dict.fromkeys(models)):
+        of_model = [place for place, model in enumerate(models) if name in (None, model)]
+        for kind, control in CONTROLS.items():
+            for measure in ("effect_corr", "loss_corr"):
+                row = {"asker": table["asker"][0], "match_model": name, "control": control, "measure": measure}
+                rows.append(row | _gain_of(table[of_model], [resampled[place] for place in of_model], measure, kind))
+    return pl.DataFrame(rows, schema=GAINS_SCHEMA).filter(pl.col("pairs") > 0)
+
+
+def _gain_of(
+    table: pl.DataFrame, resampled: Sequence[Mapping[str, Jackknifed]], measure: str, kind: str
+) -> dict[str, Any]:
+    """Of some rows of `functional`; pairs of which either ρ is not known are left out."""
+    both = table.select(measure, f"{measure}{kind}").to_numpy()
+    known = np.isfinite(both).all(1)
+    if not known.any():
+        return {"pairs": 0}
+    match, control = both[known].T
+    gain = float((match - control).mean())
+    row = {"pairs": len(match), "match_corr": np.median(match), "control_corr": np.median(control)}
+    row |= {"gain": gain, "better": float((match > control).mean())}
+    if measure == "effect_corr":
+        return row
+    reach = _mean_reach([_less(found[""], found[kind]) for found, asked in zip(resampled, known) if asked])
+    return row | {"gain_low": gain - reach, "gain_high": gain + reach}
+
+
+def _mean_reach(gains: Sequence[Jackknifed]) -> float:
+    """Half the interval of a mean over pairs, of those that are known whichever stretch is left out."""
+    without = [gain.without for gain in gains if np.isfinite(gain.without).all()]
+    return jackknife.reach(np.mean(without, 0)).item() if without else math.nan

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from universal_neurons.config import RoleSettings
-from universal_neurons.interventions import Readout, Trial, trials
+from universal_neurons.interventions import Readout, Trial, contributions, trials
 from universal_neurons.labels import ROLES
 from universal_neurons.models import Model, ProcessedWeights, processed_weights
 from universal_neurons.progress import Reporter
@@ -30,7 +30,7 @@ from universal_neurons.roles.entropy import (
     frequency_direction,
     null_fraction,
 )
-from universal_neurons.roles.functional import Costs, LossChanges
+from universal_neurons.roles.loss_changes import LossChanges
 from universal_neurons.roles.prediction import (
     ClassLabels,
     class_labels,
@@ -39,12 +39,13 @@ from universal_neurons.roles.prediction import (
     role_examples,
     with_nearest,
 )
+from universal_neurons.roles.worth import Costs
 from universal_neurons.statistics import orientation_of
 from universal_neurons.text import TokenDataset, Vocabulary
 
 ROLE_TABLES = (
-    "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "costs",
-    "effect_histograms", "class_histograms", "head_scores", "attention_samples",
+    "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "functional_gains",
+    "costs", "effect_histograms", "class_histograms", "head_scores", "attention_samples",
 )  # fmt: skip
 NEAREST = 10  # neurons of each role that figures show, where so many come near it
 
@@ -118,8 +119,9 @@ class OneModel:
     """One model's roles; `run` gives its tables, `roles` and `null_fraction` speak of every neuron.
 
     `neurons` are its rows of the neuron table.  `concerned` are neurons whose ablation functional universality asks
-    about: `changes` and `effects` (logit effects) are theirs.  Of the reference `chosen` are its universal neurons,
-    ablated together; the tables call them `chosen_as`.  `orientation` is every neuron's.
+    about: `changes` (at tokens of the rows `row_of`) and `effects` (logit effects) are theirs.  Of the reference
+    `chosen` are its universal neurons, ablated together; the tables call them `chosen_as`.  `orientation` is every
+    neuron's.
     """
 
     def __init__(
@@ -148,6 +150,7 @@ class OneModel:
         self.roles: list[list[str]] = [[] for _ in range(model.n_neurons)]
         self.effects: dict[int, np.ndarray] = {}
         self.changes: dict[int, np.ndarray] = {}
+        self.row_of = np.zeros(0, np.int64)
 
     def run(self, reporter: Reporter, batch_tokens: int) -> dict[str, pl.DataFrame]:
         """Try the model's neurons out; returns the tables that have rows, by name."""
@@ -169,9 +172,9 @@ class OneModel:
         nearest = with_nearest(effects, stats, NEAREST)
         numbers, ensembles = ensembles_of(same_class(nearest), weights, self.sample.vocabulary, labels)
         together = Together(model, numbers.tolist(), orientation) if ensembles else None
-        costs = Costs(model, self.chosen, means, self.neurons["dead"].to_numpy(), self.seed) if self.chosen else None
+        costs = self._costs(means)
         self._read([trial, changes, together, costs], reporter)
-        self.changes = changes.by_number()
+        self.changes, self.row_of = changes.by_number(), changes.row_of
         self.tables["interventions"] = trial.interventions()
         self.tables["ablations"] = trial.ablations(self.neurons, weights, self.null_fraction)
         if costs is not None:
@@ -187,6 +190,14 @@ class OneModel:
         self._attention(weights, orientation)
         self._name_roles()
         return {name: table for name, table in self.tables.items() if len(table)}
+
+    def _costs(self, means: Float[Tensor, " neurons"]) -> Costs | None:
+        """What the chosen neurons cost together; studies of earlier versions do not say what each contributes."""
+        if not self.chosen:
+            return None
+        known = "activation_sd" in self.neurons.columns
+        contributed = contributions(self.model, self.neurons) if known else None
+        return Costs(self.model, self.chosen, means, self.neurons["dead"].to_numpy(), self.seed, contributed)
 
     def _shown(self, nearest: pl.DataFrame) -> pl.DataFrame:
         """The neurons whose logit effects figures draw: examples of every role, and the entropy candidates."""

@@ -14,7 +14,7 @@ from universal_neurons.interventions import Readout
 from universal_neurons.matching import singled_out
 from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
-from universal_neurons.roles.functional import counterparts, functional_table, random_partner
+from universal_neurons.roles.functional import concerned, counterparts, functional_tables
 from universal_neurons.roles.one_model import OneModel, Sample
 from universal_neurons.text import TokenDataset, Vocabulary, read_vocabulary
 
@@ -45,8 +45,10 @@ class Roles:
         self.chosen, self.chosen_as = self._chosen() if matches is not None else ([], "")
         self.pairs: pl.DataFrame | None = None
         if matches is not None:
+            units = {model.name: model.units for model in self.models}
+            dead = {model.name: self._neurons_of(model)["dead"].to_numpy() for model in self.models}
             tried = self.chosen[: config.roles.ablated]
-            self.pairs = counterparts(matches, self.models[0].name, tried, {m.name: m.units for m in self.models})
+            self.pairs = counterparts(matches, self.models[0].name, tried, units, dead, config.seed)
 
     def _neurons_of(self, model: Model) -> pl.DataFrame:
         return self.neurons.filter(pl.col("model") == model.name).sort("layer", "neuron")
@@ -73,13 +75,13 @@ class Roles:
         tables = {name: pl.concat(frames, how="diagonal_relaxed") for name, frames in parts.items()}
         pairs = self.pairs
         if pairs is not None and len(pairs) and all(one.effects for one in by_model.values()):
-            tables["functional"] = functional_table(
+            tables |= functional_tables(
                 self.models,
                 pairs,
                 {name: one.changes for name, one in by_model.items()},
+                by_model[self.models[0].name].row_of,
                 {name: one.effects for name, one in by_model.items()},
                 {name: one.roles for name, one in by_model.items()},
-                self.config.seed,
                 {name: one.orientation for name, one in by_model.items()},
             )
         if "labels" not in self.config.stages and any(self.sample.vocabulary.strings):
@@ -88,23 +90,14 @@ class Roles:
         return tables
 
     def _one_model(self, model: Model) -> OneModel:
-        seed = self.config.seed
         first = model is self.models[0]
-        exact = in_float32(model)
-        concerned: set[int] = set()
-        if self.pairs is not None and first:
-            concerned = set(self.pairs["flat"].to_list())
-        elif self.pairs is not None:
-            matches = self.pairs.filter(pl.col("match_model") == model.name)["match"].to_list()
-            partners = (random_partner(m, model.units, seed, model.name) for m in matches)
-            concerned = {*matches, *(partner for partner in partners if partner is not None)}
         return OneModel(
-            exact,
+            in_float32(model),
             self._neurons_of(model),
             self.sample,
             self.config.roles,
-            seed=seed,
-            concerned=sorted(concerned),
+            seed=self.config.seed,
+            concerned=() if self.pairs is None else concerned(self.pairs, None if first else model.name),
             chosen=self.chosen if first else None,
             chosen_as=self.chosen_as,
         )
