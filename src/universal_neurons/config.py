@@ -61,6 +61,11 @@ class RoleSettings(BaseModel):
         8192, ge=2, lt=MOST, description="Held-out token positions that interventions are tried on, at most."
     )
     kurtosis: float = Field(10.0, description="Of cos(w_out, W_U), above: prediction (skew > 0) or suppression.")
+    kurtosis_share: float = Field(
+        0.5,
+        gt=0,
+        description="The same relative to W_U: so far from random directions to the median token's unembedding.",
+    )
     partition_variance: float = Field(0.005, description="Of cos(w_out, W_U) · d_model / 1024, above: partition.")
     entropy_cuts: Literal["percentiles", "GPT2-small", "GPT2-medium"] = Field(
         "percentiles", description="Candidates for entropy neurons: percentiles within the model, or the paper's cuts."

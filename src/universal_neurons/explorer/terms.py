@@ -82,6 +82,7 @@ TERMS = {
     # what a unit does
     "role": "A unit's role is what it does to the prediction of the next token, or to attention.",
     "effect": "The logit effect of a unit on a token: how much it raises or lowers the token's logit when it fires.",
+    "role_relative": "By a kurtosis that is high for the model's own unembedding, not by the paper's cut.",
     "orientation": "The sign by which activation and weights count: that of the mean activation where MLPs are gated.",
     "prediction": "A prediction neuron raises a class of tokens: its logit effects have a long tail upwards.",
     "suppression": "A suppression neuron lowers a class of tokens: its logit effects have a long tail downwards.",

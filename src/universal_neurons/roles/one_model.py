@@ -36,9 +36,12 @@ from universal_neurons.roles.prediction import (
     class_labels,
     effect_histograms,
     effects_table,
+    often_used,
     role_examples,
+    used_tokens,
     with_nearest,
 )
+from universal_neurons.roles.reach import Reach, kurtosis_reach
 from universal_neurons.statistics import orientation_of
 from universal_neurons.text import TokenDataset, Vocabulary
 
@@ -158,7 +161,10 @@ class OneModel:
         flat = weights.w_out.flatten(0, -2)
         self.effects = {n: (weights.w_u @ flat[n]).float().cpu().numpy() for n in self.concerned}
         labels, counts = self.sample.labels, self.sample.counts
-        effects = effects_table(model.name, weights, stats, self.sample.vocabulary, counts, labels, self.settings)
+        reach = self._reach(weights)
+        effects = effects_table(
+            model.name, weights, stats, self.sample.vocabulary, counts, labels, self.settings, reach
+        )
         effects = self.tables["effects"] = effects.with_columns(orientation=pl.Series(orientation, dtype=pl.Int8))
         direction, log_frequency = self._frequency(weights)
         kinds = self._candidates(weights, direction)
@@ -185,6 +191,16 @@ class OneModel:
         self._attention(weights, orientation)
         self._name_roles()
         return {name: table for name, table in self.tables.items() if len(table)}
+
+    def _reach(self, weights: ProcessedWeights) -> Reach:
+        """What kurtosis the unembedding allows, by tokens that the text often has; its row of `unembeddings`."""
+        tokens = often_used(used_tokens(weights, self.sample.vocabulary), self.sample.counts)
+        centred = self.model.architecture.norm == "layer"
+        reach = kurtosis_reach(weights.w_u, tokens, centred=centred, seed=self.seed)
+        cut = reach.cut(self.settings.kurtosis_share)
+        row = {"model": self.model.name, "vocabulary": len(weights.w_u), **vars(reach), "relative_cut": cut}
+        self.tables["unembeddings"] = pl.DataFrame([row])
+        return reach
 
     def _shown(self, nearest: pl.DataFrame) -> pl.DataFrame:
         """The neurons whose logit effects figures draw: examples of every role, and the entropy candidates."""

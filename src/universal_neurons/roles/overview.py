@@ -28,6 +28,25 @@ def role_rows(store: Store) -> list[tuple[str, list[int], str]]:
     return rows
 
 
+def relative_rows(store: Store) -> list[tuple[str, list[int], str]]:
+    """As `role_rows`: prediction and suppression by a kurtosis that is high among those that each model's own
+    unembedding allows (`reach`); no rows of a study of an older version."""
+    if not store.has("unembeddings"):
+        return []
+    places = ["model", "layer", "neuron"]
+    kurtoses = store.neurons.select(*places, "vocab_kurt")
+    effects = store.table("effects").join(kurtoses, on=places, how="left", maintain_order="left")
+    cuts = dict(store.table("unembeddings").select("model", "relative_cut").rows())
+    rows = []
+    for role in ("prediction", "suppression"):
+        holders = effects.filter(role_relative=role).sort("vocab_kurt", descending=True, maintain_order=True)
+        counts = [len(holders.filter(model=name)) for name in store.models]
+        best = holders.filter(model=store.models[0]).head(1).to_dicts()
+        found = [f"{_role_line(row, role)}; cut {cuts[row['model']]:.1f}" for row in best]
+        rows.append((f"{role}, relative", counts, "".join(found)))
+    return rows
+
+
 def _role_line(row: dict[str, Any], role: str) -> str:
     name = unit_name(row["layer"], row["neuron"])
     if role in ("prediction", "suppression"):
@@ -64,6 +83,9 @@ def _class_line(row: dict[str, Any]) -> str:
     """What a neuron does to its token class; of one without a role by weights, that the class is only the nearest."""
     does = f"{'raises' if row['class_sign'] > 0 else 'lowers'} {row['class']}"
     share = f"{row['class_variance_reduction']:.2f} of its logit effects"
+    if row["role"] is None and row.get("role_relative"):
+        measured = f"kurtosis {row['kurtosis_share']:.2f} of the way to a token's own unembedding"
+        return f"{row['role_relative']}, relative ({measured}): {does} (explains {share})"
     if row["role"] is None:
         return f"no role by its weights; nearest token class: {does} (explains {share})"
     return f"{row['role']}: {does} (explains {share})"

@@ -8,7 +8,10 @@
     const sum = (role, model) => rows.filter((row) => row.role === role && row.model === model).reduce((total, row) => total + row.neurons, 0);
     const head = un.h("tr", {}, un.h("th", { scope: "col" }, "role, by the weights"), models.map((model) => un.h("th", { scope: "col", class: "number" }, un.said(un.modelName(model)))));
     const body = roles.map((role) => un.h("tr", {}, un.h("th", { scope: "row" }, un.term(role, role.replaceAll("_", " "))), models.map((model) => un.h("td", { class: "number" }, sum(role, model) ? un.h("a", { href: un.href("study", {}, { m: model, role }) }, un.num(sum(role, model))) : "0"))));
-    return roles.length ? un.h("div", { class: "sheet", tabindex: 0, role: "group", "aria-label": "Units of each role" }, un.h("table", {}, un.h("caption", { class: "unseen" }, "Units of each role in every model"), un.h("thead", {}, head), un.h("tbody", {}, body))) : un.empty("No unit has a role by its weights.");
+    const relative = (role, model) => un.h("td", { class: "number" }, un.num(rows.filter((row) => row.role_relative === role && row.model === model).reduce((total, row) => total + row.neurons, 0)));
+    const told = [...new Set(rows.map((row) => row.role_relative).filter(Boolean))].sort();
+    body.push(...told.map((role) => un.h("tr", {}, un.h("th", { scope: "row" }, un.term("role_relative", `${role}, relative`)), models.map((model) => relative(role, model)))));
+    return body.length ? un.h("div", { class: "sheet", tabindex: 0, role: "group", "aria-label": "Units of each role" }, un.h("table", {}, un.h("caption", { class: "unseen" }, "Units of each role in every model"), un.h("thead", {}, head), un.h("tbody", {}, body))) : un.empty("No unit has a role by its weights.");
   }
 
   // The nearest unit of every role that nobody has, as the study says it.
