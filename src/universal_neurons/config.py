@@ -99,6 +99,12 @@ class RoleSettings(BaseModel):
     attention_corr: float = Field(
         0.5, description="Of activation with the change of attention to BOS, above in size: attention neuron."
     )
+    attention_effect: float = Field(
+        0.01, ge=0, description="Change of attention to BOS where the neuron fires, at least: attention neuron."
+    )
+    attention_sink: float = Field(
+        0.1, gt=0, lt=1, description="Mean attention to BOS of a head, at least, for neurons to switch it by."
+    )
     ablated: int = Field(
         64, ge=1, le=MOST_ROWS, description="Universal neurons whose matches are ablated too, at most."
     )

@@ -19,7 +19,7 @@ from universal_neurons.interventions import Readout, Trial, trials
 from universal_neurons.labels import ROLES
 from universal_neurons.models import Model, ProcessedWeights, processed_weights
 from universal_neurons.progress import Reporter
-from universal_neurons.roles.attention import attention_table, bos_scores, heads_table, scores_histogram, value_norms
+from universal_neurons.roles.attention import at_bos, attention_table, bos_scores, heads_table, scores_histogram
 from universal_neurons.roles.ensembles import ensemble_histograms, ensembles_of, ensembles_table, same_class
 from universal_neurons.roles.entropy import (
     FREQUENCY_CANDIDATES,
@@ -46,7 +46,7 @@ from universal_neurons.statistics import orientation_of
 from universal_neurons.text import TokenDataset, Vocabulary
 
 ROLE_TABLES = (
-    "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "costs",
+    "unembeddings", "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "costs",
     "effect_histograms", "class_histograms", "head_scores", "attention_samples",
 )  # fmt: skip
 NEAREST = 10  # neurons of each role that figures show, where so many come near it
@@ -269,8 +269,8 @@ class OneModel:
         ids = torch.from_numpy(tokens.ids(rows))
         counted = torch.from_numpy(tokens.mask(rows))
         scores = bos_scores(self.model, weights, tokens.bos, self.settings.distances, seed=self.seed)
-        norms = value_norms(self.model, ids.to(self.model.device), counted)
-        self.tables["heads"] = heads_table(scores, norms)
+        seen = at_bos(self.model, ids.to(self.model.device), counted)
+        self.tables["heads"] = heads_table(scores, seen)
         self.tables["head_scores"] = scores_histogram(scores)
         pair_tables = attention_table(
             self.model,
@@ -278,6 +278,7 @@ class OneModel:
             self.settings,
             scores,
             counted=counted,
+            bos_attention=seen["bos_attention"],
             seed=self.seed,
             orientation=orientation,
         )

@@ -61,7 +61,8 @@ def _role_line(row: dict[str, Any], role: str) -> str:
     if role == "token_frequency":
         return f"{name} {row['frequency_share']:.2f} along token frequency"
     place = f"{name} on L{row['head_layer']}.H{row['head']}"
-    return f"{place}: z {row['z']:+.1f}, r {signed(row['pearson_activation_bos'], 2)}"
+    effect = f", attention to BOS {signed(row['bos_effect'], 3)}" if "bos_effect" in row else ""
+    return f"{place}: z {row['z']:+.1f}, r {signed(row['pearson_activation_bos'], 2)}{effect}"
 
 
 def signed(value: float | None, digits: int) -> str:
@@ -112,7 +113,7 @@ def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: lis
     if store.has("attention"):
         for row in store.table("attention").filter(this_neuron).iter_rows(named=True):
             name = (row["role"] or "attention").replace("_", " ")
-            lines.append(
-                f"{name}: {_role_line(row, 'attention')}, mean change of attention to BOS {signed(row['delta_bos'], 3)}"
-            )
+            where = " where it fires" if row.get("bos_effect") is not None else ""
+            mean = f"mean over all positions {signed(row['delta_bos'], 3)}"
+            lines.append(f"{name}: {_role_line(row, 'attention')}{where}, {mean}")
     return lines

@@ -37,10 +37,10 @@
   const TABLES = [
     ["ensembles", "Ensembles: units of one role and class together", ["model", "role", "class", "nearest", "neurons", "corr_best", "corr_sum", "auc_best", "auc_sum", "gain", "error_corr", "activation_corr"]],
     ["ablations", "Mean ablations: does an effect go through the final norm", ["model", "kind", "loss_change", "total_effect", "direct_effect", "mediated", "frequency_share", "null_fraction", "role"]],
-    ["attention", "Paths to later heads, taken away", ["model", "head_layer", "head", "score", "z", "delta_bos", "delta_norm", "pearson_activation_bos", "role"]],
+    ["attention", "Paths to later heads, taken away", ["model", "head_layer", "head", "score", "z", "bos_effect", "delta_bos", "delta_norm", "pearson_activation_bos", "role"]],
     ["functional", "Do matched units do the same", ["match_model", "corr", "effect_corr", "effect_corr_random", "loss_corr", "loss_corr_random", "same_roles"]],
     ["costs", "What the universal units are worth together", ["model", "set", "draw", "neurons", "loss_change", "loss_change_low", "loss_change_high", "divergence"]],
-    ["heads", "Every head's BOS scores", ["model", "head_layer", "head", "score_low", "score_high", "random_mean", "random_sd", "ratio"]],
+    ["heads", "Every head's BOS scores", ["model", "head_layer", "head", "score_low", "score_high", "random_mean", "random_sd", "ratio", "bos_attention"]],
   ];
 
   un.pages.roles = async function (main) {
