@@ -33,6 +33,8 @@ DEFAULT_GROUP_SIZE = 64
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
 DEFAULT_NULL_DRAWS = 5
 DEFAULT_SINKS = 10.0
+QUANTILES = (0.0, 0.5, 0.9, 0.99, 0.999, 1.0)  # of a neuron's activations, that it is fixed to
+PAPER_VALUES = (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 
 
 def is_nameable(text: str) -> bool:
@@ -71,19 +73,30 @@ class RoleSettings(BaseModel):
         "percentiles", description="Candidates for entropy neurons: percentiles within the model, or the paper's cuts."
     )
     entropy_neurons: int = Field(
-        2, ge=1, le=MOST_ROWS, description="Candidates for entropy neurons, the likeliest, per model."
+        6, ge=1, le=MOST_ROWS, description="Candidates for entropy neurons, the likeliest, per model."
     )
     controls: int = Field(20, ge=2, le=MOST_ROWS, description="Random neurons beside them.")
-    values: tuple[float, ...] = Field(
-        (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0), description="Activations that the candidates are fixed to."
+    values: Literal["quantiles", "paper"] | tuple[float, ...] = Field(
+        "quantiles",
+        description="What the candidates are fixed to: quantiles of each one's own activations, the paper's -0.17 … 6, "
+        "or numbers.",
     )
 
     @field_validator("values")
     @classmethod
-    def _some_values(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+    def _some_values(cls, value: str | tuple[float, ...]) -> str | tuple[float, ...]:
+        if isinstance(value, str):
+            return value
         if not value or len(set(value)) < len(value) or not all(math.isfinite(v) for v in value):
             raise ValueError("some numbers, each once")
         return value
+
+    @property
+    def fixed_values(self) -> tuple[float, ...]:
+        """The numbers that activations are fixed to; none where they are `QUANTILES` of each neuron's own."""
+        if self.values == "quantiles":
+            return ()
+        return PAPER_VALUES if isinstance(self.values, str) else self.values
 
     mediated: float = Field(0.5, description="Share of an effect through the norm's scale, above: entropy neuron.")
     frequency: float = Field(0.5, description="Share of an effect along token frequency, above: token frequency.")

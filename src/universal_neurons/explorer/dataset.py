@@ -53,6 +53,7 @@ TABLES = {  # of what each has a row
     "positions": "neuron and position: mean activation, firing",
     "vocabulary": "token: its string, how often it occurs",
     "unembeddings": "model: what kurtosis its unembedding allows",
+    "spectrum": "model and direction: how strongly its unembedding reads it",
     "effects": "neuron: its role in prediction, its logit effects",
     "ensembles": "role: what its neurons do together",
     "interventions": "neuron and value: what the model then predicts",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         with_oriented_skew,
     )
     from universal_neurons.roles.one_model import ROLE_TABLES
-    from universal_neurons.roles.overview import neuron_lines, relative_rows, role_rows
+    from universal_neurons.roles.overview import neuron_lines, relative_rows, role_rows, unembedding_lines
     from universal_neurons.roles.stage import Roles, require_roles, vocabulary_of
 else:
     __getattr__, __dir__ = face(
@@ -38,6 +38,6 @@ else:
             "one_model": ["ROLE_TABLES"],
             "stage": ["Roles", "require_roles", "vocabulary_of"],
             "nearest": ["best_pairs", "effects_shown", "role_candidates", "tried_first", "with_oriented_skew"],
-            "overview": ["neuron_lines", "relative_rows", "role_rows"],
+            "overview": ["neuron_lines", "relative_rows", "role_rows", "unembedding_lines"],
         },
     )

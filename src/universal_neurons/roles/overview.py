@@ -11,6 +11,8 @@ from universal_neurons.roles.prediction import OFTEN
 from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 
+TAIL = 6  # singular values shown
+
 
 def role_rows(store: Store) -> list[tuple[str, list[int], str]]:
     """Every role: its neurons in each model, and the reference model's best, or the nearest where none has it.
@@ -26,6 +28,23 @@ def role_rows(store: Store) -> list[tuple[str, list[int], str]]:
         text = _role_line(named.row(0, named=True), role) if len(named) else ""
         rows.append((role.replace("_", " "), counts, text if counts[0] or not text else f"none; nearest {text}"))
     return rows
+
+
+def unembedding_lines(store: Store) -> list[str]:
+    """What each model's unembedding allows, a line each: how strongly it reads the last directions of its spectrum, and
+    the kurtosis of its tokens' own directions; none of an older version's study."""
+    if not store.has("spectrum"):
+        return []
+    lines = []
+    for row in store.table("unembeddings").iter_rows(named=True):
+        values = store.table("spectrum").filter(model=row["model"])["over_median"].tail(TAIL)
+        tail = " ".join(f"{value:.2f}" for value in values)
+        null = f"{row['null_tail']:.2f} over the last {row['null_directions']}"
+        lines.append(
+            f"W_U of {row['model']}: its spectrum ends with {tail} of its median ({null}); tokens' own directions "
+            f"have a kurtosis of {row['token_kurt']:.1f}, random ones {row['random_kurt']:.1f}."
+        )
+    return lines
 
 
 def relative_rows(store: Store) -> list[tuple[str, list[int], str]]:
