@@ -22,8 +22,8 @@ from text import encode, in_proportion, read
 from universal_neurons.config import RoleSettings
 from universal_neurons.models import ProcessedWeights, load_model, processed_weights
 from universal_neurons.roles.prediction import roles_of
+from universal_neurons.roles.reach import kurtosis_reach
 from universal_neurons.statistics import weight_statistics
-from universal_neurons.statistics.neuron_columns import vocabulary_moments
 
 TOKENS, ROWS_AT_ONCE = 40_000, 8
 TAIL = 8  # smallest singular values shown
@@ -58,12 +58,11 @@ def on_weights(weights: ProcessedWeights) -> dict[str, Any]:
     columns = pl.DataFrame({name: statistics[f"vocab_{name}"] for name in ("var", "skew", "kurt")})
     roles = roles_of(columns.rename(lambda name: f"vocab_{name}"), RoleSettings(), weights.w_u.shape[1])
     spectrum = torch.linalg.svdvals(weights.w_u)[: weights.w_u.shape[1] - 1]  # one is 0: W_U is centred
-    ideal = vocabulary_moments(weights.w_u, weights.w_u)["vocab_kurt"]
     return {
         "tail": (spectrum[-TAIL:] / spectrum.median()).tolist(),
         "roles": dict(Counter(role for role in roles if role)),
         "highest_kurtosis": float(np.nanmax(statistics["vocab_kurt"])),
-        "kurtosis_of_unembeddings": float(ideal.nanmedian()),
+        "kurtosis_of_unembeddings": kurtosis_reach(weights.w_u, centred=True).token_kurt,
     }
 
 

@@ -35,6 +35,8 @@ DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
 DEFAULT_NULL_DRAWS = 5
 DEFAULT_SINKS = 10.0
 LOGITS_READ, FEWEST_READ = 1 << 26, 1024  # of a change that roles try: logits, and positions
+QUANTILES = (0.0, 0.5, 0.9, 0.99, 0.999, 1.0)  # of a neuron's activations, that it is fixed to
+PAPER_VALUES = (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 
 
 def is_nameable(text: str) -> bool:
@@ -70,24 +72,40 @@ class RoleSettings(BaseModel):
         "but 1024.",
     )
     kurtosis: float = Field(10.0, description="Of cos(w_out, W_U), above: prediction (skew > 0) or suppression.")
+    kurtosis_share: float = Field(
+        0.5,
+        gt=0,
+        description="The same relative to W_U: so far from random directions to the median token's unembedding.",
+    )
     partition_variance: float = Field(0.005, description="Of cos(w_out, W_U) · d_model / 1024, above: partition.")
     entropy_cuts: Literal["percentiles", "GPT2-small", "GPT2-medium"] = Field(
         "percentiles", description="Candidates for entropy neurons: percentiles within the model, or the paper's cuts."
     )
     entropy_neurons: int = Field(
-        2, ge=1, le=MOST_ROWS, description="Candidates for entropy neurons, the likeliest, per model."
+        6, ge=1, le=MOST_ROWS, description="Candidates for entropy neurons, the likeliest, per model."
     )
     controls: int = Field(20, ge=2, le=MOST_ROWS, description="Random neurons beside them.")
-    values: tuple[float, ...] = Field(
-        (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0), description="Activations that the candidates are fixed to."
+    values: Literal["quantiles", "paper"] | tuple[float, ...] = Field(
+        "quantiles",
+        description="What the candidates are fixed to: quantiles of each one's own activations, the paper's -0.17 … 6, "
+        "or numbers.",
     )
 
     @field_validator("values")
     @classmethod
-    def _some_values(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+    def _some_values(cls, value: str | tuple[float, ...]) -> str | tuple[float, ...]:
+        if isinstance(value, str):
+            return value
         if not value or len(set(value)) < len(value) or not all(math.isfinite(v) for v in value):
             raise ValueError("some numbers, each once")
         return value
+
+    @property
+    def fixed_values(self) -> tuple[float, ...]:
+        """The numbers that activations are fixed to; none where they are `QUANTILES` of each neuron's own."""
+        if self.values == "quantiles":
+            return ()
+        return PAPER_VALUES if isinstance(self.values, str) else self.values
 
     mediated: float = Field(0.5, description="Share of an effect through the norm's scale, above: entropy neuron.")
     frequency: float = Field(0.5, description="Share of an effect along token frequency, above: token frequency.")
@@ -102,6 +120,12 @@ class RoleSettings(BaseModel):
     )
     attention_corr: float = Field(
         0.5, description="Of activation with the change of attention to BOS, above in size: attention neuron."
+    )
+    attention_effect: float = Field(
+        0.01, ge=0, description="Change of attention to BOS where the neuron fires, at least: attention neuron."
+    )
+    attention_sink: float = Field(
+        0.1, gt=0, lt=1, description="Mean attention to BOS of a head, at least, for neurons to switch it by."
     )
     ablated: int = Field(
         64, ge=1, le=MOST_ROWS, description="Universal neurons whose matches are ablated too, at most."

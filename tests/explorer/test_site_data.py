@@ -311,6 +311,7 @@ def test_small_tables_are_whole_with_models_as_numbers(site, identity, store):
         "convergence",
         "anchors",
         "costs",
+        "unembeddings",
     }
     assert told.keys() >= whole | {"families", "subsets", "effects_counts"}
     chooser = random.Random(0)

@@ -418,17 +418,17 @@ def test_encoders_are_refused():
         lambda: bos_key(model, BOS, DISTANCES),
         lambda: roles.bos_scores(model, processed_weights(model), BOS, DISTANCES),
         lambda: path_effects(model, IDS, 0, torch.tensor([1]), 1, 0),
-        lambda: roles.value_norms(model, IDS),
+        lambda: roles.at_bos(model, IDS),
     ):
         with pytest.raises(ArchitectureError, match="an-encoder"):
             ask()
 
 
-def test_value_norms_by_hand():
+def test_at_bos_by_hand():
     model = variant("gpt2")
     ids = IDS.clone()
     ids[1, 15:] = BOS  # padding
-    found = roles.value_norms(model, ids)
+    found = roles.at_bos(model, ids)
     inputs = []
     handle = model.hf.transformer.h[1].attn.c_attn.register_forward_hook(lambda _m, _a, out: inputs.append(out))
     model.forward(ids)
@@ -442,11 +442,18 @@ def test_value_norms_by_hand():
         expected = np.median(norms[ids != BOS].numpy())
         assert float(found["value_norm"][1, head]) == pytest.approx(float(expected), rel=1e-5)
     torch.testing.assert_close(found["ratio"], found["value_norm"] / found["bos_value_norm"])
+    own, _ = patterns(model, ids)
+    for layer, head in ((0, 1), (1, 0)):
+        expected = own[layer][:, head, CONTEXT // 2 :, 0].double().mean()
+        assert float(found["bos_attention"][layer, head]) == pytest.approx(float(expected), rel=1e-5)
     counted = torch.zeros(ids.shape, dtype=torch.bool)
     counted[0, 5] = True
-    assert float(roles.value_norms(model, ids, counted)["value_norm"][1, 1]) == pytest.approx(
-        float(norms[0, 5]), rel=1e-5
-    )
+    one = roles.at_bos(model, ids, counted)
+    assert float(one["value_norm"][1, 1]) == pytest.approx(float(norms[0, 5]), rel=1e-5)
+    assert one["bos_attention"].isnan().all()  # nowhere in the second half
+    counted[2, 15] = True
+    late = float(roles.at_bos(model, ids, counted)["bos_attention"][1, 1])
+    assert late == pytest.approx(float(own[1][2, 1, 15, 0]), rel=1e-5)
 
 
 def planted(name):
@@ -477,6 +484,47 @@ def planted(name):
     return model
 
 
+MANY = torch.cat(
+    [torch.full((40, 1), BOS), torch.randint(1, 1000, (40, 31), generator=torch.Generator().manual_seed(1))], 1
+)
+
+
+def with_and_without_sink():
+    """The planted GPT-2, whose head 0 of layer 1 is a copy of head 1, but that queries of head 1 are moved along the key
+    of BOS, of head 0 against it: one head attends to BOS, the other does not, and all BOS scores are the same."""
+    model = planted("gpt2")
+    heads = Heads(model, 1)
+    key = bos_key(model, BOS, DISTANCES)[1, 1].float()
+    with torch.no_grad():
+        weight, bias = matrix_of(heads.query), heads.query.bias
+        for role in ("query", "key", "value"):
+            columns = [heads.columns(role, head) for head in (0, 1)]
+            weight[columns[0]], bias[columns[0]] = weight[columns[1]], bias[columns[1]]
+        matrix_of(heads.out)[:, :8] = matrix_of(heads.out)[:, 8:16]
+        for head, towards in ((0, -12), (1, 3)):
+            bias[heads.columns("query", head)] += towards * key / key.norm()
+    return model
+
+
+def test_the_same_weights_have_the_role_at_a_head_with_a_sink_alone():
+    model = with_and_without_sink()
+    scores = roles.bos_scores(model, processed_weights(model), BOS, DISTANCES)
+    torch.testing.assert_close(scores.neurons[0, :, 1, 0], scores.neurons[0, :, 1, 1])
+    settings = RoleSettings(attention_pairs=2, attention_deviations=3.5, attention_corr=0.4)
+    seen = roles.at_bos(model, MANY)["bos_attention"]
+    assert seen[1, 1] > settings.attention_sink > 0.01 > seen[1, 0]
+    pairs, _ = roles.attention_table(model, MANY, settings, scores)
+    for neuron, sign, role in ((4, 1, "attention_deactivation"), (9, -1, "attention_activation")):
+        here, there = (pairs.filter(neuron=neuron, head=head).row(0, named=True) for head in (1, 0))
+        assert here["z"] == pytest.approx(there["z"], rel=1e-3)
+        assert (here["role"], there["role"]) == (role, None), (here, there)
+        assert here["bos_effect"] * sign > 2 * settings.attention_effect > 2 * abs(there["bos_effect"])
+    first, _ = roles.attention_table(
+        model, MANY, settings.model_copy(update={"attention_pairs": 1}), scores, bos_attention=seen
+    )
+    assert first.select("neuron", "head").rows() == [(4, 1), (9, 1)]
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_planted_neurons_are_found_and_confirmed(name):
     model = planted(name)
@@ -485,9 +533,7 @@ def test_planted_neurons_are_found_and_confirmed(name):
     own = scores.neurons[0, :, 1, 1]
     assert (int(own.argmax()), int(own.argmin())) == (4, 9)
     settings = RoleSettings(attention_pairs=2, attention_deviations=3.5, attention_corr=0.4)
-    ids = torch.cat(
-        [torch.full((40, 1), BOS), torch.randint(1, 1000, (40, 31), generator=torch.Generator().manual_seed(1))], 1
-    )
+    ids = MANY
     pairs, samples = roles.attention_table(model, ids, settings, scores)
     assert pairs.schema == pl.Schema(roles.PAIRS_SCHEMA)
     assert samples.schema == pl.Schema(roles.SAMPLES_SCHEMA)
@@ -517,8 +563,15 @@ def test_planted_neurons_are_found_and_confirmed(name):
 def test_no_role_without_confirmation():
     settings = RoleSettings(attention_deviations=5, attention_corr=0.5)
     rising = np.linspace(-1, 1, 50, dtype=np.float32)
+    effect = (np.abs(rising.astype(float)) * np.abs(rising.astype(float)) ** 3).sum() / np.abs(rising).sum()
     up = {"activation": rising, "delta_bos": rising**3, "delta_norm": -rising}
     assert roles.judge(up, 6.0, settings)["role"] == "attention_deactivation"
+    assert roles.judge(up, 6.0, settings)["bos_effect"] == pytest.approx(effect)
+    faint = up | {"delta_bos": np.float32(0.0099 / effect) * rising**3}  # as good a correlation
+    assert roles.judge(faint, 6.0, settings)["bos_effect"] == pytest.approx(0.0099, rel=1e-4)
+    assert roles.judge(faint, 6.0, settings)["role"] is None
+    assert roles.judge(faint, 6.0, RoleSettings(attention_effect=0.0098))["role"] == "attention_deactivation"
+    assert roles.judge(up | {"activation": 0 * rising}, 6.0, settings)["bos_effect"] is None
     assert roles.judge(up, 4.9, settings)["role"] is None
     assert roles.judge(up, -6.0, settings)["role"] is None
     assert roles.judge(up | {"delta_norm": rising}, 6.0, settings)["role"] is None  # it attends to BOS and writes more
@@ -537,6 +590,24 @@ def test_no_role_without_confirmation():
     assert roles.judge(up, 6.0, settings)["spearman_bos_norm"] == pytest.approx(-1)
 
 
+def test_candidates_are_spread_over_heads_and_heads_with_a_sink_come_first():
+    model = bare("gpt2", n_layer=3)
+    scores = roles.bos_scores(model, processed_weights(model), BOS, DISTANCES)
+    z = scores.z.flatten(0, -3).numpy()
+    chosen = roles.candidates(scores, 6)
+    for sign, some in ((1, chosen.filter(pl.col("z") > 0)), (-1, chosen.filter(pl.col("z") < 0))):
+        best = [np.sort(sign * z[: 24 * layer, layer, head])[::-1] for layer in (1, 2) for head in (0, 1)]
+        seconds = sorted((one[1] for one in best), reverse=True)[:2]
+        expected = sorted([*(one[0] for one in best), *seconds], reverse=True)
+        np.testing.assert_allclose((sign * some["z"]).to_numpy(), expected, rtol=1e-6)
+        for row in some.iter_rows(named=True):
+            at = z[24 * row["layer"] + row["neuron"], row["head_layer"], row["head"]]
+            assert row["z"] == pytest.approx(float(at))
+    sinks = torch.zeros(3, 2, dtype=torch.bool)
+    sinks[2, 1] = sinks[0, 0] = True  # no neuron stands before layer 0
+    assert set(roles.candidates(scores, 6, sinks).select("head_layer", "head").rows()) == {(2, 1)}
+
+
 def tables(model, pairs=3):
     scores = roles.bos_scores(model, processed_weights(model), BOS, DISTANCES)
     settings = RoleSettings(attention_pairs=pairs)
@@ -551,7 +622,7 @@ def test_tables_and_figures(name):
     scores, pairs, samples = tables(model)
     assert pairs["positions"].to_list() == [2 * CONTEXT // 2] * 6
     assert set(samples["row"].unique()) == {0, 1}
-    heads = roles.heads_table(scores, roles.value_norms(model, IDS))
+    heads = roles.heads_table(scores, roles.at_bos(model, IDS))
     assert heads.schema == pl.Schema(roles.HEADS_SCHEMA)
     assert heads.select("head_layer", "head").rows() == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert heads["score_low"].null_count() == 2
@@ -580,7 +651,7 @@ def test_a_model_of_one_layer_has_no_pairs():
     assert len(histogram) == 0
     assert attention_neurons(histogram, pairs, samples, "none") is None
     assert attention_pairs(pairs, samples, "none") is None
-    assert len(roles.heads_table(scores, roles.value_norms(model, IDS))) == 2
+    assert len(roles.heads_table(scores, roles.at_bos(model, IDS))) == 2
 
 
 def test_both_kinds_of_the_histogram_mix_the_heads_in_the_same_shares():

@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_network
 from hand_written import jackknife_reach, predictions
 
-from universal_neurons.config import RoleSettings
+from universal_neurons.config import QUANTILES, RoleSettings
 from universal_neurons.interventions import Edit, Readout, Trial, frozen_norm, intervene
 from universal_neurons.models import Model, processed_weights
 from universal_neurons.roles.entropy import (
@@ -20,9 +20,11 @@ from universal_neurons.roles.entropy import (
     frequency_candidates,
     frequency_direction,
     null_fraction,
+    spectrum_of,
 )
+from universal_neurons.roles.one_model import OneModel, Sample
 from universal_neurons.statistics import weight_statistics
-from universal_neurons.text import TokenDataset
+from universal_neurons.text import TokenDataset, Vocabulary
 
 VOCABULARY, CONTEXT, WIDTH, D_MLP = 97, 12, 32, 24
 ENTROPY, FREQUENCY, EARLY, LATE = 24 + 5, 24 + 9, 3, 24 + 1
@@ -148,6 +150,24 @@ def test_null_fractions_are_those_of_numpys_singular_vectors(family, width):
     np.testing.assert_allclose(null_fraction(weights, family == "gpt2").numpy(), expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("centred", [True, False])
+def test_the_spectrum_is_numpys(centred):
+    weights = processed_weights(planted())
+    expected = np.linalg.svd(weights.w_u.numpy())[1]
+    found = spectrum_of(weights.w_u, centred)
+    expected = expected[:-1] if centred else expected  # the all-ones direction has 0
+    np.testing.assert_allclose(found.values.numpy(), expected, atol=1e-6 * expected[0])
+    table = found.table("m")
+    assert table["place"].to_list() == list(range(1, len(expected) + 1))
+    np.testing.assert_allclose(table["over_median"].to_numpy(), expected / np.median(expected), atol=1e-6)
+    assert table.filter("null")["place"].to_list() == [len(expected)]
+    assert found.null_tail < 1e-3  # planted
+    plain = torch.randn(300, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = np.linalg.svd(plain.numpy())[1]
+    tail = np.sqrt((values[-2:] ** 2).mean()) / np.median(values)  # two of two hundred are one in a hundred
+    assert spectrum_of(plain, False).null_tail == pytest.approx(tail, rel=1e-6)
+
+
 def test_the_all_ones_direction_gives_no_null_fraction():
     network = tiny_network("gpt2", n_embd=WIDTH, vocab_size=VOCABULARY)
     before = null_fraction(processed_weights(Model(network, "before")), True)
@@ -192,6 +212,66 @@ def test_neurons_like_any_other_have_no_role_where_they_are_candidates():
     assert (table["mediated"] < 0.5).mean() > 0.8
     for mediated, frequency, role in table.select("mediated", "frequency_share", "role").iter_rows():
         assert role == ("entropy" if mediated > 0.5 else "token_frequency" if frequency > 0.5 else None)
+
+
+def test_of_two_neurons_of_equal_weights_the_one_in_the_null_space_is_an_entropy_neuron():
+    """They read the same, and what they write is as long: only where it points differs."""
+    model, tokens, plain = planted.__wrapped__(), rows_of_text(7), 24 + 13
+    mlp = model.hf.transformer.h[1].mlp
+    with torch.no_grad():
+        null = mlp.c_proj.weight[ENTROPY - D_MLP]
+        null = null / null.norm()
+        other = processed_weights(model).w_u[5].float()
+        frequency = mlp.c_proj.weight[FREQUENCY - D_MLP] / mlp.c_proj.weight[FREQUENCY - D_MLP].norm()
+        for direction in (torch.full((WIDTH,), WIDTH**-0.5), null, frequency):
+            other -= (other @ direction) * direction
+        for number, direction in ((ENTROPY, null), (plain, other / other.norm())):
+            mlp.c_proj.weight[number - D_MLP] = direction
+            mlp.c_fc.weight[:, number - D_MLP] = mlp.c_fc.weight[:, plain - D_MLP]
+            mlp.c_fc.bias[number - D_MLP] = mlp.c_fc.bias[plain - D_MLP]
+    means = model.activations(torch.from_numpy(tokens.ids(np.arange(7)))).mean((0, 1))
+    trial = EntropyTrial(
+        model, dict.fromkeys((ENTROPY, plain), "entropy"), means, SETTINGS, *frequency_direction(COUNTS)
+    )
+    trial.add(Trial(model, Readout(model), tokens, np.arange(7), trial.first))
+    weights = processed_weights(model)
+    here, there = trial.ablations(neuron_table(model), weights, null_fraction(weights, True).numpy()).to_dicts()
+    assert here["l2_penalty"] == pytest.approx(there["l2_penalty"])
+    assert (here["role"], there["role"]) == ("entropy", None)
+    assert here["mediated"] > 0.95 > 0.5 > there["mediated"]
+    assert min(here["total_effect"], there["total_effect"]) > 1e-3
+    assert here["null_fraction"] > 0.99 > 0.5 > there["null_fraction"]
+
+
+def test_neurons_are_fixed_to_quantiles_of_their_own():
+    model, tokens = planted(), rows_of_text(7)
+    ids = torch.from_numpy(tokens.ids(np.arange(7)))
+    one = OneModel(
+        model, pl.DataFrame(), Sample(tokens, np.arange(7), Vocabulary(("",), np.ones(1, bool))), RoleSettings(), seed=0
+    )
+    means, seen = one._read_plainly(3 * CONTEXT, list(KINDS))
+    activations = model.activations(ids)[:, 1:].flatten(0, 1)  # all but BOS count
+    torch.testing.assert_close(means, activations.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(seen, activations[:, list(KINDS)].numpy(), rtol=1e-5, atol=1e-6)
+    own = np.quantile(seen, QUANTILES, axis=0).T
+    trial = EntropyTrial(model, KINDS, means, RoleSettings(), *frequency_direction(COUNTS), own=own)
+    trial.add(Trial(model, Readout(model), tokens, np.arange(7), trial.first))
+    fixed = trial.interventions().filter(edit="fix")
+    assert len(fixed) == len(KINDS) * len(QUANTILES)
+    for number, values in zip(KINDS, own):
+        rows = fixed.filter(layer=number // D_MLP, neuron=number % D_MLP)
+        assert rows["quantile"].to_list() == list(QUANTILES)
+        np.testing.assert_allclose(rows["value"].to_numpy(), values, rtol=1e-6)
+        assert rows["value"].is_sorted()
+        for value, loss in zip(values[[0, -1]], rows["loss"].to_numpy()[[0, -1]]):
+            changed = losses(ids, logits_of(ids, number, Edit("fix", float(value))))
+            np.testing.assert_allclose(loss, changed.mean(), rtol=1e-4)
+
+
+def test_the_papers_values_are_an_option():
+    assert RoleSettings(values="paper").fixed_values == (-0.17, 0, 1, 2, 3, 4, 5, 6)
+    assert RoleSettings(values=(1.5, 2)).fixed_values == (1.5, 2)
+    assert RoleSettings().fixed_values == ()
 
 
 def test_interventions_are_means_over_runs_of_their_own():
@@ -341,14 +421,17 @@ def test_controls_are_drawn_from_the_seed():
     assert controls(table, settings, 1, [300]) != controls(table, settings, 2, [300])
 
 
-def test_candidates_by_percentiles_of_the_model():
-    table = random_table(12, 50)
+@pytest.mark.parametrize("shrunk", [1.0, 1e-3])
+def test_candidates_by_percentiles_of_the_late_layers(shrunk):
+    """Also where weight decay has left the last layers smaller weights than all others."""
+    scale = pl.when(pl.col("layer") >= 10).then(shrunk).otherwise(1.0)
+    table = random_table(12, 51).with_columns(pl.col("l2_penalty") * scale)
     alive = ~table["dead"].to_numpy() & np.isfinite(table["vocab_var"].to_numpy())
     columns = {name: table[name].to_numpy() for name in ("l2_penalty", "vocab_kurt", "kurt", "vocab_var")}
-    passed = alive & (np.arange(600) >= 500)
-    passed &= columns["l2_penalty"] >= np.quantile(columns["l2_penalty"][alive], 0.75, method="nearest")
+    late = alive & (np.arange(612) >= 510)
+    passed = late & (columns["l2_penalty"] >= np.quantile(columns["l2_penalty"][late], 0.75, method="nearest"))
     for name in ("vocab_kurt", "kurt"):
-        passed &= columns[name] <= np.quantile(columns[name][alive], 0.9, method="nearest")
+        passed &= columns[name] <= np.quantile(columns[name][late], 0.9, method="nearest")
     expected = sorted(np.flatnonzero(passed), key=lambda n: columns["vocab_var"][n])
     assert len(expected) > 3
     assert entropy_candidates(table, RoleSettings(entropy_neurons=3)) == expected[:3]
@@ -377,4 +460,4 @@ def test_the_papers_cuts(cuts, layers):
     table = pl.DataFrame(rows, schema=names, orient="row").with_columns(pl.col("layer").cast(pl.Int32))
     expected = [9, 10, 8, 7] if cuts == "GPT2-small" else [9, 10, 8]
     assert entropy_candidates(table, RoleSettings(entropy_cuts=cuts, entropy_neurons=9)) == expected
-    assert entropy_candidates(table, RoleSettings(entropy_cuts=cuts)) == expected[:2]
+    assert entropy_candidates(table, RoleSettings(entropy_cuts=cuts, entropy_neurons=2)) == expected[:2]

@@ -35,11 +35,13 @@ from universal_neurons.roles.prediction import (
     class_labels,
     effect_histograms,
     effects_table,
+    relative_roles,
     role_examples,
     roles_of,
     used_tokens,
     with_nearest,
 )
+from universal_neurons.roles.reach import DEVIATIONS, DIRECTIONS, kurtosis_reach
 from universal_neurons.text import Vocabulary
 
 LAYERS, D_MLP, WIDTH = 2, 30, 256
@@ -110,11 +112,12 @@ WEIGHTS = planted_weights()
 STATS = stats_of(WEIGHTS)
 
 
+REACH = kurtosis_reach(WEIGHTS.w_u, centred=False)
 EACH_OFTEN = np.full(len(VOCABULARY), 5)
 
 
 def table(labels=LABELS, weights=WEIGHTS, vocabulary=VOCABULARY, stats=STATS, settings=SETTINGS, counts=EACH_OFTEN):
-    return effects_table("a", weights, stats, vocabulary, counts, labels, settings)
+    return effects_table("a", weights, stats, vocabulary, counts, labels, settings, REACH)
 
 
 def row_of(effects, layer, neuron):
@@ -296,7 +299,7 @@ def test_a_real_model_has_effects(tokenizer):
     weights, vocabulary = processed_weights(model), read_vocabulary(tokenizer, model.vocab_size)
     stats = pl.DataFrame({k: v for k, v in weight_statistics(weights).items() if k.startswith("vocab")})
     labels = class_labels(vocabulary, model.hf.get_input_embeddings().weight)
-    found = effects_table("m", weights, stats, vocabulary, np.full(len(vocabulary), 5), labels, SETTINGS)
+    found = effects_table("m", weights, stats, vocabulary, np.full(len(vocabulary), 5), labels, SETTINGS, REACH)
     assert found["class"].is_not_null().all()
     assert found["class_variance_reduction"].is_between(0, 1).all()
     special = set(np.flatnonzero(vocabulary.special).tolist())
@@ -716,3 +719,52 @@ def test_ensembles_are_drawn():
     nothing = ensembles_table("a", groups, noisy(next_tokens, 9), np.full_like(next_tokens, WORDS - 1), rows)
     assert ensembles_figure(nothing, "Ensembles") is None
     assert ensembles_figure(found.clear(), "Ensembles") is None
+
+
+def test_the_reach_of_an_unembedding_is_scipys():
+    chosen = np.arange(3, len(VOCABULARY), 2)
+    w_u = WEIGHTS.w_u.numpy()
+    norms = np.linalg.norm(w_u, axis=1)
+    directions = w_u[norms > 0] / norms[norms > 0, None]
+    taken = chosen[np.unique(np.linspace(0, len(chosen) - 1, DIRECTIONS).astype(int))]
+    taken = taken[norms[taken] > 0]
+    own = scipy.stats.kurtosis(w_u[taken] / norms[taken, None] @ directions.T, axis=1, fisher=False)
+    found = kurtosis_reach(WEIGHTS.w_u, chosen, centred=False)
+    assert found.tokens == DIRECTIONS
+    assert found.token_kurt == pytest.approx(np.median(own), rel=1e-4)
+    assert found.token_kurt_high == pytest.approx(np.quantile(own, 0.95), rel=1e-4)
+    draws = np.random.default_rng(0).normal(size=(4000, WIDTH))
+    random = scipy.stats.kurtosis(draws @ directions.T / np.linalg.norm(draws, axis=1)[:, None], axis=1, fisher=False)
+    assert found.random_kurt == pytest.approx(random.mean(), abs=4 * random.std() / np.sqrt(DIRECTIONS))
+    assert found.random_kurt_sd == pytest.approx(random.std(), rel=0.3)
+    assert kurtosis_reach(WEIGHTS.w_u, chosen, centred=False) == found
+    halfway = (found.random_kurt + found.token_kurt) / 2
+    assert found.cut(0.5) == max(halfway, found.random_kurt + DEVIATIONS * found.random_kurt_sd)
+    np.testing.assert_allclose(found.shares(np.array([found.random_kurt, halfway, found.token_kurt])), [0, 0.5, 1])
+
+
+def test_a_class_planted_in_a_narrow_unembedding_is_told_by_the_relative_cut_alone():
+    """d² / V is 1.7: even a token's own unembedding stays far below the paper's 10.  Beside the planted neuron stands
+    one of equal norm that writes a random direction."""
+    generator, width = torch.Generator().manual_seed(3), 32
+    w_u = torch.randn(len(VOCABULARY), width, generator=generator, dtype=torch.float64)
+    shared = torch.randn(width, generator=generator, dtype=torch.float64)
+    w_u[list(YEARS)] += 2 * shared
+    w_u -= w_u.mean(0)
+    w_out = torch.randn(1, 6, width, generator=generator, dtype=torch.float64)
+    w_out[0, 2] = w_u[list(YEARS)].mean(0)
+    w_out[0, 3] *= w_out[0, 2].norm() / w_out[0, 3].norm()
+    w_out[0, 4] = -w_out[0, 2]
+    zeros = torch.zeros(1, 6, dtype=torch.float64)
+    weights = ProcessedWeights(
+        w_in=torch.zeros_like(w_out), b_in=zeros, w_up=None, b_up=None, w_out=w_out, w_u=w_u, folded=True,
+        b_out=torch.zeros(1, width, dtype=torch.float64), b_u=torch.zeros(len(VOCABULARY), dtype=torch.float64),
+    )  # fmt: skip
+    reach = kurtosis_reach(w_u, centred=False)
+    assert reach.token_kurt_high < SETTINGS.kurtosis
+    found = effects_table("a", weights, stats_of(weights), VOCABULARY, EACH_OFTEN, LABELS, SETTINGS, reach)
+    assert not {"prediction", "suppression"} & set(found["role"])
+    assert found["role_relative"].to_list() == [None, None, "prediction", None, "suppression", None]
+    assert found["class"][2] == found["class"][4] == "is_year"
+    assert found["kurtosis_share"][2] > SETTINGS.kurtosis_share > found["kurtosis_share"][3]
+    assert relative_roles(stats_of(weights), reach, RoleSettings(kurtosis_share=50)) == [None] * 6

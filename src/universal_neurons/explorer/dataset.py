@@ -52,6 +52,8 @@ TABLES = {  # of what each has a row
     "tokens": "neuron and rank: the tokens of highest mean activation",
     "positions": "neuron and position: mean activation, firing",
     "vocabulary": "token: its string, how often it occurs",
+    "unembeddings": "model: what kurtosis its unembedding allows",
+    "spectrum": "model and direction: how strongly its unembedding reads it",
     "effects": "neuron: its role in prediction, its logit effects",
     "ensembles": "role: what its neurons do together",
     "interventions": "neuron and value: what the model then predicts",

@@ -13,7 +13,7 @@ from universal_neurons.storage import Store
 MOST_ROWS = 20_000
 WHOLE = (
     "thresholds", "layers", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "costs",
-    "convergence", "anchors", "clique_levels", "spans", "correlations",
+    "convergence", "anchors", "clique_levels", "spans", "correlations", "unembeddings",
 )  # fmt: skip
 COUNTED = {  # of a group of units
     "neurons": pl.len(),
@@ -51,8 +51,9 @@ def _counts(store: Store) -> Iterator[tuple[str, pl.DataFrame]]:
         families = store.neurons.group_by("model", "family").agg(**counted)
         yield "families", families.sort(place, "family")
     if store.has("effects"):
-        kinds = [name for name in ("role", "class", "class_group") if name in store.table("effects").columns]
-        classes = store.table("effects").group_by("model", *kinds).len("neurons")
+        effects = store.table("effects")
+        kinds = [name for name in ("role", "role_relative", "class", "class_group") if name in effects.columns]
+        classes = effects.group_by("model", *kinds).len("neurons")
         yield "effects_counts", classes.sort(place, pl.col("neurons") * -1, *kinds).head(MOST_ROWS)
     if store.has("subsets"):
         yield "subsets", _by_subset(store).sort("subset", place)

@@ -82,6 +82,7 @@ TERMS = {
     # what a unit does
     "role": "A unit's role is what it does to the prediction of the next token, or to attention.",
     "effect": "The logit effect of a unit on a token: how much it raises or lowers the token's logit when it fires.",
+    "role_relative": "By a kurtosis that is high for the model's own unembedding, not by the paper's cut.",
     "orientation": "The sign by which activation and weights count: that of the mean activation where MLPs are gated.",
     "prediction": "A prediction neuron raises a class of tokens: its logit effects have a long tail upwards.",
     "suppression": "A suppression neuron lowers a class of tokens: its logit effects have a long tail downwards.",
@@ -90,6 +91,8 @@ TERMS = {
     "token_frequency": "A token-frequency neuron moves the prediction towards or away from how frequent tokens are.",
     "attention_deactivation": "An attention-deactivation neuron makes a later head look at the first token: idle.",
     "attention_activation": "An attention-activation neuron makes a later head look away from the first token.",
+    "bos_effect": "By how much the unit changes a head's attention to the first token where it fires.",
+    "bos_attention": "How much of its attention a head gives the first token, on average.",
     "mediated": "The share of a unit's effect on the loss that goes through the scale of the final norm.",
     "loss_change": "The change of the loss, in nats a token, when the unit is held at its mean.",
     "total_effect": "The size of the change of the loss when the unit is held at its mean, in nats a token.",

@@ -140,7 +140,7 @@ def tokens(rows: pl.DataFrame, context: Context) -> list[Record]:
 
 def effects(rows: pl.DataFrame, context: Context) -> list[Record]:
     """What a unit does to the logits: its role and class, and the tokens that it raises and lowers most."""
-    asked = ("role", "class", "class_group", "class_sign", "orientation", "tokens_left_out")
+    asked = ("role", "class", "class_group", "class_sign", "orientation", "tokens_left_out", "role_relative")
     shown = [name for name in asked if name in rows.columns]
     table = rows.select(*shown, rounded(pl.col("class_variance_reduction")))
     records = records_of(table)

@@ -32,10 +32,17 @@ if TYPE_CHECKING:
         repeated,
     )
     from universal_neurons.interventions.final_norm import FinalNorm, final_residual, frozen_norm
-    from universal_neurons.interventions.heads import Heads, bos_key, projecting
+    from universal_neurons.interventions.heads import Heads, bos_key, hooked, projecting
     from universal_neurons.interventions.losses import Losses, loss, require_predictions, token_losses
     from universal_neurons.interventions.patching import patched, taken
-    from universal_neurons.interventions.paths import path_effects, without_path
+    from universal_neurons.interventions.paths import (
+        Paths,
+        eager_attention,
+        effects_of_paths,
+        path_effects,
+        rows_at_once,
+        without_path,
+    )
     from universal_neurons.interventions.readout import Metrics, Readout, reading_seconds
     from universal_neurons.interventions.trial import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU, Trial, trials
 else:
@@ -54,8 +61,8 @@ else:
                 "repeated",
             ],
             "final_norm": ["FinalNorm", "final_residual", "frozen_norm"],
-            "heads": ["Heads", "bos_key", "projecting"],
-            "paths": ["path_effects", "without_path"],
+            "heads": ["Heads", "bos_key", "hooked", "projecting"],
+            "paths": ["Paths", "eager_attention", "effects_of_paths", "path_effects", "rows_at_once", "without_path"],
             "readout": ["Metrics", "Readout", "reading_seconds"],
             "trial": ["COPIES", "LOGITS_AT_ONCE", "LOGITS_ON_GPU", "Trial", "trials"],
         },

@@ -5,15 +5,15 @@
    at the same position.
 3. Keys, values, other heads and all else are what the model computes; its own code applies the attention.
 
-`without_path` does that to whole forward passes.  `path_effects` measures many neurons of one head: the model runs up
-to the head's block once, then only the block's attention, on copies of its input, in the eager implementation, which
-gives the pattern.
+`without_path` does that to whole forward passes.  `effects_of_paths` measures many neurons of several heads: the model
+runs up to the last head's block once, then only the blocks' attentions, on copies of their input, in the eager
+implementation, which gives the pattern; `path_effects` those of one head.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -131,7 +131,15 @@ def eager_attention(model: Model) -> Iterator[None]:
             config._attn_implementation = implementation
 
 
-@torch.inference_mode()
+class Paths(NamedTuple):
+    """The paths from some neurons of MLP `layer` to the query of one later head."""
+
+    layer: int
+    neurons: Int[Tensor, " neurons"]
+    head_layer: int
+    head: int
+
+
 def path_effects(
     model: Model,
     ids: Int[Tensor, "rows context"],
@@ -145,26 +153,39 @@ def path_effects(
     `activation` of the neuron; `delta_bos`, its path's part of the head's attention to position 0, BOS (a probability);
     `delta_norm`, its path's part of ‖W_O z‖, the size of what the head writes (without the bias that all heads share).
     """
-    heads = _checked(model, layer, neurons, head_layer, head)
-    context = ids.shape[1]
-    most = CPU_ELEMENTS if model.device.type == "cpu" else GPU_ELEMENTS
-    fit = max(1, most // (context * max(heads.n_heads * context, model.d_model)))  # rows
-    watched = _Head(heads, head)
+    return effects_of_paths(model, ids, [Paths(layer, neurons, head_layer, head)])[0]
+
+
+@torch.inference_mode()
+def effects_of_paths(
+    model: Model, ids: Int[Tensor, "rows context"], paths: Sequence[Paths]
+) -> list[dict[str, Float[Tensor, "neurons rows context"]]]:
+    """`path_effects` of the paths to several heads, the model running once for all of them."""
+    watched = [_Head(model, path) for path in paths]
+    if not watched:
+        return []
+    fit = rows_at_once(model, ids.shape[1])
     with eager_attention(model), model.evaluating():
-        parts = [
-            _effects(model, batch, layer, neurons.to(model.device), watched, max(1, fit // len(batch)))
-            for batch in ids.split(fit)
-        ]
-    return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+        parts = [_effects(model, batch, watched, max(1, fit // len(batch))) for batch in ids.split(fit)]
+    return [{name: torch.cat([part[name] for part in of_head], 1) for name in of_head[0]} for of_head in zip(*parts)]
+
+
+def rows_at_once(model: Model, context: int) -> int:
+    """How many rows have their attention patterns and residual stream in memory together."""
+    most = CPU_ELEMENTS if model.device.type == "cpu" else GPU_ELEMENTS
+    return max(1, most // (context * max(Heads(model, 0).n_heads * context, model.d_model)))
 
 
 class _Head:
-    """One head that is watched: its attention to BOS and the size of its output."""
+    """One head that is watched: its attention to BOS and the size of its output; and the neurons whose paths go."""
 
-    def __init__(self, heads: Heads, head: int) -> None:
-        self.heads = heads
-        self.head = head
-        self.w_o = heads.w_o[head].float()
+    def __init__(self, model: Model, paths: Paths) -> None:
+        self.heads = _checked(model, *paths)
+        self.head = paths.head
+        self.layer = paths.layer
+        self.neurons = paths.neurons.to(model.device)
+        self.w_out = model.written(paths.layer)[self.neurons]
+        self.w_o = self.heads.w_o[paths.head].float()
 
     def watch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Attention to position 0, BOS, and ‖W_O z‖, (rows, context) each, of one call of the block's attention."""
@@ -178,19 +199,38 @@ class _Head:
         return pattern[:, self.head, :, 0].float(), (head_output @ self.w_o.T).norm(dim=-1)
 
 
-def _effects(model: Model, ids: Tensor, layer: int, neurons: Tensor, watched: _Head, at_once: int) -> dict[str, Tensor]:
-    heads, head = watched.heads, watched.head
-    activations, residual, args, kwargs = _before_attention(model, ids, layer, heads)
-    attention, size = watched.watch(args, kwargs)
-    w_out = model.written(layer)
-    activation = activations[..., neurons].permute(2, 0, 1)
+class _Reached(Exception):
+    """The forward pass came as far as it was to go."""
+
+
+class _Seen:
+    """What one forward pass leaves: activations of each watched head's neurons, by its place, and by layer the
+    residual stream before a head's block and the call of that block's attention."""
+
+    def __init__(self) -> None:
+        self.activations: dict[int, Tensor] = {}
+        self.residuals: dict[int, Tensor] = {}
+        self.calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+
+def _effects(model: Model, ids: Tensor, watched: Sequence[_Head], at_once: int) -> list[dict[str, Tensor]]:
+    """What the paths of every watched head do, on some rows."""
+    seen = _before_attentions(model, ids, watched)
+    return [_effects_on(one, place, seen, len(ids), at_once) for place, one in enumerate(watched)]
+
+
+def _effects_on(one: _Head, place: int, seen: _Seen, rows: int, at_once: int) -> dict[str, Tensor]:
+    args, kwargs = seen.calls[one.heads.layer]
+    residual = seen.residuals[one.heads.layer]
+    attention, size = one.watch(args, kwargs)
+    activation = seen.activations[place]
     delta_bos, delta_norm = [], []
-    for piece, numbers in zip(activation.split(at_once), neurons.split(at_once)):
-        parts = piece[..., None] * w_out[numbers][:, None, None]
-        queries = queries_without(heads, head, residual.expand_as(parts), parts).flatten(0, 1)
-        edit = partial(_replace, heads, head, queries.clone)
-        with hooked(partial(heads.query.register_forward_hook, edit)):
-            ablated_attention, ablated_size = watched.watch(*repeated((args, kwargs), len(ids), len(piece)))
+    for piece, w_out in zip(activation.split(at_once), one.w_out.split(at_once)):
+        parts = piece[..., None] * w_out[:, None, None]
+        queries = queries_without(one.heads, one.head, residual.expand_as(parts), parts).flatten(0, 1)
+        edit = partial(_replace, one.heads, one.head, queries.clone)
+        with hooked(partial(one.heads.query.register_forward_hook, edit)):
+            ablated_attention, ablated_size = one.watch(*repeated((args, kwargs), rows, len(piece)))
         delta_bos.append(attention - ablated_attention.unflatten(0, (len(piece), -1)))
         delta_norm.append(size - ablated_size.unflatten(0, (len(piece), -1)))
     return {
@@ -200,28 +240,30 @@ def _effects(model: Model, ids: Tensor, layer: int, neurons: Tensor, watched: _H
     }
 
 
-class _Reached(Exception):
-    """The forward pass came as far as it was to go."""
+def _before_attentions(model: Model, ids: Tensor, watched: Sequence[_Head]) -> _Seen:
+    """One forward pass, as far as the attention of the last watched head."""
+    seen = _Seen()
+    heads_of = {one.heads.layer: one.heads for one in watched}
+    last = max(heads_of)
 
+    def take(layer: int, activation: Tensor) -> None:
+        by_row = activation.reshape(*ids.shape, model.units.widths[layer])
+        for place, one in enumerate(watched):
+            if one.layer == layer:
+                seen.activations[place] = by_row[..., one.neurons].permute(2, 0, 1)
 
-def _before_attention(
-    model: Model, ids: Tensor, layer: int, heads: Heads
-) -> tuple[Tensor, Tensor, tuple[Any, ...], dict[str, Any]]:
-    """Activations of a layer, the residual stream before a later block, and the call of that block's attention."""
-    seen: dict[str, Any] = {}
+    def reach(layer: int, _m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.calls[layer] = args, kwargs
+        if layer == last:
+            raise _Reached
 
-    def reach(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen["call"] = args, kwargs
-        raise _Reached
+    def before(layer: int, _m: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.residuals[layer] = args[0]
 
-    with (
-        hooked(
-            partial(model.read, layer, lambda activation: seen.update(activation=activation)),
-            partial(heads.norm.register_forward_pre_hook, lambda _m, args: seen.update(residual=args[0])),
-            partial(heads.module.register_forward_pre_hook, reach, with_kwargs=True),
-        ),
-        contextlib.suppress(_Reached),
-    ):
+    reads = [partial(model.read, layer, partial(take, layer)) for layer in sorted({one.layer for one in watched})]
+    for layer, heads in heads_of.items():
+        reads.append(partial(heads.norm.register_forward_pre_hook, partial(before, layer)))
+        reads.append(partial(heads.module.register_forward_pre_hook, partial(reach, layer), with_kwargs=True))
+    with hooked(*reads), contextlib.suppress(_Reached):
         model.forward(ids)
-    args, kwargs = seen["call"]
-    return seen["activation"].reshape(*ids.shape, model.units.widths[layer]), seen["residual"], args, kwargs
+    return seen

@@ -24,6 +24,7 @@ from universal_neurons.report.opening import opening_sentences
 from universal_neurons.report.other_threshold import threshold_sentence
 from universal_neurons.report.summary import (
     MODEL_FACTS,
+    RELATIVE,
     asker_lines,
     basis_tests,
     family_rows,
@@ -38,7 +39,7 @@ from universal_neurons.report.summary import (
     unsure_marks,
     words_of,
 )
-from universal_neurons.roles import role_rows
+from universal_neurons.roles import relative_rows, role_rows
 from universal_neurons.storage import Results, Store
 from universal_neurons.study import FIT_FACTS, fit_rows
 from universal_neurons.units import unit_name
@@ -208,10 +209,10 @@ def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
         "convergence": pictures.get("convergence"),
         "families": family_rows(store) if store.has("labels") else [],
         "family_words": words_of(SAID_OF_FAMILIES),
-        "role_words": words_of(SAID_OF_ROLES),
+        "role_words": words_of(SAID_OF_ROLES | RELATIVE),
         "unexplained": short(store.config.unexplained),
         "family_pictures": _starting(pictures, FAMILY_FIGURES),
-        "roles": role_rows(store) if store.has("effects") else [],
+        "roles": [*role_rows(store), *relative_rows(store)] if store.has("effects") else [],
         "role_pictures": _starting(pictures, ("role-",)),
         "property_pictures": _starting(pictures, PROPERTY_FIGURES),
         "subsets": pictures.get("subsets"),

@@ -15,7 +15,7 @@ from universal_neurons.legible import legible
 from universal_neurons.matching import singled_out
 from universal_neurons.report.counts import clique_lines
 from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, only_sentence, short
-from universal_neurons.roles import role_rows
+from universal_neurons.roles import relative_rows, role_rows
 from universal_neurons.storage import Store
 from universal_neurons.study import FIT_FACTS, fit_rows
 from universal_neurons.terminal import ModelsTable, TextTable, plain, shown
@@ -178,9 +178,13 @@ def families_view(store: Store) -> Group:
     return _counts_view(store, "family", family_rows(store), SAID_OF_FAMILIES, title)
 
 
+RELATIVE = {"relative": "with a kurtosis that is high among those that the model's unembedding allows"}
+
+
 def roles_view(store: Store) -> Group:
     """How many neurons of each model have each role, and what the roles are."""
-    return _counts_view(store, "role", role_rows(store), SAID_OF_ROLES, "What the neurons do")
+    rows = [*role_rows(store), *relative_rows(store)]
+    return _counts_view(store, "role", rows, SAID_OF_ROLES | RELATIVE, "What the neurons do")
 
 
 def _counts_view(

@@ -1,5 +1,6 @@
 """What do neurons do?  Their roles in the prediction of the next token and in attention (paper §5).
 
+reach       what kurtosis a model's unembedding allows: the cuts that it is judged by
 prediction  prediction, suppression and partition neurons, alone and together
 ensembles   what neurons of one class do together
 entropy     entropy neurons, by way of the final norm; token frequency neurons
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
         with_oriented_skew,
     )
     from universal_neurons.roles.one_model import ROLE_TABLES
-    from universal_neurons.roles.overview import neuron_lines, role_rows
+    from universal_neurons.roles.overview import neuron_lines, relative_rows, role_rows, unembedding_lines
     from universal_neurons.roles.stage import Roles, require_roles, vocabulary_of
     from universal_neurons.roles.worth import DRAWS, EQUAL, LARGEST, RANDOM, Worth
 else:
@@ -38,7 +39,7 @@ else:
             "one_model": ["ROLE_TABLES"],
             "stage": ["Roles", "require_roles", "vocabulary_of"],
             "nearest": ["best_pairs", "effects_shown", "role_candidates", "tried_first", "with_oriented_skew"],
-            "overview": ["neuron_lines", "role_rows"],
+            "overview": ["neuron_lines", "relative_rows", "role_rows", "unembedding_lines"],
             "worth": ["DRAWS", "EQUAL", "LARGEST", "RANDOM", "Worth"],
         },
     )

@@ -1,6 +1,6 @@
 """Attention (de)activation neurons: they switch a later head off by sending its attention to BOS, or on (paper §6).
 
-A head that attends to BOS does nothing, where what it reads there is small (`value_norms`).  A neuron that writes along
+A head that attends to BOS does nothing, where what it reads there is small (`at_bos`).  A neuron that writes along
 what a head's query reads of the key of BOS therefore switches that head:
 
     h = scaling · (w_out / ‖w_out‖)ᵀ W_Qᵀ k̄_BOS
@@ -9,11 +9,14 @@ is what a unit of the neuron's output adds to the head's score for BOS.  h > 0: 
 attends more to BOS and writes less: **deactivation**; h < 0: **activation**.  h is compared with the same of random
 directions (z).  It is a heuristic: of the best pairs the path from neuron to query is taken away (`paths`), and the
 change seen.  Changes are original − ablated, what the path does: under deactivation the attention to BOS grows with
-the activation (ρ(activation, Δp_BOS) > 0) and the output shrinks as it grows (ρ(Δp_BOS, Δ‖W_O z‖) < 0).
+the activation (ρ(activation, Δp_BOS) > 0) and the output shrinks as it grows (ρ(Δp_BOS, Δ‖W_O z‖) < 0).  Correlations
+say nothing of sizes, so the change must also amount to something (`bos_effect`); where a head hardly attends to BOS
+(`bos_attention`) it cannot, so heads that do come first among the candidates, and every head's best before its others.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -22,23 +25,31 @@ import polars as pl
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from universal_neurons.config import RoleSettings
-from universal_neurons.interventions import Heads, bos_key, path_effects, projecting
+from universal_neurons.interventions import (
+    Heads,
+    Paths,
+    bos_key,
+    eager_attention,
+    effects_of_paths,
+    hooked,
+    projecting,
+    rows_at_once,
+)
 from universal_neurons.models import Model, ProcessedWeights
 from universal_neurons.statistics import seed_of, unit
 from universal_neurons.units import Units
 
 DIRECTIONS = 4096  # random ones
 SAMPLES = 2000  # positions of a pair that the scatter shows
-FORWARD_POSITIONS = 4096
 BINS = 80
 PAIR_KEY = {"model": pl.String, "layer": pl.Int32, "neuron": pl.Int32, "head_layer": pl.Int32, "head": pl.Int32}
 PAIRS_SCHEMA: dict[str, Any] = PAIR_KEY | {
     "score": pl.Float64, "z": pl.Float64, "positions": pl.Int64, "delta_bos": pl.Float64, "delta_norm": pl.Float64,
     "pearson_activation_bos": pl.Float64, "spearman_activation_bos": pl.Float64, "pearson_bos_norm": pl.Float64,
-    "spearman_bos_norm": pl.Float64, "role": pl.String,
+    "spearman_bos_norm": pl.Float64, "bos_effect": pl.Float64, "role": pl.String,
 }  # fmt: skip
 SAMPLES_SCHEMA: dict[str, Any] = PAIR_KEY | {
     "row": pl.Int32, "position": pl.Int32,
@@ -47,7 +58,7 @@ SAMPLES_SCHEMA: dict[str, Any] = PAIR_KEY | {
 HEADS_SCHEMA: dict[str, Any] = {
     "model": pl.String, "head_layer": pl.Int32, "head": pl.Int32, "random_mean": pl.Float64, "random_sd": pl.Float64,
     "score_low": pl.Float64, "score_high": pl.Float64, "bos_value_norm": pl.Float64, "value_norm": pl.Float64,
-    "ratio": pl.Float64,
+    "ratio": pl.Float64, "bos_attention": pl.Float64,
 }  # fmt: skip
 HISTOGRAM_SCHEMA: dict[str, Any] = {
     "model": pl.String, "kind": pl.String, "low": pl.Float64, "high": pl.Float64, "count": pl.Int64,
@@ -119,17 +130,29 @@ def bos_scores(
     return BosScores(model.name, neurons, random.float(), weights.units)
 
 
+def tried_at(
+    ids: Int[Tensor, "rows context"], counted: Bool[Tensor, "rows context"] | None
+) -> Bool[Tensor, "rows context"]:
+    """Where attention to BOS is asked about: the second half of the context, `counted` positions if given; on CPU."""
+    keep = torch.zeros(ids.shape, dtype=torch.bool)
+    keep[:, ids.shape[1] // 2 :] = True
+    return keep if counted is None else keep & counted.cpu()
+
+
 @torch.inference_mode()
-def value_norms(
+def at_bos(
     model: Model, ids: Int[Tensor, "rows context"], counted: Bool[Tensor, "rows context"] | None = None
 ) -> dict[str, Float[Tensor, "layers heads"]]:
-    """How much there is to read at BOS: `bos_value_norm` is ‖W_O v‖ of the first token of the rows, which is BOS;
-    `value_norm` the median over all other tokens (other positions with other tokens, `counted` if given); `ratio` the
-    second over the first (paper §6: median 19.4 in GPT2-medium).  Values include their bias.
+    """What every head does at BOS, the first token of the rows.
+
+    `bos_value_norm` is ‖W_O v‖ there, `value_norm` the median over all other tokens (other positions with other tokens,
+    `counted` if given), `ratio` the second over the first (paper §6: median 19.4 in GPT2-medium); values include their
+    bias.  `bos_attention` is the mean attention to BOS of the positions `tried_at`; NaN where there is none.
     """
     every = [Heads(model, layer) for layer in range(model.n_layers)]
     grams = [heads.w_o.transpose(1, 2) @ heads.w_o for heads in every]
     norms: list[list[Tensor]] = [[] for _ in every]
+    attention: list[list[Tensor]] = [[] for _ in every]
 
     def measure(layer: int, projected: Tensor) -> None:
         values = every[layer].values(projected).double()
@@ -139,18 +162,25 @@ def value_norms(
     others = (ids != ids[:, :1]).cpu()
     if counted is not None:
         others &= counted.cpu()
-    with projecting(model, "value", measure):
-        for rows in ids.split(max(1, FORWARD_POSITIONS // ids.shape[1])):
+
+    def look(layer: int, _m: nn.Module, _args: Any, output: tuple[Tensor, ...]) -> None:
+        attention[layer].append(output[1][..., 0].transpose(1, 2).float().cpu())
+
+    looking = [partial(heads.module.register_forward_hook, partial(look, heads.layer)) for heads in every]
+    with eager_attention(model), projecting(model, "value", measure), hooked(*looking):
+        for rows in ids.split(rows_at_once(model, ids.shape[1])):
             model.forward(rows)
     by_layer = [torch.cat(layer) for layer in norms]
     bos = torch.stack([layer[0, 0] for layer in by_layer])
     other = torch.stack([torch.from_numpy(np.median(layer[others].numpy(), axis=0)) for layer in by_layer])
-    return {"bos_value_norm": bos, "value_norm": other, "ratio": other / bos}
+    later = tried_at(ids, counted)
+    to_bos = torch.stack([torch.cat(layer)[later].double().mean(0) for layer in attention])
+    return {"bos_value_norm": bos, "value_norm": other, "ratio": other / bos, "bos_attention": to_bos}
 
 
-def heads_table(scores: BosScores, norms: dict[str, Float[Tensor, "layers heads"]]) -> pl.DataFrame:
+def heads_table(scores: BosScores, seen: dict[str, Float[Tensor, "layers heads"]]) -> pl.DataFrame:
     """A row per head: h of random directions (mean, standard deviation) and the extremes over earlier neurons (null
-    in the first layer), with `value_norms`."""
+    in the first layer), with what is seen `at_bos`."""
     layers, heads = scores.random.shape[1:]
     flat = scores.flat
     low, high = flat.nan_to_num(nan=torch.inf).amin(0), flat.nan_to_num(nan=-torch.inf).amax(0)
@@ -160,10 +190,11 @@ def heads_table(scores: BosScores, norms: dict[str, Float[Tensor, "layers heads"
         "head_layer": np.repeat(np.arange(layers), heads),
         "head": np.tile(np.arange(heads), layers),
     }
-    data |= {name: column.double().flatten().numpy() for name, column in (columns | norms).items()}
+    data |= {name: column.double().flatten().numpy() for name, column in (columns | seen).items()}
     table = pl.DataFrame(data).cast(pl.Schema(HEADS_SCHEMA)).select(*HEADS_SCHEMA)
     return table.with_columns(
-        pl.when(pl.col(name).is_finite()).then(pl.col(name)) for name in ("score_low", "score_high", "ratio")
+        pl.when(pl.col(name).is_finite()).then(pl.col(name))
+        for name in ("score_low", "score_high", "ratio", "bos_attention")
     )
 
 
@@ -191,19 +222,27 @@ def scores_histogram(scores: BosScores) -> pl.DataFrame:
     ).cast(pl.Schema(HISTOGRAM_SCHEMA))
 
 
-def candidates(scores: BosScores, most: int) -> pl.DataFrame:
-    """The pairs of neuron and later head with the highest z > 0 and the lowest z < 0, at most so many of each sign:
-    model, layer, neuron, head_layer, head, score, z; positive ones first, the furthest out first."""
-    z = scores.z.flatten()
+def candidates(scores: BosScores, most: int, sinks: Bool[Tensor, "layers heads"] | None = None) -> pl.DataFrame:
+    """Pairs of neuron and later head with z furthest above and below 0, at most so many of each sign: model, layer,
+    neuron, head_layer, head, score, z; positive ones first, the furthest out first.
+
+    Pairs of heads that are `sinks` (attend to BOS) are taken before others, and every head's best before a second one.
+    """
+    z = scores.z.flatten(0, -3)
     rows = []
     for sign in (1, -1):
-        signed = (sign * z).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
-        best = signed.topk(min(most, len(signed)))
-        for index in best.indices[best.values > 0].tolist():
-            number, head_layer, head = (int(part) for part in np.unravel_index(index, scores.flat.shape))
-            layer, neuron = scores.units.place_of(number)
-            score = float(scores.flat[number, head_layer, head])
-            rows.append((scores.model, layer, neuron, head_layer, head, score, float(z[index])))
+        signed = (sign * z).nan_to_num(nan=-torch.inf, posinf=-torch.inf).flatten(1)
+        best = signed.topk(min(most, len(signed)), 0)
+        values, numbers = best.values.flatten().numpy(), best.indices.flatten().tolist()
+        nth, heads = (place.ravel() for place in np.indices(best.values.shape))
+        idle = np.zeros(len(heads), bool) if sinks is None else ~sinks.flatten().cpu().numpy()[heads]
+        order = np.lexsort([-values, nth, idle])
+        taken = order[values[order] > 0][:most]
+        for place in taken[np.argsort(-values[taken], kind="stable")].tolist():
+            layer, neuron = scores.units.place_of(numbers[place])
+            head_layer, head = divmod(int(heads[place]), z.shape[-1])
+            score = float(scores.flat[numbers[place], head_layer, head])
+            rows.append((scores.model, layer, neuron, head_layer, head, score, sign * float(values[place])))
     return pl.DataFrame(rows, schema=dict(list(PAIRS_SCHEMA.items())[:7]), orient="row")
 
 
@@ -214,26 +253,25 @@ def attention_table(
     scores: BosScores,
     *,
     counted: Bool[Tensor, "rows context"] | None = None,
+    bos_attention: Float[Tensor, "layers heads"] | None = None,
     seed: int = 0,
     orientation: Float[np.ndarray, " neurons"] | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The best pairs (`candidates`, `attention_pairs` of each sign) with their path ablated on rows that begin with
-    BOS, over all positions of the second half of the context (`counted` ones if given).  Activations are taken times
-    the neurons' `orientation`, as `scores` are.
+    BOS, at the positions `tried_at`.  With `bos_attention` heads above `attention_sink` come first.  Activations are
+    taken times the neurons' `orientation`, as `scores` are.
 
     Pairs: PAIRS_SCHEMA; changes are original − ablated, `delta_bos` of a probability, `delta_norm` of ‖W_O z‖, means;
     correlations over positions, null where a side does not change.  `role` is attention_deactivation where z >
     `attention_deviations` and both ρ(activation, Δp_BOS), Pearson's and Spearman's, > `attention_corr`;
     attention_activation where all three lie as far below 0; both only where ρ(Δp_BOS, Δ‖W_O z‖) < 0, so that more
-    attention to BOS is less written; else null: a nearest candidate.
+    attention to BOS is less written, and where `bos_effect` is at least `attention_effect` the same way; else null: a
+    nearest candidate.
     Samples: SAMPLES_SCHEMA, at most 2000 positions a pair, drawn with `seed`.
     """
-    chosen = candidates(scores, settings.attention_pairs).to_dicts()
-    context = ids.shape[1]
-    keep = torch.zeros(ids.shape, dtype=torch.bool)
-    keep[:, context // 2 :] = True
-    if counted is not None:
-        keep &= counted.cpu()
+    sinks = None if bos_attention is None else bos_attention >= settings.attention_sink
+    chosen = candidates(scores, settings.attention_pairs, sinks).to_dicts()
+    keep = tried_at(ids, counted)
     rows, positions = (place.numpy() for place in keep.nonzero(as_tuple=True))
     draw = np.random.default_rng(seed_of("paths", seed))
     shown = np.sort(draw.choice(len(rows), min(SAMPLES, len(rows)), replace=False))
@@ -244,10 +282,12 @@ def attention_table(
         return pair["layer"], pair["head_layer"], pair["head"]
 
     by_pair: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
-    for (layer, head_layer, head), pairs_of_path in groupby(sorted(chosen, key=path), key=path):
-        neurons = [pair["neuron"] for pair in pairs_of_path]
+    by_head = {key: [pair["neuron"] for pair in pairs] for key, pairs in groupby(sorted(chosen, key=path), key=path)}
+    paths = []
+    for (layer, head_layer, head), neurons in by_head.items():
         within = model.units.within_layers(model.units.number_of(layer, neuron) for neuron in neurons)
-        effects = path_effects(model, ids, layer, torch.tensor(within), head_layer, head)
+        paths.append(Paths(layer, torch.tensor(within), head_layer, head))
+    for ((layer, head_layer, head), neurons), effects in zip(by_head.items(), effects_of_paths(model, ids, paths)):
         for place, neuron in enumerate(neurons):
             columns = {name: effect[place].cpu()[keep].numpy() for name, effect in effects.items()}
             if orientation is not None:
@@ -270,15 +310,24 @@ def judge(effects: dict[str, np.ndarray], z: float, settings: RoleSettings) -> d
     with_norm = dict(zip(("pearson_bos_norm", "spearman_bos_norm"), _correlations(bos, norm)))
     writes_less = all(value is not None and value < 0 for value in with_norm.values())
     along = [value for value in seen.values() if value is not None] or [0.0]
+    effect = bos_effect(activation, bos)
+    sign = 1 if z > 0 else -1
+    out = z * sign > settings.attention_deviations
+    counts = effect is not None and effect * sign >= settings.attention_effect
     role = None
-    if writes_less and z > settings.attention_deviations and min(along) > settings.attention_corr:
-        role = "attention_deactivation"
-    elif writes_less and z < -settings.attention_deviations and max(along) < -settings.attention_corr:
-        role = "attention_activation"
+    if writes_less and out and counts and min(value * sign for value in along) > settings.attention_corr:
+        role = "attention_deactivation" if sign > 0 else "attention_activation"
     means = {
         name: float(v.mean(dtype=float)) if len(v) else None for name, v in (("delta_bos", bos), ("delta_norm", norm))
     }
-    return {"positions": len(bos)} | means | seen | with_norm | {"role": role}
+    return {"positions": len(bos)} | means | seen | with_norm | {"bos_effect": effect, "role": role}
+
+
+def bos_effect(activation: Float[np.ndarray, " positions"], bos: Float[np.ndarray, " positions"]) -> float | None:
+    """Σ a Δp / Σ |a|: the mean change of attention to BOS where the neuron fires, each position weighing as much as it
+    does there; the changes of negative activations count the other way.  None for one that is silent."""
+    weight = np.abs(activation).sum(dtype=float)
+    return float((activation.astype(float) * bos).sum() / weight) if weight > 0 else None
 
 
 def _correlations(left: np.ndarray, right: np.ndarray) -> tuple[float | None, float | None]:

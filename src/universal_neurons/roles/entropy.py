@@ -2,8 +2,9 @@
 
 Such a neuron writes with a large norm into directions that the unembedding hardly reads: the residual grows, the norm
 divides by more, all logits shrink.  Candidates are found by their weights, shown by fixing their activation to a row
-of values beside random controls, and judged by what share of their effect goes through the norm: with the scale
-frozen, it is gone.  Token-frequency neurons move predictions along the tokens' log frequency instead.
+of values (quantiles of their own) beside random controls, and judged by what share of their effect goes through the
+norm: with the scale frozen, it is gone.  How little the unembedding reads at the least is its `Spectrum`: without such
+directions there are no entropy neurons.  Token-frequency neurons move predictions along log frequency instead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from universal_neurons.config import RoleSettings
+from universal_neurons.config import QUANTILES, RoleSettings
 from universal_neurons.interventions import Edit, Metrics, Trial
 from universal_neurons.models import Model, ProcessedWeights
 from universal_neurons.statistics import jackknife, seed_of, unit
@@ -30,42 +31,84 @@ CUTS: dict[str, dict[str, float]] = {  # the paper's notebooks
 }
 
 
-def null_fraction(weights: ProcessedWeights, centred: bool) -> Float[Tensor, " neurons"]:
-    """‖V₀ᵀ w_out‖ / ‖w_out‖: the share of a neuron's output that the unembedding hardly reads.
+@dataclass(frozen=True)
+class Spectrum:
+    """How strongly a processed unembedding reads the directions of the residual stream: its singular `values`, the
+    largest first, and V₀, the bottom k = max(1, round(.01 d)) singular directions, its `null` space if it has one.
 
-    V₀ are the bottom k = max(1, round(.01 d)) singular directions of the processed unembedding, with `centred` within
-    the mean-free subspace (whatever is centred has the all-ones direction in its null space trivially).
+    Of models that are centred, within the mean-free subspace: the all-ones direction is in their null space trivially.
     """
-    width = weights.w_u.shape[1]
-    basis = torch.eye(width, dtype=torch.float64, device=weights.w_u.device)
+
+    values: Float[Tensor, " directions"]
+    null: Float[Tensor, "d_model k"]
+
+    @property
+    def over_median(self) -> Float[np.ndarray, " directions"]:
+        """The singular values in units of their median."""
+        values = self.values.cpu().numpy()
+        return values / np.median(values)
+
+    @property
+    def null_tail(self) -> float:
+        """Root mean square of V₀'s singular values over the median of all: how strongly V₀ is read after all."""
+        return float(np.sqrt(np.square(self.over_median[-self.null.shape[1] :]).mean()))
+
+    def null_fraction(self, w_out: Float[Tensor, "neurons d_model"]) -> Float[Tensor, " neurons"]:
+        """‖V₀ᵀ w_out‖ / ‖w_out‖: the share of a neuron's output that the unembedding hardly reads."""
+        return (unit(w_out) @ self.null).norm(dim=1)
+
+    def table(self, model: str) -> pl.DataFrame:
+        """A row per direction: `model`, `place` (1: the largest), `singular_value`, `over_median`, `null`."""
+        count = len(self.values)
+        return pl.DataFrame(
+            {
+                "model": [model] * count,
+                "place": pl.Series(range(1, count + 1), dtype=pl.Int32),
+                "singular_value": self.values.cpu().numpy(),
+                "over_median": self.over_median,
+                "null": [place >= count - self.null.shape[1] for place in range(count)],
+            }
+        )
+
+
+def spectrum_of(w_u: Float[Tensor, "vocabulary d_model"], centred: bool) -> Spectrum:
+    """The spectrum of a processed unembedding, with `centred` within the mean-free subspace."""
+    width = w_u.shape[1]
+    basis = torch.eye(width, dtype=torch.float64, device=w_u.device)
     if centred:
         basis = torch.linalg.qr(torch.cat([torch.ones_like(basis[:, :1]), basis[:, 1:]], 1)).Q[:, 1:]
-    read = weights.w_u @ basis
-    directions = torch.linalg.eigh(read.T @ read).eigenvectors[:, : max(1, round(NULL_SHARE * width))]
-    return (unit(weights.w_out.flatten(0, -2)) @ (basis @ directions)).norm(dim=1)
+    read = w_u @ basis
+    found = torch.linalg.eigh(read.T @ read)
+    values = found.eigenvalues.clamp_min(0).sqrt().flip(0)
+    return Spectrum(values, basis @ found.eigenvectors[:, : max(1, round(NULL_SHARE * width))])
+
+
+def null_fraction(weights: ProcessedWeights, centred: bool) -> Float[Tensor, " neurons"]:
+    """‖V₀ᵀ w_out‖ / ‖w_out‖ of every neuron (`Spectrum`)."""
+    return spectrum_of(weights.w_u, centred).null_fraction(weights.w_out.flatten(0, -2))
 
 
 def entropy_candidates(neurons: pl.DataFrame, settings: RoleSettings) -> list[int]:
     """Flat numbers of a model's likeliest entropy neurons, best first; `neurons` are its rows of the neuron table.
 
     Late layers, large L2 penalty, neither kurtosis large, and of these the lowest variance of cos(W_U, w_out).  By
-    percentiles within the model (L2 penalty above the 75th, kurtoses below the 90th), or by the paper's cuts.
+    percentiles among the neurons of the late layers (L2 penalty above the 75th, kurtoses below the 90th: other layers
+    may have larger or smaller weights throughout), or by the paper's cuts.
     """
     layers = int(neurons["layer"].max()) + 1  # type: ignore[arg-type]
     table = neurons.with_row_index("flat").filter(~pl.col("dead") & pl.col("vocab_var").is_finite())
     cuts = CUTS.get(settings.entropy_cuts)
     if cuts is None:
         late = max(1, round(layers / LATE_SHARE))
-        bounds = {"vocab_kurt": 0.9, "kurt": 0.9}
         kept = pl.col("l2_penalty") >= pl.col("l2_penalty").quantile(0.75)
-        for name, share in bounds.items():
-            kept &= pl.col(name) <= pl.col(name).quantile(share)
+        for name in ("vocab_kurt", "kurt"):
+            kept &= pl.col(name) <= pl.col(name).quantile(0.9)
     else:
         late = int(cuts["layers"])
         kept = pl.col("l2_penalty") >= cuts["l2_penalty"]
         for name in ("vocab_kurt", "kurt", "vocab_var"):
             kept &= pl.col(name) <= cuts[name]
-    chosen = table.filter(kept).filter(pl.col("layer") >= layers - late).sort("vocab_var", "flat")
+    chosen = table.filter(pl.col("layer") >= layers - late).filter(kept).sort("vocab_var", "flat")
     return chosen["flat"].head(settings.entropy_neurons).to_list()
 
 
@@ -159,19 +202,22 @@ class EntropyTrial:
         direction: Float[Tensor, " vocabulary"],
         log_frequency: Float[Tensor, " vocabulary"],
         orientation: Float[np.ndarray, " neurons"] | None = None,
+        own: Float[np.ndarray, "kinds quantiles"] | None = None,
     ) -> None:
         """`kinds` says of each flat neuron what it is tried as; `means` are all neurons' mean activations.
 
-        What is edited is an activation times its `orientation` (1 or −1), if given.
+        What is edited is an activation times its `orientation` (1 or −1), if given.  It is fixed to the settings'
+        numbers, or where they ask for quantiles to each neuron's `own`, in the order of `kinds`.
         """
         self.model = model
         self.kinds = kinds
         self.means = means
         self.orientation = torch.ones(len(means)) if orientation is None else torch.from_numpy(orientation).float()
         self.settings = settings
+        self.own = None if own is None else dict(zip(kinds, own, strict=True))
         self.direction = direction.to(model.device)
         self.log_frequency = log_frequency.to(model.device)
-        self.sums: dict[tuple[int | None, str, float | None], np.ndarray] = {}
+        self.sums: dict[tuple[int | None, str, float | None, float | None], np.ndarray] = {}
         self.tokens = 0
         self.effects = {number: Effects([], [], [], [], []) for number in kinds}
 
@@ -180,33 +226,42 @@ class EntropyTrial:
         """The earliest layer with a neuron to try; 0 where there is none."""
         return self.model.units.layer_of(min(self.kinds, default=0))
 
-    def _edits(self, kind: str) -> list[Edit]:
-        """Controls are fixed to the same values; the paper's other interventions are for candidates."""
-        fixed = [Edit("fix", value) for value in self.settings.values]
+    def _edits(self, numbers: Sequence[int]) -> list[tuple[Edit, float | None]]:
+        """Edits of neurons of one kind, with the quantile that they are fixed to, if any.
+
+        Controls are fixed likewise; the paper's other interventions are for candidates.
+        """
+        fixed: list[tuple[Edit, float | None]] = [(Edit("fix", value), None) for value in self.settings.fixed_values]
+        if not fixed:
+            assert self.own is not None, "quantiles are asked for, and none given"
+            values = torch.tensor(np.stack([self.own[number] for number in numbers]), dtype=torch.float32)
+            fixed = [(Edit("fix", column), quantile) for column, quantile in zip(values.T, QUANTILES, strict=True)]
         others = [Edit("zero"), Edit("relu"), Edit("threshold", 0.0), Edit("multiply", 2.0)]
-        return fixed if kind == "control" else [*fixed, *others]
+        return fixed if self.kinds[numbers[0]] == "control" else [*fixed, *((edit, None) for edit in others)]
 
     def add(self, trial: Trial) -> None:
         """Sweep every neuron over its edits and mean-ablate it, on a batch of rows."""
         self.tokens += len(trial.kept)
-        self._sum((None, "none", None), trial.clean.metrics)
+        self._sum((None, "none", None, None), trial.clean.metrics)
         for layer, numbers in self.model.units.by_layer(self.kinds).items():
             plain = [number for number in numbers if self.kinds[number] == "control"]
-            self._sweep(trial, layer, plain, self._edits("control"))
-            self._sweep(trial, layer, [number for number in numbers if number not in plain], self._edits("entropy"))
+            self._sweep(trial, layer, plain)
+            self._sweep(trial, layer, [number for number in numbers if number not in plain])
             self._ablate(trial, layer, numbers)
 
-    def _sweep(self, trial: Trial, layer: int, numbers: list[int], edits: list[Edit]) -> None:
+    def _sweep(self, trial: Trial, layer: int, numbers: list[int]) -> None:
         if not numbers:
             return
-        oriented = [replace(edit, orientation=self.orientation[numbers]) for edit in edits]
+        edits = self._edits(numbers)
+        oriented = [replace(edit, orientation=self.orientation[numbers]) for edit, _ in edits]
         metrics = trial.try_out(layer, self.model.units.within_layers(numbers), oriented)
         for place, number in enumerate(numbers):
-            for which, edit in enumerate(edits):
+            for which, (edit, quantile) in enumerate(edits):
                 part = Metrics(*(values[place, which] for values in vars(metrics).values()))
-                self._sum((number, edit.kind, None if edit.value is None else float(edit.value)), part)
+                value = edit.of([place]).value if quantile is not None else edit.value
+                self._sum((number, edit.kind, None if value is None else float(value), quantile), part)
 
-    def _sum(self, key: tuple[int | None, str, float | None], metrics: Metrics) -> None:
+    def _sum(self, key: tuple[int | None, str, float | None, float | None], metrics: Metrics) -> None:
         values = [
             metrics.loss,
             metrics.entropy,
@@ -262,15 +317,17 @@ class EntropyTrial:
         """Means of the metrics after every edit of every neuron, and (kind `none`) of the clean run."""
         names = ("loss", "entropy", "rank", "reciprocal_rank", "norm_scale", "divergence")
         rows: list[dict[str, Any]] = []
-        for (number, edit, value), sums in self.sums.items():
+        for (number, edit, value, quantile), sums in self.sums.items():
             layer, neuron = (None, None) if number is None else self.model.units.place_of(number)
             kind = "none" if number is None else self.kinds[number]
             rows.append(
                 {"model": self.model.name, "layer": layer, "neuron": neuron, "kind": kind, "edit": edit}
                 | {"value": value, "tokens": self.tokens}
                 | dict(zip(names, (sums / max(self.tokens, 1)).tolist()))
+                | {"quantile": quantile}
             )
-        return pl.DataFrame(rows, schema_overrides={"layer": pl.Int32, "neuron": pl.Int32, "value": pl.Float64})
+        numbers = {"layer": pl.Int32, "neuron": pl.Int32, "value": pl.Float64, "quantile": pl.Float64}
+        return pl.DataFrame(rows, schema_overrides=numbers)
 
     def ablations(self, neurons: pl.DataFrame, weights: ProcessedWeights, fraction: np.ndarray) -> pl.DataFrame:
         """A row per neuron that was tried: effects of its mean ablation, what carries them, and its role."""

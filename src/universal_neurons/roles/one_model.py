@@ -14,21 +14,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from universal_neurons.config import RoleSettings
+from universal_neurons.config import QUANTILES, RoleSettings
 from universal_neurons.interventions import Readout, Trial, contributions, trials
 from universal_neurons.labels import ROLES
 from universal_neurons.models import Model, ProcessedWeights, processed_weights
 from universal_neurons.progress import Reporter
-from universal_neurons.roles.attention import attention_table, bos_scores, heads_table, scores_histogram, value_norms
+from universal_neurons.roles.attention import at_bos, attention_table, bos_scores, heads_table, scores_histogram
 from universal_neurons.roles.ensembles import ensemble_histograms, ensembles_of, ensembles_table, same_class
 from universal_neurons.roles.entropy import (
     FREQUENCY_CANDIDATES,
     EntropyTrial,
+    Spectrum,
     controls,
     entropy_candidates,
     frequency_candidates,
     frequency_direction,
-    null_fraction,
+    spectrum_of,
 )
 from universal_neurons.roles.loss_changes import LossChanges
 from universal_neurons.roles.prediction import (
@@ -36,16 +37,20 @@ from universal_neurons.roles.prediction import (
     class_labels,
     effect_histograms,
     effects_table,
+    often_used,
     role_examples,
+    used_tokens,
     with_nearest,
 )
+from universal_neurons.roles.reach import Reach, kurtosis_reach
 from universal_neurons.roles.worth import Costs
 from universal_neurons.statistics import orientation_of
 from universal_neurons.text import TokenDataset, Vocabulary
 
 ROLE_TABLES = (
-    "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "functional_gains",
-    "costs", "effect_histograms", "class_histograms", "head_scores", "attention_samples",
+    "unembeddings", "spectrum", "effects", "ensembles", "interventions", "ablations", "heads", "attention",
+    "functional", "functional_gains", "costs", "effect_histograms", "class_histograms", "head_scores",
+    "attention_samples",
 )  # fmt: skip
 NEAREST = 10  # neurons of each role that figures show, where so many come near it
 
@@ -155,19 +160,26 @@ class OneModel:
     def run(self, reporter: Reporter, batch_tokens: int) -> dict[str, pl.DataFrame]:
         """Try the model's neurons out; returns the tables that have rows, by name."""
         model = self.model
-        means = self._means(batch_tokens)
-        orientation = self.orientation = self._orientation(means)
-        weights = _oriented(processed_weights(model), orientation)
-        stats = self.neurons.with_columns(vocab_skew=pl.col("vocab_skew") * pl.Series(orientation))
-        self.null_fraction = null_fraction(weights, model.architecture.norm == "layer").cpu().numpy()
-        flat = weights.w_out.flatten(0, -2)
-        self.effects = {n: (weights.w_u @ flat[n]).float().cpu().numpy() for n in self.concerned}
-        labels, counts = self.sample.labels, self.sample.counts
-        effects = effects_table(model.name, weights, stats, self.sample.vocabulary, counts, labels, self.settings)
-        effects = self.tables["effects"] = effects.with_columns(orientation=pl.Series(orientation, dtype=pl.Int8))
+        weights = processed_weights(model)
         direction, log_frequency = self._frequency(weights)
         kinds = self._candidates(weights, direction)
-        trial = EntropyTrial(model, kinds, means, self.settings, direction, log_frequency, orientation)
+        means, activations = self._read_plainly(batch_tokens, list(kinds))
+        orientation = self.orientation = self._orientation(means)
+        weights = _oriented(weights, orientation)
+        stats = self.neurons.with_columns(vocab_skew=pl.col("vocab_skew") * pl.Series(orientation))
+        flat = weights.w_out.flatten(0, -2)
+        spectrum = spectrum_of(weights.w_u, model.architecture.norm == "layer")
+        self.null_fraction = spectrum.null_fraction(flat).cpu().numpy()
+        self.tables["spectrum"] = spectrum.table(model.name)
+        self.effects = {n: (weights.w_u @ flat[n]).float().cpu().numpy() for n in self.concerned}
+        labels, counts = self.sample.labels, self.sample.counts
+        reach = self._reach(weights, spectrum)
+        effects = effects_table(
+            model.name, weights, stats, self.sample.vocabulary, counts, labels, self.settings, reach
+        )
+        effects = self.tables["effects"] = effects.with_columns(orientation=pl.Series(orientation, dtype=pl.Int8))
+        own = np.quantile(activations * orientation[list(kinds)], QUANTILES, axis=0).T
+        trial = EntropyTrial(model, kinds, means, self.settings, direction, log_frequency, orientation, own)
         changes = LossChanges(model, self.concerned, means)
         nearest = with_nearest(effects, stats, NEAREST)
         numbers, ensembles = ensembles_of(same_class(nearest), weights, self.sample.vocabulary, labels)
@@ -198,6 +210,17 @@ class OneModel:
         known = "activation_sd" in self.neurons.columns
         contributed = contributions(self.model, self.neurons) if known else None
         return Costs(self.model, self.chosen, means, self.neurons["dead"].to_numpy(), self.seed, contributed)
+
+    def _reach(self, weights: ProcessedWeights, spectrum: Spectrum) -> Reach:
+        """What kurtosis the unembedding allows, by tokens that the text often has; its row of `unembeddings`."""
+        tokens = often_used(used_tokens(weights, self.sample.vocabulary), self.sample.counts)
+        centred = self.model.architecture.norm == "layer"
+        reach = kurtosis_reach(weights.w_u, tokens, centred=centred, seed=self.seed)
+        cut = reach.cut(self.settings.kurtosis_share)
+        row = {"model": self.model.name, "vocabulary": len(weights.w_u), **vars(reach), "relative_cut": cut}
+        row |= {"null_directions": spectrum.null.shape[1], "null_tail": spectrum.null_tail}
+        self.tables["unembeddings"] = pl.DataFrame([row])
+        return reach
 
     def _shown(self, nearest: pl.DataFrame) -> pl.DataFrame:
         """The neurons whose logit effects figures draw: examples of every role, and the entropy candidates."""
@@ -232,25 +255,33 @@ class OneModel:
                 meter(trial.ids.numel())
 
     @torch.inference_mode()
-    def _means(self, batch_tokens: int) -> Float[Tensor, " neurons"]:
-        """Mean activations over the counted positions of the sample."""
+    def _read_plainly(
+        self, batch_tokens: int, numbers: Sequence[int]
+    ) -> tuple[Float[Tensor, " neurons"], Float[np.ndarray, "positions numbers"]]:
+        """Mean activations over the counted positions of the sample, and all activations there of some neurons."""
         model = self.model
         tokens = self.sample.tokens
         rows = self.sample.rows
         total = torch.zeros(model.n_neurons, dtype=torch.float64, device=model.device)
-        counted = 0
+        places = {number: place for place, number in enumerate(numbers)}
+        by_layer = model.units.by_layer(numbers)
+        kept: list[np.ndarray] = []
         step = max(1, batch_tokens // tokens.context)
         for start in range(0, len(rows), step):
             batch = rows[start : start + step]
             keep = torch.from_numpy(np.flatnonzero(tokens.mask(batch))).to(model.device)
-            counted += len(keep)
+            kept.append(np.empty((len(keep), len(numbers)), np.float32))
 
-            def take(layer: int, activation: Tensor, keep: Tensor = keep) -> None:
-                total[model.units.columns(layer)] += activation[keep].float().sum(0)
+            def take(layer: int, activation: Tensor, keep: Tensor = keep, part: np.ndarray = kept[-1]) -> None:
+                counted = activation[keep].float()
+                total[model.units.columns(layer)] += counted.sum(0)
+                if own := by_layer.get(layer):
+                    within = model.units.within_layers(own)
+                    part[:, [places[number] for number in own]] = counted[:, within].cpu().numpy()
 
             with model.capturing(take):
                 model.forward(torch.from_numpy(tokens.ids(batch)))
-        return (total / max(counted, 1)).float()
+        return (total / max(sum(map(len, kept)), 1)).float(), np.concatenate(kept)
 
     def _orientation(self, means: Float[Tensor, " neurons"]) -> Float[np.ndarray, " neurons"]:
         """Every neuron's orientation, 1 where the model is not gated; of an older study by `means`, the sample's."""
@@ -267,8 +298,8 @@ class OneModel:
         ids = torch.from_numpy(tokens.ids(rows))
         counted = torch.from_numpy(tokens.mask(rows))
         scores = bos_scores(self.model, weights, tokens.bos, self.settings.distances, seed=self.seed)
-        norms = value_norms(self.model, ids.to(self.model.device), counted)
-        self.tables["heads"] = heads_table(scores, norms)
+        seen = at_bos(self.model, ids.to(self.model.device), counted)
+        self.tables["heads"] = heads_table(scores, seen)
         self.tables["head_scores"] = scores_histogram(scores)
         pair_tables = attention_table(
             self.model,
@@ -276,6 +307,7 @@ class OneModel:
             self.settings,
             scores,
             counted=counted,
+            bos_attention=seen["bos_attention"],
             seed=self.seed,
             orientation=orientation,
         )

@@ -11,6 +11,8 @@ from universal_neurons.roles.prediction import OFTEN
 from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 
+TAIL = 6  # singular values shown
+
 
 def role_rows(store: Store) -> list[tuple[str, list[int], str]]:
     """Every role: its neurons in each model, and the reference model's best, or the nearest where none has it.
@@ -28,6 +30,42 @@ def role_rows(store: Store) -> list[tuple[str, list[int], str]]:
     return rows
 
 
+def unembedding_lines(store: Store) -> list[str]:
+    """What each model's unembedding allows, a line each: how strongly it reads the last directions of its spectrum, and
+    the kurtosis of its tokens' own directions; none of an older version's study."""
+    if not store.has("spectrum"):
+        return []
+    lines = []
+    for row in store.table("unembeddings").iter_rows(named=True):
+        values = store.table("spectrum").filter(model=row["model"])["over_median"].tail(TAIL)
+        tail = " ".join(f"{value:.2f}" for value in values)
+        null = f"{row['null_tail']:.2f} over the last {row['null_directions']}"
+        lines.append(
+            f"W_U of {row['model']}: its spectrum ends with {tail} of its median ({null}); tokens' own directions "
+            f"have a kurtosis of {row['token_kurt']:.1f}, random ones {row['random_kurt']:.1f}."
+        )
+    return lines
+
+
+def relative_rows(store: Store) -> list[tuple[str, list[int], str]]:
+    """As `role_rows`: prediction and suppression by a kurtosis that is high among those that each model's own
+    unembedding allows (`reach`); no rows of a study of an older version."""
+    if not store.has("unembeddings"):
+        return []
+    places = ["model", "layer", "neuron"]
+    kurtoses = store.neurons.select(*places, "vocab_kurt")
+    effects = store.table("effects").join(kurtoses, on=places, how="left", maintain_order="left")
+    cuts = dict(store.table("unembeddings").select("model", "relative_cut").rows())
+    rows = []
+    for role in ("prediction", "suppression"):
+        holders = effects.filter(role_relative=role).sort("vocab_kurt", descending=True, maintain_order=True)
+        counts = [len(holders.filter(model=name)) for name in store.models]
+        best = holders.filter(model=store.models[0]).head(1).to_dicts()
+        found = [f"{_role_line(row, role)}; cut {cuts[row['model']]:.1f}" for row in best]
+        rows.append((f"{role}, relative", counts, "".join(found)))
+    return rows
+
+
 def _role_line(row: dict[str, Any], role: str) -> str:
     name = unit_name(row["layer"], row["neuron"])
     if role in ("prediction", "suppression"):
@@ -42,7 +80,8 @@ def _role_line(row: dict[str, Any], role: str) -> str:
     if role == "token_frequency":
         return f"{name} {row['frequency_share']:.2f} along token frequency"
     place = f"{name} on L{row['head_layer']}.H{row['head']}"
-    return f"{place}: z {row['z']:+.1f}, r {signed(row['pearson_activation_bos'], 2)}"
+    effect = f", attention to BOS {signed(row['bos_effect'], 3)}" if "bos_effect" in row else ""
+    return f"{place}: z {row['z']:+.1f}, r {signed(row['pearson_activation_bos'], 2)}{effect}"
 
 
 def signed(value: float | None, digits: int) -> str:
@@ -64,6 +103,9 @@ def _class_line(row: dict[str, Any]) -> str:
     """What a neuron does to its token class; of one without a role by weights, that the class is only the nearest."""
     does = f"{'raises' if row['class_sign'] > 0 else 'lowers'} {row['class']}"
     share = f"{row['class_variance_reduction']:.2f} of its logit effects"
+    if row["role"] is None and row.get("role_relative"):
+        measured = f"kurtosis {row['kurtosis_share']:.2f} of the way to a token's own unembedding"
+        return f"{row['role_relative']}, relative ({measured}): {does} (explains {share})"
     if row["role"] is None:
         return f"no role by its weights; nearest token class: {does} (explains {share})"
     return f"{row['role']}: {does} (explains {share})"
@@ -90,7 +132,7 @@ def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: lis
     if store.has("attention"):
         for row in store.table("attention").filter(this_neuron).iter_rows(named=True):
             name = (row["role"] or "attention").replace("_", " ")
-            lines.append(
-                f"{name}: {_role_line(row, 'attention')}, mean change of attention to BOS {signed(row['delta_bos'], 3)}"
-            )
+            where = " where it fires" if row.get("bos_effect") is not None else ""
+            mean = f"mean over all positions {signed(row['delta_bos'], 3)}"
+            lines.append(f"{name}: {_role_line(row, 'attention')}{where}, {mean}")
     return lines

@@ -2,7 +2,7 @@
 
 1. A neuron's logit effects are W_U w_out, of processed weights.  The moments of cos(w_out, W_U) over the vocabulary
    give the role: kurtosis above a threshold and skew > 0 prediction, skew < 0 suppression; else a variance above a
-   threshold: partition.
+   threshold: partition.  Where an unembedding allows no such kurtosis, another cut tells more (`reach`).
 2. Its class is the token label with the highest variance reduction of its logit effects, which is ρ² (eq 4).
 3. The tokens that it raises and lowers most are looked for among those that occur often enough in the study's text: the
    unembedding of a token that hardly occurs was hardly trained, and says nothing of the neuron.
@@ -22,6 +22,7 @@ from universal_neurons.config import RoleSettings
 from universal_neurons.labels import ROLES_BY_WEIGHTS, TIE, Label, token_test_masks
 from universal_neurons.models import ProcessedWeights
 from universal_neurons.roles.nearest import CLASS_SIGNS
+from universal_neurons.roles.reach import Reach
 from universal_neurons.statistics import PANEL_ELEMENTS
 from universal_neurons.text import Vocabulary
 
@@ -36,6 +37,7 @@ EFFECTS_SCHEMA: dict[str, Any] = {
     "class_group": pl.String, "class_sign": pl.Int8, "class_variance_reduction": pl.Float64,
     "top_tokens": pl.List(pl.Int32), "top_effects": pl.List(pl.Float32),
     "bottom_tokens": pl.List(pl.Int32), "bottom_effects": pl.List(pl.Float32), "tokens_left_out": pl.Int32,
+    "kurtosis_share": pl.Float64, "role_relative": pl.String,
 }  # fmt: skip
 HISTOGRAMS_SCHEMA: dict[str, Any] = {
     "model": pl.String, "layer": pl.Int32, "neuron": pl.Int32, "role": pl.String, "nearest": pl.Boolean,
@@ -80,10 +82,24 @@ def roles_of(stats: pl.DataFrame, settings: RoleSettings, d_model: int) -> list[
     The cosine with a random direction has variance 1 / d_model, so the paper's cut, made for GPT2-medium's 1024, goes
     with it.
     """
-    var, skew, kurt = (stats[f"vocab_{name}"].to_numpy() for name in ("var", "skew", "kurt"))
-    peaked = kurt > settings.kurtosis
-    cases = [peaked & (skew > 0), peaked & (skew < 0), var * d_model / PAPER_WIDTH > settings.partition_variance]
-    return [(*ROLES_BY_WEIGHTS, None)[code] for code in np.select(cases, [0, 1, 2], len(ROLES_BY_WEIGHTS)).tolist()]
+    wide = stats["vocab_var"].to_numpy() * d_model / PAPER_WIDTH > settings.partition_variance
+    return _first_of([*_peaked(stats, settings.kurtosis), wide])
+
+
+def relative_roles(stats: pl.DataFrame, reach: Reach, settings: RoleSettings) -> list[str | None]:
+    """Prediction or suppression by a kurtosis that is high among those that this unembedding allows (`reach`)."""
+    return _first_of(_peaked(stats, reach.cut(settings.kurtosis_share)))
+
+
+def _peaked(stats: pl.DataFrame, cut: float) -> list[np.ndarray]:
+    """Whose kurtosis is above a cut: with skew > 0, with skew < 0."""
+    kurt, skew = stats["vocab_kurt"].to_numpy(), stats["vocab_skew"].to_numpy()
+    return [(kurt > cut) & (skew > 0), (kurt > cut) & (skew < 0)]
+
+
+def _first_of(cases: list[np.ndarray]) -> list[str | None]:
+    """Of each neuron the first role by weights whose case it is."""
+    return [(*ROLES_BY_WEIGHTS, None)[code] for code in np.select(cases, list(range(len(cases))), -1).tolist()]
 
 
 def effects_table(
@@ -94,10 +110,12 @@ def effects_table(
     counts: Int[np.ndarray, " vocabulary"],
     labels: ClassLabels,
     settings: RoleSettings,
+    reach: Reach,
 ) -> pl.DataFrame:
     """A row per neuron: its role, its class, and the tokens whose logits it raises and lowers most (paper §5.1).
 
-    `stats` are the model's rows of the neuron table, in order, `counts` how often each token occurs in the text.  The
+    `stats` are the model's rows of the neuron table, in order, `counts` how often each token occurs in the text,
+    `reach` what its unembedding allows, by which `kurtosis_share` and `role_relative` are told.  The
     lists leave out tokens that hardly occur (`often_used`; `tokens_left_out` says how many); role and class do not.
     Of two classes that say the same (all tokens but the other's), that one comes first which the neuron raises, or
     lowers if it is a suppression neuron.  Neurons that write nothing have no class, no tokens and a variance reduction
@@ -140,6 +158,8 @@ def effects_table(
         "bottom_tokens": _lists_of(listed[bottom], alive),
         "bottom_effects": _lists_of(bottom_effects, alive),
         "tokens_left_out": [len(tokens) - len(listed)] * len(best),
+        "kurtosis_share": reach.shares(stats["vocab_kurt"].to_numpy().astype(float)),
+        "role_relative": relative_roles(stats, reach, settings),
     }
     return pl.DataFrame(columns, schema_overrides=EFFECTS_SCHEMA)
 

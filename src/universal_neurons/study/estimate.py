@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from universal_neurons.config import Settings
+from universal_neurons.config import QUANTILES, Settings
 from universal_neurons.features import NeuronSource
 from universal_neurons.interventions import reading_seconds
 from universal_neurons.matching import MEAN, ROTATED_DRAWS, Candidates, can_be_rotated
@@ -236,7 +236,7 @@ def _role_seconds(models: Sequence[Model], config: Settings, forward: Mapping[st
     """Seconds of the roles: readings of changed logits, and forward passes with something changed halfway up."""
     settings = config.roles
     predictions = min(settings.tokens, heldout)
-    swept = len(settings.values) + 2  # the values; the mean ablation, whole and direct
+    swept = len(settings.fixed_values or QUANTILES) + 2  # the values; the mean ablation, whole and direct
     # half of the controls lie in the last layer, where the clean run's products serve; the others' logits are made anew
     controls = settings.controls * swept / 2
     candidates = settings.entropy_neurons + FREQUENCY_CANDIDATES

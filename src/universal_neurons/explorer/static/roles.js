@@ -8,7 +8,10 @@
     const sum = (role, model) => rows.filter((row) => row.role === role && row.model === model).reduce((total, row) => total + row.neurons, 0);
     const head = un.h("tr", {}, un.h("th", { scope: "col" }, "role, by the weights"), models.map((model) => un.h("th", { scope: "col", class: "number" }, un.said(un.modelName(model)))));
     const body = roles.map((role) => un.h("tr", {}, un.h("th", { scope: "row" }, un.term(role, role.replaceAll("_", " "))), models.map((model) => un.h("td", { class: "number" }, sum(role, model) ? un.h("a", { href: un.href("study", {}, { m: model, role }) }, un.num(sum(role, model))) : "0"))));
-    return roles.length ? un.h("div", { class: "sheet", tabindex: 0, role: "group", "aria-label": "Units of each role" }, un.h("table", {}, un.h("caption", { class: "unseen" }, "Units of each role in every model"), un.h("thead", {}, head), un.h("tbody", {}, body))) : un.empty("No unit has a role by its weights.");
+    const relative = (role, model) => un.h("td", { class: "number" }, un.num(rows.filter((row) => row.role_relative === role && row.model === model).reduce((total, row) => total + row.neurons, 0)));
+    const told = [...new Set(rows.map((row) => row.role_relative).filter(Boolean))].sort();
+    body.push(...told.map((role) => un.h("tr", {}, un.h("th", { scope: "row" }, un.term("role_relative", `${role}, relative`)), models.map((model) => relative(role, model)))));
+    return body.length ? un.h("div", { class: "sheet", tabindex: 0, role: "group", "aria-label": "Units of each role" }, un.h("table", {}, un.h("caption", { class: "unseen" }, "Units of each role in every model"), un.h("thead", {}, head), un.h("tbody", {}, body))) : un.empty("No unit has a role by its weights.");
   }
 
   // The nearest unit of every role that nobody has, as the study says it.
@@ -34,10 +37,10 @@
   const TABLES = [
     ["ensembles", "Ensembles: units of one role and class together", ["model", "role", "class", "nearest", "neurons", "corr_best", "corr_sum", "auc_best", "auc_sum", "gain", "error_corr", "activation_corr"]],
     ["ablations", "Mean ablations: does an effect go through the final norm", ["model", "kind", "loss_change", "total_effect", "direct_effect", "mediated", "frequency_share", "null_fraction", "role"]],
-    ["attention", "Paths to later heads, taken away", ["model", "head_layer", "head", "score", "z", "delta_bos", "delta_norm", "pearson_activation_bos", "role"]],
+    ["attention", "Paths to later heads, taken away", ["model", "head_layer", "head", "score", "z", "bos_effect", "delta_bos", "delta_norm", "pearson_activation_bos", "role"]],
     ["functional", "Do matched units do the same", ["match_model", "corr", "effect_corr", "effect_corr_random", "loss_corr", "loss_corr_random", "same_roles"]],
     ["costs", "What the universal units are worth together", ["model", "set", "draw", "neurons", "loss_change", "loss_change_low", "loss_change_high", "divergence"]],
-    ["heads", "Every head's BOS scores", ["model", "head_layer", "head", "score_low", "score_high", "random_mean", "random_sd", "ratio"]],
+    ["heads", "Every head's BOS scores", ["model", "head_layer", "head", "score_low", "score_high", "random_mean", "random_sd", "ratio", "bos_attention"]],
   ];
 
   un.pages.roles = async function (main) {
