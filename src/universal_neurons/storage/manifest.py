@@ -102,6 +102,12 @@ class TokenFacts(Facts):
     sinks: LeftOutFacts | None = None
 
 
+class LabelFacts(Facts):
+    """Names of the user's own labels."""
+
+    own: list[str] = []
+
+
 class LayoutFacts(Facts):
     """How the co-moments are made."""
 
@@ -159,6 +165,7 @@ class FinishedStudy(Unfinished):
     counted_tokens: int
     search: Annotated[Exact | Screened | Sketched, Field(discriminator="search")]
     timings: dict[str, float]
+    labels: LabelFacts | None = None
     sinks: SinkFacts | None = None
     within_tokens: WithinTokensFacts | None = None
 
