@@ -35,7 +35,7 @@ from universal_neurons.storage import StoreWriter
 from universal_neurons.units import Units
 
 VOCABULARY, WINDOW, TOP_K, LABELS, TOP_TOKENS, BINS = 50_304, 24, 2, 3, 10, 120
-CLASSES = ("contains_digit", "start_w_space", "all_caps", "is_pronoun")
+CLASSES = ("contains_digit", "starts_w_space", "all_caps", "is_personal_pronoun")
 NUMBERS = (
     "max_corr", "mean_corr", "min_corr", "max_baseline", "mean_baseline", "min_baseline", "excess_corr", "excess_heldout",
     "excess_low", "excess_high", "q_value", "baseline_standardised", "excess_standardised",

@@ -11,7 +11,7 @@ from universal_neurons import TokenDataset
 from universal_neurons.labels import Label, LabelSource, build_labels, partner_rows, position_masks, unigram_masks
 from universal_neurons.labels.own_labels import OwnLabels
 from universal_neurons.labels.syntax import Syntax
-from universal_neurons.labels.token_tests import TOKEN_TESTS
+from universal_neurons.labels.token_tests import TOKEN_TESTS, WIDER_TESTS
 from universal_neurons.statistics import BY_POSITION, BY_PREVIOUS, BY_WORD, LABELS
 from universal_neurons.text import Vocabulary, read_vocabulary
 
@@ -118,7 +118,7 @@ def plain_truth(tokens, labels, codes, spans):
         if label.name in small:
             return token in small[label.name]
         if label.group == "tokens":
-            return TOKEN_TESTS[label.name](strings[token])
+            return (TOKEN_TESTS | WIDER_TESTS)[label.name](strings[token])
         if label.group == "own":
             return token % 2 == 0
         name, _, kind = label.name.partition(" (")

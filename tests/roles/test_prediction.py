@@ -197,7 +197,7 @@ def test_planted_neurons_have_their_roles_and_classes():
     raises, lowers, parts = row_of(found, 1, 3), row_of(found, 1, 4), row_of(found, 0, 5)
     assert (raises["role"], raises["class"], raises["class_sign"]) == ("prediction", "is_year", 1)
     assert (lowers["role"], lowers["class"], lowers["class_sign"]) == ("suppression", "is_year", -1)
-    assert (parts["role"], parts["class"], parts["class_sign"]) == ("partition", "start_w_space", 1)
+    assert (parts["role"], parts["class"], parts["class_sign"]) == ("partition", "starts_w_space", 1)
     assert min(row["class_variance_reduction"] for row in (raises, lowers, parts)) > 0.5
     assert set(raises["top_tokens"]) <= set(YEARS)
     assert set(lowers["bottom_tokens"]) <= set(YEARS)

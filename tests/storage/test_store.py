@@ -22,7 +22,7 @@ from universal_neurons.errors import (
 )
 from universal_neurons.explorer.unit_rows import UnitRows, pieces_of
 from universal_neurons.progress import Reporter
-from universal_neurons.storage import StoreWriter
+from universal_neurons.storage import StoreWriter, by_present_names
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +139,29 @@ def test_a_column_of_an_earlier_version_is_read_by_its_present_name(folder, fini
     rows = UnitRows(old, "neurons", old.units).take(model, len(old.units[model]))
     assert rows is not None
     assert rows["activation_mean"].equals(now.filter(pl.col("model") == model)["activation_mean"])
+
+
+def test_a_label_of_an_earlier_version_is_read_by_its_present_name_but_for_ones_own():
+    labels = ["start_w_vowel", "previous token: contains_caret", "start_w_digit", "mine", None]
+    neurons = pl.DataFrame({"label": labels})
+    present = ["starts_w_vowel", "previous token: contains_carrot", *labels[2:]]
+    assert by_present_names("neurons", neurons)["label"].to_list() == present
+    of_class = by_present_names("effects", pl.DataFrame({"class": labels, "label": labels}))
+    assert of_class.to_dict(as_series=False) == {"class": present, "label": labels}
+    assert by_present_names("neurons", neurons, own=["start_w_vowel"])["label"].to_list() == [labels[0], *present[1:]]
+
+
+def test_a_stores_labels_of_an_earlier_version_are_read_by_their_present_names(folder):
+    path = folder / "neurons.parquet"
+    table = pl.read_parquet(path).with_columns(pl.lit("start_w_capital").alias("label"))
+    table.write_parquet(path)
+    manifest = json.loads((folder / "study.json").read_text())
+    manifest["tables"]["neurons"] = sha256_of(path)
+    for own, present in (([], "starts_w_cap"), (["start_w_capital"], "start_w_capital")):
+        manifest["labels"] = {"own": own}
+        (folder / "study.json").write_text(json.dumps(manifest))
+        assert set(Store(folder).neurons["label"]) == {present}
+        assert set(next(pieces_of(Store(folder), "neurons"))["label"]) == {present}
 
 
 def test_a_table_is_read_once(folder):

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from universal_neurons.errors import StoreConflictError
-from universal_neurons.storage import Results, Store, by_present_names
+from universal_neurons.storage import Results, Store
 from universal_neurons.units import Units
 
 BATCH_ROWS = 1 << 16
@@ -109,7 +109,7 @@ class _Streamed:
         groups = self.groups.get(model, [])
         with self.results.readable(self.table):
             for piece in self.file.iter_batches(BATCH_ROWS, row_groups=groups):
-                rows = by_present_names(self.table, pl.DataFrame(pl.from_arrow(piece)))
+                rows = self.results.by_present_names(self.table, pl.DataFrame(pl.from_arrow(piece)))
                 rows = rows.filter(pl.col(self.by) == model)
                 if len(rows):
                     yield rows
@@ -119,7 +119,7 @@ def pieces_of(results: Results, table: str) -> Iterator[pl.DataFrame]:
     """A table in pieces, its hash checked before the first."""
     with results.verified(table) as stream, results.readable(table):
         for piece in pq.ParquetFile(stream).iter_batches(BATCH_ROWS):
-            yield by_present_names(table, pl.DataFrame(pl.from_arrow(piece)))
+            yield results.by_present_names(table, pl.DataFrame(pl.from_arrow(piece)))
 
 
 class LightStore(Store):

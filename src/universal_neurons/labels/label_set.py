@@ -21,7 +21,7 @@ from torch import Tensor
 
 from universal_neurons.labels.own_labels import OwnLabels
 from universal_neurons.labels.syntax import Syntax
-from universal_neurons.labels.token_tests import TOKEN_TESTS
+from universal_neurons.labels.token_tests import TOKEN_TESTS, WIDER_TESTS, narrower
 from universal_neurons.statistics import BY_POSITION, BY_PREVIOUS, BY_WORD, LABELS, Block, Key, seed_of
 from universal_neurons.text import KINDS, Rows, Vocabulary, kind_of, token_of
 
@@ -157,12 +157,15 @@ def _table(masks: Sequence[tuple[Label, np.ndarray]], width: int) -> np.ndarray:
 
 
 def token_test_masks(vocabulary: Vocabulary, embedding: Tensor | None) -> list[tuple[Label, np.ndarray]]:
-    """The paper's token tests and, where an embedding is given, `small_norm`: three deviations below the median."""
+    """The paper's token tests, the wider ones that hold at more tokens of this vocabulary than those of the paper and,
+    where an embedding is given, `small_norm`: three deviations below the median."""
     real = ~vocabulary.special
-    masks = [
-        (Label(name, "tokens"), real & np.array([holds(s) for s in vocabulary.strings]))
-        for name, holds in TOKEN_TESTS.items()
-    ]
+    held = {
+        name: real & np.array([holds(s) for s in vocabulary.strings])
+        for name, holds in (TOKEN_TESTS | WIDER_TESTS).items()
+    }
+    same = {name for name in WIDER_TESTS if np.array_equal(held[name], held[narrower(name)])}
+    masks = [(Label(name, "tokens"), mask) for name, mask in held.items() if name not in same]
     if embedding is not None:
         norms = embedding.float().norm(dim=1).cpu().numpy()
         middle = np.median(norms)

@@ -7,14 +7,17 @@ Labels that a text makes (unigrams, topics, subsets, positions) and those that a
 from dataclasses import dataclass
 
 from universal_neurons.labels.token_tests import (
-    NUMBER_WORDS,
+    AS_WRITTEN,
     PREFIXES,
     PRONOUNS,
-    STATE_ABBREVIATIONS,
     SUFFIXES,
     SYMBOLS,
     TOKEN_TESTS,
+    WIDER_SYMBOLS,
+    WIDER_TESTS,
+    WIDER_WORDS,
     WORD_GROUPS,
+    words_of,
 )
 
 SMALL_NORM = "its embedding is short: three deviations below the median norm"
@@ -32,31 +35,38 @@ class Meaning:
 
 PLAIN = {
     "all_white_space": "nothing but white space",
-    "all_caps": "two letters or more, all of them capitals",
-    "all_lower": "letters alone, all of them small",
+    "all_caps": "two signs or more, no small letter among them and at least one capital",
+    "all_lower": "no capital, and at least one small letter",
     "all_alpha": "letters alone",
-    "all_numeric": "numerals alone, fractions and other scripts' among them",
+    "all_numeric": "decimal digits alone, of any script",
     "all_symbolic": "neither letters nor digits, but signs",
     "contains_double_dollar": "holds $$",
     "contains_digit": "holds a digit",
-    "all_digits": "digits alone",
+    "all_digits": "digits alone, raised ones (²) too",
     "is_year": "a whole number from 1491 to 2199",
-    "is_one_digit": "one digit",
-    "is_two_digit": "two digits",
-    "is_three_digit": "three digits",
-    "is_four_digit": "four digits",
-    "is_lt_31": "a whole number from 0 to 30",
-    "start_w_vowel": "its first sign is a, e, i, o or u",
-    "start_w_consonant": "its first sign is a letter that is no vowel",
-    "start_w_no_space": "no white space before it: a word goes on, or the text begins with it",
+    "is_one_digit": "one decimal digit",
+    "is_two_digit": "two decimal digits",
+    "is_three_digit": "three decimal digits",
+    "is_four_digit": "four decimal digits",
+    "is_lt_31": "a whole number from 0 to 31",
+    "starts_w_vowel": "a, e, i, o or u first, whatever space is before it",
+    "starts_w_consonant": "letters alone, of which the first is none of a, e, i, o, u",
+    "start_w_no_space": "no space before it: a word goes on, or the text begins with it",
     "start_w_no_space_and_letter": "a letter first, with no space before it",
     "start_w_no_space_and_digit": "a digit first, with no space before it",
-    "start_w_no_space_and_capital": "a capital first, with no space before it",
-    "start_w_no_space_and_lower": "a small letter first, with no space before it",
-    "start_w_digit": "a digit first, whatever space is before it",
-    "start_w_space": "a space before it: a word begins",
+    "starts_w_no_space_and_cap": "a capital first, with no space before it",
+    "starts_w_no_space_and_lower": "a small letter first, with no space before it",
+    "starts_w_digit": "decimal digits alone, as all_numeric",
+    "starts_w_space": "a space before it, and not white space alone: a word begins",
     "start_w_space_and_letter": "a space, then a letter",
-    "start_w_capital": "a capital first, whatever space is before it",
+    "starts_w_cap": "a capital first, whatever space is before it",
+    "is_website_suffix": "the token, without a space, is com, net, org, edu, gov, mil, int, io, co, uk, ca or ai",
+}
+FORMER = {  # what earlier versions called a token's label, or meant by it
+    "start_w_consonant": "its first sign is a letter that is no vowel (a test of an earlier version)",
+    "start_w_digit": "a digit first, whatever space is before it (a test of an earlier version)",
+    "start_w_space": "a space before it, white space alone too (a test of an earlier version)",
+    "is_contrastive_conjunction": "the word is but, however, although, while, … (a test of an earlier version)",
 }
 UPOS = {
     "ADJ": "an adjective", "ADP": "a preposition or postposition", "ADV": "an adverb", "AUX": "an auxiliary verb",
@@ -101,18 +111,19 @@ def _of_token_tests() -> dict[str, str]:
     told |= {f"start_w_{prefix}": f"begins with {prefix}" for prefix in PREFIXES.split()}
     told |= {f"is_{name}_pronoun": _one_of(words) for name, words in PRONOUNS.items()}
     told |= {f"is_{name}": _one_of(words) for name, words in WORD_GROUPS.items()}
-    told["is_state_abv"] = _one_of(STATE_ABBREVIATIONS)
-    told["is_number_word"] = _one_of(NUMBER_WORDS)
-    return {name: told[name] for name in TOKEN_TESTS} | {"small_norm": SMALL_NORM}
+    told |= {f"is_{name}": f"{_one_of(words)}, so written" for name, words in AS_WRITTEN.items()}
+    told |= {f"contains_any_{name}": _holding(signs) for name, signs in WIDER_SYMBOLS.items()}
+    told |= {f"is_any_{name}": _one_of(words) for name, words in WIDER_WORDS.items()}
+    return {name: told[name] for name in TOKEN_TESTS | WIDER_TESTS} | {"small_norm": SMALL_NORM}
 
 
 def _holding(signs: str) -> str:
     return f"holds {signs}" if len(signs) == 1 else f"holds one of {' '.join(signs)}"
 
 
-def _one_of(words: str) -> str:
-    listed = words.split()
-    return f"the word is one of {', '.join(listed[:LISTED])}" + (", …" if len(listed) > LISTED else "")
+def _one_of(listed: str) -> str:
+    words = words_of(listed)
+    return f"the word is one of {', '.join(words[:LISTED])}" + (", …" if len(words) > LISTED else "")
 
 
 def built_in_labels() -> list[Meaning]:
@@ -123,7 +134,7 @@ def built_in_labels() -> list[Meaning]:
 
 def meaning_of(label: str, group: str) -> str:
     """When a label of a study holds: that of its name, else of the pattern that it is one of."""
-    known = _of_token_tests() if group == "tokens" else OF_TEXT.get(group, {})
+    known = _of_token_tests() | FORMER if group == "tokens" else OF_TEXT.get(group, {})
     return known[label] if label in known else _of_pattern(label, group)
 
 

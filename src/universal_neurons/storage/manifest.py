@@ -112,6 +112,12 @@ class TokenFacts(Facts):
     sinks: LeftOutFacts | None = None
 
 
+class LabelFacts(Facts):
+    """Names of the user's own labels."""
+
+    own: list[str] = []
+
+
 class LayoutFacts(Facts):
     """How the co-moments are made."""
 
@@ -170,6 +176,7 @@ class FinishedStudy(Unfinished):
     counted_by_subset: dict[str, int] = {}
     search: Annotated[Exact | Screened | Sketched, Field(discriminator="search")]
     timings: dict[str, float]
+    labels: LabelFacts | None = None
     sinks: SinkFacts | None = None
     within_tokens: WithinTokensFacts | None = None
     null: NullFacts | None = None

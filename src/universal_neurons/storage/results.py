@@ -11,6 +11,7 @@ import polars as pl
 
 from universal_neurons.disk import disk_errors, local_path, open_regular, own_folder, write_atomically
 from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
+from universal_neurons.storage.former_names import by_present_names
 from universal_neurons.storage.manifest import (
     HISTOGRAMS,
     MANIFEST,
@@ -104,6 +105,11 @@ class Results:
         if name not in self._tables:
             self._tables[name] = self._read(name)
         return self._tables[name]
+
+    def by_present_names(self, name: str, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows of one of its tables, columns and built-in labels named as this version names them."""
+        labels = self.manifest.get("labels")
+        return by_present_names(name, rows, labels.get("own", ()) if isinstance(labels, dict) else ())
 
     def has(self, name: str) -> bool:
         """Whether the manifest lists this table."""

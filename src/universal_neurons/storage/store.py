@@ -7,7 +7,6 @@ from universal_neurons.config import Settings, StudyConfig
 from universal_neurons.config_reading import make_config, replayed, stored_settings
 from universal_neurons.errors import MissingFileError, StoreConflictError
 from universal_neurons.models import is_gated
-from universal_neurons.storage.former_names import by_present_names
 from universal_neurons.storage.manifest import HISTOGRAMS, MANIFEST, file_of
 from universal_neurons.storage.neuron import Neuron
 from universal_neurons.storage.of_label import neurons_of_label
@@ -159,7 +158,7 @@ class Store(Results):
         return low, high, counts
 
     def _read(self, name: str) -> pl.DataFrame:
-        table = by_present_names(name, super()._read(name))
+        table = self.by_present_names(name, super()._read(name))
         if name != "neurons":
             return table
         with self.readable(name):

@@ -9,6 +9,7 @@ byte_ranges which bytes of the text each token of a tokenizer stands for
 spans       the stretches of text between boundaries that all tokenizers share
 span_rows   documents to rows of the same spans for several tokenizers
 span_fit    how well tokenizers fit: tokens a span, text left out
+row_texts   the texts of rows, whole, and which bytes of them each position stands for
 passages    Passages: such rows, each tokenizer's tokens in them, and which spans are counted
 vocabulary  a vocabulary as strings; where in a word a token stands
 """
@@ -19,6 +20,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.text.passages import Passages
+    from universal_neurons.text.row_texts import RowText, texts_in
     from universal_neurons.text.tokens import HELDOUT_MOST, SHARD_POSITIONS, STRETCHES, Rows, Shard, TokenDataset
     from universal_neurons.text.vocabulary import (
         INSIDE_WORD,
@@ -35,6 +37,7 @@ else:
         __name__,
         {
             "passages": ["Passages"],
+            "row_texts": ["RowText", "texts_in"],
             "tokens": ["HELDOUT_MOST", "SHARD_POSITIONS", "STRETCHES", "Rows", "Shard", "TokenDataset"],
             "vocabulary": [
                 "INSIDE_WORD",

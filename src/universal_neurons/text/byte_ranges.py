@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt32
 
 from universal_neurons.errors import TokenizerError
 from universal_neurons.models import Placed, encode_with_places, require_places, spelling_of, tokenizer_digest
@@ -39,10 +39,10 @@ class JoinedTexts:
         self.texts = texts
         joined = "".join(texts)
         codes = np.frombuffer(joined.encode("utf-32-le"), np.uint32)
-        widths = 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)
+        widths = byte_widths(codes)
         self.bytes = np.frombuffer(joined.encode(), np.uint8)
-        self.byte_of = _sums(widths)
-        self.first_character = _sums([len(text) for text in texts])
+        self.byte_of = sums(widths)
+        self.first_character = sums([len(text) for text in texts])
         self.first_byte = self.byte_of[self.first_character]
         white = np.repeat(WHITE[np.minimum(codes, len(WHITE) - 1)], widths)
         after = np.where(white, 0, np.arange(1, len(white) + 1))
@@ -76,7 +76,7 @@ class ByteReader:
         self.spelled, self.byte_level, self.special = spelling_of(tokenizer)
         self._lengths = np.array([-1 if spelled is None else len(spelled) for spelled in self.spelled], np.int64)
         self._letters = np.frombuffer(b"".join(filter(None, self.spelled)), np.uint8)
-        self._first = _sums(np.maximum(self._lengths, 0))
+        self._first = sums(np.maximum(self._lengths, 0))
 
     @cached_property
     def digest(self) -> str:
@@ -149,9 +149,9 @@ class ByteReader:
         stretch = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(ids))))
         mine = spelled[stretch]
         lengths = np.where(mine, lengths, 0)
-        within = np.arange(int(lengths.sum())) - np.repeat(_sums(lengths)[:-1], lengths)
+        within = np.arange(int(lengths.sum())) - np.repeat(sums(lengths)[:-1], lengths)
         letters = self._letters[np.repeat(self._first[ids] + skipped, lengths) + within]
-        before = _sums(lengths)[:-1] - np.repeat(_sums(lengths)[first], np.diff(np.append(first, len(ids))))
+        before = sums(lengths)[:-1] - np.repeat(sums(lengths)[first], np.diff(np.append(first, len(ids))))
         there = texts.bytes[np.repeat(begin[stretch] + before, lengths) + within]
         spelled[np.repeat(stretch, lengths)[letters != there]] = False
         return spelled
@@ -194,13 +194,13 @@ class ByteReader:
         parts = full[np.repeat(counts > 1, counts)]
         if not len(parts):
             return
-        into = _sums(counts[several])[:-1]
+        into = sums(counts[several])[:-1]
         none = np.zeros(len(parts), np.int64)
         spelled = self._spells(ids[parts], none, into, begin[several], (end - begin)[several], texts)
         parts = parts[np.repeat(spelled, counts[several])]
         lengths = self._lengths[ids[parts]]
         ends = np.cumsum(lengths)
-        into = _sums(counts[several][spelled])[:-1]
+        into = sums(counts[several][spelled])[:-1]
         shift = np.repeat(begin[several][spelled] - np.concatenate([[0], ends])[into], counts[several][spelled])
         start[parts], stop[parts] = ends - lengths + shift, ends + shift
 
@@ -253,6 +253,11 @@ def _fill(start: np.ndarray, stop: np.ndarray, full: np.ndarray, text_of: np.nda
     return alone
 
 
-def _sums(counts: Any) -> Int[np.ndarray, " sums"]:
+def byte_widths(codes: UInt32[np.ndarray, " characters"]) -> Int[np.ndarray, " characters"]:
+    """How many bytes UTF-8 writes each character with."""
+    return 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)
+
+
+def sums(counts: Any) -> Int[np.ndarray, " sums"]:
     """Sums of the first 0, 1, … counts."""
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])

@@ -137,11 +137,15 @@ class Passages(Rows):
 
     def spans(self, row: int) -> list[bytes]:
         """The spans of a row, as UTF-8; one may end within a character where all tokenizers split that alike."""
+        letters, ranges = self.text_of(row)
+        return [letters[start:stop] for start, stop in ranges.tolist()]
+
+    def text_of(self, row: int) -> tuple[bytes, Int64[np.ndarray, "spans 2"]]:
+        """The text of a row, as UTF-8, and between which of its bytes each span stands."""
         text = np.memmap(self.text, np.uint8, "r") if isinstance(self.text, Path) else self.text
         start = int(self.text_ends[row - 1]) if row else 0
-        letters = text[start : int(self.text_ends[row])].tobytes()
         ranges = rows_of(self.ranges, np.array([row]), len(self), 2 * self.context).reshape(-1, 2)
-        return [letters[start:stop] for start, stop in ranges[: self.lengths[row]].tolist()]
+        return text[start : int(self.text_ends[row])].tobytes(), ranges[: self.lengths[row]]
 
     def fit_table(self) -> Any:
         """How well the tokenizers fit, a row per model (docs/store.md, spans)."""

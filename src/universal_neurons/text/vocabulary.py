@@ -5,7 +5,8 @@ tokenizer.  Where in a word a token stands depends on its neighbours in the row 
 the start of a word, inside a word, or no word at all.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int
 
-from universal_neurons.models import all_special_ids, strings_of, vocabulary_ids
+from universal_neurons.models import all_special_ids, spelling_of, strings_of, vocabulary_ids
 from universal_neurons.text.tokens import Rows
 
 NO_WORD, WORD, WORD_START, INSIDE_WORD = range(4)
@@ -24,13 +25,22 @@ ROWS_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Strings of all token ids; `special` marks those that stand for no text (BOS, padding, unused)."""
+    """Strings of all token ids; `special` marks those that stand for no text (BOS, padding, unused).
+
+    `fragments` are the bytes of tokens whose strings are no whole characters, where the tokenizer tells them.
+    """
 
     strings: tuple[str, ...]
     special: np.ndarray
+    fragments: Mapping[int, bytes] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.strings)
+
+    @cached_property
+    def letters(self) -> tuple[bytes, ...]:
+        """The bytes of text (UTF-8) that each token spells."""
+        return tuple(self.fragments.get(token, s.encode()) for token, s in enumerate(self.strings))
 
     @cached_property
     def normalised(self) -> tuple[str, ...]:
@@ -99,4 +109,13 @@ def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
     for token, text in zip(known, strings_of(tokenizer, known)):
         strings[token], special[token] = text, False
     special[[token for token in all_special_ids(tokenizer) if token < size]] = True
-    return Vocabulary(tuple(strings), special)
+    return Vocabulary(tuple(strings), special, _fragments(tokenizer, strings))
+
+
+def _fragments(tokenizer: Any, strings: Sequence[str]) -> dict[int, bytes]:
+    """The bytes of the tokens of a fast tokenizer that spell parts of characters."""
+    broken = [token for token, text in enumerate(strings) if "\ufffd" in text]
+    if not broken or not getattr(tokenizer, "is_fast", False):
+        return {}
+    spelled = spelling_of(tokenizer).spelled
+    return {token: letters for token in broken if (letters := spelled[token]) is not None}
