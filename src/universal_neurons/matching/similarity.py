@@ -15,7 +15,7 @@
    a stretch's share of the sums of the fit to all is left out.  The spread of chance over shifts enters in squares.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -93,8 +93,7 @@ class Layer:
 
     @cached_property
     def _kept_grams(self) -> list[Tensor]:
-        small = len(self.ends) * len(self.squares) ** 2 * 4 <= KEPT_BYTES
-        return list(products(self, self)) if small else []
+        return kept_products(self, self)
 
 
 def _sums(values: Float[Tensor, " positions"], ends: Sequence[int]) -> Float[Tensor, " stretches"]:
@@ -105,6 +104,12 @@ def products(x: Layer, y: Layer) -> Iterator[Float[Tensor, "x_axes y_axes"]]:
     """Zᵀ_x Z_y of every stretch."""
     for start, end in zip((0, *x.ends), x.ends):
         yield x.axes[start:end].T @ y.axes[start:end]
+
+
+def kept_products(x: Layer, y: Layer) -> list[Tensor]:
+    """Those of every stretch where they are small; nothing where they are to be made each time."""
+    small = len(x.ends) * len(x.squares) * len(y.squares) * 4 <= KEPT_BYTES
+    return list(products(x, y)) if small else []
 
 
 def product(x: Layer, y: Layer, shift: int = 0) -> Float[Tensor, "x_axes y_axes"]:
@@ -161,7 +166,11 @@ def _explains(layer: Layer) -> Float[Tensor, " axes"]:
 
 
 def _without_each(
-    p: Float[Tensor, "x_axes y_axes"], whole: Float[Tensor, " measures"], x: Layer, y: Layer
+    p: Float[Tensor, "x_axes y_axes"],
+    parts_of_p: Iterable[Float[Tensor, "x_axes y_axes"]],
+    whole: Float[Tensor, " measures"],
+    x: Layer,
+    y: Layer,
 ) -> Float[Tensor, "stretches measures"]:
     """The measures with each stretch left out, to first order (see the module)."""
     few = p.clone()
@@ -171,7 +180,7 @@ def _without_each(
     of_x = [few @ few.T, (to * y.squares) @ to.T]
     of_y = [few.T @ few, back.T @ (back * x.squares[:, None])]
     squared, parts = [x.squares @ p.square() @ y.squares], []
-    for cross, mine, theirs in zip(products(x, y), x.grams(), y.grams()):
+    for cross, mine, theirs in zip(parts_of_p, x.grams(), y.grams()):
         squared.append(x.squares @ (p - cross).square() @ y.squares)
         canonical, fit_to, fit_back = (_inner(of, cross) for of in of_cross)
         by_x, fitted_to = (_inner(of, mine) for of in of_x)
@@ -215,9 +224,11 @@ def similarity_of(x: Layer, y: Layer, shifts: Sequence[int]) -> Similarity:
     """The measures of two layers on the same positions; chance is that of y's rows moved by each of `shifts`."""
     if x.n < 4 or not len(x.squares) or not len(y.squares):
         return NOTHING
-    p = product(x, y)
-    whole = _measures(p, x, y)
-    without = _without_each(p, whole, x, y) if len(x.ends) > 1 else torch.full((1, len(MEASURES)), torch.nan)
+    kept = kept_products(x, y)
+    p = torch.stack(kept).sum(0, dtype=torch.float64) if kept else product(x, y)
+    whole, without = _measures(p, x, y), torch.full((1, len(MEASURES)), torch.nan)
+    if len(x.ends) > 1:
+        without = _without_each(p, kept or products(x, y), whole, x, y)
     draws = torch.stack([_measures(product(x, y, shift), x, y, shift) for shift in shifts]).cpu().numpy()
     chance, value = draws.mean(0), whole.cpu().numpy()
     found = Jackknifed(value, without.cpu().numpy()).map(lambda measures: (measures - chance) / (1 - chance))
