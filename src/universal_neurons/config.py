@@ -140,7 +140,8 @@ class StudyConfig(BaseModel):
     )
     stages: tuple[Stage, ...] = Field(
         (),
-        description="What to find out, repeated: weights, statistics, labels, universality, similarity, roles; else all.",
+        description="What to find out, repeated: weights, statistics, labels, universality, similarity, roles; "
+        "else all.",
     )
     pairs: Literal["reference", "all"] = Field(
         "reference", description="Ask about the reference's neurons, or about every model's."

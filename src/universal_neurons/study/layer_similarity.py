@@ -1,6 +1,6 @@
 """The stage similarity: every two layers of two models, on some held-out rows (`matching.similarity`).
 
-Layers are held in groups that fit in a gigabyte: a model whose layers make several groups is read once for each.
+A model whose layers make several groups (`similarity_rows`) is read once for each.
 """
 
 from collections import OrderedDict
@@ -12,45 +12,20 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from universal_neurons.config import Settings
 from universal_neurons.matching import MEASURES, RIDGE, VARIANCE, Layer, Similarity, drawn_shifts, similarity_of
 from universal_neurons.models import Described
 from universal_neurons.passes import Pass, model_pairs, provisional_state, settle_from
 from universal_neurons.statistics import seed_of
 from universal_neurons.study.outcome import Outcome
-from universal_neurons.text import HELDOUT_MOST, STRETCHES, Shard
-from universal_neurons.units import Units
+from universal_neurons.study.similarity_rows import layer_groups, rows_compared
+from universal_neurons.text import Shard
 
-MOST_POSITIONS = 65_536
-SHARE = 32  # of the text, one part: the stage stays a small share of a study
-GROUP_BYTES = 1 << 30
 OTHER_WAY = [MEASURES.index(name) for name in ("cka", "cca", "r2_from_match", "r2_to_match")]
 SCHEMA: dict[str, Any] = {
     "asker": pl.String, "model": pl.String, "layer": pl.Int32, "match_model": pl.String, "match_layer": pl.Int32,
     "measure": pl.String, "value": pl.Float64, "chance": pl.Float64, "calibrated": pl.Float64,
     "calibrated_low": pl.Float64, "calibrated_high": pl.Float64,
 }  # fmt: skip
-
-
-def rows_compared(config: Settings) -> int:
-    """How many held-out rows layers are compared on, at most: of a thirty-second of the text, of every stretch one."""
-    tokens = config.max_tokens // config.context * config.context
-    heldout = min(tokens // 5, config.heldout_tokens or HELDOUT_MOST)
-    positions = min(MOST_POSITIONS, max(tokens // SHARE, STRETCHES * config.context), heldout)
-    return max(2, positions // config.context)
-
-
-def layer_groups(units: Units, positions: int) -> list[range]:
-    """A model's layers in groups whose activations at so many positions fit in `GROUP_BYTES`, or of one layer."""
-    groups: list[range] = []
-    first, held = 0, 0
-    for layer, width in enumerate(units.widths):
-        size = 4 * positions * width
-        if layer > first and held + size > GROUP_BYTES:
-            groups.append(range(first, layer))
-            first, held = layer, 0
-        held += size
-    return [*groups, range(first, units.layers)]
 
 
 class LayerSimilarity:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from torch import Tensor
 
 from universal_neurons.features import Source
@@ -83,7 +82,7 @@ def one_to_one_table(pairings: Sequence[Pairing], units: Mapping[str, Units]) ->
             "corr": pl.Series(pairs.corr[living]).fill_nan(None),
             "cost": pairs.cost[living],
         }
-        frames.append(pl.DataFrame(columns, schema_overrides={name: pl.String for name in names}))
+        frames.append(pl.DataFrame(columns, schema_overrides=dict.fromkeys(names, pl.String)))
     table = pl.concat(frames).select(
         "asker", "model", "layer", "neuron", "match_model", "match_layer", "match_neuron", "rank", "corr", "cost"
     )
@@ -146,7 +145,7 @@ def _number(value: float) -> float | None:
 
 
 def consistency_levels_table(comparison: Comparison, pairings: Sequence[Pairing]) -> pl.DataFrame:
-    """A row per other model and level of |ρ|: one-to-one and mutual pairs from there up, and those of a random basis."""
+    """A row per other model and level of |ρ|: one-to-one and mutual pairs from there up, and in a random basis."""
     mutual, by_chance = mutual_pairs(comparison), rotated_mutual_pairs(comparison)
     rows = []
     for place, pairing in enumerate(pairings):
