@@ -5,6 +5,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from universal_neurons.matching import MEASURES
@@ -29,13 +30,15 @@ def layers_alike(table: pl.DataFrame, asker: str) -> Figure | None:
         return None
     with mpl.rc_context(STYLE):
         figure = canvas(3.0)
-        for axes, (measure, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items()):
-            _heat_map(axes, _means(table, asker, measure), title)
-            axes.set_ylabel(f"layer of {lettering(asker)}" if measure == MEASURES[0] else "")
+        panels = figure.subplots(1, len(TITLES))
+        for axes, (measure, title) in zip(panels, TITLES.items()):
+            image = _heat_map(axes, _means(table, asker, measure), title)
+        panels[0].set_ylabel(f"layer of {lettering(asker)}")
+        figure.colorbar(image, ax=panels)
     return figure
 
 
-def _heat_map(axes: Axes, means: pl.DataFrame, title: str) -> None:
+def _heat_map(axes: Axes, means: pl.DataFrame, title: str) -> AxesImage:
     shape = [int(means[column].max()) + 1 for column in ("layer", "match_layer")]  # type: ignore[arg-type]
     grid = np.full(shape, np.nan)
     grid[means["layer"].to_numpy(), means["match_layer"].to_numpy()] = means["calibrated"].to_numpy()
@@ -48,7 +51,7 @@ def _heat_map(axes: Axes, means: pl.DataFrame, title: str) -> None:
         for (row, column), value in np.ndenumerate(grid):
             colour = "black" if value > 0.6 else "white"
             axes.text(column, row, number(value), ha="center", va="center", color=colour, fontsize=7)
-    axes.figure.colorbar(image, ax=axes)
+    return image
 
 
 def _seen(table: pl.DataFrame, asker: str) -> str:
