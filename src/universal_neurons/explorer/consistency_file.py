@@ -20,8 +20,8 @@ from universal_neurons.errors import MissingFileError, StoreConflictError
 from universal_neurons.storage import Store
 from universal_neurons.units import name_column
 
-FORMAT = "universal-neurons consistency"
-VERSION = 1
+FORMAT: Literal["universal-neurons consistency"] = "universal-neurons consistency"
+VERSION: Literal[1] = 1
 TABLES = ("consistency", "consistency_levels", "one_to_one", "similarity")
 
 

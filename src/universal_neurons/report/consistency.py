@@ -35,7 +35,7 @@ def consistency_rows(store: Store, asker: str) -> list[tuple[str, ...]]:
         "one to one with", "pairs", "moved", "cost", "mean ρ", "in a random basis", "beyond chance", "mutual",
     )  # fmt: skip
     decoders = not table["pw_mcc"].is_null().all()
-    rows = [(*heading, OF_DECODERS) if decoders else heading]
+    rows: list[tuple[str, ...]] = [(*heading, OF_DECODERS) if decoders else heading]
     for row in table.iter_rows(named=True):
         cells = (
             row["match_model"],

@@ -75,7 +75,7 @@ def one_to_one_table(pairings: Sequence[Pairing], units: Mapping[str, Units]) ->
     for pairing in pairings:
         living, pairs = np.flatnonzero(pairing.pairs.living), pairing.pairs
         names = {name: [name_of] * len(living) for name, name_of in _names(pairing).items()}
-        columns = names | units[pairing.asker].table_columns(living)
+        columns: dict[str, Any] = names | units[pairing.asker].table_columns(living)
         columns |= units[pairing.other].table_columns(pairs.partner[living], "match_")
         columns |= {
             "rank": pl.Series(pairs.rank[living].astype(np.int32)).replace(-1, None),
