@@ -171,6 +171,10 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "anchors",
         "cliques",
         "clique_levels",
+        "one_to_one",
+        "consistency",
+        "consistency_levels",
+        "similarity",
     )
     roles = (
         "effects",

@@ -17,11 +17,12 @@ UNNAMEABLE = re.compile("[\0\ud800-\udfff]")
 IN_MEMORY = "in-memory"  # what stands in the place of a path where an object was given
 Precision = Literal["auto", "float32", "bfloat16", "float16", "file"]
 MaskRule = Literal["bos", "eos", "newline", "sinks"] | Annotated[int, Field(ge=0, lt=2**31)]
-Stage = Literal["weights", "statistics", "labels", "universality", "roles"]
+Stage = Literal["weights", "statistics", "labels", "universality", "similarity", "roles"]
 Plan = Literal["auto", "balanced", "sequential"]  # of devices
 PoolingKind = Literal["mean", "last", "max"]
 NO_LABELS = "labels are none, and functions in their place are for run_study alone"
-STAGES: tuple[Stage, ...] = ("weights", "statistics", "labels", "universality", "roles")
+STAGES: tuple[Stage, ...] = ("weights", "statistics", "labels", "universality", "similarity", "roles")
+OF_SEVERAL: tuple[Stage, ...] = ("universality", "similarity")  # that compare models
 LABEL_GROUPS = ("tokens", "unigrams", "syntax", "subsets", "position", "topics")
 MOST = 10**12  # tokens or neurons: more than anybody has, and far from what overflows
 MOST_ROWS = 10**6  # of a table that is kept per neuron or model
@@ -176,7 +177,8 @@ class StudyConfig(BaseModel):
     )
     stages: tuple[Stage, ...] = Field(
         (),
-        description="What to find out, repeated: weights, statistics, labels, universality, roles; else all.",
+        description="What to find out, repeated: weights, statistics, labels, universality, similarity, roles; "
+        "else all.",
     )
     pairs: Literal["reference", "all"] = Field(
         "reference", description="Ask about the reference's neurons, or about every model's."

@@ -87,8 +87,8 @@ def test_the_commands(study, tmp_path, capsys):
     assert exit_code("export", study.path, "--neuronpedia", "--out", tmp_path / "n") == 0
     assert sorted(path.name for path in (tmp_path / "n").iterdir()) == study.models
     refused = {
-        "three exports": [study.path, "--hf", "--neuronpedia", "--out", tmp_path / "x"],
-        "and --hf are three": [study.path, "--hf", "--csv", "--out", tmp_path / "x"],
+        "four exports": [study.path, "--hf", "--neuronpedia", "--out", tmp_path / "x"],
+        "--csv, --hf": [study.path, "--hf", "--csv", "--out", tmp_path / "x"],
         "--hf is of one study": [study.path, study.path, "--hf", "--out", tmp_path / "x"],
         "holds files": [study.path, "--hf", "--out", tmp_path / "d"],
     }

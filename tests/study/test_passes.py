@@ -154,7 +154,10 @@ def a_piece(rows, columns, screened, certified=False):
     matches = Matches(some(n, 3), places(n, 3), some(n), places(n), places(others), some(others), sure)
     maxima = [Maxima(some(2, n), places(2, n)) for _ in range(2)]
     further = (
-        (maxima[1], RotatedPairs(some(n), some(n), places(n), some(others), places(others)))
+        (
+            maxima[1],
+            RotatedPairs(*(some(n), some(n), places(n), some(others), places(others), some(n, 2), places(n, 2))),
+        )
         if certified
         else (None, None)
     )

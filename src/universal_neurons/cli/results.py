@@ -239,7 +239,16 @@ def _require_apart(out: Path, stores: list[Path]) -> None:
 
 
 @app.command
-def export(stores: list[Path], /, *, out: Path, csv: bool = False, neuronpedia: bool = False, hf: bool = False) -> None:
+def export(
+    stores: list[Path],
+    /,
+    *,
+    out: Path,
+    csv: bool = False,
+    neuronpedia: bool = False,
+    hf: bool = False,
+    consistency: bool = False,
+) -> None:
     """Write the site of studies, training dynamics and diffs: pages to look around in, which open from disk.
 
     Parameters
@@ -254,27 +263,35 @@ def export(stores: list[Path], /, *, out: Path, csv: bool = False, neuronpedia: 
         In place of a site: one study as Neuronpedia's exports are laid out, into a new folder.
     hf
         In place of a site: one study as a dataset for the Hugging Face hub, with its card, into a new folder.
+    consistency
+        In place of a site: one study's one-to-one matches and similarity of layers, into a JSON file.
     """
     from universal_neurons.explorer import open_results, write_site
     from universal_neurons.progress import Reporter
 
-    if neuronpedia or hf:
-        _export_study(stores, out, csv=csv, neuronpedia=neuronpedia, hf=hf)
+    flags = {"--csv": csv, "--neuronpedia": neuronpedia, "--hf": hf, "--consistency": consistency}
+    asked = [flag for flag, there in flags.items() if there]
+    if neuronpedia or hf or consistency:
+        _export_study(stores, out, asked)
         return
     results = [open_results(local_path(path)) for path in stores]
     page = write_site(results, out, csv=csv, reporter=Reporter())
     say(output(), f"site: {page.resolve()}")
 
 
-def _export_study(stores: list[Path], out: Path, *, csv: bool, neuronpedia: bool, hf: bool) -> None:
+def _export_study(stores: list[Path], out: Path, flags: list[str]) -> None:
     """Write one study for other programs to read.  Raises `ConfigError` where more is asked."""
-    from universal_neurons.explorer import write_dataset, write_neuronpedia
+    from universal_neurons.explorer import write_consistency, write_dataset, write_neuronpedia
     from universal_neurons.progress import Reporter
     from universal_neurons.storage import Store
 
-    if csv + neuronpedia + hf > 1:
-        raise ConfigError("--csv, --neuronpedia and --hf are three exports", wanted="one of them, each into its --out")
-    flag = "--neuronpedia" if neuronpedia else "--hf"
+    if len(flags) > 1:
+        raise ConfigError(
+            "--csv, --neuronpedia, --hf and --consistency are four exports",
+            given=", ".join(flags),
+            wanted="one of them, each into its --out",
+        )
+    flag = flags[0]
     if len(stores) > 1:
         raise ConfigError(
             f"{flag} is of one study", given=", ".join(map(str, stores)), wanted="one, each into its --out"
@@ -287,7 +304,10 @@ def _export_study(stores: list[Path], out: Path, *, csv: bool, neuronpedia: bool
             wanted=holder.wanted,
             fix=f"uneurons export {holder.study} {flag} --out {out}",
         )
-    write = write_neuronpedia if neuronpedia else write_dataset
+    if flag == "--consistency":
+        say(output(), write_consistency(Store(path), local_path(out)).resolve())
+        return
+    write = write_neuronpedia if flag == "--neuronpedia" else write_dataset
     say(output(), write(Store(path), local_path(out), Reporter()).resolve())
 
 

@@ -20,6 +20,7 @@ server        the server as an application: whom it answers, and what
 site_files    the files of a site that a server gives
 neuronpedia   a study as Neuronpedia's exports are laid out
 dataset       a study as a dataset: tables as parquet, and a card
+consistency_file  one-to-one matches and similarity of layers as one JSON file
 new_folder    a folder that an export makes: whole or not at all
 own_text      a text of the reader's own: what the neurons of a study's models do on it
 """
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.explorer.consistency_file import Consistency, write_consistency
     from universal_neurons.explorer.dataset import write_dataset
     from universal_neurons.explorer.neuronpedia import write_neuronpedia
     from universal_neurons.explorer.own_text import TextReader
@@ -47,6 +49,7 @@ else:
             "serving": ["page_of", "serve"],
             "server": ["SiteApp"],
             "own_text": ["TextReader"],
+            "consistency_file": ["Consistency", "write_consistency"],
             "dataset": ["write_dataset"],
             "neuronpedia": ["write_neuronpedia"],
         },

@@ -62,8 +62,10 @@ TABLES = {  # of what each has a row
     "attention": "neuron and head: what ablating the path does",
     "functional": "matched pair: do the two do the same",
     "costs": "set of neurons: what ablating it costs",
-    "one_to_one": "pair of a one-to-one matching",
-    "similarity": "pair of layers: how similar they are as wholes",
+    "one_to_one": "neuron and other model: its partner where each is used once, and what that costs",
+    "consistency": "pair of models: how many neurons are matched one to one, how well, and by chance",
+    "consistency_levels": "pair of models and level of correlation: one-to-one and mutual pairs, and by chance",
+    "similarity": "pair of layers and measure: how alike they are as wholes",
 }
 STRINGS = {
     "examples": {"tokens": "strings"},

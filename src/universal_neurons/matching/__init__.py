@@ -16,6 +16,8 @@ within_tokens  ρ of the match within single tokens: how much of it is the vocab
 significance p-values and false-discovery rates under untrained networks
 thresholds   how many are universal at many thresholds, and how many by chance
 anchors      neurons whose match is mutual in every model, and those of a random basis
+one_to_one   the assignment of largest total ρ, each unit used once; PW-MCC of two decoders
+similarity   of two layers as wholes: CKA, CCA, ridge R², calibrated by shifted rows
 cliques      units of all models that are each other's best matches, and those of random bases
 selection    the universal neurons, or the top 1 % where none is
 """
@@ -49,11 +51,31 @@ if TYPE_CHECKING:
         heldout_baseline,
         normalised_estimate,
     )
+    from universal_neurons.matching.one_to_one import (
+        DecoderCosines,
+        OneToOne,
+        Shared,
+        assign,
+        assignments,
+        pw_mcc,
+        rotated_assignments,
+        shared,
+    )
     from universal_neurons.matching.pieces import WHOLE, Finding, Findings, Place, Scope
     from universal_neurons.matching.ranks import CLASSES, RankMoments, RankTable
     from universal_neurons.matching.rotated_heldout import ROTATED_DRAWS, RotatedMoments
     from universal_neurons.matching.selection import singled_out
     from universal_neurons.matching.significance import discovery_rates, p_values
+    from universal_neurons.matching.similarity import (
+        MEASURES,
+        RIDGE,
+        SHIFTS,
+        VARIANCE,
+        Layer,
+        Similarity,
+        drawn_shifts,
+        similarity_of,
+    )
     from universal_neurons.matching.thresholds import counts_above, null_counts, null_excess, thresholds_with
     from universal_neurons.matching.within_tokens import MOST_TOKENS, FrequentTokens, WithinTokens
 else:
@@ -72,6 +94,16 @@ else:
                 "pairs_of",
             ],
             "comparison": ["Comparison", "Evidence", "Piece", "groups_of"],
+            "one_to_one": [
+                "DecoderCosines",
+                "OneToOne",
+                "Shared",
+                "assign",
+                "assignments",
+                "pw_mcc",
+                "rotated_assignments",
+                "shared",
+            ],
             "pieces": ["Finding", "Findings", "Place", "Scope", "WHOLE"],
             "convergence": ["DRAWS", "convergence_table", "reading_points"],
             "counterparts": ["Counterparts", "SideBySide"],
@@ -87,6 +119,16 @@ else:
             ],
             "ranks": ["CLASSES", "RankMoments", "RankTable"],
             "within_tokens": ["FrequentTokens", "MOST_TOKENS", "WithinTokens"],
+            "similarity": [
+                "Layer",
+                "MEASURES",
+                "RIDGE",
+                "SHIFTS",
+                "Similarity",
+                "VARIANCE",
+                "drawn_shifts",
+                "similarity_of",
+            ],
             "significance": ["discovery_rates", "p_values"],
             "thresholds": ["counts_above", "null_counts", "null_excess", "thresholds_with"],
             "cliques": ["Cliques", "RandomBases", "best_of", "can_be_rotated", "mutual_cliques"],

@@ -178,6 +178,7 @@ class Drawing:
     draws: int
     noise: float = 0.0
     by_size: bool = False
+    few: int = 1  # rotated neurons of the first draw that are kept of every asker
 
 
 def rotated_maxima(
@@ -197,7 +198,7 @@ def rotated_maxima(
     """
     kinds, by_size = (False, *[True] * final), drawing.by_size
     maxima = {kind: Maxima.nothing(drawing.draws, len(left), by_size=by_size) for kind in kinds}
-    pairs = RotatedPairs.nothing(len(left), len(right.units), left.device) if final else None
+    pairs = RotatedPairs.nothing(len(left), len(right.units), left.device, drawing.few) if final else None
     for draw in range(drawing.draws):
         turned = rotations(drawing.kind, right.units.widths, drawing.seed, draw)
         for standardised, into in maxima.items():

@@ -318,7 +318,7 @@ def pieces_of(
             standardised, rotated = None, None
         else:
             part, some_signs = layers.part(*columns), None if signs is None else signs[slice(*columns)]
-            drawing = Drawing(config.baseline, config.seed, draws, noise, by_size)
+            drawing = Drawing(config.baseline, config.seed, draws, noise, by_size, config.top_k)
             places = rows[0], columns[0]
             maxima, standardised, rotated = rotated_maxima(cross, ours, part, drawing, places, some_signs, final=final)
         proposal = None

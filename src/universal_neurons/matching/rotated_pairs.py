@@ -2,6 +2,7 @@
 
 A neuron and its match may be each other's best by chance.  How often, the other model's rotated layers say: the best
 rotated neuron of every asker, and the best asker of every rotated neuron, among the ρ that the draw's maxima are of.
+The few best of every asker say what a one-to-one matching is worth by chance (`one_to_one`).
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ class RotatedPairs:
 
     `strength` and `back_strength` are what they were chosen by: ρ, or |ρ| by size.  `corr` is the asker's once more,
     of a sketch without its noise (`baselines.rotated_best`); NaN where there is none.  Rotated neurons have the numbers
-    of `baselines.Maxima`.
+    of `baselines.Maxima`.  `few_corr` and `few_units` are an asker's best few, the best first, without the noise too;
+    −∞ and −1 where there are fewer.
     """
 
     strength: Float[Tensor, " neurons"]
@@ -27,13 +29,18 @@ class RotatedPairs:
     unit: Int[Tensor, " neurons"]
     back_strength: Float[Tensor, " units"]
     back: Int[Tensor, " units"]
+    few_corr: Float[Tensor, "neurons few"]
+    few_units: Int[Tensor, "neurons few"]
 
     @classmethod
-    def nothing(cls, neurons: int, units: int, device: torch.device) -> "RotatedPairs":
+    def nothing(cls, neurons: int, units: int, device: torch.device, few: int = 1) -> "RotatedPairs":
         """Of no comparison."""
         strengths = [torch.full((n,), -torch.inf, device=device) for n in (neurons, units)]
         places = [torch.full((n,), NOBODY, device=device) for n in (neurons, units)]
-        return cls(strengths[0], torch.full_like(strengths[0], torch.nan), places[0], strengths[1], places[1])
+        missing = torch.full_like(strengths[0], torch.nan)
+        few_corr = torch.full((neurons, few), -torch.inf, device=device)
+        few_units = torch.full((neurons, few), NOBODY, device=device)
+        return cls(strengths[0], missing, places[0], strengths[1], places[1], few_corr, few_units)
 
     def see(
         self, rows: slice, columns: slice, strength: Float[Tensor, "rows columns"], kept: Float[Tensor, " rows"] | float
@@ -51,12 +58,25 @@ class RotatedPairs:
         better = highest > self.back_strength[columns]
         self.back_strength[columns] = torch.where(better, highest, self.back_strength[columns])
         self.back[columns] = torch.where(better, asker + rows.start, self.back[columns])
+        self._see_few(rows, columns, strength, kept)
+
+    def _see_few(
+        self, rows: slice, columns: slice, strength: Float[Tensor, "rows columns"], kept: Float[Tensor, " rows"] | float
+    ) -> None:
+        corr, units = strength.topk(min(self.few_corr.shape[1], strength.shape[1]), 1)
+        share = kept[:, None] if isinstance(kept, Tensor) else kept
+        corr = torch.where(torch.isfinite(corr), corr * share, corr)
+        known = self.few_corr[rows], self.few_units[rows]
+        self.few_corr[rows], self.few_units[rows] = _best_few(known, (corr, units + columns.start))
 
     def numbered(self, neurons: int, units: int) -> "RotatedPairs":
         """On the CPU, with the numbers of their models, where these are of the first asker and rotated neuron here."""
         unit, back = (torch.where(at >= 0, at + first, at) for at, first in ((self.unit, units), (self.back, neurons)))
         corr = self.corr.double().clamp(-1, 1)
-        return RotatedPairs(*(part.cpu() for part in (self.strength, corr, unit, self.back_strength, back)))
+        few_corr = self.few_corr.double().clamp_max(1)
+        few_units = torch.where(torch.isfinite(few_corr), self.few_units + units, NOBODY)
+        parts = (self.strength, corr, unit, self.back_strength, back, few_corr, few_units)
+        return RotatedPairs(*(part.cpu() for part in parts))
 
     def beside(self, other: "RotatedPairs") -> "RotatedPairs":
         """Of the same askers with two parts of the other model: with both."""
@@ -67,6 +87,7 @@ class RotatedPairs:
             torch.where(better, other.unit, self.unit),
             torch.cat([self.back_strength, other.back_strength]),
             torch.cat([self.back, other.back]),
+            *_best_few((self.few_corr, self.few_units), (other.few_corr, other.few_units)),
         )
 
     def below(self, other: "RotatedPairs") -> "RotatedPairs":
@@ -78,9 +99,18 @@ class RotatedPairs:
             torch.cat([self.unit, other.unit]),
             torch.where(better, other.back_strength, self.back_strength),
             torch.where(better, other.back, self.back),
+            torch.cat([self.few_corr, other.few_corr]),
+            torch.cat([self.few_units, other.few_units]),
         )
 
     @property
     def mutual(self) -> Bool[Tensor, " neurons"]:
         """Whether each asker and its best rotated neuron are each other's best."""
         return (self.back[self.unit.clamp_min(0)] == torch.arange(len(self.unit))) & (self.unit >= 0)
+
+
+def _best_few(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The best of two lists of ρ and units, as many as the first has; of equals those of the first."""
+    corr, units = (torch.cat(both, 1) for both in zip(first, second))
+    order = corr.argsort(dim=1, descending=True, stable=True)[:, : first[0].shape[1]]
+    return corr.gather(1, order), units.gather(1, order)

@@ -5,6 +5,7 @@ summary           a study in a few numbers and tables
 facts             what was found of one model's neurons, in ten lines
 opening           what a study asked and found, in plain sentences
 counts            counts over thresholds, beside untrained networks, of anchors and cliques, as lines
+consistency       one-to-one matches, and layers as wholes, as rows of text
 sinks             positions where the residual stream's norm stands out, and what they carry of the matches
 verdict           what is to be said of one neuron in a sentence or two, and its ten numbers
 counterparts      best matches by name, with what they fire on

@@ -16,6 +16,13 @@ from universal_neurons.dynamics import Dynamics
 from universal_neurons.labels import SAID_OF_FAMILIES, SAID_OF_ROLES
 from universal_neurons.legible import file_names, legible
 from universal_neurons.report import figures
+from universal_neurons.report.consistency import (
+    CONSISTENCY_WORDS,
+    SIMILARITY_WORDS,
+    consistency_rows,
+    similarity_askers,
+    similarity_rows,
+)
 from universal_neurons.report.counts import anchor_lines, clique_lines
 from universal_neurons.report.diff_summary import diff_sentences, kinds_of, lists_of
 from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows
@@ -201,6 +208,10 @@ def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
         "site": store.site.name,
         "site_link": quote(f"../{store.site.name}/index.html"),
         "asked": [_asked(store, asker, pictures) for asker in store.askers],
+        "one_to_one_words": CONSISTENCY_WORDS,
+        "similarity": [similarity_rows(store, asker) for asker in similarity_askers(store)],
+        "similarity_words": SIMILARITY_WORDS,
+        "similarity_pictures": _starting(pictures, ("similarity-",)),
         "cliques": clique_lines(store),
         "spans": fit_rows(store.table("spans")) if store.has("spans") else [],
         "fit_facts": FIT_FACTS,
@@ -256,6 +267,7 @@ def _asked(store: Store, asker: str, pictures: dict[str, Picture]) -> dict[str, 
         "others": others,
         "facts": asker_lines(store, asker),
         "anchors": anchor_lines(store, asker),
+        "one_to_one": consistency_rows(store, asker),
         "title": title + together,
         "q_apart": not together,
         "why_marked": why_marked,

@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from universal_neurons.labels import FAMILIES, SAID_OF_FAMILIES, SAID_OF_ROLES, UNEXPLAINED, explained
 from universal_neurons.legible import legible
 from universal_neurons.matching import singled_out
+from universal_neurons.report.consistency import consistency_view, similarity_askers, similarity_view
 from universal_neurons.report.counts import clique_lines
 from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, only_sentence, short
 from universal_neurons.roles import relative_rows, role_rows
@@ -112,6 +113,10 @@ def study_view(store: Store) -> Group:
         for label, value in asker_lines(store, asker):
             table.row(label, value)
         parts += [table, neurons_view(store, asker)]
+        if store.has("consistency"):
+            parts.append(consistency_view(store, asker))
+    if similarity_askers(store):
+        parts.append(similarity_view(store))
     if store.has("subsets"):
         parts.append(subsets_view(store))
     if clique_lines(store):

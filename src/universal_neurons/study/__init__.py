@@ -9,6 +9,9 @@ shown            the neurons that figures show, and what the held-out pass keeps
 tables           what was found, as tables
 example_tables   where neurons fire, alone and with their matches beside them
 counts           counts beside what chance gives: over thresholds, of anchors and mutual cliques
+one_to_one_tables  units matched one to one, and what that is worth beside chance
+similarity_rows  on how many rows layers are compared, and how many are held at once
+layer_similarity  the stage similarity: every two layers, on these rows
 label_counts     how often every label holds, and what is said of those that hardly do
 family_tables    from the labels' sums to families and their tables
 outcome          what the passes have brought so far

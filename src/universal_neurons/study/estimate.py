@@ -13,9 +13,9 @@ from torch import Tensor
 from universal_neurons.config import QUANTILES, Settings
 from universal_neurons.features import NeuronSource
 from universal_neurons.interventions import reading_seconds
-from universal_neurons.matching import MEAN, ROTATED_DRAWS, Candidates, can_be_rotated
+from universal_neurons.matching import MEAN, ROTATED_DRAWS, SHIFTS, Candidates, can_be_rotated
 from universal_neurons.models import Model, tokenizer_digest
-from universal_neurons.passes import Layout, signs_of
+from universal_neurons.passes import Layout, model_pairs, signs_of
 from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES
 from universal_neurons.statistics import (
     BY_POSITION,
@@ -47,6 +47,7 @@ from universal_neurons.study.memory import (
     within_layers,
 )
 from universal_neurons.study.resolve import settings_of_null
+from universal_neurons.study.similarity_rows import layer_groups, rows_compared
 from universal_neurons.text import HELDOUT_MOST
 
 EXAMPLE_DISK_BYTES = 80
@@ -55,6 +56,8 @@ NULL_ROW_BYTES = 12  # of the untrained null: an excess, and its place
 LETTERS = 5  # bytes of text a position
 POINTS = 8  # at which the passes are read on the way, at most, with two draws
 HISTOGRAM_BYTES = 1_800  # of a neuron: some 450 bins are in use
+EIGEN_PRODUCTS = 30  # an eigendecomposition of a layer, in products of its size
+FLOAT64_SHARE = 0.5  # of the speed of products in float32
 WITHIN_SHARE = 0.625  # of the within-layer products: blocks on and above the diagonal
 RANK_RATE, GPU_RANK_RATE = 1.2e7, 2e9  # mid-ranks looked up per second
 SYNTAX_RATE = 8_000  # tokens per second and core that spaCy's small English pipeline reads
@@ -70,6 +73,7 @@ class Estimate:
     seconds_pass: float
     seconds_compare: float
     seconds_detail: float
+    seconds_similarity: float
     seconds_labels: float
     seconds_roles: float
     seconds_null: float
@@ -139,6 +143,7 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
     of_draws = 2 * config.draws + 2 * POINTS + of_random_bases  # of neurons as they are, and standardised
     seconds_compare = _rotated_seconds(models, config, rate) * of_draws
     seconds_detail = heldout * (sum(forward.values()) * 1.2 + _match_seconds(config, models, rate))
+    seconds_similarity = _similarity_seconds(models, config, forward, rate) if "similarity" in config.stages else 0.0
     null = _Null.of(models, config, layout, rate) if config.null else _Null(0.0, 0, 0)
     seconds_labels = tokens / (SYNTAX_RATE * (os.cpu_count() or 1)) if config.nlp else 0.0
     seconds_roles = _role_seconds(models, config, forward, heldout) if "roles" in config.stages else 0.0
@@ -154,12 +159,14 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
         windows = sum(m.n_neurons * many for m, many in counterparts(config, models))
         final += windows * len(models) * COUNTERPART_DISK_BYTES
     seconds_sinks = sinks * sum(_forward_by_model(models, settings_of_null(config)).values()) if sinks else 0.0
-    parts = [seconds_sinks, seconds_pass, seconds_compare, seconds_detail, seconds_labels, seconds_roles, null.seconds]
+    parts = [seconds_sinks, seconds_pass, seconds_compare, seconds_detail, seconds_similarity, seconds_labels]
+    parts += [seconds_roles, null.seconds]
     return Estimate(
         seconds_sinks=seconds_sinks,
         seconds_pass=seconds_pass,
         seconds_compare=seconds_compare,
         seconds_detail=seconds_detail,
+        seconds_similarity=seconds_similarity,
         seconds_labels=seconds_labels,
         seconds_roles=seconds_roles,
         seconds_null=null.seconds,
@@ -230,6 +237,19 @@ def _rotated_seconds(models: Sequence[Model], config: Settings, rate: float) -> 
     products = sum(a.n_neurons * b.n_neurons * b.d_mlp for a, b in pairs_of(config, models))
     both_ways = 2 if config.pairs == "all" and len(models) > 1 else 1
     return 2 * products * both_ways / (0.5 * rate)
+
+
+def _similarity_seconds(models: Sequence[Model], config: Settings, forward: Mapping[str, float], rate: float) -> float:
+    """Seconds of the similarity of layers: forward passes, principal axes, products of every two layers."""
+    positions, seconds = rows_compared(config) * config.context, 0.0
+    for pair in model_pairs(models, config.pairs):
+        left, right = (len(layer_groups(model.units, positions)) for model in pair)
+        for model, groups, times in zip(pair, (left, right), (1, left if right > 1 else 1)):
+            axes = sum((4 * positions + EIGEN_PRODUCTS * width) * width**2 for width in model.units.widths)
+            seconds += times * (groups * positions * forward[model.name] + axes / (FLOAT64_SHARE * rate))
+        products = 2 * positions * (1 + SHIFTS) + 8 * max(model.d_mlp for model in pair) / FLOAT64_SHARE
+        seconds += products * pair[0].n_neurons * pair[1].n_neurons / rate
+    return seconds
 
 
 def _role_seconds(models: Sequence[Model], config: Settings, forward: Mapping[str, float], heldout: int) -> float:

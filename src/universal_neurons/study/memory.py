@@ -19,6 +19,7 @@ from universal_neurons.passes import Layout, Panel, cut, model_pairs
 from universal_neurons.statistics import BANDS, FLOAT_BINS, TILE_ROWS, WINDOW
 from universal_neurons.storage import PART_BYTES
 from universal_neurons.study.resolve import settings_of_null
+from universal_neurons.study.similarity_rows import similarity_bytes
 from universal_neurons.text import SHARD_POSITIONS, STRETCHES
 
 STATE_BYTES = 8 + 4  # a float64 sum and a float32 pending product
@@ -48,12 +49,13 @@ class MemoryPlan:
     roles: int = 0
     detail: int = 0
     null: int = 0
+    similarity: int = 0
 
     @property
     def total(self) -> int:
         """At the peak: the weights, the pass with a comparison on top, or what comes once that is gone: the untrained
-        networks with a pass of theirs, the tables or the roles."""
-        after = max(self.null, self.blocks + max(self.tables, self.roles, self.detail))
+        networks with a pass of theirs, the tables, the roles or the layers compared."""
+        after = max(self.null, self.blocks + max(self.tables, self.roles, self.detail, self.similarity))
         return max(self.weights, self.statistics + self.blocks + self.workspace, after)
 
 
@@ -81,6 +83,7 @@ def memory_plan(
         roles + weights,
         _detail(config, models),
         null_bytes(config, models, layout) if config.null else 0,
+        similarity_bytes(config, models) if "similarity" in config.stages else 0,
     )
 
 

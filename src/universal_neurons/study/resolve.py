@@ -15,6 +15,7 @@ from universal_neurons.config import (
     DEFAULT_GROUP_SIZE,
     DEFAULT_NULL_DRAWS,
     IN_MEMORY,
+    OF_SEVERAL,
     STAGES,
     Settings,
     Stage,
@@ -97,7 +98,7 @@ def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
         raise ConfigError("--gemm-dtype tf32 is for CUDA", given=device, wanted="float32 or bfloat16")
     models = tuple(expand_bundled(config.models))
     single = (n_models or len(models)) == 1
-    stages = config.stages or tuple(stage for stage in STAGES if not (single and stage == "universality"))
+    stages = config.stages or tuple(stage for stage in STAGES if not (single and stage in OF_SEVERAL))
     if "roles" in stages and not {"weights", "statistics"} <= set(stages):
         raise ConfigError("roles need weights and statistics", given=", ".join(stages), fix="add them to --stages")
     if config.only_subset and set(stages) == {"weights"}:
@@ -175,7 +176,7 @@ def require_kin(models: Sequence[Described], config: StudyConfig, *, several: bo
 
     Returns the digest of the tokenizer that they share, if any has one.
     """
-    if len(models) < 2 and "universality" in config.stages:
+    if len(models) < 2 and set(OF_SEVERAL) & set(config.stages):
         raise NothingToCompareError(
             "one model alone has nothing to be compared with",
             given=models[0].name,
@@ -304,7 +305,7 @@ def _stages_of_spread(stages: tuple[Stage, ...], config: StudyConfig, models: Se
     whole = [stage for stage in stages if stage in ("weights", "roles")]
     if not spread or (not whole and config.null is None):
         return stages
-    if config.null is not None or not set(STAGES) - {"universality"} <= set(stages):
+    if config.null is not None or not set(STAGES) - set(OF_SEVERAL) <= set(stages):
         raise ConfigError(
             f"{spread[0]} is spread over devices, and {', '.join(whole) or 'the untrained null'} need it on one",
             given=", ".join(stages),

@@ -152,6 +152,7 @@ def _finish(study: Study, stages: Stages, tables: dict[str, str], writer: StoreW
         **({} if stages.null is None else {"null": stages.null.describe()}),
         **({} if stages.frequent is None else {"within_tokens": stages.frequent.describe()}),
         **({} if stages.sinks is None else {"sinks": stages.sinks}),
+        **({} if stages.similarity is None else {"similarity": stages.similarity}),
         "tables": tables,
         "timings": {name: round(seconds, 3) for name, seconds in reporter.timings.items()},
     }

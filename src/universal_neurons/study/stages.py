@@ -45,7 +45,15 @@ from universal_neurons.study.example_tables import counterparts_table, examples_
 from universal_neurons.study.family_tables import Explainer
 from universal_neurons.study.inputs import Study
 from universal_neurons.study.label_counts import rare_label_notes
+from universal_neurons.study.layer_similarity import LayerSimilarity
 from universal_neurons.study.masked_sinks import LEFT_OUT, left_out_table
+from universal_neurons.study.one_to_one_tables import (
+    consistency_levels_table,
+    consistency_table,
+    decoders_of,
+    one_to_one_table,
+    pairings,
+)
 from universal_neurons.study.outcome import Outcome
 from universal_neurons.study.run_passes import Passes
 from universal_neurons.study.sinks import FoundSinks
@@ -76,6 +84,7 @@ class Stages:
         self.null: UntrainedNull | None = None
         self.frequent: FrequentTokens | None = None
         self.sinks: dict[str, float | int] | None = None
+        self.similarity: dict[str, Any] | None = None
         self.counted = 0
         self.warnings: list[str] = []
         self.counted_by_subset: dict[str, int] = {}
@@ -168,6 +177,11 @@ class Stages:
             details = self._detail(
                 sources, DetailPass(self.study, sources, comparisons, deviations, outcome.signs), explainer
             )
+        if self._asked("similarity"):
+            with self.reporter.stage("similarity"):
+                layers = LayerSimilarity(outcome)
+                self.write("similarity", layers.table())
+                self.similarity = layers.describe()
         if self.config.null is not None:
             with self.reporter.stage("null"):
                 self._untrained()
@@ -188,6 +202,7 @@ class Stages:
                 table = convergence_table(outcome.findings, self.study.askers, self.names, self.config.threshold)
                 self.write("convergence", table)
                 self._counts(outcome, comparisons)
+                self._one_to_one(outcome, comparisons)
             if by_subset:
                 self.write("subsets", subsets_table(self.units, by_subset, self.config.threshold))
 
@@ -210,6 +225,14 @@ class Stages:
             random = None if outcome.random_bases is None else outcome.random_bases.cliques(self.names)
             self.write("cliques", table)
             self.write("clique_levels", clique_levels_table(table, random))
+
+    def _one_to_one(self, outcome: Outcome, comparisons: Sequence[Comparison]) -> None:
+        """The tables of one-to-one matching."""
+        decoders = decoders_of(outcome.sources.values())
+        made = [(comparison, pairings(comparison, decoders, self.config.seed)) for comparison in comparisons]
+        self.write("one_to_one", one_to_one_table([one for _, some in made for one in some], self.units))
+        self.write("consistency", pl.concat([consistency_table(*one) for one in made]))
+        self.write("consistency_levels", pl.concat([consistency_levels_table(*one) for one in made]))
 
     def _statistics(self, statistics: Statistics, everything: Evidence) -> None:
         """Columns of activation statistics, histograms and examples."""

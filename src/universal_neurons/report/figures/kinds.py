@@ -5,13 +5,14 @@ from universal_neurons.report.figures.families import FAMILY_KINDS
 from universal_neurons.report.figures.illustration import FigureKind, Illustration
 from universal_neurons.report.figures.properties import LAYERS, NEIGHBOURS, PERCENTILES, SPARSITY
 from universal_neurons.report.figures.roles import ROLE_KINDS
+from universal_neurons.report.figures.similarity import SIMILARITY
 from universal_neurons.report.figures.thresholds import THRESHOLDS
 from universal_neurons.report.figures.universality import CONVERGENCE, DENSITIES, INTERVALS, SUBSETS, UNIVERSALITY
 from universal_neurons.storage import Store
 
 STUDY_KINDS = (
-    UNIVERSALITY, THRESHOLDS, INTERVALS, *FAMILY_KINDS, *ROLE_KINDS, PERCENTILES, SPARSITY, NEIGHBOURS, LAYERS,
-    DENSITIES, CONVERGENCE, SUBSETS,
+    UNIVERSALITY, SIMILARITY, THRESHOLDS, INTERVALS, *FAMILY_KINDS, *ROLE_KINDS, PERCENTILES, SPARSITY, NEIGHBOURS,
+    LAYERS, DENSITIES, CONVERGENCE, SUBSETS,
 )  # fmt: skip
 
 
