@@ -15,8 +15,8 @@ SECOND = "variance_reduction_second"
 STRENGTH_FACTS = ("neurons", "median explained", f"above {HALF:g}", "tied", "within 10 %")
 STRENGTH_WORDS = (
     "Median explained: the share of a neuron's variance that its best label explains; above 0.5: for how many it is "
-    "more than half; tied: for how many another label explains exactly as much; within 10 %: for how many one explains at "
-    "most a tenth less, those included. Where labels tie, which of them names the neuron is chance."
+    "more than half; tied: for how many another label explains exactly as much; within 10 %: for how many one explains "
+    "at most a tenth less, those included. Where labels tie, which of them names the neuron is chance."
 )
 
 
