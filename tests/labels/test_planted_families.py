@@ -1,12 +1,16 @@
 """Planted truth: neurons that are wired to fire on something known, and what a whole study says they fire on."""
 
+import re
+import statistics
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import small_tokenizer, tiny_network
+from conftest import exit_code, small_tokenizer, tiny_network
 
 from universal_neurons import Model, StudyConfig, TokenDataset, run_study
+from universal_neurons.report.facts import short
 from universal_neurons.text import read_vocabulary
 
 CONTEXT, ROWS, WIDTH, HEAD = 32, 400, 96, 32
@@ -122,3 +126,31 @@ def test_a_wired_neuron_is_found_to_be_what_it_is(study, neuron):
         assert row["variance_reduction_null"] < 0.05
         assert best["sign"] == sign
         assert best["previous"] == (family == "previous_token")
+
+
+def test_how_strong_families_are_is_counted_as_in_plain_python(study, capsys):
+    place = ["model", "layer", "neuron"]
+    second = study.labels.filter(rank=2).select(*place, second="variance_reduction")
+    neurons = study.neurons.join(second, on=place, how="left", maintain_order="left")
+    assert neurons["variance_reduction_second"].fill_nan(None).equals(neurons["second"])
+    found = study.families
+    assert set(found["family"]) == set(neurons["family"].drop_nulls()) > {"unigram", "token_class"}
+    for row in found.iter_rows(named=True):
+        mine = [
+            one
+            for one in neurons.filter(family=row["family"]).iter_rows(named=True)
+            if row["family"] not in ("bos", "unexplained")
+            and (row["family"] != "position" or one["label"].startswith("position"))
+        ]
+        if not mine:
+            assert row["variance_reduction_median"] is row["above_half"] is row["tied"] is row["nearly_tied"] is None
+            continue
+        best = [one["variance_reduction"] for one in mine]
+        assert row["variance_reduction_median"] == pytest.approx(statistics.median(best))
+        assert row["above_half"] == sum(share > 0.5 for share in best)
+        shares = [one["second"] / one["variance_reduction"] for one in mine]
+        assert (row["tied"], row["nearly_tied"]) == (sum(s > 0.99999 for s in shares), sum(s >= 0.9 for s in shares))
+    assert exit_code("show", study.path) == 0
+    told = capsys.readouterr().out.partition("How much the best labels of")[2]
+    for family, median in found.drop_nulls("above_half").select("family", "variance_reduction_median").iter_rows():
+        assert re.search(rf"{family.replace('_', ' ')} .*{re.escape(short(median))}", told)

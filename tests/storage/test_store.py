@@ -164,6 +164,11 @@ def test_a_stores_labels_of_an_earlier_version_are_read_by_their_present_names(f
         assert set(next(pieces_of(Store(folder), "neurons"))["label"]) == {present}
 
 
+def test_without_labels_there_are_no_families(finished):
+    with pytest.raises(InputError, match="no labels were looked for"):
+        _ = Store(finished).families
+
+
 def test_a_table_is_read_once(folder):
     store = Store(folder)
     first = store.neurons

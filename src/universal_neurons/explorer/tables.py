@@ -8,6 +8,7 @@ import polars as pl
 from universal_neurons.explorer.data_files import table_columns
 from universal_neurons.explorer.studies import ShownStudy
 from universal_neurons.explorer.unit_rows import pieces_of
+from universal_neurons.report import families_table
 from universal_neurons.storage import Store
 
 MOST_ROWS = 20_000
@@ -49,7 +50,8 @@ def _counts(store: Store) -> Iterator[tuple[str, pl.DataFrame]]:
     if store.has("labels"):
         counted = {name: made for name, made in COUNTED.items() if name == "neurons" or store.askers}
         families = store.neurons.group_by("model", "family").agg(**counted)
-        yield "families", families.sort(place, "family")
+        strength = families_table(store).drop("neurons")
+        yield "families", families.join(strength, on=["model", "family"], how="left").sort(place, "family")
     if store.has("effects"):
         effects = store.table("effects")
         kinds = [name for name in ("role", "role_relative", "class", "class_group") if name in effects.columns]

@@ -112,6 +112,11 @@ class Scores:
     sign: Int[np.ndarray, "k neurons"]
     own: OwnScores | None = None
 
+    @property
+    def second(self) -> Float[np.ndarray, " neurons"]:
+        """What the second best label explains; NaN where there is one label only."""
+        return self.variance_reduction[1] if len(self.index) > 1 else np.full(self.index.shape[1], np.nan)
+
 
 class LabelEvidence:
     """What a pass's statistics say of every label with every neuron, on the CPU; with `null`, of the null's labels.

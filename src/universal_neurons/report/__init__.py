@@ -9,6 +9,7 @@ consistency       one-to-one matches, and layers as wholes, as rows of text
 sinks             positions where the residual stream's norm stands out, and what they carry of the matches
 verdict           what is to be said of one neuron in a sentence or two, and its ten numbers
 counterparts      best matches by name, with what they fire on
+family_strength   how much the labels of families explain, and how near the next ones come
 universal         the universal neurons in one table, with counterparts and verdicts
 one_neuron        one neuron in the terminal
 of_label          the neurons that a label explains best, in the terminal
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from universal_neurons.report.anchors import anchors_view
     from universal_neurons.report.diff_summary import LISTS, UNUSUAL, diff_sentences, diff_view, unit_view, upper_end
     from universal_neurons.report.dynamics_summary import course_view, dynamics_view
+    from universal_neurons.report.family_strength import families_table
     from universal_neurons.report.figures import study_figures
     from universal_neurons.report.integrity import check_stores
     from universal_neurons.report.label_list import built_in_view, study_labels_view
@@ -62,6 +64,7 @@ else:
             "other_threshold": ["at_threshold", "threshold_sentence"],
             "diff_summary": ["LISTS", "UNUSUAL", "diff_sentences", "diff_view", "unit_view", "upper_end"],
             "dynamics_summary": ["course_view", "dynamics_view"],
+            "family_strength": ["families_table"],
             "figures": ["study_figures"],
             "pages": [
                 "study_names",

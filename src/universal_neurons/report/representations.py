@@ -9,6 +9,7 @@ from universal_neurons.dynamics import Dynamics
 from universal_neurons.report.counterparts import counterparts_table
 from universal_neurons.report.diff_summary import plain_diff
 from universal_neurons.report.dynamics_summary import plain_dynamics
+from universal_neurons.report.family_strength import families_table
 from universal_neurons.report.one_neuron import neuron_html, plain_neuron
 from universal_neurons.report.pages import summary_html
 from universal_neurons.report.plots import diff_plots, dynamics_plots, neuron_plots, study_plots
@@ -22,6 +23,7 @@ Store.shown_by(
         "text": plain_summary,
         "html": summary_html,
         "counterparts": counterparts_table,
+        "families": families_table,
         "universal": universal_table,
         "neuron sentence": neuron_sentence,
         "neuron text": plain_neuron,

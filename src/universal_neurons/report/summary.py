@@ -16,6 +16,7 @@ from universal_neurons.matching import singled_out
 from universal_neurons.report.consistency import consistency_view, similarity_askers, similarity_view
 from universal_neurons.report.counts import clique_lines
 from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, only_sentence, short
+from universal_neurons.report.family_strength import STRENGTH_FACTS, STRENGTH_WORDS, strength_rows
 from universal_neurons.roles import relative_rows, role_rows
 from universal_neurons.storage import Store
 from universal_neurons.study import FIT_FACTS, fit_rows
@@ -178,9 +179,15 @@ def family_rows(store: Store) -> list[tuple[str, list[int], str]]:
 
 
 def families_view(store: Store) -> Group:
-    """How many neurons of each model each family has, and what the families are."""
+    """How many neurons of each model each family has, what the families are, and how strong those of the reference."""
     title = "What the neurons fire on (variance explained)"
-    return _counts_view(store, "family", family_rows(store), SAID_OF_FAMILIES, title)
+    counts = _counts_view(store, "family", family_rows(store), SAID_OF_FAMILIES, title)
+    if not (rows := strength_rows(store)):
+        return counts
+    strength = TextTable("family", *STRENGTH_FACTS, title=f"How much the best labels of {store.models[0]} explain")
+    for row in rows:
+        strength.row(*row)
+    return Group(counts, strength, shown(STRENGTH_WORDS, "table.caption"))
 
 
 RELATIVE = {"relative": "with a kurtosis that is high among those that the model's unembedding allows"}

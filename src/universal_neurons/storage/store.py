@@ -124,6 +124,17 @@ class Store(Results):
         """
         return self.view("universal")(self, model, threshold, by)
 
+    @property
+    def families(self) -> pl.DataFrame:
+        """A row per model and family that some of its neurons have, and how strong that is.
+
+        Columns: `model`, `family`, `neurons`, `variance_reduction_median` (what their best labels explain, on the rows
+        that chose them), `above_half` (for how many that is more than half), `tied` (for how many another label
+        explains as much), `nearly_tied` (for how many one explains at most a tenth less); null where the family rests
+        on no label.  Raises `InputError` where no labels were looked for.
+        """
+        return self.view("families")(self)
+
     def best_for(self, label: str, model: str | None = None) -> pl.DataFrame:
         """The neurons, of all models or one, that have a label among their best, the best explained first.
 

@@ -55,7 +55,8 @@ NEURON_SCHEMA: dict[str, Any] = {
     "activation_mean": pl.Float64, "activation_sd": pl.Float64,
     "layer_corr_max": pl.Float64, "layer_corr_neuron": pl.Int32,
     "position_mi": pl.Float64, "family": pl.String, "label": pl.String, "label_sign": pl.Int8,
-    **_schema(pl.Float64, "variance_reduction variance_reduction_heldout variance_reduction_null"),
+    **_schema(pl.Float64, """variance_reduction variance_reduction_second variance_reduction_heldout
+        variance_reduction_null"""),
     **{f"{metric}_percentile": pl.Float64 for metric in RANKED},
     "null_fraction": pl.Float64, "roles": pl.List(pl.String),
 }  # fmt: skip
@@ -256,6 +257,7 @@ def family_columns(labels: LabelSet, families: Families) -> dict[str, Any]:
         "label": [name if family else None for name, family in zip(names[families.best.index[0]], families.family)],
         "label_sign": [int(sign) if family else None for sign, family in zip(families.best.sign[0], families.family)],
         "variance_reduction": families.best.variance_reduction[0],
+        "variance_reduction_second": families.best.second,
         "variance_reduction_heldout": families.heldout,
         "variance_reduction_null": families.null,
     }

@@ -26,6 +26,6 @@
     un.clear(main, un.h("h1", {}, "Families"), un.h("p", { class: "lead" }, un.site.terms.family || "A family is what a unit fires on."),
       words.length ? un.h("dl", { class: "glossary" }, words) : null,
       un.section("charts", "In every model", un.h("div", { class: "grid" }, charts)),
-      un.section("table", "As a table", un.storeTable("Families of every model", rows, ["model", "family", "neurons", "universal", "excess_mean", "excess_median"], { file: `${un.study.id}-families.csv` })));
+      un.section("table", "As a table", un.storeTable("Families of every model", rows, ["model", "family", "neurons", "universal", "variance_reduction_median", "above_half", "tied", "nearly_tied", "excess_mean", "excess_median"], { file: `${un.study.id}-families.csv` })));
   };
 })();
