@@ -180,6 +180,7 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "heads",
         "attention",
         "functional",
+        "functional_gains",
         "costs",
     )
     drawn = {"details", "effect_histograms", "class_histograms", "head_scores", "attention_samples"}

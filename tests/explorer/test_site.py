@@ -22,8 +22,8 @@ from universal_neurons.explorer.studies import identities
 
 OLD = ("thresholds", "anchors", "cliques", "clique_levels", "null", "positions", "tokens")
 OF_ROLES = (
-    "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "costs", "effect_histograms",
-    "class_histograms", "head_scores", "attention_samples",
+    "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "functional_gains", "costs",
+    "effect_histograms", "class_histograms", "head_scores", "attention_samples",
 )  # fmt: skip
 
 

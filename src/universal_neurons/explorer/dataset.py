@@ -59,6 +59,7 @@ TABLES = {  # of what each has a row
     "heads": "attention head: its scores for the first token",
     "attention": "neuron and head: what ablating the path does",
     "functional": "matched pair: do the two do the same",
+    "functional_gains": "control and measure: by how much matched pairs act more alike",
     "costs": "set of neurons: what ablating it costs",
     "one_to_one": "pair of a one-to-one matching",
     "similarity": "pair of layers: how similar they are as wholes",

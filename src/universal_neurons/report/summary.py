@@ -15,7 +15,7 @@ from universal_neurons.legible import legible
 from universal_neurons.matching import singled_out
 from universal_neurons.report.counts import clique_lines
 from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, only_sentence, short
-from universal_neurons.roles import role_rows
+from universal_neurons.roles import role_rows, together_sentences
 from universal_neurons.storage import Store
 from universal_neurons.study import FIT_FACTS, fit_rows
 from universal_neurons.terminal import ModelsTable, TextTable, plain, shown
@@ -179,8 +179,9 @@ def families_view(store: Store) -> Group:
 
 
 def roles_view(store: Store) -> Group:
-    """How many neurons of each model have each role, and what the roles are."""
-    return _counts_view(store, "role", role_rows(store), SAID_OF_ROLES, "What the neurons do")
+    """How many neurons of each model have each role, what the roles are, and what universal neurons do together."""
+    counts = _counts_view(store, "role", role_rows(store), SAID_OF_ROLES, "What the neurons do")
+    return Group(counts, *map(shown, together_sentences(store)))
 
 
 def _counts_view(

@@ -6,8 +6,10 @@ from typing import Any
 import polars as pl
 
 from universal_neurons.labels import ROLES
+from universal_neurons.roles.functional import gains_sentence
 from universal_neurons.roles.nearest import role_candidates
 from universal_neurons.roles.prediction import OFTEN
+from universal_neurons.roles.worth import Worth
 from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 
@@ -26,6 +28,14 @@ def role_rows(store: Store) -> list[tuple[str, list[int], str]]:
         text = _role_line(named.row(0, named=True), role) if len(named) else ""
         rows.append((role.replace("_", " "), counts, text if counts[0] or not text else f"none; nearest {text}"))
     return rows
+
+
+def together_sentences(store: Store) -> list[str]:
+    """What the universal neurons are worth together, and whether matches act alike, against their controls; those that
+    the study can say."""
+    worth = [Worth.of(store.table("costs")).sentence] if store.has("costs") else []
+    gains = [gains_sentence(store.table("functional_gains"))] if store.has("functional_gains") else []
+    return [sentence for sentence in worth + gains if sentence]
 
 
 def _role_line(row: dict[str, Any], role: str) -> str:
