@@ -71,8 +71,8 @@ def alike_of(rows: pl.DataFrame) -> Alike | None:
         return None
     second = "loss_corr_second" in rows.columns and rows["second_corr"].null_count() < len(rows)
     kind, beside = ("_second", "second best") if second else ("_random", "random")
-    columns = [*MEASURES, *(f"{measure}{kind}" for measure in MEASURES)]
-    return Alike(len(rows), *(_median(rows[column]) for column in columns), beside)
+    own, other = ([_median(rows[f"{measure}{of}"]) for measure in MEASURES] for of in ("", kind))
+    return Alike(len(rows), own[0], own[1], other[0], other[1], beside)
 
 
 def _median(values: Iterable[float | None]) -> float:

@@ -125,12 +125,12 @@ class _Acts:
     def row(self, pair: dict[str, Any]) -> dict[str, Any]:
         """A pair's row of `functional`, but for the gain."""
         asker, other = self.models[0], self.by_name[pair["match_model"]]
-        row = {"asker": asker.name, "model": asker.name} | _place("", asker.units, pair["flat"])
+        row: dict[str, Any] = {"asker": asker.name, "model": asker.name} | _place("", asker.units, pair["flat"])
         row |= {"match_model": other.name} | _place("match_", other.units, pair["match"]) | {"corr": pair["corr"]}
         for kind in KINDS:
             row |= self._alike(pair, kind)
-        row |= {"roles": list(self.roles[asker.name][pair["flat"]])}
-        row |= {"match_roles": list(self.roles[other.name][pair["match"]])}
+        row["roles"] = list(self.roles[asker.name][pair["flat"]])
+        row["match_roles"] = list(self.roles[other.name][pair["match"]])
         return row | _place("second_", other.units, pair["second"]) | {"second_corr": pair["second_corr"]}
 
     def _alike(self, pair: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -265,9 +265,14 @@ def gains_sentence(gains: pl.DataFrame) -> str:
 def _measured(measure: str, second: Mapping[str, Any], random: Mapping[str, Any] | None) -> str:
     low, high = second["gain_low"], second["gain_high"]
     reach = f" [{low:+.2f} {high:+.2f}]" if low is not None and math.isfinite(low) else ""
-    others = "" if random is None else f", with random neurons {random['control_corr']:.2f}"
+    others = "" if random is None else f", with random neurons {_said(random['control_corr'])}"
     return (
         f"ρ of their {MEASURES[measure]} differs from that with the second best match by {second['gain']:+.2f}{reach} "
         f"on average, and is higher in {second['better']:.0%} of {second['pairs']:,} pairs (medians: "
-        f"{second['match_corr']:.2f}, with the second best {second['control_corr']:.2f}{others})."
+        f"{_said(second['match_corr'])}, with the second best {_said(second['control_corr'])}{others})."
     )
+
+
+def _said(value: float) -> str:
+    """Two digits, and no sign of a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"

@@ -179,7 +179,7 @@ class Worth:
         """From the table, which has a row at least."""
         controls = {kind: costs.filter(set=kind).to_dicts() for kind in (EQUAL, LARGEST, RANDOM)}
         chosen = costs.filter(~pl.col("set").is_in(list(controls))).row(0, named=True)
-        equal, largest = ((controls[kind] or [None])[0] for kind in (EQUAL, LARGEST))
+        equal, largest = (next(iter(controls[kind]), None) for kind in (EQUAL, LARGEST))
         return cls(chosen, equal, largest, controls[RANDOM])
 
     @property
