@@ -184,6 +184,7 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "heads",
         "attention",
         "functional",
+        "functional_gains",
         "costs",
         "unembeddings",
         "spectrum",

@@ -177,7 +177,7 @@ def unit(model: int, number: int, strings: list[str]) -> dict:
         "interventions": curve,
         "ablations": {"loss_change": 0.012, "total_effect": 0.02, "direct_effect": 0.004, "mediated": 0.8},
         "attention": [{"head_layer": 1, "head": 0, "score": 7.1, "z": 5.4, "pearson_activation_bos": 0.7}],
-        "functional": [{"match_model": other, "effect_corr": 0.7, "loss_corr": 0.5, "effect_corr_random": 0.01}],
+        "functional": [{"match_model": other, "effect_corr": 0.7, "loss_corr": 0.5, "effect_corr_second": 0.2}],
         "positions": {
             "position": list(range(8)),
             "mean": [at / 8 for at in range(8)],
@@ -278,7 +278,7 @@ def tables() -> dict:
                 "match_neuron": [2],
                 "corr": [0.9],
                 "effect_corr": [0.7],
-                "effect_corr_random": [0.01],
+                "effect_corr_second": [0.2],
             }
         },
         "convergence": {
@@ -304,6 +304,7 @@ def study(name: str, title: str) -> dict:
         "name": title,
         "title": title,
         "opening": ["Which units does every other model find again?", f"34 of 80 are universal. {HOSTILE[0]}"],
+        "together": [f"The 34 are worth 0.70 nats. {HOSTILE[0]}"],
         "facts": [
             {"label": "universal", "text": "34 of 80", "term": "universal"},
             {"label": "median excess", "text": "0.43", "term": "excess"},

@@ -22,7 +22,7 @@ from universal_neurons.explorer.studies import identities
 
 OLD = ("thresholds", "anchors", "cliques", "clique_levels", "null", "positions", "tokens")
 OF_ROLES = (
-    "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "costs", "effect_histograms",
+    "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "functional_gains", "costs",
     "class_histograms", "head_scores", "attention_samples", "unembeddings", "spectrum",
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from universal_neurons import Store
 from universal_neurons.explorer import write_site
+from universal_neurons.roles import together_sentences
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -369,6 +370,9 @@ def test_the_study_in_words(site, identity, store):
         )
         assert model["asks"]
     assert ODD_NAMES[0] in told["opening"][0]
+    assert told["together"] == together_sentences(store)
+    assert "others of equal contribution" in told["together"][0]
+    assert "second best match" in told["together"][1]
     terms = data_of(site, "site")["terms"]
     assert {fact["term"] for fact in told["facts"]} <= {*terms, None}
     assert {"dynamics", "text", "explanations"} <= told["absent"].keys()

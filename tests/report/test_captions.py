@@ -107,9 +107,14 @@ def test_what_is_seen_is_in_the_tables(odd_store, drawn):
         values = np.array([row[column] for row in pairs], float)
         assert f"of {of} is {np.nanmedian(values):.2f}".replace("-", "−") in seen(drawn, "role-functional")
 
+    for column in ("effect_corr", "loss_corr"):
+        values = np.array([row[f"{column}_second"] for row in pairs], float)
+        assert f"of second best matches {np.nanmedian(values):.2f}.".replace("-", "−") in seen(drawn, "role-functional")
+
     costs = odd_store.table("costs").to_dicts()
-    chosen = next(row for row in costs if row["set"] != "random")
-    assert f"changes by {number(chosen['loss_change'], 3)} nats" in seen(drawn, "role-costs")
+    chosen, equal = costs[:2]
+    assert f"are worth {chosen['loss_change']:.2f} nats together" in seen(drawn, "role-costs")
+    assert f"{equal['loss_change']:.2f} nats" in seen(drawn, "role-costs").partition("of equal contribution")[2]
 
     within = {}
     for row in odd_store.subsets.to_dicts():
@@ -155,7 +160,7 @@ def test_a_count_of_draws_is_a_word_where_none_is():
 
 def test_a_title_over_no_pairs_with_a_role_says_so(odd_store):
     table = odd_store.table("functional").with_columns(
-        same_roles=pl.lit(None, pl.Boolean), same_roles_random=pl.lit(None, pl.Boolean)
+        **{f"same_roles{kind}": pl.lit(None, pl.Boolean) for kind in ("", "_second", "_random")}
     )
     figure = next(kind for kind in STUDY_KINDS if kind.name == "functional").draw(table, "a, universal")
     assert " ".join(figure.get_suptitle().split()).endswith("no pair has a role by weights")

@@ -82,10 +82,12 @@ def test_whether_it_is_universal(given, beginning, words):
     assert words in said
 
 
-def acting(effects, losses, effects_random=0.0, losses_random=0.0):
-    """Two models' rows of the table of what counterparts do."""
-    random = {"effect_corr_random": [effects_random] * 2, "loss_corr_random": [losses_random] * 2}
-    return pl.DataFrame({"effect_corr": effects, "loss_corr": losses} | random)
+def acting(effects, losses, effects_second=0.0, losses_second=0.0, second_corr=0.4):
+    """Two models' rows of the table of what counterparts do; random neurons are never alike."""
+    second = {"effect_corr_second": [effects_second] * 2, "loss_corr_second": [losses_second] * 2}
+    random = {"effect_corr_random": [0.01] * 2, "loss_corr_random": [0.02] * 2}
+    known = {"second_corr": pl.Series([second_corr] * 2, dtype=pl.Float64)}
+    return pl.DataFrame({"effect_corr": effects, "loss_corr": losses} | second | random | known)
 
 
 @pytest.mark.parametrize(
@@ -93,15 +95,24 @@ def acting(effects, losses, effects_random=0.0, losses_random=0.0):
     [
         (
             acting((0.6, 0.8), (0.7, 0.9)),
-            "its counterparts do the same (ρ of effects .70, random .00; of loss changes .80",
+            "its counterparts do the same (ρ of effects .70, second best .00; of loss changes .80, second best .00)",
         ),
-        (acting((0.6, 0.8), (0.7, 0.9), effects_random=0.55), "do partly the same (ρ of effects .70, random .55"),
+        (acting((0.6, 0.8), (0.7, 0.9), 0.55), "do partly the same (ρ of effects .70, second best .55"),
+        (acting((0.6, 0.8), (0.7, 0.9), 0.55, 0.75), "are not seen to do the same (ρ of effects .70, second best .55"),
         (
             acting((0.1, 0.2), (0.3, 0.5)),
-            "are not seen to do the same (ρ of effects .15, random .00; of loss changes .40",
+            "are not seen to do the same (ρ of effects .15, second best .00; of loss changes .40",
         ),
-        (acting((math.nan, 0.8), (math.nan, math.nan)), "do the same (ρ of effects .80, random .00)"),
+        (acting((math.nan, 0.8), (math.nan, math.nan)), "do the same (ρ of effects .80, second best .00)"),
         (acting((math.nan, math.nan), (math.nan, math.nan)), "what its counterparts do is not known"),
+        (
+            acting((0.6, 0.8), (0.7, 0.9), second_corr=None),
+            "(ρ of effects .70, random .01; of loss changes .80, random",
+        ),
+        (
+            acting((0.6, 0.8), (0.7, 0.9)).select("^(effect|loss)_corr(_random)?$"),
+            "do the same (ρ of effects .70, random .01; of loss changes .80, random .02)",
+        ),
     ],
 )
 def test_what_its_counterparts_do(rows, said):

@@ -12,7 +12,13 @@ from hand_written import jackknife_reach, predictions
 
 from universal_neurons.interventions import Edit, Readout, Trial, intervene
 from universal_neurons.models import Model
-from universal_neurons.roles.functional import concerned, counterparts, functional_tables, random_partner
+from universal_neurons.roles.functional import (
+    concerned,
+    counterparts,
+    functional_tables,
+    gains_sentence,
+    random_partner,
+)
 from universal_neurons.roles.loss_changes import LossChanges
 from universal_neurons.text import TokenDataset
 from universal_neurons.units import Units
@@ -228,6 +234,10 @@ def test_matched_neurons_of_a_permuted_copy_do_the_same():
         np.testing.assert_allclose(found, [value, value - reach, value + reach], atol=2e-3)
         np.testing.assert_allclose(row["control_corr"], np.median(table[f"loss_corr_{kind}"]))
         assert row["better"] == 1
+    said = gains_sentence(together)
+    assert f"second best match by {mean_gain(gains['second'])(slice(None)):+.2f} [" in said
+    assert "is higher in 100% of 5 pairs (medians: 1.00, with the second best" in said
+    assert gains_sentence(together.filter(control="random")) == ""
     effect = together.filter(pl.col("match_model").is_null(), control="random", measure="effect_corr")
     expected = (table["effect_corr"] - table["effect_corr_random"]).mean()
     np.testing.assert_allclose(effect["gain"], expected)

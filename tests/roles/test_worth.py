@@ -148,7 +148,7 @@ def test_costs_are_those_of_runs_of_their_own(rows):
     whole = after(model, CHOSEN, means[CHOSEN], rows)["change"]
     for numbers, row in zip(sets(costs), table.iter_rows(named=True)):
         assert (row["neurons"], row["tokens"]) == (5, rows * 10)
-        assert row["contribution"] == pytest.approx(contributed[numbers].mean())
+        assert row["contributed"] == pytest.approx(contributed[numbers].mean())
         expected = after(model, numbers, means[numbers], rows)
         for name, values in (("loss_change", expected["change"]), ("divergence", expected["divergence"])):
             reach = jackknife_reach(lambda which, values=values: values[which].mean(), row_of)
@@ -163,9 +163,9 @@ def test_costs_are_those_of_runs_of_their_own(rows):
     equal = table.row(1, named=True)
     pairs = nearest_others(sorted(CHOSEN, key=lambda n: -contributed[n]), UNITS, contributed, ~NONE_DEAD)
     ratios = contributed[pairs] / contributed[sorted(CHOSEN, key=lambda n: -contributed[n])]
-    assert equal["contribution_ratio"] == pytest.approx(np.median(ratios))
-    assert equal["contribution_ratio_worst"] == pytest.approx(max(ratios, key=lambda ratio: abs(np.log(ratio))))
-    assert table["contribution_ratio"].null_count() == len(table) - 1
+    assert equal["contributed_ratio"] == pytest.approx(np.median(ratios))
+    assert equal["contributed_ratio_worst"] == pytest.approx(max(ratios, key=lambda ratio: abs(np.log(ratio))))
+    assert table["contributed_ratio"].null_count() == len(table) - 1
 
 
 def test_one_row_gives_no_interval():
@@ -226,8 +226,8 @@ def test_controls_that_differ_in_the_role_alone_cost_nothing():
     assert chosen["loss_change"] == pytest.approx(by_hand(model, PLANTED, means).mean(), abs=1e-5)
     assert equal["loss_change"] == pytest.approx(0, abs=1e-5)
     assert by_hand(model, TWINS, means).mean() == pytest.approx(0, abs=1e-9)
-    assert equal["contribution"] == pytest.approx(chosen["contribution"], rel=1e-5)
-    for column in ("contribution_ratio", "contribution_ratio_worst"):
+    assert equal["contributed"] == pytest.approx(chosen["contributed"], rel=1e-5)
+    for column in ("contributed_ratio", "contributed_ratio_worst"):
         assert equal[column] == pytest.approx(1, rel=1e-5)
 
 
@@ -250,7 +250,7 @@ def row(kind: str, change: float, **more) -> dict:
 
 def test_the_sentence_leads_with_the_controls_of_equal_contribution():
     ratio = {"loss_ratio": 1.646, "loss_ratio_low": 1.5, "loss_ratio_high": 1.79}
-    near = {"contribution_ratio": 0.981, "contribution_ratio_worst": 0.6}
+    near = {"contributed_ratio": 0.981, "contributed_ratio_worst": 0.6}
     equal, chosen = row(EQUAL, 0.48, **ratio, **near), row("universal", 0.79)
     random = [row(RANDOM, 0.24), row(RANDOM, 0.33)]
     assert Worth(chosen, equal, row(LARGEST, 0.58), random).sentence == (

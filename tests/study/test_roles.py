@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from html import unescape
 
 import numpy as np
 import polars as pl
@@ -16,11 +17,12 @@ from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.explorer.absent import absent
 from universal_neurons.explorer.studies import shown_studies
 from universal_neurons.labels import ROLES
-from universal_neurons.report import study_figures, write_report
+from universal_neurons.report import roles_view, study_figures, write_report
 from universal_neurons.report.figures import kinds
 from universal_neurons.report.figures.roles import ROLE_KINDS
-from universal_neurons.roles import best_pairs, neuron_lines, role_rows
+from universal_neurons.roles import best_pairs, neuron_lines, role_rows, together_sentences
 from universal_neurons.roles.overview import left_out
+from universal_neurons.terminal import plain
 
 STAGES = ("weights", "statistics", "universality", "roles")
 
@@ -72,7 +74,29 @@ def test_all_that_was_asked_for_is_tried(finished):
     functional = finished.table("functional")
     assert set(functional["match_model"]) == set(finished.models[1:])
     assert functional.select("layer", "neuron").unique().height <= FEW_ROLES.ablated
-    assert finished.table("costs").filter(pl.col("set") == "random").height == 10
+    sets = finished.table("costs")["set"].to_list()
+    assert sets[1:] == ["equal contribution", "largest others", *["random"] * 10]
+    seconds = finished.matches.filter(rank=2)
+    place = ["model", "layer", "neuron", "match_model"]
+    second = functional.join(seconds, on=place, suffix="_known")
+    assert len(second) == len(functional)
+    for of, known in (("layer", "match_layer_known"), ("neuron", "match_neuron_known"), ("corr", "corr_known")):
+        assert second[f"second_{of}"].equals(second[known])
+    assert not (functional["second_neuron"] == functional["match_neuron"]).all()
+    assert set(finished.table("functional_gains")["control"]) == {"second best match", "random"}
+
+
+def test_what_universal_neurons_do_together_is_said_against_their_controls(finished):
+    worth, alike = together_sentences(finished)
+    costs = finished.table("costs")
+    assert f"are worth {costs['loss_change'][0]:.2f} nats together" in worth
+    assert worth.index("equal contribution") < worth.index("the largest others") < worth.index("random others")
+    for column in ("contributed_ratio", "contributed_ratio_worst"):
+        assert f"{costs[column][1]:.2f}" in worth
+    assert alike.index("second best") < alike.index("random")
+    printed = " ".join(plain(roles_view(finished), 110).split())
+    assert worth in printed
+    assert alike in printed
 
 
 def test_a_finished_study_gets_the_same_roles_later(finished, folders, text_file, tmp_path):
@@ -102,6 +126,8 @@ def test_other_thresholds_from_a_file(folders, text_file, few_roles, tmp_path, m
 
 def test_the_report_and_show_say_what_neurons_do(finished, svg_only, capsys):
     page = write_report(finished).read_text()
+    written = " ".join(unescape(page).split())
+    assert all(sentence in written for sentence in together_sentences(finished))
     drawn = {path.stem for path in (finished.path / "figures").iterdir()}
     wanted = {"effects", "roles-by-layer", "entropy", "total-direct", "attention", "functional", "costs"}
     assert {f"role-{name}" for name in wanted} <= drawn

@@ -175,8 +175,8 @@ def test_labels_are_the_same(studies):
 
 
 ROLE_TABLES = (
-    "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "costs",
-    "effect_histograms", "class_histograms", "head_scores", "attention_samples",
+    "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "functional_gains",
+    "costs", "effect_histograms", "class_histograms", "head_scores", "attention_samples",
 )  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def test_roles_are_the_same(studies, networks, name):
         assert (mine.filter(pl.col("model") == "c")["orientation"] == 1).all()
         mine, theirs = mine.drop("orientation"), theirs.drop("orientation")
     if name == "functional":
-        mine, theirs = (table.with_columns(pl.col("corr").abs()) for table in (mine, theirs))
+        mine, theirs = (table.with_columns(pl.col("corr", "second_corr").abs()) for table in (mine, theirs))
     assert_frame_equal(mine, theirs, abs_tol=1e-4)
 
 

@@ -61,6 +61,7 @@ TABLES = {  # of what each has a row
     "heads": "attention head: its scores for the first token",
     "attention": "neuron and head: what ablating the path does",
     "functional": "matched pair: do the two do the same",
+    "functional_gains": "control and measure: by how much matched pairs act more alike",
     "costs": "set of neurons: what ablating it costs",
     "one_to_one": "neuron and other model: its partner where each is used once, and what that costs",
     "consistency": "pair of models: how many neurons are matched one to one, how well, and by chance",

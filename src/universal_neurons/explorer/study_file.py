@@ -9,6 +9,7 @@ from universal_neurons.explorer.absent import absent
 from universal_neurons.explorer.studies import ShownStudy
 from universal_neurons.report import facts as study_facts
 from universal_neurons.report import opening_sentences
+from universal_neurons.roles import together_sentences
 from universal_neurons.storage import Store
 
 TERM_OF_FACT = {  # by how a fact's label begins
@@ -25,6 +26,7 @@ def study_data(study: ShownStudy, store: Store) -> dict[str, Any]:
         "name": study.name,
         "title": study.title,
         "opening": opening_sentences(store),
+        "together": together_sentences(store),
         "facts": _facts(store),
         "reference": 0,
         "models": _models(study, store),

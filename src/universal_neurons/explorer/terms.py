@@ -106,6 +106,12 @@ TERMS = {
     "auc": "The chance that a position with the token class gets the greater value than one without; .5 is guessing.",
     "effect_corr": "The correlation over the vocabulary of two matched units' logit effects.",
     "loss_corr": "The correlation over tokens of the changes of the loss when each of two matched units is removed.",
+    "effect_corr_second": "The same of the unit and the second best match in the same model.",
+    "loss_corr_second": "The same of the unit and the second best match in the same model.",
+    "loss_gain": "By how much the loss changes of the match are more alike than those of the second best match.",
+    "contributed": "The standard deviation of a unit's activation times the norm of its w_out, the mean of the set.",
+    "contributed_ratio": "The contribution of a control over that of the unit it stands beside, the median.",
+    "loss_ratio": "How many times as much the universal units cost as this set; none where its cost may be 0.",
     # training
     "checkpoint": "A checkpoint is a model in the middle of its training.",
     "emergence": "The checkpoint from which a unit stays universal to the end.",

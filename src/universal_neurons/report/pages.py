@@ -47,7 +47,7 @@ from universal_neurons.report.summary import (
     unsure_marks,
     words_of,
 )
-from universal_neurons.roles import relative_rows, role_rows
+from universal_neurons.roles import relative_rows, role_rows, together_sentences
 from universal_neurons.storage import Results, Store
 from universal_neurons.study import FIT_FACTS, fit_rows
 from universal_neurons.units import unit_name
@@ -228,6 +228,7 @@ def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
         "unexplained": short(store.config.unexplained),
         "family_pictures": _starting(pictures, FAMILY_FIGURES),
         "roles": [*role_rows(store), *relative_rows(store)] if store.has("effects") else [],
+        "together": together_sentences(store),
         "role_pictures": _starting(pictures, ("role-",)),
         "property_pictures": _starting(pictures, PROPERTY_FIGURES),
         "subsets": pictures.get("subsets"),

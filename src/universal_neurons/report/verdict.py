@@ -14,8 +14,8 @@ from universal_neurons.report.summary import label_of
 from universal_neurons.storage import Store
 
 ALIKE = 0.5  # the least ρ of effects, or of loss changes, at which counterparts are said to act alike
-BEYOND = 0.2  # and by how much it must exceed that of a random neuron
-ACTS = ("effect_corr", "loss_corr", "effect_corr_random", "loss_corr_random")
+BEYOND = 0.2  # and by how much it must exceed that of the second best match
+MEASURES = ("effect_corr", "loss_corr")
 
 
 @dataclass(frozen=True)
@@ -23,32 +23,38 @@ class Alike:
     """Medians over the other models of how alike a neuron and its counterparts act; NaN where that is not known.
 
     `effect` is ρ of their logit effects over the vocabulary, `loss` ρ of the changes of the loss over tokens when
-    each is ablated; the other two are those of a random neuron of the counterpart's layer.
+    each is ablated; the other two are those of what is `beside`: the second best match of the same model, or a random
+    neuron of the counterpart's layer where no second best was asked about.
     """
 
     models: int
     effect: float
     loss: float
-    effect_random: float
-    loss_random: float
+    effect_beside: float
+    loss_beside: float
+    beside: str
 
     @property
     def sentence(self) -> str:
         """What its counterparts do, with the numbers that say so; as the rest of a sentence."""
         asked = {
-            f"ρ of effects {short(self.effect)}, random {short(self.effect_random)}": (self.effect, self.effect_random),
-            f"of loss changes {short(self.loss)}, random {short(self.loss_random)}": (self.loss, self.loss_random),
+            "ρ of effects": (self.effect, self.effect_beside),
+            "of loss changes": (self.loss, self.loss_beside),
         }
-        known = {text: beyond_chance(*pair) for text, pair in asked.items() if math.isfinite(pair[0])}
+        known = {
+            f"{what} {short(own)}, {self.beside} {short(beside)}": beyond_another(own, beside)
+            for what, (own, beside) in asked.items()
+            if math.isfinite(own)
+        }
         if not known:
             return "what its counterparts do is not known"
         said = "do" if all(known.values()) else "do partly" if any(known.values()) else "are not seen to do"
         return f"its counterparts {said} the same ({'; '.join(known)})"
 
 
-def beyond_chance(corr: float, random: float) -> bool:
-    """Whether a pair acts alike: by ρ itself, and beyond a random neuron's where that is known."""
-    return corr >= ALIKE and not corr < random + BEYOND
+def beyond_another(corr: float, beside: float) -> bool:
+    """Whether a pair acts alike: by ρ itself, and beyond another neuron's where that is known."""
+    return corr >= ALIKE and not corr < beside + BEYOND
 
 
 def alike(store: Store, row: dict[str, Any]) -> Alike | None:
@@ -61,7 +67,12 @@ def alike(store: Store, row: dict[str, Any]) -> Alike | None:
 
 def alike_of(rows: pl.DataFrame) -> Alike | None:
     """How alike they act by one neuron's rows of the table `functional`; None where there are none."""
-    return Alike(len(rows), *(_median(rows[column]) for column in ACTS)) if len(rows) else None
+    if rows.is_empty():
+        return None
+    second = "loss_corr_second" in rows.columns and rows["second_corr"].null_count() < len(rows)
+    kind, beside = ("_second", "second best") if second else ("_random", "random")
+    own, other = ([_median(rows[f"{measure}{of}"]) for measure in MEASURES] for of in ("", kind))
+    return Alike(len(rows), own[0], own[1], other[0], other[1], beside)
 
 
 def _median(values: Iterable[float | None]) -> float:
@@ -188,14 +199,14 @@ def _match_numbers(store: Store, row: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _act_numbers(found: Alike | None) -> list[tuple[str, str]]:
-    """How alike the counterparts act, beside random neurons."""
+    """How alike the counterparts act, beside the second best matches."""
     if found is None:
         return []
     pairs = (
-        ("effects on the logits", found.effect, found.effect_random),
-        ("changes of the loss", found.loss, found.loss_random),
+        ("effects on the logits", found.effect, found.effect_beside),
+        ("changes of the loss", found.loss, found.loss_beside),
     )
     return [
-        (f"its counterparts' {what}: ρ, median over models", f"{short(own)} (random neurons {short(random)})")
-        for what, own, random in pairs
+        (f"its counterparts' {what}: ρ, median over models", f"{short(own)} ({found.beside} {short(beside)})")
+        for what, own, beside in pairs
     ]

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
         with_oriented_skew,
     )
     from universal_neurons.roles.one_model import ROLE_TABLES
-    from universal_neurons.roles.overview import neuron_lines, relative_rows, role_rows, unembedding_lines
+    from universal_neurons.roles.overview import (
+        neuron_lines,
+        relative_rows,
+        role_rows,
+        together_sentences,
+        unembedding_lines,
+    )
     from universal_neurons.roles.stage import Roles, require_roles, vocabulary_of
     from universal_neurons.roles.worth import DRAWS, EQUAL, LARGEST, RANDOM, Worth
 else:
@@ -39,7 +45,7 @@ else:
             "one_model": ["ROLE_TABLES"],
             "stage": ["Roles", "require_roles", "vocabulary_of"],
             "nearest": ["best_pairs", "effects_shown", "role_candidates", "tried_first", "with_oriented_skew"],
-            "overview": ["neuron_lines", "relative_rows", "role_rows", "unembedding_lines"],
+            "overview": ["neuron_lines", "relative_rows", "role_rows", "together_sentences", "unembedding_lines"],
             "worth": ["DRAWS", "EQUAL", "LARGEST", "RANDOM", "Worth"],
         },
     )

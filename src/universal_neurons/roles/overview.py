@@ -6,8 +6,10 @@ from typing import Any
 import polars as pl
 
 from universal_neurons.labels import ROLES
+from universal_neurons.roles.functional import gains_sentence
 from universal_neurons.roles.nearest import role_candidates
 from universal_neurons.roles.prediction import OFTEN
+from universal_neurons.roles.worth import Worth
 from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 
@@ -64,6 +66,14 @@ def relative_rows(store: Store) -> list[tuple[str, list[int], str]]:
         found = [f"{_role_line(row, role)}; cut {cuts[row['model']]:.1f}" for row in best]
         rows.append((f"{role}, relative", counts, "".join(found)))
     return rows
+
+
+def together_sentences(store: Store) -> list[str]:
+    """What the universal neurons are worth together, and whether matches act alike, against their controls; those that
+    the study can say."""
+    worth = [Worth.of(store.table("costs")).sentence] if store.has("costs") else []
+    gains = [gains_sentence(store.table("functional_gains"))] if store.has("functional_gains") else []
+    return [sentence for sentence in worth + gains if sentence]
 
 
 def _role_line(row: dict[str, Any], role: str) -> str:

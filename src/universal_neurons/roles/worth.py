@@ -135,11 +135,11 @@ class Costs:
         median = worst = None
         if one.ratios is not None:
             median, worst = float(np.median(one.ratios)), float(one.ratios[np.abs(np.log(one.ratios)).argmax()])
-        return {"contribution": mean, "contribution_ratio": median, "contribution_ratio_worst": worst}
+        return {"contributed": mean, "contributed_ratio": median, "contributed_ratio_worst": worst}
 
 
 NULLABLE = (
-    "contribution", "contribution_ratio", "contribution_ratio_worst", "loss_ratio", "loss_ratio_low", "loss_ratio_high",
+    "contributed", "contributed_ratio", "contributed_ratio_worst", "loss_ratio", "loss_ratio_low", "loss_ratio_high",
 )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ class Worth:
         """From the table, which has a row at least."""
         controls = {kind: costs.filter(set=kind).to_dicts() for kind in (EQUAL, LARGEST, RANDOM)}
         chosen = costs.filter(~pl.col("set").is_in(list(controls))).row(0, named=True)
-        equal, largest = ((controls[kind] or [None])[0] for kind in (EQUAL, LARGEST))
+        equal, largest = (next(iter(controls[kind]), None) for kind in (EQUAL, LARGEST))
         return cls(chosen, equal, largest, controls[RANDOM])
 
     @property
@@ -196,8 +196,8 @@ class Worth:
     def _against(self, equal: dict[str, Any]) -> str:
         fewer = f", only {equal['neurons']:,}" if equal["neurons"] < self.chosen["neurons"] else ""
         near = (
-            f"contribution over theirs {equal['contribution_ratio']:.2f} in the median, "
-            f"{equal['contribution_ratio_worst']:.2f} at worst"
+            f"contribution over theirs {equal['contributed_ratio']:.2f} in the median, "
+            f"{equal['contributed_ratio_worst']:.2f} at worst"
         )
         if equal["loss_ratio"] is None:
             return f"others of equal contribution {_nats(equal)}, not to be told from 0 ({near}{fewer})"

@@ -261,13 +261,14 @@ def _role_seconds(models: Sequence[Model], config: Settings, forward: Mapping[st
     controls = settings.controls * swept / 2
     candidates = settings.entropy_neurons + FREQUENCY_CANDIDATES
     readings = candidates * (swept + 6) + controls  # four more edits; token frequency restored, read twice
-    ablated = settings.ablated * 1.5 if "universality" in config.stages else 0.0  # matches, and random ones beside them
-    runs = controls + ablated + DRAWS  # whose logits are multiplied anew
+    ablated = settings.ablated * 2.0 if "universality" in config.stages else 0.0  # matches, and those beside them
+    together = DRAWS + 3  # sets ablated at once: the universal neurons, controls by contribution, random ones
+    runs = controls + ablated + together  # whose logits are multiplied anew
     rate = gemm_rate(config.device, "float32")
     seconds = 0.0
     for m in models:
         product = 2.0 * m.vocab_size * m.d_model / rate
-        forwards = controls / m.n_layers + ablated / 2 + DRAWS
+        forwards = controls / m.n_layers + ablated / 2 + together
         seconds += (readings + runs) * reading_seconds(m.device, m.vocab_size)
         seconds += runs * product + forwards * forward[m.name]
     return predictions * seconds

@@ -38,8 +38,8 @@
     ["ensembles", "Ensembles: units of one role and class together", ["model", "role", "class", "nearest", "neurons", "corr_best", "corr_sum", "auc_best", "auc_sum", "gain", "error_corr", "activation_corr"]],
     ["ablations", "Mean ablations: does an effect go through the final norm", ["model", "kind", "loss_change", "total_effect", "direct_effect", "mediated", "frequency_share", "null_fraction", "role"]],
     ["attention", "Paths to later heads, taken away", ["model", "head_layer", "head", "score", "z", "bos_effect", "delta_bos", "delta_norm", "pearson_activation_bos", "role"]],
-    ["functional", "Do matched units do the same", ["match_model", "corr", "effect_corr", "effect_corr_random", "loss_corr", "loss_corr_random", "same_roles"]],
-    ["costs", "What the universal units are worth together", ["model", "set", "draw", "neurons", "loss_change", "loss_change_low", "loss_change_high", "divergence"]],
+    ["functional", "Do matched units do the same", ["match_model", "corr", "effect_corr", "effect_corr_second", "effect_corr_random", "loss_corr", "loss_corr_second", "loss_corr_random", "loss_gain", "loss_gain_low", "loss_gain_high", "same_roles"]],
+    ["costs", "What the universal units are worth together", ["model", "set", "draw", "neurons", "contributed", "contributed_ratio", "contributed_ratio_worst", "loss_change", "loss_change_low", "loss_change_high", "loss_ratio", "loss_ratio_low", "loss_ratio_high", "divergence"]],
     ["heads", "Every head's BOS scores", ["model", "head_layer", "head", "score_low", "score_high", "random_mean", "random_sd", "ratio", "bos_attention"]],
   ];
 
@@ -51,6 +51,7 @@
       un.section(name, title, un.storeTable(title, un.rows(tables[name]).sort((a, b) => isControl(a) - isControl(b)), columns, { file: `${un.study.id}-${name}.csv` })));
     un.clear(main, head,
       un.section("counts", "How many", tables.effects_counts ? counts(un.rows(tables.effects_counts)) : null, missing()),
+      (un.study.together || []).length ? un.section("together", "Universal units against others", un.study.together.map((sentence) => un.h("p", {}, un.said(sentence)))) : null,
       un.section("curves", "What fixing a unit's activation changes", candidates(un.rows(tables.interventions))),
       shown);
   };

@@ -1,5 +1,7 @@
 """Figures 7 and 25, total against direct effects, and functional universality."""
 
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 import polars as pl
@@ -22,7 +24,7 @@ from universal_neurons.report.figures.style import (
     one_panel,
     title_over,
 )
-from universal_neurons.roles import tried_first
+from universal_neurons.roles import Worth, tried_first
 from universal_neurons.storage import Store
 from universal_neurons.units import name_column, unit_name
 
@@ -193,8 +195,15 @@ TOTAL_DIRECT = FigureKind(
 )
 
 
+BESIDE = {  # columns of the table `functional`
+    "_random": ("a random neuron of its layer", REST),
+    "_second": ("the second best match", SECOND),
+    "": ("the match", ACCENT),
+}
+
+
 def functional(table: pl.DataFrame, what: str) -> Figure | None:
-    """Functional universality: how alike matched neurons act, by how alike they fire; random partners beside them."""
+    """Functional universality: how alike matched neurons act, by how alike they fire; second best and random beside."""
     if table.is_empty():
         return None
     labels = {"effect_corr": "ρ of logit effects over the vocabulary", "loss_corr": "ρ of loss changes over tokens"}
@@ -202,7 +211,9 @@ def functional(table: pl.DataFrame, what: str) -> Figure | None:
         figure = canvas(3.8)
         grid = figure.subplots(1, 2)
         for axes, (column, label) in zip(grid, labels.items()):
-            for suffix, colour, name in (("_random", REST, "a random neuron of its layer"), ("", ACCENT, "the match")):
+            for suffix, (name, colour) in BESIDE.items():
+                if f"{column}{suffix}" not in table.columns:
+                    continue
                 finite = table.filter(pl.col(f"{column}{suffix}").is_finite())
                 values = finite[f"{column}{suffix}"].to_numpy()
                 median = f", median {np.median(values):.2f}" if len(values) else ""
@@ -215,26 +226,37 @@ def functional(table: pl.DataFrame, what: str) -> Figure | None:
 
 
 def _same_roles(table: pl.DataFrame) -> str:
-    """How many pairs with a role by weights have the same, beside random partners."""
-    shares = [table[name].drop_nulls() for name in ("same_roles", "same_roles_random")]
+    """How many pairs with a role by weights have the same, beside the second best or, in older tables, random ones."""
+    beside = _beside(table)
+    shares = [table[f"same_roles{kind}"].drop_nulls() for kind in ("", beside)]
     if shares[0].is_empty():
         return "no pair has a role by weights"
-    same, random = (f"{int(share.sum())} of {len(share)}" if len(share) else "none has one" for share in shares)
-    return f"{same} pairs with a role by weights have the same (random: {random})"
+    same, other = (f"{int(share.sum())} of {len(share)}" if len(share) else "none has one" for share in shares)
+    return f"{same} pairs with a role by weights have the same ({_called(beside)}: {other})"
+
+
+def _beside(table: pl.DataFrame) -> str:
+    """What matches are held against: the second best, which tables of earlier versions do not have."""
+    return "_second" if "loss_corr_second" in table.columns else "_random"
+
+
+def _called(beside: str) -> str:
+    return "second best matches" if beside == "_second" else "random partners"
 
 
 def _chosen(store: Store) -> str:
     """What the neurons are that the study ablated together."""
-    return store.table("costs").filter(pl.col("set") != "random")["set"][0] if store.has("costs") else ""
+    return str(Worth.of(store.table("costs")).chosen["set"]) if store.has("costs") else ""
 
 
 def _functional_seen(table: pl.DataFrame, _: str) -> str:
+    beside = _beside(table)
     found = {name: median(table[name]) for name in ("effect_corr", "loss_corr")}
-    random = {name: median(table[f"{name}_random"]) for name in found}
+    other = {name: median(table[f"{name}{beside}"]) for name in found}
     return (
-        f"Of {len(table):,} pairs here the median ρ of logit effects is {found['effect_corr']}, of random partners "
-        f"{random['effect_corr']}. That of loss changes is {found['loss_corr']}, of random partners "
-        f"{random['loss_corr']}."
+        f"Of {len(table):,} pairs here the median ρ of logit effects is {found['effect_corr']}, of {_called(beside)} "
+        f"{other['effect_corr']}. That of loss changes is {found['loss_corr']}, of {_called(beside)} "
+        f"{other['loss_corr']}."
     )
 
 
@@ -244,8 +266,8 @@ FUNCTIONAL = FigureKind(
     title="Do matched neurons do the same?",
     axes=f"{UNIVERSAL} A point a universal neuron and its match (of the best 1 % where none is universal). Across: ρ "
     "of their activations. Up: ρ of what they do to logits, and to the loss when each is ablated.",
-    look="Coloured points high up, grey ones (a random neuron of the match's layer) around 0: who fires alike acts "
-    "alike.",
+    look="Points of the match above those of the second best match: it acts alike beyond what firing alike brings. A "
+    "random neuron of the match's layer is grey.",
     stage="the stage roles",
     needs=("functional",),
     inputs=lambda store, _: (
@@ -258,40 +280,42 @@ FUNCTIONAL = FigureKind(
 
 
 def costs(table: pl.DataFrame) -> Figure | None:
-    """What ablating the chosen neurons together costs, against random ones of the same layers."""
-    chosen, random = table.filter(pl.col("set") != "random"), table.filter(pl.col("set") == "random")
-    if chosen.is_empty():
+    """What ablating the chosen neurons together costs, against controls of the same layers."""
+    if table.is_empty():
         return None
+    found = Worth.of(table)
     labels = {"loss_change": "change of the loss, nats", "divergence": "KL to the clean run, nats"}
     with mpl.rc_context(STYLE):
         figure = canvas(3.2)
         for axes, (column, label) in zip(figure.subplots(1, 2), labels.items()):
-            for place, rows, colour in ((0, random, REST), (1, chosen, ACCENT)):
-                middle = rows[column].to_numpy()
-                reach = np.stack(
-                    [middle - rows[f"{column}_low"].to_numpy(), rows[f"{column}_high"].to_numpy() - middle]
-                )
+            drawn = _groups(found)
+            for place, (_, rows, colour) in enumerate(drawn):
+                middle, low, high = (np.array([row[f"{column}{end}"] for row in rows]) for end in ("", "_low", "_high"))
                 spread = place + (np.linspace(-0.2, 0.2, len(middle)) if len(middle) > 1 else np.zeros(len(middle)))
-                axes.errorbar(spread, middle, np.maximum(reach, 0), fmt="o", color=colour, markersize=4, linewidth=1)
+                reach = np.maximum(np.stack([middle - low, high - middle]), 0)
+                axes.errorbar(spread, middle, reach, fmt="o", color=colour, markersize=4, linewidth=1)
             axes.axhline(0, color="black", linewidth=0.6, linestyle=":")
-            axes.set_xticks([0, 1], [f"random, {len(random)} draws", chosen["set"][0]])
-            axes.set(ylabel=label, xlim=(-0.6, 1.6))
-        neurons = chosen["neurons"][0]
-        which = f"{chosen['set'][0]} as the paper counts"
-        title_over(figure, f"Mean ablation of {neurons} neurons of {lettering(chosen['model'][0])} together: {which}")
+            axes.set_xticks(range(len(drawn)), [name for name, _, _ in drawn])
+            axes.set(ylabel=label, xlim=(-0.6, len(drawn) - 0.4))
+        which = f"{found.chosen['set']} as the paper counts"
+        who = f"{found.chosen['neurons']} neurons of {lettering(found.chosen['model'])}"
+        title_over(figure, f"Mean ablation of {who} together: {which}")
     return figure
 
 
+def _groups(found: Worth) -> list[tuple[str, list[dict[str, Any]], str]]:
+    """Name, rows and colour of every group of points that there is, controls first."""
+    groups = [
+        (f"random,\n{len(found.random)} draws", found.random, REST),
+        ("largest\nothers", [found.largest] if found.largest else [], THIRD),
+        ("equal con-\ntribution", [found.equal] if found.equal else [], SECOND),
+        (found.chosen["set"], [found.chosen], ACCENT),
+    ]
+    return [group for group in groups if group[1]]
+
+
 def _costs_seen(table: pl.DataFrame) -> str:
-    chosen = table.filter(pl.col("set") != "random").row(0, named=True)
-    random = table.filter(pl.col("set") == "random")
-    told = (
-        f"Without the {chosen['neurons']:,} neurons ({chosen['set']} as the paper counts) the loss here changes by "
-        f"{number(chosen['loss_change'], 3)} nats."
-    )
-    if random.is_empty():
-        return f"{told} No others are left to draw from."
-    return f"{told} Without as many random ones it changes by {number(random['loss_change'].mean(), 3)} on average."
+    return Worth.of(table).sentence
 
 
 COSTS = FigureKind(
@@ -299,9 +323,10 @@ COSTS = FigureKind(
     file="role-costs",
     title="What the universal neurons are worth together",
     axes=f"{UNIVERSAL} {ABLATION} Here many are ablated at once: the universal ones (the best 1 % where there is "
-    "none), or as many random ones of the same layers. Up: change of the loss, and KL to the clean run, with 95 % "
-    "intervals.",
-    look="A coloured point well above the grey ones: these neurons matter more than others.",
+    "none), or as many others of the same layers: matched one to one by contribution (standard deviation of the "
+    "activation times the norm of w_out), the largest, random ones. Up: change of the loss, and KL to the clean run, "
+    "with 95 % intervals.",
+    look="The universal ones above those of equal contribution: they matter more than their size explains.",
     stage="the stage roles",
     needs=("costs",),
     inputs=lambda store, _: (store.table("costs"),),
