@@ -15,7 +15,7 @@ from universal_neurons.legible import legible
 from universal_neurons.matching import singled_out
 from universal_neurons.report.counts import clique_lines
 from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, only_sentence, short
-from universal_neurons.roles import relative_rows, role_rows
+from universal_neurons.roles import relative_rows, role_rows, unembedding_lines, unmet_lines
 from universal_neurons.storage import Store
 from universal_neurons.study import FIT_FACTS, fit_rows
 from universal_neurons.terminal import ModelsTable, TextTable, plain, shown
@@ -184,7 +184,13 @@ RELATIVE = {"relative": "with a kurtosis that is high among those that the model
 def roles_view(store: Store) -> Group:
     """How many neurons of each model have each role, and what the roles are."""
     rows = [*role_rows(store), *relative_rows(store)]
-    return _counts_view(store, "role", rows, SAID_OF_ROLES | RELATIVE, "What the neurons do")
+    counted = _counts_view(store, "role", rows, SAID_OF_ROLES | RELATIVE, "What the neurons do")
+    return Group(counted, *(shown(line, "table.caption") for line in what_unembeddings_allow(store)))
+
+
+def what_unembeddings_allow(store: Store) -> list[str]:
+    """What each model's unembedding allows of roles, and what models but the reference cannot show: a line each."""
+    return [*unembedding_lines(store), *unmet_lines(store, list(store.models[1:]))]
 
 
 def _counts_view(

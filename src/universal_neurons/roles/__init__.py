@@ -9,6 +9,7 @@ functional  do matched neurons do the same
 one_model   the roles of one model's neurons
 stage       the roles of a study's models, as one of its stages
 nearest     whom tables, figures and pages name for a role
+preconditions  what a model needs to show a role at all
 overview    the roles of a study in a few lines
 """
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
         with_oriented_skew,
     )
     from universal_neurons.roles.one_model import ROLE_TABLES
-    from universal_neurons.roles.overview import neuron_lines, relative_rows, role_rows, unembedding_lines
+    from universal_neurons.roles.overview import NEAREST, neuron_lines, relative_rows, role_rows, unembedding_lines
+    from universal_neurons.roles.preconditions import cannot_be_shown, unmet_lines
     from universal_neurons.roles.stage import Roles, require_roles, vocabulary_of
 else:
     __getattr__, __dir__ = face(
@@ -36,8 +38,9 @@ else:
             "entropy": ["FREQUENCY_CANDIDATES"],
             "functional": ["DRAWS"],
             "one_model": ["ROLE_TABLES"],
+            "preconditions": ["cannot_be_shown", "unmet_lines"],
             "stage": ["Roles", "require_roles", "vocabulary_of"],
             "nearest": ["best_pairs", "effects_shown", "role_candidates", "tried_first", "with_oriented_skew"],
-            "overview": ["neuron_lines", "relative_rows", "role_rows", "unembedding_lines"],
+            "overview": ["NEAREST", "neuron_lines", "relative_rows", "role_rows", "unembedding_lines"],
         },
     )
