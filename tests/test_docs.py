@@ -188,6 +188,7 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "costs",
         "unembeddings",
         "spectrum",
+        "preconditions",
     )
     drawn = {"details", "effect_histograms", "class_histograms", "head_scores", "attention_samples"}
     assert {path.stem for path in store.path.glob("*.parquet")} <= {*names, *roles, *drawn}

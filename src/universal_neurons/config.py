@@ -108,6 +108,9 @@ class RoleSettings(BaseModel):
             return ()
         return PAPER_VALUES if isinstance(self.values, str) else self.values
 
+    null_space: float = Field(
+        0.25, gt=0, description="W_U has a null space where it reads it at most so strongly as its median direction."
+    )
     mediated: float = Field(0.5, description="Share of an effect through the norm's scale, above: entropy neuron.")
     frequency: float = Field(0.5, description="Share of an effect along token frequency, above: token frequency.")
     distances: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(

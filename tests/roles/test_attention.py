@@ -13,7 +13,7 @@ from torch.nn import functional
 from universal_neurons import processed_weights
 from universal_neurons.config import RoleSettings
 from universal_neurons.errors import ArchitectureError, InputError
-from universal_neurons.interventions import Heads, bos_key, path_effects, without_path
+from universal_neurons.interventions import Heads, Paths, bos_key, effects_of_paths, path_effects, without_path
 from universal_neurons.interventions.paths import eager_attention
 from universal_neurons.models import Model, matrix_of
 from universal_neurons.models.architecture_table import architecture_of
@@ -339,6 +339,23 @@ def test_a_path_skips_blocks_and_reaches_one_head_only():
     torch.testing.assert_close(
         effects["delta_bos"][0], clean[2][:, 1, :, 0] - ablated[2][:, 1, :, 0], rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama, shared keys"])
+def test_paths_to_several_heads_are_what_they_are_alone(name):
+    family, changes = VARIANTS[name]
+    layers = "n_layer" if family == "gpt2" else "num_hidden_layers"
+    model = bare(family, **changes | {layers: 3})
+    asked = [
+        Paths(1, torch.tensor([7, 2]), 2, 1),
+        Paths(0, torch.tensor([3]), 1, 0),
+        Paths(0, torch.tensor([3, 5]), 2, 1),
+    ]
+    for found, paths in zip(effects_of_paths(model, IDS, asked), asked, strict=True):
+        for key, alone in path_effects(model, IDS, *paths).items():
+            torch.testing.assert_close(found[key], alone, rtol=0, atol=1e-6)
+    assert effects_of_paths(model, IDS, []) == []
+    assert hooks(model) == 0
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])

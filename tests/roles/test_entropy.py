@@ -19,7 +19,6 @@ from universal_neurons.roles.entropy import (
     entropy_candidates,
     frequency_candidates,
     frequency_direction,
-    null_fraction,
     spectrum_of,
 )
 from universal_neurons.roles.one_model import OneModel, Sample
@@ -57,6 +56,10 @@ def planted() -> Model:
         out = network.transformer.h[1].mlp.c_proj.weight
         out[ENTROPY - D_MLP], out[FREQUENCY - D_MLP] = 30 * v, 0.3 * u
     return Model(network, "planted")
+
+
+def null_fraction(weights, centred):
+    return spectrum_of(weights.w_u, centred).null_fraction(weights.w_out.flatten(0, -2))
 
 
 def neuron_table(model: Model) -> pl.DataFrame:

@@ -20,7 +20,15 @@ from universal_neurons.labels import ROLES
 from universal_neurons.report import roles_view, study_figures, write_report
 from universal_neurons.report.figures import kinds
 from universal_neurons.report.figures.roles import ROLE_KINDS
-from universal_neurons.roles import best_pairs, neuron_lines, role_rows, together_sentences
+from universal_neurons.roles import (
+    best_pairs,
+    cannot_be_shown,
+    neuron_lines,
+    role_rows,
+    together_sentences,
+    unembedding_lines,
+    unmet_lines,
+)
 from universal_neurons.roles.overview import left_out
 from universal_neurons.terminal import plain
 
@@ -134,7 +142,14 @@ def test_the_report_and_show_say_what_neurons_do(finished, svg_only, capsys):
     assert "What the neurons do" in page
     for role, counts, text in role_rows(finished):
         assert len(counts) == len(finished.models)
-        assert counts[0] or not text or text.startswith("none; nearest L"), role
+        unmet = cannot_be_shown(finished, finished.models[0], role.replace(" ", "_"))
+        assert counts[0] or not text or text.startswith(f"{unmet or 'none'}; nearest L"), role
+    told = finished.table("preconditions").filter(~pl.col("met"))
+    assert set(told["role"]) >= {"prediction", "suppression"}  # of width 16, with 1 024 tokens
+    for line in unembedding_lines(finished):
+        assert line.replace("'", "&#39;") in page
+    for line in unmet_lines(finished, list(finished.models[1:])):
+        assert line.replace("'", "&#39;") in page
     tried = finished.table("ablations").filter(pl.col("model") == finished.models[0]).row(0, named=True)
     main(["show", str(finished.path), f"L{tried['layer']}.{tried['neuron']}"])
     said = " ".join(capsys.readouterr().out.split())
@@ -157,7 +172,7 @@ def test_tokens_left_out_are_counted_where_lists_are_printed():
 def named(store, role, figures):
     """What the table, the explorer's empty states and the figures call the neuron of a role."""
     count, text = next((counts[0], text) for name, counts, text in role_rows(store) if name == role.replace("_", " "))
-    found = {"table": text.removeprefix("none; nearest ").split(" ")[0].rstrip(":")}
+    found = {"table": text.rpartition("nearest ")[2].split(" ")[0].rstrip(":")}
     if not count:
         study_shown = next(shown_studies([store]))
         empty = absent(study_shown, study_shown.summary())[f"role:{role}"]
@@ -280,7 +295,7 @@ def test_a_neuron_that_never_changes_is_said_to_have_no_number(finished, monkeyp
     monkeypatch.setattr(un.Store, "table", some)
     assert any("r –" in text for _, _, text in role_rows(finished))
     lines = neuron_lines(finished, row["model"], row["layer"], row["neuron"], None)
-    assert any(line.endswith("–") for line in lines)
+    assert any("positions –" in line for line in lines)
 
 
 def test_values_are_some_and_each_once():

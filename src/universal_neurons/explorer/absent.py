@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from universal_neurons.explorer.studies import ShownStudy
-from universal_neurons.roles import role_rows
+from universal_neurons.roles import NEAREST, cannot_be_shown, role_rows
 from universal_neurons.storage import Store
 
 PAGES = {  # a page, and the content that it is about
@@ -80,7 +80,8 @@ def _roles_without_units(study: ShownStudy, store: Store) -> dict[str, str]:
     missing = {}
     for role, counts, best in role_rows(store):
         if not counts[0]:
-            nearest = best.removeprefix("none; nearest ")
-            told = f"; the nearest: {nearest}." if nearest else "."
-            missing[f"role:{role.replace(' ', '_')}"] = f"No unit of {study.models[0]} has the role {role}{told}"
+            why = cannot_be_shown(store, store.models[0], role.replace(" ", "_"))
+            told = f"No unit of {study.models[0]} has the role {role}" + (f": it {why}" if why else "")
+            nearest = f"; the {NEAREST.strip()}: {best.rpartition(NEAREST)[2]}" if NEAREST in best else ""
+            missing[f"role:{role.replace(' ', '_')}"] = f"{told}{nearest}."
     return missing

@@ -54,6 +54,7 @@ TABLES = {  # of what each has a row
     "vocabulary": "token: its string, how often it occurs",
     "unembeddings": "model: what kurtosis its unembedding allows",
     "spectrum": "model and direction: how strongly its unembedding reads it",
+    "preconditions": "model and role: what it needs to show it, and whether it has that",
     "effects": "neuron: its role in prediction, its logit effects",
     "ensembles": "role: what its neurons do together",
     "interventions": "neuron and value: what the model then predicts",

@@ -15,6 +15,7 @@ MOST_ROWS = 20_000
 WHOLE = (
     "thresholds", "layers", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "costs",
     "convergence", "anchors", "clique_levels", "spans", "correlations", "unembeddings",
+    "preconditions",
 )  # fmt: skip
 COUNTED = {  # of a group of units
     "neurons": pl.len(),

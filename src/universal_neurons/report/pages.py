@@ -45,6 +45,7 @@ from universal_neurons.report.summary import (
     short,
     shown_neurons,
     unsure_marks,
+    what_unembeddings_allow,
     words_of,
 )
 from universal_neurons.roles import relative_rows, role_rows, together_sentences
@@ -229,6 +230,7 @@ def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
         "family_pictures": _starting(pictures, FAMILY_FIGURES),
         "roles": [*role_rows(store), *relative_rows(store)] if store.has("effects") else [],
         "together": together_sentences(store),
+        "role_lines": what_unembeddings_allow(store) if store.has("effects") else [],
         "role_pictures": _starting(pictures, ("role-",)),
         "property_pictures": _starting(pictures, PROPERTY_FIGURES),
         "subsets": pictures.get("subsets"),

@@ -17,7 +17,7 @@ from universal_neurons.report.consistency import consistency_view, similarity_as
 from universal_neurons.report.counts import clique_lines
 from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, only_sentence, short
 from universal_neurons.report.family_strength import STRENGTH_FACTS, STRENGTH_WORDS, strength_rows
-from universal_neurons.roles import relative_rows, role_rows, together_sentences
+from universal_neurons.roles import relative_rows, role_rows, together_sentences, unembedding_lines, unmet_lines
 from universal_neurons.storage import Store
 from universal_neurons.study import FIT_FACTS, fit_rows
 from universal_neurons.terminal import ModelsTable, TextTable, plain, shown
@@ -196,8 +196,14 @@ RELATIVE = {"relative": "with a kurtosis that is high among those that the model
 def roles_view(store: Store) -> Group:
     """How many neurons of each model have each role, what the roles are, and what universal neurons do together."""
     rows = [*role_rows(store), *relative_rows(store)]
-    counts = _counts_view(store, "role", rows, SAID_OF_ROLES | RELATIVE, "What the neurons do")
-    return Group(counts, *map(shown, together_sentences(store)))
+    counted = _counts_view(store, "role", rows, SAID_OF_ROLES | RELATIVE, "What the neurons do")
+    together = map(shown, together_sentences(store))
+    return Group(counted, *together, *(shown(line, "table.caption") for line in what_unembeddings_allow(store)))
+
+
+def what_unembeddings_allow(store: Store) -> list[str]:
+    """What each model's unembedding allows of roles, and what models but the reference cannot show: a line each."""
+    return [*unembedding_lines(store), *unmet_lines(store, list(store.models[1:]))]
 
 
 def _counts_view(

@@ -11,6 +11,7 @@ worth       what the universal neurons are worth together, beside controls of eq
 one_model   the roles of one model's neurons
 stage       the roles of a study's models, as one of its stages
 nearest     whom tables, figures and pages name for a role
+preconditions  what a model needs to show a role at all
 overview    the roles of a study in a few lines
 """
 
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
     )
     from universal_neurons.roles.one_model import ROLE_TABLES
     from universal_neurons.roles.overview import (
+        NEAREST,
         neuron_lines,
         relative_rows,
         role_rows,
         together_sentences,
         unembedding_lines,
     )
+    from universal_neurons.roles.preconditions import cannot_be_shown, unmet_lines
     from universal_neurons.roles.stage import Roles, require_roles, vocabulary_of
     from universal_neurons.roles.worth import DRAWS, EQUAL, LARGEST, RANDOM, Worth
 else:
@@ -43,9 +46,17 @@ else:
         {
             "entropy": ["FREQUENCY_CANDIDATES"],
             "one_model": ["ROLE_TABLES"],
+            "preconditions": ["cannot_be_shown", "unmet_lines"],
             "stage": ["Roles", "require_roles", "vocabulary_of"],
             "nearest": ["best_pairs", "effects_shown", "role_candidates", "tried_first", "with_oriented_skew"],
-            "overview": ["neuron_lines", "relative_rows", "role_rows", "together_sentences", "unembedding_lines"],
+            "overview": [
+                "NEAREST",
+                "neuron_lines",
+                "relative_rows",
+                "role_rows",
+                "together_sentences",
+                "unembedding_lines",
+            ],
             "worth": ["DRAWS", "EQUAL", "LARGEST", "RANDOM", "Worth"],
         },
     )

@@ -44,9 +44,9 @@ class Spectrum:
 
     @property
     def over_median(self) -> Float[np.ndarray, " directions"]:
-        """The singular values in units of their median."""
+        """The singular values in units of their median; NaN where that is 0."""
         values = self.values.cpu().numpy()
-        return values / np.median(values)
+        return values / (np.median(values) or np.nan)
 
     @property
     def null_tail(self) -> float:
@@ -81,11 +81,6 @@ def spectrum_of(w_u: Float[Tensor, "vocabulary d_model"], centred: bool) -> Spec
     found = torch.linalg.eigh(read.T @ read)
     values = found.eigenvalues.clamp_min(0).sqrt().flip(0)
     return Spectrum(values, basis @ found.eigenvectors[:, : max(1, round(NULL_SHARE * width))])
-
-
-def null_fraction(weights: ProcessedWeights, centred: bool) -> Float[Tensor, " neurons"]:
-    """‖V₀ᵀ w_out‖ / ‖w_out‖ of every neuron (`Spectrum`)."""
-    return spectrum_of(weights.w_u, centred).null_fraction(weights.w_out.flatten(0, -2))
 
 
 def entropy_candidates(neurons: pl.DataFrame, settings: RoleSettings) -> list[int]:

@@ -32,6 +32,7 @@ from universal_neurons.roles.entropy import (
     spectrum_of,
 )
 from universal_neurons.roles.loss_changes import LossChanges
+from universal_neurons.roles.preconditions import preconditions
 from universal_neurons.roles.prediction import (
     ClassLabels,
     class_labels,
@@ -48,8 +49,8 @@ from universal_neurons.statistics import orientation_of
 from universal_neurons.text import TokenDataset, Vocabulary
 
 ROLE_TABLES = (
-    "unembeddings", "spectrum", "effects", "ensembles", "interventions", "ablations", "heads", "attention",
-    "functional", "functional_gains", "costs", "effect_histograms", "class_histograms", "head_scores",
+    "unembeddings", "spectrum", "preconditions", "effects", "ensembles", "interventions", "ablations", "heads",
+    "attention", "functional", "functional_gains", "costs", "effect_histograms", "class_histograms", "head_scores",
     "attention_samples",
 )  # fmt: skip
 NEAREST = 10  # neurons of each role that figures show, where so many come near it
@@ -200,6 +201,8 @@ class OneModel:
                 model.name, ensembles[:1], weights, self.sample.vocabulary, activations, following
             )
         self._attention(weights, orientation)
+        unembedding = self.tables["unembeddings"].row(0, named=True)
+        self.tables["preconditions"] = preconditions(model.name, unembedding, self.tables.get("heads"), self.settings)
         self._name_roles()
         return {name: table for name, table in self.tables.items() if len(table)}
 

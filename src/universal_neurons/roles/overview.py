@@ -8,18 +8,20 @@ import polars as pl
 from universal_neurons.labels import ROLES
 from universal_neurons.roles.functional import gains_sentence
 from universal_neurons.roles.nearest import role_candidates
+from universal_neurons.roles.preconditions import cannot_be_shown
 from universal_neurons.roles.prediction import OFTEN
 from universal_neurons.roles.worth import Worth
 from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 
+NEAREST = "nearest "  # stands before whom a role names that no neuron has
 TAIL = 6  # singular values shown
 
 
 def role_rows(store: Store) -> list[tuple[str, list[int], str]]:
     """Every role: its neurons in each model, and the reference model's best, or the nearest where none has it.
 
-    Whom it names is `role_candidates`' choice.
+    Whom it names is `role_candidates`' choice.  Where the model can show no such role that is said (`cannot_be_shown`).
     """
     neurons = store.neurons.filter(pl.col("roles").is_not_null())
     rows = []
@@ -28,7 +30,7 @@ def role_rows(store: Store) -> list[tuple[str, list[int], str]]:
         counts = [len(holders.filter(pl.col("model") == name)) for name in store.models]
         named = role_candidates(store, store.models[0], role)
         text = _role_line(named.row(0, named=True), role) if len(named) else ""
-        rows.append((role.replace("_", " "), counts, text if counts[0] or not text else f"none; nearest {text}"))
+        rows.append((role.replace("_", " "), counts, text if counts[0] else _without(store, role, text)))
     return rows
 
 
@@ -49,6 +51,12 @@ def unembedding_lines(store: Store) -> list[str]:
     return lines
 
 
+def _without(store: Store, role: str, nearest: str) -> str:
+    """What is said of a role that the reference has no neuron of: that, or why it can have none; and the nearest."""
+    why = cannot_be_shown(store, store.models[0], role)
+    return "; ".join(part for part in (why or (nearest and "none"), nearest and NEAREST + nearest) if part)
+
+
 def relative_rows(store: Store) -> list[tuple[str, list[int], str]]:
     """As `role_rows`: prediction and suppression by a kurtosis that is high among those that each model's own
     unembedding allows (`reach`); no rows of a study of an older version."""
@@ -63,8 +71,9 @@ def relative_rows(store: Store) -> list[tuple[str, list[int], str]]:
         holders = effects.filter(role_relative=role).sort("vocab_kurt", descending=True, maintain_order=True)
         counts = [len(holders.filter(model=name)) for name in store.models]
         best = holders.filter(model=store.models[0]).head(1).to_dicts()
+        name = f"{role}, relative"
         found = [f"{_role_line(row, role)}; cut {cuts[row['model']]:.1f}" for row in best]
-        rows.append((f"{role}, relative", counts, "".join(found)))
+        rows.append((name, counts, "".join(found) or _without(store, name, "")))
     return rows
 
 
@@ -125,9 +134,15 @@ def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: lis
     """One neuron's logit effects, ablation and attention, a line each; none where the tables lack it."""
     this_neuron = (pl.col("model") == model) & (pl.col("layer") == layer) & (pl.col("neuron") == neuron)
     lines = []
+
+    def unless_it_can(role: str, row: dict[str, Any]) -> str:
+        why = cannot_be_shown(store, model, role)
+        return f"; {role.replace('_', ' ')} {why}" if why and row["role"] is None else ""
+
     for row in store.table("effects").filter(this_neuron).iter_rows(named=True):
         if row["class"] is not None:
-            lines.append(_class_line(row))
+            role = "prediction" if row["class_sign"] > 0 else "suppression"
+            lines.append(_class_line(row) + unless_it_can(role, row))
         for which in ("top", "bottom"):
             if strings is None:
                 break
@@ -138,11 +153,13 @@ def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: lis
         share = (
             f"{row['mediated']:.0%} of its effect on the loss ({row['total_effect']:.2g} nats) through the final norm"
         )
-        lines.append(f"ablated ({row['kind']}): {share}, null fraction {row['null_fraction']:.2f}")
+        why = unless_it_can("entropy", row) if row["kind"] == "entropy" else ""
+        lines.append(f"ablated ({row['kind']}): {share}, null fraction {row['null_fraction']:.2f}{why}")
     if store.has("attention"):
         for row in store.table("attention").filter(this_neuron).iter_rows(named=True):
             name = (row["role"] or "attention").replace("_", " ")
             where = " where it fires" if row.get("bos_effect") is not None else ""
             mean = f"mean over all positions {signed(row['delta_bos'], 3)}"
-            lines.append(f"{name}: {_role_line(row, 'attention')}{where}, {mean}")
+            why = unless_it_can(f"attention_{'de' if row['z'] > 0 else ''}activation", row)
+            lines.append(f"{name}: {_role_line(row, 'attention')}{where}, {mean}{why}")
     return lines

@@ -40,13 +40,13 @@ TRIED = (ACCENT, SECOND, THIRD, "#6b7f82")
 def fixed_values(
     interventions: pl.DataFrame, neurons: pl.DataFrame, ablations: pl.DataFrame, histograms: pl.DataFrame
 ) -> Figure | None:
-    """Fig 7, 25: candidates for entropy neurons of one model, fixed to a row of values, beside random controls.
+    """Fig 7, 25: at most four candidates for entropy neurons of one model, fixed to values, beside random controls.
 
     (a) L2 penalties of the last two layers, the candidates marked; (b) their logit effects over the vocabulary;
     (c–f) metrics against the fixed value, controls thin.
     """
     swept = interventions.filter(pl.col("edit") == "fix")
-    tried = tried_first(ablations, "entropy")
+    tried = tried_first(ablations, "entropy").head(len(TRIED))
     if swept.is_empty() or tried.is_empty():
         return None
     names = tried.select(name_column()).to_series().to_list()
