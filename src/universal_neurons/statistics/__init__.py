@@ -87,6 +87,7 @@ if TYPE_CHECKING:
         orientation_of,
         percentiles,
         unit,
+        vocabulary_moments,
         weight_statistics,
     )
     from universal_neurons.statistics.signed_sums import (
@@ -146,6 +147,7 @@ else:
                 "orientation_of",
                 "percentiles",
                 "unit",
+                "vocabulary_moments",
                 "weight_statistics",
             ],
         },
