@@ -75,9 +75,9 @@ def estimated(folder, *arguments):
 
 def test_the_estimate_predicts_the_peak_within_a_fifth_and_it_does_not_grow(wide):
     arguments, root = wide
-    arguments = [*arguments, "--stages", "universality", "--batch-tokens", "1024"]  # full batches in every pass of both
+    arguments = [*arguments, "--stages", "universality", "--batch-tokens", "512"]  # full batches in every pass of both
     peaks = []
-    for tokens in ("6000", "18000"):
+    for tokens in ("3000", "9000"):
         out = ("--max-tokens", tokens, "--out", str(root / tokens))
         peaks.append(peak_of(root, "run", *arguments, *out)[0])
     expected = estimated(root, *arguments)
@@ -95,7 +95,7 @@ def test_the_estimate_predicts_the_peak_of_all_stages(wide, few_roles):
 def test_the_estimate_predicts_the_peak_of_a_diff(wide):
     arguments, root = wide
     _, base, _, tuned, *text = arguments
-    given = ("diff", base, tuned, *text, "--null", tuned, "--stages", "universality", "--batch-tokens", "1024")
-    peak, _ = peak_of(root, *given, "--max-tokens", "6000", "--out", str(root / "diff"))
+    given = ("diff", base, tuned, *text, "--null", tuned, "--stages", "universality", "--batch-tokens", "512")
+    peak, _ = peak_of(root, *given, "--max-tokens", "3000", "--out", str(root / "diff"))
     _, told = peak_of(root, *given, "--estimate", "--json")
     assert json.loads(told)["memory_peak"] == pytest.approx(peak, rel=0.2)

@@ -57,7 +57,7 @@ def _forward_seconds(model: Model, config: Settings) -> float:
     return fewest_seconds(lambda: model.forward(ids), 1, model.device) / ids.numel()
 
 
-def _changes(model: Model, settings: RoleSettings, compared: bool | None) -> tuple[float, float, float, float]:
+def _changes(model: Model, settings: RoleSettings, compared: bool | None) -> tuple[float, int, float, int]:
     """Products with the vocabulary and readings of logits, at positions that are read; blocks and forward passes, at
     all.  `compared`: whether the model is the reference, None where it is studied alone."""
     layers, swept = model.n_layers, len(settings.values)
