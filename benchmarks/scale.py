@@ -26,7 +26,7 @@ from measure import PeakMemory, machine, slope, timed
 from searches import CONTEXT, SHAPES, Run, forwards, random_model, random_tokens, settings_of
 
 from universal_neurons.models import Model
-from universal_neurons.study.estimate import gemm_rate
+from universal_neurons.study.measured import gemm_rate
 from universal_neurons.study.memory import memory_plan
 
 

@@ -31,7 +31,8 @@ from universal_neurons.models.locations import BUNDLED_TOKENIZER
 from universal_neurons.passes import Pass, model_pairs
 from universal_neurons.passes.panels import study_recipes
 from universal_neurons.statistics import Statistics
-from universal_neurons.study.estimate import gemm_flops, gemm_rate
+from universal_neurons.study.estimate import gemm_flops
+from universal_neurons.study.measured import gemm_rate
 
 torch.set_grad_enabled(False)
 BATCH = 2048

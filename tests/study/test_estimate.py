@@ -20,12 +20,40 @@ def wide(tmp_path_factory):
     return [*models, "--data", str(root / "long.txt"), "--draws", "2"], root
 
 
-PEAK = """
-import pathlib, sys
+SERVER = """
+import json, os, pathlib, sys, traceback
+import transformers.models.gpt2.modeling_gpt2
 from universal_neurons.cli import main
-main(sys.argv[2:])
-pathlib.Path(sys.argv[1]).write_text(pathlib.Path("/proc/self/status").read_text())
+from universal_neurons.diff import estimate_diff, run_diff
+from universal_neurons.study import estimate_study, run_study
+
+for line in sys.stdin:
+    status, *arguments = json.loads(line)
+    if not (child := os.fork()):
+        code = 1
+        try:
+            os.dup2(os.open(f"{status}.out", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 1)
+            main(arguments)
+            sys.stdout.flush()
+            pathlib.Path(status).write_text(pathlib.Path("/proc/self/status").read_text())
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """A process that has imported what all commands need and has run nothing: every command is a fork of it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as it:
+        peak_of.server = it
+        yield
+        it.stdin.close()
 
 
 def peak_of(folder: Path, *arguments: str) -> tuple[int, str]:
@@ -33,11 +61,11 @@ def peak_of(folder: Path, *arguments: str) -> tuple[int, str]:
 
     Its own account says so: `ru_maxrss` would be at least that of the test's process, which it was forked from.
     """
-    status = folder / "status"
-    child = subprocess.run([sys.executable, "-c", PEAK, str(status), *arguments], capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr
+    status, server = folder / "status", peak_of.server
+    print(json.dumps([str(status), *arguments]), file=server.stdin, flush=True)
+    assert server.stdout.readline() == "0\n", arguments
     (peak,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(peak) * 1024, child.stdout
+    return int(peak) * 1024, Path(f"{status}.out").read_text()
 
 
 def estimated(folder, *arguments):
@@ -47,9 +75,9 @@ def estimated(folder, *arguments):
 
 def test_the_estimate_predicts_the_peak_within_a_fifth_and_it_does_not_grow(wide):
     arguments, root = wide
-    arguments = [*arguments, "--stages", "universality", "--batch-tokens", "1024"]  # full batches in every pass of both
+    arguments = [*arguments, "--stages", "universality", "--batch-tokens", "512"]  # full batches in every pass of both
     peaks = []
-    for tokens in ("6000", "18000"):
+    for tokens in ("3000", "9000"):
         out = ("--max-tokens", tokens, "--out", str(root / tokens))
         peaks.append(peak_of(root, "run", *arguments, *out)[0])
     expected = estimated(root, *arguments)
@@ -67,7 +95,7 @@ def test_the_estimate_predicts_the_peak_of_all_stages(wide, few_roles):
 def test_the_estimate_predicts_the_peak_of_a_diff(wide):
     arguments, root = wide
     _, base, _, tuned, *text = arguments
-    given = ("diff", base, tuned, *text, "--null", tuned, "--stages", "universality", "--batch-tokens", "1024")
-    peak, _ = peak_of(root, *given, "--max-tokens", "6000", "--out", str(root / "diff"))
+    given = ("diff", base, tuned, *text, "--null", tuned, "--stages", "universality", "--batch-tokens", "512")
+    peak, _ = peak_of(root, *given, "--max-tokens", "3000", "--out", str(root / "diff"))
     _, told = peak_of(root, *given, "--estimate", "--json")
     assert json.loads(told)["memory_peak"] == pytest.approx(peak, rel=0.2)

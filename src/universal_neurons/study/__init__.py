@@ -3,6 +3,8 @@
 resolve          what `auto` means here: devices, stages, models
 inputs           a study whose inputs are all there
 estimate         memory, time and disk before it starts
+measured         how fast this machine is
+role_seconds     how long weight statistics and roles take
 memory           what a study takes in memory, and in how many passes it therefore makes the co-moments
 check            would these models work together
 shown            the neurons that figures show, and what the held-out pass keeps of them
@@ -42,8 +44,9 @@ if TYPE_CHECKING:
         estimate_view,
         fit_rows,
     )
-    from universal_neurons.study.estimate import Estimate, gemm_rate, resident_bytes
+    from universal_neurons.study.estimate import Estimate, resident_bytes
     from universal_neurons.study.inputs import Study
+    from universal_neurons.study.measured import gemm_rate
     from universal_neurons.study.memory import weight_bytes
     from universal_neurons.study.resolve import decide, require_no_masked_sinks, require_same_tokenizer, run_folder
     from universal_neurons.study.roles_again import settings_of_roles, study_roles
@@ -57,7 +60,8 @@ else:
             "resolve": ["decide", "require_no_masked_sinks", "require_same_tokenizer", "run_folder"],
             "inputs": ["Study"],
             "check": ["FIT_FACTS", "check_models", "estimate_loaded", "estimate_study", "estimate_view", "fit_rows"],
-            "estimate": ["Estimate", "gemm_rate", "resident_bytes"],
+            "estimate": ["Estimate", "resident_bytes"],
+            "measured": ["gemm_rate"],
             "memory": ["weight_bytes"],
             "shown": ["DUPLICATES", "PER_FAMILY", "ranking", "same_label"],
             "run": ["run_study"],

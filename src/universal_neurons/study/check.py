@@ -200,7 +200,7 @@ def estimate_view(needs: Estimate, beside: Mapping[str, float] | None = None) ->
     table = TextTable("", "", title=f"{needs.tokens:,} tokens on {needs.device}", show_header=False)
     table.row("text", "the rest of a longer text is not read (--max-tokens)")
     table.row("time", clock(needs.seconds))
-    for name in ("sinks", "labels", "pass", "compare", "detail", "similarity", "roles", "null"):
+    for name in ("weights", "sinks", "labels", "pass", "compare", "detail", "similarity", "roles", "null"):
         table.row(f"  {name}", clock(getattr(needs, f"seconds_{name}")))
     for name, seconds in (beside or {}).items():
         table.row(f"  {name}", clock(seconds))

@@ -2,21 +2,18 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import psutil
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
-from universal_neurons.config import QUANTILES, Settings
+from universal_neurons.config import Settings
 from universal_neurons.features import NeuronSource
-from universal_neurons.interventions import reading_seconds
 from universal_neurons.matching import MEAN, ROTATED_DRAWS, SHIFTS, Candidates, can_be_rotated
 from universal_neurons.models import Model, tokenizer_digest
 from universal_neurons.passes import Layout, model_pairs, signs_of
-from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES
 from universal_neurons.statistics import (
     BY_POSITION,
     BY_ROW,
@@ -30,9 +27,9 @@ from universal_neurons.statistics import (
     SumSquares,
     TopExamples,
     What,
-    add_product,
 )
 from universal_neurons.storage import KEPT
+from universal_neurons.study.measured import fewest_seconds, gemm_rate, measured_ids, seconds_by_model
 from universal_neurons.study.memory import (
     COLUMN_LABELS,
     STATE_BYTES,
@@ -47,6 +44,7 @@ from universal_neurons.study.memory import (
     within_layers,
 )
 from universal_neurons.study.resolve import settings_of_null
+from universal_neurons.study.role_seconds import role_seconds, weight_seconds
 from universal_neurons.study.similarity_rows import layer_groups, rows_compared
 from universal_neurons.text import HELDOUT_MOST
 
@@ -61,14 +59,13 @@ FLOAT64_SHARE = 0.5  # of the speed of products in float32
 WITHIN_SHARE = 0.625  # of the within-layer products: blocks on and above the diagonal
 RANK_RATE, GPU_RANK_RATE = 1.2e7, 2e9  # mid-ranks looked up per second
 SYNTAX_RATE = 8_000  # tokens per second and core that spaCy's small English pipeline reads
-MEASURED_SECONDS = 2.0  # of a few rounds that are timed
-MEASURED_FLOP, FEWEST_MEASURED = 10**11, 128  # of a forward pass that is timed on a CPU, and its positions
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Seconds (of sinks: to find those that are masked), bytes of memory at the peak, of disk there and at the end."""
 
+    seconds_weights: float
     seconds_sinks: float
     seconds_pass: float
     seconds_compare: float
@@ -90,22 +87,6 @@ class Estimate:
     def as_dict(self) -> dict[str, float | int | str]:
         """As plain values."""
         return asdict(self)
-
-
-def gemm_rate(device: str, rounding: str = "float32", size: int = 1536, rounds: int = 3) -> float:
-    """Measured FLOP/s of the correlation's matrix product on this machine, inputs rounded so."""
-    native = device.startswith("cuda")
-    low = native and rounding == "bfloat16"
-    left = torch.randn(2048, size, device=device).to(torch.bfloat16 if low else torch.float32)
-    into = torch.zeros(size, size, device=device)
-    best = 0.0
-    for _ in range(rounds + 1):
-        started = time.perf_counter()
-        add_product(into, left, left, True, rounding)
-        if native:
-            torch.cuda.synchronize(device)
-        best = max(best, 2 * 2048 * size**2 / (time.perf_counter() - started))
-    return best
 
 
 def gemm_flops(models: Sequence[Model], config: Settings) -> float:
@@ -136,7 +117,7 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
     resident = resident_bytes(config)
     heldout = min(tokens // 5, config.heldout_tokens or HELDOUT_MOST)
     rate = gemm_rate(config.device, config.gemm_dtype)
-    forward = _forward_by_model(models, config)
+    forward = seconds_by_model(models, partial(_forward_seconds, config=config))
     plan = memory_plan(config, models, layout, groups=groups)
     seconds_pass = (tokens - heldout) * _reading_seconds(models, config, layout, forward, rate)
     of_random_bases = 1 if can_be_rotated(config) else 0  # as many products as a draw, both ways
@@ -146,7 +127,8 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
     seconds_similarity = _similarity_seconds(models, config, forward, rate) if "similarity" in config.stages else 0.0
     null = _Null.of(models, config, layout, rate) if config.null else _Null(0.0, 0, 0)
     seconds_labels = tokens / (SYNTAX_RATE * (os.cpu_count() or 1)) if config.nlp else 0.0
-    seconds_roles = _role_seconds(models, config, forward, heldout) if "roles" in config.stages else 0.0
+    seconds_roles = role_seconds(models, config, heldout) if "roles" in config.stages else 0.0
+    seconds_weights = sum(seconds_by_model(models, weight_seconds).values()) if "weights" in config.stages else 0.0
     state = plan.statistics * 8 // STATE_BYTES
     neurons = sum(m.n_neurons for m in models)
     sinks = (
@@ -158,10 +140,20 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
         final += neurons * HISTOGRAM_BYTES + of_examples * EXAMPLE_DISK_BYTES
         windows = sum(m.n_neurons * many for m, many in counterparts(config, models))
         final += windows * len(models) * COUNTERPART_DISK_BYTES
-    seconds_sinks = sinks * sum(_forward_by_model(models, settings_of_null(config)).values()) if sinks else 0.0
-    parts = [seconds_sinks, seconds_pass, seconds_compare, seconds_detail, seconds_similarity, seconds_labels]
-    parts += [seconds_roles, null.seconds]
+    finding = partial(_forward_seconds, config=settings_of_null(config))
+    seconds_sinks = sinks * sum(seconds_by_model(models, finding).values()) if sinks else 0.0
+    parts = [
+        seconds_weights,
+        seconds_sinks,
+        seconds_labels,
+        seconds_pass,
+        seconds_compare,
+        seconds_detail,
+        seconds_similarity,
+        null.seconds,
+    ]
     return Estimate(
+        seconds_weights=seconds_weights,
         seconds_sinks=seconds_sinks,
         seconds_pass=seconds_pass,
         seconds_compare=seconds_compare,
@@ -170,7 +162,7 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
         seconds_labels=seconds_labels,
         seconds_roles=seconds_roles,
         seconds_null=null.seconds,
-        seconds=sum(parts),
+        seconds=sum(parts) + seconds_roles,
         memory_peak=resident + max(plan.total + sinks // 8, sinks),
         memory_available=available_memory(config),
         disk_peak=final + (KEPT + 1) * (state + null.state + sinks) + _position_bytes(config, models) * tokens,
@@ -204,19 +196,13 @@ class _Null:
         alone = settings_of_null(config)
         tokens = config.max_tokens // config.context * config.context
         chosen = tokens - min(tokens // 5, config.heldout_tokens or HELDOUT_MOST)
-        seconds = chosen * _reading_seconds(models, alone, layout, _forward_by_model(models, alone), rate)
+        forward = seconds_by_model(models, partial(_forward_seconds, config=alone))
+        seconds = chosen * _reading_seconds(models, alone, layout, forward, rate)
         seconds += _rotated_seconds(models, alone, rate) * config.draws
         state = memory_plan(alone, models, layout).statistics * 8 // STATE_BYTES
         asked = models if config.pairs == "all" else models[:1]
         rows = config.null_draws * sum(model.n_neurons for model in asked)
         return cls(config.null_draws * seconds, state, rows * NULL_ROW_BYTES)
-
-
-def _forward_by_model(models: Sequence[Model], config: Settings) -> dict[str, float]:
-    """Seconds per token position that each model takes (see `_forward_seconds`), measured once of each kind."""
-    alike = {(m.architecture.name, m.units, m.d_model): m for m in models}
-    measured = {kind: _forward_seconds(model, config) for kind, model in alike.items()}
-    return {m.name: measured[m.architecture.name, m.units, m.d_model] for m in models}
 
 
 def _reading_seconds(
@@ -252,28 +238,6 @@ def _similarity_seconds(models: Sequence[Model], config: Settings, forward: Mapp
     return seconds
 
 
-def _role_seconds(models: Sequence[Model], config: Settings, forward: Mapping[str, float], heldout: int) -> float:
-    """Seconds of the roles: readings of changed logits, and forward passes with something changed halfway up."""
-    settings = config.roles
-    predictions = min(settings.tokens, heldout)
-    swept = len(settings.fixed_values or QUANTILES) + 2  # the values; the mean ablation, whole and direct
-    # half of the controls lie in the last layer, where the clean run's products serve; the others' logits are made anew
-    controls = settings.controls * swept / 2
-    candidates = settings.entropy_neurons + FREQUENCY_CANDIDATES
-    readings = candidates * (swept + 6) + controls  # four more edits; token frequency restored, read twice
-    ablated = settings.ablated * 2.0 if "universality" in config.stages else 0.0  # matches, and those beside them
-    together = DRAWS + 3  # sets ablated at once: the universal neurons, controls by contribution, random ones
-    runs = controls + ablated + together  # whose logits are multiplied anew
-    rate = gemm_rate(config.device, "float32")
-    seconds = 0.0
-    for m in models:
-        product = 2.0 * m.vocab_size * m.d_model / rate
-        forwards = controls / m.n_layers + ablated / 2 + together
-        seconds += (readings + runs) * reading_seconds(m.device, m.vocab_size)
-        seconds += runs * product + forwards * forward[m.name]
-    return predictions * seconds
-
-
 def _candidate_seconds(models: Sequence[Model], config: Settings) -> float:
     """Seconds per token of a screened search's candidates, from a few on random numbers."""
     device, positions, width = config.device, 1024, 1024
@@ -300,7 +264,7 @@ def resident_bytes(config: Settings) -> int:
 
 def _forward_seconds(model: Model, config: Settings) -> float:
     """Seconds per token position of a model's forward pass, its activations taken and its own statistics updated."""
-    ids = _measured_ids(model, config)
+    ids = measured_ids(model, config)
     keep = torch.arange(ids.numel())
     attention = torch.ones_like(ids)
     pre = "statistics" in config.stages or "labels" in config.stages
@@ -330,27 +294,3 @@ def _forward_seconds(model: Model, config: Settings) -> float:
 
     # by then the examples change as rarely as late in a pass
     return fewest_seconds(update, min(config.examples, 5) + 2, device) / ids.numel()
-
-
-def _measured_ids(model: Model, config: Settings) -> Int[Tensor, "rows context"]:
-    """The tokens that a model is timed on: a batch; of a large model on a CPU fewer rows, or one that is cut short."""
-    positions = max(1, config.batch_tokens // config.context) * config.context
-    if model.device.type == "cpu":
-        positions = min(positions, max(FEWEST_MEASURED, MEASURED_FLOP // max(1, model.n_bytes // 2)))
-    length = min(config.context, positions)
-    return torch.arange(positions // length * length).view(-1, length) % model.vocab_size
-
-
-def fewest_seconds(work: Callable[[], object], rounds: int, device: torch.device) -> float:
-    """The fewest seconds of so many rounds of some work, of fewer where they would take over `MEASURED_SECONDS`."""
-    best, spent = float("inf"), 0.0
-    for _ in range(rounds):
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - started
-        best, spent = min(best, seconds), spent + seconds
-        if spent > MEASURED_SECONDS:
-            break
-    return best

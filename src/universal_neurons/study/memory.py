@@ -34,6 +34,7 @@ COLUMN_LABELS = 300  # syntax of this and the previous token, subsets
 DENSE_LABELS = 3000  # with the labels of words and previous tokens
 RANKS_BYTES = 2 * CLASSES * 4  # of a neuron's classes of ranks
 LIBRARIES, THREAD = 3 << 29, 72 << 20  # bytes of address space: of libraries still to be loaded, of one more thread
+HELDOUT_SHARE = 5  # a fifth of the text, at most, is held out
 LOGITS_COPIES = 5  # of a clean run's logits, while they are made
 
 
@@ -200,11 +201,13 @@ def _workspace(
 
 
 def role_bytes(config: Settings, model: Described) -> int:
-    """What one model's roles take: logits of the clean run and the activations beside them."""
+    """What one model's roles take: logits of the clean run where they are read, and the activations beside them."""
     most = LOGITS_ON_GPU if config.device.startswith("cuda") else LOGITS_AT_ONCE
-    positions = min(config.roles.tokens, max(config.context, most // model.vocab_size))
+    tokens = min(config.roles.tokens, max(config.context, config.max_tokens // HELDOUT_SHARE))
+    positions = min(tokens, max(config.context, most // model.vocab_size))
+    read = positions * min(1.0, config.roles.positions_read(model.vocab_size) / tokens)
     copies = COPIES * (2 * model.d_mlp + 4 * model.d_model)
-    return 4 * positions * (LOGITS_COPIES * model.vocab_size + 2 * model.n_neurons + copies)
+    return 4 * round(read * LOGITS_COPIES * model.vocab_size + positions * (2 * model.n_neurons + copies))
 
 
 def _detail(config: Settings, models: Sequence[Described]) -> int:

@@ -1,0 +1,55 @@
+"""How fast this machine is: of a few rounds of some work the fastest."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from universal_neurons.config import Settings
+from universal_neurons.models import Model
+from universal_neurons.statistics import add_product
+
+MEASURED_SECONDS = 2.0  # after which no further round is timed
+MEASURED_FLOP, FEWEST_MEASURED = 10**11, 128  # of a forward pass that is timed on a CPU, and its positions
+
+
+def fewest_seconds(work: Callable[[], object], rounds: int, device: torch.device) -> float:
+    """The fewest seconds of so many rounds of some work, of fewer where they would take over `MEASURED_SECONDS`."""
+    best, spent = float("inf"), 0.0
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+        best, spent = min(best, seconds), spent + seconds
+        if spent > MEASURED_SECONDS:
+            break
+    return best
+
+
+def gemm_rate(device: str, rounding: str = "float32", size: int = 1536, rounds: int = 3) -> float:
+    """Measured FLOP/s of the correlation's matrix product on this machine, inputs rounded so."""
+    low = device.startswith("cuda") and rounding == "bfloat16"
+    left = torch.randn(2048, size, device=device).to(torch.bfloat16 if low else torch.float32)
+    into = torch.zeros(size, size, device=device)
+    seconds = fewest_seconds(lambda: add_product(into, left, left, True, rounding), rounds + 1, into.device)
+    return 2 * 2048 * size**2 / seconds
+
+
+def seconds_by_model(models: Sequence[Model], seconds: Callable[[Model], float]) -> dict[str, float]:
+    """What is measured of each model, once of each kind."""
+    alike = {(m.architecture.name, m.units, m.d_model): m for m in models}
+    measured = {kind: seconds(model) for kind, model in alike.items()}
+    return {m.name: measured[m.architecture.name, m.units, m.d_model] for m in models}
+
+
+def measured_ids(model: Model, config: Settings) -> Int[Tensor, "rows context"]:
+    """The tokens that a model is timed on: a batch; of a large model on a CPU fewer rows, or one that is cut short."""
+    positions = max(1, config.batch_tokens // config.context) * config.context
+    if model.device.type == "cpu":
+        positions = min(positions, max(FEWEST_MEASURED, MEASURED_FLOP // max(1, model.n_bytes // 2)))
+    length = min(config.context, positions)
+    return torch.arange(positions // length * length).view(-1, length) % model.vocab_size

@@ -1,0 +1,55 @@
+"""What roles are said to cost, in readings and products, against what a study of one model makes."""
+
+import polars as pl
+import pytest
+from conftest import FEW_ROLES
+
+import universal_neurons as un
+from universal_neurons.interventions import readout
+from universal_neurons.study.role_seconds import _changes
+
+READ = 40  # positions
+
+
+@pytest.fixture(scope="module")
+def counted(folders, text_file, tmp_path_factory):
+    """A study of few readings; how many logits of changed runs were read, and how many were multiplied anew."""
+    rows = {"read": 0, "multiplied": 0}
+    measure, logits = readout._measure, readout.Readout.logits
+
+    def measured(values, targets):
+        rows["read"] += len(values)
+        return measure(values, targets)
+
+    def multiplied(self, residual, scale=None):
+        rows["multiplied"] += residual.flatten(0, -2).shape[0]
+        return logits(self, residual, scale)
+
+    roles = FEW_ROLES.model_copy(update={"readings": READ})
+    out = tmp_path_factory.mktemp("costs") / "r"
+    stages = ("weights", "statistics", "roles")
+    config = un.StudyConfig(models=(str(folders[0]),), data=str(text_file), out=str(out), roles=roles, stages=stages)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readout, "_measure", measured)
+        patch.setattr(readout.Readout, "logits", multiplied)
+        store = un.run_study(config, progress=False)
+    return store, un.load_model(str(folders[0])), roles, rows
+
+
+def test_readings_are_as_many_as_is_said(counted):
+    _, model, roles, rows = counted
+    products, readings, _, _ = _changes(model, roles, None)
+    candidates = roles.entropy_neurons + 4
+    assert rows["read"] == READ * (
+        readings - candidates - 1
+    )  # those put back along frequency, and the clean run, aside
+    assert 0.2 * products < (rows["multiplied"] / READ) < products + 2
+
+
+def test_tables_say_how_many_positions_were_read(counted):
+    store, *_ = counted
+    assert store.table("interventions")["tokens"].unique().to_list() == [READ]
+    assert store.table("ablations")["tokens"].unique().to_list() == [READ]
+    read = store.table("attention")["positions"]
+    assert read.min() > READ  # of all positions that count
+    assert store.table("interventions").filter(pl.col("edit") == "fix")["value"].n_unique() == len(FEW_ROLES.values)
