@@ -92,11 +92,11 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=36_864)
     parser.add_argument("--few", type=int, default=10)
     parser.add_argument("--positions", type=int, default=7_812)
-    parser.add_argument("--widths", type=int, nargs="+", default=[256, 1024, 3072])
+    parser.add_argument("--widths", type=int, nargs="+", default=[256, 1024])
     options = parser.parse_args()
     print(f"""## one to one
 
-`python benchmarks/one_to_one.py --units {options.units} --few {options.few} --positions {options.positions}`; {machine()} Processor seconds.
+`python benchmarks/one_to_one.py --units {options.units} --few {options.few} --positions {options.positions} --widths {" ".join(map(str, options.widths))}`; {machine()} Processor seconds.
 
 {options.units:,} units and as many others, from {options.few} best matches; at most 60 s and 4 GiB are wanted.
 

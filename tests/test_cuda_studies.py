@@ -37,6 +37,7 @@ STUDIES = {
 }
 TIGHT, WIDE = (1e-4, 1e-3), (2e-3, 1e-2)  # absolute and relative, of a number in a table
 PLACES = {"examples": ["model", "layer", "neuron", "band", "rank"]}  # of a table's rows, where their number differs
+COUNTS = ("anchors", "consistency", "consistency_levels")
 CLASSES = {"corr_ranks": 2e-3}  # columns of ranks by classes: a value at an edge may fall on either side of it
 DIFFERING = 0.03  # of a column, or one entry: near ties are decided by rounding
 RHO = {"float32": (2e-6, 2e-7), "tf32": (2e-4, 3e-5), "bfloat16": (1e-3, 2e-4), "a bfloat16 model": (2e-2, 4e-3)}
@@ -94,7 +95,7 @@ def compare(found, expected, name, tolerance):
     if found.columns != expected.columns or abs(len(found) - len(expected)) > DIFFERING * len(expected):
         return [f"{name}: {found.shape} in place of {expected.shape}"]
     assert found.schema == expected.schema
-    if name == "anchors":  # a near tie that rounding decides moves the counts of all levels
+    if name in COUNTS:  # a near tie that rounding decides moves the counts of all levels
         found, expected = (table.with_columns(pl.col(pl.Int64).cast(pl.Float64)) for table in (found, expected))
         tolerance = (DIFFERING * 96, 0.0)
     if name in PLACES:  # one example more or less in one band moves all that follow

@@ -69,11 +69,11 @@ if TYPE_CHECKING:
     from universal_neurons.matching.similarity import (
         MEASURES,
         RIDGE,
-        SHIFTS,
         VARIANCE,
         Layer,
         Similarity,
         drawn_shifts,
+        n_products,
         similarity_of,
     )
     from universal_neurons.matching.thresholds import counts_above, null_counts, null_excess, thresholds_with
@@ -123,10 +123,10 @@ else:
                 "Layer",
                 "MEASURES",
                 "RIDGE",
-                "SHIFTS",
                 "Similarity",
                 "VARIANCE",
                 "drawn_shifts",
+                "n_products",
                 "similarity_of",
             ],
             "significance": ["discovery_rates", "p_values"],

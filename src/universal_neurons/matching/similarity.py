@@ -15,6 +15,7 @@
    a stretch's share of the sums of the fit to all is left out.  The spread of chance over shifts enters in squares.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,12 +81,9 @@ class Layer:
     @cached_property
     def of_itself(self) -> Float[Tensor, " estimates"]:
         """⟨X, X⟩ on all stretches, and with each left out."""
-        squared = torch.stack([self.squares.square().sum(), *(self._without(m) for m in self.grams())])
-        return _hsic_of_all(squared, self, self)
-
-    def _without(self, gram: Float[Tensor, "axes axes"]) -> Tensor:
-        left = torch.eye(len(gram), dtype=torch.float64, device=gram.device) - gram
-        return self.squares @ left.square() @ self.squares
+        whole = self.squares.square().sum()
+        own = [whole - 2 * (self.squares.square() @ m.diagonal().double()) + _norm(m, self, self) for m in self.grams()]
+        return _hsic_of_all(torch.stack([whole, *own]), self, self)
 
     def grams(self) -> Iterator[Float[Tensor, "axes axes"]]:
         """Zᵀ Z of every stretch."""
@@ -108,8 +106,17 @@ def products(x: Layer, y: Layer) -> Iterator[Float[Tensor, "x_axes y_axes"]]:
 
 def kept_products(x: Layer, y: Layer) -> list[Tensor]:
     """Those of every stretch where they are small; nothing where they are to be made each time."""
-    small = len(x.ends) * len(x.squares) * len(y.squares) * 4 <= KEPT_BYTES
+    small = _are_kept(len(x.ends), len(x.squares), len(y.squares))
     return list(products(x, y)) if small else []
+
+
+def _are_kept(stretches: int, *axes: int) -> bool:
+    return 4 * stretches * math.prod(axes) <= KEPT_BYTES
+
+
+def n_products(width: int, stretches: int) -> int:
+    """How many products of all positions two layers of so many units take, chance and intervals included."""
+    return 1 + SHIFTS + (0 if _are_kept(stretches, width, width) else 3)
 
 
 def product(x: Layer, y: Layer, shift: int = 0) -> Float[Tensor, "x_axes y_axes"]:
@@ -173,19 +180,20 @@ def _without_each(
     y: Layer,
 ) -> Float[Tensor, "stretches measures"]:
     """The measures with each stretch left out, to first order (see the module)."""
-    few = p.clone()
+    single, by_x, by_y = p.float(), x.squares.float()[:, None], y.squares.float()
+    few = single.clone()
     few[x.components :] = few[:, y.components :] = 0
-    to, back = x.held[:, None] * p, p * y.held  # Zᵀ_x Z_y of ridge's predictions
-    of_cross = [few, to * y.squares, back * x.squares[:, None]]
-    of_x = [few @ few.T, (to * y.squares) @ to.T]
-    of_y = [few.T @ few, back.T @ (back * x.squares[:, None])]
+    to, back = x.held.float()[:, None] * single, single * y.held.float()  # Zᵀ_x Z_y of ridge's predictions
+    of_cross = [few, to * by_y, back * by_x, by_x * single * by_y]
+    of_x = [few @ few.T, (to * by_y) @ to.T]
+    of_y = [few.T @ few, back.T @ (back * by_x)]
     squared, parts = [x.squares @ p.square() @ y.squares], []
     for cross, mine, theirs in zip(parts_of_p, x.grams(), y.grams()):
-        squared.append(x.squares @ (p - cross).square() @ y.squares)
-        canonical, fit_to, fit_back = (_inner(of, cross) for of in of_cross)
-        by_x, fitted_to = (_inner(of, mine) for of in of_x)
-        by_y, fitted_back = (_inner(of, theirs) for of in of_y)
-        parts.append(torch.stack([2 * canonical - by_x - by_y, 2 * fit_to - fitted_to, 2 * fit_back - fitted_back]))
+        canonical, fit_to, fit_back, common = (_inner(of, cross) for of in of_cross)
+        in_x, fitted_to = (_inner(of, mine) for of in of_x)
+        in_y, fitted_back = (_inner(of, theirs) for of in of_y)
+        squared.append(squared[0] - 2 * common + _norm(cross, x, y))
+        parts.append(torch.stack([2 * canonical - in_x - in_y, 2 * fit_to - fitted_to, 2 * fit_back - fitted_back]))
     cka = _hsic_of_all(torch.stack(squared), x, y) / (x.of_itself * y.of_itself).sqrt()
     canonical, explained_to, explained_back = torch.stack(parts, 1)
     return torch.stack(
@@ -199,8 +207,13 @@ def _without_each(
     )
 
 
-def _inner(of: Float[Tensor, "rows columns"], part: Float[Tensor, "rows columns"]) -> Tensor:
-    return (of * part).sum()
+def _inner(of: Float[Tensor, "rows columns"], part: Float[Tensor, "rows columns"]) -> Float[Tensor, ""]:
+    return torch.dot(of.flatten(), part.flatten()).double()
+
+
+def _norm(part: Float[Tensor, "x_axes y_axes"], x: Layer, y: Layer) -> Float[Tensor, ""]:
+    """‖XᵀY‖² of some positions, from their Zᵀ_x Z_y."""
+    return x.squares @ (part.square() @ y.squares.float()).double()
 
 
 @dataclass(frozen=True)

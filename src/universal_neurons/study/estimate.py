@@ -11,7 +11,7 @@ import torch
 
 from universal_neurons.config import Settings
 from universal_neurons.features import NeuronSource
-from universal_neurons.matching import MEAN, ROTATED_DRAWS, SHIFTS, Candidates, can_be_rotated
+from universal_neurons.matching import MEAN, ROTATED_DRAWS, Candidates, can_be_rotated, n_products
 from universal_neurons.models import Model, tokenizer_digest
 from universal_neurons.passes import Layout, model_pairs, signs_of
 from universal_neurons.statistics import (
@@ -46,7 +46,7 @@ from universal_neurons.study.memory import (
 from universal_neurons.study.resolve import settings_of_null
 from universal_neurons.study.role_seconds import role_seconds, weight_seconds
 from universal_neurons.study.similarity_rows import layer_groups, rows_compared
-from universal_neurons.text import HELDOUT_MOST
+from universal_neurons.text import HELDOUT_MOST, STRETCHES
 
 EXAMPLE_DISK_BYTES = 80
 COUNTERPART_DISK_BYTES = 68  # of a window of one model, in float32: 40 where most are 0, 100 where none is
@@ -233,7 +233,8 @@ def _similarity_seconds(models: Sequence[Model], config: Settings, forward: Mapp
         for model, groups, times in zip(pair, (left, right), (1, left if right > 1 else 1)):
             axes = sum((4 * positions + EIGEN_PRODUCTS * width) * width**2 for width in model.units.widths)
             seconds += times * (groups * positions * forward[model.name] + axes / (FLOAT64_SHARE * rate))
-        products = 2 * positions * (1 + SHIFTS) + 8 * max(model.d_mlp for model in pair) / FLOAT64_SHARE
+        width = max(model.d_mlp for model in pair)
+        products = 2 * positions * n_products(width, STRETCHES) + 8 * width
         seconds += products * pair[0].n_neurons * pair[1].n_neurons / rate
     return seconds
 

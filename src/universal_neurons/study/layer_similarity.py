@@ -5,6 +5,7 @@ A model whose layers make several groups (`similarity_rows`) is read once for ea
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -65,14 +66,13 @@ class LayerSimilarity:
         rows: list[tuple[Any, ...]] = []
         both_ways = self.config.pairs == "all"
         for left, right in model_pairs(self.study.models, self.config.pairs) if self.positions else ():
-            for mine in layer_groups(left.units, self.positions):
-                for theirs in layer_groups(right.units, self.positions):
-                    for i, x in zip(mine, self._layers(left, mine)):
-                        for j, y in zip(theirs, self._layers(right, theirs)):
-                            found = similarity_of(x, y, self.shifts)
-                            rows += _rows((left.name, i), (right.name, j), found, range(len(MEASURES)))
-                            if both_ways:
-                                rows += _rows((right.name, j), (left.name, i), found, OTHER_WAY)
+            for mine, theirs in product(*(layer_groups(model.units, self.positions) for model in (left, right))):
+                ours, others = self._layers(left, mine), self._layers(right, theirs)
+                for (i, x), (j, y) in product(zip(mine, ours), zip(theirs, others)):
+                    found = similarity_of(x, y, self.shifts)
+                    rows += _rows((left.name, i), (right.name, j), found, range(len(MEASURES)))
+                    if both_ways:
+                        rows += _rows((right.name, j), (left.name, i), found, OTHER_WAY)
         table = pl.DataFrame(rows, schema=SCHEMA, orient="row")
         names = self.study.names
         numbers = [pl.col(name).replace_strict(names, range(len(names))) for name in ("asker", "match_model")]
