@@ -17,6 +17,7 @@ from universal_neurons.disk import (
     write_atomically,
 )
 from universal_neurons.errors import DiskError, DiskFullError, MissingFileError, StoreConflictError, TextError
+from universal_neurons.storage import StoreWriter
 
 
 def test_only_the_home_is_expanded(tmp_path, monkeypatch):
@@ -110,3 +111,12 @@ def test_trouble_that_has_a_name_keeps_it(tmp_path, named):
     with pytest.raises(TextError) as caught, named(tmp_path):
         raise trouble
     assert caught.value is trouble
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_and_nothing_is_left_there(tmp_path, monkeypatch, number):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", lambda *_: fail_with(number, tmp_path))
+    with pytest.raises(StoreConflictError, match=r"cannot be locked[\s\S]*another file system"):
+        StoreWriter(tmp_path / "a" / "run").__enter__()
+    assert not list(tmp_path.iterdir())

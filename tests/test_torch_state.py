@@ -1,15 +1,18 @@
 """What the package sets of the process, how idle threads wait first: asked of OpenMP, which prints its settings."""
 
 import contextlib
+import multiprocessing
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
 import universal_neurons as un
+from universal_neurons.errors import ConfigError
 from universal_neurons.torch_state import settled_torch
 
 # The library of OpenMP that torch brings, loaded alone: it settles and prints the same, a second sooner.
@@ -138,3 +141,41 @@ def test_products_are_of_float32_and_afterwards_as_before(precision):
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def told_by_a_fork(ask):
+    """What `ask()` says in a process that is forked off this one."""
+    context = multiprocessing.get_context("fork")
+    told = context.Queue()
+    process = context.Process(target=lambda: told.put(ask()))
+    process.start()
+    said = told.get(timeout=60)
+    process.join()
+    return said
+
+
+def threads_while_settled(threads=None):
+    try:
+        with settled_torch(threads):
+            return torch.get_num_threads()
+    except ConfigError as error:
+        return error.fix
+
+
+forks = pytest.mark.skipif(sys.platform != "linux", reason="whose threads have names")
+
+
+@forks
+def test_a_forked_process_computes_by_one_thread_as_its_threads_stay_behind(monkeypatch):
+    monkeypatch.setattr("universal_neurons.torch_state._polars_has_begun", lambda: False)
+    monkeypatch.setattr("universal_neurons.torch_state.FORK.polars_began", False)
+    assert told_by_a_fork(threads_while_settled) == 1
+    assert told_by_a_fork(lambda: threads_while_settled(3)) == 3
+    assert threads_while_settled(2) == 2
+
+
+@forks
+def test_a_process_forked_after_polars_computed_is_refused_by_name():
+    pl.DataFrame({"a": [2, 1]}).sort("a")
+    assert told_by_a_fork(threads_while_settled) == 'multiprocessing.get_context("spawn")'
+    assert threads_while_settled(2) == 2

@@ -97,6 +97,7 @@ def take_lock(path: Path, what: str) -> FileLock:
     Raises `StoreConflictError` where another process holds it, and where nothing can be locked.
     """
     refuse_link(path)
+    existed = path.exists()
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -104,9 +105,14 @@ def take_lock(path: Path, what: str) -> FileLock:
         raise StoreConflictError(
             f"{what}: another process is writing it", wanted="one writer", fix="wait for it to end"
         ) from None
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
+        if not existed:
+            path.unlink(missing_ok=True)
         raise StoreConflictError(
-            f"{what}: cannot be locked", given=error.strerror, fix="name an --out on another file system"
+            f"{what}: cannot be locked",
+            given=getattr(error, "strerror", None) or error,
+            wanted="a file system that locks files (flock), which one writer at a time needs",
+            fix="name an --out on another file system",
         ) from None
     return lock
 

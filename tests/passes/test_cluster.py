@@ -392,6 +392,24 @@ def test_what_a_cluster_cannot_do_is_refused(folders, text_file, tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
+def test_a_cluster_whose_start_is_killed_is_named(monkeypatch):
+    """Ray then raises an `Exception` of no kind."""
+    ray = pytest.importorskip("ray")
+    ended = []
+
+    def start(**_):
+        raise Exception("The current node timed out during startup.\nThe raylet may have been killed.")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    monkeypatch.setattr("universal_neurons.passes.cluster._running_here", lambda: "local")
+    config = StudyConfig(models=("a", "b"), cluster="auto")
+    named = pytest.raises(ClusterAddressError, match=r"cannot be connected to[\s\S]*timed out")
+    with named, cluster.connected(config):
+        pytest.fail("connected")
+    assert ended
+
+
 @pytest.fixture(scope="module")
 def nodes():
     """A cluster of one node with one CPU."""

@@ -335,7 +335,8 @@ def _connect(address: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         ray.init(address=where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # plain where one of its processes is killed while it starts
+        ray.shutdown()
         given = first_line(error)
         raise ClusterAddressError(
             f"--cluster {address}: cannot be connected to", given=given, wanted=wanted, fix="ray start, or ray stop"

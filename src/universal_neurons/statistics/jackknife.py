@@ -27,14 +27,14 @@ class Jackknifed:
     """An estimate of many things at once, and the same with each stretch of text left out."""
 
     value: Float[np.ndarray, "*any"]
-    without: Float[np.ndarray, "stretches *any"]
+    without: Float[np.ndarray, " stretches *any"]
 
     @classmethod
     def of(
         cls,
         estimate: Callable[[float, np.ndarray], np.ndarray],
         counts: Int[np.ndarray, " stretches"],
-        sums: Float[np.ndarray, "stretches *sums"],
+        sums: Float[np.ndarray, " stretches *sums"],
     ) -> "Jackknifed":
         """An estimate made of a count and sums, from those of every stretch; stretches without a position are none."""
         used = counts > 0
@@ -60,7 +60,7 @@ class Jackknifed:
         return self.value - reach, self.value + reach
 
 
-def standard_error(without: Float[np.ndarray, "stretches *any"]) -> Float[np.ndarray, "*any"]:
+def standard_error(without: Float[np.ndarray, " stretches *any"]) -> Float[np.ndarray, "*any"]:
     """Standard error of an estimate from its values with one of G stretches left out."""
     n = len(without)
     return np.asarray(np.sqrt((n - 1) / n * ((without - without.mean(0)) ** 2).sum(0)))
@@ -71,6 +71,6 @@ def quantile(stretches: int, level: float = LEVEL) -> float:
     return float(stats.t.ppf((1 + level) / 2, stretches - 1))
 
 
-def reach(without: Float[np.ndarray, "stretches *any"], level: float = LEVEL) -> Float[np.ndarray, "*any"]:
+def reach(without: Float[np.ndarray, " stretches *any"], level: float = LEVEL) -> Float[np.ndarray, "*any"]:
     """Half the interval of an estimate from its values with one stretch left out."""
     return np.asarray(quantile(len(without), level) * standard_error(without))

@@ -66,7 +66,11 @@ class StoreWriter:
             self._require_place()
             self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = take_lock(self.path / LOCK, str(self.path))
+            try:
+                self._lock = take_lock(self.path / LOCK, str(self.path))
+            except StoreConflictError:
+                self._remove_created()
+                raise
             self._locked = _identity(self.path / LOCK)
         try:
             with disk_errors(self.path):
