@@ -7,7 +7,6 @@
 The study loads its models when those of the diff are gone, so that memory is the larger of the two.
 """
 
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,6 +27,8 @@ from universal_neurons.study import (
     Estimate,
     estimate_loaded,
     estimate_view,
+    fewest_seconds,
+    measured_ids,
     resident_bytes,
     weight_bytes,
 )
@@ -106,8 +107,7 @@ def _effect_seconds(inputs: Inputs, heldout: int) -> float:
 
 def _seconds_a_token(base: Model, tuned: Model, config: Settings) -> float:
     """Seconds per held-out position of both models' forward passes and of what is kept of each unit and itself."""
-    rows = max(1, config.batch_tokens // config.context)
-    ids = torch.arange(rows * config.context).view(rows, -1) % min(base.vocab_size, tuned.vocab_size)
+    ids = measured_ids(base, config) % tuned.vocab_size
     keep, attention = torch.arange(ids.numel()), torch.ones_like(ids)
     sources = [NeuronSource(model, config.gemm_dtype, pre=True) for model in (base, tuned)]
     for source in sources:
@@ -126,7 +126,7 @@ def _seconds_a_token(base: Model, tuned: Model, config: Settings) -> float:
         for statistic in kept:
             statistic.update(Batch(blocks))
 
-    return _seconds(read, base.device) / ids.numel()
+    return fewest_seconds(read, ROUNDS, base.device) / ids.numel()
 
 
 def _weight_seconds(model: Model) -> float:
@@ -136,20 +136,12 @@ def _weight_seconds(model: Model) -> float:
     writers, readers = (
         [torch.randn(rows, model.d_model, device=model.device) for _ in range(2)] for rows in (units, tokens)
     )
-    seconds = _seconds(lambda: changed_most(*(w @ r.T for w, r in zip(writers, readers))), model.device)
+
+    def work() -> None:
+        changed_most(*(w @ r.T for w, r in zip(writers, readers)))
+
+    seconds = fewest_seconds(work, ROUNDS, model.device)
     return seconds * (model.vocab_size / tokens) * (len(model.units) / units)
-
-
-def _seconds(work: Any, device: torch.device) -> float:
-    """The fewest seconds of some rounds."""
-    best = float("inf")
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return best
 
 
 def _bytes_beside(base: Model, config: Settings, nulls: int) -> int:

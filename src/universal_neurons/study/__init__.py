@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     )
     from universal_neurons.study.estimate import Estimate, resident_bytes
     from universal_neurons.study.inputs import Study
-    from universal_neurons.study.measured import gemm_rate
+    from universal_neurons.study.measured import fewest_seconds, gemm_rate, measured_ids
     from universal_neurons.study.memory import weight_bytes
     from universal_neurons.study.resolve import decide, require_no_masked_sinks, require_same_tokenizer, run_folder
     from universal_neurons.study.roles_again import settings_of_roles, study_roles
@@ -61,7 +61,7 @@ else:
             "inputs": ["Study"],
             "check": ["FIT_FACTS", "check_models", "estimate_loaded", "estimate_study", "estimate_view", "fit_rows"],
             "estimate": ["Estimate", "resident_bytes"],
-            "measured": ["gemm_rate"],
+            "measured": ["fewest_seconds", "gemm_rate", "measured_ids"],
             "memory": ["weight_bytes"],
             "shown": ["DUPLICATES", "PER_FAMILY", "ranking", "same_label"],
             "run": ["run_study"],
