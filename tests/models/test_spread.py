@@ -93,7 +93,7 @@ def studied(out, models, text_file, **given):
 
 def test_a_study_of_spread_models_has_the_same_tables(tmp_path, folders, text_file):
     models = tuple(map(str, folders[:2]))
-    stages = ("statistics", "labels", "universality")
+    stages = ("statistics", "labels", "universality", "similarity")
     whole = studied(tmp_path / "whole", models, text_file, stages=stages)
     parted = studied(tmp_path / "parted", models, text_file, device_map="auto", max_memory="cpu=75KB")
     assert tuple(parted.config.stages) == stages

@@ -122,6 +122,19 @@ def sign_of(table, signs, model, prefix=""):
 
 
 @pytest.mark.parametrize("search", SEARCHES)
+def test_partners_and_layers_are_the_same_with_the_sign_of_the_neuron(studies, networks, search):
+    original, flipped = (store.table("one_to_one") for store in studies(**SEARCHES[search]))
+    assert original.drop("corr", "cost").equals(flipped.drop("corr", "cost"))
+    paired = (original["rank"].is_not_null()).to_numpy()
+    one, other = original.filter(paired), flipped.filter(paired)
+    sign = sign_of(one, networks[3], "asker") * sign_of(one, networks[3], "match_model", "match_")
+    np.testing.assert_allclose(other["corr"].to_numpy(), sign * one["corr"].to_numpy(), atol=1e-6)
+    for name in ("consistency", "consistency_levels", *(["similarity"] if search == "exact" else [])):
+        one, other = (store.table(name) for store in studies(**SEARCHES[search]))
+        assert_frame_equal(one, other, check_exact=False, abs_tol=2e-6)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
 def test_matches_are_the_same_with_the_sign_of_the_neuron(studies, networks, search):
     original, flipped = (store.matches.filter(pl.col("rank") > 0) for store in studies(**SEARCHES[search]))
     signs = networks[3]

@@ -206,7 +206,7 @@ def test_of_spans_a_copy_under_a_renumbered_vocabulary_has_the_same_layers(text,
 def test_a_small_share_of_the_text_is_read_and_few_layers_are_held():
     models = three_models()
     for tokens, heldout, wanted in (
-        (250_000, None, 7812),
+        (250_000, None, 3906),
         (10**8, None, 65_536),
         (30_000, None, 20 * 64),
         (10**7, 2000, 2000),

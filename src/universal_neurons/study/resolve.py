@@ -309,7 +309,7 @@ def _stages_of_spread(stages: tuple[Stage, ...], config: StudyConfig, models: Se
         raise ConfigError(
             f"{spread[0]} is spread over devices, and {', '.join(whole) or 'the untrained null'} need it on one",
             given=", ".join(stages),
-            wanted="the stages statistics, labels, universality",
+            wanted="the stages statistics, labels, universality, similarity",
             fix="name these with --stages, and leave --null out",
         )
     return tuple(stage for stage in stages if stage not in whole)

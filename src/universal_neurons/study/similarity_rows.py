@@ -8,13 +8,13 @@ from universal_neurons.text import HELDOUT_MOST, STRETCHES
 from universal_neurons.units import Units
 
 MOST_POSITIONS = 65_536
-SHARE = 32  # of the text, one part: the stage stays a small share of a study
+SHARE = 64  # of the text, one part: the stage stays a small share of a study
 GROUP_BYTES = 1 << 30
 SQUARES = 12  # float64 matrices of the widest layer's size that two layers' measures take
 
 
 def rows_compared(config: Settings) -> int:
-    """How many held-out rows, at most: of a thirty-second of the text, of every stretch one."""
+    """How many held-out rows, at most: of a sixty-fourth of the text, of every stretch one."""
     tokens = config.max_tokens // config.context * config.context
     heldout = min(tokens // 5, config.heldout_tokens or HELDOUT_MOST)
     positions = min(MOST_POSITIONS, max(tokens // SHARE, STRETCHES * config.context), heldout)
