@@ -212,3 +212,14 @@ def test_the_command(folders, long_text, tmp_path, capsys):
     with pytest.raises(StoreConflictError):
         sketch_of(folders[0], long_text, tmp_path / "no" / "folder.safetensors")
     assert Store  # the file alone is no study
+
+
+def test_a_sketch_of_hardly_any_sums_is_refused(folders, text_file, tmp_path):
+    """In one sum any two neurons would have ρ = ±1."""
+    config = StudyConfig(
+        models=tuple(map(str, folders[:2])), data=str(text_file), out=str(tmp_path / "run"), context=32,
+        max_tokens=2048, draws=2, stages=("universality",), search="sketch", group_size=1 << 20,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"too few sums for a sketch[\s\S]*1, each of[\s\S]*smaller --group-size"):
+        quiet(config)
+    assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from universal_neurons.errors import ConfigError
-from universal_neurons.models import Model
+from universal_neurons.models import Model, hooked
 from universal_neurons.units import parse_unit, unit_name
 
 Kind = Literal["zero", "relu", "mean", "threshold", "multiply", "fix"]
@@ -181,12 +181,9 @@ def intervene(
         return hook
 
     handles = [model.read(layer, edited(layer, in_layer)) for layer, in_layer in by_layer.items()]
-    try:
+    with hooked(handles):
         yield
         assert len(set(calls.values())) == 1, "not every layer was run"
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def repeated(value: Any, rows: int, copies: int) -> Any:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from universal_neurons.models import Model
+from universal_neurons.models import Model, hooked
 
 ByNumber = Mapping[int, Float[Tensor, " positions"]]
 
@@ -31,11 +31,8 @@ def taken(model: Model, numbers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
 
     by_layer = model.units.by_layer(list(numbers))
     handles = [model.read(layer, partial(take, layer, of_layer)) for layer, of_layer in by_layer.items()]
-    try:
+    with hooked(handles):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
@@ -54,9 +51,6 @@ def patched(model: Model, values: ByNumber) -> Iterator[None]:
 
     by_layer = model.units.by_layer(list(values))
     handles = [model.read(layer, partial(put, layer, of_layer)) for layer, of_layer in by_layer.items()]
-    try:
+    with hooked(handles):
         yield
         assert len(set(calls.values())) <= 1, "not every layer was run"
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from universal_neurons.interventions.edits import Edit, repeated
 from universal_neurons.interventions.final_norm import final_residual
 from universal_neurons.interventions.readout import Clean, Metrics, Readout
-from universal_neurons.models import Model, Norm
+from universal_neurons.models import Model, Norm, hooked
 from universal_neurons.text import TokenDataset
 
 LOGITS_AT_ONCE = 1 << 26  # of a clean run on a CPU
@@ -75,12 +75,8 @@ class Trial:
                 model.part(layer, "w_out").register_forward_hook(partial(keep_output, layer))
                 for layer in range(first, model.n_layers)
             ]
-        try:
-            with model.capturing(take), final_residual(model) as seen:
-                model.forward(ids)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), model.capturing(take), final_residual(model) as seen:
+            model.forward(ids)
         self.final = seen[0].reshape(-1, model.d_model)
         self.clean: Clean = readout.clean(self.final[self.kept], self.following[self.kept])
 

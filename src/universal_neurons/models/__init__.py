@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from universal_neurons.models.model import DTYPES, Model, Sink
     from universal_neurons.models.norms import Norm
+    from universal_neurons.models.passes import hooked
     from universal_neurons.models.to_safetensors import convert, convert_all, require_safetensors
     from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
     from universal_neurons.models.token_rows import Text
@@ -87,6 +88,7 @@ else:
             "described": ["Described", "quiet_transformers"],
             "model": ["DTYPES", "Model", "Sink"],
             "norms": ["Norm"],
+            "passes": ["hooked"],
             "token_rows": ["Text"],
             "verification": ["verify"],
             "token_bytes": ["Placed", "encode_with_places", "require_places", "spelling_of"],

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from universal_neurons.models.architectures import FOUND, Architecture, module_at
 from universal_neurons.models.norms import Norm
-from universal_neurons.models.passes import Call, first_tensor, relative_error, stream_after
+from universal_neurons.models.passes import Call, first_tensor, hooked, relative_error, stream_after
 
 TOLERANCE = 1e-4
 ROUNDING = 1e-6
@@ -79,11 +79,8 @@ class BlockRuns:
         ]
         reader = module_at(self.block, out)
         handles.append(reader.register_forward_pre_hook(lambda _m, args: given.append(args[0].clone())))
-        try:
+        with hooked(handles):
             return stream_after(self.block, self.call), given[0]
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def watched(root: nn.Module, run: Callable[[], Any], leave_out: str | None = None) -> tuple[Any, list[Seen]]:
@@ -100,11 +97,8 @@ def watched(root: nn.Module, run: Callable[[], Any], leave_out: str | None = Non
         for path, module in root.named_modules()
         if path and (leave_out is None or not f"{path}.".startswith(f"{leave_out}."))
     ]
-    try:
+    with hooked(handles):
         return run(), seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def mlp_of(row: Architecture, runs: BlockRuns) -> Architecture:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from universal_neurons.errors import ArchitectureError
 from universal_neurons.models.architectures import Architecture, module_at
+from universal_neurons.models.passes import hooked
 
 Hook = Callable[[Tensor], Tensor | None]  # of (pre-)activations; what it returns takes their place
 
@@ -204,7 +205,7 @@ class SparseMLP:
             self.tap(lambda activation: seen.update(activation=activation)),
             self.experts.register_forward_pre_hook(lambda _m, args: seen.update(routing=args)),
         ]
-        try:
+        with hooked(handles):
             after = run()
             if "activation" not in seen:
                 raise ArchitectureError(
@@ -217,9 +218,6 @@ class SparseMLP:
             expected = self.written(activation, seen["routing"])
             handles.append(self.module.register_forward_hook(lambda _m, _args, output: _zeros(output)))
             return after, run(), activation, expected
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _zeros(output: Any) -> Any:

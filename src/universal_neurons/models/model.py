@@ -21,7 +21,7 @@ from universal_neurons.models.architecture_table import architecture_of
 from universal_neurons.models.architectures import FOUND, Architecture, matrix_of, module_at
 from universal_neurons.models.described import Described
 from universal_neurons.models.experts import Hook, SparseMLP, sparse_of
-from universal_neurons.models.passes import evaluating, first_tensor
+from universal_neurons.models.passes import evaluating, first_tensor, hooked
 from universal_neurons.models.spread import is_spread
 from universal_neurons.models.structure import note_of, row_by_structure
 from universal_neurons.models.token_rows import Text, rows_of
@@ -269,11 +269,8 @@ class Model(Described):
             self.read(layer, partial(_hand_over, sink, layer, width, self.device), pre=pre_activations)
             for layer, width in enumerate(self.units.widths)
         ]
-        try:
+        with hooked(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextlib.contextmanager
     def after_blocks(self, sink: Sink) -> Iterator[None]:
@@ -282,11 +279,8 @@ class Model(Described):
             block.register_forward_hook(partial(_stream_out, sink, layer, self.d_model, self.device))
             for layer, block in enumerate(self.blocks)
         ]
-        try:
+        with hooked(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def evaluating(self, part: nn.Module | None = None) -> contextlib.AbstractContextManager[None]:
         """While open, the model (or a part of it) evaluates: no dropout.  Afterwards, what trained trains again."""

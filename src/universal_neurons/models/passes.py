@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,16 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
+    """While open, hooks are in their places; afterwards these handles, more of which may have come, are removed."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager
@@ -58,11 +68,8 @@ def calls_of(blocks: Sequence[nn.Module]) -> Iterator[list[Call]]:
         block.register_forward_pre_hook(lambda _m, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
         for block in blocks
     ]
-    try:
+    with hooked(handles):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def in_float32(network: Any, block: nn.Module, call: Call, device: torch.device) -> tuple[nn.Module, Call]:

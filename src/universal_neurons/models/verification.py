@@ -15,6 +15,7 @@ from universal_neurons.models.norms import Norm
 from universal_neurons.models.passes import (
     calls_of,
     evaluating,
+    hooked,
     in_float32,
     named_failure,
     probe_ids,
@@ -152,11 +153,8 @@ def _expert_errors(
         sparse.tap(lambda values: seen.update(pre=values), pre=True),
         norm.register_forward_pre_hook(lambda _m, inputs: seen.update(norm_input=inputs[0])),
     ]
-    try:
+    with hooked(handles):
         after, without, activation, written = sparse.silenced(partial(stream_after, block, call))
-    finally:
-        for handle in handles:
-            handle.remove()
     _require_shape(model, layer, "activation", activation, positions)
     read = seen["norm_input"].flatten(0, -2).double()
     weight, bias = sparse.reads("w_in")
@@ -200,11 +198,8 @@ def _logit_error(model: Model, ids: Tensor) -> float:
     seen: list[Tensor] = []
     norm = module_at(model.hf, row.final_norm)
     handles = [] if norm is None else [norm.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))]
-    try:
+    with hooked(handles):
         logits = model.logits(ids).float()
-    finally:
-        for handle in handles:
-            handle.remove()
     if row.final_norm is None or not model.unembedding_reads_stream:
         return 0.0
     if not seen:
@@ -268,10 +263,7 @@ class _Run:
             on("mlp_norm", take_norm_input, before=True)
         if of:
             on(of, changed)
-        try:
+        with hooked(handles):
             after = stream_after(block, call)
-        finally:
-            for handle in handles:
-                handle.remove()
         self.residual = self.norm_input if row.post_norm and self.norm_input is not None else after
         self.norm_input = None if self.norm_input is None else self.norm_input.flatten(0, -2)

@@ -18,10 +18,13 @@ from universal_neurons.labels import Labelling
 from universal_neurons.models import Described, find_tokenizer, require_initialiser
 from universal_neurons.passes import Layout, Panel
 from universal_neurons.roles import require_roles
+from universal_neurons.statistics import Signs
+from universal_neurons.storage import sum_rows
 from universal_neurons.study.memory import passes_of
 from universal_neurons.study.resolve import identity
 from universal_neurons.text import Passages, Rows, Shard, TokenDataset
 
+FEWEST_SUMS = 16
 FINGERPRINTED = ("torch", "transformers", "tokenizers", "polars", "numpy", "scipy", "scikit-learn")
 
 
@@ -65,6 +68,7 @@ class Study:
         self.n_groups = len(self.subsets) + (len(self.subsets) < len(tokens.subset_names))
         self.shards = tokens.shards(chosen, self.subsets)
         assert all(shard.group < self.n_groups for shard in self.shards)
+        self._require_sums(tokens.context)
         for model in reader.networks if config.null else ():
             require_initialiser(model)
         if "roles" in config.stages:
@@ -74,6 +78,19 @@ class Study:
             tokenizer = find_tokenizer(config, models, required=False)
             self.labelling = Labelling(config, reader.networks, tokens, tokenizer, functions or {})
             self.notes += self.labelling.notes
+
+    def _require_sums(self, context: int) -> None:
+        """Refuse a sketch of so few sums that any two neurons correlate in them."""
+        if self.config.search != "sketch":
+            return
+        _, sums = sum_rows(self.shards, Signs(self.config.group_size, self.config.seed), context)
+        if sums < FEWEST_SUMS:
+            raise ConfigError(
+                "too few sums for a sketch: any two neurons correlate in them",
+                given=f"{sums:,}, each of at most {self.config.group_size:,} positions (--group-size)",
+                wanted=f"{FEWEST_SUMS} or more: the standard error of a small ρ is 1/√sums",
+                fix="a smaller --group-size, or more text",
+            )
 
     def lay_out(self, layout: Layout) -> None:
         """Settle how the co-moments are made."""
