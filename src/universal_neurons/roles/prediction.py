@@ -137,9 +137,9 @@ def effects_table(
         highest, lowest = (effects.topk(min(TOP, len(listed)), 1, largest=largest) for largest in (True, False))
         corr = reading.corr(rows)
         likely = 1 + TIE * (corr.sign() == sign[:, None])
-        explaining = (corr.square() * likely).nan_to_num(nan=-1.0).argmax(1)
-        reached = corr.gather(1, explaining[:, None])[:, 0]
-        parts.append((explaining, reached, rows.any(1), highest.indices, highest.values, lowest.indices, lowest.values))
+        place = (corr.square() * likely).nan_to_num(nan=-1.0).argmax(1)
+        of_class = corr.gather(1, place[:, None])[:, 0]
+        parts.append((place, of_class, rows.any(1), highest.indices, highest.values, lowest.indices, lowest.values))
     which, best, alive, top, top_effects, bottom, bottom_effects = (
         torch.cat(part).cpu().numpy() for part in zip(*parts)
     )
