@@ -11,6 +11,7 @@ passes          a forward pass that is looked into: of a network, of one of its 
 block_structure which parts of a block are its MLP's, by what they do
 structure       a row for a model that no row of the table names
 model           Model: its activations on a batch, its logits
+places          where a forward pass can be read, and reading it there
 norms           a norm: what it subtracts, divides by, and how it scales the result
 verification    are its weights numbers; is it what its family's row says
 tokenizer       all that a tokenizer is asked: ids, strings, BOS and EOS, the newline, a digest
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     )
     from universal_neurons.models.model import DTYPES, Model, Sink
     from universal_neurons.models.norms import Norm
+    from universal_neurons.models.places import PLACE_KINDS, Place, captured, require_place, width_of
     from universal_neurons.models.to_safetensors import convert, convert_all, require_safetensors
     from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
     from universal_neurons.models.token_rows import Text
@@ -86,6 +88,7 @@ else:
             "described": ["Described", "quiet_transformers"],
             "model": ["DTYPES", "Model", "Sink"],
             "norms": ["Norm"],
+            "places": ["PLACE_KINDS", "Place", "captured", "require_place", "width_of"],
             "token_rows": ["Text"],
             "verification": ["verify"],
             "token_bytes": ["Placed", "encode_with_places", "require_places", "spelling_of"],
