@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from universal_neurons.config import BUNDLED, NO_LABELS, Stage, StudyConfig
 from universal_neurons.config_reading import as_config_error
 
-NOT_OF_DIFF = ("pairs", "null", "null_draws", "published", "pooling")  # settings of `run` alone
+NOT_OF_DIFF = ("pairs", "null", "null_draws", "published", "pooling", "names")  # settings of `run` alone
 RULES = ("same", "redirected", "shifted", "rescaled")  # from where on a change counts
 OF_DIFF = ("nulls", "data_tuned", "effects", "effect_tokens", *RULES)
 EFFECTS = 20

@@ -33,10 +33,12 @@ from universal_neurons.faces import face
 if TYPE_CHECKING:
     from universal_neurons.models.architecture_table import is_gated
     from universal_neurons.models.architectures import AttentionParts, matrix_of, module_at
-    from universal_neurons.models.described import Described, quiet_transformers
+    from universal_neurons.models.described import SIGNLESS, Described, is_signless, quiet_transformers
     from universal_neurons.models.loading import Weights, load_model, load_weights
     from universal_neurons.models.locations import (
         BUNDLED_FOLDER,
+        NEURONS,
+        OF,
         Source,
         bundled_models,
         digest_of,
@@ -44,10 +46,11 @@ if TYPE_CHECKING:
         folder_of,
         names_of,
         resolve_sources,
+        split_features,
     )
     from universal_neurons.models.model import DTYPES, Model, Sink
     from universal_neurons.models.norms import Norm
-    from universal_neurons.models.places import PLACE_KINDS, Place, captured, require_place, width_of
+    from universal_neurons.models.places import PLACE_KINDS, Place, PlaceKind, captured, require_place, width_of
     from universal_neurons.models.to_safetensors import convert, convert_all, require_safetensors
     from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
     from universal_neurons.models.token_rows import Text
@@ -72,10 +75,11 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "architecture_table": ["is_gated"],
             "architectures": ["AttentionParts", "matrix_of", "module_at"],
             "locations": [
                 "BUNDLED_FOLDER",
+                "NEURONS",
+                "OF",
                 "Source",
                 "bundled_models",
                 "digest_of",
@@ -83,12 +87,14 @@ else:
                 "folder_of",
                 "names_of",
                 "resolve_sources",
+                "split_features",
             ],
             "weight_files": ["require_weights"],
-            "described": ["Described", "quiet_transformers"],
+            "architecture_table": ["is_gated"],
+            "described": ["SIGNLESS", "Described", "is_signless", "quiet_transformers"],
             "model": ["DTYPES", "Model", "Sink"],
             "norms": ["Norm"],
-            "places": ["PLACE_KINDS", "Place", "captured", "require_place", "width_of"],
+            "places": ["PLACE_KINDS", "Place", "PlaceKind", "captured", "require_place", "width_of"],
             "token_rows": ["Text"],
             "verification": ["verify"],
             "token_bytes": ["Placed", "encode_with_places", "require_places", "spelling_of"],

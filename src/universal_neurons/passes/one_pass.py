@@ -1,5 +1,7 @@
 """The one pass: every model reads every batch once, and all statistics are updated from what they hold.
 
+A model whose neurons, residual stream and dictionaries are all studied runs once for all of them.
+
 1. Rows spread evenly over the text fix each neuron's provisional mean; every activation is shifted by it before it is
    rounded.
 2. A shard's rows go through the models in batches.  Masked positions are dropped, so that no statistic meets them;
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from universal_neurons.errors import NonFiniteActivationsError
-from universal_neurons.features import Provisional, Source, counted_positions, inputs_of
+from universal_neurons.features import Provisional, Source, blocks_of, counted_positions, inputs_of
 from universal_neurons.passes.prefetch import ahead
 from universal_neurons.statistics import BY_POSITION, BY_ROW, Accumulator, Batch, Block, Key, Recipe, ShardSketch, Signs
 from universal_neurons.text import Rows, Shard
@@ -62,6 +64,14 @@ class Pass:
         self.signs = signs
         self.lanes = list(lanes)
         self.next_shard = 0
+
+    @property
+    def by_network(self) -> list[list[Source]]:
+        """The sources that a model runs for, of every model."""
+        together: dict[int, list[Source]] = {}
+        for source in self.sources.values():
+            together.setdefault(id(source.network), []).append(source)
+        return list(together.values())
 
     def fresh(self) -> list[Accumulator]:
         """Its statistics of no tokens yet."""
@@ -166,8 +176,8 @@ class Pass:
                 continue
             blocks: dict[Key, Block] = {}
             inputs = inputs_of(tokens, self.sources, rows, flat)
-            for name, source in self.sources.items():
-                blocks |= source.blocks(*inputs[name])
+            for together in self.by_network:
+                blocks |= blocks_of(together, inputs[together[0].name])
             if sketch is not None:
                 sketch.add(blocks, start * tokens.context + flat)
             index = {
@@ -249,7 +259,7 @@ def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def sample(source: Source, tokens: Rows, shards: Sequence[Shard]) -> dict[Key, Block]:
     """A source's blocks of the rows that provisional means are settled by."""
     rows, positions = _spread(tokens, np.concatenate([shard.rows for shard in shards]))
-    return source.blocks(*inputs_of(tokens, [source.name], rows, positions)[source.name])
+    return blocks_of([source], inputs_of(tokens, [source.name], rows, positions)[source.name])
 
 
 def _spread(tokens: Rows, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,15 +4,16 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import psutil
 import torch
 
 from universal_neurons.config import Settings
-from universal_neurons.features import NeuronSource
+from universal_neurons.features import NeuronSource, Studied
 from universal_neurons.interventions import reading_seconds
 from universal_neurons.matching import MEAN, ROTATED_DRAWS, Candidates, can_be_rotated
-from universal_neurons.models import Model, tokenizer_digest
+from universal_neurons.models import tokenizer_digest
 from universal_neurons.passes import Layout, signs_of
 from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES
 from universal_neurons.statistics import (
@@ -100,7 +101,7 @@ def gemm_rate(device: str, rounding: str = "float32", size: int = 1536, rounds: 
     return best
 
 
-def gemm_flops(models: Sequence[Model], config: Settings) -> float:
+def gemm_flops(models: Sequence[Studied], config: Settings) -> float:
     """FLOP of the passes' matrix products per token."""
     pairs = 1.0 * sum(left.n_neurons * right.n_neurons for left, right in pairs_of(config, models))
     pairs *= 1 + shuffles(config)
@@ -111,7 +112,7 @@ def gemm_flops(models: Sequence[Model], config: Settings) -> float:
     return 2 * (pairs + labels + within)
 
 
-def _match_seconds(config: Settings, models: Sequence[Model], rate: float) -> float:
+def _match_seconds(config: Settings, models: Sequence[Studied], rate: float) -> float:
     """What the detail pass asks of the matches, a token: rotated neurons again, ranks."""
     pairs = pairs_of(config, models)
     both_ways = [*pairs, *[(b, a) for a, b in pairs]] if config.pairs == "all" else pairs
@@ -121,7 +122,7 @@ def _match_seconds(config: Settings, models: Sequence[Model], rate: float) -> fl
     return rotations * products / (0.5 * rate) + ranked / (GPU_RANK_RATE if "cuda" in config.device else RANK_RATE)
 
 
-def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> Estimate:
+def estimate(config: Settings, models: Sequence[Studied], *, groups: int = 1) -> Estimate:
     """Time, memory and disk of a resolved configuration; runs a few batches to measure the machine."""
     layout = plan_layout(config, models, groups=groups)
     tokens = config.max_tokens // config.context * config.context
@@ -171,7 +172,7 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
     )
 
 
-def _position_bytes(config: Settings, models: Sequence[Model]) -> int:
+def _position_bytes(config: Settings, models: Sequence[Studied]) -> int:
     """Bytes of a position of the rows on disk: a token; of a span what each tokenizer makes of it, and its letters."""
     if config.pooling is None:
         return 4
@@ -187,7 +188,7 @@ class _Null:
     table: int
 
     @classmethod
-    def of(cls, models: Sequence[Model], config: Settings, layout: Layout, rate: float) -> "_Null":
+    def of(cls, models: Sequence[Studied], config: Settings, layout: Layout, rate: float) -> "_Null":
         """From a few batches, read as a draw's pass reads them."""
         assert config.null_draws is not None
         alone = settings_of_null(config)
@@ -201,15 +202,20 @@ class _Null:
         return cls(config.null_draws * seconds, state, rows * NULL_ROW_BYTES)
 
 
-def _forward_by_model(models: Sequence[Model], config: Settings) -> dict[str, float]:
+def _forward_by_model(models: Sequence[Studied], config: Settings) -> dict[str, float]:
     """Seconds per token position that each model takes (see `_forward_seconds`), measured once of each kind."""
-    alike = {(m.architecture.name, m.units, m.d_model): m for m in models}
+    alike = {_kind(m): m for m in models}
     measured = {kind: _forward_seconds(model, config) for kind, model in alike.items()}
-    return {m.name: measured[m.architecture.name, m.units, m.d_model] for m in models}
+    return {m.name: measured[_kind(m)] for m in models}
+
+
+def _kind(model: Studied) -> tuple[Any, ...]:
+    """What a model's forward pass and statistics take their time by."""
+    return model.network.architecture.name, model.of_neurons, model.units, model.d_model
 
 
 def _reading_seconds(
-    models: Sequence[Model], config: Settings, layout: Layout, forward: Mapping[str, float], rate: float
+    models: Sequence[Studied], config: Settings, layout: Layout, forward: Mapping[str, float], rate: float
 ) -> float:
     """Seconds per token position of all passes over the rows that choose."""
     later = passes_of(config, models, layout)[1:]
@@ -219,7 +225,7 @@ def _reading_seconds(
     return seconds + (per_token + _candidate_seconds(models, config) if config.search == "screened" else 0.0)
 
 
-def _rotated_seconds(models: Sequence[Model], config: Settings, rate: float) -> float:
+def _rotated_seconds(models: Sequence[Studied], config: Settings, rate: float) -> float:
     """Seconds of one draw of the rotated baseline."""
     if config.baseline == "permutation":
         return 0.0
@@ -228,7 +234,7 @@ def _rotated_seconds(models: Sequence[Model], config: Settings, rate: float) -> 
     return 2 * products * both_ways / (0.5 * rate)
 
 
-def _role_seconds(models: Sequence[Model], config: Settings, forward: Mapping[str, float], heldout: int) -> float:
+def _role_seconds(models: Sequence[Studied], config: Settings, forward: Mapping[str, float], heldout: int) -> float:
     """Seconds of the roles: readings of changed logits, and forward passes with something changed halfway up."""
     settings = config.roles
     predictions = min(settings.tokens, heldout)
@@ -249,7 +255,7 @@ def _role_seconds(models: Sequence[Model], config: Settings, forward: Mapping[st
     return predictions * seconds
 
 
-def _candidate_seconds(models: Sequence[Model], config: Settings) -> float:
+def _candidate_seconds(models: Sequence[Studied], config: Settings) -> float:
     """Seconds per token of a screened search's candidates, from a few on random numbers."""
     device, positions, width = config.device, 1024, 1024
     pairs = torch.arange(width * width, device=device)[:: width // MEAN]
@@ -273,7 +279,7 @@ def resident_bytes(config: Settings) -> int:
     return psutil.Process().memory_info().rss
 
 
-def _forward_seconds(model: Model, config: Settings) -> float:
+def _forward_seconds(model: Studied, config: Settings) -> float:
     """Seconds per token position of a model's forward pass, its activations taken and its own statistics updated."""
     rows = max(1, config.batch_tokens // config.context)
     ids = torch.arange(rows * config.context).view(rows, -1) % model.vocab_size

@@ -4,6 +4,7 @@ What cannot be studied is refused here, by name.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,20 @@ from universal_neurons.config import (
     is_nameable,
 )
 from universal_neurons.errors import ConfigError, ContextError, MissingExtraError, NothingToCompareError, TokenizerError
+from universal_neurons.features import Studied, load_studied
 from universal_neurons.labels import find_pipeline
 from universal_neurons.models import (
     DTYPES,
+    NEURONS,
+    OF,
     Described,
-    Model,
     bundled_models,
     expand_bundled,
     find_tokenizer,
-    load_model,
     require_places,
     require_safetensors,
     resolve_sources,
+    split_features,
     tokenizer_digest,
     verify,
 )
@@ -41,10 +44,10 @@ PAPER_CONTEXT = 512
 CLUSTER_LANES = 8
 
 
-def from_objects(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
+def from_objects(config: StudyConfig, models: Sequence[Studied]) -> StudyConfig:
     """The configuration as models that were given as objects make it; each is checked as a loaded one is."""
-    for model in models:
-        verify(model)
+    for network in {id(model.network): model.network for model in models}.values():
+        verify(network)
     devices = {str(model.device) for model in models}
     dtypes = {str(model.dtype).removeprefix("torch.") for model in models}
     if len(devices) > 1 or len(dtypes) > 1 or not dtypes <= DTYPES.keys():
@@ -72,7 +75,7 @@ def identity(config: StudyConfig, models: Sequence[Described]) -> dict[str, Any]
 
 def _own_precision(model: Described) -> dict[str, str]:
     """The precision of a model's forward pass, where each has its own."""
-    return {"dtype": str(model.dtype).removeprefix("torch.")} if isinstance(model, Model) else {}
+    return {"dtype": str(model.dtype).removeprefix("torch.")} if isinstance(model, Studied) else {}
 
 
 def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
@@ -93,6 +96,12 @@ def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
     if config.gemm_dtype == "tf32" and kind != "cuda":
         raise ConfigError("--gemm-dtype tf32 is for CUDA", given=device, wanted="float32 or bfloat16")
     models = tuple(expand_bundled(config.models))
+    if config.names and len(models) != len(config.names):
+        raise ConfigError(
+            "names are of all models, in their order",
+            given=f"{len(config.names)} names of {len(models)} models",
+            wanted="a name of each; an empty one is the default",
+        )
     single = (n_models or len(models)) == 1
     stages = config.stages or tuple(stage for stage in STAGES if not (single and stage == "universality"))
     if "roles" in stages and not {"weights", "statistics"} <= set(stages):
@@ -144,27 +153,20 @@ def _pipeline(config: StudyConfig) -> str | None:
     return pipeline
 
 
-def load_models(config: StudyConfig) -> list[Model]:
-    """The models of a resolved configuration."""
+def load_models(config: StudyConfig) -> list[Studied]:
+    """The models of a resolved configuration, and what else of them is studied."""
     if any(Path(model).suffix == ".safetensors" for model in config.models):
         raise ConfigError("sketches are no models", given=", ".join(config.models), wanted="folders or hub ids")
     if any(model.startswith(IN_MEMORY) for model in config.models):
         raise ConfigError("this study was made of models in memory", wanted="folders or hub ids", fix="name --models")
-    sources = resolve_sources(config.models)
+    names = config.names or ("",) * len(config.models)
+    sources = [replace(s, name=name or s.name) for s, name in zip(resolve_sources(config.models), names)]
     require_safetensors(sources)
     limits: dict[str | int, str | int] = {
         device: size for device, _, size in (limit.partition("=") for limit in config.max_memory)
     }
-    return [
-        load_model(
-            source,
-            device=config.device,
-            dtype=config.dtype,
-            device_map=config.device_map,
-            max_memory=limits or None,
-        )
-        for source in sources
-    ]
+    how = {"device": config.device, "dtype": config.dtype, "device_map": config.device_map}
+    return load_studied(sources, **how, max_memory=limits or None)
 
 
 def require_kin(models: Sequence[Described], config: StudyConfig, *, several: bool) -> str | None:
@@ -277,7 +279,7 @@ def resolve(config: StudyConfig, models: Sequence[Described]) -> Settings:
         "context": context,
         "group_size": config.group_size or DEFAULT_GROUP_SIZE,
         "pooling": pooling,
-        "stages": _stages_of_spread(stages, config, models),
+        "stages": _stages_of_spread(_stages_of_features(stages, config, models), config, models),
     }
     return Settings.model_construct(config.model_fields_set, **decided)
 
@@ -294,9 +296,26 @@ def _stages_of_spans(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return tuple(stage for stage in stages if stage != "roles")
 
 
+def _stages_of_features(
+    stages: tuple[Stage, ...], config: StudyConfig, models: Sequence[Described]
+) -> tuple[Stage, ...]:
+    """All stages but those of neurons, where not all units are (roles) or none (weights)."""
+    others = [model.name for model in models if not model.of_neurons]
+    none = len(others) == len(models)
+    lacking = [stage for stage in stages if others and (stage == "roles" or (stage == "weights" and none))]
+    if lacking and not set(STAGES) - {"universality"} <= set(config.stages):
+        raise ConfigError(
+            f"{others[0]} has no {' and no '.join(lacking)}: these are of neurons",
+            given=", ".join(stages),
+            wanted="the stages statistics, labels, universality",
+            fix="name these with --stages, or study neurons by themselves",
+        )
+    return tuple(stage for stage in stages if stage not in lacking)
+
+
 def _stages_of_spread(stages: tuple[Stage, ...], config: StudyConfig, models: Sequence[Described]) -> tuple[Stage, ...]:
     """All stages but those that read weights, where a model's are not on one device."""
-    spread = [model.name for model in models if isinstance(model, Model) and model.spread]
+    spread = [model.name for model in models if isinstance(model, Studied) and model.network.spread]
     whole = [stage for stage in stages if stage in ("weights", "roles")]
     if not spread or (not whole and config.null is None):
         return stages
@@ -308,6 +327,15 @@ def _stages_of_spread(stages: tuple[Stage, ...], config: StudyConfig, models: Se
             fix="name these with --stages, and leave --null out",
         )
     return tuple(stage for stage in stages if stage not in whole)
+
+
+def require_neurons(models: Sequence[str], what: str) -> None:
+    """Raise `ConfigError` where features beside neurons are named, and `what` is of neurons."""
+    others = [model for model in models if split_features(model)[1] != NEURONS]
+    if others:
+        raise ConfigError(
+            f"{what} is of neurons", given=others[0], wanted="models alone", fix="leave :: and the features out"
+        )
 
 
 def require_no_masked_sinks(config: StudyConfig, what: str, why: str) -> None:
@@ -335,5 +363,5 @@ def default_out(config: StudyConfig, models: Sequence[Described]) -> str:
         others = [] if len(models) == 1 else [models[1].name if len(models) == 2 else f"{len(models) - 1}-models"]
         name = "-vs-".join([models[0].name, *others])
     corpus = Path(config.data).name.split(".")[0]
-    name = name.replace("/", "-")
+    name = name.replace(OF, "-").replace("/", "-")
     return str(Path("runs") / (name if config.data == BUNDLED else f"{name}-on-{corpus}"))

@@ -23,7 +23,7 @@ from universal_neurons.matching import (
     groups_of,
     mutual_cliques,
 )
-from universal_neurons.models import find_tokenizer, processed_weights
+from universal_neurons.models import Model, find_tokenizer, processed_weights
 from universal_neurons.passes import Pass
 from universal_neurons.progress import Reporter
 from universal_neurons.roles import Roles, vocabulary_of
@@ -86,7 +86,7 @@ class Stages:
         """Everything that was asked for, written; returns the tables' hashes."""
         if "weights" in self.config.stages:
             with self.reporter.stage("weights"):
-                for model in self.study.reader.networks:
+                for model in (each for each in self.study.reader.studied if isinstance(each, Model)):
                     self.columns[model.name] |= weight_statistics(processed_weights(model))
         if self.config.reads_tokens:
             self._read()
@@ -100,7 +100,7 @@ class Stages:
     def _roles(self, neurons: pl.DataFrame) -> pl.DataFrame:
         """The tables of the roles written; returns the neuron table with its further columns."""
         study = self.study
-        networks = study.reader.networks
+        networks = study.reader.networks  # of neurons all: see `resolve`
         tokenizer = find_tokenizer(self.config, networks, required=False)
         vocabulary, heldout = vocabulary_of(tokenizer, networks), np.concatenate(study.stretches)
         token_sets = study.labelling.own.tokens if study.labelling is not None else {}

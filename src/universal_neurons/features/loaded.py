@@ -1,0 +1,34 @@
+"""The models that a study names, and which features of them: a model is loaded once, whatever is asked of it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from universal_neurons.features.model_features import ModelFeatures, features_of
+from universal_neurons.models import NEURONS, OF, Model, Source, load_model
+
+Studied = Model | ModelFeatures
+
+
+def load_studied(sources: Sequence[Source], **how: Any) -> list[Studied]:
+    """Every source, loaded as `load_model` is told to; features are of the model whose neurons are studied too, if any.
+
+    Raises what `load_model` and `features_of` raise.
+    """
+    models = {number: load_model(source, **how) for number, source in enumerate(sources) if source.features == NEURONS}
+    networks = {_place(sources[number]): model for number, model in reversed(models.items())}
+    studied: list[Studied] = []
+    for number, source in enumerate(sources):
+        if number in models:
+            studied.append(models[number])
+            continue
+        if _place(source) not in networks:
+            whole = replace(source, features=NEURONS, name=source.name.rpartition(OF)[0])
+            networks[_place(source)] = load_model(whole, **how)
+        studied.append(features_of(networks[_place(source)], source.features, name=source.name))
+    return studied
+
+
+def _place(source: Source) -> Any:
+    """What tells the files of one model from those of another."""
+    return source.folder, source.gguf
