@@ -5,6 +5,8 @@ pooling   from the tokens of a model to positions: a token each, or spans of sev
 inputs    what a model reads of some rows, and which of its tokens make up the positions
 stream    by how much the residual stream's norm stands out from its row
 neurons   the neurons of a model
+dictionary  a dictionary on a place of a model: its latents, what they write
+dictionary_activations  what makes latents of what its encoder gives: ReLU, JumpReLU, gated, TopK
 readers   how a study comes to its blocks: from models that read text, or from sketches
 sketched  a portable sketch in the place of a model
 """
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.features.dictionary import Dictionary
     from universal_neurons.features.inputs import Inputs, counted_positions, inputs_of
     from universal_neurons.features.neurons import BUFFERS, NeuronSource
     from universal_neurons.features.pooling import Places, Pooling
@@ -28,6 +31,7 @@ else:
             "pooling": ["Places", "Pooling"],
             "inputs": ["Inputs", "counted_positions", "inputs_of"],
             "neurons": ["BUFFERS", "NeuronSource"],
+            "dictionary": ["Dictionary"],
             "readers": ["Networks", "Reader"],
             "sketched": ["Sketches", "are_sketches", "open_sketches", "settings_of"],
         },
