@@ -7,6 +7,13 @@ stream    by how much the residual stream's norm stands out from its row
 neurons   the neurons of a model
 dictionary  a dictionary on a place of a model: its latents, what they write
 dictionary_activations  what makes latents of what its encoder gives: ReLU, JumpReLU, gated, TopK
+dictionary_tensors  the tensors of a dictionary's file, read with care
+hook_names  what others call the places of a forward pass
+saelens   dictionaries that SAELens saved
+sparsify  those of EleutherAI's sparsify
+gemma_scope  those of Gemma Scope
+plain_dictionaries  those of our own form, and writing them
+dictionary_formats  dictionaries from a folder: of any of these forms, one or one per layer
 readers   how a study comes to its blocks: from models that read text, or from sketches
 sketched  a portable sketch in the place of a model
 """
@@ -17,8 +24,10 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.features.dictionary import Dictionary
+    from universal_neurons.features.dictionary_formats import load_dictionaries
     from universal_neurons.features.inputs import Inputs, counted_positions, inputs_of
     from universal_neurons.features.neurons import BUFFERS, NeuronSource
+    from universal_neurons.features.plain_dictionaries import save_dictionary
     from universal_neurons.features.pooling import Places, Pooling
     from universal_neurons.features.readers import Networks, Reader
     from universal_neurons.features.sketched import Sketches, are_sketches, open_sketches, settings_of
@@ -32,6 +41,8 @@ else:
             "inputs": ["Inputs", "counted_positions", "inputs_of"],
             "neurons": ["BUFFERS", "NeuronSource"],
             "dictionary": ["Dictionary"],
+            "dictionary_formats": ["load_dictionaries"],
+            "plain_dictionaries": ["save_dictionary"],
             "readers": ["Networks", "Reader"],
             "sketched": ["Sketches", "are_sketches", "open_sketches", "settings_of"],
         },

@@ -49,6 +49,7 @@ class Dictionary:
     centred: bool = False
     bos: bool | None = None
     kind: str = "plain"  # the format that it was read from
+    digest: str = ""  # SHA-256 of the files that it was read from
 
     @property
     def width(self) -> int:

@@ -42,12 +42,13 @@ if TYPE_CHECKING:
         digest_of,
         expand_bundled,
         folder_of,
+        json_object,
         names_of,
         resolve_sources,
     )
     from universal_neurons.models.model import DTYPES, Model, Sink
     from universal_neurons.models.norms import Norm
-    from universal_neurons.models.places import PLACE_KINDS, Place, captured, require_place, width_of
+    from universal_neurons.models.places import PLACE_KINDS, Place, PlaceKind, captured, require_place, width_of
     from universal_neurons.models.to_safetensors import convert, convert_all, require_safetensors
     from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
     from universal_neurons.models.token_rows import Text
@@ -81,6 +82,7 @@ else:
                 "digest_of",
                 "expand_bundled",
                 "folder_of",
+                "json_object",
                 "names_of",
                 "resolve_sources",
             ],
@@ -88,7 +90,7 @@ else:
             "described": ["Described", "quiet_transformers"],
             "model": ["DTYPES", "Model", "Sink"],
             "norms": ["Norm"],
-            "places": ["PLACE_KINDS", "Place", "captured", "require_place", "width_of"],
+            "places": ["PLACE_KINDS", "Place", "PlaceKind", "captured", "require_place", "width_of"],
             "token_rows": ["Text"],
             "verification": ["verify"],
             "token_bytes": ["Placed", "encode_with_places", "require_places", "spelling_of"],
