@@ -82,7 +82,7 @@ def test_an_average_norm_takes_its_factor_from_text():
     x = 5 * numbers(100, D, seed=8)
     with pytest.raises(DictionaryError, match="on average"):
         dictionary.encode(x)
-    scaled = dictionary.scaled_on(x)
+    scaled = dictionary.scaled_to(float(x.norm(dim=1).mean()))
     assert scaled.scale == pytest.approx(4 / float(x.norm(dim=1).mean()))
     torch.testing.assert_close(scaled.encode(x), dictionary_of(Activation()).encode(x * scaled.scale))
     torch.testing.assert_close(scaled.decoder, dictionary.W_dec / scaled.scale)

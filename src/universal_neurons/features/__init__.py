@@ -14,6 +14,7 @@ sparsify  those of EleutherAI's sparsify
 gemma_scope  those of Gemma Scope
 plain_dictionaries  those of our own form, and writing them
 dictionary_formats  dictionaries from a folder: of any of these forms, one or one per layer
+dictionary_check  is it one of what a model has there: variance explained on text, L0, likely reasons
 readers   how a study comes to its blocks: from models that read text, or from sketches
 sketched  a portable sketch in the place of a model
 """
@@ -24,6 +25,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.features.dictionary import Dictionary
+    from universal_neurons.features.dictionary_check import Verification, verified
     from universal_neurons.features.dictionary_formats import load_dictionaries
     from universal_neurons.features.inputs import Inputs, counted_positions, inputs_of
     from universal_neurons.features.neurons import BUFFERS, NeuronSource
@@ -41,6 +43,7 @@ else:
             "inputs": ["Inputs", "counted_positions", "inputs_of"],
             "neurons": ["BUFFERS", "NeuronSource"],
             "dictionary": ["Dictionary"],
+            "dictionary_check": ["Verification", "verified"],
             "dictionary_formats": ["load_dictionaries"],
             "plain_dictionaries": ["save_dictionary"],
             "readers": ["Networks", "Reader"],

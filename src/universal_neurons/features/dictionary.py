@@ -31,7 +31,7 @@ class Dictionary:
 
     `normalisation`: `layer_norm` takes each position's mean away and divides by its standard deviation (n − 1),
     `unit_norm` makes its norm √d_in, `average_norm` does so on average over the text, by a factor that the text gives
-    (`scaled_on`).  `bos` says whether the text it was trained on began with BOS; None: nobody says.
+    (`scaled_to`).  `bos` says whether the text it was trained on began with BOS; None: nobody says.
     """
 
     name: str
@@ -99,17 +99,20 @@ class Dictionary:
             made = made * size + shift
         return made if self.W_skip is None else made + self.target(x, self.read) @ self.W_skip
 
+    def normalised(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+        """x in the units in which it is encoded, and in which an autoencoder's `decode` gives it again."""
+        return self._normalised(x)[0]
+
     def target(self, y: Float[Tensor, "n d_out"], place: Place | None = None) -> Float[Tensor, "n d_out"]:
         """What it is to make of what stands at `write` (or at this place): in float32, centred where it centres."""
         y = y.float()
         return y - y.mean(-1, keepdim=True) if self.centred and (place or self.write).in_stream else y
 
-    def scaled_on(self, x: Float[Tensor, "n d_in"]) -> "Dictionary":
-        """The same with the factor of `average_norm` by the mean norm of these positions, where it has none yet."""
+    def scaled_to(self, norm: float) -> "Dictionary":
+        """The same with the factor of `average_norm` where norms (`target` of what it reads) are this on average."""
         if self.normalisation != "average_norm":
             return self
-        norm = float(self.target(x, self.read).norm(dim=-1).double().mean())
-        return replace(self, normalisation="none", scale=x.shape[1] ** 0.5 / norm)
+        return replace(self, normalisation="none", scale=self.W_enc.shape[0] ** 0.5 / norm)
 
     def on(self, model: Model) -> "Dictionary":
         """The same as it is used on a model: what centring leaves as it is (of RMS norms) is not centred.
@@ -136,7 +139,7 @@ class Dictionary:
                 f"{self.name}: its weights are for activations whose norm is √{self.W_enc.shape[0]} on average",
                 given="expected_average_only_in without a factor",
                 wanted="the factor, or text to estimate it on",
-                fix="verify it on text first (verified), or write norm_scaling_factor into its configuration",
+                fix="verify it on text first (features.verified), or write norm_scaling_factor into its configuration",
             )
         return self.scale
 

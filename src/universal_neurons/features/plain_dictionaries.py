@@ -71,7 +71,8 @@ def save_dictionary(dictionary: Dictionary, folder: Path, dtype: torch.dtype = t
         (tensors if isinstance(value, torch.Tensor) else config)[name] = value
     for name, default in (("normalisation", "none"), ("scale", 1.0), ("centred", False), ("bos", None)):
         config |= {name: getattr(dictionary, name)} if getattr(dictionary, name) != default else {}
-    stored = {name: tensor.to("cpu", dtype, copy=True).contiguous() for name, tensor in tensors.items() if tensor is not None}
+    numbers = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    stored = {name: tensor.to("cpu", dtype, copy=True).contiguous() for name, tensor in numbers.items()}
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / WEIGHTS, save(stored))
