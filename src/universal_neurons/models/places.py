@@ -18,6 +18,7 @@ yet to read.  Values are handed as the forward pass has them, in its precision; 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -74,7 +75,7 @@ def captured(model: Model, places: Collection[Place]) -> Iterator[dict[Place, Fl
     try:
         for place in dict.fromkeys(places):
             require_place(model, place)
-            handles.append(_hooked(model, place, lambda value, place=place: take(place, value)))
+            handles.append(_hooked(model, place, partial(take, place)))
         yield values
     finally:
         for handle in handles:
@@ -201,7 +202,9 @@ def _writer(model: Model, layer: int) -> nn.Module:
     if row.out_norm is not None:
         return model.part(layer, "out_norm")
     if layer in model.sparse:
-        return model.sparse[layer].module  # type: ignore[no-any-return]
+        module = model.sparse[layer].module
+        assert isinstance(module, nn.Module)
+        return module
     return model.part(layer, "w_out")
 
 
