@@ -22,7 +22,7 @@ from torch import Tensor
 
 from universal_neurons.config import IN_MEMORY
 from universal_neurons.errors import MissingFileError, StoreConflictError
-from universal_neurons.features import Studied, load_studied
+from universal_neurons.features import Latents, Studied, load_studied
 from universal_neurons.models import (
     boundary_tokens,
     encode,
@@ -153,6 +153,8 @@ def load_models_of(store: Store) -> list[Studied]:
     for model, facts in zip(models, described):
         if model.digest != facts["sha256"]:
             raise StoreConflictError(f"{facts['name']}: another model is now in the place of the study's")
+        if isinstance(model, Latents):
+            model.settle([each["scale"] for each in store.manifest["dictionaries"][model.name]])
     return models
 
 

@@ -14,7 +14,8 @@ gemma_scope              those of Gemma Scope
 plain_dictionaries       those of our own form, and writing them
 dictionary_formats       dictionaries from a folder: of any of these forms, one or one per layer
 dictionary_check         is it one of what a model has there: variance explained on text, L0, likely reasons
-model_features           what of a model is studied beside its neurons
+model_features           what of a model is studied beside its neurons: the residual stream, the heads
+latents                  the latents of dictionaries on a model
 loaded                   the models that a study names, and which features of them
 neurons                  a model as a source: its neurons, or other features of it
 readers                  how a study comes to its blocks: from models that read text, or from sketches
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
     from universal_neurons.features.dictionary import Dictionary
     from universal_neurons.features.dictionary_check import Verification, verified
     from universal_neurons.features.dictionary_formats import load_dictionaries
-    from universal_neurons.features.inputs import Inputs, counted_positions, inputs_of
-    from universal_neurons.features.loaded import Studied, load_studied
-    from universal_neurons.features.model_features import ModelFeatures, features_of
+    from universal_neurons.features.inputs import SETTLING_POSITIONS, Inputs, counted_positions, inputs_of, spread_rows
+    from universal_neurons.features.latents import Latents, verify_latents
+    from universal_neurons.features.loaded import Studied, features_of, load_studied
+    from universal_neurons.features.model_features import ModelFeatures
     from universal_neurons.features.neurons import BUFFERS, NeuronSource, blocks_of
     from universal_neurons.features.plain_dictionaries import save_dictionary
     from universal_neurons.features.pooling import Places, Pooling
@@ -44,9 +46,10 @@ else:
         {
             "source": ["Provisional", "Source"],
             "pooling": ["Places", "Pooling"],
-            "inputs": ["Inputs", "counted_positions", "inputs_of"],
-            "model_features": ["ModelFeatures", "features_of"],
-            "loaded": ["Studied", "load_studied"],
+            "inputs": ["SETTLING_POSITIONS", "Inputs", "counted_positions", "inputs_of", "spread_rows"],
+            "model_features": ["ModelFeatures"],
+            "latents": ["Latents", "verify_latents"],
+            "loaded": ["Studied", "features_of", "load_studied"],
             "neurons": ["BUFFERS", "NeuronSource", "blocks_of"],
             "dictionary": ["Dictionary"],
             "dictionary_check": ["Verification", "verified"],

@@ -1,13 +1,37 @@
 """The models that a study names, and which features of them: a model is loaded once, whatever is asked of it."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from universal_neurons.features.model_features import ModelFeatures, features_of
+from universal_neurons.disk import local_path
+from universal_neurons.errors import ConfigError
+from universal_neurons.features.dictionary_formats import load_dictionaries
+from universal_neurons.features.latents import Latents
+from universal_neurons.features.model_features import PLACES, ModelFeatures, place_features
 from universal_neurons.models import NEURONS, OF, Model, Source, load_model
 
 Studied = Model | ModelFeatures
+
+
+def features_of(model: Model, features: str, *, name: str = "") -> ModelFeatures:
+    """Other units of a model than its neurons, for a study: `residual`, `attention`, or a folder of dictionaries.
+
+    Raises `ArchitectureError` where its blocks have no such place that is known, and of a folder what
+    `load_dictionaries` and `Dictionary.on` raise.
+    """
+    if features in PLACES:
+        return place_features(model, features, name)
+    if features == NEURONS or not (os.sep in features or local_path(features).exists()):
+        raise ConfigError(
+            f"{model.name}{OF}{features}: no such features beside its neurons",
+            given=features,
+            wanted=", ".join(PLACES) + ", or a folder of dictionaries",
+            fix="check the spelling",
+        )
+    label = local_path(features).resolve().name
+    return Latents(model, load_dictionaries(features), name or model.name + OF + label)
 
 
 def load_studied(sources: Sequence[Source], **how: Any) -> list[Studied]:

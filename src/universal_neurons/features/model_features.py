@@ -9,7 +9,7 @@ of its values that its output projection undoes leaves the model the same.  So `
 is found there beyond the rotated baseline was not found because the basis means something.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from universal_neurons.errors import ConfigError
 from universal_neurons.models import OF, SIGNLESS, Described, Model, Place, PlaceKind, Sink, captured, width_of
 from universal_neurons.units import Units
 
@@ -28,18 +27,23 @@ class ModelFeatures(Described):
     """Units of a model that are not its neurons: of every block, what stands at a place.
 
     `network` is the model, `features` says which, as behind `::`; `name` is the model's with these, unless given.
+    `places` are those of the blocks that have units.
     """
 
-    of_neurons = False
+    of_neurons = has_weights = False
     network: Model
 
-    def __init__(self, network: Model, features: str, places: Sequence[Place], name: str = "") -> None:
+    def __init__(self, network: Model, features: str, places: Mapping[int, Place], name: str = "") -> None:
         super().__init__(name or network.name + OF + features, tokenizer=network.tokenizer, notes=network.notes)
-        self.network, self.features, self.places = network, features, list(places)
-        self.units = Units(tuple(width_of(network, place) for place in places))
+        self.network, self.features, self.places = network, features, dict(places)
+        self.units = self._units()
         self.d_model, self.vocab_size, self.context = network.d_model, network.vocab_size, network.context
         self.digest = network.digest
         self.gated = features in SIGNLESS
+
+    def _units(self) -> Units:
+        layers = range(self.network.n_layers)
+        return Units(tuple(width_of(self.network, self.places[layer]) for layer in layers))
 
     @property
     def device(self) -> torch.device:
@@ -51,13 +55,18 @@ class ModelFeatures(Described):
         """The precision of its model's forward pass."""
         return self.network.dtype
 
+    @property
+    def unit_dtype(self) -> torch.dtype:
+        """The precision of the units' values."""
+        return self.network.dtype
+
     @contextmanager
     def capturing(self, *sinks: Sink) -> Iterator[None]:
         """While open, a forward pass is taken in; closed, each layer's units, positions flattened, go to the sinks."""
-        with captured(self.network, self.places) as values:
+        with captured(self.network, self.places.values()) as values:
             yield
         with torch.inference_mode():
-            for layer, place in enumerate(self.places):
+            for layer, place in self.places.items():
                 units = self._units_at(layer, values[place].flatten(0, -2))
                 for sink in sinks:
                     sink(layer, units)
@@ -80,16 +89,7 @@ class ModelFeatures(Described):
         return f"ModelFeatures({self.name!r}, {self.units} of {self.features}, {self.network!r})"
 
 
-def features_of(model: Model, features: str, *, name: str = "") -> ModelFeatures:
-    """A model's `residual` stream or `attention` heads as units of a study, beside or in place of its neurons.
-
-    Raises `ArchitectureError` where a model's blocks have no such place that is known.
-    """
-    if features not in PLACES:
-        raise ConfigError(
-            f"{model.name}{OF}{features}: no such features",
-            given=features,
-            wanted="neurons, " + ", ".join(PLACES),
-        )
-    places = [Place(PLACES[features], layer) for layer in range(model.n_layers)]
+def place_features(model: Model, features: str, name: str = "") -> ModelFeatures:
+    """A model's `residual` stream or `attention` heads as units."""
+    places = {layer: Place(PLACES[features], layer) for layer in range(model.n_layers)}
     return ModelFeatures(model, features, places, name)

@@ -48,7 +48,7 @@ class NeuronSource:
         self._basis = {What.ACTIVATION: "", What.PRE: ""}
         turns = BUFFERS if model.device.type == "cuda" else 1
         self.buffers = [torch.empty(0, model.n_neurons, dtype=self.storage, device=model.device)] * turns
-        self.unrounded_buffers = [torch.empty(0, model.n_neurons, dtype=model.dtype, device=model.device)] * turns
+        self.unrounded_buffers = [torch.empty(0, model.n_neurons, dtype=model.unit_dtype, device=model.device)] * turns
         self.pre_buffers = [torch.empty(0, model.n_neurons, device=model.device)] * turns
         self.sums = SignedSums(model.n_neurons, model.device, self.storage)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from universal_neurons.config import TEXT_SETTINGS, Settings, StudyConfig
 from universal_neurons.errors import ConfigError, MissingFileError, SketchError
 from universal_neurons.features.inputs import Inputs
+from universal_neurons.features.latents import verify_latents
 from universal_neurons.features.loaded import Studied, load_studied
 from universal_neurons.features.neurons import NeuronSource, basis_of
 from universal_neurons.features.pooling import Places
@@ -187,6 +188,7 @@ class Sketches:
         first = next(iter(self.models.values()))
         networks = [model.original() for model in self.models.values()]
         text = original_tokens(settings, networks, tokens, folder, first.file.about.get("spans"))
+        verify_latents(networks, text)
         return [NeuronSource(model, first.file.about["rounding"]) for model in networks], text
 
 

@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from universal_neurons.models.untrained import require_initialiser, untrained_model
     from universal_neurons.models.verification import verify
     from universal_neurons.models.weight_files import require_weights
-    from universal_neurons.models.weights import ProcessedWeights, processed_weights, projection
+    from universal_neurons.models.weights import ProcessedWeights, processed_weights, projection, written_directions
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -115,7 +115,7 @@ else:
             ],
             "untrained": ["require_initialiser", "untrained_model"],
             "loading": ["Weights", "load_model", "load_weights"],
-            "weights": ["ProcessedWeights", "processed_weights", "projection"],
+            "weights": ["ProcessedWeights", "processed_weights", "projection", "written_directions"],
             "to_safetensors": ["convert", "convert_all", "require_safetensors"],
         },
     )

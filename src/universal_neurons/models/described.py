@@ -25,7 +25,8 @@ class Described:
     context: int
     digest: str
     gated = False  # or of another kind whose units' signs are nobody's choice
-    of_neurons = True  # which have weights and pre-activations
+    of_neurons = True  # which have weights of an MLP and pre-activations
+    has_weights = True  # that say what its units write into the residual stream
 
     def __init__(self, name: str, *, tokenizer: Any = None, notes: Sequence[str] = ()) -> None:
         self.name, self.tokenizer, self.notes = name, tokenizer, tuple(notes)

@@ -201,6 +201,11 @@ class Model(Described):
         return self.hf.dtype
 
     @property
+    def unit_dtype(self) -> torch.dtype:
+        """The precision of the units' values."""
+        return self.dtype
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of its weights in memory; those that a spread model keeps elsewhere are not."""
         tensors = (*self.hf.parameters(), *self.hf.buffers())

@@ -24,7 +24,7 @@ from torch import Tensor
 from universal_neurons.config import Settings
 from universal_neurons.disk import disk_errors, local_path, own_folder
 from universal_neurons.errors import ClusterError, StoreConflictError
-from universal_neurons.features import NeuronSource, Studied, load_studied
+from universal_neurons.features import Latents, NeuronSource, Studied, load_studied
 from universal_neurons.labels import LabelSource
 from universal_neurons.models import NEURONS, OF, resolve_sources, split_features
 from universal_neurons.passes.one_pass import Annotations, Pass, provisional_state, restore, settle_from, state_of
@@ -56,6 +56,7 @@ class LaneJob:
     ends: list[int]
     pace: Pace
     folder: Path
+    scales: dict[str, list[float]]  # of dictionaries
 
     @classmethod
     def of(
@@ -89,6 +90,7 @@ class LaneJob:
             ends=run.lanes or [len(shards)],
             pace=pace,
             folder=folder,
+            scales={m.name: m.scales for m in models if isinstance(m, Latents)},
         )
         job.folder = folder.absolute() / job.identity()
         return job
@@ -152,6 +154,9 @@ class LaneJob:
 
     def lane_pass(self, models: Sequence[Studied]) -> Pass:
         """A worker's own pass, at its beginning."""
+        for model in models:
+            if isinstance(model, Latents):
+                model.settle(self.scales[model.name])
         sources = [NeuronSource(model, self.rounding, pre=self.pre) for model in models]
         settle_from(self.provisional, sources)
         annotations = [_on(annotation, models[0].device) for annotation in self.annotations]

@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 
 from universal_neurons.errors import NonFiniteActivationsError
-from universal_neurons.features import Provisional, Source, blocks_of, counted_positions, inputs_of
+from universal_neurons.features import Provisional, Source, blocks_of, counted_positions, inputs_of, spread_rows
 from universal_neurons.passes.prefetch import ahead
 from universal_neurons.statistics import BY_POSITION, BY_ROW, Accumulator, Batch, Block, Key, Recipe, ShardSketch, Signs
 from universal_neurons.text import Rows, Shard
-
-SETTLING_POSITIONS = 4096
 
 
 @runtime_checkable
@@ -149,7 +147,7 @@ class Pass:
 
     def _settle_means(self, tokens: Rows, rows: np.ndarray) -> None:
         """Settle the provisional means on rows that are spread evenly over all."""
-        spread, positions = _spread(tokens, rows)
+        spread, positions = spread_rows(tokens, rows)
         inputs = inputs_of(tokens, self.sources, spread, positions)
         for name, source in self.sources.items() if len(positions) else ():
             source.settle(source.provisional_of(*inputs[name]))
@@ -258,15 +256,5 @@ def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def sample(source: Source, tokens: Rows, shards: Sequence[Shard]) -> dict[Key, Block]:
     """A source's blocks of the rows that provisional means are settled by."""
-    rows, positions = _spread(tokens, np.concatenate([shard.rows for shard in shards]))
+    rows, positions = spread_rows(tokens, np.concatenate([shard.rows for shard in shards]))
     return blocks_of([source], inputs_of(tokens, [source.name], rows, positions)[source.name])
-
-
-def _spread(tokens: Rows, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that are spread evenly over all, and their counted positions."""
-    most = max(1, SETTLING_POSITIONS // tokens.context)
-    spread = rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
-    positions = counted_positions(tokens, spread)
-    if len(positions):
-        return spread, positions
-    return rows, counted_positions(tokens, rows)  # next to nothing is counted: take all there is

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from universal_neurons.config import BUNDLED, Settings, StudyConfig
 from universal_neurons.config_reading import make_config
 from universal_neurons.errors import ArchitectureError, ConfigError, InputError, TokenizerError, TokenRangeError
-from universal_neurons.features import Studied, load_studied
+from universal_neurons.features import Latents, Studied, load_studied
 from universal_neurons.models import (
     expand_bundled,
     find_tokenizer,
@@ -175,6 +175,9 @@ def estimate_study(config: StudyConfig) -> Estimate:
     if not config.reads_tokens:
         raise ConfigError("--stages weights reads no text", wanted="a study of text", fix="run it: it takes seconds")
     models = load_models(config)
+    for model in models:
+        if isinstance(model, Latents):
+            model.settle(model.scales)  # time needs no factor that only text gives
     require_kin(models, config, several=differ(config, models))
     return estimate_loaded(resolve(config, models), models)
 

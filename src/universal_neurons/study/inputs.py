@@ -36,7 +36,9 @@ class Study:
         tokens: Rows | None,
         digest: str | None,
         functions: Mapping[str, Callable[[str], bool]] | None = None,
+        verified: Mapping[str, Any] | None = None,
     ) -> None:
+        self.verified = verified
         self.config, self.models, self.reader = config, models, reader
         self.text, self.tokenizer_digest = tokens, digest
         self.names = [model.name for model in models]
@@ -141,6 +143,7 @@ class Study:
                 "heldout_rows": int(sum(map(len, self.stretches))),
                 "subsets": list(self.tokens.subset_names),
             },
+            **({"dictionaries": self.verified} if self.verified else {}),
             "layout": asdict(self.layout),
             "environment": {
                 "universal_neurons": __version__,

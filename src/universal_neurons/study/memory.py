@@ -59,8 +59,8 @@ def memory_plan(
     config: Settings, models: Sequence[Described], layout: Layout | None = None, *, groups: int = 1
 ) -> MemoryPlan:
     """The memory that a study needs besides the models."""
-    of_neurons = [model for model in models if model.of_neurons]
-    weights = max(map(weight_bytes, of_neurons)) if "weights" in config.stages else 0
+    with_weights = [model for model in models if model.has_weights]
+    weights = max(map(weight_bytes, with_weights)) if "weights" in config.stages else 0
     if not config.reads_tokens:
         return MemoryPlan(0, 0, 0, PAGES_BYTES, weights)
     layout = layout or Layout()

@@ -22,7 +22,7 @@ from universal_neurons.config import (
     is_nameable,
 )
 from universal_neurons.errors import ConfigError, ContextError, MissingExtraError, NothingToCompareError, TokenizerError
-from universal_neurons.features import Studied, load_studied
+from universal_neurons.features import Latents, Studied, load_studied
 from universal_neurons.labels import find_pipeline
 from universal_neurons.models import (
     DTYPES,
@@ -174,6 +174,14 @@ def require_kin(models: Sequence[Described], config: StudyConfig, *, several: bo
 
     Returns the digest of the tokenizer that they share, if any has one.
     """
+    of_dictionaries = [model.name for model in models if isinstance(model, Latents)]
+    if of_dictionaries and config.null:
+        raise ConfigError(
+            f"--null {config.null} is of networks, and dictionaries are of the network they were trained on",
+            given=of_dictionaries[0],
+            wanted="no --null",
+            fix="leave it out, or study residual streams",
+        )
     if len(models) < 2 and "universality" in config.stages:
         raise NothingToCompareError(
             "one model alone has nothing to be compared with",
@@ -299,9 +307,9 @@ def _stages_of_spans(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
 def _stages_of_features(
     stages: tuple[Stage, ...], config: StudyConfig, models: Sequence[Described]
 ) -> tuple[Stage, ...]:
-    """All stages but those of neurons, where not all units are (roles) or none (weights)."""
+    """All stages but those of neurons: roles, where not all units are, weights, where none have any."""
     others = [model.name for model in models if not model.of_neurons]
-    none = len(others) == len(models)
+    none = not any(model.has_weights for model in models)
     lacking = [stage for stage in stages if others and (stage == "roles" or (stage == "weights" and none))]
     if lacking and not set(STAGES) - {"universality"} <= set(config.stages):
         raise ConfigError(

@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from universal_neurons.config import IN_MEMORY, Settings, StudyConfig
 from universal_neurons.disk import full_disk
 from universal_neurons.errors import ConfigError
-from universal_neurons.features import Networks, Reader, Sketches, Studied, are_sketches, open_sketches, settings_of
+from universal_neurons.features import (
+    Networks,
+    Reader,
+    Sketches,
+    Studied,
+    are_sketches,
+    open_sketches,
+    settings_of,
+    verify_latents,
+)
 from universal_neurons.models import Described
 from universal_neurons.passes import Layout, connected
 from universal_neurons.progress import Reporter, clock
@@ -71,11 +80,12 @@ def run_study(
             writer.claim(identity(settings, loaded))
             with reporter.stage("tokens"):
                 text = _text(settings, reader, writer) if tokens is None else tokens
+            verified = {} if text is None else verify_latents(reader.studied, text)
             if "sinks" in settings.mask and text is not None:
                 with reporter.stage("sinks"):
                     text = MaskedSinks(settings, loaded, reader, writer, reporter).leave_out(text, checkpoint_seconds)
             with reporter.stage("tokens"):
-                study = Study(settings, loaded, reader, text, digest, labels)
+                study = Study(settings, loaded, reader, text, digest, labels, verified)
             _lay_out(study, writer)
             if writer.begin(study.manifest()) and _is_whole(study, writer, reporter):
                 return Store(writer.path)

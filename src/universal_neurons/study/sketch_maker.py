@@ -14,7 +14,7 @@ from universal_neurons import __version__
 from universal_neurons.config import TEXT_SETTINGS, Settings, StudyConfig
 from universal_neurons.disk import disk_errors, local_path
 from universal_neurons.errors import ConfigError, StoreConflictError, TokenizerError
-from universal_neurons.features import NeuronSource, Studied
+from universal_neurons.features import NeuronSource, Studied, verify_latents
 from universal_neurons.models import find_tokenizer, folder_of, load_tokenizer, resolve_sources, tokenizer_digest
 from universal_neurons.passes import Pass, provisional_state, settle_from
 from universal_neurons.progress import Reporter
@@ -94,6 +94,7 @@ def _sketch(
             else:
                 tokens = TokenDataset.load(settings, tokenizer, context=settings.context, folder=scratch)
         tokens.require_vocabulary(model.vocab_size, model.name)
+        verify_latents([model], tokens)
         for text in (repr(tokens), *tokens.notes):
             reporter.note(text)
         return _Sketching(settings, model, tokens, digests, out).run(reporter, checkpoint_seconds)

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from safetensors.torch import save
 
-from universal_neurons.features import Source
+from universal_neurons.features import Latents, Source, Studied
 from universal_neurons.matching import (
     WHOLE,
     Comparison,
@@ -23,7 +23,7 @@ from universal_neurons.matching import (
     groups_of,
     mutual_cliques,
 )
-from universal_neurons.models import Model, find_tokenizer, processed_weights
+from universal_neurons.models import find_tokenizer, processed_weights, written_directions
 from universal_neurons.passes import Pass
 from universal_neurons.progress import Reporter
 from universal_neurons.roles import Roles, vocabulary_of
@@ -35,6 +35,7 @@ from universal_neurons.statistics import (
     TopExamples,
     What,
     activation_statistics,
+    decoder_statistics,
     duplicates,
     weight_statistics,
 )
@@ -86,8 +87,8 @@ class Stages:
         """Everything that was asked for, written; returns the tables' hashes."""
         if "weights" in self.config.stages:
             with self.reporter.stage("weights"):
-                for model in (each for each in self.study.reader.studied if isinstance(each, Model)):
-                    self.columns[model.name] |= weight_statistics(processed_weights(model))
+                for each in (each for each in self.study.reader.studied if each.has_weights):
+                    self.columns[each.name] |= _weight_columns(each)
         if self.config.reads_tokens:
             self._read()
         with self.reporter.stage("tables"):
@@ -283,3 +284,11 @@ class Stages:
             frames.append(counterparts_table(asker, self.units[asker], shown[asker], matched, self.study.tokens))
         if frames:
             self.write("counterparts", pl.concat(frames))
+
+
+def _weight_columns(studied: Studied) -> dict[str, Any]:
+    """What the weights of neurons say of them; of latents, what those of their decoders do."""
+    if isinstance(studied, Latents):
+        return decoder_statistics(*written_directions(studied.network, studied.decoders()))
+    assert studied.of_neurons
+    return weight_statistics(processed_weights(studied.network))

@@ -1,0 +1,155 @@
+"""Studies of dictionaries' latents: the neurons' own numbers, permutations, decoders against NumPy, refusals."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import save_tiny, tiny_model
+from polars.testing import assert_frame_equal
+from test_correlation import some_tokens
+from test_study import quiet
+
+import universal_neurons as un
+from universal_neurons.errors import ConfigError, DictionaryError, StoreConflictError
+from universal_neurons.features import Dictionary, features_of, save_dictionary
+from universal_neurons.features.dictionary_activations import Activation
+from universal_neurons.models import Place, processed_weights
+from universal_neurons.progress import Reporter
+
+PERMUTED = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+OF_VALUES = {"mean", "var", "skew", "kurt", "bos_mean"}  # of pre-activations, which latents have not
+BEST = pl.col("rank") == 1
+
+
+def written(folder, place, layer, encoder, **settings):
+    """A dictionary of ReLU latents whose decoder is its encoder's transpose, in our own form."""
+    at = Place(place, layer)
+    d_in, width = encoder.shape
+    made = Dictionary("d", at, at, encoder, torch.zeros(width), encoder.T.contiguous(), torch.zeros(d_in),
+                      Activation(), **settings)  # fmt: skip
+    save_dictionary(made, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return [tiny_model("gpt2", seed, f"relu-{seed}", activation_function="relu") for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def text():
+    return some_tokens(60)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Dictionaries on the neurons of both layers, their own and permuted; one on the stream after the second block."""
+    root = tmp_path_factory.mktemp("dictionaries")
+    for layer in (0, 1):
+        written(root / "same" / str(layer), "neurons", layer, torch.eye(24))
+        written(root / "permuted" / str(layer), "neurons", layer, torch.eye(24)[:, PERMUTED])
+    halves = torch.cat([torch.eye(16), -torch.eye(16)], 1)
+    written(root / "halves", "residual_out", 1, halves)
+    written(root / "scaled", "residual_out", 1, halves, normalisation="average_norm")
+    return {path.name: str(path) for path in root.iterdir()}
+
+
+def study(models, text, out, **settings):
+    given = {"out": str(out), "draws": 2, "stages": ("statistics", "labels", "universality"), "pairs": "all"}
+    given |= {"labels": ("position", "unigrams")}
+    return quiet(un.StudyConfig(**given | settings), models=models, tokens=text)
+
+
+def test_a_dictionary_that_is_the_identity_gives_the_neurons_bytes(models, text, folders, tmp_path):
+    plainly = study(models, text, tmp_path / "plain")
+    asked = [features_of(model, folders["same"], name=model.name) for model in models]
+    latents = study(asked, text, tmp_path / "latents")
+    assert latents.gated == set()
+    for name, digest in plainly.manifest["tables"].items():
+        if name in ("neurons", "details", "histograms"):  # these hold pre-activations
+            continue
+        assert latents.manifest["tables"][name] == digest, name
+    columns = [c for c in plainly.neurons.columns if c.removesuffix("_percentile") not in OF_VALUES]
+    assert_frame_equal(latents.neurons.select(columns), plainly.neurons.select(columns), check_exact=True)
+    means = latents.neurons["mean"].to_numpy()
+    np.testing.assert_allclose(means, plainly.neurons["activation_mean"], atol=1e-2)  # of other rows, or the same
+    for told in latents.manifest["dictionaries"].values():
+        assert [one["explained"] for one in told] == [1, 1]
+
+
+def test_permuted_latents_match_under_the_permutation(models, text, folders, tmp_path):
+    asked = [models[0], features_of(models[0], folders["permuted"])]
+    store = study(asked, text, tmp_path / "run", stages=("universality",), labels=("default",))
+    assert store.models == ["relu-0", "relu-0::permuted"]
+    best = store.matches.filter(BEST & (pl.col("asker") == "relu-0"))
+    assert best["mutual"].all()
+    np.testing.assert_allclose(best["corr"], 1, atol=1e-6)
+    assert PERMUTED.numpy()[best["match_neuron"].to_numpy()].tolist() == best["neuron"].to_list()
+    assert (best["match_layer"] == best["layer"]).all()
+
+
+@pytest.mark.parametrize("name", ["halves", "scaled"])
+def test_decoders_say_what_latents_write(models, text, folders, tmp_path, name):
+    """One layer of two has a dictionary; its columns of weights are those of its decoder, centred as later norms do."""
+    asked = [features_of(models[0], folders[name]), features_of(models[1], folders[name])]
+    store = study(asked, text, tmp_path / "run", stages=("weights", "statistics", "universality"), labels=("default",))
+    mine = store.neurons.filter(model=f"relu-0::{name}")
+    assert mine["layer"].to_list() == [1] * 32
+    scale = store.manifest["dictionaries"][f"relu-0::{name}"][0]["scale"]
+    assert (scale == 1) == (name == "halves")
+    rows = np.concatenate([np.eye(16), -np.eye(16)]) / scale
+    rows -= rows.mean(1, keepdims=True)
+    np.testing.assert_allclose(mine["w_out_norm"], np.linalg.norm(rows, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(mine["out_cos_min"], -1, atol=1e-6)
+    w_u = processed_weights(models[0]).w_u.numpy()
+    cosines = rows @ w_u.T / np.linalg.norm(rows, axis=1)[:, None] / np.linalg.norm(w_u, axis=1)
+    np.testing.assert_allclose(mine["vocab_var"], cosines.var(1), rtol=1e-4)
+    assert mine.select("w_in_norm", "l2_penalty", "in_out_sim").null_count().row(0) == (32, 32, 32)
+
+
+@pytest.mark.parametrize("how", [{"panels": 3}, {"search": "screened", "group_size": 4}, {"baseline": "permutation"},
+                                 {"baseline": "gaussian"}])  # fmt: skip
+def test_every_way_of_searching_finds_the_same(models, text, folders, tmp_path, how):
+    asked = [features_of(models[0], folders["halves"]), models[1]]
+    settings = {"stages": ("universality",), "labels": ("default",)}
+    plainly = study(asked, text, tmp_path / "plain", **settings).matches
+    other = study(asked, text, tmp_path / "other", **settings, **how)
+    columns = ["asker", "layer", "neuron", "match_layer", "match_neuron", "corr"]
+    assert_frame_equal(other.matches.filter(BEST).select(columns), plainly.filter(BEST).select(columns), abs_tol=1e-6)
+    assert other.neurons.filter(~pl.col("dead"))["excess_corr"].is_finite().all()
+
+
+def test_named_by_paths_sketched_and_changed(tmp_path, text_file):
+    """A changed dictionary is another study; a sketch of latents stands for them."""
+    folder = save_tiny(tmp_path / "m", activation_function="relu")
+    made = written(tmp_path / "mine", "residual_out", 0, torch.cat([torch.eye(16), -torch.eye(16)], 1))
+    names = (str(folder), f"{folder}::{made}")
+    text = {"data": str(text_file), "max_tokens": 6000, "context": 32}
+    config = un.StudyConfig(models=names, stages=("universality",), out=str(tmp_path / "run"), **text)
+    store = quiet(config)
+    assert store.models == ["m", "m::mine"]
+    assert str(tmp_path) not in json.dumps(store.manifest["dictionaries"])
+    sketches = [str(tmp_path / f"{number}.safetensors") for number in (0, 1)]
+    for name, sketch in zip(names, sketches):
+        of_one = un.StudyConfig(models=name, out=sketch, search="sketch", group_size=4, **text)
+        un.make_sketch(of_one, reporter=Reporter(quiet=True))
+    sketched = quiet(un.StudyConfig(models=sketches, search="screened", out=str(tmp_path / "sketched")))
+    columns = ["layer", "neuron", "match_layer", "match_neuron"]
+    assert_frame_equal(sketched.matches.filter(BEST).select(columns), store.matches.filter(BEST).select(columns))
+    written(tmp_path / "mine", "residual_out", 0, 2 * torch.cat([torch.eye(16), -torch.eye(16)], 1))
+    with pytest.raises((StoreConflictError, DictionaryError)):
+        quiet(config)
+
+
+def test_refusals(models, text, folders, tmp_path):
+    torch.manual_seed(0)
+    bad = written(tmp_path / "bad", "residual_out", 0, torch.randn(16, 8) * 3)
+    with pytest.raises(DictionaryError, match="of the variance"):
+        study([models[1], features_of(models[0], bad)], text, tmp_path / "run")
+    assert not (tmp_path / "run" / "study.json").exists()
+    with pytest.raises(ConfigError, match="dictionaries are of the network"):
+        study([models[1], features_of(models[0], folders["same"])], text, tmp_path / "run", null="untrained")
+    with pytest.raises(ConfigError, match="no such features"):
+        features_of(models[0], "nowhere")
