@@ -26,7 +26,7 @@ from universal_neurons.faces import face
 if TYPE_CHECKING:
     from universal_neurons.features.dictionary import Dictionary
     from universal_neurons.features.dictionary_check import Verification, verified
-    from universal_neurons.features.dictionary_formats import load_dictionaries
+    from universal_neurons.features.dictionary_formats import bundled_dictionaries, load_dictionaries
     from universal_neurons.features.inputs import Inputs, counted_positions, inputs_of
     from universal_neurons.features.neurons import BUFFERS, NeuronSource
     from universal_neurons.features.plain_dictionaries import save_dictionary
@@ -44,7 +44,7 @@ else:
             "neurons": ["BUFFERS", "NeuronSource"],
             "dictionary": ["Dictionary"],
             "dictionary_check": ["Verification", "verified"],
-            "dictionary_formats": ["load_dictionaries"],
+            "dictionary_formats": ["bundled_dictionaries", "load_dictionaries"],
             "plain_dictionaries": ["save_dictionary"],
             "readers": ["Networks", "Reader"],
             "sketched": ["Sketches", "are_sketches", "open_sketches", "settings_of"],
