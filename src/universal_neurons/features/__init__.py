@@ -29,7 +29,7 @@ from universal_neurons.faces import face
 if TYPE_CHECKING:
     from universal_neurons.features.dictionary import Dictionary
     from universal_neurons.features.dictionary_check import Verification, verified
-    from universal_neurons.features.dictionary_formats import load_dictionaries
+    from universal_neurons.features.dictionary_formats import bundled_dictionaries, load_dictionaries
     from universal_neurons.features.inputs import SETTLING_POSITIONS, Inputs, counted_positions, inputs_of, spread_rows
     from universal_neurons.features.latents import Latents, verify_latents
     from universal_neurons.features.loaded import Studied, features_of, load_studied
@@ -53,7 +53,7 @@ else:
             "neurons": ["BUFFERS", "NeuronSource", "blocks_of"],
             "dictionary": ["Dictionary"],
             "dictionary_check": ["Verification", "verified"],
-            "dictionary_formats": ["load_dictionaries"],
+            "dictionary_formats": ["bundled_dictionaries", "load_dictionaries"],
             "plain_dictionaries": ["save_dictionary"],
             "readers": ["Networks", "Reader"],
             "sketched": ["Sketches", "are_sketches", "open_sketches", "settings_of"],

@@ -9,12 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from universal_neurons.config import BUNDLED
 from universal_neurons.disk import local_path
 from universal_neurons.errors import CheckpointError, DictionaryError, MissingFileError
 from universal_neurons.features import gemma_scope, plain_dictionaries, saelens, sparsify
 from universal_neurons.features.dictionary import Dictionary
 from universal_neurons.features.dictionary_tensors import require_own
-from universal_neurons.models import digest_of, json_object
+from universal_neurons.models import BUNDLED_FOLDER, digest_of, json_object
 
 DEEPEST = 6  # folders below the one that is named
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
@@ -60,6 +61,22 @@ def load_dictionaries(folder: str | Path) -> tuple[Dictionary, ...]:
                 fix="name the folder of one, or bring those that you mean into a folder of their own",
             )
     return tuple(dictionaries)
+
+
+def bundled_dictionaries(model: str) -> Path:
+    """The folder of the dictionaries that come with a bundled model (`bundled/seed-1`, or `seed-1` alone).
+
+    Raises `MissingFileError` for a model that none come with.
+    """
+    having = {path.parent.name: path for path in sorted(BUNDLED_FOLDER.glob("*/dictionaries"))}
+    folder = having.get(model.removeprefix(f"{BUNDLED}/"))
+    if folder is None:
+        raise MissingFileError(
+            f"{model}: no dictionaries come with it",
+            wanted="one of " + ", ".join(f"{BUNDLED}/{name}" for name in having),
+            fix="name a folder of dictionaries of that model",
+        )
+    return folder
 
 
 def _folders(folder: Path, root: Path, deeper: int) -> Iterator[Path]:

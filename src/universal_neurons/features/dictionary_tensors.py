@@ -6,6 +6,7 @@ took is refused, for a format that has more computes something else.
 """
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from universal_neurons.errors import CheckpointError
 from universal_neurons.models import weight_files
 
 MOST_UNPACKED = 64  # bytes that a byte of an npz may unpack to: of numbers, hardly above one
-UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile, NotImplementedError)
+UNREADABLE = (
+    OSError, ValueError, EOFError, RuntimeError, LookupError, TypeError, SyntaxError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 KINDS = "fiub"  # numbers
 
 
@@ -48,7 +51,7 @@ class Tensors:
     def take(self, name: str, *shape: int | None) -> Tensor:
         """A tensor as contiguous float32, of this shape (None: any size).  Raises `CheckpointError` for another."""
         given = self.shape(name)
-        if len(given) != len(shape) or any(size not in (None, has) for size, has in zip(shape, given)):
+        if len(given) != len(shape) or any(size not in (None, has) or not has for size, has in zip(shape, given)):
             raise CheckpointError(
                 f"{self.named}: {name} is of another shape than its configuration and its other tensors say",
                 given=f"{list(given)}",

@@ -24,7 +24,7 @@ OF_REPOSITORIES: dict[str, tuple[PlaceKind, PlaceKind]] = {
     "transcoders": ("mlp_normed", "mlp_out"),
 }
 REPOSITORY = re.compile(r"gemma-scope-[\w.]+-(?:pt|it)-(\w+)")
-LAYER = re.compile(r"layer_(\d+)")
+LAYER = re.compile(r"layer_(\d{1,6})")
 
 
 def read_gemma_scope(folder: Path, config: Mapping[str, Any], named: str) -> Dictionary:

@@ -35,9 +35,9 @@ OF_MODULES: dict[tuple[str, str], PlaceKind] = {
     ("mlp.c_proj", "input"): "neurons",
     ("mlp.dense_4h_to_h", "input"): "neurons",
 }
-BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+BLOCK = re.compile(r"blocks\.(\d{1,6})\.(.+)")
 MODULE = re.compile(
-    r"(?:[a-z_]+\.)*(?:layers|layer|h|blocks)\.(\d+)(?:\.(?!input$|output$)(.+?))?(?:\.(input|output))?"
+    r"(?:[a-z_]+\.)*(?:layers|layer|h|blocks)\.(\d{1,6})(?:\.(?!input$|output$)(.+?))?(?:\.(input|output))?"
 )
 
 

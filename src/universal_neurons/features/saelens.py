@@ -155,7 +155,7 @@ def _place(settings: Mapping[str, Any], key: str, module: str, named: str) -> Pl
         )
     layer = settings.get("hook_layer")
     hook = hook.replace("{layer}", str(layer))
-    said = re.search(r"\.(\d+)", hook)
+    said = re.search(r"\.(\d{1,6})\b", hook)
     if layer is not None and key == "hook_name" and said and int(said[1]) != layer:
         raise CheckpointError(
             f"{named}: cfg.json names two layers", given=f"{hook}, hook_layer: {layer}", wanted="one layer"
@@ -187,7 +187,7 @@ def _normalisation(settings: Mapping[str, Any], named: str) -> dict[str, Any]:
     given = settings.get("normalize_activations", "none")
     if isinstance(given, bool):
         given = "expected_average_only_in" if given else "none"
-    if given not in NORMALISATIONS:
+    if not isinstance(given, str) or given not in NORMALISATIONS:
         fix = "fold it into the weights (SAELens: fold_activation_whitening) and save it again"
         raise refused(named, "normalize_activations", given, "one of " + ", ".join(NORMALISATIONS), fix)
     if given not in FACTORS or (given == "expected_average_only_in" and FACTORS[given] not in settings):

@@ -16,6 +16,7 @@ yet to read.  Values are handed as the forward pass has them, in its precision; 
 """
 
 import contextlib
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,7 @@ PlaceKind = Literal[
     "mlp_out", "neurons",
 ]  # fmt: skip
 PLACE_KINDS: tuple[PlaceKind, ...] = get_args(PlaceKind)
+PARALLEL: "weakref.WeakKeyDictionary[Model, frozenset[int]]" = weakref.WeakKeyDictionary()
 Taker = Callable[[Any], None]  # of what a forward pass has at a place
 
 
@@ -214,18 +216,29 @@ def _added(model: Model, take: Taker) -> Taker:
     return lambda value: take(first_tensor(value) * factor)
 
 
-@torch.inference_mode()
 def _is_parallel(model: Model, layer: int) -> bool:
-    """Whether a block's MLP reads the stream before attention added to it: told from a few tokens."""
-    seen: dict[str, Tensor] = {}
-    handles = [
-        _before(model.blocks[layer], lambda value: seen.update(stream=value)),
-        _before(_reader_of_middle(model, layer), lambda value: seen.update(middle=value)),
-    ]
+    """Whether a block's MLP reads the stream before attention added to it."""
+    if model not in PARALLEL:
+        PARALLEL[model] = _parallel_layers(model)
+    return layer in PARALLEL[model]
+
+
+@torch.inference_mode()
+def _parallel_layers(model: Model) -> frozenset[int]:
+    """The blocks whose MLPs read what the block does: told from a few tokens."""
+    streams: dict[int, Tensor] = {}
+    middles: dict[int, Tensor] = {}
+    handles = []
+    for layer, block in enumerate(model.blocks):
+        handles.append(_before(block, partial(streams.__setitem__, layer)))
+        handles.append(_before(_reader_of_middle(model, layer), partial(middles.__setitem__, layer)))
     try:
         model.forward(probe_ids(model.context, model.vocab_size)[0])
     finally:
         for handle in handles:
             handle.remove()
-    stream = seen["stream"]
-    return torch.equal(stream, seen["middle"].reshape(stream.shape).to(stream.device))
+    return frozenset(
+        layer
+        for layer, stream in streams.items()
+        if torch.equal(stream, middles[layer].reshape(stream.shape).to(stream.device))
+    )
