@@ -13,10 +13,15 @@ from test_study import quiet
 
 import universal_neurons as un
 from universal_neurons.errors import ConfigError, DictionaryError, StoreConflictError
+from universal_neurons.explorer import TextReader, open_results, write_site
 from universal_neurons.features import Dictionary, features_of, save_dictionary
 from universal_neurons.features.dictionary_activations import Activation
 from universal_neurons.models import Place, processed_weights
 from universal_neurons.progress import Reporter
+from universal_neurons.report import neuron_view, opening_sentences
+from universal_neurons.report.sources import source_sentences
+from universal_neurons.report.summary import plain_summary
+from universal_neurons.terminal import plain
 
 PERMUTED = torch.randperm(24, generator=torch.Generator().manual_seed(0))
 OF_VALUES = {"mean", "var", "skew", "kurt", "bos_mean"}  # of pre-activations, which latents have not
@@ -153,3 +158,54 @@ def test_refusals(models, text, folders, tmp_path):
         study([models[1], features_of(models[0], folders["same"])], text, tmp_path / "run", null="untrained")
     with pytest.raises(ConfigError, match="no such features"):
         features_of(models[0], "nowhere")
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory):
+    """Bundled dictionaries, the same model's neurons, and heads of another."""
+    out = tmp_path_factory.mktemp("bundled") / "run"
+    names = ("bundled/seed-1::bundled", "bundled/seed-1", "bundled/seed-2::attention")
+    return quiet(
+        un.StudyConfig(
+            models=names, out=str(out), max_tokens=3000, context=32, draws=2, labels=("unigrams", "position")
+        )
+    )
+
+
+def test_bundled_dictionaries(bundled):
+    assert bundled.models == ["seed-1::bundled", "seed-1", "seed-2::attention"]
+    told = bundled.manifest["dictionaries"]["seed-1::bundled"]
+    assert len(told) == 3
+    assert all(one["explained"] > 0.5 for one in told)
+    by_model = {name: bundled.neurons.filter(model=name) for name in bundled.models}
+    assert by_model["seed-1::bundled"]["vocab_kurt"].is_finite().any()
+    assert by_model["seed-1"]["w_in_norm"].null_count() == 0
+    assert by_model["seed-2::attention"]["vocab_kurt"].null_count() == len(by_model["seed-2::attention"])
+
+
+def test_a_text_of_ones_own(bundled):
+    """The models are read again, and the dictionaries with them."""
+    read = TextReader(bundled).read("It was the best of times, it was the worst of times.")
+    assert len(read["models"]) == 3
+    assert read["models"][0]["units"]
+
+
+def test_pages_say_what_units_are(bundled, tmp_path):
+    summary = " ".join(plain_summary(bundled).split())
+    (first, second, lacking) = source_sentences(bundled)
+    assert "latents of 3 dictionaries, which explain" in first
+    assert "negative control" in second
+    assert "no roles" in lacking
+    for sentence in (first, second, lacking):
+        assert sentence in summary
+        assert sentence in opening_sentences(bundled)
+    shown = plain(neuron_view(bundled, "seed-2::attention/L0.3"), 110)
+    assert "a dimension of a head (a negative control" in shown
+    assert "Value (log counts)" in shown
+    shown = plain(neuron_view(bundled, "L1.3"), 110)
+    assert "a latent of a dictionary" in shown
+    assert "length of its decoder's row" in shown
+    site = write_site([open_results(bundled.path)], tmp_path / "site")
+    data = "".join(path.read_text() for path in (site.parent / "data").rglob("study*.js"))
+    assert "Roles are of neurons" in data
+    assert "GPT-2, dictionaries" in data

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from universal_neurons.config import BUNDLED
 from universal_neurons.disk import local_path
 from universal_neurons.errors import ConfigError
-from universal_neurons.features.dictionary_formats import load_dictionaries
+from universal_neurons.features.dictionary_formats import bundled_dictionaries, load_dictionaries
 from universal_neurons.features.latents import Latents
 from universal_neurons.features.model_features import PLACES, ModelFeatures, place_features
 from universal_neurons.models import NEURONS, OF, Model, Source, load_model
@@ -18,16 +19,20 @@ Studied = Model | ModelFeatures
 def features_of(model: Model, features: str, *, name: str = "") -> ModelFeatures:
     """Other units of a model than its neurons, for a study: `residual`, `attention`, or a folder of dictionaries.
 
+    `bundled` are the dictionaries that come with a bundled model.
+
     Raises `ArchitectureError` where its blocks have no such place that is known, and of a folder what
     `load_dictionaries` and `Dictionary.on` raise.
     """
     if features in PLACES:
         return place_features(model, features, name)
+    if features == BUNDLED:
+        return Latents(model, load_dictionaries(bundled_dictionaries(model.name)), name or model.name + OF + BUNDLED)
     if features == NEURONS or not (os.sep in features or local_path(features).exists()):
         raise ConfigError(
             f"{model.name}{OF}{features}: no such features beside its neurons",
             given=features,
-            wanted=", ".join(PLACES) + ", or a folder of dictionaries",
+            wanted=", ".join(PLACES) + f", {BUNDLED}, or a folder of dictionaries",
             fix="check the spelling",
         )
     label = local_path(features).resolve().name
@@ -49,7 +54,8 @@ def load_studied(sources: Sequence[Source], **how: Any) -> list[Studied]:
         if _place(source) not in networks:
             whole = replace(source, features=NEURONS, name=source.name.rpartition(OF)[0])
             networks[_place(source)] = load_model(whole, **how)
-        studied.append(features_of(networks[_place(source)], source.features, name=source.name))
+        features = source.features if source.features != BUNDLED else str(bundled_dictionaries(source.folder.name))
+        studied.append(features_of(networks[_place(source)], features, name=source.name))
     return studied
 
 

@@ -54,6 +54,7 @@ class ModelFacts(Facts):
     architecture: str
     layers: int = Field(ge=1, le=MOST_LAYERS)
     d_mlp: int = Field(ge=1, le=MOST_NEURONS)
+    features: Literal["residual", "attention", "dictionaries"] | None = None
     widths: list[Annotated[int, Field(ge=0, le=MOST_NEURONS)]] | None = None
     experts: list[Annotated[list[Experts], Field(min_length=2, max_length=2)]] = []
 
@@ -100,6 +101,14 @@ class TokenFacts(Facts):
     tokens: int
     heldout_rows: int
     sinks: LeftOutFacts | None = None
+
+
+class DictionaryFacts(Facts):
+    """What a dictionary does on the study's text."""
+
+    explained: float
+    l0: float
+    scale: float
 
 
 class LayoutFacts(Facts):
@@ -160,6 +169,7 @@ class FinishedStudy(Unfinished):
     search: Annotated[Exact | Screened | Sketched, Field(discriminator="search")]
     timings: dict[str, float]
     sinks: SinkFacts | None = None
+    dictionaries: dict[str, list[DictionaryFacts]] = {}
     within_tokens: WithinTokensFacts | None = None
 
 
