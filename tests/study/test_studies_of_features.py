@@ -1,5 +1,7 @@
 """Studies of what is no neuron: the residual stream and the heads, alone, mixed, sketched; against NumPy on plain hooks."""
 
+import copy
+
 import numpy as np
 import polars as pl
 import pytest
@@ -12,7 +14,7 @@ from test_study import contents, quiet
 
 import universal_neurons as un
 from universal_neurons.config_reading import make_config
-from universal_neurons.errors import ConfigError
+from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.features import NeuronSource, features_of
 from universal_neurons.models import Model, names_of, resolve_sources, split_features
 from universal_neurons.passes import Pass
@@ -201,6 +203,16 @@ def test_refusals(tmp_path, folders, models, text):
     store = study([*models, asked[0]], text, tmp_path / "run", stages=("weights", *WITHOUT_LABELS))
     with pytest.raises(ConfigError, match="roles are of neurons"):
         un.study_roles(store, models=models, tokens=text)
+    streams = study(asked, text, tmp_path / "streams")
+    with (
+        pytest.raises(StoreConflictError, match="not a study of this a's neurons"),
+        un.ablate(models[0], streams, ["L0.3"]),
+    ):
+        pass
+    no_neurons = copy.copy(models[0])
+    no_neurons.of_neurons = False
+    with pytest.raises(ConfigError, match="its units are no neurons"), un.intervene(no_neurons, ["L0.3"], "zero"):
+        pass
     with pytest.raises(ConfigError, match="a diff is of neurons"):
         un.run_diff(un.DiffConfig(models=(f"{folders[0]}::residual", str(folders[1]))))
     with pytest.raises(ConfigError, match="training dynamics is of neurons"):
