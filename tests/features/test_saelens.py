@@ -194,6 +194,10 @@ REFUSED = {
     "a transcoder whose input has the output's bias": (
         v6("transcoder", OF_TRANSCODER, apply_b_dec_to_input=True, d_out=D), (), DictionaryError, "apply_b_dec_to_input",
     ),
+    "a transcoder with one factor for two places": (
+        v6("transcoder", OF_TRANSCODER, normalize_activations="expected_average_only_in", d_out=D), (),
+        DictionaryError, "normalize_activations",
+    ),
     "gated in units of norms": (
         v6("gated", rescale_acts_by_decoder_norm=True), GATED, DictionaryError, "rescale_acts_by_decoder_norm",
     ),

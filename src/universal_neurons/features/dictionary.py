@@ -3,8 +3,8 @@
 1. x is what the model has at `read`, where `centred` less its mean over the width.
 2. x is normalised, times `scale`, less `b_in`: this the encoder reads.
 3. `activation` makes latents of it (`dictionary_activations`).
-4. latents · W_dec + b_dec is what stands at `write`, or of an autoencoder at `read`, in the same normalised units.
-   `reconstruction` puts the units back, and adds x · W_skip of a transcoder that has it.
+4. latents · W_dec + b_dec is what stands at `write`, of an autoencoder in the same normalised units.
+   `reconstruction` puts the units back (not of a transcoder: what it writes was not normalised), and adds x · W_skip.
 
 What a format does otherwise and is the same by other numbers (decoder norms in the pre-activations, factors of the
 latents) is folded into the weights where it is read (`dictionary_formats`).
@@ -67,7 +67,9 @@ class Dictionary:
 
         In normalised units, where every position has its own (`layer_norm`, `unit_norm`).
         """
-        return self.W_dec / self._factor() if self.write.in_stream else None
+        if not self.write.in_stream:
+            return None
+        return self.W_dec if self.transcodes else self.W_dec / self._factor()
 
     def to(self, device: torch.device | str) -> "Dictionary":
         """The same on a device."""

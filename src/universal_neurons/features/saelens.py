@@ -74,7 +74,7 @@ def read_saelens(folder: Path, config: Mapping[str, Any], named: str) -> Diction
         centred=_centred(settings, read, named),
         bos=_flag(settings, "prepend_bos", None, named),
         kind="SAELens",
-        **_normalisation(settings, named),
+        **_normalisation(settings, architecture, named),
     )
     if _flag(settings, "apply_b_dec_to_input", architecture not in TRANSCODERS, named):
         dictionary = replace(dictionary, b_in=_bias_of_input(dictionary, architecture, named))
@@ -183,13 +183,15 @@ def _activation(architecture: str, settings: Mapping[str, Any], tensors: Tensors
     return Activation()
 
 
-def _normalisation(settings: Mapping[str, Any], named: str) -> dict[str, Any]:
+def _normalisation(settings: Mapping[str, Any], architecture: str, named: str) -> dict[str, Any]:
     given = settings.get("normalize_activations", "none")
     if isinstance(given, bool):
         given = "expected_average_only_in" if given else "none"
     if not isinstance(given, str) or given not in NORMALISATIONS:
         fix = "fold it into the weights (SAELens: fold_activation_whitening) and save it again"
         raise refused(named, "normalize_activations", given, "one of " + ", ".join(NORMALISATIONS), fix)
+    if given in FACTORS and architecture in TRANSCODERS:
+        raise refused(named, "normalize_activations", given, "none, of a transcoder, whose two places differ in size")
     if given not in FACTORS or (given == "expected_average_only_in" and FACTORS[given] not in settings):
         return {"normalisation": NORMALISATIONS[given]}
     factor = settings.get(FACTORS[given])
