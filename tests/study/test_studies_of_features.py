@@ -217,5 +217,7 @@ def test_refusals(tmp_path, folders, models, text):
         un.run_diff(un.DiffConfig(models=(f"{folders[0]}::residual", str(folders[1]))))
     with pytest.raises(ConfigError, match="training dynamics is of neurons"):
         un.run_dynamics(un.DynamicsConfig(models=(f"{folders[0]}::residual", str(folders[1]))))
+    with pytest.raises(ConfigError, match="models in memory have names"):
+        study(models, text, tmp_path / "named", names=("x", "y"))
     with pytest.raises(ConfigError, match="names are of all models"):
         un.run_study(un.StudyConfig(models=tuple(map(str, folders)), names=("x",)))

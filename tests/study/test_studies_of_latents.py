@@ -1,26 +1,36 @@
 """Studies of dictionaries' latents: the neurons' own numbers, permutations, decoders against NumPy, refusals."""
 
 import json
+import pickle
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import save_tiny, tiny_model
+from conftest import save_tiny, settled, tiny_model
 from polars.testing import assert_frame_equal
 from test_correlation import some_tokens
-from test_study import quiet
+from test_study import contents, quiet
 
 import universal_neurons as un
 from universal_neurons.errors import ConfigError, DictionaryError, StoreConflictError
 from universal_neurons.explorer import TextReader, open_results, write_site
-from universal_neurons.features import Dictionary, features_of, save_dictionary
+from universal_neurons.features import (
+    Dictionary,
+    NeuronSource,
+    features_of,
+    load_studied,
+    save_dictionary,
+    verify_latents,
+)
 from universal_neurons.features.dictionary_activations import Activation
-from universal_neurons.models import Place, processed_weights
+from universal_neurons.models import Place, processed_weights, resolve_sources
+from universal_neurons.passes import LaneJob, Pass
 from universal_neurons.progress import Reporter
 from universal_neurons.report import neuron_view, opening_sentences
 from universal_neurons.report.sources import source_sentences
 from universal_neurons.report.summary import plain_summary
+from universal_neurons.storage import Pace, StoreWriter
 from universal_neurons.terminal import plain
 
 PERMUTED = torch.randperm(24, generator=torch.Generator().manual_seed(0))
@@ -209,3 +219,47 @@ def test_pages_say_what_units_are(bundled, tmp_path):
     data = "".join(path.read_text() for path in (site.parent / "data").rglob("study*.js"))
     assert "Roles are of neurons" in data
     assert "GPT-2, dictionaries" in data
+
+
+def test_interrupted_between_snapshots_it_goes_on_to_the_same_bytes(models, folders, tmp_path, monkeypatch):
+    """Latents beside the neurons of their model, whose factor is of the text; and in lanes of their own."""
+    monkeypatch.setattr("universal_neurons.text.tokens.SHARD_POSITIONS", 1024)
+    tokens, save = some_tokens(120), StoreWriter.save_snapshot
+    settings = {"stages": ("statistics", "universality"), "labels": ("default",)}
+
+    def again(out):
+        asked = [features_of(models[0], folders["scaled"]), models[0]]
+        config = un.StudyConfig(out=str(tmp_path / out), draws=2, **settings)
+        return un.run_study(config, models=asked, tokens=tokens, progress=False, checkpoint_seconds=0.0)
+
+    whole = contents(again("whole"))
+
+    def interrupted(self, tensors, shard):
+        save(self, tensors, shard)
+        if shard == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StoreWriter, "save_snapshot", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again("parts")
+    assert contents(again("parts")) == whole
+
+
+def test_a_worker_of_a_cluster_reads_the_dictionaries_as_the_driver_does(folders, text, tmp_path):
+    """A lane's own sources give the blocks of the study's: the same factor, one model for latents and neurons."""
+    folder = save_tiny(tmp_path / "m", activation_function="relu")
+    names = (f"{folder}::{folders['scaled']}", str(folder))
+    config = settled(models=names, cluster="auto", lanes=2)
+    asked = load_studied(resolve_sources(names))
+    assert asked[0].network is asked[1]
+    verify_latents(asked, text)
+    shards = text.shards(np.arange(len(text)))
+    run = Pass([NeuronSource(each) for each in asked], [])
+    run.settle_means(text, shards)
+    job = LaneJob.of(run, asked, config, text, shards, Pace(0.0, 10.0, 0.02), tmp_path / "lanes")
+    worker = pickle.loads(pickle.dumps(job))
+    of_worker = worker.lane_pass(worker.load(worker.models))
+    for (_, mine), (_, its) in zip(run.batches(text, shards[0], 512), of_worker.batches(text, shards[0], 512)):
+        for key, block in mine.blocks.items():
+            assert torch.equal(block.values, its.blocks[key].values)

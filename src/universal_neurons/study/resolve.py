@@ -46,6 +46,8 @@ CLUSTER_LANES = 8
 
 def from_objects(config: StudyConfig, models: Sequence[Studied]) -> StudyConfig:
     """The configuration as models that were given as objects make it; each is checked as a loaded one is."""
+    if config.names:
+        raise ConfigError("models in memory have names", given=", ".join(config.names), wanted="no names beside them")
     for network in {id(model.network): model.network for model in models}.values():
         verify(network)
     devices = {str(model.device) for model in models}
@@ -96,7 +98,7 @@ def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
     if config.gemm_dtype == "tf32" and kind != "cuda":
         raise ConfigError("--gemm-dtype tf32 is for CUDA", given=device, wanted="float32 or bfloat16")
     models = tuple(expand_bundled(config.models))
-    if config.names and len(models) != len(config.names):
+    if n_models is None and config.names and len(models) != len(config.names):
         raise ConfigError(
             "names are of all models, in their order",
             given=f"{len(config.names)} names of {len(models)} models",
