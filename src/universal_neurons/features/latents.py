@@ -29,9 +29,10 @@ class Latents(ModelFeatures):
     """Latents of dictionaries on a model, each where it reads; a block without a dictionary has none."""
 
     def __init__(self, network: Model, dictionaries: Sequence[Dictionary], name: str = "") -> None:
-        self.dictionaries = {each.read.layer: each.on(network).to(network.device) for each in dictionaries}
-        places = {layer: each.read for layer, each in sorted(self.dictionaries.items())}
-        super().__init__(network, "dictionaries", places, name)
+        used = [each.on(network).to(network.device) for each in dictionaries]
+        self.unsettled = {each.read.layer: each for each in sorted(used, key=lambda each: each.read.layer)}
+        self.dictionaries = dict(self.unsettled)
+        super().__init__(network, "dictionaries", {n: each.read for n, each in self.dictionaries.items()}, name)
         digests = "".join(each.digest for each in self.dictionaries.values())
         self.digest = hashlib.sha256((network.digest + digests).encode()).hexdigest()
         self.has_weights = any(each.write.in_stream for each in self.dictionaries.values())
@@ -59,7 +60,7 @@ class Latents(ModelFeatures):
 
         Raises `DictionaryError` for one that explains less than the floor.
         """
-        results = verified(list(self.dictionaries.values()), self.network, ids, keep, attention)
+        results = verified(list(self.unsettled.values()), self.network, ids, keep, attention)
         self.settle([result.dictionary.scale for result in results])
         return results
 
@@ -70,7 +71,7 @@ class Latents(ModelFeatures):
 
     def settle(self, scales: Sequence[float]) -> None:
         """Use the dictionaries with these factors, where activations are normalised on average."""
-        for (layer, each), scale in zip(list(self.dictionaries.items()), scales, strict=True):
+        for (layer, each), scale in zip(self.unsettled.items(), scales, strict=True):
             if each.normalisation == "average_norm":
                 self.dictionaries[layer] = replace(each, normalisation="none", scale=scale)
 
@@ -85,7 +86,7 @@ class Latents(ModelFeatures):
 
     def like(self, network: Model) -> "Latents":
         """The same on another model of its architecture."""
-        return Latents(network, list(self.dictionaries.values()))
+        return Latents(network, list(self.unsettled.values()))
 
     def describe(self) -> dict[str, Any]:
         """What the manifest keeps: of its model, and of each dictionary."""
