@@ -340,7 +340,7 @@ def test_added_tokens_are_noted_and_other_tokenizers_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", NOT_OF_DIFF)
 def test_settings_of_run_alone_are_refused(name):
-    given = {"pairs": "all", "null": "untrained", "null_draws": 1, "pooling": "mean"}
+    given = {"pairs": "all", "null": "untrained", "null_draws": 1, "pooling": "mean", "names": ("x", "y")}
     given["published"] = {"source": "x", "neurons": 1, "universal": 1}
     with pytest.raises(ConfigError):
         make_diff_config({"models": ("a", "b"), name: given[name]})
