@@ -67,5 +67,20 @@ def bundle(recipe: dict, out: Path, target: Path = TARGET) -> None:
     target.rename(final)
 
 
+def told(bundled: Path, of: dict, changed: list[Path]) -> None:
+    """Tell suite.json of what was added to a bundled suite, and the new hashes of these files."""
+    suite = json.loads((bundled / "suite.json").read_text())
+    hashes = {str(path.relative_to(bundled)): hashlib.sha256(path.read_bytes()).hexdigest() for path in changed}
+    suite |= of | {"sha256": dict(sorted((suite["sha256"] | hashes).items()))}
+    (bundled / "suite.json").write_text(json.dumps(suite, indent=1, ensure_ascii=False) + "\n")
+
+
+def with_section(card: str, heading: str, section: str) -> str:
+    """A card with a section of this heading, in the place of an earlier one or at the end."""
+    before, _, rest = card.partition(f"\n## {heading}\n")
+    _, follows, after = rest.partition("\n## ")
+    return f"{before}\n## {heading}\n{section}{follows}{after}"
+
+
 if __name__ == "__main__":
     bundle(yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))

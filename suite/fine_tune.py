@@ -25,7 +25,7 @@ import corpus
 import numpy as np
 import torch
 import yaml
-from bundle import TARGET
+from bundle import TARGET, told, with_section
 from evaluate import losses, texts_by_subset
 from safetensors.torch import load_file, save_file
 from text import encode, held_out, read
@@ -35,14 +35,14 @@ from train import Training
 from universal_neurons.models import convert
 
 LONG = 40  # characters; shorter lines are anybody's
-HEADING = "\n## Fine-tunes\n"
+HEADING = "Fine-tunes"
 
 
-def training_texts(documents: Path, heldout: Path, subset: str, shared: float) -> Iterator[str]:
-    """The documents of a subset that are not held out, and share at most so many of their long lines with what is."""
+def training_texts(documents: Path, heldout: Path, subset: str | None, shared: float) -> Iterator[str]:
+    """The documents of a subset, or of all, that are not held out, nor share more of their long lines with what is."""
     known = {line for document in read(heldout) for line in long_lines(document["text"])}
     for document in read(documents):
-        if document["subset"] == subset and not held_out(document["text"]):
+        if subset in (None, document["subset"]) and not held_out(document["text"]):
             lines = long_lines(document["text"])
             if sum(line in known for line in lines) <= shared * len(lines):
                 yield document["text"]
@@ -118,10 +118,10 @@ def recipe_of(tune: dict, recipe: dict, model: dict) -> dict:
     return recipe | {"model": model, "seeds": [seed], "base": f"bundled/{recipe['of']}"}
 
 
-def build(recipe: dict, suite: dict, out: Path) -> Path:
-    """The corpus of the subsets that are trained on."""
-    subsets = {tune["subset"] for tune in recipe["fine_tunes"]}
-    sources = [source for source in suite["corpus"]["sources"] if source["subset"] in subsets]
+def build(subsets: set[str] | None, suite: dict, out: Path) -> Path:
+    """The corpus of these subsets, or of all, where it is not there yet."""
+    every = suite["corpus"]["sources"]
+    sources = [source for source in every if subsets is None or source["subset"] in subsets]
     text = out / "corpus.jsonl.xz"
     if not text.exists():
         corpus.build({"corpus": suite["corpus"] | {"sources": sources}}, out, out / "packages")
@@ -151,7 +151,7 @@ def card(recipe: dict, measured: dict[str, dict[str, float]], tokens: dict[str, 
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     seen = training["steps"] * training["rows"] * context / 1e6
     modules, peak = ", ".join(lora["target_modules"]), training["peak"]
-    return f"""{HEADING}
+    return f"""
 LoRA adapters of {base} (rank {lora["r"]}, α {lora["lora_alpha"]}) on {modules}, each trained on one subset:
 {training["steps"]:,} steps of {training["rows"]} rows ({seen:.1f} M tokens), learning rate up to {peak:g}; in float16.
 Training left out documents that share more than {recipe["shared"]:.0%} of their long lines with held-out text.
@@ -161,26 +161,24 @@ Losses are nats a token on held-out text.
 """
 
 
-def bundle(recipe: dict, out: Path, bundled: Path, told: dict[str, Any], section: str) -> None:
+def bundle(recipe: dict, out: Path, bundled: Path, of_all: dict[str, Any], section: str) -> None:
     """Put the adapters into the package, with what is told of them in its suite.json and its card."""
-    suite = json.loads((bundled / "suite.json").read_text())
-    readme = (bundled / "README.md").read_text().partition(HEADING)[0] + section
-    (bundled / "README.md").write_text(readme)
+    readme = bundled / "README.md"
+    readme.write_text(with_section(readme.read_text(), HEADING, section))
     changed = [bundled / "README.md"]
     for tune in recipe["fine_tunes"]:
         folder = bundled / tune["name"]
         folder.mkdir(exist_ok=True)
         for file in ("adapter_config.json", "adapter_model.safetensors"):
             changed.append(Path(shutil.copyfile(out / tune["name"] / file, folder / file)))
-    hashes = {str(p.relative_to(bundled)): hashlib.sha256(p.read_bytes()).hexdigest() for p in changed}
-    suite |= {"fine_tunes": told, "sha256": dict(sorted((suite["sha256"] | hashes).items()))}
-    (bundled / "suite.json").write_text(json.dumps(suite, indent=1, ensure_ascii=False) + "\n")
+    told(bundled, {"fine_tunes": of_all}, changed)
 
 
 def make(recipe: dict, suite: dict, out: Path, seconds: float = math.inf, bundled: Path = TARGET) -> bool:
     """Everything above; returns whether it is complete, which it is not when training ran out of time."""
     out.mkdir(parents=True, exist_ok=True)
-    documents, heldout, model = build(recipe, suite, out), bundled / "heldout.jsonl.xz", suite["model"]
+    documents = build({tune["subset"] for tune in recipe["fine_tunes"]}, suite, out)
+    heldout, model = bundled / "heldout.jsonl.xz", suite["model"]
     tokens = {}
     for tune in recipe["fine_tunes"]:
         folder = out / tune["name"]
@@ -194,14 +192,14 @@ def make(recipe: dict, suite: dict, out: Path, seconds: float = math.inf, bundle
             return False
         tokens[tune["name"]] = len(ids)
     measured = measure(recipe, out, bundled, model["n_positions"])
-    told = {
+    of_all = {
         "recipe": recipe,
         "corpus_sha256": hashlib.sha256(documents.read_bytes()).hexdigest(),
         "sources": json.loads((out / "sources.json").read_text()),
         "tokens": tokens,
         "losses": measured,
     }
-    bundle(recipe, out, bundled, told, card(recipe, measured, tokens, model["n_positions"]))
+    bundle(recipe, out, bundled, of_all, card(recipe, measured, tokens, model["n_positions"]))
     return True
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from universal_neurons.config import DynamicsConfig, RoleSettings, StudyConfig
     from universal_neurons.diff import Diff, DiffConfig, run_diff
     from universal_neurons.dynamics import Dynamics, run_dynamics
+    from universal_neurons.features import ModelFeatures, features_of
     from universal_neurons.interventions import Edit, Losses, ablate, frozen_norm, intervene, loss, without_path
     from universal_neurons.models import Model, ProcessedWeights, load_model, processed_weights
     from universal_neurons.storage import Store
@@ -32,12 +33,14 @@ _HOMES = {
     "Edit": "interventions",
     "Losses": "interventions",
     "Model": "models",
+    "ModelFeatures": "features",
     "ProcessedWeights": "models",
     "RoleSettings": "config",
     "Store": "storage",
     "StudyConfig": "config",
     "TokenDataset": "text",
     "ablate": "interventions",
+    "features_of": "features",
     "frozen_norm": "interventions",
     "intervene": "interventions",
     "load_model": "models",
@@ -59,12 +62,14 @@ __all__ = [
     "Edit",
     "Losses",
     "Model",
+    "ModelFeatures",
     "ProcessedWeights",
     "RoleSettings",
     "Store",
     "StudyConfig",
     "TokenDataset",
     "ablate",
+    "features_of",
     "frozen_norm",
     "intervene",
     "load_model",

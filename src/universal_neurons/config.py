@@ -30,6 +30,7 @@ DYNAMICS_FILE = "dynamics.json"
 DIFF_FILE = "diff.json"
 NOT_OF_DYNAMICS = (  # settings of `run` alone
     "pairs", "subset", "examples", "roles", "published", "null", "null_draws", "pooling", "device_map", "max_memory",
+    "names",
 )  # fmt: skip
 DEFAULT_GROUP_SIZE = 64
 DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
@@ -146,13 +147,34 @@ TEXT_SETTINGS = (  # what decides which tokens are read
 )  # fmt: skip
 
 
+class ModelInParts(BaseModel):
+    """A model as files may name it: `{model, revision, features, name}`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    revision: str = ""
+    features: str = ""
+    name: str = ""
+
+    @property
+    def spelled(self) -> str:
+        """As the command line names it."""
+        revision = f"@{self.revision}" if self.revision else ""
+        return self.model + revision + (f"::{self.features}" if self.features else "")
+
+
 class StudyConfig(BaseModel):
     """What a study compares, on what, and how."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     models: tuple[str, ...] = Field(
-        (BUNDLED,), description="A local folder, hub id or id@revision; repeat it. The first is the reference."
+        (BUNDLED,),
+        description="A local folder, hub id or id@revision, ::FEATURES behind; repeat it. The first is the reference.",
+    )
+    names: tuple[str, ...] = Field(
+        (), description="What the models are called, in their order; repeat it. Else by their paths or ids."
     )
     data: str = Field(
         BUNDLED, min_length=1, description="A text, jsonl or parquet file, a saved `datasets` folder or a hub data set."
@@ -268,7 +290,19 @@ class StudyConfig(BaseModel):
             return tuple(fspath(part) if isinstance(part, PathLike) else part for part in value)
         return fspath(value) if isinstance(value, PathLike) else value
 
-    @field_validator("models", "subset", "only_subset", "labels", "stages", "max_memory", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _models_in_parts(cls, given: Any) -> Any:
+        """Models that are written `{model, revision, features, name}`, as their names and `names`."""
+        models = given.get("models") if isinstance(given, dict) else None
+        if not isinstance(models, list | tuple) or not any(isinstance(model, dict) for model in models):
+            return given
+        if given.get("names"):
+            raise ValueError("names stand beside the models, or in `names`")
+        parts = [ModelInParts(**m) if isinstance(m, dict) else ModelInParts(model=m) for m in models]
+        return given | {"models": [p.spelled for p in parts], "names": [p.name for p in parts]}
+
+    @field_validator("models", "names", "subset", "only_subset", "labels", "stages", "max_memory", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, PathLike)) else value
@@ -338,8 +372,8 @@ class StudyConfig(BaseModel):
         return self.sinks or DEFAULT_SINKS
 
     def stored(self) -> dict[str, Any]:
-        """As study.json keeps it: all but where it is written and spread, and two that may be left out."""
-        not_given = {name for name in ("only_subset", "sinks") if not getattr(self, name)}
+        """As study.json keeps it: all but where it is written and spread, and three that may be left out."""
+        not_given = {name for name in ("names", "only_subset", "sinks") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude={"out", "cluster", "device_map", "max_memory", *not_given})
 
 

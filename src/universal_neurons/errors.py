@@ -100,6 +100,10 @@ class CheckpointError(InputError):
     """Weights that are truncated, incomplete, or stored as pickles."""
 
 
+class DictionaryError(InputError):
+    """A dictionary of a kind that is not read, not of this model, or that does not reconstruct what it reads."""
+
+
 class ContextError(InputError):
     """A context longer than a model can read."""
 

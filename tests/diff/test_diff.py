@@ -342,7 +342,7 @@ def test_added_tokens_are_noted_and_other_tokenizers_refused(tmp_path, capsys):
 def test_settings_of_run_alone_are_refused(name):
     given = {"pairs": "all", "null": "untrained", "null_draws": 1, "pooling": "mean"}
     given |= {"published": {"source": "x", "neurons": 1, "universal": 1}}
-    given |= {"device_map": "auto", "max_memory": ("cpu=1GiB",)}
+    given |= {"device_map": "auto", "max_memory": ("cpu=1GiB",), "names": ("x", "y")}
     with pytest.raises(ConfigError, match=name):
         make_diff_config({"models": ("a", "b"), name: given[name]})
 

@@ -18,9 +18,11 @@ import torch
 import yaml
 from conftest import FEW_ROLES, save_tiny, small_tokenizer, some_text
 from fuzz.wrong import Target
+from safetensors.torch import save_file
 
 import universal_neurons as un
 from universal_neurons.config_reading import make_config, make_dynamics_config, read_config
+from universal_neurons.features import load_dictionaries
 from universal_neurons.labels import read_own_labels
 from universal_neurons.report import diff_view, neuron_view, unit_view
 from universal_neurons.report.summary import plain_summary
@@ -108,8 +110,44 @@ def text_targets(folder: Path) -> list[Target]:
     ]
 
 
+def dictionary_targets(folder: Path) -> list[Target]:
+    """A dictionary's folder, of every format."""
+    weights = {name: torch.randn(shape) for name, shape in {"W_enc": (8, 12), "W_dec": (12, 8)}.items()}
+    weights |= {"b_enc": torch.zeros(12), "b_dec": torch.zeros(8), "threshold": torch.ones(12)}
+    topk = {"encoder.weight": weights["W_enc"].T.contiguous(), "encoder.bias": weights["b_enc"]}
+    topk |= {name: weights[name] for name in ("W_dec", "b_dec")}
+    saelens = {"architecture": "jumprelu", "d_in": 8, "d_sae": 12, "normalize_activations": "none",
+               "metadata": {"hook_name": "blocks.1.hook_resid_post", "model_from_pretrained_kwargs": {}}}  # fmt: skip
+    own = {
+        "format": "universal-neurons dictionary 1",
+        "read": {"kind": "mlp_out", "layer": 1},
+        "activation": "jumprelu",
+    }
+    scope = folder / "gemma-scope-2b-pt-res" / "layer_1"
+    files = []
+    for place, settings, name, tensors in (
+        (folder / "saelens", ("cfg.json", saelens), "sae_weights.safetensors", weights),
+        (folder / "layers.1.mlp", ("cfg.json", {"d_in": 8, "num_latents": 12, "k": 3}), "sae.safetensors", topk),
+        (folder / "own", ("dictionary.json", own), "dictionary.safetensors", weights),
+        (scope, None, "params.npz", weights),
+    ):
+        place.mkdir(parents=True)
+        files.append(place / name)
+        if settings is None:
+            np.savez(place / name, **{name: tensor.numpy() for name, tensor in tensors.items()})
+        else:
+            save_file(tensors, place / name)
+            files.append(place / settings[0])
+            files[-1].write_text(json.dumps(settings[1]))
+
+    def read(path: Path) -> str:
+        return digest([[str(each.read), each.W_enc, each.W_dec] for each in load_dictionaries(path.parent)])
+
+    return [Target(f"dictionary/{p.parent.name}/{p.name}", p, read, structured=p.suffix == ".json") for p in files]
+
+
 def model_targets(folder: Path) -> list[Target]:
-    """A model's folder: its configuration, weights and tokenizer."""
+    """A model's folder: its configuration, weights and tokenizer; and those of dictionaries."""
     ids = torch.arange(16)[None]
     targets = []
     for family in ("gpt2", "llama", "bert"):
@@ -127,7 +165,7 @@ def model_targets(folder: Path) -> list[Target]:
             structured = name.endswith(".json")
             share = 4 if name == "config.json" else 2
             targets.append(Target(f"{family}/{name}", whole / name, read, structured=structured, share=share))
-    return targets
+    return targets + dictionary_targets(folder)
 
 
 def study_targets(folder: Path) -> list[Target]:

@@ -73,7 +73,7 @@ def job(folders, tmp_path):
 
 
 def models_of(job):
-    return [job.load(*model) for model in job.models]
+    return job.load(job.models)
 
 
 def same(one, two):
@@ -188,7 +188,7 @@ def test_lanes_of_other_labels_or_means_are_not_mixed(job):
 def test_a_node_with_other_files_in_the_models_place_is_named(job):
     name, place, _ = job.models[0]
     with pytest.raises(ClusterError, match="not the model"):
-        job.load(name, place, job.models[1][2])
+        job.load([(name, place, job.models[1][2])])
 
 
 class FakeHandle:

@@ -16,12 +16,11 @@ from test_study import contents, quiet
 from universal_neurons import Model, StudyConfig
 from universal_neurons.errors import InputError, MissingFileError, NothingToCompareError
 from universal_neurons.explorer import Consistency, write_consistency
-from universal_neurons.features import NeuronSource
 from universal_neurons.matching import MEASURES, pw_mcc
+from universal_neurons.models import Decoder
 from universal_neurons.report import study_view, write_page
 from universal_neurons.storage import Store
 from universal_neurons.study import decide
-from universal_neurons.study.one_to_one_tables import Decoder
 from universal_neurons.study.resolve import resolve
 from universal_neurons.study.similarity_rows import layer_groups, rows_compared
 from universal_neurons.terminal import plain
@@ -157,9 +156,7 @@ def test_decoders_of_one_stream_have_pw_mcc(tokens, tmp_path, monkeypatch):
     shared = torch.randn(60, 8, generator=chooser)
     directions = {"m0": shared[:48], "gated": shared.flip(0)[:48], "deep": shared}
     streams = {"m0": "one", "gated": "one", "deep": "another"}
-    monkeypatch.setattr(
-        NeuronSource, "decoder", property(lambda s: Decoder(streams[s.name], directions[s.name])), raising=False
-    )
+    monkeypatch.setattr(Model, "decoder", property(lambda m: Decoder(streams[m.name], directions[m.name])))
     table = study(tmp_path, tokens, stages=("universality",), baseline="permutation").table("consistency")
     there, none = table.row(0, named=True), table.row(1, named=True)
     expected = pw_mcc(directions["m0"], directions["gated"])

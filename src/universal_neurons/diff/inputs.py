@@ -42,6 +42,7 @@ class Inputs:
                 given="some as objects, some by name",
                 wanted="both models and all nulls as objects, or all by name",
             )
+        resolve.require_neurons([*config.models, *config.nulls] if models is None else [], "a diff")
         self.given, self.tokens, self.notes = models, tokens, list[str]()
         if models is not None:
             given = resolve.from_objects(config.study(), [*models, *nulls])

@@ -9,7 +9,7 @@ from universal_neurons.config import BUNDLED, NO_LABELS, Stage, StudyConfig
 from universal_neurons.config_reading import as_config_error
 
 NOT_OF_DIFF = (  # settings of `run` alone
-    "pairs", "null", "null_draws", "published", "pooling", "device_map", "max_memory",
+    "pairs", "null", "null_draws", "published", "pooling", "device_map", "max_memory", "names",
 )  # fmt: skip
 RULES = ("same", "redirected", "shifted", "rescaled")  # from where on a change counts
 OF_DIFF = ("nulls", "data_tuned", "effects", "effect_tokens", *RULES)

@@ -34,7 +34,14 @@ from universal_neurons.errors import CheckpointError
 from universal_neurons.models import find_tokenizer, load_tokenizer, require_weights, resolve_sources
 from universal_neurons.progress import Reporter
 from universal_neurons.storage import Facts, FinishedDynamics, Results, Store, StoreWriter
-from universal_neurons.study import decide, require_no_masked_sinks, require_same_tokenizer, run_folder, run_study
+from universal_neurons.study import (
+    decide,
+    require_neurons,
+    require_no_masked_sinks,
+    require_same_tokenizer,
+    run_folder,
+    run_study,
+)
 from universal_neurons.units import Units
 
 SHAPE = ("architecture", "layers", "d_mlp")
@@ -109,6 +116,7 @@ def run_dynamics(config: DynamicsConfig, *, progress: bool = True, reporter: Rep
     """
     reporter = reporter or Reporter(quiet=not progress)
     require_no_masked_sinks(config, "training dynamics", "every checkpoint has others, and would be of another text")
+    require_neurons(config.models, "training dynamics")
     training = find_training(config.models, config.revisions, config.final_step)
     for note in training.notes:
         reporter.note(note)

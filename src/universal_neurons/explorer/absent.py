@@ -62,6 +62,8 @@ def _no_universality(study: ShownStudy) -> str:
 def _no_roles(study: ShownStudy) -> str:
     if study.store.has("spans"):
         return "Roles are of each model's own tokens, and the tokenizers differ: study the models one by one."
+    if any(model.get("features") for model in study.store.manifest["models"]):
+        return "Roles are of neurons, and not all units of this study are: study the neurons by themselves."
     return "This study had no stage roles: uneurons roles RUN adds them."
 
 

@@ -10,7 +10,7 @@ Two passes over the rows: one for the shares, one for what is shown, so memory d
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,11 @@ from torch import Tensor
 
 from universal_neurons.config import IN_MEMORY
 from universal_neurons.errors import MissingFileError, StoreConflictError
+from universal_neurons.features import Latents, Studied, load_studied
 from universal_neurons.models import (
-    Model,
     boundary_tokens,
     encode,
     folder_of,
-    load_model,
     load_tokenizer,
     masked_ids,
     resolve_sources,
@@ -90,7 +89,7 @@ class TextReader:
         """What the neurons of every model do on a text."""
         return {"quantile": QUANTILE, "models": [self._read(number, m, text) for number, m in enumerate(self._models)]}
 
-    def _read(self, number: int, model: Model, text: str) -> dict[str, Any]:
+    def _read(self, number: int, model: Studied, text: str) -> dict[str, Any]:
         tokenizer = self._tokenizers[number]
         bos, eos = boundary_tokens(tokenizer, model.name)
         left_out, _ = masked_ids(self._settings.mask, tokenizer, bos, eos)
@@ -127,16 +126,19 @@ def _columns(
         }
 
 
-def activations_on(model: Model, bos: int, row: Sequence[int]) -> Float[Tensor, "tokens neurons"]:
-    """All neurons' activations on a row of tokens that follow BOS, in float32."""
-    return model.activations(torch.tensor([[bos, *row]]))[0, 1:].float().cpu()
+def activations_on(model: Studied, bos: int, row: Sequence[int]) -> Float[Tensor, "tokens neurons"]:
+    """All units' activations on a row of tokens that follow BOS, in float32."""
+    taken: dict[int, Tensor] = {}
+    with model.capturing(taken.__setitem__):
+        model.network.forward(torch.tensor([[bos, *row]]))
+    return torch.cat([taken[layer] for layer in range(model.n_layers)], 1)[1:].float().cpu()
 
 
 def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def load_models_of(store: Store) -> list[Model]:
+def load_models_of(store: Store) -> list[Studied]:
     """A study's models from this machine's disk, in float32 on the CPU; errors as `TextReader` says."""
     config = store.config
     if not store.has("examples"):
@@ -145,17 +147,18 @@ def load_models_of(store: Store) -> list[Model]:
         raise MissingFileError("this study was made of models in memory: they are not on the disk")
     if any(named.endswith(".safetensors") for named in config.models):
         raise MissingFileError("this study was made of sketches: they read no text")
+    described = store.manifest["models"]
     sources = resolve_sources(config.models, download=False)
-    models = []
-    for source, facts in zip(sources, store.manifest["models"]):
-        model = load_model(source, name=facts["name"])
+    models = load_studied([replace(source, name=facts["name"]) for source, facts in zip(sources, described)])
+    for model, facts in zip(models, described):
         if model.digest != facts["sha256"]:
             raise StoreConflictError(f"{facts['name']}: another model is now in the place of the study's")
-        models.append(model)
+        if isinstance(model, Latents):
+            model.settle([each["scale"] for each in store.manifest["dictionaries"][model.name]])
     return models
 
 
-def tokenizers_of(store: Store, models: Sequence[Model]) -> list[Any]:
+def tokenizers_of(store: Store, models: Sequence[Studied]) -> list[Any]:
     """The tokenizer of each model: the one that the study names, its own, or that of the first that has one."""
     named = store.config.tokenizer
     if named is not None:

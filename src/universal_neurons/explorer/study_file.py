@@ -8,7 +8,7 @@ import polars as pl
 from universal_neurons.explorer.absent import absent
 from universal_neurons.explorer.studies import ShownStudy
 from universal_neurons.report import facts as study_facts
-from universal_neurons.report import opening_sentences
+from universal_neurons.report import kind_said, opening_sentences
 from universal_neurons.roles import together_sentences
 from universal_neurons.storage import Store
 
@@ -68,7 +68,7 @@ def _model(study: ShownStudy, store: Store, number: int, counts: Mapping[str, An
     units = study.units[described["name"]]
     return {
         "name": study.models[number],
-        "family": described["architecture"],
+        "family": kind_said(described),
         "layers": units.layers,
         "widths": list(units.widths),
         **({"experts": [list(each) for each in units.experts]} if units.experts else {}),

@@ -15,6 +15,8 @@ from torch import Tensor
 from universal_neurons.features.pooling import Places, Pooling
 from universal_neurons.text import Passages, Rows, TokenDataset
 
+SETTLING_POSITIONS = 4096
+
 
 class Inputs(NamedTuple):
     """Token ids and attention (1 where not padding) of some rows, and where the counted positions are."""
@@ -27,6 +29,18 @@ class Inputs(NamedTuple):
 def counted_positions(text: Rows, rows: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " positions"]:
     """The counted positions of some rows, by number among all of the rows' positions."""
     return np.flatnonzero(text.mask(rows))
+
+
+def spread_rows(
+    text: Rows, rows: Int[np.ndarray, " rows"]
+) -> tuple[Int[np.ndarray, " spread"], Int[np.ndarray, " positions"]]:
+    """Rows that are spread evenly over all, of `SETTLING_POSITIONS` or a little less, and their counted positions."""
+    most = max(1, SETTLING_POSITIONS // text.context)
+    spread = rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
+    positions = counted_positions(text, spread)
+    if len(positions):
+        return spread, positions
+    return rows, counted_positions(text, rows)  # next to nothing is counted: take all there is
 
 
 def inputs_of(

@@ -1,7 +1,12 @@
-"""A model as a source of blocks: its neurons at the counted positions, shifted by provisional means and rounded."""
+"""A model as a source of blocks: its units at the counted positions, shifted by provisional means and rounded.
+
+Units are neurons, or what else of it is studied (`model_features`).  Sources of one model read a batch together: its
+forward pass runs once and fills the blocks of all of them.
+"""
 
 import hashlib
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np
@@ -9,10 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from universal_neurons.features.inputs import Inputs
+from universal_neurons.features.model_features import ModelFeatures
 from universal_neurons.features.pooling import Places, taken
-from universal_neurons.features.source import Provisional
+from universal_neurons.features.source import Provisional, Source
 from universal_neurons.features.stream import StreamNorms
-from universal_neurons.models import Model
+from universal_neurons.models import Model, Sink
 from universal_neurons.statistics import QUANTILES, Block, Key, SignedSums, What, round_to
 from universal_neurons.text import Shard
 
@@ -20,18 +27,18 @@ BUFFERS = 3  # that a source fills in turn on a GPU: one is filled, one is full,
 
 
 class NeuronSource:
-    """A model as a source of feature blocks: all its neurons at the counted positions.
+    """A model as a source of feature blocks: all its neurons, or other features of it, at the counted positions.
 
     `rounding` is the precision of the products' inputs: float32, tf32 or bfloat16.  With `pre`, pre-activations too
-    (raw, in a block of their own), and those at position 0.  With `unrounded`, which may be set at any time,
-    activations as they are (neither shifted nor rounded) where the others are rounded: see `as_they_are`.  With
-    `streams`, which may be set at any time too, norms of the residual stream.
+    (raw, in a block of their own), and those at position 0; of units that have none, their values.  With `unrounded`,
+    which may be set at any time, activations as they are (neither shifted nor rounded) where the others are rounded:
+    see `as_they_are`.  With `streams`, which may be set at any time too, norms of the residual stream.
     """
 
     unrounded = streams = False
 
-    def __init__(self, model: Model, rounding: str = "float32", *, pre: bool = False) -> None:
-        self.model = model
+    def __init__(self, model: Model | ModelFeatures, rounding: str = "float32", *, pre: bool = False) -> None:
+        self.model, self.network = model, model.network
         self.name, self.units, self.device = model.name, model.units, model.device
         self.rounding = rounding
         self.pre = pre
@@ -41,7 +48,7 @@ class NeuronSource:
         self._basis = {What.ACTIVATION: "", What.PRE: ""}
         turns = BUFFERS if model.device.type == "cuda" else 1
         self.buffers = [torch.empty(0, model.n_neurons, dtype=self.storage, device=model.device)] * turns
-        self.unrounded_buffers = [torch.empty(0, model.n_neurons, dtype=model.dtype, device=model.device)] * turns
+        self.unrounded_buffers = [torch.empty(0, model.n_neurons, dtype=model.unit_dtype, device=model.device)] * turns
         self.pre_buffers = [torch.empty(0, model.n_neurons, device=model.device)] * turns
         self.sums = SignedSums(model.n_neurons, model.device, self.storage)
 
@@ -55,8 +62,15 @@ class NeuronSource:
 
         They are valid until the next call, on a GPU for `BUFFERS` calls.
         """
-        known, name = self.provisional, self.name
-        ids, attends, keep = self._on_device(ids, attention, keep)
+        return blocks_of([self], Inputs(ids, attention, keep))
+
+    @contextmanager
+    def reading(self, inputs: Inputs) -> Iterator[dict[Key, Block]]:
+        """While open, a forward pass of the model on these inputs fills the blocks: they are whole when it is closed.
+
+        They are valid until the next time, on a GPU for `BUFFERS` times.
+        """
+        known, name, keep, shape = self.provisional, self.name, inputs.places.to(self.device), inputs.ids.shape
         assert known is not None, "no provisional means yet"
         values = _next_of(self.buffers, len(keep))
         blocks = {Key(name): Block(values, self._basis[What.ACTIVATION], known.mean, known.bounds, self.rounding)}
@@ -66,22 +80,33 @@ class NeuronSource:
             nothing, bounds = torch.zeros_like(known.mean), known.bounds + known.mean
             blocks[self.as_they_are] = Block(as_is, self._basis[What.ACTIVATION], nothing, bounds)
         take = partial(self._take, known, keep, values, as_is)
-        norms = StreamNorms(keep, tuple(ids.shape)) if self.streams else None
+        norms = StreamNorms(keep, tuple(shape)) if self.streams else None
         with ExitStack() as hooks:
-            hooks.enter_context(self.model.capturing(take))
+            takers = [take]
             if self.pre:
                 raw = _next_of(self.pre_buffers, len(keep))
-                first = raw.new_empty(len(ids), raw.shape[1])
+                first = raw.new_empty(shape[0], raw.shape[1])
                 blocks[Key(name, What.PRE)] = Block(raw, self._basis[What.PRE], mean=known.pre_mean)
                 blocks[Key(name, What.FIRST)] = Block(first)
-                take_pre = partial(self._take_pre, keep, raw, first, ids.shape[1])
-                hooks.enter_context(self.model.capturing(take_pre, pre_activations=True))
+                takers.append(partial(self._take_pre, keep, raw, first, shape[1]))
+            hooks.enter_context(self._taking(*takers))
             if norms is not None:
-                hooks.enter_context(self.model.after_blocks(norms.take))
-            self.model.forward(ids, attends)
+                hooks.enter_context(self.network.after_blocks(norms.take))
+            yield blocks
         if norms is not None:
             blocks[Key(name, What.STREAM)] = Block(norms.of_positions())
-        return blocks
+
+    @contextmanager
+    def _taking(self, take: Sink, take_pre: Sink | None = None) -> Iterator[None]:
+        """While open, a forward pass hands activations to one, and pre-activations (else activations) to the other."""
+        with ExitStack() as hooks:
+            if isinstance(self.model, Model):
+                hooks.enter_context(self.model.capturing(take))
+                if take_pre is not None:
+                    hooks.enter_context(self.model.capturing(take_pre, pre_activations=True))
+            else:
+                hooks.enter_context(self.model.capturing(*[each for each in (take, take_pre) if each is not None]))
+            yield
 
     def _take(
         self, known: Provisional, keep: Places, values: Tensor, as_is: Tensor | None, layer: int, activation: Tensor
@@ -102,11 +127,6 @@ class NeuronSource:
         columns = self.units.columns(layer)
         raw[:, columns] = taken(pre, keep)
         first[:, columns] = pre[::context]
-
-    def _on_device(self, ids: Tensor, attention: Tensor, keep: Places) -> tuple[Tensor, Tensor | None, Places]:
-        """The inputs where the model is; only encoders need the attention."""
-        attends = None if self.model.architecture.causal else attention.to(self.device)
-        return ids.to(self.device), attends, keep.to(self.device)
 
     @property
     def as_they_are(self) -> Key:
@@ -136,7 +156,7 @@ class NeuronSource:
         self, ids: Int[Tensor, "rows context"], attention: Int[Tensor, "rows context"], keep: Places
     ) -> Provisional:
         """Provisional means and quantiles from some rows."""
-        ids, attends, keep = self._on_device(ids, attention, keep)
+        keep = keep.to(self.device)
         layers = self.model.n_layers
         means, pre_means, bounds = ([torch.empty(0)] * layers for _ in range(3))
         ranks = [min(int(q * len(keep)), len(keep) - 1) for q in QUANTILES]
@@ -150,10 +170,27 @@ class NeuronSource:
         def take_pre(layer: int, pre: Tensor) -> None:
             pre_means[layer] = taken(pre, keep).float().mean(0)
 
-        with self.model.capturing(take), self.model.capturing(take_pre, pre_activations=True):
-            self.model.forward(ids, attends)
+        with self._taking(take, take_pre):
+            _run(self.network, ids, attention)
         nothing = torch.zeros(len(QUANTILES), self.model.n_neurons, device=self.model.device)
         return Provisional(torch.cat(means), torch.cat(pre_means), torch.cat(bounds, 1) if self.pre else nothing)
+
+
+def blocks_of(sources: Sequence[Source], inputs: Inputs) -> dict[Key, Block]:
+    """The blocks of sources of one model that read the same: its forward pass runs once."""
+    network = sources[0].network
+    assert network is not None
+    assert all(source.network is network for source in sources)
+    with ExitStack() as opened:
+        blocks = [opened.enter_context(source.reading(inputs)) for source in sources]
+        _run(network, inputs.ids, inputs.attention)
+    return {key: block for of_source in blocks for key, block in of_source.items()}
+
+
+def _run(network: Model, ids: Tensor, attention: Tensor) -> None:
+    """A forward pass where the model is; only encoders need the attention."""
+    attends = None if network.architecture.causal else attention.to(network.device)
+    network.forward(ids.to(network.device), attends)
 
 
 def _next_of(buffers: list[Tensor], rows: int) -> Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from universal_neurons.config import Settings
+from universal_neurons.features.loaded import Studied
 from universal_neurons.features.neurons import NeuronSource
 from universal_neurons.features.source import Source
 from universal_neurons.models import Described, Model, find_tokenizer
@@ -16,11 +17,13 @@ from universal_neurons.text import Passages, Rows, TokenDataset
 class Reader(Protocol):
     """What differs between a study of models and one of sketches.
 
-    `networks` are the models that can run here.  `complete` says that the statistics of single models are those of the
+    `networks` are the models that can run here, `studied` these or what else of them is asked about, a model perhaps
+    several times.  `complete` says that the statistics of single models are those of the
     whole text from the beginning.
     """
 
     networks: list[Model]
+    studied: list[Studied]
     complete: bool
 
     def source(self, model: Described, rounding: str, *, pre: bool = False) -> Source:
@@ -45,12 +48,13 @@ class Networks:
 
     complete = False
 
-    def __init__(self, models: Sequence[Model]) -> None:
-        self.networks = list(models)
-        self._by_name = {model.name: model for model in models}
+    def __init__(self, studied: Sequence[Studied]) -> None:
+        self.studied = list(studied)
+        self.networks = list({id(each.network): each.network for each in studied}.values())
+        self._by_name = {each.name: each for each in studied}
 
     def source(self, model: Described, rounding: str, *, pre: bool = False) -> Source:
-        """Its neurons."""
+        """Its neurons, or what else of it is studied."""
         return NeuronSource(self._by_name[model.name], rounding, pre=pre)
 
     def text(self, settings: Settings, folder: Path) -> Rows | None:
@@ -58,7 +62,7 @@ class Networks:
         if not settings.reads_tokens:
             return None
         if settings.pooling is not None:
-            readers = {model.name: model.tokenizer for model in self.networks}
+            readers = {each.name: each.tokenizer for each in self.studied}
             return Passages.load(settings, readers, context=settings.context, folder=folder, pooling=settings.pooling)
         tokenizer = find_tokenizer(settings, self.networks)
         return TokenDataset.load(settings, tokenizer, context=settings.context, folder=folder)
@@ -69,4 +73,4 @@ class Networks:
 
     def again(self, settings: Settings, tokens: Rows, folder: Path) -> tuple[list[Source], Rows]:
         """The same models and text."""
-        return [NeuronSource(model, settings.gemm_dtype) for model in self.networks], tokens
+        return [NeuronSource(each, settings.gemm_dtype) for each in self.studied], tokens

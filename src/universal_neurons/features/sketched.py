@@ -1,6 +1,8 @@
 """Portable sketches in the place of models: what a study reads of a file, and the models again for a second pass."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,13 @@ from torch import Tensor
 
 from universal_neurons.config import TEXT_SETTINGS, Settings, StudyConfig
 from universal_neurons.errors import ConfigError, MissingFileError, SketchError
+from universal_neurons.features.inputs import Inputs
+from universal_neurons.features.latents import verify_latents
+from universal_neurons.features.loaded import Studied, load_studied
 from universal_neurons.features.neurons import NeuronSource, basis_of
 from universal_neurons.features.pooling import Places
 from universal_neurons.features.source import Provisional, Source
-from universal_neurons.models import Described, Model, find_tokenizer, is_gated, load_model
+from universal_neurons.models import Described, Model, find_tokenizer, is_signless, resolve_sources
 from universal_neurons.statistics import Accumulator, Block, Key, Recipe, SignedSums, What, sums_block
 from universal_neurons.storage import SKETCH, STATISTICS, SketchFile, require_one_text, sum_rows
 from universal_neurons.text import Passages, Rows, Shard, TokenDataset
@@ -47,7 +52,7 @@ class SketchedModel(Described):
         super().__init__(about["name"])
         self.units, self.d_model = Units.of_facts(about), about["d_model"]
         self.vocab_size, self.context, self.digest = about["vocabulary"], about["context"], about["sha256"]
-        self.gated = is_gated(about["architecture"], str(self.file.path))
+        self.gated, self.of_neurons = is_signless(about, str(self.file.path)), "features" not in about
         self._device = torch.device(device)
 
     @property
@@ -60,11 +65,12 @@ class SketchedModel(Described):
         about = self.file.about
         return about["model"] | {"name": self.name, "sketch": about["signs"] | {"rounding": about["rounding"]}}
 
-    def original(self) -> Model:
-        """The model itself, from where it was when the sketch was made."""
+    def original(self) -> Studied:
+        """The model itself, or what of it was sketched, from where it was when the sketch was made."""
         origin = self.file.about["origin"]
         try:
-            model = load_model(origin, device=str(self.device), dtype=self.file.about["dtype"], name=self.name)
+            source = replace(resolve_sources([origin])[0], name=self.name)
+            (model,) = load_studied([source], device=str(self.device), dtype=self.file.about["dtype"])
         except MissingFileError as error:
             raise SketchError(
                 f"{self.file.path}: screened search reads the model again, which is not where it was",
@@ -89,6 +95,7 @@ class SketchSource:
 
     rounding = "bfloat16"
     pre = unrounded = streams = False
+    network: Model | None = None
 
     def __init__(self, model: SketchedModel) -> None:
         self.name, self.units, self.device = model.name, model.units, model.device
@@ -143,7 +150,7 @@ class SketchSource:
         signs = self.file.rows("heldout_n", start, stop).to(values.device)
         return {Key(self.name): Block((values.double() - signs[:, None] * self.shift).float(), self.basis)}
 
-    def blocks(self, ids: Tensor, attention: Tensor, keep: Places) -> dict[Key, Block]:
+    def reading(self, inputs: Inputs) -> AbstractContextManager[dict[Key, Block]]:
         """No batch is ever read."""
         raise AssertionError("a sketch has no tokens to read")
 
@@ -157,10 +164,11 @@ class Sketches:
 
     complete = True
     networks: list[Model]
+    studied: list[Studied]
 
     def __init__(self, models: Sequence[SketchedModel]) -> None:
         self.models = {model.name: model for model in models}
-        self.networks = []
+        self.networks, self.studied = [], []
 
     def source(self, model: Described, rounding: str, *, pre: bool = False) -> Source:
         """Its sketch; the file decides the rounding."""
@@ -180,6 +188,7 @@ class Sketches:
         first = next(iter(self.models.values()))
         networks = [model.original() for model in self.models.values()]
         text = original_tokens(settings, networks, tokens, folder, first.file.about.get("spans"))
+        verify_latents(networks, text)
         return [NeuronSource(model, first.file.about["rounding"]) for model in networks], text
 
 
@@ -206,6 +215,8 @@ def settings_of(config: StudyConfig) -> StudyConfig:
         raise ConfigError("of sketches only universality can be studied", given=config.stages, wanted="universality")
     if "search" in config.model_fields_set and config.search == "exact":
         raise ConfigError("--search exact needs models", given="sketches", wanted="screened or sketch")
+    if config.names:
+        raise ConfigError("names are in the sketches' files", given=", ".join(config.names), fix="leave --names out")
     for name, wanted in {"null": "models that can be built anew", "sinks": "models that read single positions"}.items():
         if getattr(config, name) is not None:
             setting = f"--{name} {getattr(config, name)}"
@@ -233,7 +244,7 @@ def open_sketches(config: StudyConfig) -> tuple[StudyConfig, list[SketchedModel]
 
 
 def original_tokens(
-    config: Settings, models: Sequence[Model], there: Rows, folder: Path, spans: dict[str, Any] | None = None
+    config: Settings, models: Sequence[Studied], there: Rows, folder: Path, spans: dict[str, Any] | None = None
 ) -> Rows:
     """The text of sketches again, for a second pass; `spans` where they are of these.
 

@@ -1,5 +1,6 @@
 """What a pass reads: sources of blocks, and what they are shifted by."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -7,7 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from universal_neurons.features.inputs import Inputs
 from universal_neurons.features.pooling import Places
+from universal_neurons.models import Model
 from universal_neurons.statistics import Block, Key, SignedSums
 from universal_neurons.text import Shard
 from universal_neurons.units import Units
@@ -28,8 +31,9 @@ class Provisional:
 
 @runtime_checkable
 class Source(Protocol):
-    """What gives blocks of units for positions: the neurons of a model, or the sums of its sketch.
+    """What gives blocks of units for positions: the neurons or other features of a model, or the sums of its sketch.
 
+    `network` is the model that runs for it, perhaps for others too; a sketch has none.
     `rounding` is the precision of the products' inputs (float32, tf32 or bfloat16), `pre` whether there are blocks of
     pre-activations too, `unrounded` whether `as_they_are` is exact, `streams` whether there are norms of the residual
     stream.  Token ids, attention, positions come on the CPU.
@@ -43,6 +47,11 @@ class Source(Protocol):
     provisional: Provisional | None
     unrounded: bool
     streams: bool
+
+    @property
+    def network(self) -> Model | None:
+        """The model that runs for it."""
+        ...
 
     @property
     def as_they_are(self) -> Key:
@@ -62,10 +71,11 @@ class Source(Protocol):
         """A shard's blocks where they are at hand without the model's forward pass."""
         ...
 
-    def blocks(
-        self, ids: Int[Tensor, "rows context"], attention: Int[Tensor, "rows context"], keep: Places
-    ) -> dict[Key, Block]:
-        """The blocks of one batch: positions `keep` of the flattened rows, or what they are pooled from."""
+    def reading(self, inputs: Inputs) -> AbstractContextManager[dict[Key, Block]]:
+        """While open, a forward pass of the model on these inputs fills the blocks: they are whole when it is closed.
+
+        `neurons.blocks_of` opens those of several sources and runs the model once.
+        """
         ...
 
     def provisional_of(

@@ -59,12 +59,13 @@ def ablate(
 
 def _name_in(store: Store, model: Model) -> str:
     """The name in a study of this very model."""
-    same = [facts["name"] for facts in store.manifest["models"] if facts["sha256"] == model.digest]
+    of_neurons = {facts["name"]: facts["sha256"] for facts in store.manifest["models"] if not facts.get("features")}
+    same = [name for name, digest in of_neurons.items() if digest == model.digest]
     if not same:
         raise StoreConflictError(
-            f"{store.path}: not a study of this {model.name}",
-            given="a model of other weights or another configuration",
-            wanted="one of " + ", ".join(store.models),
+            f"{store.path}: not a study of this {model.name}'s neurons",
+            given="a model of other weights or another configuration, or other features of it",
+            wanted="one of " + (", ".join(of_neurons) or "no model: none of its units are neurons"),
             fix="load the model from where the study took it, in the same way",
         )
     return model.name if model.name in same else same[0]

@@ -102,6 +102,12 @@ def flat_numbers(model: Model, neurons: Neurons) -> list[int]:
 
     One name alone is one neuron.  Raises `ConfigError` where there is none such.
     """
+    if not model.of_neurons:
+        raise ConfigError(
+            f"{model.name}: its units are no neurons",
+            wanted="a model, whose neurons are edited",
+            fix="intervene on its model's neurons",
+        )
     numbers = []
     units = model.units
     named = [neurons] if isinstance(neurons, str) else neurons

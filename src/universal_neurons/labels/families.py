@@ -23,7 +23,7 @@ from torch import Tensor
 
 from universal_neurons.labels.categories import UNEXPLAINED
 from universal_neurons.labels.label_set import Label, LabelSet
-from universal_neurons.models import Model
+from universal_neurons.models import Described
 from universal_neurons.statistics import (
     BY_POSITION,
     BY_PREVIOUS,
@@ -66,7 +66,7 @@ def family_of(label: Label) -> str:
 
 
 def label_recipes(
-    labels: LabelSet, models: Sequence[Model], *, dense: bool, width: int, null: bool = False
+    labels: LabelSet, models: Sequence[Described], *, dense: bool, width: int, null: bool = False
 ) -> list[Recipe]:
     """Sums of every label with every neuron; `width` is that of the labels' block, `null` adds the null's."""
     recipes: list[Recipe] = []

@@ -9,12 +9,12 @@ import torch
 
 from universal_neurons.config import Settings
 from universal_neurons.errors import LabelError, TokenizerError
+from universal_neurons.features import Studied
 from universal_neurons.labels.families import LabelEvidence, label_recipes
 from universal_neurons.labels.label_set import LabelSet, LabelSource, build_labels, partner_rows
 from universal_neurons.labels.own_labels import OwnLabels, read_own_labels
 from universal_neurons.labels.syntax import annotate
 from universal_neurons.labels.topics import find_topics
-from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
 from universal_neurons.statistics import Recipe, Statistics
 from universal_neurons.text import Passages, Rows, Vocabulary, read_vocabulary
@@ -34,7 +34,7 @@ class Labelling:
     def __init__(
         self,
         config: Settings,
-        models: Sequence[Model],
+        models: Sequence[Studied],
         tokens: Rows,
         tokenizer: Any,
         functions: Mapping[str, Callable[[str], bool]],
@@ -88,7 +88,7 @@ class Labelling:
                     self.config.nlp,
                     after_rows=lambda rows: meter(rows * self.tokens.context),
                 )
-        embedding = None if self.of_spans else self.models[0].embedding[: len(self.vocabulary)]
+        embedding = None if self.of_spans else self.models[0].network.embedding[: len(self.vocabulary)]
         self._labels = build_labels(
             self.groups, self.tokens, self.vocabulary, embedding=embedding, syntax=syntax, topics=topics, own=self.own
         )

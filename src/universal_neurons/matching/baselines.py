@@ -136,6 +136,8 @@ def rotated_best(
     unit = torch.full(left.shape, NO_UNIT, device=left.device)
     negative = torch.zeros(left.shape, dtype=torch.bool, device=left.device)
     for layer, covariance in enumerate(right.centred):
+        if not len(covariance):  # a layer without units
+            continue
         columns = right.units.columns(layer)
         turned = rotated[len(covariance)]
         turned = turned if signs is None else turned * signs[columns]

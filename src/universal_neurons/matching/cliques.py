@@ -149,7 +149,8 @@ class _Basis:
     def layers(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
         """The layers that the neurons from `start` to before `stop` make up, each with its neurons."""
         for layer in range(self.units.layers)[self.units.layers_in(start, stop)]:
-            yield layer, self.units.columns(layer)
+            if self.units.widths[layer]:
+                yield layer, self.units.columns(layer)
 
     def turned(self, layer: int, block: Float[Tensor, "neurons others"]) -> Float[Tensor, "units others"]:
         """A layer's co-moments with something as those of its rotated units, of variance 1."""

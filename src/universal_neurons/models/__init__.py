@@ -11,6 +11,7 @@ passes          a forward pass that is looked into: of a network, of one of its 
 block_structure which parts of a block are its MLP's, by what they do
 structure       a row for a model that no row of the table names
 model           Model: its activations on a batch, its logits
+places          where a forward pass can be read, and reading it there
 norms           a norm: what it subtracts, divides by, and how it scales the result
 verification    are its weights numbers; is it what its family's row says
 tokenizer       all that a tokenizer is asked: ids, strings, BOS and EOS, the newline, a digest
@@ -32,21 +33,26 @@ from universal_neurons.faces import face
 if TYPE_CHECKING:
     from universal_neurons.models.architecture_table import is_gated
     from universal_neurons.models.architectures import AttentionParts, matrix_of, module_at
-    from universal_neurons.models.described import Described, quiet_transformers
+    from universal_neurons.models.described import SIGNLESS, Decoder, Described, is_signless, quiet_transformers
     from universal_neurons.models.loading import Weights, load_model, load_weights
     from universal_neurons.models.locations import (
         BUNDLED_FOLDER,
+        NEURONS,
+        OF,
         Source,
         bundled_models,
         digest_of,
         expand_bundled,
         folder_of,
+        json_object,
         names_of,
         resolve_sources,
+        split_features,
     )
     from universal_neurons.models.model import DTYPES, Model, Sink
     from universal_neurons.models.norms import Norm
     from universal_neurons.models.passes import hooked
+    from universal_neurons.models.places import PLACE_KINDS, Place, PlaceKind, captured, require_place, width_of
     from universal_neurons.models.to_safetensors import convert, convert_all, require_safetensors
     from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
     from universal_neurons.models.token_rows import Text
@@ -67,28 +73,33 @@ if TYPE_CHECKING:
     from universal_neurons.models.untrained import require_initialiser, untrained_model
     from universal_neurons.models.verification import verify
     from universal_neurons.models.weight_files import require_weights
-    from universal_neurons.models.weights import ProcessedWeights, processed_weights, projection
+    from universal_neurons.models.weights import ProcessedWeights, processed_weights, projection, written_directions
 else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "architecture_table": ["is_gated"],
             "architectures": ["AttentionParts", "matrix_of", "module_at"],
             "locations": [
                 "BUNDLED_FOLDER",
+                "NEURONS",
+                "OF",
                 "Source",
                 "bundled_models",
                 "digest_of",
                 "expand_bundled",
                 "folder_of",
+                "json_object",
                 "names_of",
                 "resolve_sources",
+                "split_features",
             ],
             "weight_files": ["require_weights"],
-            "described": ["Described", "quiet_transformers"],
+            "architecture_table": ["is_gated"],
+            "described": ["SIGNLESS", "Decoder", "Described", "is_signless", "quiet_transformers"],
             "model": ["DTYPES", "Model", "Sink"],
             "norms": ["Norm"],
             "passes": ["hooked"],
+            "places": ["PLACE_KINDS", "Place", "PlaceKind", "captured", "require_place", "width_of"],
             "token_rows": ["Text"],
             "verification": ["verify"],
             "token_bytes": ["Placed", "encode_with_places", "require_places", "spelling_of"],
@@ -108,7 +119,7 @@ else:
             ],
             "untrained": ["require_initialiser", "untrained_model"],
             "loading": ["Weights", "load_model", "load_weights"],
-            "weights": ["ProcessedWeights", "processed_weights", "projection"],
+            "weights": ["ProcessedWeights", "processed_weights", "projection", "written_directions"],
             "to_safetensors": ["convert", "convert_all", "require_safetensors"],
         },
     )

@@ -19,6 +19,7 @@ def _separate(module: str, norm: str, out: str) -> AttentionParts:
 GPT_2 = Architecture(
     name="GPT-2",
     model_types=("gpt2",),
+    heads_out="attn.c_proj",
     blocks="transformer.h",
     mlp_norm="ln_2",
     w_in="mlp.c_fc",
@@ -31,6 +32,7 @@ GPT_2 = Architecture(
 GPT_NEOX = Architecture(
     name="GPT-NeoX",
     model_types=("gpt_neox",),
+    heads_out="attention.dense",
     blocks="gpt_neox.layers",
     mlp_norm="post_attention_layernorm",
     w_in="mlp.dense_h_to_4h",
@@ -51,6 +53,7 @@ LLAMA = Architecture(
     model_types=(
         "llama", "mistral", "qwen2", "qwen3", "smollm3", "cwm", "internlm3", "ministral", "ministral3", "seed_oss",
     ),
+    heads_out="self_attn.o_proj",
     blocks="model.layers",
     mlp_norm="post_attention_layernorm",
     w_in="mlp.gate_proj",
@@ -72,6 +75,7 @@ GEMMA_2 = replace(
     GEMMA,
     name="Gemma-2",
     model_types=("gemma2", "gemma3_text"),
+    heads_norm="post_attention_layernorm",
     mlp_norm="pre_feedforward_layernorm",
     out_norm="post_feedforward_layernorm",
     attention=None,
@@ -81,6 +85,7 @@ OLMO_2 = replace(
     LLAMA,
     name="OLMo-2",
     model_types=("olmo2", "olmo3", "exaone4"),
+    heads_norm="post_attention_layernorm",
     mlp_norm=(),
     out_norm="post_feedforward_layernorm",
     attention=None,
@@ -104,6 +109,7 @@ STABLELM = replace(
 OPT = Architecture(
     name="OPT",
     model_types=("opt",),
+    heads_out="self_attn.out_proj",
     blocks="model.decoder.layers",
     mlp_norm="final_layer_norm",
     w_in="fc1",
@@ -114,6 +120,7 @@ OPT = Architecture(
 BERT = Architecture(
     name="BERT",
     model_types=("bert",),
+    heads_out="attention.output.dense",
     blocks="bert.encoder.layer",
     mlp_norm="output.LayerNorm",
     w_in="intermediate.dense",
@@ -126,12 +133,19 @@ BERT = Architecture(
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     GPT_2,
-    replace(GPT_2, name="GPT-Neo", model_types=("gpt_neo",), attention=_separate("attn.attention", "ln_1", "out_proj")),
+    replace(
+        GPT_2,
+        name="GPT-Neo",
+        model_types=("gpt_neo",),
+        heads_out="attn.attention.out_proj",
+        attention=_separate("attn.attention", "ln_1", "out_proj"),
+    ),
     replace(GPT_2, name="GPT-BigCode", model_types=("gpt_bigcode",), attention=None),
     replace(
         GPT_2,
         name="GPT-J",
         model_types=("gptj", "codegen"),
+        heads_out="attn.out_proj",
         mlp_norm="ln_1",
         w_in="mlp.fc_in",
         w_out="mlp.fc_out",
@@ -142,6 +156,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         GPT_NEOX,
         name="BLOOM",
         model_types=("bloom",),
+        heads_out="self_attention.dense",
         blocks="transformer.h",
         final_norm="transformer.ln_f",
         attention=None,
@@ -150,6 +165,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         GPT_NEOX,
         name="Falcon",
         model_types=("falcon",),
+        heads_out="self_attention.dense",
         blocks="transformer.h",
         mlp_norm=("ln_mlp", "post_attention_layernorm", "input_layernorm"),
         final_norm="transformer.ln_f",
@@ -159,6 +175,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         GPT_NEOX,
         name="Persimmon",
         model_types=("persimmon",),
+        heads_out="self_attn.dense",
         blocks="model.layers",
         final_norm="model.final_layernorm",
         attention=None,
@@ -166,6 +183,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         name="MPT",
         model_types=("mpt",),
+        heads_out="attn.out_proj",
         blocks="transformer.blocks",
         mlp_norm="norm_2",
         w_in="ffn.up_proj",
@@ -175,6 +193,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         name="Phi",
         model_types=("phi",),
+        heads_out="self_attn.dense",
         blocks="model.layers",
         mlp_norm="input_layernorm",
         w_in="mlp.fc1",
@@ -190,7 +209,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     OLMO_2,
     replace(LLAMA, name="OLMo", model_types=("olmo",), norm="layer", attention=None),
     PHI_3,
-    replace(PHI_3, name="GLM-4", model_types=("glm4",), out_norm="post_mlp_layernorm"),
+    replace(
+        PHI_3,
+        name="GLM-4",
+        model_types=("glm4",),
+        heads_norm="post_self_attn_layernorm",
+        out_norm="post_mlp_layernorm",
+    ),
     STABLELM,
     replace(
         STABLELM,
@@ -258,6 +283,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         BERT,
         name="DistilBERT",
         model_types=("distilbert",),
+        heads_out="attention.out_lin",
         blocks="distilbert.transformer.layer",
         mlp_norm="output_layer_norm",
         w_in="ffn.lin1",
@@ -268,6 +294,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         name="ModernBERT",
         model_types=("modernbert",),
+        heads_out="attn.Wo",
         blocks="model.layers",
         mlp_norm="mlp_norm",
         w_in="mlp.Wi",

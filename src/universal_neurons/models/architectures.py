@@ -60,7 +60,9 @@ class Architecture:
     gain_offset: float = 0.0  # a norm's gain is this plus its weight
     post_norm: bool = False  # the norm follows the residual sum: weights cannot be folded, outputs are normalised
     causal: bool = True
-    attention: AttentionParts | None = None
+    attention: AttentionParts | None = None  # what roles of attention need; None where nothing of them is tried out
+    heads_out: str | None = None  # attention's output projection: it reads the heads side by side
+    heads_norm: str | None = None  # an RMS norm between attention and the residual sum
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)  # that config.json must have
     residual_multiplier: str | None = None  # of what the MLP adds
     logit_multiplier: str | None = None

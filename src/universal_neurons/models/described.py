@@ -2,12 +2,27 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from universal_neurons.models.architecture_table import is_gated
 from universal_neurons.units import Units
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Where units write to, by a name that all share which write to the same place, and what, a row each."""
+
+    stream: str
+    directions: Float[Tensor, "units d_model"]
+
+
+SIGNLESS = ("residual", "attention")  # features whose signs are nobody's choice
 
 
 class Described:
@@ -21,7 +36,10 @@ class Described:
     vocab_size: int
     context: int
     digest: str
-    gated = False
+    gated = False  # or of another kind whose units' signs are nobody's choice
+    of_neurons = True  # which have weights of an MLP and pre-activations
+    has_weights = True  # that say what its units write into the residual stream
+    decoder: Decoder | None = None  # of units that a dictionary decodes
 
     def __init__(self, name: str, *, tokenizer: Any = None, notes: Sequence[str] = ()) -> None:
         self.name, self.tokenizer, self.notes = name, tokenizer, tuple(notes)
@@ -49,6 +67,12 @@ class Described:
     def describe(self) -> dict[str, Any]:
         """What the manifest keeps."""
         raise NotImplementedError
+
+
+def is_signless(facts: Mapping[str, Any], source: str) -> bool:
+    """Whether the signs of a model's units are nobody's choice, by what a manifest or sketch, `source`, says of it."""
+    features = facts.get("features")
+    return is_gated(facts["architecture"], source) if features is None else features in SIGNLESS
 
 
 @contextlib.contextmanager

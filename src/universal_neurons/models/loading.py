@@ -16,7 +16,7 @@ from universal_neurons.models.architecture_table import ARCHITECTURES, architect
 from universal_neurons.models.architectures import matrix_of
 from universal_neurons.models.described import quiet_transformers
 from universal_neurons.models.gguf_files import read_gguf
-from universal_neurons.models.locations import Source, digest_of, resolve_sources
+from universal_neurons.models.locations import NEURONS, OF, Source, digest_of, resolve_sources
 from universal_neurons.models.model import DTYPES, Model, Sink
 from universal_neurons.models.spread import (
     Spread,
@@ -93,6 +93,13 @@ def load_model(
         raise ConfigError(f"device {device!r} is not there", given=first_line(error)) from error
     if not isinstance(source, Source):
         source = resolve_sources([f"{fspath(source)}@{revision}" if revision else fspath(source)])[0]
+    if source.features != NEURONS:
+        raise ConfigError(
+            f"{source.given}: a model is loaded as a whole",
+            given=f"its {source.features}",
+            wanted="a model alone",
+            fix=f"un.features_of(un.load_model({source.given.partition(OF)[0]!r}), {source.features!r})",
+        )
     with ONE_AT_A_TIME, settled_torch():
         weights = load_weights(source, dtype, spread=_spread(device_map, max_memory))
         network, apart = weights.network, is_spread(weights.network)

@@ -1,5 +1,7 @@
 """Where a model's files are: bundled, in a local folder, or on the hub; and pickles made into safetensors.
 
+A source of a study is named MODEL[@REVISION][::FEATURES]; without features it is the model's neurons.
+
 A hub id is first made a local snapshot (`huggingface_hub.snapshot_download`, which honours `HF_HUB_OFFLINE`);
 from there on everything is a local folder.
 """
@@ -16,7 +18,7 @@ from typing import Any
 
 from universal_neurons.config import BUNDLED, is_nameable
 from universal_neurons.disk import local_path
-from universal_neurons.errors import CheckpointError, MissingFileError
+from universal_neurons.errors import CheckpointError, ConfigError, MissingFileError
 from universal_neurons.legible import first_line
 
 BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
@@ -26,13 +28,18 @@ PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_SETTINGS = "adapter_config.json"
 GGUF = ".gguf"
+OF = "::"  # between a model and which of its features
+NEURONS = "neurons"
 SETTINGS_BYTES = 1 << 24
 SHOWN = 200
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model as it was named and its folder; of an adapter its `base` too, of a GGUF file its name in there."""
+    """A model as it was named and its folder; of an adapter its `base` too, of a GGUF file its name in there.
+
+    `features` says what of it is studied: its neurons, or what `features.features_of` knows.
+    """
 
     given: str
     name: str
@@ -40,6 +47,7 @@ class Source:
     revision: str | None = None
     base: "Source | None" = None
     gguf: str | None = None
+    features: str = NEURONS
 
 
 def bundled_models() -> list[str]:
@@ -48,8 +56,30 @@ def bundled_models() -> list[str]:
 
 
 def expand_bundled(models: Sequence[str]) -> list[str]:
-    """The list of models with `bundled` replaced by every bundled model."""
-    return [name for model in models for name in (bundled_models() if model == BUNDLED else [model])]
+    """The list of models with `bundled` replaced by every bundled model, whatever of it is asked for."""
+    expanded = []
+    for model in models:
+        path, of, features = model.partition(OF)
+        expanded += [f"{name}{of}{features}" for name in bundled_models()] if path == BUNDLED else [model]
+    return expanded
+
+
+def split_features(model: str) -> tuple[str, str]:
+    """A model as it is named, and which of its features: its neurons where it does not say.
+
+    Raises `ConfigError` where that is ambiguous, or nothing is named.
+    """
+    if OF not in model:
+        return model, NEURONS
+    path, _, features = model.partition(OF)
+    if os.path.lexists(local_path(model)) or OF in features or not path.strip() or not features.strip():
+        raise ConfigError(
+            f"{model}: not a model and its features",
+            given=f"{OF} in the name of a file or folder" if path and features else f"nothing beside {OF}",
+            wanted=f"MODEL{OF}FEATURES, neither with {OF} in its name",
+            fix="rename the folder, or make a link to it of another name",
+        )
+    return path, features
 
 
 def resolve_sources(models: Sequence[str], *, pickles: bool = False, download: bool = True) -> list[Source]:
@@ -58,16 +88,16 @@ def resolve_sources(models: Sequence[str], *, pickles: bool = False, download: b
     Raises `MissingFileError` for what is not there, and `CheckpointError` for an adapter that names no model.
     """
     expanded = expand_bundled(models)
-    parsed = [_split_revision(model) for model in expanded]
-    names = _unique_names(parsed)
     sources = []
-    for model, (path, revision), name in zip(expanded, parsed, names):
+    for model, name in zip(expanded, names_of(expanded)):
+        named, features = split_features(model)
+        path, revision = _split_revision(named)
         place = local_path(path)
         if place.suffix == GGUF and revision is None and place.is_file():
-            sources.append(Source(model, name, place.parent, gguf=place.name))
+            sources.append(Source(model, name, place.parent, gguf=place.name, features=features))
         else:
             folder = _folder_of(path, revision, pickles=pickles, download=download)
-            sources.append(Source(model, name, folder, revision))
+            sources.append(Source(model, name, folder, revision, features=features))
     return [
         replace(source, base=_base_of(source, pickles=pickles, download=download))
         if source.gguf is None and is_adapter(source.folder)
@@ -134,8 +164,25 @@ def json_object(path: Path, named: str) -> dict[str, Any]:
 
 
 def names_of(models: Sequence[str]) -> list[str]:
-    """The unique name of every model: the last part of its path or id, or more of it."""
-    return _unique_names([_split_revision(model) for model in models])
+    """The unique name of every model: the last part of its path or id, or more of it; `::` and its features behind.
+
+    Several features of one model have its name before them; the same asked for twice is two models.
+    """
+    split = [split_features(model) for model in models]
+    times: Counter[tuple[str, str]] = Counter()
+    keys = []
+    for asked in split:
+        keys.append((asked[0], times[asked]))
+        times[asked] += 1
+    different = list(dict.fromkeys(keys))
+    named = dict(zip(different, _unique_names([_split_revision(path) for path, _ in different])))
+    with_features = [named[key] + _of(features) for key, (_, features) in zip(keys, split)]
+    return _numbered(with_features)
+
+
+def _of(features: str) -> str:
+    """What stands behind a model's name: nothing of its neurons; of a folder of dictionaries its own name."""
+    return "" if features == NEURONS else OF + (local_path(features).resolve().name if "/" in features else features)
 
 
 def folder_of(model: str, *, download: bool = True) -> Path:
@@ -164,6 +211,11 @@ def _unique_names(parsed: list[tuple[str, str | None]]) -> list[str]:
             spelled(path, revision, parts) if counts[name] > 1 else name
             for (path, revision), name in zip(parsed, names)
         ]
+    return _numbered(names)
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Names of which the second and later of the same have a number behind."""
     seen: Counter[str] = Counter()
     unique = []
     for name in names:

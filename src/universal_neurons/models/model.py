@@ -187,9 +187,23 @@ class Model(Described):
         return self._device or self.hf.device
 
     @property
+    def network(self) -> "Model":
+        """The model that runs: itself."""
+        return self
+
+    def like(self, network: "Model") -> "Model":
+        """The same of another model of its architecture: its neurons."""
+        return network
+
+    @property
     def dtype(self) -> torch.dtype:
         """The precision of its forward pass."""
         return self.hf.dtype
+
+    @property
+    def unit_dtype(self) -> torch.dtype:
+        """The precision of the units' values."""
+        return self.dtype
 
     @property
     def n_bytes(self) -> int:

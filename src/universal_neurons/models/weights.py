@@ -85,6 +85,16 @@ def processed_weights(model: Model) -> ProcessedWeights:
     )
 
 
+def written_directions(
+    model: Model, directions: Float[Tensor, "units d_model"]
+) -> tuple[Float[Tensor, "units d_model"], Float[Tensor, "vocabulary d_model"]]:
+    """What is written into the residual stream along some directions, as later norms leave it; and W_U, processed."""
+    row = model.architecture
+    if row.norm == "layer" and not row.post_norm:
+        directions = directions - directions.mean(1, keepdim=True)
+    return directions, _unembedding(model)[0]
+
+
 def projection(
     model: Model, layer: int, role: str, block: nn.Module | None = None
 ) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:

@@ -29,8 +29,8 @@ from universal_neurons.errors import (
     MissingExtraError,
     UniversalNeuronsError,
 )
+from universal_neurons.features import Studied
 from universal_neurons.legible import first_line
-from universal_neurons.models import Model
 from universal_neurons.passes.lanes import LaneJob, LaneRun
 
 STEP_SECONDS = 2.0  # a worker answers so often
@@ -53,7 +53,7 @@ class LaneWorker:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self.models: dict[tuple[str, str, str], Model] = {}
+        self.models: dict[tuple[str, str, str], Studied] = {}
         self.lane: LaneRun | None = None
 
     def about(self) -> About:
@@ -64,9 +64,8 @@ class LaneWorker:
         """Take up a lane; returns how many of its shards are counted already."""
         torch.set_num_threads(self.threads)
         self.lane = None
-        for model in job.models:
-            if model not in self.models:
-                self.models[model] = job.load(*model)
+        missing = [model for model in job.models if model not in self.models]
+        self.models |= dict(zip(missing, job.load(missing) if missing else []))
         self.lane = LaneRun(job, [self.models[model] for model in job.models], lane)
         return len(self.lane.ledger)
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from universal_neurons.config import Settings
 from universal_neurons.disk import disk_errors, local_path, own_folder
 from universal_neurons.errors import ClusterError, StoreConflictError
-from universal_neurons.features import NeuronSource
+from universal_neurons.features import Latents, NeuronSource, Studied, load_studied
 from universal_neurons.labels import LabelSource
-from universal_neurons.models import Model, load_model
+from universal_neurons.models import NEURONS, OF, resolve_sources, split_features
 from universal_neurons.passes.one_pass import Annotations, Pass, provisional_state, restore, settle_from, state_of
 from universal_neurons.statistics import Recipe, Signs
 from universal_neurons.storage import Generations, Pace
@@ -56,12 +56,13 @@ class LaneJob:
     ends: list[int]
     pace: Pace
     folder: Path
+    scales: dict[str, list[float]]  # of dictionaries
 
     @classmethod
     def of(
         cls,
         run: Pass,
-        models: Sequence[Model],
+        models: Sequence[Studied],
         config: Settings,
         tokens: Rows,
         shards: Sequence[Shard],
@@ -73,7 +74,7 @@ class LaneJob:
         The lanes' folders lie in a folder of `folder` that is named after what decides their bits.
         """
         tokens.resolve_files()
-        places = {model.name: _absolute(given) for model, given in zip(models, config.models)}
+        places = {model.name: _everywhere(given) for model, given in zip(models, config.models)}
         sources = list(run.sources.values())
         job = cls(
             config=config,
@@ -89,6 +90,7 @@ class LaneJob:
             ends=run.lanes or [len(shards)],
             pace=pace,
             folder=folder,
+            scales={m.name: m.scales for m in models if isinstance(m, Latents)},
         )
         job.folder = folder.absolute() / job.identity()
         return job
@@ -135,20 +137,26 @@ class LaneJob:
         """How many shards of a lane its last usable generation has counted."""
         return self.generations(lane).newest()
 
-    def load(self, name: str, place: str, digest: str) -> Model:
-        """One of its models, where this runs.  Raises `ClusterError` where the place holds another."""
-        model = load_model(place, device=self.config.device.split(":")[0], dtype=self.config.dtype, name=name)
-        if model.digest != digest:
-            raise ClusterError(
-                f"{place} on {socket.gethostname()}: not the model that the study began with",
-                given=model.digest,
-                wanted=digest,
-                fix="bring the same files to all nodes",
-            )
-        return model
+    def load(self, models: Sequence[tuple[str, str, str]]) -> list[Studied]:
+        """Some of its models, where this runs.  Raises `ClusterError` where a place holds another."""
+        places = resolve_sources([place for _, place, _ in models])
+        sources = [replace(source, name=name) for source, (name, _, _) in zip(places, models)]
+        loaded = load_studied(sources, device=self.config.device.split(":")[0], dtype=self.config.dtype)
+        for model, (_, place, digest) in zip(loaded, models):
+            if model.digest != digest:
+                raise ClusterError(
+                    f"{place} on {socket.gethostname()}: not the model that the study began with",
+                    given=model.digest,
+                    wanted=digest,
+                    fix="bring the same files to all nodes",
+                )
+        return loaded
 
-    def lane_pass(self, models: Sequence[Model]) -> Pass:
+    def lane_pass(self, models: Sequence[Studied]) -> Pass:
         """A worker's own pass, at its beginning."""
+        for model in models:
+            if isinstance(model, Latents):
+                model.settle(self.scales[model.name])
         sources = [NeuronSource(model, self.rounding, pre=self.pre) for model in models]
         settle_from(self.provisional, sources)
         annotations = [_on(annotation, models[0].device) for annotation in self.annotations]
@@ -186,7 +194,7 @@ class LaneJob:
 class LaneRun:
     """A lane under way, from its last generation on."""
 
-    def __init__(self, job: LaneJob, models: Sequence[Model], lane: int) -> None:
+    def __init__(self, job: LaneJob, models: Sequence[Studied], lane: int) -> None:
         if not job.folder.is_dir():
             raise StoreConflictError(
                 f"{job.folder}: not there on {socket.gethostname()}",
@@ -226,6 +234,12 @@ class LaneRun:
         state = state_of(self.run.accumulators, "") | {"ledger": torch.tensor(self.ledger, dtype=torch.int64)}
         self.generations.save(state, len(self.ledger))
         self.pace.written(time.perf_counter() - begun)
+
+
+def _everywhere(given: str) -> str:
+    """A source's place as every node finds it."""
+    path, features = split_features(given)
+    return _absolute(path) + ("" if features == NEURONS else OF + _absolute(features))
 
 
 def _absolute(given: str) -> str:

@@ -1,5 +1,7 @@
 """The one pass: every model reads every batch once, and all statistics are updated from what they hold.
 
+A model whose neurons, residual stream and dictionaries are all studied runs once for all of them.
+
 1. Rows spread evenly over the text fix each neuron's provisional mean; every activation is shifted by it before it is
    rounded.
 2. A shard's rows go through the models in batches.  Masked positions are dropped, so that no statistic meets them;
@@ -20,12 +22,10 @@ import torch
 from torch import Tensor
 
 from universal_neurons.errors import NonFiniteActivationsError
-from universal_neurons.features import Provisional, Source, counted_positions, inputs_of
+from universal_neurons.features import Provisional, Source, blocks_of, counted_positions, inputs_of, spread_rows
 from universal_neurons.passes.prefetch import ahead
 from universal_neurons.statistics import BY_POSITION, BY_ROW, Accumulator, Batch, Block, Key, Recipe, ShardSketch, Signs
 from universal_neurons.text import Rows, Shard
-
-SETTLING_POSITIONS = 4096
 
 
 @runtime_checkable
@@ -62,6 +62,14 @@ class Pass:
         self.signs = signs
         self.lanes = list(lanes)
         self.next_shard = 0
+
+    @property
+    def by_network(self) -> list[list[Source]]:
+        """The sources that a model runs for, of every model."""
+        together: dict[int, list[Source]] = {}
+        for source in self.sources.values():
+            together.setdefault(id(source.network), []).append(source)
+        return list(together.values())
 
     def fresh(self) -> list[Accumulator]:
         """Its statistics of no tokens yet."""
@@ -139,7 +147,7 @@ class Pass:
 
     def _settle_means(self, tokens: Rows, rows: np.ndarray) -> None:
         """Settle the provisional means on rows that are spread evenly over all."""
-        spread, positions = _spread(tokens, rows)
+        spread, positions = spread_rows(tokens, rows)
         inputs = inputs_of(tokens, self.sources, spread, positions)
         for name, source in self.sources.items() if len(positions) else ():
             source.settle(source.provisional_of(*inputs[name]))
@@ -166,8 +174,8 @@ class Pass:
                 continue
             blocks: dict[Key, Block] = {}
             inputs = inputs_of(tokens, self.sources, rows, flat)
-            for name, source in self.sources.items():
-                blocks |= source.blocks(*inputs[name])
+            for together in self.by_network:
+                blocks |= blocks_of(together, inputs[together[0].name])
             if sketch is not None:
                 sketch.add(blocks, start * tokens.context + flat)
             index = {
@@ -248,15 +256,5 @@ def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def sample(source: Source, tokens: Rows, shards: Sequence[Shard]) -> dict[Key, Block]:
     """A source's blocks of the rows that provisional means are settled by."""
-    rows, positions = _spread(tokens, np.concatenate([shard.rows for shard in shards]))
-    return source.blocks(*inputs_of(tokens, [source.name], rows, positions)[source.name])
-
-
-def _spread(tokens: Rows, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that are spread evenly over all, and their counted positions."""
-    most = max(1, SETTLING_POSITIONS // tokens.context)
-    spread = rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
-    positions = counted_positions(tokens, spread)
-    if len(positions):
-        return spread, positions
-    return rows, counted_positions(tokens, rows)  # next to nothing is counted: take all there is
+    rows, positions = spread_rows(tokens, np.concatenate([shard.rows for shard in shards]))
+    return blocks_of([source], inputs_of(tokens, [source.name], rows, positions)[source.name])

@@ -4,6 +4,7 @@ other_threshold   a finished study at another threshold than its own
 summary           a study in a few numbers and tables
 facts             what was found of one model's neurons, in ten lines
 opening           what a study asked and found, in plain sentences
+sources           what the units of a study are, where they are no neurons
 counts            counts over thresholds, beside untrained networks, of anchors and cliques, as lines
 consistency       one-to-one matches, and layers as wholes, as rows of text
 sinks             positions where the residual stream's norm stands out, and what they carry of the matches
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         write_page,
         write_report,
     )
+    from universal_neurons.report.sources import kind_said
     from universal_neurons.report.summary import roles_view, study_view
 else:
     __getattr__, __dir__ = face(
@@ -60,6 +62,7 @@ else:
             "of_label": ["label_view"],
             "one_neuron": ["neuron_view"],
             "opening": ["opening_sentences"],
+            "sources": ["kind_said"],
             "anchors": ["anchors_view"],
             "other_threshold": ["at_threshold", "threshold_sentence"],
             "diff_summary": ["LISTS", "UNUSUAL", "diff_sentences", "diff_view", "unit_view", "upper_end"],

@@ -13,6 +13,7 @@ from universal_neurons.labels import explained
 from universal_neurons.legible import legible
 from universal_neurons.report.facts import finite, short
 from universal_neurons.report.sinks import has_sinks
+from universal_neurons.report.sources import unit_kind
 from universal_neurons.report.verdict import main_numbers, verdict
 from universal_neurons.roles import neuron_lines
 from universal_neurons.statistics import BOTTOM
@@ -25,7 +26,7 @@ BARS = 60
 BLOCKS = " ▁▂▃▄▅▆▇█"
 FAINT = 0.1  # activations below this share of the highest stay uncoloured
 NEAREST = "The nearest labels: none explains enough to say that it fires on it"
-BANDS = {"top": "Highest activations", BOTTOM: "Lowest activations (the sign of a gated neuron is arbitrary)"}
+BANDS = {"top": "Highest activations", BOTTOM: "Lowest activations (the sign of such a unit is arbitrary)"}
 
 
 def neuron_view(store: Store, name: str, *, all_numbers: bool = False) -> Group:
@@ -47,7 +48,8 @@ def neuron_view(store: Store, name: str, *, all_numbers: bool = False) -> Group:
         parts.append(shown_lines("What it does", *neuron_lines(store, model, layer, neuron, strings)))
     if store.has("examples"):
         number = store.units[model].number_of(layer, neuron)
-        parts += [_histogram(*store.histogram(model, number)), *example_lines(store, model, this_neuron)]
+        what = "Pre-activation" if unit_kind(store, model) is None else "Value"
+        parts += [_histogram(what, *store.histogram(model, number)), *example_lines(store, model, this_neuron)]
     return Group(*parts)
 
 
@@ -118,8 +120,8 @@ def _labels(store: Store, row: dict[str, Any], this_neuron: pl.Expr) -> Table:
     return table
 
 
-def _histogram(low: np.ndarray, high: np.ndarray, counts: np.ndarray) -> Text:
-    """Pre-activations in a line of bars (log scale), over all but the outermost thousandth on each side."""
+def _histogram(what: str, low: np.ndarray, high: np.ndarray, counts: np.ndarray) -> Text:
+    """Pre-activations, or values, in a line of bars (log scale), but for the outermost thousandth at each end."""
     total = counts.sum()
     inside = np.cumsum(counts) / max(total, 1)
     first, last = np.searchsorted(inside, [TAIL, 1 - TAIL])
@@ -130,7 +132,7 @@ def _histogram(low: np.ndarray, high: np.ndarray, counts: np.ndarray) -> Text:
     bars = (share * counts).sum(1)
     scale = np.log1p(bars) / max(float(np.log1p(bars).max()), 1e-12)
     line = "".join(BLOCKS[min(int(np.ceil(s * (len(BLOCKS) - 1))), len(BLOCKS) - 1)] for s in scale)
-    return Text(f"\nPre-activation (log counts)\n{start:8.2f} {line} {end:.2f}")
+    return Text(f"\n{what} (log counts)\n{start:8.2f} {line} {end:.2f}")
 
 
 def example_lines(store: Store, model: str, this_neuron: pl.Expr) -> list[Text]:

@@ -30,6 +30,7 @@ from universal_neurons.report.family_strength import STRENGTH_FACTS, STRENGTH_WO
 from universal_neurons.report.figures import FigureKind, study_figures
 from universal_neurons.report.opening import opening_sentences
 from universal_neurons.report.other_threshold import threshold_sentence
+from universal_neurons.report.sources import kind_said
 from universal_neurons.report.summary import (
     MODEL_FACTS,
     RELATIVE,
@@ -237,7 +238,7 @@ def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
         "little": little_sentence(store),
         "published": published_rows(store),
         "published_source": publication.source if publication else "",
-        "models": manifest["models"],
+        "models": [model | {"kind": kind_said(model)} for model in manifest["models"]],
         "tokens": manifest["tokens"],
         "environment": manifest["environment"],
         "config": {key: value for key, value in manifest["config"].items() if value not in (None, [])},

@@ -17,6 +17,7 @@ from universal_neurons.report.consistency import consistency_view, similarity_as
 from universal_neurons.report.counts import clique_lines
 from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, only_sentence, short
 from universal_neurons.report.family_strength import STRENGTH_FACTS, STRENGTH_WORDS, strength_rows
+from universal_neurons.report.sources import source_sentences
 from universal_neurons.roles import relative_rows, role_rows, together_sentences, unembedding_lines, unmet_lines
 from universal_neurons.storage import Store
 from universal_neurons.study import FIT_FACTS, fit_rows
@@ -106,7 +107,7 @@ def published_rows(store: Store) -> list[tuple[str, str, str]]:
 
 def study_view(store: Store) -> Group:
     """The tables that `uneurons show STORE` prints."""
-    parts: list[Any] = [shown(sentence) for sentence in [only_sentence(store)] if sentence]
+    parts: list[Any] = [shown(sentence) for sentence in [only_sentence(store), *source_sentences(store)] if sentence]
     if not store.askers:
         parts.append(models_view(store))
     for asker in store.askers:

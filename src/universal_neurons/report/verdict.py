@@ -10,6 +10,7 @@ import polars as pl
 
 from universal_neurons.labels import UNEXPLAINED, explained, null_level
 from universal_neurons.report.facts import finite, short
+from universal_neurons.report.sources import unit_kind
 from universal_neurons.report.summary import label_of
 from universal_neurons.storage import Store
 
@@ -166,7 +167,9 @@ def nearest_label(store: Store, row: dict[str, Any]) -> str:
 
 def main_numbers(store: Store, row: dict[str, Any]) -> list[tuple[str, str]]:
     """The ten numbers of a neuron that matter, or those of them that the study has: what each says, and it as text."""
-    lines = [*_match_numbers(store, row), *_act_numbers(alike(store, row))]
+    kind = unit_kind(store, row["model"])
+    lines = [] if kind is None else [("what it is", kind)]
+    lines += [*_match_numbers(store, row), *_act_numbers(alike(store, row))]
     if finite(row["variance_reduction"]):
         heldout = finite(row["variance_reduction_heldout"])
         column = "variance_reduction_heldout" if heldout else "variance_reduction"
@@ -174,9 +177,11 @@ def main_numbers(store: Store, row: dict[str, Any]) -> list[tuple[str, str]]:
         which = "its best label" if explained(row["family"], row["label"]) else "the nearest label"
         lines.append((f"share of its variance that {which} explains{text}", short(row[column])))
     if finite(row["sparsity"]):
-        lines.append(("share of positions where its pre-activation is above 0", short(row["sparsity"])))
+        what = "pre-activation" if kind is None else "value"
+        lines.append((f"share of positions where its {what} is above 0", short(row["sparsity"])))
     if finite(row["w_out_norm"]):
-        lines.append(("length of its output weights", f"{row['w_out_norm']:.2f}"))
+        what = "output weights" if kind is None else "decoder's row"
+        lines.append((f"length of its {what}", f"{row['w_out_norm']:.2f}"))
     return lines
 
 

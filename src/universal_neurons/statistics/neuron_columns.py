@@ -50,6 +50,17 @@ def weight_statistics(weights: ProcessedWeights) -> dict[str, np.ndarray]:
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
+def decoder_statistics(
+    w_out: Float[Tensor, "units width"], w_u: Float[Tensor, "vocabulary width"]
+) -> dict[str, np.ndarray]:
+    """Of units that only write, the columns of what they write: norms, cosines with others', moments of cos(·, W_U)."""
+    columns = {"w_out_norm": w_out.norm(dim=1)}
+    columns["out_cos_max"], columns["out_cos_min"] = extreme_cosines(w_out)
+    if len(w_u):
+        columns |= vocabulary_moments(w_out, w_u)
+    return {name: column.cpu().numpy() for name, column in columns.items()}
+
+
 def unit(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
     """Rows of length 1; a zero row becomes NaN."""
     return rows / rows.norm(dim=1, keepdim=True)
@@ -146,6 +157,10 @@ def duplicates(
     corr: list[Tensor] = []
     neuron: list[Tensor] = []
     for centred, living in zip(layers.centred, alive.split(layers.units.widths)):
+        if not len(living):
+            corr.append(centred.new_empty(0))
+            neuron.append(torch.empty(0, dtype=torch.int64, device=centred.device))
+            continue
         scale = torch.where(living, centred.diagonal().rsqrt(), torch.nan)
         rho = (centred * scale[:, None] * scale).clamp(-1, 1)
         rho = rho.abs() if by_size else rho

@@ -55,6 +55,7 @@ class ModelFacts(Facts):
     architecture: str
     layers: int = Field(ge=1, le=MOST_LAYERS)
     d_mlp: int = Field(ge=1, le=MOST_NEURONS)
+    features: Literal["residual", "attention", "dictionaries"] | None = None
     widths: list[Annotated[int, Field(ge=0, le=MOST_NEURONS)]] | None = None
     experts: list[Annotated[list[Experts], Field(min_length=2, max_length=2)]] = []
     d_model: int = 0
@@ -118,6 +119,14 @@ class LabelFacts(Facts):
     own: list[str] = []
 
 
+class DictionaryFacts(Facts):
+    """What a dictionary does on the study's text."""
+
+    explained: float
+    l0: float
+    scale: float
+
+
 class LayoutFacts(Facts):
     """How the co-moments are made."""
 
@@ -178,6 +187,7 @@ class FinishedStudy(Unfinished):
     timings: dict[str, float]
     labels: LabelFacts | None = None
     sinks: SinkFacts | None = None
+    dictionaries: dict[str, list[DictionaryFacts]] = {}
     within_tokens: WithinTokensFacts | None = None
     null: NullFacts | None = None
 

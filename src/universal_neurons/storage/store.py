@@ -6,7 +6,7 @@ import polars as pl
 from universal_neurons.config import Settings, StudyConfig
 from universal_neurons.config_reading import make_config, replayed, stored_settings
 from universal_neurons.errors import MissingFileError, StoreConflictError
-from universal_neurons.models import is_gated
+from universal_neurons.models import is_signless
 from universal_neurons.storage.manifest import HISTOGRAMS, MANIFEST, file_of
 from universal_neurons.storage.neuron import Neuron
 from universal_neurons.storage.of_label import neurons_of_label
@@ -38,8 +38,8 @@ class Store(Results):
 
     @property
     def gated(self) -> set[str]:
-        """Models whose MLPs are gated: the signs of their activations are arbitrary, their matches are by |ρ|."""
-        return {model["name"] for model in self.manifest["models"] if is_gated(model["architecture"], str(self.path))}
+        """Models whose MLPs are gated, or of whose units nothing else settles the sign: their matches are by |ρ|."""
+        return {model["name"] for model in self.manifest["models"] if is_signless(model, str(self.path))}
 
     @property
     def askers(self) -> list[str]:

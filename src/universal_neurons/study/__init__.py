@@ -48,7 +48,13 @@ if TYPE_CHECKING:
     from universal_neurons.study.inputs import Study
     from universal_neurons.study.measured import fewest_seconds, gemm_rate, measured_ids
     from universal_neurons.study.memory import weight_bytes
-    from universal_neurons.study.resolve import decide, require_no_masked_sinks, require_same_tokenizer, run_folder
+    from universal_neurons.study.resolve import (
+        decide,
+        require_neurons,
+        require_no_masked_sinks,
+        require_same_tokenizer,
+        run_folder,
+    )
     from universal_neurons.study.roles_again import settings_of_roles, study_roles
     from universal_neurons.study.run import run_study
     from universal_neurons.study.shown import DUPLICATES, PER_FAMILY, ranking, same_label
@@ -57,7 +63,13 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "resolve": ["decide", "require_no_masked_sinks", "require_same_tokenizer", "run_folder"],
+            "resolve": [
+                "decide",
+                "require_neurons",
+                "require_no_masked_sinks",
+                "require_same_tokenizer",
+                "run_folder",
+            ],
             "inputs": ["Study"],
             "check": ["FIT_FACTS", "check_models", "estimate_loaded", "estimate_study", "estimate_view", "fit_rows"],
             "estimate": ["Estimate", "resident_bytes"],

@@ -11,11 +11,10 @@ from rich.table import Column, Table
 from universal_neurons.config import BUNDLED, Settings, StudyConfig
 from universal_neurons.config_reading import make_config
 from universal_neurons.errors import ArchitectureError, ConfigError, InputError, TokenizerError, TokenRangeError
+from universal_neurons.features import Latents, Studied, load_studied
 from universal_neurons.models import (
-    Model,
     expand_bundled,
     find_tokenizer,
-    load_model,
     resolve_sources,
     tokenizer_digest,
     verify,
@@ -55,7 +54,7 @@ def check_models(models: Sequence[str], tokenizer: str | None = None, data: str 
     given = {"models": tuple(models), "tokenizer": tokenizer, "stages": ("statistics",), "max_tokens": FIT_TOKENS}
     config = make_config(given | ({} if data is None else {"data": data}), "command line")
     problems: list[InputError] = []
-    loaded: list[Model] = []
+    loaded: list[Studied] = []
     notes = []
     name_column = Column("model", overflow="fold")
     whole = (Column(fact, no_wrap=True) for fact in ("width", "vocabulary", "context", "error"))
@@ -65,7 +64,7 @@ def check_models(models: Sequence[str], tokenizer: str | None = None, data: str 
     table.caption_justify = "left"
     for name in expand_bundled(models):
         try:
-            model = load_model(resolve_sources([name])[0])
+            (model,) = load_studied(resolve_sources([name]))
         except InputError as error:
             problems.append(error)
             continue
@@ -76,9 +75,9 @@ def check_models(models: Sequence[str], tokenizer: str | None = None, data: str 
             model.d_model,
             model.vocab_size,
             model.context,
-            f"{verify(model):.0e}",
+            f"{verify(model.network):.0e}",
         )
-        table.row(name, model.architecture.name, *row)
+        table.row(name, model.network.architecture.name, *row)
 
     views: list[Any] = []
     for requirement in (_require_vocabularies, _tokenizers):
@@ -95,7 +94,7 @@ def check_models(models: Sequence[str], tokenizer: str | None = None, data: str 
     return Group(table, *notes, *views)
 
 
-def _numbered(models: Sequence[Model]) -> list[Model]:
+def _numbered(models: Sequence[Studied]) -> list[Studied]:
     """Models of which those of one name are called by their place too: such folders may be compared."""
     names = [model.name for model in models]
     numbered = [copy.copy(model) for model in models]
@@ -105,7 +104,7 @@ def _numbered(models: Sequence[Model]) -> list[Model]:
     return numbered
 
 
-def _require_vocabularies(models: Sequence[Model], config: StudyConfig) -> list[Any]:
+def _require_vocabularies(models: Sequence[Studied], config: StudyConfig) -> list[Any]:
     shared = find_tokenizer(config, models)
     for model in models:
         largest = max(vocabulary_ids(model.tokenizer or shared).values())
@@ -118,7 +117,7 @@ def _require_vocabularies(models: Sequence[Model], config: StudyConfig) -> list[
     return []
 
 
-def _tokenizers(models: Sequence[Model], config: StudyConfig) -> list[Any]:
+def _tokenizers(models: Sequence[Studied], config: StudyConfig) -> list[Any]:
     """Whether the models share a tokenizer; where they do not, or a text is named, how well theirs fit."""
     several, refusal = differ(config, models), None
     try:
@@ -137,7 +136,7 @@ def _tokenizers(models: Sequence[Model], config: StudyConfig) -> list[Any]:
     return [*views, shown(f"{count}, {how}.")]
 
 
-def _passages(models: Sequence[Model], config: StudyConfig) -> Passages:
+def _passages(models: Sequence[Studied], config: StudyConfig) -> Passages:
     """Rows of spans of every tokenizer.  Raises `TokenizerError` for a model that has none where others differ."""
     tokenizers = tokenizers_of(models, config)
     if len({tokenizer_digest(tokenizer) for tokenizer in tokenizers.values()}) > 1:
@@ -176,16 +175,19 @@ def estimate_study(config: StudyConfig) -> Estimate:
     if not config.reads_tokens:
         raise ConfigError("--stages weights reads no text", wanted="a study of text", fix="run it: it takes seconds")
     models = load_models(config)
+    for model in models:
+        if isinstance(model, Latents):
+            model.settle(model.scales)  # time needs no factor that only text gives
     require_kin(models, config, several=differ(config, models))
     return estimate_loaded(resolve(config, models), models)
 
 
-def estimate_loaded(settings: Settings, models: Sequence[Model]) -> Estimate:
+def estimate_loaded(settings: Settings, models: Sequence[Studied]) -> Estimate:
     """Estimate a study of models that are loaded."""
     return estimate(settings, models, groups=_groups(settings, models))
 
 
-def _groups(config: Settings, models: Sequence[Model]) -> int:
+def _groups(config: Settings, models: Sequence[Studied]) -> int:
     """How many subsets are studied apart, the rest included; looks at a first stretch of the corpus."""
     if not config.subset:
         return 1

@@ -10,9 +10,9 @@ import psutil
 import torch
 
 from universal_neurons.config import Settings
-from universal_neurons.features import NeuronSource
+from universal_neurons.features import NeuronSource, Studied
 from universal_neurons.matching import MEAN, ROTATED_DRAWS, Candidates, can_be_rotated, n_products
-from universal_neurons.models import Model, tokenizer_digest
+from universal_neurons.models import tokenizer_digest
 from universal_neurons.passes import Layout, model_pairs, signs_of
 from universal_neurons.statistics import (
     BY_POSITION,
@@ -89,7 +89,7 @@ class Estimate:
         return asdict(self)
 
 
-def gemm_flops(models: Sequence[Model], config: Settings) -> float:
+def gemm_flops(models: Sequence[Studied], config: Settings) -> float:
     """FLOP of the passes' matrix products per token."""
     pairs = 1.0 * sum(left.n_neurons * right.n_neurons for left, right in pairs_of(config, models))
     pairs *= 1 + shuffles(config)
@@ -100,7 +100,7 @@ def gemm_flops(models: Sequence[Model], config: Settings) -> float:
     return 2 * (pairs + labels + within)
 
 
-def _match_seconds(config: Settings, models: Sequence[Model], rate: float) -> float:
+def _match_seconds(config: Settings, models: Sequence[Studied], rate: float) -> float:
     """What the detail pass asks of the matches, a token: rotated neurons again, ranks."""
     pairs = pairs_of(config, models)
     both_ways = [*pairs, *[(b, a) for a, b in pairs]] if config.pairs == "all" else pairs
@@ -110,7 +110,7 @@ def _match_seconds(config: Settings, models: Sequence[Model], rate: float) -> fl
     return rotations * products / (0.5 * rate) + ranked / (GPU_RANK_RATE if "cuda" in config.device else RANK_RATE)
 
 
-def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> Estimate:
+def estimate(config: Settings, models: Sequence[Studied], *, groups: int = 1) -> Estimate:
     """Time, memory and disk of a resolved configuration; runs a few batches to measure the machine."""
     layout = plan_layout(config, models, groups=groups)
     tokens = config.max_tokens // config.context * config.context
@@ -128,7 +128,7 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
     null = _Null.of(models, config, layout, rate) if config.null else _Null(0.0, 0, 0)
     seconds_labels = tokens / (SYNTAX_RATE * (os.cpu_count() or 1)) if config.nlp else 0.0
     seconds_roles = role_seconds(models, config, heldout) if "roles" in config.stages else 0.0
-    seconds_weights = sum(seconds_by_model(models, weight_seconds).values()) if "weights" in config.stages else 0.0
+    seconds_weights = _weight_seconds(models) if "weights" in config.stages else 0.0
     state = plan.statistics * 8 // STATE_BYTES
     neurons = sum(m.n_neurons for m in models)
     sinks = (
@@ -174,7 +174,7 @@ def estimate(config: Settings, models: Sequence[Model], *, groups: int = 1) -> E
     )
 
 
-def _position_bytes(config: Settings, models: Sequence[Model]) -> int:
+def _position_bytes(config: Settings, models: Sequence[Studied]) -> int:
     """Bytes of a position of the rows on disk: a token; of a span what each tokenizer makes of it, and its letters."""
     if config.pooling is None:
         return 4
@@ -190,7 +190,7 @@ class _Null:
     table: int
 
     @classmethod
-    def of(cls, models: Sequence[Model], config: Settings, layout: Layout, rate: float) -> "_Null":
+    def of(cls, models: Sequence[Studied], config: Settings, layout: Layout, rate: float) -> "_Null":
         """From a few batches, read as a draw's pass reads them."""
         assert config.null_draws is not None
         alone = settings_of_null(config)
@@ -206,7 +206,7 @@ class _Null:
 
 
 def _reading_seconds(
-    models: Sequence[Model], config: Settings, layout: Layout, forward: Mapping[str, float], rate: float
+    models: Sequence[Studied], config: Settings, layout: Layout, forward: Mapping[str, float], rate: float
 ) -> float:
     """Seconds per token position of all passes over the rows that choose."""
     later = passes_of(config, models, layout)[1:]
@@ -216,7 +216,12 @@ def _reading_seconds(
     return seconds + (per_token + _candidate_seconds(models, config) if config.search == "screened" else 0.0)
 
 
-def _rotated_seconds(models: Sequence[Model], config: Settings, rate: float) -> float:
+def _weight_seconds(models: Sequence[Studied]) -> float:
+    """Seconds of the weight statistics of all models that have weights."""
+    return sum(seconds_by_model([model for model in models if model.has_weights], weight_seconds).values())
+
+
+def _rotated_seconds(models: Sequence[Studied], config: Settings, rate: float) -> float:
     """Seconds of one draw of the rotated baseline."""
     if config.baseline == "permutation":
         return 0.0
@@ -225,7 +230,9 @@ def _rotated_seconds(models: Sequence[Model], config: Settings, rate: float) -> 
     return 2 * products * both_ways / (0.5 * rate)
 
 
-def _similarity_seconds(models: Sequence[Model], config: Settings, forward: Mapping[str, float], rate: float) -> float:
+def _similarity_seconds(
+    models: Sequence[Studied], config: Settings, forward: Mapping[str, float], rate: float
+) -> float:
     """Seconds of the similarity of layers: forward passes, principal axes, products of every two layers."""
     positions, seconds = rows_compared(config) * config.context, 0.0
     for pair in model_pairs(models, config.pairs):
@@ -239,7 +246,7 @@ def _similarity_seconds(models: Sequence[Model], config: Settings, forward: Mapp
     return seconds
 
 
-def _candidate_seconds(models: Sequence[Model], config: Settings) -> float:
+def _candidate_seconds(models: Sequence[Studied], config: Settings) -> float:
     """Seconds per token of a screened search's candidates, from a few on random numbers."""
     device, positions, width = config.device, 1024, 1024
     pairs = torch.arange(width * width, device=device)[:: width // MEAN]
@@ -263,7 +270,7 @@ def resident_bytes(config: Settings) -> int:
     return psutil.Process().memory_info().rss
 
 
-def _forward_seconds(model: Model, config: Settings) -> float:
+def _forward_seconds(model: Studied, config: Settings) -> float:
     """Seconds per token position of a model's forward pass, its activations taken and its own statistics updated."""
     ids = measured_ids(model, config)
     keep = torch.arange(ids.numel())

@@ -139,7 +139,7 @@ class Explainer:
         if len(self.shown.neurons):
             study, dense = self.study, self.labelling.dense
             positions = sum(map(len, study.stretches)) * study.tokens.context
-            self.details = Details(study.reader.networks[0], self.shown, self.labels, dense=dense, positions=positions)
+            self.details = Details(study.reader.studied[0], self.shown, self.labels, dense=dense, positions=positions)
         details = self.details
         kept: list[Recipe] = [] if details is None else [lambda device: details]
         return [*self.labelling.recipes(width, null=True), *kept]

@@ -39,7 +39,9 @@ class Study:
         tokens: Rows | None,
         digest: str | None,
         functions: Mapping[str, Callable[[str], bool]] | None = None,
+        verified: Mapping[str, Any] | None = None,
     ) -> None:
+        self.verified = verified
         self.config, self.models, self.reader = config, models, reader
         self.text, self.tokenizer_digest = tokens, digest
         self.names = [model.name for model in models]
@@ -65,18 +67,20 @@ class Study:
         self.subsets, self.notes = self._subsets(chosen)
         if isinstance(tokens, Passages):
             self.notes.append("tokenizers differ: no roles, which are of each model's own tokens")
+        elif not all(model.of_neurons for model in models):
+            self.notes.append("not all units are neurons: no roles")
         self.n_groups = len(self.subsets) + (len(self.subsets) < len(tokens.subset_names))
         self.shards = tokens.shards(chosen, self.subsets)
         assert all(shard.group < self.n_groups for shard in self.shards)
         self._require_sums(tokens.context)
-        for model in reader.networks if config.null else ():
-            require_initialiser(model)
+        for network in reader.networks if config.null else ():
+            require_initialiser(network)
         if "roles" in config.stages:
             assert isinstance(tokens, TokenDataset)
             require_roles(config, reader.networks, tokens, np.concatenate(self.stretches))
         if "labels" in config.stages:
             tokenizer = find_tokenizer(config, models, required=False)
-            self.labelling = Labelling(config, reader.networks, tokens, tokenizer, functions or {})
+            self.labelling = Labelling(config, reader.studied, tokens, tokenizer, functions or {})
             self.notes += self.labelling.notes
 
     def _require_sums(self, context: int) -> None:
@@ -156,6 +160,7 @@ class Study:
                 "heldout_rows": int(sum(map(len, self.stretches))),
                 "subsets": list(self.tokens.subset_names),
             },
+            **({"dictionaries": self.verified} if self.verified else {}),
             "layout": asdict(self.layout),
             "environment": {
                 "universal_neurons": __version__,

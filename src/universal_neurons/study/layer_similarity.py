@@ -41,7 +41,7 @@ class LayerSimilarity:
         self.ends = sorted({int(end) for end in counted if end > 0})
         self.positions = self.ends[-1] if self.ends else 0
         self.shifts = drawn_shifts(self.positions, seed_of("shifted rows", self.config.seed))
-        self._held: OrderedDict[tuple[str, range], list[Layer]] = OrderedDict()
+        self._held: OrderedDict[tuple[str, range], list[tuple[int, Layer]]] = OrderedDict()
 
     def _shards(self) -> list[Shard]:
         """The rows, evenly spread over the held-out ones; a shard for every stretch that has some."""
@@ -68,7 +68,7 @@ class LayerSimilarity:
         for left, right in model_pairs(self.study.models, self.config.pairs) if self.positions else ():
             for mine, theirs in product(*(layer_groups(model.units, self.positions) for model in (left, right))):
                 ours, others = self._layers(left, mine), self._layers(right, theirs)
-                for (i, x), (j, y) in product(zip(mine, ours), zip(theirs, others)):
+                for (i, x), (j, y) in product(ours, others):
                     found = similarity_of(x, y, self.shifts)
                     rows += _rows((left.name, i), (right.name, j), found, range(len(MEASURES)))
                     if both_ways:
@@ -78,14 +78,15 @@ class LayerSimilarity:
         numbers = [pl.col(name).replace_strict(names, range(len(names))) for name in ("asker", "match_model")]
         return table.sort(numbers[0], "layer", numbers[1], "match_layer", maintain_order=True) if rows else table
 
-    def _layers(self, model: Described, layers: range) -> list[Layer]:
-        """Some layers of a model; the last two groups that were asked for are held."""
+    def _layers(self, model: Described, layers: range) -> list[tuple[int, Layer]]:
+        """Those of some layers of a model that have units; the last two groups that were asked for are held."""
         key = model.name, layers
         if key not in self._held:
             while len(self._held) > 1:
                 self._held.popitem(last=False)
             values = self._read(model, layers)
-            self._held[key] = [Layer(values.pop(0), self.ends) for _ in layers]
+            read = ((layer, values.pop(0)) for layer in layers)
+            self._held[key] = [(layer, Layer(units, self.ends)) for layer, units in read if units.shape[1]]
         self._held.move_to_end(key)
         return self._held[key]
 

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from universal_neurons.config import Settings
-from universal_neurons.models import Model
+from universal_neurons.features import Studied
 from universal_neurons.statistics import add_product
 
 MEASURED_SECONDS = 2.0  # after which no further round is timed
@@ -39,17 +39,18 @@ def gemm_rate(device: str, rounding: str = "float32", size: int = 1536, rounds: 
     return 2 * 2048 * size**2 / seconds
 
 
-def seconds_by_model(models: Sequence[Model], seconds: Callable[[Model], float]) -> dict[str, float]:
+def seconds_by_model(models: Sequence[Studied], seconds: Callable[[Studied], float]) -> dict[str, float]:
     """What is measured of each model, once of each kind."""
-    alike = {(m.architecture.name, m.units, m.d_model): m for m in models}
+    kinds = {m.name: (m.network.architecture.name, m.of_neurons, m.units, m.d_model) for m in models}
+    alike = {kinds[m.name]: m for m in models}
     measured = {kind: seconds(model) for kind, model in alike.items()}
-    return {m.name: measured[m.architecture.name, m.units, m.d_model] for m in models}
+    return {name: measured[kind] for name, kind in kinds.items()}
 
 
-def measured_ids(model: Model, config: Settings) -> Int[Tensor, "rows context"]:
+def measured_ids(model: Studied, config: Settings) -> Int[Tensor, "rows context"]:
     """The tokens that a model is timed on: a batch; of a large model on a CPU fewer rows, or one that is cut short."""
     positions = max(1, config.batch_tokens // config.context) * config.context
     if model.device.type == "cpu":
-        positions = min(positions, max(FEWEST_MEASURED, MEASURED_FLOP // max(1, model.n_bytes // 2)))
+        positions = min(positions, max(FEWEST_MEASURED, MEASURED_FLOP // max(1, model.network.n_bytes // 2)))
     length = min(config.context, positions)
     return torch.arange(positions // length * length).view(-1, length) % model.vocab_size

@@ -10,7 +10,7 @@ import torch
 
 from universal_neurons.config import Settings
 from universal_neurons.errors import MemoryNeededError
-from universal_neurons.features import BUFFERS
+from universal_neurons.features import BUFFERS, Studied
 from universal_neurons.interventions import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU
 from universal_neurons.labels import PANEL_NEURONS, SUMS_BYTES
 from universal_neurons.matching import CLASSES, MOST_TOKENS, PANEL_ELEMENTS, ROTATED_DRAWS
@@ -64,7 +64,8 @@ def memory_plan(
     config: Settings, models: Sequence[Described], layout: Layout | None = None, *, groups: int = 1
 ) -> MemoryPlan:
     """The memory that a study needs besides the models."""
-    weights = max(map(weight_bytes, models)) if "weights" in config.stages else 0
+    with_weights = [model for model in models if model.has_weights]
+    weights = max(map(weight_bytes, with_weights)) if "weights" in config.stages else 0
     if not config.reads_tokens:
         return MemoryPlan(0, 0, 0, PAGES_BYTES, weights)
     layout = layout or Layout()
@@ -227,7 +228,7 @@ def _detail(config: Settings, models: Sequence[Described]) -> int:
 
 def null_bytes(config: Settings, models: Sequence[Described], layout: Layout) -> int:
     """What a draw of the untrained null takes: a network beside every model, and their pass, cut as the study's is."""
-    networks = sum(model.n_bytes for model in models if isinstance(model, Model))
+    networks = sum(network.n_bytes for network in {model.network for model in models if isinstance(model, Studied)})
     plan = memory_plan(settings_of_null(config), models, layout)
     return networks + plan.statistics + plan.blocks + plan.workspace
 

@@ -1,14 +1,12 @@
 """One-to-one matching as tables: every unit's partner, and what the pairs of two models are worth beside chance."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
-from torch import Tensor
 
-from universal_neurons.features import Source
 from universal_neurons.matching import (
     Comparison,
     DecoderCosines,
@@ -20,26 +18,13 @@ from universal_neurons.matching import (
     rotated_mutual_pairs,
     shared,
 )
+from universal_neurons.models import Decoder
 from universal_neurons.study.counts import LEVELS
 from universal_neurons.units import Units
 
 ROTATED = ("mean_corr_rotated", "level", "pw_mcc", "pw_mcc_rotated", "pw_mcc_level")
 COUNTS_ROTATED = ("matched_rotated", "mutual_rotated", "shared", "pw_mcc_shared")
 INTERVALS = ("shared_low", "shared_high", "pw_mcc_calibrated", "pw_mcc_low", "pw_mcc_high")
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """Where a source's units write to, by a name that sources which write to the same place share, and what."""
-
-    stream: str
-    directions: Tensor
-
-
-def decoders_of(sources: Iterable[Source]) -> dict[str, Decoder]:
-    """The decoders of the sources that have one: an attribute `decoder`."""
-    found = {source.name: getattr(source, "decoder", None) for source in sources}
-    return {name: decoder for name, decoder in found.items() if decoder is not None}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ What cannot be studied is refused here, by name.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,20 @@ from universal_neurons.config import (
     is_nameable,
 )
 from universal_neurons.errors import ConfigError, ContextError, MissingExtraError, NothingToCompareError, TokenizerError
+from universal_neurons.features import Latents, Studied, load_studied
 from universal_neurons.labels import find_pipeline
 from universal_neurons.models import (
     DTYPES,
+    NEURONS,
+    OF,
     Described,
-    Model,
     bundled_models,
     expand_bundled,
     find_tokenizer,
-    load_model,
     require_places,
     require_safetensors,
     resolve_sources,
+    split_features,
     tokenizer_difference,
     tokenizer_digest,
     verify,
@@ -45,10 +48,12 @@ LONGEST_FOLDER = 180  # bytes of its name: that of its site, while it is written
 CLUSTER_LANES = 8
 
 
-def from_objects(config: StudyConfig, models: Sequence[Model]) -> StudyConfig:
+def from_objects(config: StudyConfig, models: Sequence[Studied]) -> StudyConfig:
     """The configuration as models that were given as objects make it; each is checked as a loaded one is."""
-    for model in models:
-        verify(model)
+    if config.names:
+        raise ConfigError("models in memory have names", given=", ".join(config.names), wanted="no names beside them")
+    for network in {id(model.network): model.network for model in models}.values():
+        verify(network)
     devices = {str(model.device) for model in models}
     dtypes = {str(model.dtype).removeprefix("torch.") for model in models}
     if len(devices) > 1 or len(dtypes) > 1 or not dtypes <= DTYPES.keys():
@@ -76,7 +81,7 @@ def identity(config: StudyConfig, models: Sequence[Described]) -> dict[str, Any]
 
 def _own_precision(model: Described) -> dict[str, str]:
     """The precision of a model's forward pass, where each has its own."""
-    return {"dtype": str(model.dtype).removeprefix("torch.")} if isinstance(model, Model) else {}
+    return {"dtype": str(model.dtype).removeprefix("torch.")} if isinstance(model, Studied) else {}
 
 
 def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
@@ -97,6 +102,12 @@ def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
     if config.gemm_dtype == "tf32" and kind != "cuda":
         raise ConfigError("--gemm-dtype tf32 is for CUDA", given=device, wanted="float32 or bfloat16")
     models = tuple(expand_bundled(config.models))
+    if n_models is None and config.names and len(models) != len(config.names):
+        raise ConfigError(
+            "names are of all models, in their order",
+            given=f"{len(config.names)} names of {len(models)} models",
+            wanted="a name of each; an empty one is the default",
+        )
     single = (n_models or len(models)) == 1
     stages = config.stages or tuple(stage for stage in STAGES if not (single and stage in OF_SEVERAL))
     if "roles" in stages and not {"weights", "statistics"} <= set(stages):
@@ -148,27 +159,20 @@ def _pipeline(config: StudyConfig) -> str | None:
     return pipeline
 
 
-def load_models(config: StudyConfig) -> list[Model]:
-    """The models of a resolved configuration."""
+def load_models(config: StudyConfig) -> list[Studied]:
+    """The models of a resolved configuration, and what else of them is studied."""
     if any(Path(model).suffix == ".safetensors" for model in config.models):
         raise ConfigError("sketches are no models", given=", ".join(config.models), wanted="folders or hub ids")
     if any(model.startswith(IN_MEMORY) for model in config.models):
         raise ConfigError("this study was made of models in memory", wanted="folders or hub ids", fix="name --models")
-    sources = resolve_sources(config.models)
+    names = config.names or ("",) * len(config.models)
+    sources = [replace(s, name=name or s.name) for s, name in zip(resolve_sources(config.models), names)]
     require_safetensors(sources)
     limits: dict[str | int, str | int] = {
         device: size for device, _, size in (limit.partition("=") for limit in config.max_memory)
     }
-    return [
-        load_model(
-            source,
-            device=config.device,
-            dtype=config.dtype,
-            device_map=config.device_map,
-            max_memory=limits or None,
-        )
-        for source in sources
-    ]
+    how = {"device": config.device, "dtype": config.dtype, "device_map": config.device_map}
+    return load_studied(sources, **how, max_memory=limits or None)
 
 
 def require_kin(models: Sequence[Described], config: StudyConfig, *, several: bool) -> str | None:
@@ -176,6 +180,14 @@ def require_kin(models: Sequence[Described], config: StudyConfig, *, several: bo
 
     Returns the digest of the tokenizer that they share, if any has one.
     """
+    of_dictionaries = [model.name for model in models if isinstance(model, Latents)]
+    if of_dictionaries and config.null:
+        raise ConfigError(
+            f"--null {config.null} is of networks, and dictionaries are of the network they were trained on",
+            given=of_dictionaries[0],
+            wanted="no --null",
+            fix="leave it out, or study residual streams",
+        )
     if len(models) < 2 and set(OF_SEVERAL) & set(config.stages):
         raise NothingToCompareError(
             "one model alone has nothing to be compared with",
@@ -282,7 +294,7 @@ def resolve(config: StudyConfig, models: Sequence[Described]) -> Settings:
         "context": context,
         "group_size": config.group_size or DEFAULT_GROUP_SIZE,
         "pooling": pooling,
-        "stages": _stages_of_spread(stages, config, models),
+        "stages": _stages_of_spread(_stages_of_features(stages, config, models), config, models),
     }
     return Settings.model_construct(config.model_fields_set, **decided)
 
@@ -299,9 +311,26 @@ def _stages_of_spans(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return tuple(stage for stage in stages if stage != "roles")
 
 
+def _stages_of_features(
+    stages: tuple[Stage, ...], config: StudyConfig, models: Sequence[Described]
+) -> tuple[Stage, ...]:
+    """All stages but those of neurons: roles, where not all units are, weights, where none have any."""
+    others = [model.name for model in models if not model.of_neurons]
+    none = not any(model.has_weights for model in models)
+    lacking = [stage for stage in stages if others and (stage == "roles" or (stage == "weights" and none))]
+    if lacking and not set(STAGES) - {"universality"} <= set(config.stages):
+        raise ConfigError(
+            f"{others[0]} has no {' and no '.join(lacking)}: these are of neurons",
+            given=", ".join(stages),
+            wanted="the stages statistics, labels, universality",
+            fix="name these with --stages, or study neurons by themselves",
+        )
+    return tuple(stage for stage in stages if stage not in lacking)
+
+
 def _stages_of_spread(stages: tuple[Stage, ...], config: StudyConfig, models: Sequence[Described]) -> tuple[Stage, ...]:
     """All stages but those that read weights, where a model's are not on one device."""
-    spread = [model.name for model in models if isinstance(model, Model) and model.spread]
+    spread = [model.name for model in models if isinstance(model, Studied) and model.network.spread]
     whole = [stage for stage in stages if stage in ("weights", "roles")]
     if not spread or (not whole and config.null is None):
         return stages
@@ -313,6 +342,15 @@ def _stages_of_spread(stages: tuple[Stage, ...], config: StudyConfig, models: Se
             fix="name these with --stages, and leave --null out",
         )
     return tuple(stage for stage in stages if stage not in whole)
+
+
+def require_neurons(models: Sequence[str], what: str) -> None:
+    """Raise `ConfigError` where features beside neurons are named, and `what` is of neurons."""
+    others = [model for model in models if split_features(model)[1] != NEURONS]
+    if others:
+        raise ConfigError(
+            f"{what} is of neurons", given=others[0], wanted="models alone", fix="leave :: and the features out"
+        )
 
 
 def require_no_masked_sinks(config: StudyConfig, what: str, why: str) -> None:
@@ -344,7 +382,7 @@ def run_folder(name: str, data: str) -> str:
     """runs/NAME, or runs/NAME-on-CORPUS; cut where no file may have so long a name, and then told from others by a
     digest of the whole."""
     whole = name if data == BUNDLED else f"{name}-on-{Path(data).name.split('.')[0]}"
-    whole = whole.replace("/", "-").replace("\0", "-")
+    whole = whole.replace(OF, "-").replace("/", "-").replace("\0", "-")
     if len(whole.encode()) > LONGEST_FOLDER:
         kept = whole.encode()[:LONGEST_FOLDER].decode(errors="ignore")
         whole = f"{kept}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from universal_neurons.config import QUANTILES, RoleSettings, Settings
+from universal_neurons.features import Studied
 from universal_neurons.interventions import reading_seconds
 from universal_neurons.models import Model
 from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES
@@ -23,11 +24,11 @@ SETS = 3  # ablated at once beside random ones: the universal neurons, others of
 READINGS_OF_ALL = 4  # the mean activations, the clean run, values at BOS, paths into heads
 
 
-def weight_seconds(model: Model) -> float:
+def weight_seconds(model: Studied) -> float:
     """Seconds of the cosines of all neurons with the vocabulary, from a few on random numbers, and with each other."""
     device, n, width = model.device, model.n_neurons, model.d_model
     between = 2.0 * n**2 * width / gemm_rate(str(device))  # half of the cosines, of two weights
-    if not model.has_unembedding:
+    if not model.network.has_unembedding:
         return between
     tokens = min(model.vocab_size, MEASURED_TOKENS)
     some = min(n, max(1, MEASURED_COSINES // tokens))
@@ -36,7 +37,7 @@ def weight_seconds(model: Model) -> float:
     return between + seconds * (n / some) * (model.vocab_size / tokens)
 
 
-def role_seconds(models: Sequence[Model], config: Settings, heldout: int) -> float:
+def role_seconds(models: Sequence[Studied], config: Settings, heldout: int) -> float:
     """Seconds of all models' roles, on at most so many held-out positions."""
     rate = gemm_rate(config.device, "float32")
     forward = seconds_by_model(models, partial(_forward_seconds, config=config))
@@ -44,7 +45,7 @@ def role_seconds(models: Sequence[Model], config: Settings, heldout: int) -> flo
     for model in models:
         compared = None if "universality" not in config.stages else model is models[0]
         tokens = min(config.roles.tokens, heldout)
-        products, readings, blocks, forwards = _changes(model, config.roles, compared)
+        products, readings, blocks, forwards = _changes(model.network, config.roles, compared)
         read = min(config.roles.positions_read(model.vocab_size), tokens)
         product = 2.0 * model.vocab_size * model.d_model / rate
         seconds += read * (products * product + readings * reading_seconds(model.device, model.vocab_size))
@@ -52,10 +53,10 @@ def role_seconds(models: Sequence[Model], config: Settings, heldout: int) -> flo
     return seconds
 
 
-def _forward_seconds(model: Model, config: Settings) -> float:
+def _forward_seconds(model: Studied, config: Settings) -> float:
     """Seconds per position of a forward pass from which nothing but a few activations is taken."""
     ids = measured_ids(model, config)
-    return fewest_seconds(lambda: model.forward(ids), 1, model.device) / ids.numel()
+    return fewest_seconds(lambda: model.network.forward(ids), 1, model.device) / ids.numel()
 
 
 def _changes(model: Model, settings: RoleSettings, compared: bool | None) -> tuple[float, int, float, int]:

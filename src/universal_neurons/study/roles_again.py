@@ -75,12 +75,21 @@ def _study_roles(
             wanted="a study of one tokenizer",
             fix="study the roles of each model by itself: uneurons run --models ONE",
         )
+    others = [model["name"] for model in study.manifest["models"] if "features" in model]
+    if others:
+        raise ConfigError(
+            f"{study.path}: roles are of neurons, and not all of its units are",
+            given=others[0],
+            wanted="a study of neurons alone",
+            fix="study the neurons by themselves: uneurons run --models ONE",
+        )
     require_named_again(config.labels, labels, str(study.path))
     stages = (*(stage for stage in config.stages if stage != "roles"), "roles")
     config = config.model_copy(update={"roles": roles or config.roles, "stages": stages})
     if tokens is None and config.data == IN_MEMORY:
         raise ConfigError(f"{study.path}: its text was in memory", wanted="the same `tokens` again")
-    loaded = list(models) if models is not None else load_models(_on_this_machine(config))
+    named = models if models is not None else load_models(_on_this_machine(config))
+    loaded = [model for model in named if isinstance(model, Model)]
     if [_weights(model.describe()) for model in loaded] != [_weights(model) for model in study.manifest["models"]]:
         raise StoreConflictError(
             f"{study.path}: its models have changed",

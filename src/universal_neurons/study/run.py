@@ -8,8 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from universal_neurons.config import IN_MEMORY, Settings, StudyConfig
 from universal_neurons.disk import full_disk
 from universal_neurons.errors import ConfigError
-from universal_neurons.features import Networks, Reader, Sketches, are_sketches, open_sketches, settings_of
-from universal_neurons.models import Described, Model
+from universal_neurons.features import (
+    Networks,
+    Reader,
+    Sketches,
+    Studied,
+    are_sketches,
+    open_sketches,
+    settings_of,
+    verify_latents,
+)
+from universal_neurons.models import Described
 from universal_neurons.passes import Layout, connected
 from universal_neurons.progress import Reporter, clock
 from universal_neurons.storage import Store, StoreWriter
@@ -33,7 +42,7 @@ from universal_neurons.torch_state import settled_torch
 def run_study(
     config: StudyConfig,
     *,
-    models: Sequence[Model] | None = None,
+    models: Sequence[Studied] | None = None,
     tokens: Rows | None = None,
     labels: Mapping[str, Callable[[str], bool]] | None = None,
     progress: bool = True,
@@ -42,7 +51,8 @@ def run_study(
 ) -> Store:
     """Run (or resume) a study and return its store.
 
-    `models` and `tokens` may be given as objects in place of what `config` names; `labels` adds labels of your own, by
+    `models` (or features of them, see `features_of`) and `tokens` may be given as objects in place of what `config`
+    names; `labels` adds labels of your own, by
     name, as functions of a token's string (with its leading space); where the configuration's `labels` are `()`, there
     are no others.  Checkpoints are written at most every `checkpoint_seconds`; by default so that they cost about 2 %
     of the pass.  Raises an `InputError` for what
@@ -70,11 +80,12 @@ def run_study(
             writer.claim(identity(settings, loaded))
             with reporter.stage("tokens"):
                 text = _text(settings, reader, writer) if tokens is None else tokens
+            verified = {} if text is None else verify_latents(reader.studied, text)
             if "sinks" in settings.mask and text is not None:
                 with reporter.stage("sinks"):
                     text = MaskedSinks(settings, loaded, reader, writer, reporter).leave_out(text, checkpoint_seconds)
             with reporter.stage("tokens"):
-                study = Study(settings, loaded, reader, text, digest, labels)
+                study = Study(settings, loaded, reader, text, digest, labels, verified)
             _lay_out(study, writer)
             if writer.begin(study.manifest()) and _is_whole(study, writer, reporter):
                 return Store(writer.path)
@@ -86,20 +97,20 @@ def run_study(
 
 
 def _models(
-    config: StudyConfig, models: Sequence[Model] | None, tokens: Rows | None
+    config: StudyConfig, models: Sequence[Studied] | None, tokens: Rows | None
 ) -> tuple[Settings, Sequence[Described], Reader]:
     """The settings that models, and text in memory, make of a configuration; the models, and how they are read."""
     described: Sequence[Described]
     reader: Reader
     if models is not None:
         config, reader = from_objects(config, models), Networks(models)
-        described = reader.networks
+        described = reader.studied
     elif are_sketches(config.models):
         config, described = open_sketches(config)
         reader = Sketches(described)
     else:
         reader = Networks(load_models(config))
-        described = reader.networks
+        described = reader.studied
     if tokens is not None:
         if config.only_subset:
             raise ConfigError(

@@ -152,7 +152,7 @@ class Passes:
 
     def _lane_job(self, one: PanelPass | CandidatesPass, run: Pass, begun: int) -> LaneJob:
         folder = self.writer.prepare().resolve() / "lanes" / str(begun // len(self.shards))
-        models = self.study.reader.networks
+        models = self.study.reader.studied
         return LaneJob.of(run, models, self.study.config, one.tokens, self.shards, self._pace(), folder)
 
     def _merge(self, one: PanelPass | CandidatesPass, run: Pass, job: LaneJob, lanes: list[int]) -> None:

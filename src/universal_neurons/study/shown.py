@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from universal_neurons.labels import FAMILIES, UNEXPLAINED, LabelSet
-from universal_neurons.models import Model
+from universal_neurons.models import Described
 from universal_neurons.statistics import (
     BY_POSITION,
     BY_PREVIOUS,
@@ -91,7 +91,7 @@ class Details(Accumulator):
     Rows are taken or left by a hash of their number, so that those taken are spread over the text.
     """
 
-    def __init__(self, model: Model, shown: Shown, labels: LabelSet, *, dense: bool, positions: int) -> None:
+    def __init__(self, model: Described, shown: Shown, labels: LabelSet, *, dense: bool, positions: int) -> None:
         super().__init__((model.name,), None)
         self.model = model
         self.shown = shown

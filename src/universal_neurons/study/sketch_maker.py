@@ -14,8 +14,8 @@ from universal_neurons import __version__
 from universal_neurons.config import TEXT_SETTINGS, Settings, StudyConfig
 from universal_neurons.disk import full_disk, local_path
 from universal_neurons.errors import ConfigError, StoreConflictError, TokenizerError
-from universal_neurons.features import NeuronSource
-from universal_neurons.models import Model, find_tokenizer, folder_of, load_tokenizer, resolve_sources, tokenizer_digest
+from universal_neurons.features import NeuronSource, Studied, verify_latents
+from universal_neurons.models import find_tokenizer, folder_of, load_tokenizer, resolve_sources, tokenizer_digest
 from universal_neurons.passes import Pass, provisional_state, settle_from
 from universal_neurons.progress import Reporter
 from universal_neurons.statistics import Extremes, LayerMoments, Recipe, ShardEnergies, Signs, SumSquares
@@ -94,6 +94,7 @@ def _sketch(
             else:
                 tokens = TokenDataset.load(settings, tokenizer, context=settings.context, folder=scratch)
         tokens.require_vocabulary(model.vocab_size, model.name)
+        verify_latents([model], tokens)
         for text in (repr(tokens), *tokens.notes):
             reporter.note(text)
         return _Sketching(settings, model, tokens, digests, out).run(reporter, checkpoint_seconds)
@@ -110,7 +111,7 @@ def _tokenizer_at(name: str) -> Any:
 class _Sketching:
     """A sketch on its way to its file."""
 
-    def __init__(self, config: Settings, model: Model, tokens: Rows, digests: Mapping[str, str], out: Path) -> None:
+    def __init__(self, config: Settings, model: Studied, tokens: Rows, digests: Mapping[str, str], out: Path) -> None:
         self.config, self.model, self.tokens, self.out = config, model, tokens, out
         self.signs = Signs(config.group_size, config.seed)
         chosen, self.stretches = tokens.split(config.heldout_tokens)

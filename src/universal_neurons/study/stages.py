@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from safetensors.torch import save
 
-from universal_neurons.features import Source
+from universal_neurons.features import Latents, Source, Studied
 from universal_neurons.matching import (
     WHOLE,
     Comparison,
@@ -23,7 +23,7 @@ from universal_neurons.matching import (
     groups_of,
     mutual_cliques,
 )
-from universal_neurons.models import find_tokenizer, processed_weights
+from universal_neurons.models import find_tokenizer, processed_weights, written_directions
 from universal_neurons.passes import Pass
 from universal_neurons.progress import Reporter
 from universal_neurons.roles import Roles, vocabulary_of
@@ -35,6 +35,7 @@ from universal_neurons.statistics import (
     TopExamples,
     What,
     activation_statistics,
+    decoder_statistics,
     duplicates,
     weight_statistics,
 )
@@ -50,7 +51,6 @@ from universal_neurons.study.masked_sinks import LEFT_OUT, left_out_table
 from universal_neurons.study.one_to_one_tables import (
     consistency_levels_table,
     consistency_table,
-    decoders_of,
     one_to_one_table,
     pairings,
 )
@@ -95,8 +95,8 @@ class Stages:
         """Everything that was asked for, written; returns the tables' hashes."""
         if "weights" in self.config.stages:
             with self.reporter.stage("weights"):
-                for model in self.study.reader.networks:
-                    self.columns[model.name] |= weight_statistics(processed_weights(model))
+                for each in (each for each in self.study.reader.studied if each.has_weights):
+                    self.columns[each.name] |= _weight_columns(each)
         if self.config.reads_tokens:
             self._read()
         with self.reporter.stage("tables"):
@@ -109,7 +109,7 @@ class Stages:
     def _roles(self, neurons: pl.DataFrame) -> pl.DataFrame:
         """The tables of the roles written; returns the neuron table with its further columns."""
         study = self.study
-        networks = study.reader.networks
+        networks = study.reader.networks  # of neurons all: see `resolve`
         tokenizer = find_tokenizer(self.config, networks, required=False)
         vocabulary, heldout = vocabulary_of(tokenizer, networks), np.concatenate(study.stretches)
         token_sets = study.labelling.own.tokens if study.labelling is not None else {}
@@ -202,7 +202,7 @@ class Stages:
                 table = convergence_table(outcome.findings, self.study.askers, self.names, self.config.threshold)
                 self.write("convergence", table)
                 self._counts(outcome, comparisons)
-                self._one_to_one(outcome, comparisons)
+                self._one_to_one(comparisons)
             if by_subset:
                 self.write("subsets", subsets_table(self.units, by_subset, self.config.threshold))
 
@@ -226,9 +226,9 @@ class Stages:
             self.write("cliques", table)
             self.write("clique_levels", clique_levels_table(table, random))
 
-    def _one_to_one(self, outcome: Outcome, comparisons: Sequence[Comparison]) -> None:
+    def _one_to_one(self, comparisons: Sequence[Comparison]) -> None:
         """The tables of one-to-one matching."""
-        decoders = decoders_of(outcome.sources.values())
+        decoders = {model.name: model.decoder for model in self.study.models if model.decoder is not None}
         made = [(comparison, pairings(comparison, decoders, self.config.seed)) for comparison in comparisons]
         self.write("one_to_one", one_to_one_table([one for _, some in made for one in some], self.units))
         self.write("consistency", pl.concat([consistency_table(*one) for one in made]))
@@ -306,3 +306,11 @@ class Stages:
             frames.append(counterparts_table(asker, self.units[asker], shown[asker], matched, self.study.tokens))
         if frames:
             self.write("counterparts", pl.concat(frames))
+
+
+def _weight_columns(studied: Studied) -> dict[str, Any]:
+    """What the weights of neurons say of them; of latents, what those of their decoders do."""
+    if isinstance(studied, Latents):
+        return decoder_statistics(*written_directions(studied.network, studied.decoders()))
+    assert studied.of_neurons
+    return weight_statistics(processed_weights(studied.network))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from universal_neurons.features import Networks
+from universal_neurons.features import Networks, Studied
 from universal_neurons.matching import WHOLE, discovery_rates, p_values
 from universal_neurons.models import Model, untrained_model
 from universal_neurons.progress import Reporter
@@ -67,7 +67,8 @@ class UntrainedNull:
     def _draw(self, draw: int) -> pl.DataFrame:
         """The living neurons' excess in one draw."""
         self.reporter.note(f"untrained networks, draw {draw + 1} of {self.draws}")
-        models = [self._network(model, draw) for model in self.study.reader.networks]
+        networks = {model.name: self._network(model, draw) for model in self.study.reader.networks}
+        models = [each.like(networks[each.network.name]) for each in self.study.reader.studied]
         trained = dict(zip([model.name for model in models], self.study.names))
         found = self._store(draw, models).neurons.with_columns(pl.col("model").replace_strict(trained).alias("asker"))
         return found.with_columns(draw=pl.lit(draw, pl.Int32)).select(*PLACE, *NULLED).filter(_alive(NULLED))
@@ -79,7 +80,7 @@ class UntrainedNull:
         self.networks.append(told)
         return network
 
-    def _store(self, draw: int, models: Sequence[Model]) -> Store:
+    def _store(self, draw: int, models: Sequence[Studied]) -> Store:
         """The store of a draw, made where it is not whole yet."""
         text = self.study.tokens
         if isinstance(text, Passages):

@@ -1,0 +1,265 @@
+"""Studies of dictionaries' latents: the neurons' own numbers, permutations, decoders against NumPy, refusals."""
+
+import json
+import pickle
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import save_tiny, settled, tiny_model
+from polars.testing import assert_frame_equal
+from test_correlation import some_tokens
+from test_study import contents, quiet
+
+import universal_neurons as un
+from universal_neurons.errors import ConfigError, DictionaryError, StoreConflictError
+from universal_neurons.explorer import TextReader, open_results, write_site
+from universal_neurons.features import (
+    Dictionary,
+    NeuronSource,
+    features_of,
+    load_studied,
+    save_dictionary,
+    verify_latents,
+)
+from universal_neurons.features.dictionary_activations import Activation
+from universal_neurons.models import Place, processed_weights, resolve_sources
+from universal_neurons.passes import LaneJob, Pass
+from universal_neurons.progress import Reporter
+from universal_neurons.report import neuron_view, opening_sentences
+from universal_neurons.report.sources import source_sentences
+from universal_neurons.report.summary import plain_summary
+from universal_neurons.storage import Pace, StoreWriter
+from universal_neurons.terminal import plain
+
+PERMUTED = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+OF_VALUES = {"mean", "var", "skew", "kurt", "bos_mean"}  # of pre-activations, which latents have not
+BEST = pl.col("rank") == 1
+
+
+def written(folder, place, layer, encoder, **settings):
+    """A dictionary of ReLU latents whose decoder is its encoder's transpose, in our own form."""
+    at = Place(place, layer)
+    d_in, width = encoder.shape
+    made = Dictionary("d", at, at, encoder, torch.zeros(width), encoder.T.contiguous(), torch.zeros(d_in),
+                      Activation(), **settings)  # fmt: skip
+    save_dictionary(made, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return [tiny_model("gpt2", seed, f"relu-{seed}", activation_function="relu") for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def text():
+    return some_tokens(60)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Dictionaries on the neurons of both layers, their own and permuted; one on the stream after the second block."""
+    root = tmp_path_factory.mktemp("dictionaries")
+    for layer in (0, 1):
+        written(root / "same" / str(layer), "neurons", layer, torch.eye(24))
+        written(root / "permuted" / str(layer), "neurons", layer, torch.eye(24)[:, PERMUTED])
+    halves = torch.cat([torch.eye(16), -torch.eye(16)], 1)
+    written(root / "halves", "residual_out", 1, halves)
+    written(root / "scaled", "residual_out", 1, halves, normalisation="average_norm")
+    return {path.name: str(path) for path in root.iterdir()}
+
+
+def study(models, text, out, **settings):
+    given = {"out": str(out), "draws": 2, "stages": ("statistics", "labels", "universality"), "pairs": "all"}
+    given |= {"labels": ("position", "unigrams")}
+    return quiet(un.StudyConfig(**given | settings), models=models, tokens=text)
+
+
+def test_a_dictionary_that_is_the_identity_gives_the_neurons_bytes(models, text, folders, tmp_path):
+    plainly = study(models, text, tmp_path / "plain")
+    asked = [features_of(model, folders["same"], name=model.name) for model in models]
+    latents = study(asked, text, tmp_path / "latents")
+    assert latents.gated == set()
+    for name, digest in plainly.manifest["tables"].items():
+        if name in ("neurons", "details", "histograms"):  # these hold pre-activations
+            continue
+        assert latents.manifest["tables"][name] == digest, name
+    columns = [c for c in plainly.neurons.columns if c.removesuffix("_percentile") not in OF_VALUES]
+    assert_frame_equal(latents.neurons.select(columns), plainly.neurons.select(columns), check_exact=True)
+    means = latents.neurons["mean"].to_numpy()
+    np.testing.assert_allclose(means, plainly.neurons["activation_mean"], atol=1e-2)  # of other rows, or the same
+    for told in latents.manifest["dictionaries"].values():
+        assert [one["explained"] for one in told] == [1, 1]
+
+
+def test_permuted_latents_match_under_the_permutation(models, text, folders, tmp_path):
+    asked = [models[0], features_of(models[0], folders["permuted"])]
+    store = study(asked, text, tmp_path / "run", stages=("universality",), labels=("default",))
+    assert store.models == ["relu-0", "relu-0::permuted"]
+    best = store.matches.filter(BEST & (pl.col("asker") == "relu-0"))
+    assert best["mutual"].all()
+    np.testing.assert_allclose(best["corr"], 1, atol=1e-6)
+    assert PERMUTED.numpy()[best["match_neuron"].to_numpy()].tolist() == best["neuron"].to_list()
+    assert (best["match_layer"] == best["layer"]).all()
+
+
+@pytest.mark.parametrize("name", ["halves", "scaled"])
+def test_decoders_say_what_latents_write(models, text, folders, tmp_path, name):
+    """One layer of two has a dictionary; its columns of weights are those of its decoder, centred as later norms do."""
+    asked = [features_of(models[0], folders[name]), features_of(models[1], folders[name])]
+    store = study(asked, text, tmp_path / "run", stages=("weights", "statistics", "universality"), labels=("default",))
+    mine = store.neurons.filter(model=f"relu-0::{name}")
+    assert mine["layer"].to_list() == [1] * 32
+    scale = store.manifest["dictionaries"][f"relu-0::{name}"][0]["scale"]
+    assert (scale == 1) == (name == "halves")
+    rows = np.concatenate([np.eye(16), -np.eye(16)]) / scale
+    rows -= rows.mean(1, keepdims=True)
+    np.testing.assert_allclose(mine["w_out_norm"], np.linalg.norm(rows, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(mine["out_cos_min"], -1, atol=1e-6)
+    w_u = processed_weights(models[0]).w_u.numpy()
+    cosines = rows @ w_u.T / np.linalg.norm(rows, axis=1)[:, None] / np.linalg.norm(w_u, axis=1)
+    np.testing.assert_allclose(mine["vocab_var"], cosines.var(1), rtol=1e-4)
+    assert mine.select("w_in_norm", "l2_penalty", "in_out_sim").null_count().row(0) == (32, 32, 32)
+
+
+@pytest.mark.parametrize("how", [{"panels": 3}, {"search": "screened", "group_size": 4}, {"baseline": "permutation"},
+                                 {"baseline": "gaussian"}])  # fmt: skip
+def test_every_way_of_searching_finds_the_same(models, text, folders, tmp_path, how):
+    asked = [features_of(models[0], folders["halves"]), models[1]]
+    settings = {"stages": ("universality",), "labels": ("default",)}
+    plainly = study(asked, text, tmp_path / "plain", **settings).matches
+    other = study(asked, text, tmp_path / "other", **settings, **how)
+    columns = ["asker", "layer", "neuron", "match_layer", "match_neuron", "corr"]
+    assert_frame_equal(other.matches.filter(BEST).select(columns), plainly.filter(BEST).select(columns), abs_tol=1e-6)
+    assert other.neurons.filter(~pl.col("dead"))["excess_corr"].is_finite().all()
+
+
+def test_named_by_paths_sketched_and_changed(tmp_path, text_file):
+    """A changed dictionary is another study; a sketch of latents stands for them."""
+    folder = save_tiny(tmp_path / "m", activation_function="relu")
+    made = written(tmp_path / "mine", "residual_out", 0, torch.cat([torch.eye(16), -torch.eye(16)], 1))
+    names = (str(folder), f"{folder}::{made}")
+    text = {"data": str(text_file), "max_tokens": 6000, "context": 32}
+    config = un.StudyConfig(models=names, stages=("universality",), out=str(tmp_path / "run"), **text)
+    store = quiet(config)
+    assert store.models == ["m", "m::mine"]
+    assert str(tmp_path) not in json.dumps(store.manifest["dictionaries"])
+    sketches = [str(tmp_path / f"{number}.safetensors") for number in (0, 1)]
+    for name, sketch in zip(names, sketches):
+        of_one = un.StudyConfig(models=name, out=sketch, search="sketch", group_size=4, **text)
+        un.make_sketch(of_one, reporter=Reporter(quiet=True))
+    sketched = quiet(un.StudyConfig(models=sketches, search="screened", out=str(tmp_path / "sketched")))
+    columns = ["layer", "neuron", "match_layer", "match_neuron"]
+    assert_frame_equal(sketched.matches.filter(BEST).select(columns), store.matches.filter(BEST).select(columns))
+    written(tmp_path / "mine", "residual_out", 0, 2 * torch.cat([torch.eye(16), -torch.eye(16)], 1))
+    with pytest.raises((StoreConflictError, DictionaryError)):
+        quiet(config)
+
+
+def test_refusals(models, text, folders, tmp_path):
+    torch.manual_seed(0)
+    bad = written(tmp_path / "bad", "residual_out", 0, torch.randn(16, 8) * 3)
+    with pytest.raises(DictionaryError, match="of the variance"):
+        study([models[1], features_of(models[0], bad)], text, tmp_path / "run")
+    assert not (tmp_path / "run" / "study.json").exists()
+    with pytest.raises(ConfigError, match="dictionaries are of the network"):
+        study([models[1], features_of(models[0], folders["same"])], text, tmp_path / "run", null="untrained")
+    with pytest.raises(ConfigError, match="no such features"):
+        features_of(models[0], "nowhere")
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory):
+    """Bundled dictionaries, the same model's neurons, and heads of another."""
+    out = tmp_path_factory.mktemp("bundled") / "run"
+    names = ("bundled/seed-1::bundled", "bundled/seed-1", "bundled/seed-2::attention")
+    return quiet(
+        un.StudyConfig(
+            models=names, out=str(out), max_tokens=3000, context=32, draws=2, labels=("unigrams", "position")
+        )
+    )
+
+
+def test_bundled_dictionaries(bundled):
+    assert bundled.models == ["seed-1::bundled", "seed-1", "seed-2::attention"]
+    told = bundled.manifest["dictionaries"]["seed-1::bundled"]
+    assert len(told) == 3
+    assert all(one["explained"] > 0.5 for one in told)
+    by_model = {name: bundled.neurons.filter(model=name) for name in bundled.models}
+    assert by_model["seed-1::bundled"]["vocab_kurt"].is_finite().any()
+    assert by_model["seed-1"]["w_in_norm"].null_count() == 0
+    assert by_model["seed-2::attention"]["vocab_kurt"].null_count() == len(by_model["seed-2::attention"])
+
+
+def test_a_text_of_ones_own(bundled):
+    """The models are read again, and the dictionaries with them."""
+    read = TextReader(bundled).read("It was the best of times, it was the worst of times.")
+    assert len(read["models"]) == 3
+    assert read["models"][0]["units"]
+
+
+def test_pages_say_what_units_are(bundled, tmp_path):
+    summary = " ".join(plain_summary(bundled).split())
+    (first, second, lacking) = source_sentences(bundled)
+    assert "latents of 3 dictionaries, which explain" in first
+    assert "negative control" in second
+    assert "no roles" in lacking
+    for sentence in (first, second, lacking):
+        assert sentence in summary
+        assert sentence in opening_sentences(bundled)
+    shown = plain(neuron_view(bundled, "seed-2::attention/L0.3"), 110)
+    assert "a dimension of a head (a negative control" in shown
+    assert "Value (log counts)" in shown
+    shown = plain(neuron_view(bundled, "L1.3"), 110)
+    assert "a latent of a dictionary" in shown
+    assert "length of its decoder's row" in shown
+    site = write_site([open_results(bundled.path)], tmp_path / "site")
+    data = "".join(path.read_text() for path in (site.parent / "data").rglob("study*.js"))
+    assert "Roles are of neurons" in data
+    assert "GPT-2, dictionaries" in data
+
+
+def test_interrupted_between_snapshots_it_goes_on_to_the_same_bytes(models, folders, tmp_path, monkeypatch):
+    """Latents beside the neurons of their model, whose factor is of the text; and in lanes of their own."""
+    monkeypatch.setattr("universal_neurons.text.tokens.SHARD_POSITIONS", 1024)
+    tokens, save = some_tokens(120), StoreWriter.save_snapshot
+    settings = {"stages": ("statistics", "universality"), "labels": ("default",)}
+
+    def again(out):
+        asked = [features_of(models[0], folders["scaled"]), models[0]]
+        config = un.StudyConfig(out=str(tmp_path / out), draws=2, **settings)
+        return un.run_study(config, models=asked, tokens=tokens, progress=False, checkpoint_seconds=0.0)
+
+    whole = contents(again("whole"))
+
+    def interrupted(self, tensors, shard):
+        save(self, tensors, shard)
+        if shard == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StoreWriter, "save_snapshot", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again("parts")
+    assert contents(again("parts")) == whole
+
+
+def test_a_worker_of_a_cluster_reads_the_dictionaries_as_the_driver_does(folders, text, tmp_path):
+    """A lane's own sources give the blocks of the study's: the same factor, one model for latents and neurons."""
+    folder = save_tiny(tmp_path / "m", activation_function="relu")
+    names = (f"{folder}::{folders['scaled']}", str(folder))
+    config = settled(models=names, cluster="auto", lanes=2)
+    asked = load_studied(resolve_sources(names))
+    assert asked[0].network is asked[1]
+    verify_latents(asked, text)
+    shards = text.shards(np.arange(len(text)))
+    run = Pass([NeuronSource(each) for each in asked], [])
+    run.settle_means(text, shards)
+    job = LaneJob.of(run, asked, config, text, shards, Pace(0.0, 10.0, 0.02), tmp_path / "lanes")
+    worker = pickle.loads(pickle.dumps(job))
+    of_worker = worker.lane_pass(worker.load(worker.models))
+    for (_, mine), (_, its) in zip(run.batches(text, shards[0], 512), of_worker.batches(text, shards[0], 512)):
+        for key, block in mine.blocks.items():
+            assert torch.equal(block.values, its.blocks[key].values)
