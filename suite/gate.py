@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from text import encode, in_proportion, read
 
-from universal_neurons.config import RoleSettings
 from universal_neurons.models import ProcessedWeights, load_model, processed_weights
+from universal_neurons.role_settings import RoleSettings
 from universal_neurons.roles.prediction import roles_of
 from universal_neurons.roles.reach import kurtosis_reach
 from universal_neurons.statistics import weight_statistics

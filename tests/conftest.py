@@ -16,9 +16,10 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from universal_neurons.cli import main
-from universal_neurons.config import RoleSettings, Settings, StudyConfig
+from universal_neurons.config import Settings, StudyConfig
 from universal_neurons.models import Model, quiet_transformers
 from universal_neurons.report import figures
+from universal_neurons.role_settings import RoleSettings
 from universal_neurons.study import decide
 from universal_neurons.study.resolve import resolve
 

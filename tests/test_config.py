@@ -10,10 +10,11 @@ import yaml
 from conftest import settled
 
 from universal_neurons import plain_values
-from universal_neurons.config import RoleSettings, StudyConfig
+from universal_neurons.config import StudyConfig
 from universal_neurons.config_reading import make_config, make_dynamics_config, read_config
 from universal_neurons.diff.settings import make_diff_config
 from universal_neurons.errors import ConfigError, MissingFileError
+from universal_neurons.role_settings import RoleSettings
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi")

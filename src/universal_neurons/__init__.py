@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from universal_neurons import moved  # noqa: F401 - modules by their former names
 
 if TYPE_CHECKING:
-    from universal_neurons.config import DynamicsConfig, RoleSettings, StudyConfig
+    from universal_neurons.config import DynamicsConfig, StudyConfig
     from universal_neurons.diff import Diff, DiffConfig, run_diff
     from universal_neurons.dynamics import Dynamics, run_dynamics
     from universal_neurons.features import ModelFeatures, features_of
     from universal_neurons.interventions import Edit, Losses, ablate, frozen_norm, intervene, loss, without_path
     from universal_neurons.models import Model, ProcessedWeights, load_model, processed_weights
+    from universal_neurons.role_settings import RoleSettings
     from universal_neurons.storage import Store
     from universal_neurons.study import make_sketch, run_study, study_roles
     from universal_neurons.text import TokenDataset
@@ -35,7 +36,7 @@ _HOMES = {
     "Model": "models",
     "ModelFeatures": "features",
     "ProcessedWeights": "models",
-    "RoleSettings": "config",
+    "RoleSettings": "role_settings",
     "Store": "storage",
     "StudyConfig": "config",
     "TokenDataset": "text",

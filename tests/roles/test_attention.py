@@ -11,7 +11,6 @@ from tiny_types import KINDS, network_of
 from torch.nn import functional
 
 from universal_neurons import processed_weights
-from universal_neurons.config import RoleSettings
 from universal_neurons.errors import ArchitectureError, InputError
 from universal_neurons.interventions import Heads, Paths, bos_key, effects_of_paths, path_effects, without_path
 from universal_neurons.interventions.paths import eager_attention
@@ -19,6 +18,7 @@ from universal_neurons.models import Model, matrix_of
 from universal_neurons.models.architecture_table import architecture_of
 from universal_neurons.report.figures.attention import attention_neurons, attention_pairs
 from universal_neurons.report.figures.style import render
+from universal_neurons.role_settings import RoleSettings
 from universal_neurons.roles import attention as roles
 from universal_neurons.roles import best_pairs
 

@@ -10,9 +10,9 @@ import torch
 from conftest import tiny_network
 from hand_written import jackknife_reach, predictions
 
-from universal_neurons.config import QUANTILES, RoleSettings
 from universal_neurons.interventions import Edit, Readout, Trial, frozen_norm, intervene
 from universal_neurons.models import Model, processed_weights
+from universal_neurons.role_settings import QUANTILES, RoleSettings
 from universal_neurons.roles.entropy import (
     EntropyTrial,
     controls,

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from universal_neurons.config import RoleSettings
+from universal_neurons.role_settings import RoleSettings
 from universal_neurons.roles.preconditions import cannot_be_shown, preconditions, unmet_lines
 from universal_neurons.storage import Store
 

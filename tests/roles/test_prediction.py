@@ -9,7 +9,6 @@ from conftest import tiny_model
 from sklearn.metrics import roc_auc_score
 
 from universal_neurons import processed_weights
-from universal_neurons.config import RoleSettings
 from universal_neurons.labels import Label
 from universal_neurons.labels.own_labels import OwnLabels
 from universal_neurons.models import ProcessedWeights
@@ -20,6 +19,7 @@ from universal_neurons.report.figures.prediction import (
     same_class_figure,
 )
 from universal_neurons.report.figures.role_layers import role_by_layer
+from universal_neurons.role_settings import RoleSettings
 from universal_neurons.roles import prediction
 from universal_neurons.roles.ensembles import (
     ENSEMBLES_SCHEMA,

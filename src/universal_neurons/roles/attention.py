@@ -27,7 +27,6 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor, nn
 
-from universal_neurons.config import RoleSettings
 from universal_neurons.interventions import (
     Heads,
     Paths,
@@ -39,6 +38,7 @@ from universal_neurons.interventions import (
     rows_at_once,
 )
 from universal_neurons.models import Model, ProcessedWeights
+from universal_neurons.role_settings import RoleSettings
 from universal_neurons.statistics import seed_of, unit
 from universal_neurons.units import Units
 

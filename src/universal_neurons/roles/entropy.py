@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from universal_neurons.config import QUANTILES, RoleSettings
 from universal_neurons.interventions import Edit, Metrics, Trial
 from universal_neurons.models import Model, ProcessedWeights
+from universal_neurons.role_settings import QUANTILES, RoleSettings
 from universal_neurons.statistics import jackknife, seed_of, unit
 
 NULL_SHARE = 0.01  # of d_model: how many bottom singular directions make the null space

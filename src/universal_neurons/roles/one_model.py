@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from universal_neurons.config import QUANTILES, RoleSettings
 from universal_neurons.interventions import Readout, Trial, contributions, trials
 from universal_neurons.labels import ROLES
 from universal_neurons.models import Model, ProcessedWeights, processed_weights
 from universal_neurons.progress import Reporter
+from universal_neurons.role_settings import QUANTILES, RoleSettings
 from universal_neurons.roles.attention import at_bos, attention_table, bos_scores, heads_table, scores_histogram
 from universal_neurons.roles.ensembles import ensemble_histograms, ensembles_of, ensembles_table, same_class
 from universal_neurons.roles.entropy import (

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from universal_neurons.config import RoleSettings
+from universal_neurons.role_settings import RoleSettings
 from universal_neurons.storage import Store
 
 SCHEMA: dict[str, Any] = {

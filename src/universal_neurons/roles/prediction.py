@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.config import RoleSettings
 from universal_neurons.labels import ROLES_BY_WEIGHTS, TIE, Label, token_test_masks
 from universal_neurons.models import ProcessedWeights
+from universal_neurons.role_settings import RoleSettings
 from universal_neurons.roles.nearest import CLASS_SIGNS
 from universal_neurons.roles.reach import Reach
 from universal_neurons.statistics import PANEL_ELEMENTS

@@ -8,10 +8,11 @@ from functools import partial
 
 import torch
 
-from universal_neurons.config import QUANTILES, RoleSettings, Settings
+from universal_neurons.config import Settings
 from universal_neurons.features import Studied
 from universal_neurons.interventions import reading_seconds
 from universal_neurons.models import Model
+from universal_neurons.role_settings import QUANTILES, RoleSettings
 from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES
 from universal_neurons.statistics import vocabulary_moments
 from universal_neurons.study.measured import fewest_seconds, gemm_rate, measured_ids, seconds_by_model

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from universal_neurons.config import IN_MEMORY, RoleSettings, StudyConfig
+from universal_neurons.config import IN_MEMORY, StudyConfig
 from universal_neurons.disk import full_disk, local_path
 from universal_neurons.errors import ConfigError, StoreConflictError
 from universal_neurons.labels import read_own_labels, require_named_again
 from universal_neurons.models import Model, find_tokenizer
 from universal_neurons.progress import Reporter
+from universal_neurons.role_settings import RoleSettings
 from universal_neurons.roles import ROLE_TABLES, Roles, vocabulary_of
 from universal_neurons.storage import MANIFEST, Store, StoreWriter
 from universal_neurons.study.masked_sinks import LEFT_OUT, positions_of
