@@ -48,8 +48,8 @@ class Scale(NamedTuple):
     slope: Callable[[float], float]
 
 
-LOGIT = Scale(0, 1, logit, expit, lambda value: value * (1 - value))
-ARCTANH = Scale(-1, 1, np.arctanh, np.tanh, lambda value: 1 - value**2)
+LOGIT = Scale(0.0, 1.0, logit, expit, lambda value: value * (1 - value))
+ARCTANH = Scale(-1.0, 1.0, np.arctanh, np.tanh, lambda value: 1 - value**2)
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,20 @@ class Design:
 
     def __post_init__(self) -> None:
         assert (self.counts <= self.sizes).all(), "more windows drawn than there are"
+
+    @classmethod
+    def of(
+        cls, stratum: Int[np.ndarray, " windows"], sizes: Int[np.ndarray, " strata"], yes: Bool[np.ndarray, " strata"]
+    ) -> "Design":
+        """A stratum of which fewer than two windows (and not all) were answered joins another of its class."""
+        stratum, sizes = stratum.copy(), sizes.copy()
+        for s, size in enumerate(sizes.tolist()):
+            kin = np.flatnonzero((yes == yes[s]) & (sizes > 0) & (np.arange(len(sizes)) != s))
+            if (stratum == s).sum() < min(size, 2) and len(kin):
+                stratum[stratum == s] = kin[0]
+                sizes[kin[0]] += size
+                sizes[s] = 0
+        return cls(stratum, sizes)
 
     @cached_property
     def counts(self) -> Int[np.ndarray, " strata"]:
@@ -106,7 +120,7 @@ class Design:
     @cached_property
     def not_drawn(self) -> Float[np.ndarray, " strata"]:
         """The share of each stratum that was not drawn: the finite-population correction."""
-        return 1 - self.counts / np.maximum(self.sizes, 1)
+        return np.where(self.sizes, 1 - self.counts / np.maximum(self.sizes, 1), 0)
 
     def bias_and_error(self, value: float, replicates: Float[np.ndarray, " windows"]) -> tuple[float, float, float]:
         """The jackknife's bias and standard error of a value, and the error's degrees of freedom."""
@@ -142,7 +156,7 @@ class Answered:
 
     def _estimated(self, statistic: Callable[..., Float[np.ndarray, " times"]]) -> Estimate:
         design = self.design
-        if not design.represents:
+        if not design.represents or not 0 < self.base_rate < 1:
             return NOTHING
         estimate = _estimated(design, partial(statistic, self.score, design.stratum), LOGIT)
         if estimate.low < estimate.high or not design.not_drawn.any():

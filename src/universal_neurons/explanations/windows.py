@@ -2,7 +2,8 @@
 
 1. A unit *fires* where its size (its activation; of gated models its |activation|) is above its .99 quantile on rows
    that choose.  Its .97, .99 and .999 quantiles there, from at most 32 768 evenly spread positions, part windows into
-   strata by the highest size in them: silent, near, fires, strongly.
+   strata by the highest size in them: silent, near, fires, strongly.  A quantile that is its highest size gives way
+   to the next size below: a unit that is 1 on a class of tokens and 0 elsewhere fires on the class, however common.
 2. Held-out rows are cut into windows from their beginnings on; the last may be shorter, and one without a counted
    position is none.
 3. Every window has a number from 0 to 1, from a hash of the seed, its row and its place; of each stratum a unit keeps
@@ -143,10 +144,15 @@ def _cuts(
     for _, batch in read.batches(tokens, Shard(0, rows), BATCH_TOKENS):
         for name, chosen in units.items():
             parts[name].append(chosen.sizes(batch).cpu().numpy())
-    return {
-        name: torch.from_numpy(np.quantile(np.concatenate(sizes), CUTS, axis=0, method="higher")).float()
-        for name, sizes in parts.items()
-    }
+    return {name: torch.from_numpy(_quantiles(np.concatenate(sizes))).float() for name, sizes in parts.items()}
+
+
+def _quantiles(sizes: Float[np.ndarray, "positions units"]) -> Float[np.ndarray, "cuts units"]:
+    """The quantiles between strata; where one is the highest value, the next below, so that something is above."""
+    highest = sizes.max(0)
+    below = np.where(sizes < highest, sizes, -np.inf).max(0)
+    cuts = np.quantile(sizes, CUTS, axis=0, method="higher")
+    return np.where((cuts == highest) & (below > -np.inf), below, cuts)
 
 
 class _Kept:
