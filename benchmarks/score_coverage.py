@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from measure import machine
 
 from universal_neurons.explanations import DRAWN, YES, Answered, Design, Estimate, Simulated
 
@@ -94,6 +95,8 @@ def populations() -> Iterator[tuple[str, tuple[str, ...], Population]]:
 
 def main(resamples: int) -> None:
     """Print a row for each population and score."""
+    drawn = " + ".join(map(str, DRAWN))
+    print(f"{WINDOWS:,} windows, {drawn} of them drawn, {resamples:,} times; {machine()}\n")
     print("| scorer | score | truth | mean interval | bias / width | coverage | truth below, above |")
     print("|---|---|---|---|---|---|---|")
     for name, kinds, population in populations():

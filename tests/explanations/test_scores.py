@@ -44,13 +44,20 @@ def tokens():
 
 
 @pytest.fixture(scope="module")
-def planted(tokens):
+def source():
     """Units on a rare class, on another, and one that is 1 on 3 % of tokens."""
-    source = PlantedSource(tiny_model(), [graded(RARE), graded(OTHER), lambda ids: ids % 33 == 1])
+    return PlantedSource(tiny_model(), [graded(RARE), graded(OTHER), lambda ids: ids % 33 == 1])
+
+
+def draw(source, tokens, units, drawn, seed=0):
     chosen, stretches = tokens.split()
-    units = {source.name: (0, 1, 2)}
     heldout = np.concatenate(stretches)
-    return draw_windows([source], units, tokens, chosen, heldout, drawn=(60, 40, 40, 40), width=WIDTH)[source.name]
+    return draw_windows([source], {source.name: units}, tokens, chosen, heldout, drawn=drawn, width=WIDTH, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def planted(source, tokens):
+    return draw(source, tokens, (0, 1, 2), (60, 40, 40, 40))[source.name]
 
 
 ORACLE = {"rare": fires_on(RARE), "other": fires_on(OTHER), "often": lambda string: float(int(string[1:]) % 33 == 1)}
@@ -188,3 +195,26 @@ def test_answers_outside_their_range_are_no_answers(planted):
 
     with pytest.raises(AssertionError, match="outside 0 to 1"):
         score([Trial("a", "us", "rare", planted[0])], Wild({}), STRINGS, [Kind.DETECTION])
+
+
+def test_drawn_windows_stand_for_the_whole_text(source, tokens):
+    """A scorer that is right of most tokens, asked about all held-out windows, and about some of them over and over."""
+    fair = {"fair": lambda string: 0.6 * hash_of(string) + 0.4 * fires_on(RARE)(string)}
+
+    def scores(drawn, seed=0):
+        ((unit,),) = draw(source, tokens, (0,), drawn, seed).values()
+        kinds = [Kind.DETECTION, Kind.SIMULATION]
+        return score([Trial("a", "us", "fair", unit)], Oracle(fair), STRINGS, kinds).rows(named=True)
+
+    whole, *some = [scores((10**4,) * 4), *(scores((40, 40, 12, 12), seed) for seed in range(12))]
+    for kind, measure in ((0, "auprc"), (0, "balanced_accuracy"), (1, "rho")):
+        truth = whole[kind][measure]
+        assert whole[kind][f"{measure}_low"] == truth == whole[kind][f"{measure}_high"]
+        value, low, high = (np.array([rows[kind][f"{measure}{end}"] for rows in some]) for end in ("", "_low", "_high"))
+        assert abs(value.mean() - truth) < 4 * value.std() / np.sqrt(len(value))
+        assert ((low <= truth) & (truth <= high)).sum() >= 9
+
+
+def hash_of(string: str) -> float:
+    """A number from 0 to 1 that has nothing to do with what a token is."""
+    return int(string[1:]) * 611 % 1000 / 1000

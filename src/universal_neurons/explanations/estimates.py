@@ -31,7 +31,6 @@ from scipy.stats import t as student
 LEVEL = 0.95
 EDGE = 1e-3  # where scales that end are cut off
 HALF = 0.5  # a score above it is a yes
-
 TINY = 1e-12
 
 Weights = Float[np.ndarray, "times windows"]
@@ -210,7 +209,7 @@ class Simulated:
     def of(cls, design: Design, said: np.ndarray, was: np.ndarray) -> "Simulated":
         """From windows × tokens of what was said and what was; a token counts where neither is NaN."""
         known = np.isfinite(said) & np.isfinite(was)
-        x, y = (np.where(known, values - values[known].mean(), 0) for values in (said, was))
+        x, y = (np.where(known, _standardised(values, known), 0) for values in (said, was))
         return cls(design, np.stack([part.sum(1) for part in (known, x, y, x * x, y * y, x * y)], 1).astype(float))
 
     def rho(self) -> Estimate:
@@ -223,6 +222,12 @@ class Simulated:
         n, x, y, xx, yy, xy = (weights @ self.sums).T
         spread = (xx - x * x / n) * (yy - y * y / n)
         return np.asarray((xy - x * y / n) / np.sqrt(np.where(spread > TINY, spread, np.nan)))
+
+
+def _standardised(values: np.ndarray, known: Bool[np.ndarray, "windows tokens"]) -> np.ndarray:
+    """Values about their mean, in standard deviations: ρ stays, and small numbers do not vanish."""
+    of_known = values[known].astype(float)
+    return (values - of_known.mean()) / (of_known.std() or 1.0)
 
 
 def _estimated(design: Design, statistic: Statistic, scale: Scale) -> Estimate:
