@@ -256,11 +256,8 @@ def test_what_is_under_way_when_a_server_fails_is_kept(stand_in, tmp_path):
 
 def test_the_key_is_sent_and_kept_nowhere(stand_in, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    from universal_neurons.progress import Reporter
-
-    with Answers(
-        tmp_path / "answers", OpenAIServer(stand_in.address), prices=Prices(2.0, 10.0), reporter=Reporter()
-    ) as answers:
+    with Answers(tmp_path / "answers", OpenAIServer(stand_in.address), prices=Prices(2.0, 10.0)) as answers:
+        print(answers.forecast(prompts(3)))
         answers.ask(prompts(3))
         print(answers.totals(), repr(answers.backend), vars(answers))
     said = "".join(capfd.readouterr())

@@ -17,7 +17,6 @@ from pathlib import Path
 from universal_neurons.disk import disk_errors, open_regular, refuse_link, take_lock
 from universal_neurons.errors import AnswersError, BackendError
 from universal_neurons.explanations.backends import Backend, Prices, Prompt, Reply, Spent
-from universal_neurons.progress import Reporter
 
 LETTERS = 4  # characters of a token, about, where none were counted
 HOPELESS = 8  # replies without any answer after which no more are asked for
@@ -30,13 +29,10 @@ class Answers:
     Open it by `with`.  Raises `AnswersError` for a damaged file, `StoreConflictError` where another process writes it.
     """
 
-    def __init__(
-        self, path: Path, backend: Backend, *, prices: Prices | None = None, reporter: Reporter | None = None
-    ) -> None:
+    def __init__(self, path: Path, backend: Backend, *, prices: Prices | None = None) -> None:
         self.path = path
         self.backend = backend
         self.prices = prices
-        self.reporter = reporter or Reporter(quiet=True)
         self.spent = Spent()
         self._known: dict[str, Reply] = {}
 
@@ -64,8 +60,6 @@ class Answers:
         for key in dict.fromkeys(keys):
             if key in self._known:
                 self.spent.recall(self._known[key])
-        if new:
-            self.reporter.note(self.forecast(prompts))
         replies = dict(self._asked(new)) if new else {}
         return [self._known[key] if key in self._known else replies[key] for key in keys]
 
@@ -92,7 +86,7 @@ class Answers:
         self._known[key] = reply
 
     def forecast(self, prompts: Sequence[Prompt]) -> str:
-        """One line: how many questions the backend will be asked, and about how many tokens and what cost that is."""
+        """One line for before: how many questions are new, about how many tokens they have, and what that costs."""
         new = {key: prompt for prompt in prompts if (key := key_of(self.backend, prompt)) not in self._known}
         read = sum(prompt.characters for prompt in new.values()) // LETTERS
         written = sum(prompt.tokens for prompt in new.values())
@@ -104,7 +98,7 @@ class Answers:
         )
 
     def totals(self) -> str:
-        """One line: what was answered, what is missing and why, tokens and cost."""
+        """One line for afterwards: what was answered, what is missing and why, tokens and cost."""
         return self.spent.in_words(self.prices)
 
 
