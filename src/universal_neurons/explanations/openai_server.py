@@ -78,12 +78,12 @@ class OpenAIServer:
         self.address = address_of(named)
         self.identity = named
         self.at_once = at_once
-        self.key = os.environ.get(KEY, "")
-        if self.key and self.address.url.startswith("http:") and not self.address.is_here:
+        key = os.environ.get(KEY, "")
+        if key and self.address.url.startswith("http:") and not self.address.is_here:
             raise ConfigError(
                 f"{named}: {KEY} would go there in the clear", wanted="https://", fix=f"or leave {KEY} unset"
             )
-        self.client = _client(self.address, self.key, retries, seconds)
+        self.client = _client(self.address, key, retries, seconds)
         self.options: dict[str, Any] = {"temperature": 0.0, "limit": "max_tokens", "top_logprobs": ALTERNATIVES[0]}
         self.changing = Lock()
 
@@ -132,14 +132,14 @@ class OpenAIServer:
                 sent = self.client.chat.completions.with_raw_response.create(**self._request(prompt, options))
                 return sent.http_response.content, None
             except openai.APIStatusError as error:
-                said = self._said(error)
+                said = _said(error)
                 if error.status_code == 400 and self._without(options, said):
                     continue
                 if error.status_code in REFUSED:
                     return b"", Reply(text=said, missing=f"refused by the server ({error.status_code})", final=False)
                 raise self._failed(said) from None
             except openai.OpenAIError as error:
-                raise self._failed(self._said(error)) from None
+                raise self._failed(_said(error)) from None
 
     def _request(self, prompt: Prompt, options: dict[str, Any]) -> dict[str, Any]:
         choosing = bool(prompt.answers)
@@ -170,11 +170,6 @@ class OpenAIServer:
                 return False
             return True
 
-    def _said(self, error: Exception) -> str:
-        """What a server says, short, on one line, and without the key."""
-        text = f"{error} {error.__cause__ or ''}".strip()
-        return shortened(legible(text.replace(self.key, "…") if self.key else text), SHOWN)
-
     def _failed(self, said: str) -> BackendError:
         return BackendError(
             f"{self.identity}: the server does not answer",
@@ -203,6 +198,12 @@ def require_extra() -> None:
         raise MissingExtraError(
             "openai is not installed", wanted="the extra explain", fix="pip install 'universal-neurons[explain]'"
         )
+
+
+def _said(error: Exception) -> str:
+    """What a server says, short, on one line, and without the key."""
+    text, key = f"{error} {error.__cause__ or ''}".strip(), os.environ.get(KEY)
+    return shortened(legible(text.replace(key, "…") if key else text), SHOWN)
 
 
 def _client(address: Address, key: str, retries: int, seconds: float) -> Any:
