@@ -12,7 +12,7 @@ import torch
 from universal_neurons.explanations import Kind, Question, Templates, backend_of, local_model
 from universal_neurons.explanations.prompts import prompt_of
 
-WORDS = " the of and to in 19 45 , . cat house run water under green".split(" ")
+WORDS = ["", "the", "of", "and", "to", "in", "19", "45", ",", ".", "cat", "house", "run", "water", "under", "green"]
 SENTENCE = "Fires on numbers, mostly years."
 WIDTH = 32  # tokens of a window
 

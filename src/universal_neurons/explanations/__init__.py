@@ -7,6 +7,9 @@ local_model  a causal model on this machine
 openai_server  a server that speaks the OpenAI protocol
 answers    its answers, kept by what was asked
 asking     a language model as explainer and as scorer
+windows    windows of held-out text, drawn with known probabilities, and what units do on them
+scores     questions to a scorer, its answers to rows of the table `scores`; controls
+estimates  scores for all windows, with intervals, from answers about some that were drawn
 """
 
 from typing import TYPE_CHECKING
@@ -17,10 +20,22 @@ if TYPE_CHECKING:
     from universal_neurons.explanations.answers import Answers
     from universal_neurons.explanations.asking import Asked, backend_of
     from universal_neurons.explanations.backends import SERVER, Backend, Prices, Prompt, Reply, Spent
+    from universal_neurons.explanations.estimates import Answered, Design, Estimate, Simulated
     from universal_neurons.explanations.local_model import LocalModel
     from universal_neurons.explanations.openai_server import OpenAIServer
     from universal_neurons.explanations.prompts import Example, Templates, explaining_prompt, read_templates
     from universal_neurons.explanations.questions import STRONGEST, Kind, Question, Scorer
+    from universal_neurons.explanations.scores import (
+        ANOTHER,
+        EMPTY,
+        FEWEST,
+        OWN,
+        SCHEMA,
+        Trial,
+        controls,
+        score,
+    )
+    from universal_neurons.explanations.windows import DRAWN, STRATA, YES, UnitWindows, draw_windows, require_apart
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -31,6 +46,9 @@ else:
             "local_model": ["LocalModel"],
             "openai_server": ["OpenAIServer"],
             "prompts": ["Example", "Templates", "explaining_prompt", "read_templates"],
+            "estimates": ["Answered", "Design", "Estimate", "Simulated"],
+            "windows": ["DRAWN", "STRATA", "UnitWindows", "YES", "draw_windows", "require_apart"],
+            "scores": ["ANOTHER", "EMPTY", "FEWEST", "OWN", "SCHEMA", "Trial", "controls", "score"],
             "questions": ["STRONGEST", "Kind", "Question", "Scorer"],
         },
     )
