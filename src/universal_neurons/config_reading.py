@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from universal_neurons.config import CONFIG_BYTES, DynamicsConfig, Settings, StudyConfig
 from universal_neurons.disk import local_path
@@ -41,7 +41,7 @@ def make_dynamics_config(settings: dict[str, Any], source: str = "configuration"
         raise as_config_error(error, source, DynamicsConfig) from None
 
 
-def as_config_error(error: ValidationError, source: str, kind: type[StudyConfig] = StudyConfig) -> ConfigError:
+def as_config_error(error: ValidationError, source: str, kind: type[BaseModel] = StudyConfig) -> ConfigError:
     """What pydantic refused, as an error of ours."""
     problem, *others = error.errors(include_url=False)
     key = shortened(".".join(str(part) for part in problem["loc"] if "[" not in str(part)) or "settings", 200)

@@ -152,12 +152,20 @@ class MergeError(InputError):
     """Statistics that do not belong together."""
 
 
+class AnswersError(InputError):
+    """A file of a language model's answers that is damaged."""
+
+
 class StudyError(UniversalNeuronsError):
     """A study that stopped; started again, it resumes."""
 
 
 class NonFiniteActivationsError(StudyError):
     """A model produced NaN or infinite activations."""
+
+
+class BackendError(StudyError):
+    """A language model, or its server, that does not answer what it is asked."""
 
 
 class ClusterError(StudyError):

@@ -1,6 +1,12 @@
 """What one sentence says of a unit, and how well it predicts where the unit fires on text that nobody showed.
 
 questions  what a scorer is asked, and what it answers
+backends   what a language model is asked and answers; tokens and cost
+prompts    templates, filled with text that cannot leave its place
+local_model  a causal model on this machine
+openai_server  a server that speaks the OpenAI protocol
+answers    its answers, kept by what was asked
+asking     a language model as explainer and as scorer
 windows    windows of held-out text, drawn with known probabilities, and what units do on them
 scores     questions to a scorer, its answers to rows of the table `scores`; controls
 estimates  scores for all windows, with intervals, from answers about some that were drawn
@@ -11,7 +17,13 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.explanations.answers import Answers
+    from universal_neurons.explanations.asking import Asked, backend_of
+    from universal_neurons.explanations.backends import SERVER, Backend, Prices, Prompt, Reply, Spent
     from universal_neurons.explanations.estimates import Answered, Design, Estimate, Simulated
+    from universal_neurons.explanations.local_model import LocalModel
+    from universal_neurons.explanations.openai_server import OpenAIServer
+    from universal_neurons.explanations.prompts import Example, Templates, explaining_prompt, read_templates
     from universal_neurons.explanations.questions import STRONGEST, Kind, Question, Scorer
     from universal_neurons.explanations.scores import (
         ANOTHER,
@@ -28,6 +40,12 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
+            "answers": ["Answers"],
+            "asking": ["Asked", "backend_of"],
+            "backends": ["SERVER", "Backend", "Prices", "Prompt", "Reply", "Spent"],
+            "local_model": ["LocalModel"],
+            "openai_server": ["OpenAIServer"],
+            "prompts": ["Example", "Templates", "explaining_prompt", "read_templates"],
             "estimates": ["Answered", "Design", "Estimate", "Simulated"],
             "windows": ["DRAWN", "STRATA", "UnitWindows", "YES", "draw_windows", "require_apart"],
             "scores": ["ANOTHER", "EMPTY", "FEWEST", "OWN", "SCHEMA", "Trial", "controls", "score"],
