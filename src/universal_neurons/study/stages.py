@@ -11,6 +11,7 @@ import polars as pl
 import torch
 from safetensors.torch import save
 
+from universal_neurons.explanations import explanations_table
 from universal_neurons.features import Source
 from universal_neurons.matching import (
     WHOLE,
@@ -81,6 +82,8 @@ class Stages:
         self.columns: dict[str, dict[str, Any]] = {name: {} for name in self.names}
         self.hashes: dict[str, str] = {}
         self.matches: pl.DataFrame | None = None
+        self.labels: pl.DataFrame | None = None
+        self.effects: pl.DataFrame | None = None
         self.null: UntrainedNull | None = None
         self.frequent: FrequentTokens | None = None
         self.sinks: dict[str, float | int] | None = None
@@ -104,7 +107,16 @@ class Stages:
         if "roles" in self.config.stages:
             neurons = self._roles(neurons)
         self.write("neurons", neurons)
+        if self.labels is not None:
+            with self.reporter.stage("labels"):
+                self._explain(neurons, self.labels)
         return self.hashes
+
+    def _explain(self, neurons: pl.DataFrame, labels: pl.DataFrame) -> None:
+        """The table of sentences: what labels, and roles where they are known, say of every unit."""
+        assert self.study.labelling is not None
+        strings = self.study.labelling.vocabulary.strings.__getitem__
+        self.write("explanations", explanations_table(neurons, labels, self.effects, strings))
 
     def _roles(self, neurons: pl.DataFrame) -> pl.DataFrame:
         """The tables of the roles written; returns the neuron table with its further columns."""
@@ -116,7 +128,7 @@ class Stages:
         assert isinstance(study.tokens, TokenDataset)
         roles = Roles(self.config, networks, study.tokens, heldout, vocabulary, neurons, self.matches, token_sets)
         tables = roles.run(self.reporter)
-        neurons = tables.pop("neurons")
+        neurons, self.effects = tables.pop("neurons"), tables.get("effects")
         for name, table in tables.items():
             self.write(name, table)
         return neurons
@@ -188,7 +200,9 @@ class Stages:
         with self.reporter.stage("tables"):
             if explainer is not None:
                 self.warnings += rare_label_notes(explainer.label_counts)
-                for name, table in explainer.tables().items():
+                of_labels = explainer.tables()
+                self.labels = of_labels["labels"]
+                for name, table in of_labels.items():
                     self.write(name, table)
             shares = {name: self.columns[name]["position_share"] for name in self.names}
             for comparison in comparisons:
