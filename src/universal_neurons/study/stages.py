@@ -3,7 +3,7 @@
 The pass is checkpointed; what follows it is cheap, or repeats from the last checkpoint.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,6 @@ class Stages:
         self.columns: dict[str, dict[str, Any]] = {name: {} for name in self.names}
         self.hashes: dict[str, str] = {}
         self.matches: pl.DataFrame | None = None
-        self.labels: pl.DataFrame | None = None
         self.effects: pl.DataFrame | None = None
         self.null: UntrainedNull | None = None
         self.frequent: FrequentTokens | None = None
@@ -107,15 +106,14 @@ class Stages:
         if "roles" in self.config.stages:
             neurons = self._roles(neurons)
         self.write("neurons", neurons)
-        if self.labels is not None:
+        if self.study.labelling is not None:
             with self.reporter.stage("labels"):
-                self._explain(neurons, self.labels)
+                self._explain(neurons, self.study.labelling.vocabulary.strings.__getitem__)
         return self.hashes
 
-    def _explain(self, neurons: pl.DataFrame, labels: pl.DataFrame) -> None:
+    def _explain(self, neurons: pl.DataFrame, strings: Callable[[int], str]) -> None:
         """The table of sentences: what labels, and roles where they are known, say of every unit."""
-        assert self.study.labelling is not None
-        strings = self.study.labelling.vocabulary.strings.__getitem__
+        labels = pl.read_parquet(self.writer.path / "labels.parquet")  # not held in memory while roles are looked for
         self.write("explanations", explanations_table(neurons, labels, self.effects, strings))
 
     def _roles(self, neurons: pl.DataFrame) -> pl.DataFrame:
@@ -200,9 +198,7 @@ class Stages:
         with self.reporter.stage("tables"):
             if explainer is not None:
                 self.warnings += rare_label_notes(explainer.label_counts)
-                of_labels = explainer.tables()
-                self.labels = of_labels["labels"]
-                for name, table in of_labels.items():
+                for name, table in explainer.tables().items():
                     self.write(name, table)
             shares = {name: self.columns[name]["position_share"] for name in self.names}
             for comparison in comparisons:
