@@ -125,6 +125,11 @@ AFTER = ("all_digits", "tokens", True, 0.3, 1)
         ),
         (unit("position", "position"), [("position", "position", False, 0.6, 1)], None, "Fires by position in the text."),
         (
+            unit("position", "position"), [("position", "position", False, 0.6, 1), (*AFTER[:4], -1)], None,
+            "Fires by position in the text, less after tokens of digits alone, raised ones too.",
+        ),
+        (unit("token_class", "position"), [("position", "own", False, 0.6, 1)], None, "Fires on tokens labelled “position”."),
+        (
             unit("position", "comma"), [NUMBERS, AFTER], None, "Fires at some positions in the text more than at others.",
         ),
         (unit("bos"), [NUMBERS], None, "Fires most at the beginning of the text."),

@@ -38,8 +38,6 @@ RAISES = ("raises", "tends to raise", "tends slightly to raise")
 LOWERS = ("lowers", "tends to lower", "tends slightly to lower")
 GROUP_OF_FAMILY = {"unigram": "unigrams", "alphabet": "unigrams", "position": "position", "syntax": "syntax"}
 MORPHOLOGY = re.compile(r"[A-Z][A-Za-z]+=.+", re.DOTALL)
-
-
 Row = dict[str, Any]
 Strings = Callable[[int], str]  # what a token is called
 
@@ -56,11 +54,12 @@ def first_clause(row: Row) -> str:
         return AT_POSITIONS
     share = row.get("variance_reduction_heldout")
     share = row["variance_reduction"] if share is None or math.isnan(share) else share
-    if row["label"] == WHOLE_POSITION:
+    if row["family"] == "position" and row["label"] == WHOLE_POSITION:
         return f"{_by_strength(BY_POSITION, share)} position in the text"
-    name = row["label"].removeprefix(PREVIOUS)
+    previous = row["family"] == "previous_token"
+    name = row["label"].removeprefix(PREVIOUS) if previous else row["label"]
     verb = _by_strength(IS_SILENT if row["label_sign"] == -1 else FIRES, share)
-    return f"{verb} {place_of(name, _group_of(row, name), row['label'].startswith(PREVIOUS))}"
+    return f"{verb} {place_of(name, _group_of(row, name), previous)}"
 
 
 def fires_on(row: Row) -> str:
@@ -95,26 +94,28 @@ def label_sentences(
     Nothing is known of `model` where the tables lack it: all rows are then of one.
     """
     place = [name for name in PLACE if name in neurons.columns and name in labels.columns]
-    first = labels.filter(pl.col("rank") == 1).select(*place, "group", "variance_reduction", axis=_axis())
-    known = neurons.join(first.drop("axis", "variance_reduction"), on=place, how="left", maintain_order="left")
-    least = pl.max_horizontal(pl.col("first_share") * OF_FIRST, pl.lit(LEAST_SHARE), pl.col("null").fill_nan(None))
-    known_null = "variance_reduction_null" in neurons.columns
-    null = neurons.select(*place, null=pl.col("variance_reduction_null") if known_null else pl.lit(None, pl.Float64))
-    others = (
-        labels.filter(pl.col("rank") > 1)
-        .with_columns(axis=_axis())
-        .join(first.select(*place, first_axis="axis", first_share="variance_reduction"), on=place)
-        .join(null, on=place)
-        .filter((pl.col("axis") != pl.col("first_axis")) & (pl.col("variance_reduction") > least))
-    )
-    names = {"second": "label", "second_group": "group", "second_previous": "previous", "second_sign": "sign"}
-    second = others.sort("rank").unique(place, keep="first", maintain_order=True).select(*place, **names)
-    known = known.join(second, on=place, how="left", maintain_order="left")
+    group = labels.filter(pl.col("rank") == 1).select(*place, "group")
+    known = neurons.join(group, on=place, how="left", maintain_order="left")
+    known = known.join(_second_labels(neurons, labels, place), on=place, how="left", maintain_order="left")
     if effects is not None:
         of_class = ("role", "class", "class_group", "class_sign", "class_variance_reduction")
         lists = [pl.col(f"{side}_tokens").list.head(TOKENS_SAID) for side in ("top", "bottom")]
         known = known.join(effects.select(*place, *of_class, *lists), on=place, how="left", maintain_order="left")
     return [sentence(row, strings) for row in known.iter_rows(named=True)]
+
+
+def _second_labels(neurons: pl.DataFrame, labels: pl.DataFrame, place: list[str]) -> pl.DataFrame:
+    """Of every unit that has one, the best label that speaks of something else than the first, and explains enough."""
+    known_null = "variance_reduction_null" in neurons.columns
+    null = neurons.select(*place, null=pl.col("variance_reduction_null") if known_null else pl.lit(None, pl.Float64))
+    axes = labels.with_columns(axis=_axis())
+    first = axes.filter(pl.col("rank") == 1)
+    first = first.select(*place, first_axis="axis", first_share="variance_reduction")
+    least = pl.max_horizontal(pl.col("first_share") * OF_FIRST, pl.lit(LEAST_SHARE), pl.col("null").fill_nan(None))
+    others = axes.filter(pl.col("rank") > 1).join(first, on=place).join(null, on=place)
+    others = others.filter((pl.col("axis") != pl.col("first_axis")) & (pl.col("variance_reduction") > least))
+    names = {"second": "label", "second_group": "group", "second_previous": "previous", "second_sign": "sign"}
+    return others.sort("rank").unique(place, keep="first", maintain_order=True).select(*place, **names)
 
 
 def explanations_table(
@@ -203,12 +204,11 @@ def _second_clause(row: Row) -> str:
         return ""
     if row["second"] == WHOLE_POSITION and row["second_group"] == "position":
         return " and, more weakly, by position in the text"
-    place = place_of(row["second"], row["second_group"], row["second_previous"])
-    if row["second_sign"] == row["label_sign"] or row["label"] == WHOLE_POSITION:
-        return (
-            f" and, more weakly, {'less ' if row['second_sign'] < 0 and row['label'] == WHOLE_POSITION else ''}{place}"
-        )
-    return f", {'less' if row['second_sign'] < 0 else 'more'} {place}"
+    place, sign = place_of(row["second"], row["second_group"], row["second_previous"]), row["second_sign"]
+    by_position = row["family"] == "position" and row["label"] == WHOLE_POSITION  # has no sign
+    if sign == row["label_sign"] and not by_position:
+        return f" and, more weakly, {place}"
+    return f", {'less' if sign < 0 else 'more'} {place}"
 
 
 def _effects(row: Row, strings: Strings | None) -> list[str]:
