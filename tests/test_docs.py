@@ -161,6 +161,7 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "subsets",
         "labels",
         "label_counts",
+        "explanations",
         "examples",
         "counterparts",
         "tokens",

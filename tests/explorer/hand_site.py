@@ -101,6 +101,7 @@ def columns(model: int) -> dict:
         "variance_reduction": f32([(number * 13 % 50) / 50 for number in numbers]),
         "family": words([FAMILIES[number % len(FAMILIES)] for number in numbers]),
         "label": words([label(number) for number in numbers]),
+        "fires": words([f"more on {label(number)}" for number in numbers]),
         "roles": words([ROLES[number % len(ROLES)] for number in numbers]),
     } | (matched(values) if model == 0 else {})
 

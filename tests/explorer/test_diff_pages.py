@@ -16,9 +16,11 @@ from plain_site import column_of, data_of, same, says
 
 from universal_neurons.diff import KINDS, Diff
 from universal_neurons.errors import InputError
+from universal_neurons.explanations import fires_on
 from universal_neurons.explorer import open_results, page_of, write_site
 from universal_neurons.explorer.data_files import read_statement
 from universal_neurons.explorer.serving import StudyTexts
+from universal_neurons.labels import explained
 from universal_neurons.report import diff_sentences, upper_end
 from universal_neurons.report.diff_summary import ranked
 
@@ -130,8 +132,9 @@ def test_the_page_of_a_diff_says_what_its_tables_say(visit, site, shown_diff):
         assert row["is now"].startswith(unit["place"] or "–")
         if unit["moved_to_layer"] >= 0:
             assert f"to L{unit['moved_to_layer']}.{unit['moved_to_neuron']}" in row["is now"]
-        assert row["fires on, before"] == (
-            unit["label_before"] if unit["family_before"] not in (None, "unexplained") else unit["family_before"] or "–"
+        side = {name: unit[f"{name}_before"] for name in ("family", "label", "label_sign", "variance_reduction")}
+        assert row["fires, before"] == (
+            fires_on(side) if explained(side["family"], side["label"]) else side["family"] or "–"
         )
     for title, kinds in {
         "changed-most": None,

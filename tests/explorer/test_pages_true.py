@@ -61,6 +61,8 @@ def test_units(visit, exported, odd_store):
         here = lambda each, row=row: (each["layer"], each["neuron"]) == (row["layer"], row["neuron"])  # noqa: E731
         page = visitor.go(f"unit.html?u=0/L{row['layer']}.{row['neuron']}")
         assert says(page.inner_text(".hero strong"), row["excess_corr"])
+        (said,) = [each["explanation"] for each in _of(odd_store, "explanations", 0) if here(each)]
+        assert page.text_content(".unit-head .explanation") == said
         (match,) = [each for each in matches if here(each) and each["rank"] == 1]
         told = page.locator("#matches tbody tr").first.locator("td").all_inner_texts()
         assert told[0] == f"L{match['match_layer']}.{match['match_neuron']}"

@@ -12,6 +12,7 @@ from plain_site import by_unit, column_of, data_of, numbers_of, paths_of, same, 
 from safetensors.numpy import load_file
 
 from universal_neurons import Store
+from universal_neurons.explanations import fires_on
 from universal_neurons.explorer import write_site
 from universal_neurons.roles import together_sentences
 
@@ -252,6 +253,8 @@ def test_the_columns_of_all_units(site, identity, store):
                     match = matches.get((model, row["layer"], row["neuron"], store.models[int(other)]))
                     none = {"match_layer": 65535, "match_neuron": 2**32 - 1, "match_corr": math.nan}[kind]
                     expected = none if match is None else match[kind.replace("match_corr", "corr")]
+                elif name == "fires":
+                    expected = None if row["family"] is None else fires_on(row)
                 elif name == "roles":
                     expected = ",".join(row["roles"] or [])
                 else:
@@ -262,9 +265,17 @@ def test_the_columns_of_all_units(site, identity, store):
                     np.testing.assert_equal(np.float32(value), np.float32(math.nan if expected is None else expected))
                 else:
                     assert value == ("" if expected is None else expected)
-    wanted = "layer neuron dead is_universal mutual_all excess_corr excess_low mean_corr q_value sparsity kurt family label roles"
+    wanted = "layer neuron dead is_universal mutual_all excess_corr excess_low mean_corr q_value sparsity kurt family label fires roles"
     assert 0 < sum(row["label"] is None for row in rows) < len(rows)
     assert seen.keys() >= {*wanted.split(), "match_layer", "match_neuron", "match_corr"}
+
+
+def test_every_unit_has_its_sentence(site, identity, store):
+    said = {(row["model"], row["layer"], row["neuron"]): row for row in table_of(store.path, "explanations").to_dicts()}
+    units = units_of(site, identity, store)
+    assert {place: unit["explanation"] for place, unit in units.items()} == {
+        place: {"text": row["explanation"]} for place, row in said.items()
+    }
 
 
 def test_histograms_keep_every_count(site, identity, store):

@@ -87,7 +87,7 @@ def test_hostile_strings_are_shown_as_typed(visitor):
     page = visitor.go("study.html")
     for at in range(1, 25, 4):
         row = page.locator(f'.table tbody tr:has(th a:text-is("L0.{at}"))')
-        assert label(at) in row.text_content()
+        assert f"more on {label(at)}" in row.text_content()
     assert HOSTILE[0] in page.text_content(".lead")
     assert HOSTILE[1] in page.text_content(".facts")
     page = visitor.go("unit.html?u=0/L0.2")
@@ -96,7 +96,8 @@ def test_hostile_strings_are_shown_as_typed(visitor):
     assert set(HOSTILE) <= set(shown)
     page = visitor.go("unit.html?u=0/L0.17")
     assert any(text in page.text_content("#together") for text in HOSTILE)
-    assert f"Fires on {HOSTILE[17]}" in page.text_content("#explanation")
+    assert f"Fires on {HOSTILE[17]}" in page.text_content(".unit-head .explanation")
+    assert page.locator("#explanation").count() == 1, "its score"
     assert HOSTILE[0] in page.text_content("#effects")
     assert MODELS[1] in page.text_content("#matches")
     page = visitor.go("models.html")

@@ -34,6 +34,13 @@ PLANTED = {  # neuron of layer 0: what it reads, then its family, label and sign
 }
 
 
+SAID = {
+    3: "on “the”", 5: "on the letter “b”", 8: "on words that end in -ing", 11: "after tokens with a comma",
+    13: "at positions 4 to 7", 14: "by position in the text", 16: "in text of the subset “verse”",
+    20: "No label explains when it fires",
+}  # fmt: skip
+
+
 def some_words(vocabulary):
     """Ids of ordinary tokens, some for prose and some for verse alone; none has a planted feature but the subset's."""
     taken = {string.strip().lower() for strings in FEATURES.values() for string in strings}
@@ -119,6 +126,9 @@ def test_a_wired_neuron_is_found_to_be_what_it_is(study, neuron):
     (row,) = study.neurons.filter(place).to_dicts()
     (best,) = study.labels.filter(place & (pl.col("rank") == 1)).to_dicts()
     assert row["family"] == family
+    said = study.explanations.filter(place)["explanation"].item()
+    assert said.startswith("Fires " if label else "No label ")
+    assert SAID[neuron] in said.partition(" and, ")[0]
     if label is not None:
         assert row["label"] == label
         assert row["variance_reduction"] > 0.35

@@ -30,7 +30,7 @@ from universal_neurons.report.summary import (
     study_view,
     unsure_marks,
 )
-from universal_neurons.report.verdict import alike_of, fires, label_level, main_numbers, universality, verdict
+from universal_neurons.report.verdict import alike_of, label_level, main_numbers, universality, verdict, what_says_so
 from universal_neurons.terminal import plain
 
 
@@ -125,18 +125,16 @@ def test_what_its_counterparts_do(rows, said):
 @pytest.mark.parametrize(
     ("family", "label", "sign", "said"),
     [
-        ("unigram", "the", 1, "It fires on the (unigram; the label explains 62% of its variance)."),
-        ("unigram", "the", -1, "It is silent on the (unigram; the label explains 62% of its variance)."),
-        ("previous_token", "the", 1, "It fires on the (previous token; the label explains 62% of its variance)."),
-        ("position", "comma", 1, "It fires by position (mutual information 0.40 nats)."),
-        ("unexplained", "the", 1, "No label explains what it fires on."),
-        ("bos", None, None, "It fires at the beginning of the text."),
-        (None, None, None, ""),
+        ("unigram", "the", 1, "The label the (unigram) explains 62% of its variance."),
+        ("unigram", "the", -1, "The label the (unigram) explains 62% of its variance."),
+        ("previous_token", "the\x1b", 1, "The label the␛ (previous token) explains 62% of its variance."),
+        ("position", "comma", 1, "Firing and position share 0.40 nats of information."),
+        ("bos", None, None, "No label explains when else it fires."),
     ],
 )
-def test_what_it_fires_on(family, label, sign, said):
+def test_what_says_what_it_fires_on(store, family, label, sign, said):
     given = {"family": family, "label": label, "label_sign": sign, "variance_reduction": 0.62, "position_mi": 0.4}
-    assert fires(given) == said
+    assert what_says_so(store, given) == said
 
 
 def test_the_nearest_label_of_a_neuron_that_none_explains_is_not_what_it_fires_on(store, capsys):
@@ -155,7 +153,7 @@ def test_the_nearest_label_of_a_neuron_that_none_explains_is_not_what_it_fires_o
                 continue
             seen += 1
             said = verdict(store, found)[-1]
-            assert said.startswith("No label explains what it fires on: the nearest, ")
+            assert re.match(r"No label explains when it fires; .+\. The nearest, ", said)
             assert f"explains {short(judged)} of its variance" in said
             assert said.endswith(f"only above {short(level)} counts.")
     assert seen >= 3
@@ -301,7 +299,9 @@ def test_universal_neurons_stand_with_their_counterparts(store):
             assert neuron.sentence == found["sentence"]
             for column in ("excess_low", "excess_high", "family"):
                 assert neuron.row[column] == found[column]
-            assert found["label"] == (neuron.row["label"] if f"on {neuron.row['label']} (" in neuron.sentence else None)
+            assert found["label"] == (
+                neuron.row["label"] if f"The label {neuron.row['label']} (" in neuron.sentence else None
+            )
             best = store.matches.filter(
                 (pl.col("asker") == asked) & (pl.col("layer") == neuron.layer) & (pl.col("neuron") == neuron.neuron),
                 pl.col("rank") == 1,

@@ -10,6 +10,8 @@ asking     a language model as explainer and as scorer
 windows    windows of held-out text, drawn with known probabilities, and what units do on them
 scores     questions to a scorer, its answers to rows of the table `scores`; controls
 estimates  scores for all windows, with intervals, from answers about some that were drawn
+phrases    every built-in label in a few plain words
+sentences  a unit's labels, position and logit effects as one sentence, and its first words
 """
 
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from universal_neurons.explanations.estimates import Answered, Design, Estimate, Simulated
     from universal_neurons.explanations.local_model import LocalModel
     from universal_neurons.explanations.openai_server import OpenAIServer
+    from universal_neurons.explanations.phrases import phrase_of, place_of, quoted
     from universal_neurons.explanations.prompts import Example, Templates, explaining_prompt, read_templates
     from universal_neurons.explanations.questions import STRONGEST, Kind, Question, Scorer
     from universal_neurons.explanations.scores import (
@@ -34,6 +37,16 @@ if TYPE_CHECKING:
         Trial,
         controls,
         score,
+    )
+    from universal_neurons.explanations.sentences import (
+        BY_LABELS,
+        explanations_of,
+        explanations_table,
+        fires_on,
+        first_clause,
+        label_sentences,
+        renewed,
+        sentences_of,
     )
     from universal_neurons.explanations.windows import DRAWN, STRATA, YES, UnitWindows, draw_windows, require_apart
 else:
@@ -50,5 +63,16 @@ else:
             "windows": ["DRAWN", "STRATA", "UnitWindows", "YES", "draw_windows", "require_apart"],
             "scores": ["ANOTHER", "EMPTY", "FEWEST", "OWN", "SCHEMA", "Trial", "controls", "score"],
             "questions": ["STRONGEST", "Kind", "Question", "Scorer"],
+            "phrases": ["phrase_of", "place_of", "quoted"],
+            "sentences": [
+                "BY_LABELS",
+                "explanations_of",
+                "explanations_table",
+                "fires_on",
+                "first_clause",
+                "label_sentences",
+                "renewed",
+                "sentences_of",
+            ],
         },
     )

@@ -40,7 +40,11 @@ def absent(study: ShownStudy, store: Store) -> dict[str, str]:
         missing["dynamics"] = (
             "A study is of one moment of training: uneurons dynamics studies checkpoints; its folder can be shown."
         )
-    missing["explanations"] = "Nobody has explained the units in words; what they fire on stands in their labels."
+    missing["explanations"] = (
+        "No model has explained the units in words; the sentence on a unit's page is made from its labels."
+        if store.has("labels")
+        else f"This study had no stage labels, which sentences are made from: {_again('--stages labels')}."
+    )
     missing["text"] = "A text of your own is tried where the models are: uneurons serve RUN."
     if store.askers and store.config.pairs != "all":
         missing["pairs"] = (

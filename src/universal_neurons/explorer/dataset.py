@@ -46,6 +46,7 @@ TABLES = {  # of what each has a row
     "spans": "model: how its tokenizer fits the spans that all share",
     "labels": "neuron and rank: the labels that explain most of it",
     "own_labels": "neuron and label of the study's own: how much of it the label explains, whatever others do",
+    "explanations": "neuron: what it fires on and does, in a sentence",
     "label_counts": "label: at how many positions it holds",
     "examples": "example: a window of text, with the neuron's activations",
     "counterparts": "window of held-out text: the activations of a neuron and of its best matches",

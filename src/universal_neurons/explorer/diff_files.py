@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from universal_neurons.diff import KINDS, Diff
+from universal_neurons.explanations import fires_on
 from universal_neurons.explorer.data_files import (
     NO_LAYER,
     NO_NEURON,
@@ -31,6 +32,7 @@ NUMBERS = (
 )  # fmt: skip
 TEXTS = ("kind", "place", "weights", "family_before", "family_after")
 SIDES = ("before", "after")
+OF_SIDE = ("family", "label", "label_sign", "variance_reduction")
 EFFECTS = ("joint_effects", "unit_effects")  # of a diff that measured some
 
 
@@ -88,12 +90,13 @@ def _place(changes: pl.DataFrame, before: str) -> dict[str, Column]:
 
 
 def _fires_on(changes: pl.DataFrame, when: str) -> dict[str, Column]:
-    """The label that explains each unit, in words, and its roles."""
-    label, sign, roles = f"label_{when}", f"label_sign_{when}", f"roles_{when}"
+    """What each unit fires on, in words, where a label explains it, and its roles."""
+    label, roles = f"label_{when}", f"roles_{when}"
     columns = {}
     if said(changes, label):
-        silent = pl.when(pl.col(sign) < 0).then(pl.lit("silent on ") + pl.col(label)).otherwise(label)
-        columns[label] = text_column(changes.select(silent).to_series())
+        side = changes.select(pl.col(f"{name}_{when}").alias(name) for name in OF_SIDE)
+        told = [fires_on(row) if row["label"] else None for row in side.rows(named=True)]
+        columns[label] = text_column(pl.Series(told, dtype=pl.String))
     if said(changes, roles):
         columns[roles] = text_column(changes[roles].list.join(AMONG_ROLES))
     return columns

@@ -11,7 +11,7 @@ Layout: docs.neuronpedia.org/api-and-data/exports.  Fields: the tables Neuron, A
 1. A feature is a neuron, its index the neuron's number within its layer.  `frac_nonzero` is the share of positions with
    a pre-activation above 0, the frequency histogram that of the pre-activation; logits are the roles' effects.
 2. An activation is an example: every band's windows, the values that are not counted as 0.
-3. An explanation is the neuron's family and, where that rests on one, the label that explains most of it.  Its
+3. An explanation is the neuron's sentence, where a label explains it or it fires by position or at BOS.  Its
    `typeName` is null: it would have to name a type that the importer's database has.
 
 Same study, same bytes: ids come from hashes, nothing says when it was written.
@@ -27,16 +27,18 @@ from pathlib import Path
 from typing import Any
 
 from universal_neurons.errors import MissingFileError
+from universal_neurons.explanations import BY_LABELS, first_clause
 from universal_neurons.explorer.histograms import TABLE, Histograms
 from universal_neurons.explorer.new_folder import new_folder
 from universal_neurons.explorer.studies import Strings, strings_of
 from universal_neurons.explorer.unit_rows import UnitRows
-from universal_neurons.labels import UNEXPLAINED, explained
+from universal_neurons.labels import UNEXPLAINED
 from universal_neurons.progress import Reporter
 from universal_neurons.storage import Store
 
 BATCH = 1024  # neurons a file, as in Neuronpedia's own exports
 SET = "mlp"
+OF_UNITS = ("neurons", "examples", "effects", "explanations")  # tables
 CREATOR_ID = "clkht01d40000jv08hvalcvly"  # the user that a database of Neuronpedia's begins with
 CREATOR = "universal-neurons"
 LONGEST_MODEL = 128
@@ -119,7 +121,7 @@ class _Tables:
 
     def __init__(self, store: Store) -> None:
         self.units, self.strings = store.units, _Strings(strings_of(store))
-        self._rows = {n: UnitRows(store, n, self.units) for n in ("neurons", "examples", "effects") if store.has(n)}
+        self._rows = {name: UnitRows(store, name, self.units) for name in OF_UNITS if store.has(name)}
         self._histograms = Histograms(store) if TABLE in store.manifest["tables"] else None
 
     def take(self, name: str, model: str, stop: int) -> dict[int, list[Line]]:
@@ -149,7 +151,7 @@ def _write_source(folder: Path, store: Store, tables: _Tables, number: int, iden
     for batch, start in enumerate(range(units.start, units.stop, BATCH)):
         stop = min(start + BATCH, units.stop)
         neurons, effects = tables.take("neurons", name, stop), tables.take("effects", name, stop)
-        examples = tables.take("examples", name, stop)
+        examples, explained = (tables.take(table, name, stop) for table in ("examples", "explanations"))
         bars = tables.histograms(name, start, stop)
         lines: dict[str, list[Line]] = {"features": [], "activations": [], "explanations": []}
         for unit in range(start, stop):
@@ -159,7 +161,7 @@ def _write_source(folder: Path, store: Store, tables: _Tables, number: int, iden
             (effect,) = effects.get(unit, [{}])
             lines["features"].append(_feature(source, neuron, row, effect, shown, bars[unit - start], tables.strings))
             lines["activations"] += shown
-            lines["explanations"] += _explanations(source, neuron, row)
+            lines["explanations"] += _explanations(source, neuron, row, explained.get(unit, []))
         for kind in filter(lines.get, lines):
             _write_lines(where / kind / f"batch-{batch}.jsonl.gz", lines[kind])
 
@@ -264,17 +266,16 @@ def _activations(source: _Source, neuron: int, examples: Sequence[Line], strings
         )
 
 
-def _explanations(source: _Source, neuron: int, row: Line) -> Iterator[Line]:
+def _explanations(source: _Source, neuron: int, row: Line, stored: Sequence[Line]) -> Iterator[Line]:
     if row["family"] in (None, UNEXPLAINED):
         return
-    by_label = explained(row["family"], row.get("label"))
-    said = _text(row["family"].replace("_", " ") + (f": {row['label']}" if by_label else ""))
+    said = [line["explanation"] for line in stored if line["source"] == BY_LABELS]
     yield (
         {"id": source.line_id(neuron, "label")}
         | source.place(neuron)
         | {
             "authorId": CREATOR_ID,
-            "description": said if not by_label or row["label_sign"] > 0 else f"silent on: {said}",
+            "description": _text(said[0] if said else f"{first_clause(row)}."),
             "typeName": None,
             "explanationModelName": None,
         }

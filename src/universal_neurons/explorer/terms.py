@@ -67,6 +67,7 @@ TERMS = {
     "neighbour": "Other units of the same model that this one is like, or the opposite of.",
     # what a unit fires on
     "family": "A unit's family is what it fires on: the kind of its best label, where that explains enough.",
+    "fires": "Where the unit fires: the label, in words, that explains half of its variance; “more on”: a fifth of it.",
     "label": "A label is a yes or no for every position, such as “the previous token contains a comma”.",
     "variance_reduction": "The share of the unit's variance that its best label explains, from 0 to 1.",
     "variance_reduction_second": "The share that the next best label explains: near ones say nearly the same.",

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from universal_neurons.explanations import fires_on
 from universal_neurons.explorer.data_files import (
     NO_LAYER,
     NO_NEURON,
@@ -23,6 +24,8 @@ NUMBERS = (
     "vocab_skew", "vocab_kurt", "null_fraction", "position_mi",
 )  # fmt: skip
 TEXTS = ("family", "label")
+OF_CLAUSE = ("family", "label", "label_sign", "variance_reduction", "variance_reduction_heldout")
+FIRES = "fires"  # what a unit fires on, in a few words
 AMONG_ROLES = ","  # stands between the roles of a unit that has several
 
 
@@ -34,9 +37,18 @@ def unit_columns(neurons: pl.DataFrame, matches: "BestMatches") -> dict[str, Any
     }
     for names, made in ((FLAGS, flag_column), (NUMBERS, float_column), (TEXTS, text_column)):
         columns |= {name: made(neurons[name]) for name in names if said(neurons, name)}
+    if said(neurons, "family"):
+        columns[FIRES] = text_column(words_of(neurons))
     if said(neurons, "roles"):
         columns["roles"] = text_column(neurons["roles"].list.join(AMONG_ROLES))
     return {"count": len(neurons), "columns": columns | matches.columns()}
+
+
+def words_of(neurons: pl.DataFrame) -> pl.Series:
+    """What every unit of a neuron table fires on, in a few words; null where nobody asked, or it is dead."""
+    known = neurons.select(name for name in OF_CLAUSE if name in neurons.columns)
+    told = [fires_on(row) if row["family"] else None for row in known.rows(named=True)]
+    return pl.Series(told, dtype=pl.String)
 
 
 def said(table: pl.DataFrame, name: str) -> bool:

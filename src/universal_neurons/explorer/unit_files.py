@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from universal_neurons.explanations import label_sentences
 from universal_neurons.explorer.data_files import without_nothing, write_data
 from universal_neurons.explorer.histograms import TABLE as HISTOGRAMS
 from universal_neurons.explorer.histograms import Histograms
@@ -99,15 +100,19 @@ class UnitFiles:
         """The content of the units of a block."""
         stop = start + len(neurons)
         content: dict[str, list[Any]] = {}
+        taken: dict[str, pl.DataFrame | None] = {}
         name = context.models[context.model]
         for part in self.parts:
             whose = self.study.models[context.model] if part is COURSE else name
-            rows = self.rows[part.key].take(whose, stop)
+            rows = taken[part.key] = self.rows[part.key].take(whose, stop)
             content[part.key] = part.of_units(rows, start, stop, context)
             if rows is not None and part.key == "matches":
                 matches.add(rows)
             elif rows is not None:
                 index.add(part.key, rows)
+        labels = taken.get("labels")
+        if "explanation" not in content and labels is not None:
+            content["explanation"] = _composed(neurons, labels, taken.get("effects"), context)
         if self.histograms is not None:
             content["histogram"] = list(self.histograms.of(name, start, stop))
         if self.changes is not None:
@@ -118,6 +123,14 @@ class UnitFiles:
             _unit(place, of_unit, {key: values[number] for key, values in content.items()})
             for number, (place, of_unit) in enumerate(zip(places, columns))
         ]
+
+
+def _composed(
+    neurons: pl.DataFrame, labels: pl.DataFrame, effects: pl.DataFrame | None, context: Context
+) -> list[dict[str, Any] | None]:
+    """The sentences of a block of units, of a study that was made without them."""
+    said = label_sentences(neurons, labels, effects, context.strings.__getitem__)
+    return [None if text is None else {"text": text} for text in said]
 
 
 def _unit(place: tuple[int, int], columns: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:

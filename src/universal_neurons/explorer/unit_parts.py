@@ -151,6 +151,11 @@ def effects(rows: pl.DataFrame, context: Context) -> list[Record]:
     return records
 
 
+def explanations(rows: pl.DataFrame, context: Context) -> list[Record]:
+    """What a unit fires on and does, in a sentence."""
+    return records_of(rows.select(text="explanation"))
+
+
 def positions(rows: pl.DataFrame, context: Context) -> list[Record]:
     """Mean activation and firing at each position."""
     return records_of(
@@ -235,6 +240,7 @@ PARTS = (
     Part("examples", "examples", windows),
     Part("counterparts", "counterparts", counterparts, by="asker"),
     Part("labels", "labels", plain),
+    Part("explanation", "explanations", explanations, gather=_first),
     Part("tokens", "tokens", tokens),
     Part("effects", "effects", effects, gather=_first),
     Part("positions", "positions", positions, gather=by_column),

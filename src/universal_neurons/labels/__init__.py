@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from universal_neurons.labels.stored_code import require_given_again, require_named_again
     from universal_neurons.labels.study_labels import SUMS_BYTES, Labelling
     from universal_neurons.labels.syntax import find_pipeline
+    from universal_neurons.labels.token_tests import PREFIXES, SUFFIXES
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -74,6 +75,7 @@ else:
             ],
             "meanings": ["Meaning", "built_in_labels", "meaning_of"],
             "syntax": ["find_pipeline"],
+            "token_tests": ["PREFIXES", "SUFFIXES"],
             "stored_code": ["require_given_again", "require_named_again"],
             "own_labels": ["read_own_labels"],
             "label_set": [

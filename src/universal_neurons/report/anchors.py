@@ -8,9 +8,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from universal_neurons.errors import InputError
+from universal_neurons.explanations import fires_on
 from universal_neurons.report.counts import anchor_lines
 from universal_neurons.report.facts import short
-from universal_neurons.report.summary import fires_on, match_cells
+from universal_neurons.report.summary import match_cells
 from universal_neurons.storage import Store
 from universal_neurons.terminal import TextTable, shown
 from universal_neurons.units import unit_name
@@ -51,7 +52,7 @@ def _list(store: Store, asker: str) -> Table | Text:
     if anchors.is_empty():
         return shown(f"No neuron of {asker} has a mutual match in every other model.")
     others, labelled = [name for name in store.models if name != asker], store.has("labels")
-    fires = [Column("fires on", overflow="fold", min_width=12)] if labelled else []
+    fires = [Column("fires", overflow="fold", min_width=12)] if labelled else []
     title = f"Anchors of {asker}: each the best match of its match in every other model"
     table = TextTable("neuron", "least ρ", "universal", *others, *fires, title=title)
     cells = match_cells(store, asker, anchors, intervals=False)

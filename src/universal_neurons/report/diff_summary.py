@@ -12,6 +12,7 @@ from rich.text import Text
 
 from universal_neurons.diff import KINDS, MEASURES, Diff
 from universal_neurons.errors import InputError
+from universal_neurons.explanations import fires_on
 from universal_neurons.report.diff_effects import (
     EFFECT_HEADINGS,
     UNIT,
@@ -23,7 +24,6 @@ from universal_neurons.report.diff_effects import (
 )
 from universal_neurons.report.facts import finite, short
 from universal_neurons.report.one_neuron import example_lines
-from universal_neurons.report.summary import fires_on
 from universal_neurons.statistics import BOTTOM
 from universal_neurons.terminal import TextTable, plain, shown, shown_lines
 from universal_neurons.units import NONE, parse_unit, unit_name
@@ -164,7 +164,7 @@ def upper_end(diff: Diff) -> pl.Expr:
 
 def change_cells(row: dict[str, Any], *, with_q: bool) -> list[str]:
     """A unit's cells, as in `HEADINGS`."""
-    before, after = (fires_on(_side(row, when)) or "–" for when in ("before", "after"))
+    before, after = (fires_on(_side(row, when)) for when in ("before", "after"))
     cells = [unit_name(row["layer"], row["neuron"]), row["kind"] or "–", interval(row, "self_corr", 2)]
     cells += [_factor(row["scale"]), whereabouts(row), before if before == after else f"{before} → {after}"]
     return [*cells, _small(row["q_change"])] if with_q else cells
@@ -247,9 +247,9 @@ def _verdict(diff: Diff, row: dict[str, Any]) -> list[str]:
             match = unit_name(row[f"{side}_match_layer"], row[f"{side}_match_neuron"])
             corr = f"{short(row[f'{side}_match_corr'])}"
             lines.append(f"{word}{' is' if side == 'tuned' else ''} {match}, ρ {corr} on held-out rows.")
-    before, after = (fires_on(_side(row, when)) or "unexplained" for when in ("before", "after"))
+    before, after = (fires_on(_side(row, when)) for when in ("before", "after"))
     if row["family_before"] is not None:
-        lines.append(f"Fires on: {before} → {after}.")
+        lines.append(f"Fires: {before} → {after}.")
     if row["roles_before"] is not None:
         roles = (", ".join(row[f"roles_{when}"] or []) or "none" for when in ("before", "after"))
         lines.append(f"Roles: {' → '.join(roles)}.")

@@ -8,8 +8,8 @@ from rich.table import Column
 
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.errors import InputError
+from universal_neurons.explanations import fires_on
 from universal_neurons.report.facts import short
-from universal_neurons.report.summary import fires_on
 from universal_neurons.storage import parse_neuron
 from universal_neurons.terminal import TextTable, plain, shown
 from universal_neurons.units import unit_name
@@ -140,7 +140,7 @@ def course_view(dynamics: Dynamics, name: str) -> Group:
         highest = dynamics.neurons.filter(pl.col("model") == seed).select("layer", "neuron").max().row(0)
         raise InputError(f"{name}: no such neuron", wanted=f"layer ≤ {highest[0]} and neuron ≤ {highest[1]} in {seed}")
     others = len(dynamics.seeds) - 1
-    headings = ("step", "excess", "95 %", "same match", "final match", "self ρ", "fires on")
+    headings = ("step", "excess", "95 %", "same match", "final match", "self ρ", "fires")
     table = TextTable(*headings, title=f"{unit_name(layer, neuron, seed)} in training")
     for row in rows:
         partners = [f"{n} of {others}" if (n := row[c]) is not None else "–" for c in ("same_match", "final_match")]

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from universal_neurons.diff import Diff
 from universal_neurons.disk import disk_errors, write_atomically
 from universal_neurons.dynamics import Dynamics
+from universal_neurons.explanations import fires_on
 from universal_neurons.labels import SAID_OF_FAMILIES, SAID_OF_ROLES
 from universal_neurons.legible import file_names, legible
 from universal_neurons.report import figures
@@ -37,7 +38,6 @@ from universal_neurons.report.summary import (
     asker_lines,
     basis_tests,
     family_rows,
-    fires_on,
     little_sentence,
     match_cells,
     models_rows,

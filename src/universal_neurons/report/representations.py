@@ -6,6 +6,7 @@ gives a store.
 
 from universal_neurons.diff import Diff
 from universal_neurons.dynamics import Dynamics
+from universal_neurons.explanations import explanations_of
 from universal_neurons.report.counterparts import counterparts_table
 from universal_neurons.report.diff_summary import plain_diff
 from universal_neurons.report.dynamics_summary import plain_dynamics
@@ -23,6 +24,7 @@ Store.shown_by(
         "text": plain_summary,
         "html": summary_html,
         "counterparts": counterparts_table,
+        "explanations": explanations_of,
         "families": families_table,
         "universal": universal_table,
         "neuron sentence": neuron_sentence,

@@ -10,6 +10,7 @@ import polars as pl
 from rich.console import Group
 from rich.table import Column, Table
 
+from universal_neurons.explanations import fires_on
 from universal_neurons.labels import FAMILIES, SAID_OF_FAMILIES, SAID_OF_ROLES, UNEXPLAINED, explained
 from universal_neurons.legible import legible
 from universal_neurons.matching import singled_out
@@ -68,15 +69,6 @@ def match_cells(
             text += f" [{short(row['corr_low'])} {short(row['corr_high'])}]"
         cells[row["layer"], row["neuron"]][row["match_model"]] = text + (" ⇄" if row["mutual"] else "")
     return cells
-
-
-def fires_on(row: dict[str, Any]) -> str:
-    """The label of a neuron that a label explains, else its family."""
-    if row["family"] in (None, "bos", UNEXPLAINED):
-        return row["family"] or "–"
-    if not explained(row["family"], row["label"]):
-        return f"position (MI {row['position_mi']:.2f})"
-    return f"{label_of(row)} {short(row['variance_reduction'])}"
 
 
 def label_of(row: dict[str, Any]) -> str:
@@ -161,22 +153,30 @@ BEST_BY = {"bos": "bos_mean", "position": "position_mi"}  # what the others have
 
 
 def family_rows(store: Store) -> list[tuple[str, list[int], str]]:
-    """Every family: its neurons in each model, and the reference model's best with its label."""
+    """Every family: its neurons in each model, and the reference model's best with what it fires on, and how surely."""
     neurons = store.neurons
     rows = []
     for family in FAMILIES:
         members = neurons.filter(pl.col("family") == family)
         counts = [len(members.filter(pl.col("model") == name)) for name in store.models]
         best = ""
+        by = BEST_BY.get(family, "variance_reduction")
         ranked = members.filter(pl.col("model") == store.models[0]).sort(
-            pl.col(BEST_BY.get(family, "variance_reduction")).fill_nan(None), descending=True, nulls_last=True,
-            maintain_order=True,
-        )  # fmt: skip
+            pl.col(by).fill_nan(None), descending=True, nulls_last=True, maintain_order=True
+        )
         if family != UNEXPLAINED and len(ranked):
             first = ranked.row(0, named=True)
-            best = unit_name(first["layer"], first["neuron"]) + ("" if family == "bos" else f" {fires_on(first)}")
+            best = unit_name(first["layer"], first["neuron"])
+            best += "" if family == "bos" else f" {fires_on(first)} {_strength(first)}"
         rows.append((family.replace("_", " "), counts, best))
     return rows
+
+
+def _strength(row: dict[str, Any]) -> str:
+    """What a neuron's label explains of its variance; of one that fires by position alone the mutual information."""
+    if explained(row["family"], row["label"]):
+        return short(row["variance_reduction"])
+    return f"(MI {row['position_mi']:.2f})"
 
 
 def families_view(store: Store) -> Group:
@@ -297,7 +297,7 @@ def neurons_view(store: Store, asker: str) -> Group:
     marks, why_marked = unsure_marks(store, neurons)
     marked = ["!"] if why_marked else []
     before = ["neuron", "excess", "95 %", *marked, *apart]
-    fires = [Column("fires on", min_width=12)] if labelled else []
+    fires = [Column("fires", min_width=12)] if labelled else []
     letters = {name: letter for name, letter in letters_of(store.models).items() if name != asker}
     shorter = dict(enumerate(letters.values(), len(before)))
     table = ModelsTable(*before, *others, *fires, letters=letters, short=shorter, title=title + together)

@@ -3,6 +3,7 @@
 import polars as pl
 
 from universal_neurons.errors import InputError
+from universal_neurons.explanations import sentences_of
 from universal_neurons.labels import explaining_label
 from universal_neurons.report.verdict import verdict
 from universal_neurons.storage import Store
@@ -37,7 +38,8 @@ def universal_table(
     found = store.neurons.filter((pl.col("model") == asker) & above)
     found = found.sort(excess, "layer", "neuron", descending=[True, False, False])
     further = [column for column in EXCESS.values() if column in found.columns and column != "excess_corr"]
-    sentences = [" ".join(verdict(store, row, threshold)) for row in found.iter_rows(named=True)]
+    said = zip(found.iter_rows(named=True), sentences_of(store, found))
+    sentences = [" ".join(verdict(store, row, threshold, said=explanation)) for row, explanation in said]
     others = [name for name in store.models if name != asker]
     for other in others:
         found = found.join(_matches(store, asker, other), on=["layer", "neuron"], how="left", maintain_order="left")

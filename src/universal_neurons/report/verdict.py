@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from universal_neurons.explanations import sentences_of
 from universal_neurons.labels import UNEXPLAINED, explained, null_level
 from universal_neurons.report.facts import finite, short
 from universal_neurons.report.sources import unit_kind
@@ -81,12 +82,18 @@ def _median(values: Iterable[float | None]) -> float:
     return math.nan if middle is None else float(middle)  # type: ignore[arg-type]
 
 
-def verdict(store: Store, row: dict[str, Any], threshold: float | None = None) -> list[str]:
-    """One or two sentences on a neuron, a row of the neuron table; universal by the study's threshold or another."""
+def verdict(store: Store, row: dict[str, Any], threshold: float | None = None, *, said: str | None = None) -> list[str]:
+    """One or two things to say of a neuron, a row of the neuron table; universal by the study's threshold or another.
+
+    `said` is its sentence (`explanations`), where that is known already.
+    """
     if row["dead"]:
         return ["Dead: its activation never changes, so it correlates with nothing."]
     first = _of_matches(store, row, store.config.threshold if threshold is None else threshold)
-    second = nearest_label(store, row) if row["family"] == UNEXPLAINED else fires(row)
+    if said is None:
+        this_neuron = {name: row[name] for name in ("model", "layer", "neuron")}
+        said = sentences_of(store, store.neurons.filter(**this_neuron))[0]
+    second = "" if said is None else f"{said} {what_says_so(store, row)}".rstrip()
     return [sentence for sentence in (first, second) if sentence]
 
 
@@ -130,21 +137,16 @@ def universality(row: dict[str, Any], threshold: float) -> str:
     return f"Universal on this text only: on text that did not choose it the {interval} {on_other_text} {threshold:g}"
 
 
-def fires(row: dict[str, Any]) -> str:
-    """What a neuron fires on, as a sentence; nothing where the study has no labels."""
-    family = row["family"]
-    if family is None:
-        return ""
-    if family == UNEXPLAINED:
-        return "No label explains what it fires on."
-    if family == "bos":
-        return "It fires at the beginning of the text."
-    if not explained(family, row["label"]):
-        return f"It fires by position (mutual information {row['position_mi']:.2f} nats)."
-    share = f"the label explains {row['variance_reduction']:.0%} of its variance"
-    silent = row["label_sign"] == -1
-    label = label_of(row | {"label_sign": 1})
-    return f"It {'is silent' if silent else 'fires'} on {label} ({family.replace('_', ' ')}; {share})."
+def what_says_so(store: Store, row: dict[str, Any]) -> str:
+    """By which label, and how surely, it is said what a neuron fires on; of one that no label explains the nearest."""
+    if row["family"] == UNEXPLAINED:
+        return nearest_label(store, row)
+    if row["family"] == "bos":
+        return "No label explains when else it fires."
+    if not explained(row["family"], row["label"]):
+        return f"Firing and position share {row['position_mi']:.2f} nats of information."
+    label, family = label_of(row | {"label_sign": 1}), row["family"].replace("_", " ")
+    return f"The label {label} ({family}) explains {row['variance_reduction']:.0%} of its variance."
 
 
 def label_level(store: Store, row: dict[str, Any]) -> float:
@@ -155,14 +157,14 @@ def label_level(store: Store, row: dict[str, Any]) -> float:
 
 
 def nearest_label(store: Store, row: dict[str, Any]) -> str:
-    """That no label explains a neuron, and which comes nearest: its best label is not what it fires on."""
+    """Which label comes nearest to explaining a neuron that none does: that is not what it fires on."""
     heldout = finite(row["variance_reduction_heldout"])
     judged = row["variance_reduction_heldout" if heldout else "variance_reduction"]
     if row["label"] is None or not finite(judged):
-        return fires(row)
+        return ""
     where = " on text that did not choose it" if heldout else ""
-    found = f"the nearest, {label_of(row)}, explains {short(judged)} of its variance{where}"
-    return f"No label explains what it fires on: {found}, and only above {short(label_level(store, row))} counts."
+    found = f"The nearest, {label_of(row)}, explains {short(judged)} of its variance{where}"
+    return f"{found}, and only above {short(label_level(store, row))} counts."
 
 
 def main_numbers(store: Store, row: dict[str, Any]) -> list[tuple[str, str]]:

@@ -97,6 +97,11 @@ class Store(Results):
         return {facts["name"]: Units.of_facts(facts) for facts in self.manifest["models"]}
 
     @property
+    def explanations(self) -> pl.DataFrame:
+        """A row per neuron: what it fires on and does, in a sentence; none of a study without labels."""
+        return self.view("explanations")(self)
+
+    @property
     def strings(self) -> list[str]:
         """The vocabulary as strings, by token id."""
         return self.table("vocabulary").sort("token")["string"].to_list()

@@ -11,6 +11,7 @@ import torch
 from universal_neurons.config import IN_MEMORY, StudyConfig
 from universal_neurons.disk import full_disk, local_path
 from universal_neurons.errors import ConfigError, StoreConflictError
+from universal_neurons.explanations import renewed
 from universal_neurons.labels import read_own_labels, require_named_again
 from universal_neurons.models import Model, find_tokenizer
 from universal_neurons.progress import Reporter
@@ -119,8 +120,9 @@ def _study_roles(
         "tables": {name: digest for name, digest in study.manifest["tables"].items() if name not in ROLE_TABLES},
         "timings": study.manifest["timings"] | {"roles": round(reporter.timings.get("roles", 0.0), 3)},
     }
-    neurons_last = {name: table for name, table in tables.items() if name != "neurons"} | {"neurons": tables["neurons"]}
-    return writer.replace(neurons_last, manifest)
+    neurons = tables.pop("neurons")
+    tables |= renewed(study, neurons, tables.get("effects")) | {"neurons": neurons}  # the neurons last
+    return writer.replace(tables, manifest)
 
 
 def _on_this_machine(config: StudyConfig) -> StudyConfig:

@@ -3,7 +3,7 @@
 The pass is checkpointed; what follows it is cheap, or repeats from the last checkpoint.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import polars as pl
 import torch
 from safetensors.torch import save
 
+from universal_neurons.explanations import explanations_table
 from universal_neurons.features import Latents, Source, Studied
 from universal_neurons.matching import (
     WHOLE,
@@ -81,6 +82,7 @@ class Stages:
         self.columns: dict[str, dict[str, Any]] = {name: {} for name in self.names}
         self.hashes: dict[str, str] = {}
         self.matches: pl.DataFrame | None = None
+        self.effects: pl.DataFrame | None = None
         self.null: UntrainedNull | None = None
         self.frequent: FrequentTokens | None = None
         self.sinks: dict[str, float | int] | None = None
@@ -104,7 +106,15 @@ class Stages:
         if "roles" in self.config.stages:
             neurons = self._roles(neurons)
         self.write("neurons", neurons)
+        if self.study.labelling is not None:
+            with self.reporter.stage("labels"):
+                self._explain(neurons, self.study.labelling.vocabulary.strings.__getitem__)
         return self.hashes
+
+    def _explain(self, neurons: pl.DataFrame, strings: Callable[[int], str]) -> None:
+        """The table of sentences: what labels, and roles where they are known, say of every unit."""
+        labels = pl.read_parquet(self.writer.path / "labels.parquet")  # not held in memory while roles are looked for
+        self.write("explanations", explanations_table(neurons, labels, self.effects, strings))
 
     def _roles(self, neurons: pl.DataFrame) -> pl.DataFrame:
         """The tables of the roles written; returns the neuron table with its further columns."""
@@ -116,7 +126,7 @@ class Stages:
         assert isinstance(study.tokens, TokenDataset)
         roles = Roles(self.config, networks, study.tokens, heldout, vocabulary, neurons, self.matches, token_sets)
         tables = roles.run(self.reporter)
-        neurons = tables.pop("neurons")
+        neurons, self.effects = tables.pop("neurons"), tables.get("effects")
         for name, table in tables.items():
             self.write(name, table)
         return neurons

@@ -67,7 +67,7 @@
     const of = (unit) => (column) => units.at(column, unit);
     const text = { kind: "text" };
     const fires = (when) => ({
-      ...text, title: `fires on, ${when}`, raw: (unit) => units.at(`family_${when}`, unit), at: (unit) => units.at(`label_${when}`, unit) || units.at(`family_${when}`, unit),
+      ...text, title: `fires, ${when}`, raw: (unit) => units.at(`family_${when}`, unit), at: (unit) => units.at(`label_${when}`, unit) || units.at(`family_${when}`, unit),
       node: (unit) => (units.at(`family_${when}`, unit) ? un.h("span", { class: "fires" }, un.swatch(units.at(`family_${when}`, unit)), un.said(units.at(`label_${when}`, unit) || units.at(`family_${when}`, unit))) : "–"),
     });
     const interval = (unit) => un.interval(units.at("self_corr_low", unit), units.at("self_corr_high", unit));

@@ -30,7 +30,7 @@
       un.h("button", { type: "button", "aria-pressed": String(state[by.column] === value), onclick: () => change(by.column, state[by.column] === value ? "" : value) }, un.swatch(value, by.colour), un.said(value)));
     return un.h("div", { class: "legend", role: "group", "aria-label": `${by.name}: press one to see it alone` }, items);
   }
-  un.byFamily = (units) => units.has("family") && { column: "family", colour: un.familyColour, name: "Families", told: ["family", "label"] };
+  un.byFamily = (units) => units.has("family") && { column: "family", colour: un.familyColour, name: "Families", told: ["family", "fires"] };
 
   // by: {column, colour(value), name, told: columns that the readout names}, or nothing; filters: what `Show all` clears;
   // rows(): units that pass; changed(name): awaited after a field has changed; kept(): what the address holds.

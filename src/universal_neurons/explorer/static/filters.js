@@ -24,6 +24,12 @@
   const flag = (units, name, asked) => (asked && units.has(name) ? ((values) => (unit) => values[unit] === 1)(units.values(name)) : null);
   const equal = (units, name, asked) => (asked !== undefined && asked !== "" && units.has(name) ? ((values, value) => (unit) => values[unit] === value)(units.values(name), Number(asked)) : null);
 
+  // A label is found by its name and by its words.
+  function told(units, text) {
+    const found = ["label", "fires"].filter((name) => units.has(name)).map((name) => wanted(units, name, (value) => value.toLowerCase().includes(text)));
+    return found.length ? (unit) => found.some((test) => test(unit)) : null;
+  }
+
   function tests(units, state, fired) {
     const [matchModel, matchLayer] = (state.match || "").split(":");
     const text = (state.label || "").toLowerCase();
@@ -33,7 +39,7 @@
       state.place && units.has("place") && wanted(units, "place", (value) => value === state.place),
       flag(units, "unusual", state.unusual),
       state.role && units.has("roles") && wanted(units, "roles", (value) => un.roleNames(value).includes(state.role)),
-      text && units.has("label") && wanted(units, "label", (value) => value.toLowerCase().includes(text)),
+      text && told(units, text),
       flag(units, "is_universal", state.universal),
       flag(units, "mutual_all", state.mutual),
       equal(units, "layer", state.layer),

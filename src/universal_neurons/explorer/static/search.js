@@ -74,6 +74,7 @@
       ["Units", named(typed)],
       ["Families", ofColumn(units, "family", text, "family")],
       ["Labels", ofColumn(units, "label", text, "label")],
+      ["What units fire on", ofColumn(units, "fires", text, "label")],
       ["Tokens that fire units", index ? ofTokens(index, model, typed.toLowerCase().replace(/^\s+/, " ")) : []],
     ].filter(([, hits]) => hits.length);
   };

@@ -27,7 +27,7 @@
     }
     add("is_universal", { node: (unit) => (units.at("dead", unit) ? "dead" : units.at("is_universal", unit) ? "yes" : "no") });
     add("family", { node: (unit) => (units.at("family", unit) ? un.h("span", { class: "family" }, un.swatch(units.at("family", unit)), un.said(units.at("family", unit))) : "–") });
-    add("label", {});
+    add("fires", { node: (unit) => un.said(units.at("fires", unit) || "–", "clause") });
     add("variance_reduction", {});
     add("roles", { node: (unit) => un.roleNames(units.at("roles", unit)).map((role) => un.h("span", { class: "chip" }, un.said(role.replaceAll("_", " ")))) });
     add("sparsity", {});

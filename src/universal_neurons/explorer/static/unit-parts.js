@@ -131,7 +131,8 @@
   kept.explanation = function (unit) {
     const found = unit.explanation;
     if (!found) return un.absent("explanations", "Nobody has explained this unit in words yet.");
+    // The sentence itself stands at the head of the page.
     const rest = Object.fromEntries(Object.entries(found).filter(([name, value]) => name !== "text" && typeof value !== "object"));
-    return [un.h("p", { class: "explanation" }, un.said(found.text || "")), Object.keys(rest).length ? kept.records("Its scores", [rest]) : null];
+    return Object.keys(rest).length ? kept.records("Its scores", [rest]) : null;
   };
 })();

@@ -28,7 +28,8 @@
         state && un.h("span", { class: columns.is_universal ? "badge yes" : "badge" }, un.term("is_universal", state)),
         columns.family && un.familyLink(columns.family, model),
         columns.label && un.h("a", { class: "label", href: un.href("study", {}, { m: model, label: columns.label.slice(0, 200) }) }, columns.label_sign < 0 ? "silent on " : "", un.said(columns.label)),
-        roles));
+        roles),
+      unit.explanation && un.h("p", { class: "explanation" }, un.said(unit.explanation.text)));
   }
 
   function hero(unit) {
@@ -65,7 +66,7 @@
     const [layers, neurons] = [units.values(layer), units.values(neuron)];
     const found = [...Array(units.count).keys()].filter((unit) => layers[unit] === place.layer && neurons[unit] === place.neuron);
     found.sort((a, b) => units.at(corr, b) - units.at(corr, a));
-    const each = (unit) => un.h("li", {}, un.unitLink(units.model, units.at("layer", unit), units.at("neuron", unit)), ` ρ ${un.num(units.at(corr, unit), true)}`, units.has("label") && [" ", un.said(units.at("label", unit), "quiet")]);
+    const each = (unit) => un.h("li", {}, un.unitLink(units.model, units.at("layer", unit), units.at("neuron", unit)), ` ρ ${un.num(units.at(corr, unit), true)}`, units.has("fires") && units.at("fires", unit) && [" ", un.said(units.at("fires", unit), "quiet")]);
     const name = un.said(un.modelName(units.model));
     if (!found.length) return un.empty([`No unit of the reference has it for its best match.`]);
     return [un.h("p", {}, "It is the best match of ", un.count(found.length, "unit"), " of ", name, ":"), un.h("ul", { class: "neighbours" }, found.slice(0, 12).map(each))];
@@ -167,7 +168,7 @@
       un.section("functional", "Same function", part.functional(unit)),
       part.positions(unit) && un.section("positions", "Positions", part.positions(unit)),
       part.course(unit) && un.section("course", "Over training", part.course(unit)),
-      un.section("explanation", "Explanation", part.explanation(unit)),
+      part.explanation(unit) && un.section("explanation", "Explanation", part.explanation(unit)),
       un.section("examples", "Each one's own examples", un.legendOfColours(), ownExamples(place, unit, strings)),
       un.section("numbers", "All numbers", part.numbers(unit)),
       json(place, unit, strings));
