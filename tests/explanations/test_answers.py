@@ -149,6 +149,12 @@ def test_a_backend_that_answers_nothing_is_stopped(tmp_path):
     assert len(echo.asked) == 8
 
 
+def test_a_backend_that_has_answered_once_is_asked_on(tmp_path):
+    ask(tmp_path / "a", Echo(), [CHOICE])
+    replies, _ = ask(tmp_path / "a", Echo(missing="no idea"), numbered(20))
+    assert all(reply.missing for reply in replies)
+
+
 def test_cost_is_said_before(tmp_path):
     with Answers(tmp_path / "a", Echo(), prices=Prices(1e6, 5e5)) as answers:
         prompts = [Prompt("four", "more", ("yes", "no")), Prompt("none", "four" * 3, tokens=50)]

@@ -137,7 +137,9 @@ def test_small_batches_give_the_same(backend, monkeypatch):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
 def test_text_is_the_likeliest_token_after_token(family):
+    """Whatever the model's own settings for writing say."""
     backend = LocalModel(long_model(family))
+    backend.model.hf.generation_config.update(repetition_penalty=9.0, do_sample=True, temperature=2.0)
     prompts = [Prompt("s", "a text. " * number, tokens=6) for number in (1, 5, 2)]
     replies = dict(backend.replies(prompts))
     for place, prompt in enumerate(prompts):

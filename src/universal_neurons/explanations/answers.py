@@ -65,12 +65,13 @@ class Answers:
 
     def _asked(self, new: dict[str, Prompt]) -> Iterator[tuple[str, Reply]]:
         names = list(new)
-        usable, missing = 0, 0
+        usable = any(not reply.missing for reply in self._known.values())
+        missing = 0
         with disk_errors(self.path), contextlib.closing(self.backend.replies(list(new.values()))) as coming:
             try:
                 for place, reply in coming:
                     self.spent.add(reply)
-                    usable, missing = usable + (not reply.missing), missing + bool(reply.missing)
+                    usable, missing = usable or not reply.missing, missing + bool(reply.missing)
                     if reply.final:
                         self._keep(names[place], reply)
                     if not usable and missing >= HOPELESS:

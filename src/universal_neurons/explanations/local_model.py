@@ -16,7 +16,16 @@ from torch import Tensor
 
 from universal_neurons.errors import ArchitectureError, TokenizerError
 from universal_neurons.explanations.backends import Prompt, Reply
-from universal_neurons.models import Model, all_special_ids, decode, encode, named_errors, special_ids, strings_of
+from universal_neurons.models import (
+    Model,
+    all_special_ids,
+    decode,
+    encode,
+    named_errors,
+    quiet_transformers,
+    special_ids,
+    strings_of,
+)
 
 BATCH_TOKENS = 8192  # that are read at a time
 SHARED = 32  # tokens that all rows of a batch must begin with to be read once
@@ -197,9 +206,14 @@ class LocalModel:
         own = getattr(self.model.hf.generation_config, "eos_token_id", None)
         ends = own if own is not None else special_ids(self.tokenizer)["eos_token_id"]
         settings = GenerationConfig(
-            max_new_tokens=tokens, do_sample=False, pad_token_id=self.padding, eos_token_id=ends, use_cache=True
+            max_new_tokens=tokens,
+            do_sample=False,
+            repetition_penalty=1.0,
+            pad_token_id=self.padding,
+            eos_token_id=ends,
+            use_cache=True,
         )
-        with self.model.evaluating():
+        with self.model.evaluating(), quiet_transformers():
             whole = self.model.hf.generate(
                 ids.to(self.model.device), attention_mask=mask.to(self.model.device), generation_config=settings
             )
