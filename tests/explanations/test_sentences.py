@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from html import unescape
 
 import polars as pl
 import pytest
@@ -256,3 +257,11 @@ def test_the_table_of_many_units_is_that_of_each(store):
         explanations_table(one, labels, effects, study.strings.__getitem__) for one in model.head(4).iter_slices(1)
     ]
     assert pl.concat(alone).equals(study.explanations.filter(model="two").head(4))
+
+
+def test_terminal_and_notebook_say_the_sentence(store):
+    _, study = store
+    for row in study.explanations.sample(4, seed=2).iter_rows(named=True):
+        neuron = study.neuron(f"{row['model']}/L{row['layer']}.{row['neuron']}")
+        for shown in (repr(neuron), unescape(re.sub("<[^>]+>", "", neuron._repr_html_())), neuron.sentence):
+            assert "".join(row["explanation"].split()) in "".join(shown.split())
