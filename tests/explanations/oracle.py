@@ -1,6 +1,7 @@
 """Planted units and scorers that read rules: what honest scores must tell apart."""
 
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,13 +21,14 @@ class PlantedSource(NeuronSource):
         super().__init__(model)
         self.rules = rules
 
-    def blocks(self, ids, attention, keep):
-        found = super().blocks(ids, attention, keep)
-        block = found[self.as_they_are]
+    @contextmanager
+    def reading(self, inputs):
+        with super().reading(inputs) as blocks:
+            yield blocks
+        block = blocks[self.as_they_are]
         for unit, rule in enumerate(self.rules):
-            does = torch.from_numpy(rule(ids.numpy())).float().flatten()[keep]
+            does = torch.from_numpy(rule(inputs.ids.numpy())).float().flatten()[inputs.places]
             block.values[:, unit] = does - block.mean[unit]
-        return found
 
 
 @dataclass

@@ -10,7 +10,7 @@ from universal_neurons import StudyConfig, run_study
 from universal_neurons.labels import SAID_OF_FAMILIES, SAID_OF_ROLES
 from universal_neurons.report import study_view
 from universal_neurons.report.facts import Counts, _heldout_line
-from universal_neurons.report.summary import basis_test, family_rows, words_of
+from universal_neurons.report.summary import RELATIVE, basis_test, family_rows, words_of
 from universal_neurons.roles import role_rows
 from universal_neurons.terminal import plain
 
@@ -57,7 +57,7 @@ def test_nothing_is_lost_of_five_models_of_long_names(five, width):
     printed = plain(study_view(five), width)
     assert max(map(len, printed.splitlines())) <= width
     assert "…" not in printed
-    for meanings in (SAID_OF_FAMILIES, SAID_OF_ROLES):
+    for meanings in (SAID_OF_FAMILIES, SAID_OF_ROLES | RELATIVE):
         assert letters_in(words_of(meanings)) in letters_in(printed)
     assert "bestofa" in letters_in(printed)
     for rows in (family_rows(five), role_rows(five)):

@@ -202,7 +202,7 @@ def test_the_way_out_of_an_altered_table_is_the_one_that_is_named(folder, finish
 
 def test_check_says_what_is_whole(finished, folders, capsys):
     assert exit_code("check", finished) == 0
-    assert "whole; 11 files" in capsys.readouterr().out
+    assert "whole; 14 files" in capsys.readouterr().out
     assert exit_code("check", finished, folders[0]) == 2
     assert "checked apart" in capsys.readouterr().err
 
