@@ -11,6 +11,8 @@
 5. The delete-one jackknife within strata, with the finite-population correction, gives the estimate's bias, which is
    taken off, and its standard error; the 95 % interval is Student's t on the logit (ρ: arctanh) scale, with
    Satterthwaite's degrees of freedom.  Measured: `benchmarks/score_coverage.py`.
+   Of balanced accuracy the interval supposes a quarter of a right and of a wrong answer more in every stratum: where
+   nearly all are right the jackknife sees too little.
 6. Where no two answers differ in a way that matters, the standard error is 0 and no interval: then it reaches to
    where the answers would be that none of n showed, at the exact binomial bound, all against or all for the scorer.
 
@@ -31,6 +33,7 @@ from scipy.stats import t as student
 LEVEL = 0.95
 EDGE = 1e-3  # where scales that end are cut off
 HALF = 0.5  # a score above it is a yes
+UNSEEN = 0.25  # of a right and of a wrong answer, that each stratum is given besides
 TINY = 1e-12
 
 Weights = Float[np.ndarray, "times windows"]
@@ -128,8 +131,12 @@ class Design:
         bias = (self.not_drawn * (counts - 1) * (means - value))[self.counts > 0].sum()
         spread = self.by_stratum((replicates - means[self.stratum]) ** 2)
         parts = self.not_drawn * (counts - 1) / counts * spread
-        freedom = parts.sum() ** 2 / max((parts**2 / np.maximum(counts - 1, 1)).sum(), np.finfo(float).tiny)
-        return float(bias), float(np.sqrt(parts.sum())), float(max(freedom, 1))
+        return float(bias), float(np.sqrt(parts.sum())), self.freedom(parts)
+
+    def freedom(self, parts: Float[np.ndarray, " strata"]) -> float:
+        """Satterthwaite's degrees of freedom of a variance whose parts are of the strata."""
+        of_strata = (parts**2 / np.maximum(self.counts - 1, 1)).sum()
+        return float(max(parts.sum() ** 2 / max(of_strata, np.finfo(float).tiny), 1))
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,17 @@ class Answered:
 
     def balanced_accuracy(self) -> Estimate:
         """The mean of the shares of yes and of no that were answered right."""
-        return self._estimated(self._balanced_accuracy)
+        estimate, design = self._estimated(self._balanced_accuracy), self.design
+        counts, right = design.counts, design.by_stratum(self._right(self.score, design.stratum))
+        alike = (right == 0) | (right == counts)
+        if not np.isfinite(estimate.value) or alike.all() or not design.not_drawn.any():
+            return estimate
+        whole = np.where(self.yes, design.sizes[self.yes].sum(), design.sizes[~self.yes].sum())
+        shares = (right + UNSEEN) / (counts + 2 * UNSEEN)
+        parts = (design.sizes / whole / 2) ** 2 * design.not_drawn * shares * (1 - shares) / np.maximum(counts - 1, 1)
+        centre = float((design.sizes / whole / 2 * shares).sum())
+        low, high = _interval(centre, float(np.sqrt(parts.sum())), design.freedom(parts), LOGIT)
+        return Estimate(estimate.value, min(low, estimate.value), max(high, estimate.value))
 
     def _estimated(self, statistic: Callable[..., Float[np.ndarray, " times"]]) -> Estimate:
         design = self.design
@@ -191,9 +208,13 @@ class Answered:
         self, score: np.ndarray, stratum: np.ndarray, weights: Weights
     ) -> Float[np.ndarray, " times"]:
         yes = self.yes[stratum]
-        right = np.where(score == HALF, 0.5, (score > HALF) == yes)
+        right = self._right(score, stratum)
         shares = [(weights[:, of] * right[of]).sum(1) / weights[:, of].sum(1) for of in (yes, ~yes)]
         return np.asarray(sum(shares) / 2)
+
+    def _right(self, score: np.ndarray, stratum: np.ndarray) -> Float[np.ndarray, " answers"]:
+        """How right each answer is."""
+        return np.where(score == HALF, 0.5, (score > HALF) == self.yes[stratum]).astype(float)
 
 
 @dataclass(frozen=True)
@@ -242,7 +263,13 @@ def _estimated(design: Design, statistic: Statistic, scale: Scale) -> Estimate:
     value = min(max(plain - bias, scale.least), scale.most)
     if error < TINY:
         return Estimate(value, value, value)
-    inside = min(max(value, scale.least + EDGE), scale.most - EDGE)
+    low, high = _interval(value, error, freedom, scale)
+    return Estimate(value, min(low, value), max(high, value))
+
+
+def _interval(centre: float, error: float, freedom: float, scale: Scale) -> tuple[float, float]:
+    """Student's t interval, made on a scale."""
+    inside = min(max(centre, scale.least + EDGE), scale.most - EDGE)
     reach = float(student.ppf((1 + LEVEL) / 2, freedom)) * error / scale.slope(inside)
     low, high = (float(scale.back(scale.to(inside) + way * reach)) for way in (-1, 1))
-    return Estimate(value, min(low, value), max(high, value))
+    return low, high
