@@ -280,9 +280,11 @@ def test_logits_that_are_no_numbers_are_refused():
 
 def test_every_field_of_a_row_is_broken_above_or_checked_elsewhere():
     """`settings` choose a row; `attention` is checked against attention patterns (tests/roles/test_attention.py);
-    `positions_after_padding` by rows as long as the context; those of experts in test_experts.py."""
+    `positions_after_padding` by rows as long as the context; those of experts in test_experts.py; where heads are put
+    together (`heads_…`) by what a block adds, in test_places.py."""
     broken = {field for _, changes, _ in WRONG.values() for field in changes}
     elsewhere = {"name", "model_types", "settings", "attention", "positions_after_padding", "experts", "up_plus_one"}
+    elsewhere |= {"heads_out", "heads_norm"}
     assert broken | elsewhere == set(ARCHITECTURES[0].__dataclass_fields__)
 
 

@@ -31,6 +31,8 @@ EASY_ROLES = FEW_ROLES.model_copy(
         "frequency": 0.1,
         "attention_deviations": 0.2,
         "attention_corr": 0.02,
+        "attention_effect": 0.0,
+        "attention_sink": 1e-3,
     }
 )
 
