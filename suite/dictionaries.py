@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from bundle import TARGET, told, with_section
 from evaluate import texts_by_subset
-from fine_tune import build, training_texts
+from fine_tune import as_told, build, training_texts
 from rows import Rows
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -240,12 +239,4 @@ def make(recipe: dict, suite: dict, out: Path, seconds: float = math.inf, bundle
 
 
 if __name__ == "__main__":
-    given = Path(sys.argv[1])
-    own = yaml.safe_load(given.read_text())
-    whole = make(
-        own,
-        yaml.safe_load((given.parent / own["recipe"]).read_text()),
-        Path(sys.argv[2]),
-        float(sys.argv[3]) if len(sys.argv) > 3 else math.inf,
-    )
-    print(f"{sys.argv[2]}: " + ("complete" if whole else "training is under way; the same command goes on"))
+    as_told(make, *sys.argv[1:])

@@ -15,7 +15,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,13 +203,12 @@ def make(recipe: dict, suite: dict, out: Path, seconds: float = math.inf, bundle
     return True
 
 
+def as_told(make: Callable[..., bool], given: str, out: str, seconds: str = "inf") -> None:
+    """Make what a recipe that goes on from a suite's says, of both, for so long; as a command's words say."""
+    own = yaml.safe_load(Path(given).read_text())
+    whole = make(own, yaml.safe_load((Path(given).parent / own["recipe"]).read_text()), Path(out), float(seconds))
+    print(f"{out}: " + ("complete" if whole else "training is under way; the same command goes on"))
+
+
 if __name__ == "__main__":
-    given = Path(sys.argv[1])
-    own = yaml.safe_load(given.read_text())
-    whole = make(
-        own,
-        yaml.safe_load((given.parent / own["recipe"]).read_text()),
-        Path(sys.argv[2]),
-        float(sys.argv[3]) if len(sys.argv) > 3 else math.inf,
-    )
-    print(f"{sys.argv[2]}: " + ("complete" if whole else "training is under way; the same command goes on"))
+    as_told(make, *sys.argv[1:])

@@ -19,6 +19,7 @@ from universal_neurons.faces import face
 if TYPE_CHECKING:
     from universal_neurons.interventions.ablation import ablate
     from universal_neurons.interventions.contribution import (
+        SILENT,
         contributions,
         largest_others,
         nearest_others,
@@ -50,7 +51,7 @@ else:
         __name__,
         {
             "ablation": ["ablate"],
-            "contribution": ["contributions", "largest_others", "nearest_others", "written_norms"],
+            "contribution": ["SILENT", "contributions", "largest_others", "nearest_others", "written_norms"],
             "losses": ["Losses", "loss", "require_predictions", "token_losses"],
             "patching": ["patched", "taken"],
             "edits": [

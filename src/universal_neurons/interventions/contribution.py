@@ -17,7 +17,7 @@ from universal_neurons.models import Model
 from universal_neurons.units import NONE, Units
 
 OF_ANOTHER_KIND = 1e6  # further away, by ratio's logarithm, than any that is preferred
-SILENT = 1e-30
+SILENT = 1e-30  # less than any neuron contributes
 
 
 def contributions(model: Model, neurons: pl.DataFrame) -> Float[np.ndarray, " neurons"]:

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from universal_neurons.interventions import (
+    SILENT,
     Edit,
     Metrics,
     Trial,
@@ -32,7 +33,6 @@ from universal_neurons.models import Model
 from universal_neurons.statistics import Jackknifed, jackknife, seed_of
 from universal_neurons.units import NONE
 
-SILENT = 1e-30  # less than any neuron contributes
 DRAWS = 10  # of random neurons beside the chosen ones
 CHOSEN, EQUAL, LARGEST, RANDOM = "chosen", "equal contribution", "largest others", "random"
 

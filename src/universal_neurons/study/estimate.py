@@ -1,7 +1,6 @@
 """What a study will take: memory from the shapes of its statistics, time from a measured batch, disk from both."""
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -150,6 +149,7 @@ def estimate(config: Settings, models: Sequence[Studied], *, groups: int = 1) ->
         seconds_compare,
         seconds_detail,
         seconds_similarity,
+        seconds_roles,
         null.seconds,
     ]
     return Estimate(
@@ -162,7 +162,7 @@ def estimate(config: Settings, models: Sequence[Studied], *, groups: int = 1) ->
         seconds_labels=seconds_labels,
         seconds_roles=seconds_roles,
         seconds_null=null.seconds,
-        seconds=sum(parts) + seconds_roles,
+        seconds=sum(parts),
         memory_peak=resident + max(plan.total + sinks // 8, sinks),
         memory_available=available_memory(config),
         disk_peak=final + (KEPT + 1) * (state + null.state + sinks) + _position_bytes(config, models) * tokens,
@@ -252,13 +252,8 @@ def _candidate_seconds(models: Sequence[Studied], config: Settings) -> float:
     pairs = torch.arange(width * width, device=device)[:: width // MEAN]
     candidates = Candidates("a", "b", pairs, width, width, device=device)
     values = torch.randn(positions, width, device=device)
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        candidates.update(Batch({Key("a"): Block(values), Key("b"): Block(values)}))
-        if config.device.startswith("cuda"):
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
+    batch = Batch({Key("a"): Block(values), Key("b"): Block(values)})
+    best = fewest_seconds(lambda: candidates.update(batch), 3, values.device)
     asked = sum((a.n_neurons + b.n_neurons * (config.pairs == "all")) for a, b in pairs_of(config, models))
     return best / positions / len(pairs) * MEAN * asked
 
