@@ -25,7 +25,7 @@ from universal_neurons.study.resolve import resolve
 
 
 def pytest_addoption(parser):
-    parser.addoption("--mutations", type=int, default=2000, help="of files, by the fuzzer (tests/fuzz)")
+    parser.addoption("--mutations", type=int, default=1000, help="of files, by the fuzzer (tests/fuzz)")
     parser.addoption("--fuzz-seed", type=int, default=0, help="which mutations the fuzzer tries")
     parser.addoption("--cuda-stand-in", metavar="DEVICE", help="run the tests that need CUDA on this device instead")
 

@@ -1,6 +1,6 @@
 """Files of every format, mutated: a named error or an answer, never a traceback, a hang, a silent difference, a swell.
 
-`pytest tests/fuzz` tries 2 000 mutations, `pytest tests/fuzz --mutations 20000` more, `--fuzz-seed N` others.
+`pytest tests/fuzz` tries 1 000 mutations, `pytest tests/fuzz --mutations 20000` more, `--fuzz-seed N` others.
 """
 
 import json
