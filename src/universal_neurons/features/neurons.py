@@ -117,7 +117,7 @@ class NeuronSource:
         kept = taken(activation, keep)
         if as_is is not None:
             as_is[:, columns] = kept
-        if self.rounding == "float32":
+        if self.rounding == "float32" or self.storage == torch.bfloat16:  # in one kernel, rounded as it is written
             torch.sub(kept, known.mean[columns], out=values[:, columns])
         else:
             values[:, columns] = round_to(kept.float() - known.mean[columns], self.rounding).to(self.storage)

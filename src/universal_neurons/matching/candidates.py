@@ -186,6 +186,8 @@ class Candidates(Accumulator):
         self.left, self.right = self.pairs // n_right, self.pairs % n_right
         self.ends = torch.cat([self.left.new_zeros(1), torch.bincount(self.left, minlength=n_left).cumsum(0)])
         self.cross = torch.zeros(len(pairs), dtype=torch.float64, device=device)
+        counts = self.ends.diff()
+        self.by_count = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())]
 
     def update(self, batch: Batch) -> None:
         """Add a batch of positions."""
@@ -199,17 +201,35 @@ class Candidates(Accumulator):
         return torch.sparse.sampled_addmm(wanted, left.transposed.float(), right.transposed.float().T).values()
 
     def _gathered(self, left: Block, right: Block) -> Float[Tensor, " pairs"]:
+        """Neurons with about as many candidates each are multiplied together, each with its own."""
         products = torch.empty(len(self.pairs), device=self.cross.device)
-        step = max(1, BYTES_AT_ONCE // (4 * left.values.element_size() * len(left.values)))
-        for start in range(0, len(products), step):
-            piece = slice(start, start + step)
-            mine, theirs = left.transposed[self.left[piece]], right.transposed[self.right[piece]]
-            products[piece] = torch.linalg.vecdot(mine.float(), theirs.float())
+        room = max(1, BYTES_AT_ONCE // (left.values.element_size() * max(1, len(left.values))))
+        start = 0
+        while start < len(self.by_count):
+            first = self.ends[self.by_count[start] :][:2]
+            width = int(first[1] - first[0])  # the most of those that are left
+            mine = self.by_count[start : start + max(1, room // width)]
+            begin, count = self.ends[mine, None], self.ends[mine + 1, None] - self.ends[mine, None]
+            within = torch.arange(width, device=mine.device)
+            places, there = begin + within.minimum(count - 1), within < count
+            theirs = right.transposed[self.right[places]]
+            found = batched_products(left.transposed[mine], theirs)
+            products[places[there]] = found[there]
+            start += len(mine)
         return products
 
     def result(self) -> "PairMoments":
         """The sums so far."""
         return PairMoments(self.count, self.left.cpu().numpy(), self.right.cpu().numpy(), self.cross.cpu().numpy())
+
+
+def batched_products(
+    left: Float[Tensor, "neurons tokens"], right: Float[Tensor, "neurons candidates tokens"]
+) -> Float[Tensor, "neurons candidates"]:
+    """Σxy of each neuron with its own candidates, in float32."""
+    if left.dtype == torch.float32:
+        return torch.bmm(right, left[:, :, None])[:, :, 0]
+    return torch.bmm(right, left[:, :, None], out_dtype=torch.float32)[:, :, 0]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,14 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
-from universal_neurons.statistics.contract import ROWS_AT_ONCE, Accumulator, Batch
+from universal_neurons.statistics.contract import (
+    ROWS_AT_ONCE,
+    ROWS_AT_ONCE_ON_GPU,
+    Accumulator,
+    Batch,
+    Block,
+    power_sums,
+)
 from universal_neurons.statistics.keys import Named
 from universal_neurons.statistics.signed_sums import Signs
 
@@ -73,8 +80,20 @@ class ShardEnergies(Accumulator):
         self.count += block.count
         self.positions += block.count
         self.pending += block.columns.squares
-        for rows in block.values.split(ROWS_AT_ONCE):
-            self.pending_fourths += rows.float().square().double().square().sum(0)
+        self.pending_fourths += self._fourths(block)
+
+    def _fourths(self, block: Block) -> Float[Tensor, " neurons"]:
+        """Σx⁴ of the columns, which no value is too small for: on a GPU each is taken over its largest."""
+        fourths = torch.zeros_like(self.pending_fourths)
+        if not fourths.is_cuda:
+            for rows in block.values.split(ROWS_AT_ONCE):
+                fourths += rows.float().square().double().square().sum(0)
+            return fourths
+        largest = block.columns.largest
+        inverse = torch.where(largest > 0, 1 / largest, 0)
+        for rows in block.values.split(ROWS_AT_ONCE_ON_GPU):
+            fourths += power_sums(rows * inverse, 4)
+        return fourths * largest.double() ** 4
 
     def fold(self) -> None:
         """Add the shard."""

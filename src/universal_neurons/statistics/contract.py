@@ -27,6 +27,7 @@ from universal_neurons.errors import MergeError
 from universal_neurons.statistics.keys import Key, Named, key_of
 
 ROWS_AT_ONCE = 256  # a square of so many rows fits the cache
+ROWS_AT_ONCE_ON_GPU = 8192  # a kernel reads them once and keeps nothing
 
 
 def seed_of(*parts: int | str) -> int:
@@ -90,12 +91,18 @@ class Block:
         sums, squares = torch.zeros(2, self.values.shape[1], **kind)
         low, high = self.values.new_full((2, self.values.shape[1]), torch.inf)
         high.neg_()
-        for rows in self.values.split(ROWS_AT_ONCE):
+        on_gpu = self.values.is_cuda
+        for rows in self.values.split(ROWS_AT_ONCE_ON_GPU if on_gpu else ROWS_AT_ONCE):
             sums += rows.sum(0, dtype=torch.float32)
-            squares += rows.float().square().sum(0)
+            squares += power_sums(rows, 2) if on_gpu else rows.float().square().sum(0)
             torch.minimum(low, rows.amin(0), out=low)
             torch.maximum(high, rows.amax(0), out=high)
         return Columns(sums, squares, low, high)
+
+
+def power_sums(rows: Float[Tensor, "tokens features"], power: int) -> Float[Tensor, " features"]:
+    """Σ|x|ᵖ of columns in float32, in one kernel that writes nothing else down."""
+    return torch.linalg.vector_norm(rows, power, dim=0, dtype=torch.float32).pow(power)
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,11 @@ class Columns:
     squares: Float[Tensor, " features"]
     low: Float[Tensor, " features"]
     high: Float[Tensor, " features"]
+
+    @property
+    def largest(self) -> Float[Tensor, " features"]:
+        """The largest size of a value."""
+        return torch.maximum(self.high, -self.low).float()
 
 
 @dataclass(frozen=True)
