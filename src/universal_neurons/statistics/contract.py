@@ -95,8 +95,9 @@ class Block:
         for rows in self.values.split(ROWS_AT_ONCE_ON_GPU if on_gpu else ROWS_AT_ONCE):
             sums += rows.sum(0, dtype=torch.float32)
             squares += power_sums(rows, 2) if on_gpu else rows.float().square().sum(0)
-            torch.minimum(low, rows.amin(0), out=low)
-            torch.maximum(high, rows.amax(0), out=high)
+            least, most = torch.aminmax(rows, dim=0) if on_gpu else (rows.amin(0), rows.amax(0))
+            torch.minimum(low, least, out=low)
+            torch.maximum(high, most, out=high)
         return Columns(sums, squares, low, high)
 
 
