@@ -10,6 +10,7 @@ functional  do matched neurons do the same
 worth       what the universal neurons are worth together, beside controls of equal contribution
 one_model   the roles of one model's neurons
 stage       the roles of a study's models, as one of its stages
+side_by_side  small models tried out one beside the other
 nearest     whom tables, figures and pages name for a role
 preconditions  what a model needs to show a role at all
 overview    the roles of a study in a few lines
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         unembedding_lines,
     )
     from universal_neurons.roles.preconditions import cannot_be_shown, unmet_lines
+    from universal_neurons.roles.side_by_side import models_at_once, threads_of_each
     from universal_neurons.roles.stage import Roles, require_roles, vocabulary_of
     from universal_neurons.roles.worth import DRAWS, EQUAL, LARGEST, RANDOM, Worth
 else:
@@ -47,6 +49,7 @@ else:
             "entropy": ["FREQUENCY_CANDIDATES"],
             "one_model": ["ROLE_TABLES"],
             "preconditions": ["cannot_be_shown", "unmet_lines"],
+            "side_by_side": ["models_at_once", "threads_of_each"],
             "stage": ["Roles", "require_roles", "vocabulary_of"],
             "nearest": ["best_pairs", "effects_shown", "role_candidates", "tried_first", "with_oriented_skew"],
             "overview": [

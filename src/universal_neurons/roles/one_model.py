@@ -4,7 +4,7 @@ The sign of a gated neuron is arbitrary (`orientation_of`): its activation and i
 orientation here, so that what it raises is what it raises by its mean activation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,7 +17,6 @@ from torch import Tensor
 from universal_neurons.interventions import Readout, Trial, contributions, trials
 from universal_neurons.labels import ROLES
 from universal_neurons.models import Model, ProcessedWeights, processed_weights
-from universal_neurons.progress import Reporter
 from universal_neurons.role_settings import QUANTILES, RoleSettings
 from universal_neurons.roles.attention import at_bos, attention_table, bos_scores, heads_table, scores_histogram
 from universal_neurons.roles.ensembles import ensemble_histograms, ensembles_of, ensembles_table, same_class
@@ -158,8 +157,8 @@ class OneModel:
         self.changes: dict[int, np.ndarray] = {}
         self.row_of = np.zeros(0, np.int64)
 
-    def run(self, reporter: Reporter, batch_tokens: int) -> dict[str, pl.DataFrame]:
-        """Try the model's neurons out; returns the tables that have rows, by name."""
+    def run(self, count: Callable[[int], None], batch_tokens: int) -> dict[str, pl.DataFrame]:
+        """Try the model's neurons out, counting tokens that were read; returns the tables that have rows, by name."""
         model = self.model
         weights = processed_weights(model)
         direction, log_frequency = self._frequency(weights)
@@ -186,7 +185,7 @@ class OneModel:
         numbers, ensembles = ensembles_of(same_class(nearest), weights, self.sample.vocabulary, labels)
         together = Together(model, numbers.tolist(), orientation) if ensembles else None
         costs = self._costs(means)
-        self._read([trial, changes, together, costs], reporter)
+        self._read([trial, changes, together, costs], count)
         self.changes, self.row_of = changes.by_number(), changes.row_of
         self.tables["interventions"] = trial.interventions()
         self.tables["ablations"] = trial.ablations(self.neurons, weights, self.null_fraction)
@@ -245,17 +244,18 @@ class OneModel:
         size = len(weights.w_u)
         return frequency_direction(np.pad(counts, (0, max(0, size - len(counts))))[:size])
 
-    def _read(self, takers: Sequence[EntropyTrial | LossChanges | Together | Costs | None], reporter: Reporter) -> None:
+    def _read(
+        self, takers: Sequence[EntropyTrial | LossChanges | Together | Costs | None], count: Callable[[int], None]
+    ) -> None:
         """Run the sample once, and from each clean run what was changed."""
         readout = Readout(self.model)
         most = self.settings.positions_read(len(self.sample.vocabulary))
         first = min((taker.first for taker in takers if taker is not None), default=0)
-        with reporter.tokens(f"roles of {self.model.name}", self.sample.positions) as meter:
-            for trial in trials(self.model, readout, self.sample.tokens, self.sample.rows, first, most):
-                for taker in takers:
-                    if taker is not None:
-                        taker.add(trial)
-                meter(trial.ids.numel())
+        for trial in trials(self.model, readout, self.sample.tokens, self.sample.rows, first, most):
+            for taker in takers:
+                if taker is not None:
+                    taker.add(trial)
+            count(trial.ids.numel())
 
     @torch.inference_mode()
     def _read_plainly(

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
 from universal_neurons.roles.functional import concerned, counterparts, functional_tables
 from universal_neurons.roles.one_model import OneModel, Sample
+from universal_neurons.roles.side_by_side import models_at_once, side_by_side
 from universal_neurons.text import TokenDataset, Vocabulary, read_vocabulary
 
 
@@ -60,19 +62,9 @@ class Roles:
 
     def run(self, reporter: Reporter) -> dict[str, pl.DataFrame]:
         """All tables, by name; `neurons` among them, with the columns `roles` and `null_fraction`."""
-        parts: dict[str, list[pl.DataFrame]] = {}
-        by_model = {}
-        for model in self.models:
-            by_model[model.name] = one = self._one_model(model)
-            if why := why_no_roles(model):
-                reporter.note(f"{model.name}: no roles, {why}")
-                continue
-            if model.architecture.attention is None:
-                reporter.note(f"{model.name}: no attention roles, {model.architecture.name}'s heads are not read here")
-            with reporter.stage("roles"):
-                for name, table in one.run(reporter, self.config.batch_tokens).items():
-                    parts.setdefault(name, []).append(table)
-        tables = {name: pl.concat(frames, how="diagonal_relaxed") for name, frames in parts.items()}
+        by_model = {model.name: self._one_model(model) for model in self.models}
+        with reporter.stage("roles"):
+            tables = self._tried_out([by_model[model.name] for model in self._with_roles(reporter)], reporter)
         pairs = self.pairs
         if pairs is not None and len(pairs) and all(one.effects for one in by_model.values()):
             tables |= functional_tables(
@@ -88,6 +80,33 @@ class Roles:
             tables["vocabulary"] = self.sample.vocabulary.table(self.sample.counts[:, None])
         tables["neurons"] = self._columns(by_model)
         return tables
+
+    def _with_roles(self, reporter: Reporter) -> list[Model]:
+        """The models whose roles can be told; it is said of the others why not, and of heads that are not read."""
+        told = []
+        for model in self.models:
+            if why := why_no_roles(model):
+                reporter.note(f"{model.name}: no roles, {why}")
+                continue
+            if model.architecture.attention is None:
+                reporter.note(f"{model.name}: no attention roles, {model.architecture.name}'s heads are not read here")
+            told.append(model)
+        return told
+
+    def _tried_out(self, ones: Sequence[OneModel], reporter: Reporter) -> dict[str, pl.DataFrame]:
+        """The tables of some models, by name: small models are tried out one beside the other."""
+        if not ones:
+            return {}
+        at_once = models_at_once([one.model for one in ones], self.config.device)
+        read = self.sample.positions
+        whose = ones[0].model.name if len(ones) == 1 else f"{len(ones)} models"
+        with reporter.tokens(f"roles of {whose}", read * len(ones)) as meter:
+            tasks = [partial(one.run, batch_tokens=self.config.batch_tokens) for one in ones]
+            of_each = side_by_side(tasks, at_once, meter)
+        parts: dict[str, list[pl.DataFrame]] = {}
+        for name, table in (item for tables in of_each for item in tables.items()):
+            parts.setdefault(name, []).append(table)
+        return {name: pl.concat(frames, how="diagonal_relaxed") for name, frames in parts.items()}
 
     def _one_model(self, model: Model) -> OneModel:
         first = model is self.models[0]

@@ -16,6 +16,7 @@ from universal_neurons.labels import PANEL_NEURONS, SUMS_BYTES
 from universal_neurons.matching import CLASSES, MOST_TOKENS, PANEL_ELEMENTS, ROTATED_DRAWS
 from universal_neurons.models import Described, Model
 from universal_neurons.passes import Layout, Panel, cut, model_pairs
+from universal_neurons.roles import models_at_once
 from universal_neurons.statistics import BANDS, FLOAT_BINS, TILE_ROWS, WINDOW
 from universal_neurons.storage import PART_BYTES
 from universal_neurons.study.resolve import settings_of_null
@@ -75,7 +76,10 @@ def memory_plan(
     askers = models if config.pairs == "all" else models[:1]
     rows = sum(m.n_neurons for m in askers) * (len(models) - 1) * (config.top_k + 1)
     tables = max(rows * MATCH_ROW_BYTES, 2 * labels) + PAGES_BYTES  # the labels' sums, and their float64 means
-    roles = max(role_bytes(config, model) for model in models) if "roles" in config.stages else 0
+    roles = 0
+    if "roles" in config.stages:
+        at_once = models_at_once(models, config.device)
+        roles = sum(sorted(role_bytes(config, model) for model in models)[-at_once:])
     return MemoryPlan(
         lanes * (_statistics(config, models, passes, compensated, groups) + labels),
         _blocks(config, models, passes),

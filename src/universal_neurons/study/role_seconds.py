@@ -13,7 +13,7 @@ from universal_neurons.features import Studied
 from universal_neurons.interventions import reading_seconds
 from universal_neurons.models import Model
 from universal_neurons.role_settings import QUANTILES, RoleSettings
-from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES
+from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES, models_at_once, threads_of_each
 from universal_neurons.statistics import vocabulary_moments
 from universal_neurons.study.measured import fewest_seconds, gemm_rate, measured_ids, seconds_by_model
 
@@ -40,6 +40,13 @@ def weight_seconds(model: Studied) -> float:
 
 def role_seconds(models: Sequence[Studied], config: Settings, heldout: int) -> float:
     """Seconds of all models' roles, on at most so many held-out positions."""
+    at_once = models_at_once(models, config.device)
+    with threads_of_each(at_once):
+        return _one_by_one(models, config, heldout) / at_once
+
+
+def _one_by_one(models: Sequence[Studied], config: Settings, heldout: int) -> float:
+    """Seconds of all models' roles, one after the other."""
     rate = gemm_rate(config.device, "float32")
     forward = seconds_by_model(models, partial(_forward_seconds, config=config))
     seconds = 0.0
