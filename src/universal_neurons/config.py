@@ -32,7 +32,7 @@ NOT_OF_DYNAMICS = (  # settings of `run` alone
     "names",
 )  # fmt: skip
 DEFAULT_GROUP_SIZE = 64
-DEFAULT_DRAWS = {"rotation": 20, "gaussian": 20, "permutation": 2}
+PERMUTATION_DRAWS = 2
 DEFAULT_NULL_DRAWS = 5
 DEFAULT_SINKS = 10.0
 
@@ -133,7 +133,9 @@ class StudyConfig(BaseModel):
         "rotation",
         description="Orthogonal rotations, the authors' Gaussian rows (both from the co-moments), or shuffled tokens.",
     )
-    draws: int | None = Field(None, ge=2, le=10_000, description="Draws of the baseline; else 20 (permutation: 2).")
+    draws: int | None = Field(
+        None, ge=2, le=10_000, description="Draws of the baseline; else 20 at most (permutation: 2)."
+    )
     null: Literal["untrained"] | None = Field(
         None, description="Hold the excess against that of untrained networks of the same architecture."
     )
@@ -273,11 +275,6 @@ class StudyConfig(BaseModel):
     def reads_tokens(self) -> bool:
         """Whether models are run on text; the weights alone need none."""
         return set(self.stages) != {"weights"}
-
-    @property
-    def n_draws(self) -> int:
-        """Draws of the baseline, the default resolved."""
-        return self.draws or DEFAULT_DRAWS[self.baseline]
 
     @property
     def sink_factor(self) -> float:

@@ -10,11 +10,13 @@ from transformers import AutoModelForCausalLM
 from universal_neurons import TokenDataset
 from universal_neurons.matching import Evidence
 from universal_neurons.matching.baselines import (
+    draws_within,
     excess_correlation,
     normalised_excess,
     q_values,
     rotated_best,
     rotation,
+    rotation_bytes,
 )
 from universal_neurons.matching.comparison import compare
 from universal_neurons.models import Model, load_model
@@ -209,3 +211,21 @@ def test_permutation_baseline_is_chance():
         assert maxima.min() > 0
         assert maxima.max() < 0.2
         assert (maxima[0] != maxima[1]).any()
+
+
+def test_how_many_draws_by_default():
+    assert draws_within(250_000, 256) == 20  # the bundled models: 122 would take a quarter
+    assert draws_within(300_000, 3072) == 12
+    assert draws_within(100_000, 3072) == 4
+    assert draws_within(100, 14_336) == 4
+
+
+@pytest.mark.parametrize("size", [1, 3 * rotation_bytes([24]), 1 << 28])
+def test_draws_held_together_or_not_are_the_same(size, monkeypatch):
+    models = [tiny_model("gpt2", seed) for seed in (0, 1)]
+    evidence = run_pass(models, some_tokens(40))
+    expected = compare(evidence, "gpt2-0", ["gpt2-1"], settled(), draws=5)
+    monkeypatch.setattr("universal_neurons.matching.baselines.ROTATIONS_BYTES", size)
+    found = compare(evidence, "gpt2-0", ["gpt2-1"], settled(), draws=5)
+    np.testing.assert_array_equal(found.maxima, expected.maxima)
+    np.testing.assert_array_equal(found.q_value, expected.q_value)

@@ -352,7 +352,7 @@ def test_other_baselines(config, baseline):
     table = store.neurons.filter(pl.col("model") == "m0")
     assert table["q_value"].is_finite().all()
     assert (table["mean_baseline"] > 0).all()
-    assert store.config.n_draws == (2 if baseline == "permutation" else 20)
+    assert store.config.draws == (2 if baseline == "permutation" else 20)
 
 
 def test_convergence_ends_at_the_whole_corpus(config, long_text, tmp_path):

@@ -28,6 +28,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.matching.anchors import MutualPairs, mutual_pairs, rotated_mutual_pairs
+    from universal_neurons.matching.baselines import ROTATIONS_BYTES, draws_within, rotation_bytes
     from universal_neurons.matching.candidates import (
         CANDIDATES_LEAST,
         MEAN,
@@ -108,6 +109,7 @@ else:
             "convergence": ["DRAWS", "convergence_table", "reading_points"],
             "counterparts": ["Counterparts", "SideBySide"],
             "heldout": ["HeldOut", "PairedMoments"],
+            "baselines": ["ROTATIONS_BYTES", "draws_within", "rotation_bytes"],
             "rotated_heldout": ["ROTATED_DRAWS", "RotatedMoments"],
             "intervals": [
                 "Estimate",

@@ -25,13 +25,29 @@ from universal_neurons.matching.rotated_pairs import RotatedPairs
 from universal_neurons.statistics import CrossMoments, LayerCovariance, seed_of
 
 PANEL_ROWS = 4096
+ROTATIONS_BYTES = 1 << 28  # of draws whose matrices are held together
 NO_UNIT = -1
+MOST_DRAWS, FEWEST_DRAWS, DRAWS_SHARE = 20, 4, 0.25  # by default, within this share of the pass's products
 HIGHEST_BASELINE = 0.95  # above it an excess says nothing
+
+
+def draws_within(tokens: int, width: int) -> int:
+    """How many draws a study of so many tokens makes by default, where layers have at most so many neurons.
+
+    A draw's products, of neurons as they are and standardised, are 2 · width / tokens of those of the pass.  All
+    take a quarter of them at most, but for the four draws that are asked again on held-out rows.
+    """
+    return min(MOST_DRAWS, max(FEWEST_DRAWS, int(DRAWS_SHARE * tokens / (2 * width))))
 
 
 def rotations(kind: str, widths: Iterable[int], seed: int, draw: int) -> dict[int, Float[Tensor, "width width"]]:
     """A draw's matrix for each width that layers have."""
     return {width: rotation(kind, width, seed, draw) for width in sorted(set(widths))}
+
+
+def rotation_bytes(widths: Iterable[int]) -> int:
+    """What a draw's matrices take, in float64 and in float32."""
+    return max(1, 12 * sum(width**2 for width in set(widths)))
 
 
 def rotation(kind: str, width: int, seed: int, draw: int) -> Float[Tensor, "width width"]:
@@ -131,44 +147,76 @@ def rotated_best(
     has the number of the neuron whose row of the matrix is its.  `by_size` takes the ρ of highest size, signed; `signs`
     (1 or −1) are what the other model's neurons are taken times before they are rotated.  `pairs` is shown all ρ.
     """
-    rotated = {width: matrix.to(left.device) for width, matrix in rotated.items()}
-    best = torch.full_like(left, -torch.inf, dtype=torch.float32)
-    unit = torch.full(left.shape, NO_UNIT, device=left.device)
-    negative = torch.zeros(left.shape, dtype=torch.bool, device=left.device)
+    best = _Best(left, noise, by_size, pairs)
+    _rotate(cross, left, right, {0: rotated}, {(0, standardised): best}, signs)
+    return best.found()
+
+
+class _Best:
+    """The highest ρ so far of every left neuron with rotated neurons of one draw (see `rotated_best`)."""
+
+    def __init__(self, left: Tensor, noise: float, by_size: bool, pairs: RotatedPairs | None) -> None:
+        self.left, self.noise, self.by_size, self.pairs = left, noise, by_size, pairs
+        self.best = torch.full_like(left, -torch.inf, dtype=torch.float32)
+        self.unit = torch.full(left.shape, NO_UNIT, device=left.device)
+        self.negative = torch.zeros(left.shape, dtype=torch.bool, device=left.device)
+
+    def see(self, rows: slice, columns: slice, rho: Float[Tensor, "rows width"]) -> None:
+        """Take over what is higher among some rows' ρ with a layer's rotated neurons."""
+        strength = (rho.abs() if self.by_size else rho).nan_to_num(nan=-torch.inf)
+        highest, row = strength.max(1)
+        below = self.by_size & (rho.gather(1, row[:, None])[:, 0] < 0)
+        kept: Tensor | float = 1.0
+        if self.noise:
+            kept = (1 - self.noise / rho.square_().nanmean(1)).clamp_min(0).sqrt()
+            highest *= kept
+        if self.pairs is not None:
+            self.pairs.see(rows, columns, strength, kept)
+        better = highest > self.best[rows]
+        self.best[rows] = torch.where(better, highest, self.best[rows])
+        self.unit[rows] = torch.where(better, row + columns.start, self.unit[rows])
+        self.negative[rows] = torch.where(better, below, self.negative[rows])
+
+    def found(self) -> tuple[Float[Tensor, " left"], Int[Tensor, " left"]]:
+        """The highest ρ, signed, and the rotated neurons they are with."""
+        known = torch.isfinite(self.best) & ~torch.isnan(self.left)
+        best = torch.where(self.negative, -self.best, self.best)
+        return torch.where(known, best.clamp(-1, 1).double(), torch.nan), torch.where(known, self.unit, NO_UNIT)
+
+
+def _rotate(
+    cross: CrossMoments,
+    left: Float[Tensor, " left"],
+    right: LayerCovariance,
+    rotated: Mapping[int, Mapping[int, Float[Tensor, "width width"]]],
+    into: Mapping[tuple[int, bool], _Best],
+    signs: Float[Tensor, " right"] | None,
+) -> None:
+    """Show each of `into`, by draw and whether neurons are standardised, the ρ with that draw's rotated neurons.
+
+    Co-moments are centred once for all draws.
+    """
+    rotated = {draw: {w: m.to(left.device) for w, m in matrices.items()} for draw, matrices in rotated.items()}
     for layer, covariance in enumerate(right.centred):
         if not len(covariance):  # a layer without units
             continue
         columns = right.units.columns(layer)
-        turned = rotated[len(covariance)]
-        turned = turned if signs is None else turned * signs[columns]
-        single = turned.float()
-        inverse = inverse_deviations(covariance) if standardised else None
-        if inverse is not None:
-            covariance = covariance * inverse[:, None] * inverse
-        variance = ((turned @ covariance) * turned).sum(1)
-        scale = torch.where(variance > 0, variance.rsqrt(), torch.nan).float()
+        inverse = inverse_deviations(covariance)
+        covariances = {False: covariance, True: covariance * inverse[:, None] * inverse}
+        turned, scales = {}, {}
+        for draw, standardised in into:
+            matrix = rotated[draw][len(covariance)]
+            matrix = matrix if signs is None else matrix * signs[columns]
+            variance = ((matrix @ covariances[standardised]) * matrix).sum(1)
+            scales[draw, standardised] = torch.where(variance > 0, variance.rsqrt(), torch.nan).float()
+            turned[draw] = matrix.float()
         for start in range(0, len(left), PANEL_ROWS):
             rows = slice(start, start + PANEL_ROWS)
             centred = cross.centred(rows, columns) * left[rows, None]
-            if inverse is not None:
-                centred *= inverse
-            rho = (centred.float() @ single.T).mul_(scale)
-            strength = (rho.abs() if by_size else rho).nan_to_num(nan=-torch.inf)
-            highest, row = strength.max(1)
-            below = by_size & (rho.gather(1, row[:, None])[:, 0] < 0)
-            kept: Tensor | float = 1.0
-            if noise:
-                kept = (1 - noise / rho.square_().nanmean(1)).clamp_min(0).sqrt()
-                highest *= kept
-            if pairs is not None:
-                pairs.see(rows, columns, strength, kept)
-            better = highest > best[rows]
-            best[rows] = torch.where(better, highest, best[rows])
-            unit[rows] = torch.where(better, row + columns.start, unit[rows])
-            negative[rows] = torch.where(better, below, negative[rows])
-    known = torch.isfinite(best) & ~torch.isnan(left)
-    best = torch.where(negative, -best, best)
-    return torch.where(known, best.clamp(-1, 1).double(), torch.nan), torch.where(known, unit, NO_UNIT)
+            of_kind = {kind: (centred * inverse if kind else centred).float() for kind in {kind for _, kind in into}}
+            for which, best in into.items():
+                draw, standardised = which
+                best.see(rows, columns, (of_kind[standardised] @ turned[draw].T).mul_(scales[which]))
 
 
 @dataclass(frozen=True)
@@ -201,13 +249,20 @@ def rotated_maxima(
     kinds, by_size = (False, *[True] * final), drawing.by_size
     maxima = {kind: Maxima.nothing(drawing.draws, len(left), by_size=by_size) for kind in kinds}
     pairs = RotatedPairs.nothing(len(left), len(right.units), left.device, drawing.few) if final else None
-    for draw in range(drawing.draws):
-        turned = rotations(drawing.kind, right.units.widths, drawing.seed, draw)
-        for standardised, into in maxima.items():
-            shown = None if draw or standardised else pairs
-            how = {"standardised": standardised, "by_size": by_size}
-            corr, unit = rotated_best(cross, left, right, turned, drawing.noise, **how, signs=signs, pairs=shown)
-            into.put(draw, corr, torch.where(unit >= 0, unit + first[1], unit))
+    widths = right.units.widths
+    together = max(1, ROTATIONS_BYTES // rotation_bytes(widths))
+    for start in range(0, drawing.draws, together):
+        draws = range(start, min(start + together, drawing.draws))
+        into = {
+            (draw, kind): _Best(left, drawing.noise, by_size, None if draw or kind else pairs)
+            for draw in draws
+            for kind in kinds
+        }
+        turned = {draw: rotations(drawing.kind, widths, drawing.seed, draw) for draw in draws}
+        _rotate(cross, left, right, turned, into, signs)
+        for (draw, kind), best in into.items():
+            corr, unit = best.found()
+            maxima[kind].put(draw, corr, torch.where(unit >= 0, unit + first[1], unit))
     return maxima[False], maxima.get(True), None if pairs is None else pairs.numbered(*first)
 
 

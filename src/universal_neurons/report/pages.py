@@ -243,7 +243,7 @@ def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
         "environment": manifest["environment"],
         "config": {key: value for key, value in manifest["config"].items() if value not in (None, [])},
         "baseline": store.config.baseline,
-        "draws": store.config.n_draws,
+        "draws": store.config.draws,
     }
 
 

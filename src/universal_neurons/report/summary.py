@@ -282,7 +282,7 @@ def cliques_view(store: Store) -> Table:
 
 def basis_tests(store: Store, shown: pl.DataFrame) -> tuple[list[str], str]:
     """q of every shown neuron as text; and in place of all of them what they say together, where they are the same."""
-    told = [basis_test(q, store.config.n_draws) for q in shown["q_value"]]
+    told = [basis_test(q, store.settings.draws) for q in shown["q_value"]]
     together = f"; basis q {told[0]} for each" if len(told) > 1 and len(set(told)) == 1 else ""
     return told, together
 

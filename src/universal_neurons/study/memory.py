@@ -13,7 +13,14 @@ from universal_neurons.errors import MemoryNeededError
 from universal_neurons.features import BUFFERS, Studied
 from universal_neurons.interventions import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU
 from universal_neurons.labels import PANEL_NEURONS, SUMS_BYTES
-from universal_neurons.matching import CLASSES, MOST_TOKENS, PANEL_ELEMENTS, ROTATED_DRAWS
+from universal_neurons.matching import (
+    CLASSES,
+    MOST_TOKENS,
+    PANEL_ELEMENTS,
+    ROTATED_DRAWS,
+    ROTATIONS_BYTES,
+    rotation_bytes,
+)
 from universal_neurons.models import Described, Model
 from universal_neurons.passes import Layout, Panel, cut, model_pairs
 from universal_neurons.roles import models_at_once
@@ -187,6 +194,7 @@ def _workspace(
     wide, largest_model = max(m.d_mlp for m in models), max(m.n_neurons for m in models)
     # float64: four panels of ρ; a layer's rows against a model, plain and rotated; a layer's covariance and rotation
     size = PART_BYTES + 8 * (4 * PANEL_ELEMENTS + 2 * wide * largest_model + 4 * wide**2)
+    size += min(config.draws * rotation_bytes([wide]), ROTATIONS_BYTES)
     largest_panel = max((panel.entries for panels in passes for panel in panels), default=0)
     size += _entry_bytes(config, compensated) * largest_panel * (groups > 1)  # the groups' sum
     if config.search != "exact":  # how far each ρ of a panel may be off

@@ -17,6 +17,7 @@ from universal_neurons.config import (
     DEFAULT_NULL_DRAWS,
     IN_MEMORY,
     OF_SEVERAL,
+    PERMUTATION_DRAWS,
     STAGES,
     Settings,
     Stage,
@@ -26,6 +27,7 @@ from universal_neurons.config import (
 from universal_neurons.errors import ConfigError, ContextError, MissingExtraError, NothingToCompareError, TokenizerError
 from universal_neurons.features import Latents, Studied, load_studied
 from universal_neurons.labels import find_pipeline
+from universal_neurons.matching import draws_within
 from universal_neurons.models import (
     DTYPES,
     NEURONS,
@@ -136,7 +138,6 @@ def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
             "batch_tokens": config.batch_tokens or (16_384 if kind == "cuda" else 2_048),
             "lanes": config.lanes or (CLUSTER_LANES if config.cluster else 1),
             "threads": config.threads or (1 if config.cluster else None),
-            "draws": config.n_draws,
             "null_draws": config.null_draws or (DEFAULT_NULL_DRAWS if config.null else None),
             "group_size": config.group_size if config.search == "exact" else config.group_size or DEFAULT_GROUP_SIZE,
             "stages": tuple(stage for stage in STAGES if stage in stages),
@@ -293,10 +294,18 @@ def resolve(config: StudyConfig, models: Sequence[Described]) -> Settings:
     decided = dict(config) | {
         "context": context,
         "group_size": config.group_size or DEFAULT_GROUP_SIZE,
+        "draws": config.draws or _draws(config, models),
         "pooling": pooling,
         "stages": _stages_of_spread(_stages_of_features(stages, config, models), config, models),
     }
     return Settings.model_construct(config.model_fields_set, **decided)
+
+
+def _draws(config: StudyConfig, models: Sequence[Described]) -> int:
+    """How many draws of the baseline where none were asked for."""
+    if config.baseline == "permutation":
+        return PERMUTATION_DRAWS
+    return draws_within(config.max_tokens, max(model.d_mlp for model in models))
 
 
 def _stages_of_spans(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
