@@ -215,9 +215,16 @@ def test_pages_say_what_units_are(bundled, tmp_path):
     shown = plain(neuron_view(bundled, "L1.3"), 110)
     assert "a latent of a dictionary" in shown
     assert "length of its decoder's row" in shown
+    assert "most raised: " in shown
+    assert bundled.neuron("L1.3").plot.logit_effects() is not None
+    said = bundled.explanations.filter(pl.col("explanation").str.contains("raises"))
+    assert set(said["model"]) == {"seed-1::bundled"}
     site = write_site([open_results(bundled.path)], tmp_path / "site")
     data = "".join(path.read_text() for path in (site.parent / "data").rglob("study*.js"))
     assert "Roles are of neurons" in data
+    assert "No logit effects" not in data
+    units = [next((site.parent / "data").rglob(f"unit/{model}/0.js")).read_text() for model in range(3)]
+    assert ['"effects":' in unit for unit in units] == [True, False, False]
     assert "GPT-2, dictionaries" in data
 
 
@@ -263,3 +270,69 @@ def test_a_worker_of_a_cluster_reads_the_dictionaries_as_the_driver_does(folders
     for (_, mine), (_, its) in zip(run.batches(text, shards[0], 512), of_worker.batches(text, shards[0], 512)):
         for key, block in mine.blocks.items():
             assert torch.equal(block.values, its.blocks[key].values)
+
+
+EFFECT_SETTINGS = {"stages": ("weights", "statistics", "labels"), "labels": ("unigrams",), "pairs": "reference"}
+OF_DECODERS = ["layer", "neuron", "class", "class_group", "class_sign", "class_variance_reduction", "top_tokens",
+               "top_effects", "bottom_tokens", "bottom_effects", "tokens_left_out", "kurtosis_share"]  # fmt: skip
+
+
+def writing_as_neurons(folder, model):
+    """Dictionaries that read what the MLPs read and compute and write what they do: latents are the neurons."""
+    for layer, block in enumerate(model.blocks):
+        w_in, w_out = block.mlp.c_fc, block.mlp.c_proj
+        made = Dictionary("d", Place("mlp_in", layer), Place("mlp_out", layer), w_in.weight.detach(),
+                          w_in.bias.detach(), w_out.weight.detach(), w_out.bias.detach(), Activation())  # fmt: skip
+        save_dictionary(made, folder / str(layer))
+    return str(folder)
+
+
+def test_decoders_that_are_w_out_have_the_neurons_effects(models, text, tmp_path):
+    plainly = study(models[:1], text, tmp_path / "plain", **EFFECT_SETTINGS | {"stages": (*EFFECT_SETTINGS["stages"], "roles")})  # fmt: skip
+    asked = features_of(models[0], writing_as_neurons(tmp_path / "own", models[0]), name=models[0].name)
+    store = study([asked], text, tmp_path / "run", **EFFECT_SETTINGS)
+    mine, theirs = store.table("effects"), plainly.table("effects")
+    assert mine.columns == theirs.columns
+    assert mine.schema == theirs.schema
+    assert theirs["class"].null_count() == 0
+    assert_frame_equal(mine.select(OF_DECODERS), theirs.select(OF_DECODERS), rel_tol=1e-6)
+    assert mine.select("role", "role_relative").null_count().row(0) == (48, 48)
+    assert set(mine["orientation"]) == {1}
+    vocab = [f"vocab_{name}" for name in ("mean", "var", "skew", "kurt")]
+    assert_frame_equal(store.neurons.select(vocab), plainly.neurons.select(vocab), rel_tol=1e-6)
+    assert not store.has_roles
+    assert plainly.has_roles
+
+
+def test_effects_of_latents_against_numpy(models, folders, tmp_path):
+    """Of latents that write into the stream, in a mixed study; by the factor of what was normalised on average."""
+    pieces = np.random.default_rng(0).integers(300, 400, (60, 31))
+    pieces[:, 1] = 500  # often; and two that hardly occur
+    pieces[0, 2], pieces[1, 2] = 501, 502
+    tokens = un.TokenDataset.from_pieces([("", row) for row in pieces], context=32, bos=0, masked=(0,))
+    asked = [features_of(models[0], folders["scaled"]), models[0], features_of(models[0], "residual"),
+             features_of(models[0], folders["same"])]  # fmt: skip
+    store = study(asked, tokens, tmp_path / "run", stages=("weights", "statistics"), labels=("default",))
+    effects = store.table("effects")
+    assert set(effects["model"]) == {"relu-0::scaled"}
+    assert effects["layer"].to_list() == [1] * 32
+    scale = store.manifest["dictionaries"]["relu-0::scaled"][0]["scale"]
+    rows = np.concatenate([np.eye(16), -np.eye(16)]) / scale
+    rows -= rows.mean(1, keepdims=True)
+    network = models[0].hf
+    w_u = (network.lm_head.weight * network.transformer.ln_f.weight).detach().numpy().astype(float)
+    w_u -= w_u.mean(1, keepdims=True)
+    w_u -= w_u.mean(0)
+    often = np.array([*range(300, 400), 500])
+    logits = rows @ w_u[often].T
+    for side, order in (("top", -logits), ("bottom", logits)):
+        best = np.argsort(order, axis=1)[:, :10]
+        assert effects[f"{side}_tokens"].to_list() == often[best].tolist()
+        values = np.stack(effects[f"{side}_effects"].to_list())
+        np.testing.assert_allclose(values, np.take_along_axis(logits, best, 1), rtol=1e-5, atol=1e-7)
+    assert store.strings[500]
+    shown = plain(neuron_view(store, "relu-0::scaled/L1.3"), 110)
+    assert f"most raised: {store.strings[effects['top_tokens'][3][0]]!r}" in shown
+    assert "What it does nearest token class: " in " ".join(shown.split())
+    assert "no role" not in shown
+    assert "What it does" not in plain(neuron_view(store, "relu-0::residual/L1.3"), 110)

@@ -74,7 +74,7 @@ def _families(store: Store, neurons: pl.DataFrame) -> list[str]:
 
 
 def _roles(store: Store, neurons: pl.DataFrame) -> list[str]:
-    if not store.has("effects"):
+    if not store.has_roles:
         return []
     count = neurons.filter(pl.col("roles").list.len() > 0).height
     who = "None of them has" if not count else "One of them has" if count == 1 else f"{count:,} of them have"

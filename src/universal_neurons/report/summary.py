@@ -119,7 +119,7 @@ def study_view(store: Store) -> Group:
         parts.append(spans_view(store))
     if store.has("labels"):
         parts.append(families_view(store))
-    if store.has("effects"):
+    if store.has_roles:
         parts.append(roles_view(store))
     rows = published_rows(store)
     if rows and store.config.published:
