@@ -196,6 +196,67 @@ def test_what_holds_no_dictionary_says_what_it_holds(tmp_path):
         load_dictionaries(tmp_path)
 
 
+def refused_crosscoder(folder) -> str:
+    """What the refusal of a crosscoder says was given."""
+    with pytest.raises(DictionaryError, match="several places at once") as refusal:
+        load_dictionaries(folder)
+    assert type(refusal.value) is DictionaryError
+    assert str(folder) in refusal.value.what
+    assert "one place of one model" in refusal.value.wanted
+    assert "single layers" in refusal.value.fix
+    return refusal.value.given
+
+
+def test_crosscoders_are_known_by_what_their_configurations_say(tmp_path):
+    layers = {"n_targets": 3, "transcode": True}
+    assert refused_crosscoder(save_sparsify(tmp_path / "h.5.mlp", layers)) == "n_targets: 3"
+    two = torch.stack([W_DEC, W_DEC], 1)
+    assert refused_crosscoder(save_sparsify(tmp_path / "layers.3", {}, W_dec=two)) == f"W_dec {[WIDTH, 2, D]}"
+    gemma = tmp_path / "gemma-scope-2b-pt-res" / "layer_3"
+    save_gemma(gemma, W_enc=torch.stack([W_ENC, W_ENC]))
+    assert refused_crosscoder(gemma) == f"W_enc {[2, D, WIDTH]}"
+    save_dictionary(plain(), tmp_path / "own")
+    config = json.loads((tmp_path / "own" / "dictionary.json").read_text())
+    config["read"] = [config["read"], {"kind": "residual_out", "layer": 4}]
+    (tmp_path / "own" / "dictionary.json").write_text(json.dumps(config))
+    assert refused_crosscoder(tmp_path / "own").startswith("read: ")
+    second = tmp_path / "second"
+    second.mkdir()
+    places = {"architecture": "jump_relu", "hf_hook_point_in": ["model.layers.3.output", "model.layers.4.output"]}
+    (second / "config.json").write_text(json.dumps(places))
+    save_file({"w_enc": W_ENC}, second / "params.safetensors")
+    assert refused_crosscoder(second).startswith("hf_hook_point_in: model.layers.3.output, ")
+
+
+@pytest.mark.parametrize(
+    ("config", "given"),
+    [
+        ({"trainer": {"dict_class": "BatchTopKCrossCoder"}}, "dict_class: BatchTopKCrossCoder"),
+        ({"activation_dim": 8, "dict_size": 12, "num_layers": 2}, "num_layers: 2"),
+        ({"model_kind": "cross_layer_transcoder"}, "model_kind: cross_layer_transcoder"),
+    ],
+)
+def test_crosscoders_in_files_of_no_format_here(tmp_path, config, given):
+    below = tmp_path / "run"
+    below.mkdir()
+    (below / "config.json").write_text(json.dumps(config))
+    (below / "ae.pt").write_bytes(b"\x80\x04.")
+    with pytest.raises(DictionaryError, match="several places at once") as refusal:
+        load_dictionaries(tmp_path)
+    assert refusal.value.given == given
+
+
+def test_a_configuration_of_one_place_is_no_crosscoder(tmp_path):
+    """A model's number of layers, the counts of one and lists of one are those of ordinary dictionaries."""
+    ordinary = {"num_layers": 12, "n_targets": 0, "n_sources": 1, "n_models": 1, "hook_names": ["h.5"]}
+    assert len(load_dictionaries(save_sparsify(tmp_path / "h.5", ordinary))) == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("no object")
+    (tmp_path / "other" / "W_enc_0.safetensors").write_bytes(b"")
+    with pytest.raises(DictionaryError, match="several places at once"):
+        load_dictionaries(tmp_path / "other")
+
+
 def broken_ways(folder):
     """Ways in which a folder of our own form comes to be broken, and a word of each error."""
     weights, config = folder / "dictionary.safetensors", folder / "dictionary.json"
