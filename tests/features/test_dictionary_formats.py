@@ -2,12 +2,14 @@
 
 import io
 import json
+import os
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from dictionary_formulas import latents_of, reconstruction_of
+from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 
 from universal_neurons.errors import CheckpointError, DictionaryError, MissingFileError
@@ -15,7 +17,7 @@ from universal_neurons.features import load_dictionaries, save_dictionary
 from universal_neurons.features.dictionary import Dictionary
 from universal_neurons.features.dictionary_activations import Activation, Gated, GroupMax, JumpReLU, TopK
 from universal_neurons.features.hook_names import place_of_hook, place_of_module
-from universal_neurons.models import Place
+from universal_neurons.models import Place, features_at, names_of, resolve_sources
 
 D, WIDTH = 8, 12
 STREAM = Place("residual_out", 3)
@@ -358,3 +360,45 @@ def test_names_of_places():
     for name in ("ln_final.hook_normalized", "blocks.1.hook_q", "layers.x", "model.layers.2.input_layernorm.output"):
         with pytest.raises(DictionaryError, match="not known"):
             place_of_hook(name, "it")
+
+
+def test_dictionaries_of_the_hubs_cache(tmp_path, monkeypatch):
+    """A stand-in of the hub's cache: an id, a folder of it, a revision; weights are links into the cache, npz too."""
+    asked = []
+
+    def snapshot(repository, *, revision, allow_patterns, local_files_only):
+        asked.append((repository, revision, allow_patterns, local_files_only))
+        return snapshot_download(repository, revision=revision, cache_dir=tmp_path, local_files_only=True)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    repository = tmp_path / "models--org--gemma-scope-2b-pt-res"
+    (repository / "refs").mkdir(parents=True)
+    for revision, commit, layer in (("main", "a" * 40, 3), ("second", "b" * 40, 4)):
+        (repository / "refs" / revision).write_text(commit)
+        folder = repository / "snapshots" / commit / f"layer_{layer}" / "width_1"
+        save_gemma(folder)
+        (repository / "blobs").mkdir(exist_ok=True)
+        arrays = (folder / "params.npz").rename(repository / "blobs" / commit)
+        (folder / "params.npz").symlink_to(os.path.relpath(arrays, folder))
+    whole = "org/gemma-scope-2b-pt-res"
+    (one,) = load_dictionaries(features_at(whole))
+    agrees(one, activation="jumprelu", threshold=THRESHOLD, b_in=None)
+    assert (one.read, one.name) == (Place("residual_out", 3), "layer_3/width_1")
+    (two,) = load_dictionaries(features_at(f"{whole}/layer_4@second", download=False))
+    assert (two.read, two.name) == (Place("residual_out", 4), "width_1")
+    (source,) = resolve_sources([f"bundled/seed-1::{whole}"])
+    assert (source.name, source.features) == ("seed-1::gemma-scope-2b-pt-res", features_at(whole))
+    every = ["*.json", "*.safetensors", "*.npz"]
+    assert asked[:2] == [(whole, None, every, False), (whole, "second", [f"layer_4/{each}" for each in every], True)]
+    names = [f"m::{whole}", f"m::{whole}/layer_4@second", "m::residual", "m"]
+    assert names_of(names) == ["m::gemma-scope-2b-pt-res", "m::layer_4", "m::residual", "m"]
+    for missing in (f"{whole}/layer_9", f"{whole}/../layer_3", f"{whole}@third", "org/other"):
+        with pytest.raises(MissingFileError):
+            features_at(missing)
+    save_dictionary(plain(), repository / "snapshots" / ("a" * 40))
+    assert load_dictionaries(features_at(whole))[0].name == "gemma-scope-2b-pt-res"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "gemma-scope-2b-pt-res").mkdir(parents=True)
+    assert features_at(whole) == whole  # a folder that is here comes first
+    with pytest.raises(MissingFileError, match="no revisions"):
+        features_at(f"{whole}@second")
