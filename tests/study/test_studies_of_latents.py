@@ -23,7 +23,7 @@ from universal_neurons.features import (
     save_dictionary,
     verify_latents,
 )
-from universal_neurons.features.dictionary_activations import Activation
+from universal_neurons.features.dictionary_activations import Activation, TopK
 from universal_neurons.models import Place, processed_weights, resolve_sources
 from universal_neurons.passes import LaneJob, Pass
 from universal_neurons.progress import Reporter
@@ -336,3 +336,45 @@ def test_effects_of_latents_against_numpy(models, folders, tmp_path):
     assert "What it does nearest token class: " in " ".join(shown.split())
     assert "no role" not in shown
     assert "What it does" not in plain(neuron_view(store, "relu-0::residual/L1.3"), 110)
+
+
+SHARED, LATENTS = 0.6, 240
+
+
+def topk_folders(root, width):
+    """TopK dictionaries of random directions on one stream: `second` has 60 % of `first`'s, in another order; `other`
+    has none.  By their names, and where in `second` the directions of `first` are."""
+    chooser = np.random.default_rng(0)
+    first, second, other = chooser.normal(size=(3, LATENTS, width))
+    same = int(SHARED * LATENTS)
+    second[:same] = first[:same]
+    order = chooser.permutation(LATENTS)
+    folders = {}
+    for name, rows in {"first": first, "second": second[order], "other": other}.items():
+        rows = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()
+        place = Place("residual_out", 0)
+        made = Dictionary(name, place, place, rows.T.contiguous(), torch.zeros(LATENTS), 0.6 * rows, torch.zeros(width),
+                          TopK(8))  # fmt: skip
+        save_dictionary(made, root / name)
+        folders[name] = str(root / name)
+    return folders, np.argsort(order)[:same]
+
+
+def test_planted_dictionaries_of_one_model_share_what_was_planted(tmp_path):
+    """Two of three in ten directions are the same: matches, one-to-one and decoders find them; of others there is none."""
+    model = tiny_model("gpt2", 0, "m", n_embd=64, n_layer=1)
+    folders, places = topk_folders(tmp_path, 64)
+    asked = [features_of(model, folder) for folder in folders.values()]
+    settings = {"stages": ("universality",), "labels": ("default",), "pairs": "reference"}
+    store = study(asked, some_tokens(100), tmp_path / "run", **settings)
+    alike, unlike = store.table("consistency").iter_rows(named=True)
+    assert (alike["match_model"], unlike["match_model"]) == ("m::second", "m::other")
+    assert alike["shared_low"] <= SHARED <= alike["shared_high"] < 0.7
+    assert alike["pw_mcc_low"] <= SHARED <= alike["pw_mcc_high"] < 0.7
+    assert abs(alike["pw_mcc_shared"] - SHARED * LATENTS) <= 3
+    pairs = store.table("one_to_one").filter(pl.col("neuron") < len(places), match_model="m::second")
+    assert len(pairs) > 0.9 * len(places)  # the others never fire
+    assert (places[pairs["neuron"].to_numpy()] == pairs["match_neuron"].to_numpy()).mean() > 0.98
+    assert (unlike["shared"], unlike["pw_mcc_shared"]) == (0, 0)
+    assert (unlike["level"], unlike["pw_mcc_level"]) == (None, None)
+    assert unlike["pw_mcc_low"] <= 0 <= unlike["pw_mcc_high"]
