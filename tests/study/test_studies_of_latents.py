@@ -27,7 +27,7 @@ from universal_neurons.features.dictionary_activations import Activation, TopK
 from universal_neurons.models import Place, processed_weights, resolve_sources
 from universal_neurons.passes import LaneJob, Pass
 from universal_neurons.progress import Reporter
-from universal_neurons.report import neuron_view, opening_sentences
+from universal_neurons.report import neuron_view, opening_sentences, study_figures
 from universal_neurons.report.sources import source_sentences
 from universal_neurons.report.summary import plain_summary
 from universal_neurons.storage import Pace, StoreWriter
@@ -378,3 +378,35 @@ def test_planted_dictionaries_of_one_model_share_what_was_planted(tmp_path):
     assert (unlike["shared"], unlike["pw_mcc_shared"]) == (0, 0)
     assert (unlike["level"], unlike["pw_mcc_level"]) == (None, None)
     assert unlike["pw_mcc_low"] <= 0 <= unlike["pw_mcc_high"]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_layers_without_units_are_skipped_everywhere(tmp_path):
+    """Dictionaries at the middle layer of one model and the first of another, three layers each, in several panels."""
+    halves = torch.cat([torch.eye(16), -torch.eye(16)], 1)
+    layers = {"middle": 1, "first": 0}
+    models = [tiny_model("gpt2", seed, f"m{seed}", n_layer=3) for seed in (0, 1)]
+    asked = [
+        features_of(model, written(tmp_path / name, "residual_out", layer, halves))
+        for model, (name, layer) in zip(models, layers.items())
+    ]
+    stages = ("statistics", "universality", "similarity")
+    store = study(asked, some_tokens(60), tmp_path / "run", stages=stages, labels=("default",), panels=3)
+    of = {"m0::middle": 1, "m1::first": 0}
+    for name, columns in {"neurons": ("model",), "matches": ("asker", "match_model"), "similarity": ("asker", "match_model"),
+                          "one_to_one": ("asker", "match_model"), "layers": ("asker",)}.items():  # fmt: skip
+        table = store.table(name)
+        assert len(table) > 0
+        for whose, layer in zip(columns, ("layer", "match_layer")):
+            told = table.filter(pl.col(layer) >= 0)
+            assert set(told.select(whose, layer).rows()) == set(of.items()), (name, layer)
+    assert store.layers["fraction"].is_finite().all()
+    assert store.layers.filter(asker="m0::middle").select("match_layer", "fraction").rows() == [(0, 1), (1, 0), (2, 0)]
+    assert len(store.table("similarity")) == 2 * 4
+    drawn = study_figures(store)
+    assert {"universality-m0::middle", "similarity-m1::first"} <= set(drawn)
+    assert not [name for name, figure in drawn.items() if "nan" in str(figure.caption).lower().split()]
+    (heat,) = (axes for axes in drawn["universality-m0::middle"].figure.axes if axes.images)
+    grid = np.ma.filled(heat.images[0].get_array().astype(float), np.nan)
+    np.testing.assert_array_equal(grid, [[np.nan] * 3, [100, 0, 0]])
+    assert "per layer – 0 –" in " ".join(plain_summary(store).split())
