@@ -28,7 +28,7 @@ from universal_neurons.models import Place, processed_weights, resolve_sources
 from universal_neurons.passes import LaneJob, Pass
 from universal_neurons.progress import Reporter
 from universal_neurons.report import neuron_view, opening_sentences, study_figures
-from universal_neurons.report.sources import source_sentences
+from universal_neurons.report.sources import LACKING, source_sentences
 from universal_neurons.report.summary import plain_summary
 from universal_neurons.storage import Pace, StoreWriter
 from universal_neurons.terminal import plain
@@ -409,4 +409,9 @@ def test_layers_without_units_are_skipped_everywhere(tmp_path):
     (heat,) = (axes for axes in drawn["universality-m0::middle"].figure.axes if axes.images)
     grid = np.ma.filled(heat.images[0].get_array().astype(float), np.nan)
     np.testing.assert_array_equal(grid, [[np.nan] * 3, [100, 0, 0]])
-    assert "per layer – 0 –" in " ".join(plain_summary(store).split())
+    summary = " ".join(plain_summary(store).split())
+    assert "per layer – 0 –" in summary
+    spoken = [summary, *opening_sentences(store)[:2], *(f"{each.title} {each.caption}" for each in drawn.values())]
+    spoken += [each.get_ylabel() for each in drawn["universality-m0::middle"].figure.axes]
+    assert not [text for text in spoken if "neuron" in text.lower() or "pre-activation" in text.replace(LACKING, "")]
+    assert "which of its latents does every model find again?" in summary

@@ -8,6 +8,7 @@ import polars as pl
 
 from universal_neurons.report.counts import anchors_line, threshold_counts, untrained_line
 from universal_neurons.report.sinks import sinks_line
+from universal_neurons.report.words import spoken_of
 from universal_neurons.storage import Store
 
 OTHER_TEXT = "on text that did not choose the matches"
@@ -178,8 +179,8 @@ def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
     anchors = anchors_line(store, asker)
     mutual = f"{told.mutual:.1%} mutual" + ("" if anchors is None else f"; {anchors}")
     matches = f"{mutual}; ρ {told.optimism:.3f} lower {OTHER_TEXT}; {told.certainty}"
-    return [
-        ("compared with", f"{', '.join(told.others)}; on {told.tokens:,} tokens{of_subsets(store)}"),
+    spoken = spoken_of(store.manifest)
+    lines = [
         ("neurons", f"{told.neurons:,}" + (f", {told.dead} dead" if told.dead else "")),
         *_count_lines(store, told),
         ("excess correlation", _excess_line(told)),
@@ -187,6 +188,8 @@ def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
         _chance_line(store, told),
         ("matches", matches),
     ]
+    compared = ("compared with", f"{', '.join(told.others)}; on {told.tokens:,} tokens{of_subsets(store)}")
+    return [compared, *((spoken(label), spoken(value)) for label, value in lines)]
 
 
 def of_subsets(store: Store) -> str:
