@@ -2,12 +2,14 @@
 
 import io
 import json
+import os
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from dictionary_formulas import latents_of, reconstruction_of
+from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 
 from universal_neurons.errors import CheckpointError, DictionaryError, MissingFileError
@@ -15,7 +17,7 @@ from universal_neurons.features import load_dictionaries, save_dictionary
 from universal_neurons.features.dictionary import Dictionary
 from universal_neurons.features.dictionary_activations import Activation, Gated, GroupMax, JumpReLU, TopK
 from universal_neurons.features.hook_names import place_of_hook, place_of_module
-from universal_neurons.models import Place
+from universal_neurons.models import Place, features_at, names_of, resolve_sources
 
 D, WIDTH = 8, 12
 STREAM = Place("residual_out", 3)
@@ -196,6 +198,67 @@ def test_what_holds_no_dictionary_says_what_it_holds(tmp_path):
         load_dictionaries(tmp_path)
 
 
+def refused_crosscoder(folder) -> str:
+    """What the refusal of a crosscoder says was given."""
+    with pytest.raises(DictionaryError, match="several places at once") as refusal:
+        load_dictionaries(folder)
+    assert type(refusal.value) is DictionaryError
+    assert str(folder) in refusal.value.what
+    assert "one place of one model" in refusal.value.wanted
+    assert "single layers" in refusal.value.fix
+    return refusal.value.given
+
+
+def test_crosscoders_are_known_by_what_their_configurations_say(tmp_path):
+    layers = {"n_targets": 3, "transcode": True}
+    assert refused_crosscoder(save_sparsify(tmp_path / "h.5.mlp", layers)) == "n_targets: 3"
+    two = torch.stack([W_DEC, W_DEC], 1)
+    assert refused_crosscoder(save_sparsify(tmp_path / "layers.3", {}, W_dec=two)) == f"W_dec {[WIDTH, 2, D]}"
+    gemma = tmp_path / "gemma-scope-2b-pt-res" / "layer_3"
+    save_gemma(gemma, W_enc=torch.stack([W_ENC, W_ENC]))
+    assert refused_crosscoder(gemma) == f"W_enc {[2, D, WIDTH]}"
+    save_dictionary(plain(), tmp_path / "own")
+    config = json.loads((tmp_path / "own" / "dictionary.json").read_text())
+    config["read"] = [config["read"], {"kind": "residual_out", "layer": 4}]
+    (tmp_path / "own" / "dictionary.json").write_text(json.dumps(config))
+    assert refused_crosscoder(tmp_path / "own").startswith("read: ")
+    second = tmp_path / "second"
+    second.mkdir()
+    places = {"architecture": "jump_relu", "hf_hook_point_in": ["model.layers.3.output", "model.layers.4.output"]}
+    (second / "config.json").write_text(json.dumps(places))
+    save_file({"w_enc": W_ENC}, second / "params.safetensors")
+    assert refused_crosscoder(second).startswith("hf_hook_point_in: model.layers.3.output, ")
+
+
+@pytest.mark.parametrize(
+    ("config", "given"),
+    [
+        ({"trainer": {"dict_class": "BatchTopKCrossCoder"}}, "dict_class: BatchTopKCrossCoder"),
+        ({"activation_dim": 8, "dict_size": 12, "num_layers": 2}, "num_layers: 2"),
+        ({"model_kind": "cross_layer_transcoder"}, "model_kind: cross_layer_transcoder"),
+    ],
+)
+def test_crosscoders_in_files_of_no_format_here(tmp_path, config, given):
+    below = tmp_path / "run"
+    below.mkdir()
+    (below / "config.json").write_text(json.dumps(config))
+    (below / "ae.pt").write_bytes(b"\x80\x04.")
+    with pytest.raises(DictionaryError, match="several places at once") as refusal:
+        load_dictionaries(tmp_path)
+    assert refusal.value.given == given
+
+
+def test_a_configuration_of_one_place_is_no_crosscoder(tmp_path):
+    """A model's number of layers, the counts of one and lists of one are those of ordinary dictionaries."""
+    ordinary = {"num_layers": 12, "n_targets": 0, "n_sources": 1, "n_models": 1, "hook_names": ["h.5"]}
+    assert len(load_dictionaries(save_sparsify(tmp_path / "h.5", ordinary))) == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("no object")
+    (tmp_path / "other" / "W_enc_0.safetensors").write_bytes(b"")
+    with pytest.raises(DictionaryError, match="several places at once"):
+        load_dictionaries(tmp_path / "other")
+
+
 def broken_ways(folder):
     """Ways in which a folder of our own form comes to be broken, and a word of each error."""
     weights, config = folder / "dictionary.safetensors", folder / "dictionary.json"
@@ -297,3 +360,45 @@ def test_names_of_places():
     for name in ("ln_final.hook_normalized", "blocks.1.hook_q", "layers.x", "model.layers.2.input_layernorm.output"):
         with pytest.raises(DictionaryError, match="not known"):
             place_of_hook(name, "it")
+
+
+def test_dictionaries_of_the_hubs_cache(tmp_path, monkeypatch):
+    """A stand-in of the hub's cache: an id, a folder of it, a revision; weights are links into the cache, npz too."""
+    asked = []
+
+    def snapshot(repository, *, revision, allow_patterns, local_files_only):
+        asked.append((repository, revision, allow_patterns, local_files_only))
+        return snapshot_download(repository, revision=revision, cache_dir=tmp_path, local_files_only=True)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    repository = tmp_path / "models--org--gemma-scope-2b-pt-res"
+    (repository / "refs").mkdir(parents=True)
+    for revision, commit, layer in (("main", "a" * 40, 3), ("second", "b" * 40, 4)):
+        (repository / "refs" / revision).write_text(commit)
+        folder = repository / "snapshots" / commit / f"layer_{layer}" / "width_1"
+        save_gemma(folder)
+        (repository / "blobs").mkdir(exist_ok=True)
+        arrays = (folder / "params.npz").rename(repository / "blobs" / commit)
+        (folder / "params.npz").symlink_to(os.path.relpath(arrays, folder))
+    whole = "org/gemma-scope-2b-pt-res"
+    (one,) = load_dictionaries(features_at(whole))
+    agrees(one, activation="jumprelu", threshold=THRESHOLD, b_in=None)
+    assert (one.read, one.name) == (Place("residual_out", 3), "layer_3/width_1")
+    (two,) = load_dictionaries(features_at(f"{whole}/layer_4@second", download=False))
+    assert (two.read, two.name) == (Place("residual_out", 4), "width_1")
+    (source,) = resolve_sources([f"bundled/seed-1::{whole}"])
+    assert (source.name, source.features) == ("seed-1::gemma-scope-2b-pt-res", features_at(whole))
+    every = ["*.json", "*.safetensors", "*.npz"]
+    assert asked[:2] == [(whole, None, every, False), (whole, "second", [f"layer_4/{each}" for each in every], True)]
+    names = [f"m::{whole}", f"m::{whole}/layer_4@second", "m::residual", "m"]
+    assert names_of(names) == ["m::gemma-scope-2b-pt-res", "m::layer_4", "m::residual", "m"]
+    for missing in (f"{whole}/layer_9", f"{whole}/../layer_3", f"{whole}@third", "org/other"):
+        with pytest.raises(MissingFileError):
+            features_at(missing)
+    save_dictionary(plain(), repository / "snapshots" / ("a" * 40))
+    assert load_dictionaries(features_at(whole))[0].name == "gemma-scope-2b-pt-res"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "gemma-scope-2b-pt-res").mkdir(parents=True)
+    assert features_at(whole) == whole  # a folder that is here comes first
+    with pytest.raises(MissingFileError, match="no revisions"):
+        features_at(f"{whole}@second")

@@ -178,6 +178,13 @@ REFUSED = {
     "latents of both signs": (v6("abstopk", k=3), (), DictionaryError, "architecture is not read"),
     "another activation": (flat(activation_fn_str="tanh-relu"), (), DictionaryError, "activation_fn is not read"),
     "a topk of a gated one": (flat(activation_fn_str="topk", architecture="gated"), (), DictionaryError, "activation_fn"),
+    "of two models": ({**v6("standard"), "n_models": 2}, (), DictionaryError, "several places at once"),
+    "of several hooks": (flat(hook_name=[RESIDUAL, "blocks.4.hook_resid_post"]), (), DictionaryError, "several places"),
+    "a crosscoder by its name": (v6("topk_crosscoder", k=3), (), DictionaryError, "several places at once"),
+    "a crosscoder of which its model's part tells": (
+        v6("standard", {"hook_names_in": ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]}), (),
+        DictionaryError, "several places at once",
+    ),
     "one head": (flat(hook_head_index=3), (), DictionaryError, "hook_head_index is not read"),
     "whitened": (v6("standard", normalize_activations="covariance_whitening"), (), DictionaryError, "normalize_activations"),
     "an embedding": (v6("standard", {"hook_name": "hook_embed"}), (), DictionaryError, "a place that is not known"),

@@ -2,10 +2,11 @@
 
 import polars as pl
 import pytest
-from conftest import FEW_ROLES
+from conftest import FEW_ROLES, settled, tiny_model
 
 import universal_neurons as un
 from universal_neurons.interventions import readout
+from universal_neurons.study.measured import ReadingSeconds
 from universal_neurons.study.role_seconds import _changes
 
 READ = 40  # positions
@@ -54,3 +55,22 @@ def test_tables_say_how_many_positions_were_read(counted):
     read = store.table("attention")["positions"]
     assert read.min() > READ  # of all positions that count
     assert store.table("interventions").filter(pl.col("edit") == "fix")["value"].n_unique() == len(FEW_ROLES.values)
+
+
+def test_a_model_that_sources_share_runs_once(monkeypatch):
+    """Neurons and stream of one model, neurons of another: the first's bare forward pass is counted once."""
+    models = [tiny_model("gpt2", seed) for seed in (1, 2)]
+    stream = un.features_of(models[0], "residual")
+    asked = [models[0], stream, models[1]]
+    seconds = {models[0].name: 5.0, stream.name: 4.0, models[1].name: 7.0}
+    monkeypatch.setattr("universal_neurons.study.measured.bare_seconds", lambda model, config: 3.0)
+    monkeypatch.setattr(
+        "universal_neurons.study.measured.seconds_by_model", lambda some, of: {each.name: of(each) for each in some}
+    )
+    forward = ReadingSeconds.measured(asked, settled(), lambda model, config: seconds[model.name])
+    names = [each.name for each in asked]
+    assert forward.of(names) == 5 + 4 - 3 + 7
+    assert forward.of(reversed(names)) == 5 + 4 - 3 + 7
+    assert forward.of(set(names[:1])) == 5
+    assert forward.of(names[1:]) == 4 + 7
+    assert set(forward.bare) == set(names[:2])

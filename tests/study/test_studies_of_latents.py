@@ -23,12 +23,12 @@ from universal_neurons.features import (
     save_dictionary,
     verify_latents,
 )
-from universal_neurons.features.dictionary_activations import Activation
+from universal_neurons.features.dictionary_activations import Activation, TopK
 from universal_neurons.models import Place, processed_weights, resolve_sources
 from universal_neurons.passes import LaneJob, Pass
 from universal_neurons.progress import Reporter
-from universal_neurons.report import neuron_view, opening_sentences
-from universal_neurons.report.sources import source_sentences
+from universal_neurons.report import neuron_view, opening_sentences, study_figures
+from universal_neurons.report.sources import LACKING, source_sentences
 from universal_neurons.report.summary import plain_summary
 from universal_neurons.storage import Pace, StoreWriter
 from universal_neurons.terminal import plain
@@ -215,9 +215,16 @@ def test_pages_say_what_units_are(bundled, tmp_path):
     shown = plain(neuron_view(bundled, "L1.3"), 110)
     assert "a latent of a dictionary" in shown
     assert "length of its decoder's row" in shown
+    assert "most raised: " in shown
+    assert bundled.neuron("L1.3").plot.logit_effects() is not None
+    said = bundled.explanations.filter(pl.col("explanation").str.contains("raises"))
+    assert set(said["model"]) == {"seed-1::bundled"}
     site = write_site([open_results(bundled.path)], tmp_path / "site")
     data = "".join(path.read_text() for path in (site.parent / "data").rglob("study*.js"))
     assert "Roles are of neurons" in data
+    assert "No logit effects" not in data
+    units = [next((site.parent / "data").rglob(f"unit/{model}/0.js")).read_text() for model in range(3)]
+    assert ['"effects":' in unit for unit in units] == [True, False, False]
     assert "GPT-2, dictionaries" in data
 
 
@@ -263,3 +270,148 @@ def test_a_worker_of_a_cluster_reads_the_dictionaries_as_the_driver_does(folders
     for (_, mine), (_, its) in zip(run.batches(text, shards[0], 512), of_worker.batches(text, shards[0], 512)):
         for key, block in mine.blocks.items():
             assert torch.equal(block.values, its.blocks[key].values)
+
+
+EFFECT_SETTINGS = {"stages": ("weights", "statistics", "labels"), "labels": ("unigrams",), "pairs": "reference"}
+OF_DECODERS = ["layer", "neuron", "class", "class_group", "class_sign", "class_variance_reduction", "top_tokens",
+               "top_effects", "bottom_tokens", "bottom_effects", "tokens_left_out", "kurtosis_share"]  # fmt: skip
+
+
+def writing_as_neurons(folder, model):
+    """Dictionaries that read what the MLPs read and compute and write what they do: latents are the neurons."""
+    for layer, block in enumerate(model.blocks):
+        w_in, w_out = block.mlp.c_fc, block.mlp.c_proj
+        made = Dictionary("d", Place("mlp_in", layer), Place("mlp_out", layer), w_in.weight.detach(),
+                          w_in.bias.detach(), w_out.weight.detach(), w_out.bias.detach(), Activation())  # fmt: skip
+        save_dictionary(made, folder / str(layer))
+    return str(folder)
+
+
+def test_decoders_that_are_w_out_have_the_neurons_effects(models, text, tmp_path):
+    plainly = study(models[:1], text, tmp_path / "plain", **EFFECT_SETTINGS | {"stages": (*EFFECT_SETTINGS["stages"], "roles")})  # fmt: skip
+    asked = features_of(models[0], writing_as_neurons(tmp_path / "own", models[0]), name=models[0].name)
+    store = study([asked], text, tmp_path / "run", **EFFECT_SETTINGS)
+    mine, theirs = store.table("effects"), plainly.table("effects")
+    assert mine.columns == theirs.columns
+    assert mine.schema == theirs.schema
+    assert theirs["class"].null_count() == 0
+    assert_frame_equal(mine.select(OF_DECODERS), theirs.select(OF_DECODERS), rel_tol=1e-6)
+    assert mine.select("role", "role_relative").null_count().row(0) == (48, 48)
+    assert set(mine["orientation"]) == {1}
+    vocab = [f"vocab_{name}" for name in ("mean", "var", "skew", "kurt")]
+    assert_frame_equal(store.neurons.select(vocab), plainly.neurons.select(vocab), rel_tol=1e-6)
+    assert not store.has_roles
+    assert plainly.has_roles
+
+
+def test_effects_of_latents_against_numpy(models, folders, tmp_path):
+    """Of latents that write into the stream, in a mixed study; by the factor of what was normalised on average."""
+    pieces = np.random.default_rng(0).integers(300, 400, (60, 31))
+    pieces[:, 1] = 500  # often; and two that hardly occur
+    pieces[0, 2], pieces[1, 2] = 501, 502
+    tokens = un.TokenDataset.from_pieces([("", row) for row in pieces], context=32, bos=0, masked=(0,))
+    asked = [features_of(models[0], folders["scaled"]), models[0], features_of(models[0], "residual"),
+             features_of(models[0], folders["same"])]  # fmt: skip
+    store = study(asked, tokens, tmp_path / "run", stages=("weights", "statistics"), labels=("default",))
+    effects = store.table("effects")
+    assert set(effects["model"]) == {"relu-0::scaled"}
+    assert effects["layer"].to_list() == [1] * 32
+    scale = store.manifest["dictionaries"]["relu-0::scaled"][0]["scale"]
+    rows = np.concatenate([np.eye(16), -np.eye(16)]) / scale
+    rows -= rows.mean(1, keepdims=True)
+    network = models[0].hf
+    w_u = (network.lm_head.weight * network.transformer.ln_f.weight).detach().numpy().astype(float)
+    w_u -= w_u.mean(1, keepdims=True)
+    w_u -= w_u.mean(0)
+    often = np.array([*range(300, 400), 500])
+    logits = rows @ w_u[often].T
+    for side, order in (("top", -logits), ("bottom", logits)):
+        best = np.argsort(order, axis=1)[:, :10]
+        assert effects[f"{side}_tokens"].to_list() == often[best].tolist()
+        values = np.stack(effects[f"{side}_effects"].to_list())
+        np.testing.assert_allclose(values, np.take_along_axis(logits, best, 1), rtol=1e-5, atol=1e-7)
+    assert store.strings[500]
+    shown = plain(neuron_view(store, "relu-0::scaled/L1.3"), 110)
+    assert f"most raised: {store.strings[effects['top_tokens'][3][0]]!r}" in shown
+    assert "What it does nearest token class: " in " ".join(shown.split())
+    assert "no role" not in shown
+    assert "What it does" not in plain(neuron_view(store, "relu-0::residual/L1.3"), 110)
+
+
+SHARED, LATENTS = 0.6, 240
+
+
+def topk_folders(root, width):
+    """TopK dictionaries of random directions on one stream: `second` has 60 % of `first`'s, in another order; `other`
+    has none.  By their names, and where in `second` the directions of `first` are."""
+    chooser = np.random.default_rng(0)
+    first, second, other = chooser.normal(size=(3, LATENTS, width))
+    same = int(SHARED * LATENTS)
+    second[:same] = first[:same]
+    order = chooser.permutation(LATENTS)
+    folders = {}
+    for name, rows in {"first": first, "second": second[order], "other": other}.items():
+        rows = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()
+        place = Place("residual_out", 0)
+        made = Dictionary(name, place, place, rows.T.contiguous(), torch.zeros(LATENTS), 0.6 * rows, torch.zeros(width),
+                          TopK(8))  # fmt: skip
+        save_dictionary(made, root / name)
+        folders[name] = str(root / name)
+    return folders, np.argsort(order)[:same]
+
+
+def test_planted_dictionaries_of_one_model_share_what_was_planted(tmp_path):
+    """Two of three in ten directions are the same: matches, one-to-one and decoders find them; of others there is none."""
+    model = tiny_model("gpt2", 0, "m", n_embd=64, n_layer=1)
+    folders, places = topk_folders(tmp_path, 64)
+    asked = [features_of(model, folder) for folder in folders.values()]
+    settings = {"stages": ("universality",), "labels": ("default",), "pairs": "reference"}
+    store = study(asked, some_tokens(100), tmp_path / "run", **settings)
+    alike, unlike = store.table("consistency").iter_rows(named=True)
+    assert (alike["match_model"], unlike["match_model"]) == ("m::second", "m::other")
+    assert alike["shared_low"] <= SHARED <= alike["shared_high"] < 0.7
+    assert alike["pw_mcc_low"] <= SHARED <= alike["pw_mcc_high"] < 0.7
+    assert abs(alike["pw_mcc_shared"] - SHARED * LATENTS) <= 3
+    pairs = store.table("one_to_one").filter(pl.col("neuron") < len(places), match_model="m::second")
+    assert len(pairs) > 0.9 * len(places)  # the others never fire
+    assert (places[pairs["neuron"].to_numpy()] == pairs["match_neuron"].to_numpy()).mean() > 0.98
+    assert (unlike["shared"], unlike["pw_mcc_shared"]) == (0, 0)
+    assert (unlike["level"], unlike["pw_mcc_level"]) == (None, None)
+    assert unlike["pw_mcc_low"] <= 0 <= unlike["pw_mcc_high"]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_layers_without_units_are_skipped_everywhere(tmp_path):
+    """Dictionaries at the middle layer of one model and the first of another, three layers each, in several panels."""
+    halves = torch.cat([torch.eye(16), -torch.eye(16)], 1)
+    layers = {"middle": 1, "first": 0}
+    models = [tiny_model("gpt2", seed, f"m{seed}", n_layer=3) for seed in (0, 1)]
+    asked = [
+        features_of(model, written(tmp_path / name, "residual_out", layer, halves))
+        for model, (name, layer) in zip(models, layers.items())
+    ]
+    stages = ("statistics", "universality", "similarity")
+    store = study(asked, some_tokens(60), tmp_path / "run", stages=stages, labels=("default",), panels=3)
+    of = {"m0::middle": 1, "m1::first": 0}
+    for name, columns in {"neurons": ("model",), "matches": ("asker", "match_model"), "similarity": ("asker", "match_model"),
+                          "one_to_one": ("asker", "match_model"), "layers": ("asker",)}.items():  # fmt: skip
+        table = store.table(name)
+        assert len(table) > 0
+        for whose, layer in zip(columns, ("layer", "match_layer")):
+            told = table.filter(pl.col(layer) >= 0)
+            assert set(told.select(whose, layer).rows()) == set(of.items()), (name, layer)
+    assert store.layers["fraction"].is_finite().all()
+    assert store.layers.filter(asker="m0::middle").select("match_layer", "fraction").rows() == [(0, 1), (1, 0), (2, 0)]
+    assert len(store.table("similarity")) == 2 * 4
+    drawn = study_figures(store)
+    assert {"universality-m0::middle", "similarity-m1::first"} <= set(drawn)
+    assert not [name for name, figure in drawn.items() if "nan" in str(figure.caption).lower().split()]
+    (heat,) = (axes for axes in drawn["universality-m0::middle"].figure.axes if axes.images)
+    grid = np.ma.filled(heat.images[0].get_array().astype(float), np.nan)
+    np.testing.assert_array_equal(grid, [[np.nan] * 3, [100, 0, 0]])
+    summary = " ".join(plain_summary(store).split())
+    assert "per layer – 0 –" in summary
+    spoken = [summary, *opening_sentences(store)[:2], *(f"{each.title} {each.caption}" for each in drawn.values())]
+    spoken += [each.get_ylabel() for each in drawn["universality-m0::middle"].figure.axes]
+    assert not [text for text in spoken if "neuron" in text.lower() or "pre-activation" in text.replace(LACKING, "")]
+    assert "which of its latents does every model find again?" in summary

@@ -25,7 +25,8 @@ def absent(study: ShownStudy, store: Store) -> dict[str, str]:
         "examples": ("examples", f"This study kept no examples: {_again('the stage statistics')}."),
         "tokens": ("tokens", "No means by token: their sums were too large for memory, or not asked for."),
         "vocabulary": ("vocabulary", "This study kept no vocabulary: tokens are shown by their numbers."),
-        "roles": ("effects", _no_roles(study)),
+        "roles": ("interventions", _no_roles(study)),
+        "effects": ("effects", _no_effects(study)),
         "layers": ("layers", missing.get("universality", "This study kept no layer profile.")),
         "subsets": ("subsets", f"No subset of the text was asked about: {_again('--subset all')}."),
         "thresholds": ("thresholds", "This study is of a version that counted at one threshold alone."),
@@ -71,6 +72,12 @@ def _no_roles(study: ShownStudy) -> str:
     return "This study had no stage roles: uneurons roles RUN adds them."
 
 
+def _no_effects(study: ShownStudy) -> str:
+    if any(model.get("features") == "dictionaries" for model in study.store.manifest["models"]):
+        return "No logit effects: no latents here write into a residual stream that an unembedding reads."
+    return _no_roles(study)
+
+
 def _no_counterparts(study: ShownStudy) -> str:
     if not study.store.askers:
         return _no_universality(study)
@@ -81,7 +88,7 @@ def _no_counterparts(study: ShownStudy) -> str:
 
 def _roles_without_units(study: ShownStudy, store: Store) -> dict[str, str]:
     """For every role that no unit of the reference has: the nearest."""
-    if not store.has("effects"):
+    if not store.has_roles:
         return {}
     missing = {}
     for role, counts, best in role_rows(store):

@@ -7,6 +7,7 @@ stream                   by how much the residual stream's norm stands out from 
 dictionary               a dictionary on a place of a model: its latents, what they write
 dictionary_activations   what makes latents of what its encoder gives: ReLU, JumpReLU, gated, TopK
 dictionary_tensors       the tensors of a dictionary's file, read with care
+several_places           crosscoders and the like, told by their configuration: refused by name
 hook_names               what others call the places of a forward pass
 saelens                  dictionaries that SAELens saved
 sparsify                 those of EleutherAI's sparsify

@@ -15,7 +15,8 @@ from universal_neurons.errors import CheckpointError, DictionaryError, MissingFi
 from universal_neurons.features import gemma_scope, plain_dictionaries, saelens, sparsify
 from universal_neurons.features.dictionary import Dictionary
 from universal_neurons.features.dictionary_tensors import require_own
-from universal_neurons.models import BUNDLED_FOLDER, digest_of, json_object
+from universal_neurons.features.several_places import error_of_folder, require_one_place
+from universal_neurons.models import BUNDLED_FOLDER, digest_of, is_of_hub, json_object
 
 DEEPEST = 6  # folders below the one that is named
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
@@ -120,12 +121,20 @@ def _load(folder: Path, root: Path) -> Dictionary:
             fix="copy or download the whole folder again",
         )
     config = json_object(files[0], named) if len(files) == 2 else {}
+    require_one_place(config, named)
     dictionary = kind.read(folder, config, named)
-    name = folder.name if folder == root else str(folder.relative_to(root))
+    name = _called(root) if folder == root else str(folder.relative_to(root))
     return replace(dictionary, name=name, digest=digest_of(files))
 
 
+def _called(folder: Path) -> str:
+    """What a folder that is a dictionary is called; a snapshot of the hub after its repository."""
+    return folder.parents[1].name.rpartition("--")[2] if is_of_hub(folder) else folder.name
+
+
 def _none(root: Path) -> DictionaryError | CheckpointError:
+    if several := error_of_folder(root):
+        return several
     pickles = sorted(path.name for path in root.rglob("*") if path.suffix in PICKLES)
     if pickles:
         return CheckpointError(
@@ -138,5 +147,5 @@ def _none(root: Path) -> DictionaryError | CheckpointError:
         f"{root}: no dictionary in the folder",
         given=", ".join(sorted(path.name for path in root.iterdir())[:8]) or "an empty folder",
         wanted="one of " + ", ".join(each.weights for each in FORMATS) + ", or folders that hold one",
-        fix="name the folder that holds them",
+        fix="name the folder that holds them, or save it in our own form (docs/features.md)",
     )

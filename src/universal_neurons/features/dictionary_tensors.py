@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from universal_neurons.errors import CheckpointError
+from universal_neurons.features.several_places import require_two_axes
 from universal_neurons.models import weight_files
 
 MOST_UNPACKED = 64  # bytes that a byte of an npz may unpack to: of numbers, hardly above one
@@ -81,10 +82,16 @@ class Tensors:
 
 
 def read_tensors(path: Path, named: str) -> Tensors:
-    """The tensors of a safetensors file or an npz.  Raises `CheckpointError` for one that is broken."""
+    """The tensors of a safetensors file or an npz.
+
+    Raises `CheckpointError` for one that is broken, `DictionaryError` for weights of several places at once.
+    """
     if path.suffix == ".npz":
-        return Tensors(_of_npz(path, named), named)
+        arrays = _of_npz(path, named)
+        require_two_axes({name: tuple(array.shape) for name, array in arrays.items()}, named)
+        return Tensors(arrays, named)
     stored = weight_files.stored_tensors([path], named)
+    require_two_axes({name: tuple(tensor.shape) for name, tensor in stored.items()}, named)
     strange = [name for name, tensor in stored.items() if not tensor.plain]
     if strange:
         raise CheckpointError(

@@ -11,13 +11,14 @@ from universal_neurons.errors import ConfigError
 from universal_neurons.features.dictionary_formats import bundled_dictionaries, load_dictionaries
 from universal_neurons.features.latents import Latents
 from universal_neurons.features.model_features import PLACES, ModelFeatures, place_features
-from universal_neurons.models import NEURONS, OF, Model, Source, load_model
+from universal_neurons.models import NEURONS, OF, Model, Source, behind_name, features_at, load_model
 
 Studied = Model | ModelFeatures
 
 
 def features_of(model: Model, features: str, *, name: str = "") -> ModelFeatures:
-    """Other units of a model than its neurons, for a study: `residual`, `attention`, or a folder of dictionaries.
+    """Other units of a model than its neurons, for a study: `residual`, `attention`, or dictionaries: a folder, or
+    of the hub `org/name[/FOLDER][@REVISION]`.
 
     `bundled` are the dictionaries that come with a bundled model.
 
@@ -32,11 +33,11 @@ def features_of(model: Model, features: str, *, name: str = "") -> ModelFeatures
         raise ConfigError(
             f"{model.name}{OF}{features}: no such features beside its neurons",
             given=features,
-            wanted=", ".join(PLACES) + f", {BUNDLED}, or a folder of dictionaries",
+            wanted=", ".join(PLACES) + f", {BUNDLED}, a folder of dictionaries, or a hub id (org/name)",
             fix="check the spelling",
         )
-    label = local_path(features).resolve().name
-    return Latents(model, load_dictionaries(features), name or model.name + OF + label)
+    dictionaries = load_dictionaries(features_at(features))
+    return Latents(model, dictionaries, name or model.name + behind_name(features))
 
 
 def load_studied(sources: Sequence[Source], **how: Any) -> list[Studied]:

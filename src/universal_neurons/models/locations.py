@@ -2,10 +2,13 @@
 
 A source of a study is named MODEL[@REVISION][::FEATURES]; without features it is the model's neurons.
 
+Dictionaries may be on the hub too: MODEL::org/name[/FOLDER][@REVISION]; of a FOLDER nothing else is downloaded.
+
 A hub id is first made a local snapshot (`huggingface_hub.snapshot_download`, which honours `HF_HUB_OFFLINE`);
 from there on everything is a local folder.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -24,6 +27,7 @@ from universal_neurons.legible import first_line
 BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 BUNDLED_TOKENIZER = BUNDLED_FOLDER / "tokenizer"  # of all the bundled models
 READABLE = ["*.json", "*.safetensors", "*.txt", "*.model"]
+DICTIONARIES = ["*.json", "*.safetensors", "*.npz"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin"]
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_SETTINGS = "adapter_config.json"
@@ -91,6 +95,7 @@ def resolve_sources(models: Sequence[str], *, pickles: bool = False, download: b
     sources = []
     for model, name in zip(expanded, names_of(expanded)):
         named, features = split_features(model)
+        features = features_at(features, download=download)
         path, revision = _split_revision(named)
         place = local_path(path)
         if place.suffix == GGUF and revision is None and place.is_file():
@@ -104,6 +109,28 @@ def resolve_sources(models: Sequence[str], *, pickles: bool = False, download: b
         else source
         for source in sources
     ]
+
+
+def features_at(features: str, *, download: bool = True) -> str:
+    """Features as they are named; of dictionaries on the hub, the local folder of their snapshot.
+
+    A folder that is here comes before the hub.  Raises `MissingFileError` for an id that is not found, or has no such
+    folder.
+    """
+    path, revision = _split_revision(features)
+    repository, below = "/".join(path.split("/")[:2]), path.split("/")[2:]
+    if "/" not in path or path.startswith((".", "/", "~")) or os.path.lexists(local_path(path)):
+        return features if revision is None else str(_folder_of(path, revision))
+    patterns = [glob.escape("/".join([*below, ""])) + pattern for pattern in DICTIONARIES]
+    folder = _snapshot(repository, revision, patterns, download).joinpath(*below)
+    if ".." in below or not folder.is_dir():
+        raise MissingFileError(
+            f"{features}: no such folder in {repository} on the hub",
+            given="/".join(below),
+            wanted="a folder of the repository that holds dictionaries",
+            fix="look up its folders on the hub",
+        )
+    return str(folder)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -176,13 +203,14 @@ def names_of(models: Sequence[str]) -> list[str]:
         times[asked] += 1
     different = list(dict.fromkeys(keys))
     named = dict(zip(different, _unique_names([_split_revision(path) for path, _ in different])))
-    with_features = [named[key] + _of(features) for key, (_, features) in zip(keys, split)]
+    with_features = [named[key] + behind_name(features) for key, (_, features) in zip(keys, split)]
     return _numbered(with_features)
 
 
-def _of(features: str) -> str:
+def behind_name(features: str) -> str:
     """What stands behind a model's name: nothing of its neurons; of a folder of dictionaries its own name."""
-    return "" if features == NEURONS else OF + (local_path(features).resolve().name if "/" in features else features)
+    folder = _split_revision(features)[0]
+    return "" if features == NEURONS else OF + (local_path(folder).resolve().name if "/" in folder else features)
 
 
 def folder_of(model: str, *, download: bool = True) -> Path:

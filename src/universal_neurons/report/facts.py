@@ -8,6 +8,7 @@ import polars as pl
 
 from universal_neurons.report.counts import anchors_line, threshold_counts, untrained_line
 from universal_neurons.report.sinks import sinks_line
+from universal_neurons.report.words import spoken_of
 from universal_neurons.storage import Store
 
 OTHER_TEXT = "on text that did not choose the matches"
@@ -40,7 +41,7 @@ class Facts:
     threshold: float
     paper: Counts
     standardised: Counts | None
-    universal_per_layer: tuple[int, ...]
+    universal_per_layer: tuple[int | None, ...]  # None of a layer without units
     excess_median: float
     excess_p99: float
     excess_max: float
@@ -86,7 +87,7 @@ def facts(store: Store, asker: str) -> Facts:
     if "excess_normalised" in alive.columns:
         medians = [each["excess_normalised"].fill_nan(None).median() for each in (alive, universal)]
         normalised = (_number(medians[0]), _number(medians[1]))
-    per_layer = table.group_by("layer").agg(pl.col("is_universal").sum()).sort("layer")["is_universal"]
+    per_layer = dict(table.group_by("layer").agg(pl.col("is_universal").sum()).iter_rows())
     return Facts(
         asker=asker,
         others=tuple(name for name in store.models if name != asker),
@@ -98,7 +99,7 @@ def facts(store: Store, asker: str) -> Facts:
         standardised=_counts(alive, "excess_standardised", "excess_standardised", store.config.threshold)
         if "excess_standardised" in alive.columns
         else None,
-        universal_per_layer=tuple(int(n) for n in per_layer),
+        universal_per_layer=tuple(map(per_layer.get, range(store.units[asker].layers))),
         excess_median=_number(alive["excess_corr"].median()),
         excess_p99=_number(alive["excess_corr"].quantile(0.99, "linear")),
         excess_max=_number(alive["excess_corr"].max()),
@@ -178,8 +179,8 @@ def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
     anchors = anchors_line(store, asker)
     mutual = f"{told.mutual:.1%} mutual" + ("" if anchors is None else f"; {anchors}")
     matches = f"{mutual}; ρ {told.optimism:.3f} lower {OTHER_TEXT}; {told.certainty}"
-    return [
-        ("compared with", f"{', '.join(told.others)}; on {told.tokens:,} tokens{of_subsets(store)}"),
+    spoken = spoken_of(store.manifest)
+    lines = [
         ("neurons", f"{told.neurons:,}" + (f", {told.dead} dead" if told.dead else "")),
         *_count_lines(store, told),
         ("excess correlation", _excess_line(told)),
@@ -187,6 +188,8 @@ def asker_lines(store: Store, asker: str) -> list[tuple[str, str]]:
         _chance_line(store, told),
         ("matches", matches),
     ]
+    compared = ("compared with", f"{', '.join(told.others)}; on {told.tokens:,} tokens{of_subsets(store)}")
+    return [compared, *((spoken(label), spoken(value)) for label, value in lines)]
 
 
 def of_subsets(store: Store) -> str:
@@ -204,7 +207,7 @@ def only_sentence(store: Store) -> str:
 def _count_lines(store: Store, told: Facts) -> list[tuple[str, str]]:
     """Universal neurons by both baselines, on held-out rows, at thresholds around the study's own."""
     lead, at = told.standardised or told.paper, f"{told.threshold:g}"
-    per_layer = " ".join(map(str, told.universal_per_layer))
+    per_layer = " ".join("–" if count is None else str(count) for count in told.universal_per_layer)
     lines = [
         (
             f"as the paper counts (excess > {at})",

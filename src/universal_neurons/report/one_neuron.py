@@ -45,7 +45,8 @@ def neuron_view(store: Store, name: str, *, all_numbers: bool = False) -> Group:
         parts.append(_labels(store, row, this_neuron))
     if store.has("effects"):
         strings = store.strings if store.has("vocabulary") else None
-        parts.append(shown_lines("What it does", *neuron_lines(store, model, layer, neuron, strings)))
+        does = neuron_lines(store, model, layer, neuron, strings)
+        parts += [shown_lines("What it does", *does)] if does else []
     if store.has("examples"):
         number = store.units[model].number_of(layer, neuron)
         what = "Pre-activation" if unit_kind(store, model) is None else "Value"

@@ -5,6 +5,7 @@ import polars as pl
 from universal_neurons.labels import UNEXPLAINED
 from universal_neurons.report.facts import Facts, facts
 from universal_neurons.report.sources import source_sentences
+from universal_neurons.report.words import spoken_of
 from universal_neurons.storage import Store
 
 
@@ -17,7 +18,8 @@ def opening_sentences(store: Store) -> list[str]:
         lines = [_question(store, found), _answer(found), _certainty(found)]
     else:
         lines = [_plain_question(store, neurons)]
-    return lines + [*source_sentences(store), *_families(store, neurons), *_roles(store, neurons)]
+    spoken = spoken_of(store.manifest)
+    return [*map(spoken, lines), *source_sentences(store), *_families(store, neurons), *_roles(store, neurons)]
 
 
 def _question(store: Store, found: Facts) -> str:
@@ -74,7 +76,7 @@ def _families(store: Store, neurons: pl.DataFrame) -> list[str]:
 
 
 def _roles(store: Store, neurons: pl.DataFrame) -> list[str]:
-    if not store.has("effects"):
+    if not store.has_roles:
         return []
     count = neurons.filter(pl.col("roles").list.len() > 0).height
     who = "None of them has" if not count else "One of them has" if count == 1 else f"{count:,} of them have"

@@ -49,6 +49,7 @@ from universal_neurons.report.summary import (
     what_unembeddings_allow,
     words_of,
 )
+from universal_neurons.report.words import noun_of
 from universal_neurons.roles import relative_rows, role_rows, together_sentences
 from universal_neurons.storage import Results, Store
 from universal_neurons.study import FIT_FACTS, fit_rows
@@ -229,9 +230,10 @@ def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
         "role_words": words_of(SAID_OF_ROLES | RELATIVE),
         "unexplained": short(store.config.unexplained),
         "family_pictures": _starting(pictures, FAMILY_FIGURES),
-        "roles": [*role_rows(store), *relative_rows(store)] if store.has("effects") else [],
+        "roles": [*role_rows(store), *relative_rows(store)] if store.has_roles else [],
+        "noun": noun_of(store.manifest),
         "together": together_sentences(store),
-        "role_lines": what_unembeddings_allow(store) if store.has("effects") else [],
+        "role_lines": what_unembeddings_allow(store) if store.has_roles else [],
         "role_pictures": _starting(pictures, ("role-",)),
         "property_pictures": _starting(pictures, PROPERTY_FIGURES),
         "subsets": pictures.get("subsets"),

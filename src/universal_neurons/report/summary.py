@@ -19,6 +19,7 @@ from universal_neurons.report.counts import clique_lines
 from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, only_sentence, short
 from universal_neurons.report.family_strength import STRENGTH_FACTS, STRENGTH_WORDS, strength_rows
 from universal_neurons.report.sources import source_sentences
+from universal_neurons.report.words import noun_of
 from universal_neurons.roles import relative_rows, role_rows, together_sentences, unembedding_lines, unmet_lines
 from universal_neurons.storage import Store
 from universal_neurons.study import FIT_FACTS, fit_rows
@@ -31,11 +32,11 @@ MODEL_FACTS = ("neurons", "dead", "tokens counted")
 def shown_neurons(store: Store, asker: str, most: int = 20) -> tuple[pl.DataFrame, str]:
     """The neurons to show, best first, and what they are: the universal ones, or the top 1 % where none is."""
     chosen, universal = singled_out(store.neurons.filter(pl.col("model") == asker))
-    first = f", the first {most}" if len(chosen) > most else ""
+    first, noun = f", the first {most}" if len(chosen) > most else "", noun_of(store.manifest)
     if universal:
-        return chosen.head(most), f"Universal neurons of {asker} as the paper counts, by its excess{first}"
+        return chosen.head(most), f"Universal {noun}s of {asker} as the paper counts, by its excess{first}"
     title = (
-        f"No neuron of {asker} passes {store.config.threshold:g} as the paper counts: the top 1 % by its excess{first}"
+        f"No {noun} of {asker} passes {store.config.threshold:g} as the paper counts: the top 1 % by its excess{first}"
     )
     return chosen.head(most), title
 
@@ -103,7 +104,8 @@ def study_view(store: Store) -> Group:
     if not store.askers:
         parts.append(models_view(store))
     for asker in store.askers:
-        table = TextTable(title=f"{asker}: which of its neurons does every model find again?", show_header=False)
+        title = f"{asker}: which of its {noun_of(store.manifest)}s does every model find again?"
+        table = TextTable(title=title, show_header=False)
         for label, value in asker_lines(store, asker):
             table.row(label, value)
         parts += [table, neurons_view(store, asker)]
@@ -119,7 +121,7 @@ def study_view(store: Store) -> Group:
         parts.append(spans_view(store))
     if store.has("labels"):
         parts.append(families_view(store))
-    if store.has("effects"):
+    if store.has_roles:
         parts.append(roles_view(store))
     rows = published_rows(store)
     if rows and store.config.published:
@@ -132,7 +134,8 @@ def study_view(store: Store) -> Group:
 
 def models_view(store: Store) -> Table:
     """Neurons, dead ones and counted tokens of every model, where universality was not asked about."""
-    table = TextTable("model", *MODEL_FACTS, title="Neurons")
+    nouns = f"{noun_of(store.manifest)}s"
+    table = TextTable("model", nouns, *MODEL_FACTS[1:], title=nouns.capitalize())
     for row in models_rows(store):
         table.row(*row)
     return table
@@ -181,7 +184,7 @@ def _strength(row: dict[str, Any]) -> str:
 
 def families_view(store: Store) -> Group:
     """How many neurons of each model each family has, what the families are, and how strong those of the reference."""
-    title = "What the neurons fire on (variance explained)"
+    title = f"What the {noun_of(store.manifest)}s fire on (variance explained)"
     counts = _counts_view(store, "family", family_rows(store), SAID_OF_FAMILIES, title)
     if not (rows := strength_rows(store)):
         return counts
@@ -273,7 +276,7 @@ def _median(values: pl.Series) -> float | None:
 
 def cliques_view(store: Store) -> Table:
     """How many mutual cliques there are, and how many by chance."""
-    title = "Mutual cliques: one neuron of every model"
+    title = f"Mutual cliques: one {noun_of(store.manifest)} of every model"
     table = TextTable(title=title, show_header=False)
     for label, value in clique_lines(store):
         table.row(label, value)
@@ -296,7 +299,7 @@ def neurons_view(store: Store, asker: str) -> Group:
     apart = [] if together else ["basis q"]
     marks, why_marked = unsure_marks(store, neurons)
     marked = ["!"] if why_marked else []
-    before = ["neuron", "excess", "95 %", *marked, *apart]
+    before = [noun_of(store.manifest), "excess", "95 %", *marked, *apart]
     fires = [Column("fires", min_width=12)] if labelled else []
     letters = {name: letter for name, letter in letters_of(store.models).items() if name != asker}
     shorter = dict(enumerate(letters.values(), len(before)))

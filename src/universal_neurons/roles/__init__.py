@@ -1,6 +1,7 @@
 """What do neurons do?  Their roles in the prediction of the next token and in attention (paper §5).
 
 reach       what kurtosis a model's unembedding allows: the cuts that it is judged by
+latent_effects  the same effects on the logits of dictionaries' latents, which have no roles
 prediction  prediction, suppression and partition neurons, alone and together
 ensembles   what neurons of one class do together
 entropy     entropy neurons, by way of the final norm; token frequency neurons
@@ -22,6 +23,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.roles.entropy import FREQUENCY_CANDIDATES
+    from universal_neurons.roles.latent_effects import latent_effect_tables
     from universal_neurons.roles.nearest import (
         best_pairs,
         effects_shown,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
         tried_first,
         with_oriented_skew,
     )
-    from universal_neurons.roles.one_model import ROLE_TABLES
+    from universal_neurons.roles.one_model import ROLE_TABLES, Sample
     from universal_neurons.roles.overview import (
         NEAREST,
         neuron_lines,
@@ -47,7 +49,8 @@ else:
         __name__,
         {
             "entropy": ["FREQUENCY_CANDIDATES"],
-            "one_model": ["ROLE_TABLES"],
+            "latent_effects": ["latent_effect_tables"],
+            "one_model": ["ROLE_TABLES", "Sample"],
             "preconditions": ["cannot_be_shown", "unmet_lines"],
             "side_by_side": ["models_at_once", "threads_of_each"],
             "stage": ["Roles", "require_roles", "vocabulary_of"],

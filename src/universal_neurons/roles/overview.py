@@ -15,6 +15,7 @@ from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 
 NEAREST = "nearest "  # stands before whom a role names that no neuron has
+NEAREST_CLASS = "nearest token class: "
 TAIL = 6  # singular values shown
 
 
@@ -120,14 +121,16 @@ def left_out(row: dict[str, Any]) -> str:
 
 def _class_line(row: dict[str, Any]) -> str:
     """What a neuron does to its token class; of one without a role by weights, that the class is only the nearest."""
-    does = f"{'raises' if row['class_sign'] > 0 else 'lowers'} {row['class']}"
-    share = f"{row['class_variance_reduction']:.2f} of its logit effects"
+    said = _class_said(row)
     if row["role"] is None and row.get("role_relative"):
         measured = f"kurtosis {row['kurtosis_share']:.2f} of the way to a token's own unembedding"
-        return f"{row['role_relative']}, relative ({measured}): {does} (explains {share})"
-    if row["role"] is None:
-        return f"no role by its weights; nearest token class: {does} (explains {share})"
-    return f"{row['role']}: {does} (explains {share})"
+        return f"{row['role_relative']}, relative ({measured}): {said}"
+    return f"no role by its weights; {NEAREST_CLASS}{said}" if row["role"] is None else f"{row['role']}: {said}"
+
+
+def _class_said(row: dict[str, Any]) -> str:
+    does = f"{'raises' if row['class_sign'] > 0 else 'lowers'} {row['class']}"
+    return f"{does} (explains {row['class_variance_reduction']:.2f} of its logit effects)"
 
 
 def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: list[str] | None) -> list[str]:
@@ -139,17 +142,19 @@ def neuron_lines(store: Store, model: str, layer: int, neuron: int, strings: lis
         why = cannot_be_shown(store, model, role)
         return f"; {role.replace('_', ' ')} {why}" if why and row["role"] is None else ""
 
-    for row in store.table("effects").filter(this_neuron).iter_rows(named=True):
+    for row in store.table("effects").filter(this_neuron, pl.col("top_tokens").is_not_null()).iter_rows(named=True):
         if row["class"] is not None:
             role = "prediction" if row["class_sign"] > 0 else "suppression"
-            lines.append(_class_line(row) + unless_it_can(role, row))
+            has_role = _class_line(row) + unless_it_can(role, row) if store.has_roles else ""
+            lines.append(has_role or NEAREST_CLASS + _class_said(row))
         for which in ("top", "bottom"):
             if strings is None:
                 break
             tokens = " ".join(f"{strings[token]!r}" for token in row[f"{which}_tokens"][:8])
             lines.append(f"{'most raised' if which == 'top' else 'most lowered'}: {tokens}")
         lines += [] if strings is None else [left_out(row)]
-    for row in store.table("ablations").filter(this_neuron).iter_rows(named=True):
+    ablations = store.table("ablations").filter(this_neuron) if store.has("ablations") else pl.DataFrame()
+    for row in ablations.iter_rows(named=True):
         share = (
             f"{row['mediated']:.0%} of its effect on the loss ({row['total_effect']:.2g} nats) through the final norm"
         )

@@ -10,7 +10,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -25,6 +25,7 @@ from universal_neurons.roles.nearest import CLASS_SIGNS
 from universal_neurons.roles.reach import Reach
 from universal_neurons.statistics import PANEL_ELEMENTS
 from universal_neurons.text import Vocabulary
+from universal_neurons.units import Units
 
 FEWEST = 2  # tokens of a class
 PAPER_WIDTH = 1024  # of GPT2-medium
@@ -47,6 +48,26 @@ HISTOGRAMS_SCHEMA: dict[str, Any] = {
 ClassLabels = Sequence[tuple[Label, np.ndarray]]
 
 
+@runtime_checkable
+class Writing(Protocol):
+    """What units write into the residual stream, and the unembedding, both processed: `ProcessedWeights`, say."""
+
+    @property
+    def w_out(self) -> Tensor:
+        """(*units, d_model)."""
+        ...
+
+    @property
+    def w_u(self) -> Float[Tensor, "vocabulary d_model"]:
+        """The unembedding."""
+        ...
+
+    @property
+    def units(self) -> Units:
+        """The units."""
+        ...
+
+
 def class_labels(
     vocabulary: Vocabulary,
     embedding: Float[Tensor, "tokens width"] | None = None,
@@ -61,7 +82,7 @@ def class_labels(
     return masks + [(Label(name, "own"), mask) for name, mask in (own or {}).items()]
 
 
-def used_tokens(weights: ProcessedWeights, vocabulary: Vocabulary) -> Int[np.ndarray, " used"]:
+def used_tokens(weights: Writing, vocabulary: Vocabulary) -> Int[np.ndarray, " used"]:
     """Tokens that stand for text and have an unembedding; where no token's string is known, all with an unembedding."""
     used = (weights.w_u[: len(vocabulary)].norm(dim=1) > 0).cpu().numpy()
     return np.flatnonzero(used if vocabulary.special.all() else used & ~vocabulary.special)
@@ -104,7 +125,7 @@ def _first_of(cases: list[np.ndarray]) -> list[str | None]:
 
 def effects_table(
     model_name: str,
-    weights: ProcessedWeights,
+    weights: Writing,
     stats: pl.DataFrame,
     vocabulary: Vocabulary,
     counts: Int[np.ndarray, " vocabulary"],

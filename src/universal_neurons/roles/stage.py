@@ -16,6 +16,7 @@ from universal_neurons.matching import singled_out
 from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
 from universal_neurons.roles.functional import concerned, counterparts, functional_tables
+from universal_neurons.roles.latent_effects import why_no_effects
 from universal_neurons.roles.one_model import OneModel, Sample
 from universal_neurons.roles.side_by_side import models_at_once, side_by_side
 from universal_neurons.text import TokenDataset, Vocabulary, read_vocabulary
@@ -156,13 +157,9 @@ def require_roles(config: Settings, models: Sequence[Model], tokens: TokenDatase
 
 
 def why_no_roles(model: Model) -> str:
-    """Why roles cannot be told, empty where they can: what its neurons write reaches an unembedding through norms."""
-    if not model.has_unembedding:
-        return "it has no unembedding"
-    if not model.unembedding_reads_stream:
-        return "its unembedding reads a projection of the residual stream"
-    if model.architecture.post_norm:
-        return "its norms follow the residual sum"
+    """Why roles cannot be told, empty where they can: logits that neurons change in a way that can be followed."""
+    if why := why_no_effects(model):
+        return why
     if not model.architecture.causal:
         return "it is an encoder"
     return "" if model.logit_cap is None else "its logits are capped by a tanh"

@@ -49,6 +49,11 @@ class Store(Results):
         return self.models if self.config.pairs == "all" else self.models[:1]
 
     @property
+    def has_roles(self) -> bool:
+        """Whether its neurons' roles were looked for; a study of latents has logit effects (`effects`) without."""
+        return self.has("interventions")
+
+    @property
     def neurons(self) -> pl.DataFrame:
         """A row per neuron of every model."""
         return self.table("neurons")

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import psutil
 import torch
@@ -28,7 +27,7 @@ from universal_neurons.statistics import (
     What,
 )
 from universal_neurons.storage import KEPT
-from universal_neurons.study.measured import fewest_seconds, gemm_rate, measured_ids, seconds_by_model
+from universal_neurons.study.measured import ReadingSeconds, fewest_seconds, gemm_rate, measured_ids, seconds_by_model
 from universal_neurons.study.memory import (
     COLUMN_LABELS,
     STATE_BYTES,
@@ -115,32 +114,32 @@ def estimate(config: Settings, models: Sequence[Studied], *, groups: int = 1) ->
     tokens = config.max_tokens // config.context * config.context
     resident = resident_bytes(config)
     heldout = min(tokens // 5, config.heldout_tokens or HELDOUT_MOST)
-    rate = gemm_rate(config.device, config.gemm_dtype)
-    forward = seconds_by_model(models, partial(_forward_seconds, config=config))
+    rate, names = gemm_rate(config.device, config.gemm_dtype), [model.name for model in models]
+    forward = ReadingSeconds.measured(models, config, _forward_seconds)
     plan = memory_plan(config, models, layout, groups=groups)
     seconds_pass = (tokens - heldout) * _reading_seconds(models, config, layout, forward, rate)
     of_random_bases = 1 if can_be_rotated(config) else 0  # as many products as a draw, both ways
     of_draws = 2 * config.draws + 2 * POINTS + of_random_bases  # of neurons as they are, and standardised
     seconds_compare = _rotated_seconds(models, config, rate) * of_draws
-    seconds_detail = heldout * (sum(forward.values()) * 1.2 + _match_seconds(config, models, rate))
-    seconds_similarity = _similarity_seconds(models, config, forward, rate) if "similarity" in config.stages else 0.0
+    seconds_detail = heldout * (forward.of(names) * 1.2 + _match_seconds(config, models, rate))
+    seconds_similarity = (
+        _similarity_seconds(models, config, forward.alone, rate) if "similarity" in config.stages else 0.0
+    )
     null = _Null.of(models, config, layout, rate) if config.null else _Null(0.0, 0, 0)
     seconds_labels = tokens / (SYNTAX_RATE * (os.cpu_count() or 1)) if config.nlp else 0.0
     seconds_roles = role_seconds(models, config, heldout) if "roles" in config.stages else 0.0
     seconds_weights = _weight_seconds(models) if "weights" in config.stages else 0.0
     state = plan.statistics * 8 // STATE_BYTES
     neurons = sum(m.n_neurons for m in models)
-    sinks = (
-        tokens if "sinks" in config.mask else 0
-    )  # positions, a byte each while they are found, and then a bit at most
+    sinks = tokens if "sinks" in config.mask else 0  # positions, a byte each while found, and then a bit at most
     final = plan.tables // 8 + (4 << 20) + null.table + sinks // 8
     if "statistics" in config.stages:
         of_examples = sum(m.n_neurons * n_examples(config, m) for m in models)
         final += neurons * HISTOGRAM_BYTES + of_examples * EXAMPLE_DISK_BYTES
         windows = sum(m.n_neurons * many for m, many in counterparts(config, models))
         final += windows * len(models) * COUNTERPART_DISK_BYTES
-    finding = partial(_forward_seconds, config=settings_of_null(config))
-    seconds_sinks = sinks * sum(seconds_by_model(models, finding).values()) if sinks else 0.0
+    alone = settings_of_null(config)
+    seconds_sinks = sinks * ReadingSeconds.measured(models, alone, _forward_seconds).of(names) if sinks else 0.0
     parts = [
         seconds_weights,
         seconds_sinks,
@@ -196,7 +195,7 @@ class _Null:
         alone = settings_of_null(config)
         tokens = config.max_tokens // config.context * config.context
         chosen = tokens - min(tokens // 5, config.heldout_tokens or HELDOUT_MOST)
-        forward = seconds_by_model(models, partial(_forward_seconds, config=alone))
+        forward = ReadingSeconds.measured(models, alone, _forward_seconds)
         seconds = chosen * _reading_seconds(models, alone, layout, forward, rate)
         seconds += _rotated_seconds(models, alone, rate) * config.draws
         state = memory_plan(alone, models, layout).statistics * 8 // STATE_BYTES
@@ -206,12 +205,12 @@ class _Null:
 
 
 def _reading_seconds(
-    models: Sequence[Studied], config: Settings, layout: Layout, forward: Mapping[str, float], rate: float
+    models: Sequence[Studied], config: Settings, layout: Layout, forward: ReadingSeconds, rate: float
 ) -> float:
     """Seconds per token position of all passes over the rows that choose."""
     later = passes_of(config, models, layout)[1:]
-    again = sum(forward[name] for panels in later for name in {m.name for p in panels for m in (p.left, p.right)})
-    per_token = sum(forward.values())
+    again = sum(forward.of({m.name: m for p in panels for m in (p.left, p.right)}) for panels in later)
+    per_token = forward.of([model.name for model in models])
     seconds = per_token + again + gemm_flops(models, config) / rate
     return seconds + (per_token + _candidate_seconds(models, config) if config.search == "screened" else 0.0)
 

@@ -66,7 +66,7 @@ class Study:
         chosen, self.stretches = tokens.split(config.heldout_tokens)
         self.subsets, self.notes = self._subsets(chosen)
         if isinstance(tokens, Passages):
-            self.notes.append("tokenizers differ: no roles, which are of each model's own tokens")
+            self.notes.append("tokenizers differ: no roles and no logit effects, which are of each model's own tokens")
         elif not all(model.of_neurons for model in models):
             self.notes.append("not all units are neurons: no roles")
         self.n_groups = len(self.subsets) + (len(self.subsets) < len(tokens.subset_names))

@@ -1,7 +1,9 @@
 """How fast this machine is: of a few rounds of some work the fastest."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -41,10 +43,46 @@ def gemm_rate(device: str, rounding: str = "float32", size: int = 1536, rounds: 
 
 def seconds_by_model(models: Sequence[Studied], seconds: Callable[[Studied], float]) -> dict[str, float]:
     """What is measured of each model, once of each kind."""
-    kinds = {m.name: (m.network.architecture.name, m.of_neurons, m.units, m.d_model) for m in models}
+    kinds = {m.name: (m.network.architecture.name, type(m), m.units, m.d_model) for m in models}
     alike = {kinds[m.name]: m for m in models}
     measured = {kind: seconds(model) for kind, model in alike.items()}
     return {name: measured[kind] for name, kind in kinds.items()}
+
+
+def bare_seconds(model: Studied, config: Settings) -> float:
+    """Seconds per position of a model's forward pass from which nothing but a few activations is taken."""
+    ids = measured_ids(model, config)
+    return fewest_seconds(lambda: model.network.forward(ids), 1, model.device) / ids.numel()
+
+
+@dataclass(frozen=True)
+class ReadingSeconds:
+    """Seconds per position of reading every source by itself (`alone`), by name.
+
+    `networks` says whose model it is, `bare` how long that one's forward pass takes of it, where sources share it.
+    """
+
+    alone: Mapping[str, float]
+    networks: Mapping[str, int]
+    bare: Mapping[str, float]
+
+    @classmethod
+    def measured(
+        cls, models: Sequence[Studied], config: Settings, alone: Callable[[Studied, Settings], float]
+    ) -> "ReadingSeconds":
+        """As `alone` measures a source."""
+        networks = {model.name: id(model.network) for model in models}
+        sharing = Counter(networks.values())
+        shared = [model for model in models if sharing[networks[model.name]] > 1]
+        bare = seconds_by_model(shared, lambda model: bare_seconds(model, config))
+        return cls(seconds_by_model(models, lambda model: alone(model, config)), networks, bare)
+
+    def of(self, names: Iterable[str]) -> float:
+        """Seconds per position of a pass of these sources: a model's forward pass runs once for all that is its."""
+        names = list(names)
+        running = {self.networks[name]: name for name in names}
+        again = (name for name in names if running[self.networks[name]] != name)
+        return sum(self.alone[name] for name in names) - sum(min(self.bare[name], self.alone[name]) for name in again)
 
 
 def measured_ids(model: Studied, config: Settings) -> Int[Tensor, "rows context"]:

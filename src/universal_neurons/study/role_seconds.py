@@ -15,7 +15,7 @@ from universal_neurons.models import Model
 from universal_neurons.role_settings import QUANTILES, RoleSettings
 from universal_neurons.roles import DRAWS, FREQUENCY_CANDIDATES, models_at_once, threads_of_each
 from universal_neurons.statistics import vocabulary_moments
-from universal_neurons.study.measured import fewest_seconds, gemm_rate, measured_ids, seconds_by_model
+from universal_neurons.study.measured import bare_seconds, fewest_seconds, gemm_rate, seconds_by_model
 
 MEASURED_TOKENS = 8192  # of a vocabulary, with which some neurons are timed
 MEASURED_COSINES = 1 << 21
@@ -48,7 +48,7 @@ def role_seconds(models: Sequence[Studied], config: Settings, heldout: int) -> f
 def _one_by_one(models: Sequence[Studied], config: Settings, heldout: int) -> float:
     """Seconds of all models' roles, one after the other."""
     rate = gemm_rate(config.device, "float32")
-    forward = seconds_by_model(models, partial(_forward_seconds, config=config))
+    forward = seconds_by_model(models, partial(bare_seconds, config=config))
     seconds = 0.0
     for model in models:
         compared = None if "universality" not in config.stages else model is models[0]
@@ -59,12 +59,6 @@ def _one_by_one(models: Sequence[Studied], config: Settings, heldout: int) -> fl
         seconds += read * (products * product + readings * reading_seconds(model.device, model.vocab_size))
         seconds += tokens * forward[model.name] * (forwards + blocks / model.n_layers)
     return seconds
-
-
-def _forward_seconds(model: Studied, config: Settings) -> float:
-    """Seconds per position of a forward pass from which nothing but a few activations is taken."""
-    ids = measured_ids(model, config)
-    return fewest_seconds(lambda: model.network.forward(ids), 1, model.device) / ids.numel()
 
 
 def _changes(model: Model, settings: RoleSettings, compared: bool | None) -> tuple[float, int, float, int]:

@@ -3,7 +3,7 @@
 The pass is checkpointed; what follows it is cheap, or repeats from the last checkpoint.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from universal_neurons.matching import (
 from universal_neurons.models import find_tokenizer, processed_weights, written_directions
 from universal_neurons.passes import Pass
 from universal_neurons.progress import Reporter
-from universal_neurons.roles import Roles, vocabulary_of
+from universal_neurons.roles import Roles, Sample, latent_effect_tables, vocabulary_of
 from universal_neurons.statistics import (
     Histogram,
     Key,
@@ -68,7 +68,7 @@ from universal_neurons.study.tables import (
     subsets_table,
 )
 from universal_neurons.study.untrained import UntrainedNull
-from universal_neurons.text import Passages, Shard, TokenDataset
+from universal_neurons.text import Passages, Shard, TokenDataset, Vocabulary
 
 
 class Stages:
@@ -105,6 +105,7 @@ class Stages:
             neurons = neurons_table(self.units, self.columns)
         if "roles" in self.config.stages:
             neurons = self._roles(neurons)
+        self._latent_effects(neurons)
         self.write("neurons", neurons)
         if self.study.labelling is not None:
             with self.reporter.stage("labels"):
@@ -116,15 +117,37 @@ class Stages:
         labels = pl.read_parquet(self.writer.path / "labels.parquet")  # not held in memory while roles are looked for
         self.write("explanations", explanations_table(neurons, labels, self.effects, strings))
 
+    def _latent_effects(self, neurons: pl.DataFrame) -> None:
+        """The table of what latents do to the logits, where they write into the residual stream."""
+        study = self.study
+        writing = [each for each in study.reader.studied if isinstance(each, Latents) and each.has_weights]
+        if not (writing and self._asked("weights") and isinstance(study.text, TokenDataset)):
+            return
+        with self.reporter.stage("weights"):
+            embedding = study.reader.networks[0].embedding
+            sample = Sample(study.text, np.zeros(0, int), self._vocabulary(), embedding, self._token_sets())
+            tables = latent_effect_tables(writing, neurons, sample, self.config, self.reporter.note)
+        self.effects = tables.get("effects")
+        for name, table in tables.items():
+            self.write(name, table)
+
+    def _vocabulary(self) -> Vocabulary:
+        networks = self.study.reader.networks
+        return vocabulary_of(find_tokenizer(self.config, networks, required=False), networks)
+
+    def _token_sets(self) -> Mapping[str, np.ndarray]:
+        """The user's own sets of tokens."""
+        return {} if self.study.labelling is None else self.study.labelling.own.tokens
+
     def _roles(self, neurons: pl.DataFrame) -> pl.DataFrame:
         """The tables of the roles written; returns the neuron table with its further columns."""
         study = self.study
         networks = study.reader.networks  # of neurons all: see `resolve`
-        tokenizer = find_tokenizer(self.config, networks, required=False)
-        vocabulary, heldout = vocabulary_of(tokenizer, networks), np.concatenate(study.stretches)
-        token_sets = study.labelling.own.tokens if study.labelling is not None else {}
+        heldout, token_sets = np.concatenate(study.stretches), self._token_sets()
         assert isinstance(study.tokens, TokenDataset)
-        roles = Roles(self.config, networks, study.tokens, heldout, vocabulary, neurons, self.matches, token_sets)
+        roles = Roles(
+            self.config, networks, study.tokens, heldout, self._vocabulary(), neurons, self.matches, token_sets
+        )
         tables = roles.run(self.reporter)
         neurons, self.effects = tables.pop("neurons"), tables.get("effects")
         for name, table in tables.items():

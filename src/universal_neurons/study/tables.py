@@ -214,12 +214,14 @@ def _match(asker: str, units: Units, other: str, rank: int) -> dict[str, Any]:
 
 
 def layers_table(units: Mapping[str, Units], comparisons: Sequence[Comparison]) -> pl.DataFrame:
-    """The layer profile: per asker layer and other model, the fraction of best matches in each layer (Fig 2c)."""
+    """The layer profile: per asker layer that has units, and other model, the fraction of best matches in each layer
+    (Fig 2c)."""
     rows = []
     for comparison in comparisons:
         for other, matches in zip(comparison.others, comparison.matches):
             profile = layer_profile(matches.index[:, 0], units[comparison.asker], units[other])
-            for layer, fractions in enumerate(profile.tolist()):
+            with_units = np.flatnonzero(units[comparison.asker].widths).tolist()
+            for layer, fractions in zip(with_units, profile[with_units].tolist()):
                 for match_layer, fraction in enumerate(fractions):
                     rows.append((comparison.asker, comparison.asker, layer, other, match_layer, fraction))
     schema = {

@@ -72,7 +72,7 @@
   }
   kept.effects = function (unit) {
     const effects = unit.effects;
-    if (!effects) return un.absent("roles", "The store has no logit effects of this unit.");
+    if (!effects) return un.absent("effects", "The store has no logit effects of this unit.");
     const list = (pairs) => (pairs || []).map(([text, value]) => ({ name: un.quoted(text), value }));
     const said = [effects.role && ["By its weights it is ", un.roleLink(effects.role, 0), "."], effects.role_relative && !effects.role && ["Relative to what this unembedding allows it is a ", un.term("role_relative", effects.role_relative), " unit."], effects.class && [" Its effects follow the token class ", un.said(effects.class), "."]].filter(Boolean);
     return [said.length ? un.h("p", {}, said) : null, un.h("div", { class: "pair-of-bars" }, un.bars(list(effects.top), "Tokens it raises most (logit per unit of activation)"), un.bars(list(effects.bottom), "Tokens it lowers most")), un.h("p", { class: "quiet" }, leftOut(effects.tokens_left_out))];

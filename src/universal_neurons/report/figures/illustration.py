@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from universal_neurons.errors import InputError
 from universal_neurons.report.figures.style import NotebookFigure
+from universal_neurons.report.words import Spoken, spoken_of
 from universal_neurons.storage import Results
 
 EXCESS = (
@@ -103,17 +104,39 @@ class FigureKind:
 
     def of(self, subject: object, model: str) -> Illustration | None:
         """The figure of a model, or of the whole of a folder or neuron; None where there is nothing to show."""
-        return self.illustrated(*self.inputs(subject, model))
+        return self.illustrated(*self.inputs(subject, model), spoken=spoken_of(_manifest(subject)))
 
-    def illustrated(self, *given: Any) -> Illustration | None:
-        """The figure of what `inputs` gives."""
+    def illustrated(self, *given: Any, spoken: Spoken = str) -> Illustration | None:
+        """The figure of what `inputs` gives; `spoken` puts the study's word for its units in the place of neurons."""
         figure = self.draw(*given)
         if figure is None:
             return None
-        caption = Caption(self.axes, self.look, self.seen(*given))
+        _speak(figure, spoken)
+        title = spoken(self.title)
+        caption = Caption(*map(spoken, (self.axes, self.look, self.seen(*given))))
         if isinstance(figure, NotebookFigure):
-            figure.title, figure.caption = self.title, caption
-        return Illustration(self.title, figure, caption)
+            figure.title, figure.caption = title, caption
+        return Illustration(title, figure, caption)
+
+
+def _manifest(subject: Any) -> dict[str, Any]:
+    """Of a finished folder, or of that which a neuron is of."""
+    results = getattr(subject, "store", subject)
+    return getattr(results, "manifest", None) or {}
+
+
+def _speak(figure: Figure, spoken: Spoken) -> None:
+    """Put the words into a figure's titles, the names of its axes and its legends; ticks, which are names, stay."""
+    if spoken is str:
+        return
+    texts = [axes.title for axes in figure.axes] + [each for axes in figure.axes for each in _named(axes)]
+    for text in [*texts, *figure.texts]:
+        text.set_text(spoken(text.get_text()))
+
+
+def _named(axes: Any) -> list[Any]:
+    legend = axes.get_legend()
+    return [axes.xaxis.label, axes.yaxis.label, *([] if legend is None else [*legend.get_texts(), legend.get_title()])]
 
 
 def number(value: Any, digits: int = 2) -> str:

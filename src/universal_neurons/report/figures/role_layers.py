@@ -120,7 +120,7 @@ BY_LAYER = FigureKind(
     look="Kurtosis above the dotted threshold in late layers, with a skew that turns from above 0 (prediction) to "
     "below (suppression).",
     stage="the stage roles",
-    needs=("effects",),
+    needs=("effects", "interventions"),
     inputs=lambda store, _: (
         with_oriented_skew(store),
         store.config.roles.kurtosis,

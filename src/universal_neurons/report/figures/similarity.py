@@ -48,7 +48,8 @@ def _heat_map(axes: Axes, means: pl.DataFrame, title: str) -> AxesImage:
     axes.spines[:].set_visible(False)
     axes.set(xlabel="layer of the others", title=title)
     if grid.size <= MOST_NUMBERS:
-        for (row, column), value in np.ndenumerate(grid):
+        for row, column in np.argwhere(np.isfinite(grid)):  # a layer without units has none
+            value = float(grid[row, column])
             colour = "black" if value > 0.6 else "white"
             axes.text(column, row, number(value), ha="center", va="center", color=colour, fontsize=7)
     return image

@@ -69,7 +69,7 @@ def universality(neurons: pl.DataFrame, layers: pl.DataFrame, asker: str, thresh
 
 def _heat_map(axes: Axes, layers: pl.DataFrame) -> None:
     mean = layers.group_by("layer", "match_layer").agg(pl.col("fraction").fill_nan(None).mean() * 100)
-    grid = np.zeros((layers["layer"].n_unique(), layers["match_layer"].n_unique()))
+    grid = np.full([int(layers[column].max()) + 1 for column in ("layer", "match_layer")], np.nan)  # type: ignore[arg-type]
     grid[mean["layer"].to_numpy(), mean["match_layer"].to_numpy()] = mean["fraction"].fill_null(0).to_numpy()
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -77,8 +77,9 @@ def _heat_map(axes: Axes, layers: pl.DataFrame) -> None:
     axes.spines[:].set_visible(False)
     axes.set(xlabel="layer of the match", ylabel="layer of the neuron")
     if grid.size <= 144:
-        for (row, column), value in np.ndenumerate(grid):
-            colour = "black" if value > 0.6 * grid.max() else "white"
+        for row, column in np.argwhere(np.isfinite(grid)):  # a layer without units has none
+            value = grid[row, column]
+            colour = "black" if value > 0.6 * np.nanmax(grid) else "white"
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=7)
     axes.figure.colorbar(image, ax=axes)
 
