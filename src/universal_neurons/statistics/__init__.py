@@ -4,6 +4,8 @@ contract        what every accumulator does; Extremes
 keys            what a block is named by
 container       the statistics of a pass, by key
 comoments       cross products of two models' neurons, and within each layer of one
+sparse_codes    blocks in which most units are inactive: their few active ones
+sparse_products cross products of such blocks
 moments         moments, histograms, sums of squares, means by token and by position
 examples        where a neuron fires: its highest activations and some of a few bands below; a gated one's lowest too
 sinks           where the residual stream's norm stands out
@@ -96,10 +98,10 @@ if TYPE_CHECKING:
         SignedSums,
         Signs,
         round_to,
-        sparse_rows,
         sums_block,
     )
     from universal_neurons.statistics.sinks import SinkPositions, at_sinks
+    from universal_neurons.statistics.sparse_codes import SPARSE_BYTES, SPARSE_SHARE, sparse_rows
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -130,7 +132,8 @@ else:
             "jackknife": ["Jackknifed"],
             "examples": ["AFTER", "BANDS", "BEFORE", "BOTTOM", "Examples", "QUANTILES", "TopExamples", "WINDOW"],
             "sinks": ["SinkPositions", "at_sinks"],
-            "signed_sums": ["ShardSketch", "SignedSums", "Signs", "round_to", "sparse_rows", "sums_block"],
+            "signed_sums": ["ShardSketch", "SignedSums", "Signs", "round_to", "sums_block"],
+            "sparse_codes": ["SPARSE_BYTES", "SPARSE_SHARE", "sparse_rows"],
             "certainty": [
                 "CANDIDATES_SEEN",
                 "Certainty",
