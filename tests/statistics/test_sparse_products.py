@@ -28,6 +28,7 @@ def latents_of(seed, every=64):
     values = draw.lognormal(0, 1, (TOKENS, LATENTS)) * (draw.random((TOKENS, LATENTS)) < 1 / every)
     values[:, 0] = 1000 + draw.standard_normal(TOKENS)
     values[:, 1] *= 1e4
+    values[:, 2] = np.maximum(draw.standard_normal(TOKENS), 0) * 5
     values[:, -3:] = 0
     return torch.from_numpy(values).float()
 
@@ -84,8 +85,10 @@ def test_what_is_sparse():
     codes = block_of(A, rows).codes
     assert codes is not None
     rebuilt = codes.base.double() + torch.from_numpy(codes.active.T.toarray()).double()
+    rebuilt[:, codes.often] += codes.of_often
     np.testing.assert_allclose(rebuilt, A[rows].double() - A[:200].mean(0).double(), atol=1e-4, rtol=1e-6)
-    assert codes.base[0] == 0  # always active: shifted as it is
+    assert codes.often.tolist() == [0, 2]
+    assert codes.base[codes.often].tolist() == [0, 0]  # shifted as they are
     assert codes.base[5] == -A[:200, 5].mean()
     assert block_of(NEURONS, rows).codes is None
     assert block_of(latents_of(3, every=16), rows).codes is None
@@ -146,20 +149,22 @@ def test_batches_of_which_some_are_sparse_merge_and_restore():
     """The first half is dense: its blocks are multiplied so, and what is left to add is of the others alone."""
     left = A.clone()
     left[: TOKENS // 2] += torch.rand(TOKENS // 2, LATENTS, generator=torch.Generator().manual_seed(3))
-    make = lambda: CoMoments("a", "b", LATENTS, LATENTS)  # noqa: E731
-    whole, one, two = make(), make(), make()
-    for made, rows in ((whole, (0, TOKENS)), (one, (0, 500)), (two, (500, TOKENS))):
-        for some in np.arange(*rows).reshape(-1, 50):
+
+    def add(made, start, stop):
+        for some in np.arange(start, stop).reshape(-1, 50):
             made.update(Batch({Key("a"): block_of(left, some), Key("b"): block_of(B, some)}))
         made.fold()
-    assert_same(whole.result().centred(), left, B)
-    again = make()
+        return made
+
+    whole, one, two, again = (CoMoments("a", "b", LATENTS, LATENTS) for _ in range(4))
+    add(add(whole, 0, 500), 500, TOKENS)
+    add(one, 0, 500)
     again.restore({name: tensor.clone() for name, tensor in one.state().items()})
-    one.merge(two)
-    assert_same(one.result().centred(), left, B)
-    for some in np.arange(500, TOKENS).reshape(-1, 50):
-        again.update(Batch({Key("a"): block_of(left, some), Key("b"): block_of(B, some)}))
-    assert_same(again.result().centred(), left, B)
+    add(again, 500, TOKENS)
+    assert all(torch.equal(getattr(whole, name), getattr(again, name)) for name in ("left_sum", "right_sum", "cross"))
+    one.merge(add(two, 500, TOKENS))
+    for made in (whole, one):
+        assert_same(made.result().centred(), left, B)
 
 
 @pytest.mark.parametrize("rounding", ["bfloat16", "tf32"])

@@ -101,7 +101,8 @@ if TYPE_CHECKING:
         sums_block,
     )
     from universal_neurons.statistics.sinks import SinkPositions, at_sinks
-    from universal_neurons.statistics.sparse_codes import SPARSE_BYTES, SPARSE_SHARE, sparse_rows
+    from universal_neurons.statistics.sparse_codes import CODES_BYTES, sparse_rows
+    from universal_neurons.statistics.sparse_products import PRODUCT_BYTES, OuterProducts, add_sparse_product
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -133,7 +134,8 @@ else:
             "examples": ["AFTER", "BANDS", "BEFORE", "BOTTOM", "Examples", "QUANTILES", "TopExamples", "WINDOW"],
             "sinks": ["SinkPositions", "at_sinks"],
             "signed_sums": ["ShardSketch", "SignedSums", "Signs", "round_to", "sums_block"],
-            "sparse_codes": ["SPARSE_BYTES", "SPARSE_SHARE", "sparse_rows"],
+            "sparse_codes": ["CODES_BYTES", "sparse_rows"],
+            "sparse_products": ["OuterProducts", "PRODUCT_BYTES", "add_sparse_product"],
             "certainty": [
                 "CANDIDATES_SEEN",
                 "Certainty",

@@ -2,8 +2,8 @@
 
 A block comes shifted by its provisional means, so that a unit that is not active has one number everywhere, not 0:
 V = S + 1bᵀ.  b holds what inactive units have, S what the others differ by, and only they are kept (`Codes`).
-A unit that is active at more than half of the positions has b = 0 and all its values in S, shifted as they are.
-So Σx² of a column of S is at most twice Σ(x−x̄)², and float32 loses nothing to its mean.
+Units that are active at more than a sixteenth of the positions stay dense and shifted, b = 0: products of them are
+faster so, float32 adds up a few hundred terms of the others at most, and Σx² of these is hardly more than Σ(x−x̄)².
 
 Which blocks are sparse is told by how many of their values are active (`SPARSE_SHARE`), never by what was timed: the
 same text gives the same bytes.  On a GPU all stay dense.
@@ -20,7 +20,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 SPARSE_SHARE = 1 / 32  # of a block's values: where no more are active, it is faster sparse (benchmarks/sparse_codes.py)
-SPARSE_BYTES = 48  # of an active value: units by positions, positions by units, and while they are made
+OFTEN_SHARE = 1 / 16  # of the positions: a unit that is active at more of them stays dense
+CODES_BYTES = 4  # a value of a block, at most: codes in both orders, often active units, what making them takes
 COUNTED_ROWS = 32  # in which active units are looked for at a time: what a cache holds
 
 
@@ -38,19 +39,31 @@ def sparse_rows(
 
 @dataclass(frozen=True)
 class Codes:
-    """A block's values: `base`, a number of every unit, and `active` (units × positions), what they are above it."""
+    """A block's values: `base`, a number of every unit, and `active` (units × positions), what they are above it.
 
+    Of units that are `often` active the values count as they are: their base is 0, and `active` has none of them.
+    """
+
+    values: Float[Tensor, "positions units"]
     base: Float[Tensor, " units"]
     active: csr_array
+    often: Int[Tensor, " often"]
 
     def of(self, units: slice) -> "Codes":
         """Of some units."""
-        return Codes(self.base[units], self.active[units])
+        often = self.often[(self.often >= units.start) & (self.often < units.stop)] - units.start
+        return Codes(self.values[:, units], self.base[units], self.active[units], often)
 
     def times(self, dense: Float[Tensor, "positions columns"], into: Float[Tensor, "units columns"]) -> None:
-        """into += Sᵀ dense."""
+        """into += (V − 1bᵀ)ᵀ dense."""
         ends, places, values = map(torch.from_numpy, (self.active.indptr, self.active.indices, self.active.data))
         torch.addmm(into, sparse_rows(ends, places, values, self.active.shape), dense, out=into)
+        into[self.often] += self.of_often.T @ dense
+
+    @cached_property
+    def of_often(self) -> Float[Tensor, "positions often"]:
+        """The values of the units that are often active."""
+        return self.values[:, self.often]
 
     @cached_property
     def by_position(self) -> csr_array:
@@ -60,7 +73,8 @@ class Codes:
     @cached_property
     def sums(self) -> Float[Tensor, " units"]:
         """What each unit is above its base, added up in float64."""
-        return torch.from_numpy(self.active.sum(1, dtype=np.float64))
+        sums = torch.from_numpy(self.active.sum(1, dtype=np.float64))
+        return sums.index_add(0, self.often, self.of_often.sum(0, dtype=torch.float64))
 
 
 def codes_of(values: Float[Tensor, "positions units"], inactive: Float[Tensor, " units"]) -> Codes | None:
@@ -78,11 +92,11 @@ def codes_of(values: Float[Tensor, "positions units"], inactive: Float[Tensor, "
     if not count:
         return None
     positions, units = np.concatenate(found, axis=1)
-    often = 2 * np.bincount(units, minlength=block.shape[1]) > len(block)
-    if often.any():
-        rest, always = ~often[units], np.flatnonzero(often)
-        positions = np.concatenate([positions[rest], np.tile(np.arange(len(block)), len(always))])
-        units = np.concatenate([units[rest], always.repeat(len(block))])
+    active = np.bincount(units, minlength=block.shape[1])
+    often = active > OFTEN_SHARE * len(block)
     base = np.where(often, 0, none).astype(block.dtype)
+    few = ~often[units]
+    positions, units = positions[few], units[few]
     above = block[positions, units] - base[units]
-    return Codes(torch.from_numpy(base), csr_array((above, (units, positions)), shape=block.shape[::-1]))
+    codes = csr_array((above, (units, positions)), shape=block.shape[::-1])
+    return Codes(values, torch.from_numpy(base), codes, torch.from_numpy(np.flatnonzero(often)))

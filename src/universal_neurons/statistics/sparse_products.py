@@ -1,12 +1,14 @@
 """Products of blocks of which one or both are sparse: V = S + 1bᵀ, S kept as codes (`sparse_codes`).
 
 1. VᵀW = SᵀW + b ⊗ ΣW, where W is dense, and shifted: what stands far from 0 would lose its digits in float32.
-   VᵀW = SᵀT + b ⊗ ΣT + ΣV ⊗ c, where W = T + 1cᵀ is sparse too.
+   VᵀW = SᵀT + b ⊗ ΣT + ΣV ⊗ c, where W = T + 1cᵀ is sparse too.  Units of V that are often active are multiplied as
+   dense ones with all of W.
 2. Products of S and T are added up in float32 over a shard, as those of dense blocks are.  Of the rest the vectors are
    kept in float64 and multiplied when the shard is folded (`OuterProducts`).
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,9 +17,11 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from universal_neurons.statistics.contract import Block
+from universal_neurons.statistics.sparse_codes import Codes
 
 TILE_COLUMNS = 512  # of a dense block, multiplied by a sparse one at a time
 ENTRIES_AT_ONCE = 1 << 22  # of a product of two sparse blocks, before they are added
+PRODUCT_BYTES = 32 * ENTRIES_AT_ONCE  # of these: values, where they stand, what they are added to
 
 
 class OuterProducts:
@@ -67,11 +71,11 @@ def add_sparse_product(
     elif theirs is None:
         mine.of(rows).times(right.values, into)
     else:
-        _add_sparse(into, mine.of(rows).active, theirs.by_position)
+        _add_codes(into, mine.of(rows), theirs)
     if mine is not None:
         outer.add(mine.base[rows].double(), right.sums if theirs is None else theirs.sums)
     if theirs is not None:
-        outer.add(left.sums[rows], theirs.base.double())
+        outer.add(_sums_of_few(left)[rows], theirs.base.double())
 
 
 def add_within_layers(layers: Sequence[Float[Tensor, "_ _"]], outer: OuterProducts, block: Block, fresh: bool) -> None:
@@ -82,10 +86,25 @@ def add_within_layers(layers: Sequence[Float[Tensor, "_ _"]], outer: OuterProduc
         if fresh:
             into.zero_()
         layer = codes.of(slice(start, start + len(into)))
-        _add_sparse(into, layer.active, layer.by_position)
+        _add_codes(into, layer, layer)
         start += len(into)
     outer.add(codes.base.double(), codes.sums)
-    outer.add(block.sums, codes.base.double())
+    outer.add(_sums_of_few(block), codes.base.double())
+
+
+def _sums_of_few(block: Block) -> Float[Tensor, " units"]:
+    """The sums of a block's units, 0 of those whose products with another's base are not left to add."""
+    return block.sums if block.codes is None else block.sums.index_fill(0, block.codes.often, 0)
+
+
+def _add_codes(into: Float[Tensor, "left right"], left: Codes, right: Codes) -> None:
+    """into += what leftᵀ right is but for the bases; of units of the left that are often active, all of it."""
+    _add_sparse(into, left.active, right.by_position)
+    if len(right.often):
+        product = into.new_zeros(len(into), len(right.often))
+        replace(left, often=left.often[:0]).times(right.of_often, product)
+        into[:, right.often] += product
+    into[left.often] += left.of_often.T @ right.values
 
 
 def _add_sparse(into: Float[Tensor, "left right"], left: csr_array, right: csr_array) -> None:
