@@ -11,6 +11,7 @@ import torch
 
 from universal_neurons.config import Settings
 from universal_neurons.features import NeuronSource, Studied
+from universal_neurons.models import Described
 from universal_neurons.statistics import Block, Key, OuterProducts, add_product, add_sparse_product
 from universal_neurons.study.measured import fewest_seconds, measured_ids
 
@@ -44,7 +45,7 @@ def product_shares(models: Sequence[Studied], config: Settings) -> dict[str, Sha
     return {model.name: DENSE if model.of_neurons else _shares_of(model, config) for model in models}
 
 
-def share_of(shares: Mapping[str, Shares], left: Studied, right: Studied | None = None) -> float:
+def share_of(shares: Mapping[str, Shares], left: Described, right: Described | None = None) -> float:
     """The share of the products of two sources, or of one with what is dense."""
     return shares[left.name].times(DENSE if right is None else shares[right.name])
 
