@@ -99,7 +99,7 @@ def whole_pass(
 def correlations(found: list[Accumulator], left: str, right: str) -> torch.Tensor:
     """ρ of two sources' units."""
     evidence = Evidence(Statistics(found), [0])
-    return evidence.cross(left, right).centred() / torch.outer(evidence.norms(left), evidence.norms(right))
+    return evidence.cross(left, right).centred() * torch.outer(evidence.norms(left), evidence.norms(right))
 
 
 def passes(width: int, tokens_read: int) -> str:
@@ -133,4 +133,4 @@ def report(positions: int, width: int, other: int) -> str:
 
 
 if __name__ == "__main__":
-    print(report(*map(int, sys.argv[1:] or (4096, 8192, 4096))))
+    print(report(*map(int, sys.argv[1:] or (2048, 4096, 2048))))
