@@ -178,6 +178,9 @@ def unit(model: int, number: int, strings: list[str]) -> dict:
         "interventions": curve,
         "ablations": {"loss_change": 0.012, "total_effect": 0.02, "direct_effect": 0.004, "mediated": 0.8},
         "attention": [{"head_layer": 1, "head": 0, "score": 7.1, "z": 5.4, "pearson_activation_bos": 0.7}],
+        "one_to_one": [
+            {"match_model": other, "match_layer": 1, "match_neuron": 4, "rank": 2, "corr": 0.41, "cost": 0.1}
+        ],
         "functional": [{"match_model": other, "effect_corr": 0.7, "loss_corr": 0.5, "effect_corr_second": 0.2}],
         "positions": {
             "position": list(range(8)),
@@ -190,8 +193,13 @@ def unit(model: int, number: int, strings: list[str]) -> dict:
             {"kind": "correlated", "layer": layer, "neuron": (neuron + 3) % WIDTH, "value": 0.5},
         ],
     }
-    missing = ("matches", "counterparts", "functional") if model else ()  # only the reference was asked about
+    missing = (
+        ("matches", "counterparts", "functional", "one_to_one") if model else ()
+    )  # only the reference was asked about
     return {key: content for key, content in told.items() if content is not None and key not in missing}
+
+
+ALIKE = {"cka": (0.8, 0.7), "cca": (0.25, -0.1), "r2_to_match": (None, None), "r2_from_match": (0.5, 0.4)}
 
 
 def tables() -> dict:
@@ -216,6 +224,40 @@ def tables() -> dict:
                 "match_model": [1 - asker for asker, _, _ in profile],
                 "match_layer": [other for _, _, other in profile],
                 "fraction": [0.8 if one == other else 0.2 for _, one, other in profile],
+            }
+        },
+        "similarity": {
+            "columns": {
+                "asker": [0] * 4 * LAYERS**2,
+                "model": [0] * 4 * LAYERS**2,
+                "layer": [one for one in range(LAYERS) for _ in range(LAYERS)] * 4,
+                "match_model": [1] * 4 * LAYERS**2,
+                "match_layer": [*range(LAYERS)] * LAYERS * 4,
+                "measure": [each for each in ALIKE for _ in range(LAYERS**2)],
+                "value": [value for value, _ in ALIKE.values() for _ in range(LAYERS**2)],
+                "chance": [0.125] * 4 * LAYERS**2,
+                "calibrated": [value for value, _ in ALIKE.values() for _ in range(LAYERS**2)],
+                "calibrated_low": [low for _, low in ALIKE.values() for _ in range(LAYERS**2)],
+                "calibrated_high": [0.9] * 4 * LAYERS**2,
+            }
+        },
+        "consistency": {
+            "columns": {
+                "asker": [0],
+                "match_model": [1],
+                "units": [80],
+                "matched": [76],
+                "moved": [20],
+                "cost": [0.046],
+                "mean_corr": [0.56],
+                "mean_corr_rotated": [0.23],
+                "mutual": [41],
+                "mutual_rotated": [12],
+                "shared": [60],
+                "shared_low": [0.65],
+                "shared_high": [0.83],
+                "pw_mcc": [0.375],
+                "pw_mcc_rotated": [0.25],
             }
         },
         "thresholds": {

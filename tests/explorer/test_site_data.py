@@ -140,10 +140,11 @@ RENAMED = {
     "interventions": {name: name for name in ("kind", "edit", "value", "tokens", "loss", "entropy", "rank", "norm_scale")},
     "ablations": {name: name for name in ("kind", "tokens", "loss_change", "mediated", "mediated_low", "frequency_share", "role")},
     "attention": {name: name for name in ("head_layer", "head", "score", "z", "pearson_activation_bos", "role")},
+    "one_to_one": {name: name for name in ("match_layer", "match_neuron", "rank", "corr", "cost")},
     "functional": {name: name for name in ("match_layer", "match_neuron", "corr", "effect_corr", "loss_corr", "same_roles")},
 }  # fmt: skip
 RENAMED["counterparts"] = RENAMED["examples"]
-ASKED = ("matches", "counterparts", "functional")
+ASKED = ("matches", "one_to_one", "counterparts", "functional")
 
 
 def claims_of_parts(units, store):
@@ -324,6 +325,8 @@ def test_small_tables_are_whole_with_models_as_numbers(site, identity, store):
         "anchors",
         "costs",
         "unembeddings",
+        "consistency",
+        "similarity",
     }
     assert told.keys() >= whole | {"families", "subsets", "effects_counts"}
     chooser = random.Random(0)

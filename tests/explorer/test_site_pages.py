@@ -172,6 +172,29 @@ def test_a_unit_that_was_not_asked_about_names_those_that_have_it_for_a_match(vi
     visitor.well()
 
 
+def test_layers_as_wholes_and_units_one_to_one(visitor):
+    page = visitor.go("layers.html")
+    cell = page.locator("#wholes .heat a").first
+    assert cell.inner_text() == "80"
+    cell.focus()
+    said = page.inner_text("#wholes .readout")
+    assert "CKA 0.80, by chance 0.13, calibrated 0.80 (0.70 to 0.90)" in said
+    assert cell.get_attribute("aria-label") == said
+    assert "chance" not in said.partition("calibrated")[2]
+    for measure, text, words in (("cca", "~", "not distinguishable from chance"), ("r2_to_match", "~", "not defined")):
+        page.select_option("#wholes select", measure)
+        cell = page.locator("#wholes .heat a").first
+        assert cell.inner_text() == text
+        assert words in cell.get_attribute("aria-label")
+    row = page.inner_text("#one-to-one tbody tr")
+    for told in ("76 of 80", "75 %", "65 % to 83 %", "0.56 by chance 0.23", "41 by chance 12", "0.38 by chance 0.25"):
+        assert told in row
+    page = visitor.go("unit.html?u=0/L0.3")
+    assert "one to one" in page.inner_text("#matches thead")
+    assert "L1.4 0.41" in page.inner_text("#matches tbody")
+    visitor.well()
+
+
 def test_what_is_not_there_says_why(visitor):
     page = visitor.go(f"unit.html?u=0/L1.{COUNT // 2 - 1}")
     assert "dead" in page.inner_text(".tags")

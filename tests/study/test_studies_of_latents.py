@@ -30,7 +30,11 @@ from universal_neurons.progress import Reporter
 from universal_neurons.report import neuron_view, opening_sentences, study_figures
 from universal_neurons.report.sources import LACKING, source_sentences
 from universal_neurons.report.summary import plain_summary
+from universal_neurons.statistics import CODES_BYTES, comoments, sparse_codes
 from universal_neurons.storage import Pace, StoreWriter
+from universal_neurons.study.estimate import WITHIN_SHARE, gemm_flops
+from universal_neurons.study.memory import memory_plan
+from universal_neurons.study.sparse_seconds import DENSE, Shares, product_shares
 from universal_neurons.terminal import plain
 
 PERMUTED = torch.randperm(24, generator=torch.Generator().manual_seed(0))
@@ -43,7 +47,7 @@ def written(folder, place, layer, encoder, **settings):
     at = Place(place, layer)
     d_in, width = encoder.shape
     made = Dictionary("d", at, at, encoder, torch.zeros(width), encoder.T.contiguous(), torch.zeros(d_in),
-                      Activation(), **settings)  # fmt: skip
+                      settings.pop("activation", Activation()), **settings)  # fmt: skip
     save_dictionary(made, folder)
     return str(folder)
 
@@ -134,6 +138,57 @@ def test_every_way_of_searching_finds_the_same(models, text, folders, tmp_path, 
     columns = ["asker", "layer", "neuron", "match_layer", "match_neuron", "corr"]
     assert_frame_equal(other.matches.filter(BEST).select(columns), plainly.filter(BEST).select(columns), abs_tol=1e-6)
     assert other.neurons.filter(~pl.col("dead"))["excess_corr"].is_finite().all()
+
+
+@pytest.fixture(scope="module")
+def few_active(models, tmp_path_factory):
+    """Eight of 256 latents are active at most: either sign of a dimension, or the stream along a random direction."""
+    root = tmp_path_factory.mktemp("few")
+    for seed in (0, 1):
+        directions = torch.randn(16, 224, generator=torch.Generator().manual_seed(seed))
+        encoder = torch.cat([torch.eye(16), -torch.eye(16), 0.3 * torch.nn.functional.normalize(directions, dim=0)], 1)
+        written(root / str(seed), "residual_out", 1, encoder, activation=TopK(8))
+    return [features_of(model, str(root / str(seed))) for seed, model in enumerate(models)]
+
+
+@pytest.mark.parametrize("how", [{"panels": 2, "lanes": 2}, {"baseline": "permutation"}])
+def test_sparse_products_give_the_tables_of_dense_ones(models, few_active, text, tmp_path, how, monkeypatch):
+    sparse = []
+    told = comoments.add_sparse_product
+    monkeypatch.setattr(comoments, "add_sparse_product", lambda *given: (sparse.append(1), told(*given)))
+    asked, settings = [*few_active, models[1]], {"stages": ("universality",), "labels": ("default",), **how}
+    found = study(asked, text, tmp_path / "sparse", **settings)
+    assert sparse
+    sparse.clear()
+    monkeypatch.setattr(sparse_codes, "SPARSE_SHARE", 0)
+    dense = study(asked, text, tmp_path / "dense", **settings)
+    assert not sparse
+    columns = ["max_corr", "mean_corr", "min_corr", "max_baseline", "excess_corr", "excess_standardised"]
+    for one, other in (
+        (found.neurons[columns], dense.neurons[columns]),
+        (found.matches["corr"], dense.matches["corr"]),
+    ):
+        np.testing.assert_allclose(one.to_numpy(), other.to_numpy(), rtol=0, atol=2e-6)  # each is within 1e-6 of NumPy
+    same = found.matches.filter(BEST)["match_neuron"].eq_missing(dense.matches.filter(BEST)["match_neuron"])
+    assert same.mean() > 0.99  # some that are active once are tied
+
+
+def test_what_sparse_products_take_is_timed_and_what_they_hold_is_planned(models, few_active):
+    latents, other = few_active
+    config = settled(stages=("universality", "statistics"), labels=("default",), batch_tokens=400, context=16)
+    asked = [latents, other, models[1]]
+    shares = product_shares(asked, config)
+    assert [shares[each.name].is_sparse for each in asked] == [True, True, False]
+    given = {each.name: Shares(0.5, 0.125) for each in few_active} | {models[1].name: DENSE}
+    flops = [
+        256 * 256 * 0.125,
+        256 * 48 * 0.5,
+        2 * 256**2 * 0.125,
+        2 * 24**2 * WITHIN_SHARE,
+    ]  # two pairs, within layers
+    assert gemm_flops(asked, config, given) == pytest.approx(2 * sum(flops))
+    one, none = (memory_plan(config, [latents, *rest]).blocks for rest in ([other], [models[1]]))
+    assert one - none == 400 * ((256 - 48) * 4 * 2 + CODES_BYTES * 256)  # activations, pre-activations, codes
 
 
 def test_named_by_paths_sketched_and_changed(tmp_path, text_file):

@@ -28,6 +28,8 @@ def absent(study: ShownStudy, store: Store) -> dict[str, str]:
         "roles": ("interventions", _no_roles(study)),
         "effects": ("effects", _no_effects(study)),
         "layers": ("layers", missing.get("universality", "This study kept no layer profile.")),
+        "one_to_one": ("consistency", "This study is of a version that matched nothing one to one, or has no matches."),
+        "similarity": ("similarity", f"This study compared no layers as wholes: {_again('the stage similarity')}."),
         "subsets": ("subsets", f"No subset of the text was asked about: {_again('--subset all')}."),
         "thresholds": ("thresholds", "This study is of a version that counted at one threshold alone."),
         "anchors": ("anchors", "This study is of a version that kept no anchors, or asked about no matches."),
@@ -37,6 +39,8 @@ def absent(study: ShownStudy, store: Store) -> dict[str, str]:
         "spans": ("spans", "All models have the same tokenizer: a position is a token."),
     }  # fmt: skip
     missing |= {name: reason for name, (table, reason) in tables.items() if not store.has(table)}
+    if store.has("similarity"):
+        missing.pop("layers", None)
     if study.dynamics is None:
         missing["dynamics"] = (
             "A study is of one moment of training: uneurons dynamics studies checkpoints; its folder can be shown."

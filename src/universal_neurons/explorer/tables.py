@@ -15,7 +15,7 @@ MOST_ROWS = 20_000
 WHOLE = (
     "thresholds", "layers", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "costs",
     "convergence", "anchors", "clique_levels", "spans", "correlations", "unembeddings",
-    "preconditions",
+    "preconditions", "consistency",
 )  # fmt: skip
 COUNTED = {  # of a group of units
     "neurons": pl.len(),
@@ -33,6 +33,8 @@ def tables_data(study: ShownStudy, store: Store) -> dict[str, Any]:
     tables = {name: store.table(name) for name in WHOLE if store.has(name)}
     data = {name: table_columns(_numbered(study, table.head(MOST_ROWS))) for name, table in tables.items()}
     data |= {name: table_columns(_numbered(study, table)) for name, table in _counts(store)}
+    if store.has("similarity"):
+        data["similarity"] = table_columns(_numbered(study, store.table("similarity")))
     if study.dynamics is not None:
         data["dynamics"] = _of_dynamics(study)
     return data

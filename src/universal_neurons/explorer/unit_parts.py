@@ -237,6 +237,7 @@ def _first(records: list[Record]) -> Record:
 
 PARTS = (
     Part("matches", "matches", matches, by="asker"),
+    Part("one_to_one", "one_to_one", plain, by="asker"),
     Part("examples", "examples", windows),
     Part("counterparts", "counterparts", counterparts, by="asker"),
     Part("labels", "labels", plain),

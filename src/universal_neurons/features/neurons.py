@@ -45,6 +45,7 @@ class NeuronSource:
         native = model.device.type == "cuda" and rounding == "bfloat16"
         self.storage = torch.bfloat16 if native else torch.float32
         self.provisional: Provisional | None = None
+        self.inactive = torch.empty(0)  # what an activation of 0 is once it is shifted and rounded
         self._basis = {What.ACTIVATION: "", What.PRE: ""}
         turns = BUFFERS if model.device.type == "cuda" else 1
         self.buffers = [torch.empty(0, model.n_neurons, dtype=self.storage, device=model.device)] * turns
@@ -73,7 +74,8 @@ class NeuronSource:
         known, name, keep, shape = self.provisional, self.name, inputs.places.to(self.device), inputs.ids.shape
         assert known is not None, "no provisional means yet"
         values = _next_of(self.buffers, len(keep))
-        blocks = {Key(name): Block(values, self._basis[What.ACTIVATION], known.mean, known.bounds, self.rounding)}
+        of_units = known.mean, known.bounds, self.rounding
+        blocks = {Key(name): Block(values, self._basis[What.ACTIVATION], *of_units, inactive=self.inactive)}
         as_is = None
         if self.as_they_are != Key(name):
             as_is = _next_of(self.unrounded_buffers, len(keep))
@@ -149,6 +151,7 @@ class NeuronSource:
     def settle(self, provisional: Provisional) -> None:
         """Shift by these provisional means from now on."""
         self.provisional = provisional.to(self.model.device)
+        self.inactive = round_to(0 - self.provisional.mean, self.rounding).to(self.storage)
         for block, mean in ((What.ACTIVATION, provisional.mean), (What.PRE, provisional.pre_mean)):
             self._basis[block] = basis_of(mean)
 

@@ -4,6 +4,8 @@ contract        what every accumulator does; Extremes
 keys            what a block is named by
 container       the statistics of a pass, by key
 comoments       cross products of two models' neurons, and within each layer of one
+sparse_codes    blocks in which most units are inactive: their few active ones
+sparse_products cross products of such blocks
 moments         moments, histograms, sums of squares, means by token and by position
 examples        where a neuron fires: its highest activations and some of a few bands below; a gated one's lowest too
 sinks           where the residual stream's norm stands out
@@ -96,10 +98,11 @@ if TYPE_CHECKING:
         SignedSums,
         Signs,
         round_to,
-        sparse_rows,
         sums_block,
     )
     from universal_neurons.statistics.sinks import SinkPositions, at_sinks
+    from universal_neurons.statistics.sparse_codes import CODES_BYTES, sparse_rows
+    from universal_neurons.statistics.sparse_products import PRODUCT_BYTES, OuterProducts, add_sparse_product
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -130,7 +133,9 @@ else:
             "jackknife": ["Jackknifed"],
             "examples": ["AFTER", "BANDS", "BEFORE", "BOTTOM", "Examples", "QUANTILES", "TopExamples", "WINDOW"],
             "sinks": ["SinkPositions", "at_sinks"],
-            "signed_sums": ["ShardSketch", "SignedSums", "Signs", "round_to", "sparse_rows", "sums_block"],
+            "signed_sums": ["ShardSketch", "SignedSums", "Signs", "round_to", "sums_block"],
+            "sparse_codes": ["CODES_BYTES", "sparse_rows"],
+            "sparse_products": ["OuterProducts", "PRODUCT_BYTES", "add_sparse_product"],
             "certainty": [
                 "CANDIDATES_SEEN",
                 "Certainty",

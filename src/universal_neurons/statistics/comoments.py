@@ -16,6 +16,7 @@ from torch import Tensor
 
 from universal_neurons.statistics.contract import Accumulator, Batch, Block, first_non_finite, seed_of
 from universal_neurons.statistics.keys import Named
+from universal_neurons.statistics.sparse_products import OuterProducts, add_sparse_product, add_within_layers
 from universal_neurons.units import Units
 
 FOLDED_ROWS = 64  # added at a time: what a cache holds, for sums of two precisions are added by way of a copy
@@ -144,6 +145,7 @@ class CoMoments(Accumulator):
         self.rest = torch.zeros(*(self.cross.shape if compensated else (0, 0)), dtype=torch.bfloat16, device=device)
         self.at_once = self.cross.is_cuda  # a batch is a shard there: folded as soon as it is multiplied
         self.pending = torch.zeros(0 if self.at_once else height, n_right, dtype=torch.float32, device=device)
+        self.outer = OuterProducts()
         self.fresh = True
 
     def update(self, batch: Batch) -> None:
@@ -156,7 +158,10 @@ class CoMoments(Accumulator):
         self.left_sum += left.sums[rows]
         self.right_sum += right.sums
         if not self.at_once:
-            add_product(self.pending, left.values[:, rows], right.values, self.fresh, left.rounding)
+            if left.codes is None and right.codes is None:
+                add_product(self.pending, left.values[:, rows], right.values, self.fresh, left.rounding)
+            else:
+                add_sparse_product(self.pending, self.outer, left, right, rows, self.fresh)
             self.fresh = False
             return
         for start in range(0, len(self.cross), TILE_ROWS):
@@ -175,7 +180,8 @@ class CoMoments(Accumulator):
         if not self.fresh:
             for start in range(0, len(self.cross), FOLDED_ROWS):
                 rows = slice(start, min(start + FOLDED_ROWS, len(self.cross)))
-                self._take(rows, self.pending[rows])
+                self._take(rows, self.outer.added_to(self.pending[rows], rows))
+            self.outer = OuterProducts()
             self.fresh = True
 
     def _merge_tensor(self, name: str, theirs: Tensor) -> None:
@@ -203,12 +209,14 @@ class ShuffledCoMoments(CoMoments):
         super().__init__(left, right, **shape)
         self.draw, self.seed, self.shard = draw, seed, 0
         self.kept: list[tuple[Tensor, Tensor]] = []
+        self.inactive: tuple[Tensor | None, Tensor | None] = (None, None)
 
     def update(self, batch: Batch) -> None:
         """Keep a batch until the shard ends."""
         self.shard = batch.shard
         left, right = self.blocks(batch)
         self.kept.append((left.kept(), right.kept()))
+        self.inactive = left.inactive, right.inactive
 
     def fold(self) -> None:
         """Shuffle the shard's positions and add it."""
@@ -217,7 +225,8 @@ class ShuffledCoMoments(CoMoments):
             self.kept = []
             generator = torch.Generator().manual_seed(seed_of("shuffle", self.seed, self.shard, self.draw))
             order = torch.randperm(len(right), generator=generator).to(right.device)
-            self._add(Block(left), Block(right[order]))
+            mine, theirs = self.inactive
+            self._add(Block(left, inactive=mine), Block(right[order], inactive=theirs))
         super().fold()
 
 
@@ -265,6 +274,7 @@ class LayerMoments(Accumulator):
         self.sum = torch.zeros(len(units), dtype=torch.float64, device=device)
         self.cross = torch.zeros(shape, dtype=torch.float64, device=device)
         self.pending = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.outer = OuterProducts()
         self.fresh = True
 
     def update(self, batch: Batch) -> None:
@@ -272,6 +282,10 @@ class LayerMoments(Accumulator):
         (block,) = self.blocks(batch)
         self.count += block.count
         self.sum += block.sums
+        if block.codes is not None:
+            add_within_layers(self._by_layer(self.pending), self.outer, block, self.fresh)
+            self.fresh = False
+            return
         for pending, values in zip(self._by_layer(self.pending), block.values.split(self.units.widths, 1)):
             width = len(pending)
             tile = tile_of(width)
@@ -289,7 +303,17 @@ class LayerMoments(Accumulator):
         """Bring what is pending into the float64 state."""
         if not self.fresh:
             self.cross += self.pending
+            for layer, entries in enumerate(self._by_layer(self.cross) if self.outer.terms else ()):
+                self._add_outer(entries, self.units.columns(layer))
+            self.outer = OuterProducts()
             self.fresh = True
+
+    def _add_outer(self, entries: Float[Tensor, "width width"], units: slice) -> None:
+        """Add to a layer's matrix what sparse blocks have left to add."""
+        for start in range(0, len(entries), FOLDED_ROWS):
+            some = slice(units.start + start, min(units.start + start + FOLDED_ROWS, units.stop))
+            rows = entries[start : start + FOLDED_ROWS]
+            rows.copy_(self.outer.added_to(rows, some, units))
 
     def non_finite(self) -> tuple[str, int] | None:
         """The first neuron in which a NaN or infinity was seen."""

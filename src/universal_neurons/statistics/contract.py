@@ -25,6 +25,7 @@ from torch import Tensor
 
 from universal_neurons.errors import MergeError
 from universal_neurons.statistics.keys import Key, Named, key_of
+from universal_neurons.statistics.sparse_codes import Codes, codes_of
 
 ROWS_AT_ONCE = 256  # a square of so many rows fits the cache
 ROWS_AT_ONCE_ON_GPU = 8192  # a kernel reads them once and keeps nothing
@@ -42,7 +43,7 @@ class Block:
     `mean` is the provisional mean: what was subtracted (or, of pre-activations, which come raw, what may be);
     `bounds` are provisional quantiles of the shifted values.  `rounding` names the precision they are rounded to.
     Rows may stand for more than one position each (sums of a sketch): then `weight` says for how many all of them
-    count, and `_sums` what the column sums are.
+    count, and `_sums` what the column sums are.  `inactive` holds what a unit that is not active has, where it says.
     """
 
     values: Float[Tensor, "tokens features"]
@@ -51,6 +52,7 @@ class Block:
     bounds: Float[Tensor, "quantiles features"] | None = field(default=None, repr=False)
     rounding: str = "float32"
     weight: int | None = None
+    inactive: Float[Tensor, " features"] | None = field(default=None, repr=False)
     _sums: Tensor | None = field(default=None, repr=False)
     _transposed: Tensor | None = field(default=None, repr=False)
     _copy: Tensor | None = field(default=None, repr=False)
@@ -73,6 +75,11 @@ class Block:
         if self._transposed is None:
             self._transposed = self.values.T.contiguous()
         return self._transposed
+
+    @cached_property
+    def codes(self) -> Codes | None:
+        """The values as sparse codes, where its products are faster so (`sparse_codes`)."""
+        return None if self.inactive is None else codes_of(self.values, self.inactive)
 
     @property
     def count(self) -> int:

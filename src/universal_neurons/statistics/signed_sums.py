@@ -7,7 +7,6 @@ from every position subtracts δ n_k from a sum, n_k = Σ_{t∈G_k} σ_t, so n t
 Σ n_k² that of the count.  How far off a ρ may be, `certainty` says.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from universal_neurons.statistics.contract import Block, seed_of
 from universal_neurons.statistics.keys import Key, What
+from universal_neurons.statistics.sparse_codes import sparse_rows
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,6 @@ class ShardSketch:
         """The sums as blocks; `precision` is every model's basis and rounding."""
         finished = {name: self.sums[name].finish(basis, self.n, kind) for name, (basis, kind) in precision.items()}
         return {Key(name, What.SUMS): block for name, block in finished.items()}
-
-
-def sparse_rows(
-    ends: Int[Tensor, " ends"],
-    columns: Int[Tensor, " entries"],
-    values: Float[Tensor, " entries"],
-    shape: tuple[int, int],
-) -> Tensor:
-    """A sparse matrix by rows; its format is what `torch` warns of, once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.sparse_csr_tensor(ends, columns, values, shape, check_invariants=False)
 
 
 def sums_block(

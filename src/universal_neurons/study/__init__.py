@@ -4,6 +4,7 @@ resolve          what `auto` means here: devices, stages, models
 inputs           a study whose inputs are all there
 estimate         memory, time and disk before it starts
 measured         how fast this machine is
+sparse_seconds   what products of sparse blocks take of the time of dense ones
 role_seconds     how long weight statistics and roles take
 memory           what a study takes in memory, and in how many passes it therefore makes the co-moments
 check            would these models work together

@@ -33,17 +33,18 @@ from universal_neurons.study.memory import (
     STATE_BYTES,
     available_memory,
     counterparts,
+    entries_within,
     memory_plan,
     n_examples,
     pairs_of,
     passes_of,
     plan_layout,
     shuffles,
-    within_layers,
 )
 from universal_neurons.study.resolve import settings_of_null
 from universal_neurons.study.role_seconds import role_seconds, weight_seconds
 from universal_neurons.study.similarity_rows import layer_groups, rows_compared
+from universal_neurons.study.sparse_seconds import DENSE, Shares, product_shares, share_of
 from universal_neurons.text import HELDOUT_MOST, STRETCHES
 
 EXAMPLE_DISK_BYTES = 80
@@ -87,15 +88,23 @@ class Estimate:
         return asdict(self)
 
 
-def gemm_flops(models: Sequence[Studied], config: Settings) -> float:
-    """FLOP of the passes' matrix products per token."""
-    pairs = 1.0 * sum(left.n_neurons * right.n_neurons for left, right in pairs_of(config, models))
+def gemm_flops(models: Sequence[Studied], config: Settings, shares: Mapping[str, Shares] | None = None) -> float:
+    """FLOP of the passes' matrix products per token; sparse ones count as many as dense ones of their time have."""
+    shares = shares or {model.name: DENSE for model in models}
+    pairs = sum(
+        share_of(shares, left, right) * left.n_neurons * right.n_neurons for left, right in pairs_of(config, models)
+    )
     pairs *= 1 + shuffles(config)
-    within = within_layers(config, models) * WITHIN_SHARE
-    labels = sum(m.n_neurons for m in models) * COLUMN_LABELS * ("labels" in config.stages)
+    within = sum(_within_share(shares[m.name]) * n for m, n in zip(models, entries_within(config, models)))
+    labels = sum(share_of(shares, m) * m.n_neurons for m in models) * COLUMN_LABELS * ("labels" in config.stages)
     if config.search != "exact":
         pairs /= config.group_size
     return 2 * (pairs + labels + within)
+
+
+def _within_share(of_source: Shares) -> float:
+    """Of the within-layer products those that are made: of dense blocks those on and above the diagonal."""
+    return of_source.with_sparse if of_source.is_sparse else WITHIN_SHARE
 
 
 def _match_seconds(config: Settings, models: Sequence[Studied], rate: float) -> float:
@@ -211,7 +220,7 @@ def _reading_seconds(
     later = passes_of(config, models, layout)[1:]
     again = sum(forward.of({m.name: m for p in panels for m in (p.left, p.right)}) for panels in later)
     per_token = forward.of([model.name for model in models])
-    seconds = per_token + again + gemm_flops(models, config) / rate
+    seconds = per_token + again + gemm_flops(models, config, product_shares(models, config)) / rate
     return seconds + (per_token + _candidate_seconds(models, config) if config.search == "screened" else 0.0)
 
 

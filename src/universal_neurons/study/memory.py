@@ -24,7 +24,7 @@ from universal_neurons.matching import (
 from universal_neurons.models import Described, Model
 from universal_neurons.passes import Layout, Panel, cut, model_pairs
 from universal_neurons.roles import models_at_once
-from universal_neurons.statistics import BANDS, FLOAT_BINS, TILE_ROWS, WINDOW
+from universal_neurons.statistics import BANDS, CODES_BYTES, FLOAT_BINS, PRODUCT_BYTES, TILE_ROWS, WINDOW
 from universal_neurons.storage import PART_BYTES
 from universal_neurons.study.resolve import settings_of_null
 from universal_neurons.study.similarity_rows import similarity_bytes
@@ -177,6 +177,12 @@ def _blocks(config: Settings, models: Sequence[Described], passes: Sequence[Sequ
     size += 4 * min(tallest, TILE_ROWS) * largest_model * gpu  # a tile of the products
     if shuffles(config):  # a shard's blocks are kept until it ends, and three copies of a model's are reordered
         size += value * SHARD_POSITIONS * (neurons + 3 * largest_model)
+    codes = [m.n_neurons for m in models if not (m.of_neurons or gpu)]
+    if codes:  # of latents, of which few are active; where positions are shuffled, of a shard's too
+        size += CODES_BYTES * (
+            config.batch_tokens * sum(codes) + 2 * SHARD_POSITIONS * max(codes) * bool(shuffles(config))
+        )
+        size += PRODUCT_BYTES
     if config.search != "exact":  # signed sums of a shard: being added up, rounded, and as a block
         size += (SHARD_POSITIONS // config.group_size + 1) * 4 * 3 * neurons
     if config.search == "screened":  # the candidates' pass reads blocks neuron by neuron
@@ -247,12 +253,17 @@ def null_bytes(config: Settings, models: Sequence[Described], layout: Layout) ->
 
 def within_layers(config: Settings, models: Sequence[Described]) -> int:
     """Entries of the within-layer co-moments of all models."""
+    return sum(entries_within(config, models))
+
+
+def entries_within(config: Settings, models: Sequence[Described]) -> list[int]:
+    """Entries of the within-layer co-moments of each model."""
     rotated = models if config.pairs == "all" else models[1:]
     needed = rotated if "universality" in config.stages and not shuffles(config) else []
-    count = sum(width**2 for m in models for width in m.units.widths) if "statistics" in config.stages else 0
-    if "statistics" not in config.stages or config.search != "exact":
-        count += sum(width**2 for m in needed for width in m.units.widths)
-    return count
+    always = "statistics" in config.stages
+    apart = not always or config.search != "exact"  # of a sketch's sums too
+    times = [always + (apart and model in needed) for model in models]
+    return [many * sum(width**2 for width in model.units.widths) for many, model in zip(times, models)]
 
 
 def plan_layout(config: Settings, models: Sequence[Described], *, groups: int = 1) -> Layout:

@@ -28,7 +28,7 @@
       const say = () => (readout.textContent = tell(row, column));
       const link = un.h("a", {
         href: href(row, column), tabindex: -1, vars: { "--share": share(row, column) || 0 },
-        "aria-label": heads ? tell(row, column) : `layer ${row} to layer ${column}: ${un.percent(share(row, column))}`,
+        "aria-label": other.tell ? tell(row, column) : `layer ${row} to layer ${column}: ${un.percent(share(row, column))}`,
       }, wide ? text(row, column) : "");
       link.addEventListener("mouseenter", say);
       link.addEventListener("focus", say);

@@ -45,6 +45,12 @@
     const best = (unit.matches || []).filter((match) => match.rank === 1);
     if (!best.length) return un.absent(un.study.absent.universality ? "universality" : "pairs", "The store holds no matches of this unit.");
     const runners = (model) => unit.matches.filter((match) => match.model === model && match.rank > 1).sort((a, b) => a.rank - b.rank).slice(0, 3);
+    const partners = new Map((unit.one_to_one || []).map((partner) => [partner.match_model, partner]));
+    const partner = (model) => {
+      const found = partners.get(model);
+      if (!found) return "–";
+      return found.match_layer < 0 ? "none" : [un.unitLink(model, found.match_layer, found.match_neuron), ` ${un.num(found.corr, true)}`];
+    };
     const row = (match) => un.h("tr", {},
       un.h("th", { scope: "row" }, un.said(un.modelName(match.model))),
       un.h("td", {}, un.unitLink(match.model, match.layer, match.neuron)),
@@ -52,8 +58,9 @@
       un.h("td", {}, un.reach(match.low, match.high, match.heldout ?? match.corr), un.h("span", { class: "quiet" }, un.interval(match.low, match.high) || "–")),
       un.h("td", {}, un.isNone(match.mutual) ? "–" : match.mutual ? "mutual" : "one way"),
       un.h("td", { class: "number" }, un.num(match.ranks, true)), un.h("td", { class: "number" }, un.num(match.within, true)),
+      partners.size ? un.h("td", {}, partner(match.model)) : null,
       un.h("td", {}, runners(match.model).map((other) => [un.unitLink(other.model, other.layer, other.neuron), ` ${un.num(other.corr, true)} `])));
-    const heads = [["model", null], ["counterpart", "match"], ["ρ", "corr"], ["ρ on held-out text, 95 %", "corr_low"], ["mutual", "mutual"], ["ρ of ranks", "corr_ranks"], ["ρ within tokens", "corr_within_tokens"], ["runners-up", "rank"]];
+    const heads = [["model", null], ["counterpart", "match"], ["ρ", "corr"], ["ρ on held-out text, 95 %", "corr_low"], ["mutual", "mutual"], ["ρ of ranks", "corr_ranks"], ["ρ within tokens", "corr_within_tokens"], ...(partners.size ? [["one to one", null]] : []), ["runners-up", "rank"]];
     return un.h("div", { class: "sheet", tabindex: 0, role: "group", "aria-label": "Counterparts" }, un.h("table", { class: "matches" }, un.h("caption", { class: "unseen" }, "Its best match in every other model"),
       un.h("thead", {}, un.h("tr", {}, heads.map(([text, term], at) => un.h("th", { scope: "col", class: [2, 5, 6].includes(at) ? "number" : null }, un.term(term, text))))), un.h("tbody", {}, best.map(row))));
   }
