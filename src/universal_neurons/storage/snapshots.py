@@ -15,7 +15,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class UnusableError(Exception):
 
 
 class Generations:
-    """The snapshots in a folder, numbered by step; the last two whole ones are kept.
+    """The snapshots in a folder, numbered by step; the last two whole ones are kept, one while the next is written.
 
     `of` is what they are of: those of anything else are not used.  What dead writers left half written is removed: at
     once, or, in a `shared` folder, where another process may still be writing the same steps, when it has not been
@@ -61,6 +61,7 @@ class Generations:
         with disk_errors(self.folder), removing(partial):
             own_folder(self.folder)
             self._sweep()
+            self._prune([other for other in self.all() if other != folder], KEPT - 1, folder)
             partial.mkdir()
             sizes, hashes = {}, {}
             for number, part in enumerate(_parts(tensors)):
@@ -73,7 +74,7 @@ class Generations:
             self._put(partial, folder)
             sync(self.folder)
         self._whole.add(folder)
-        self._prune(folder)
+        self._prune(self.all(), KEPT, folder)
 
     def load(self, note: Callable[[str], None] = lambda text: None) -> tuple[dict[str, Tensor], int] | None:
         """The newest usable generation and its step, or None; `note` is told of those that are passed over."""
@@ -152,12 +153,12 @@ class Generations:
             if not self.shared or not self._is_usable(folder):
                 raise
 
-    def _prune(self, written: Path) -> None:
-        """Keep the last usable ones; one that is ahead is another writer's, or was passed over."""
+    def _prune(self, folders: Iterable[Path], most: int, written: Path) -> None:
+        """Keep the last usable ones of these, so many; one that is ahead is another writer's, or was passed over."""
         kept = 0
-        for folder in self.all():
+        for folder in folders:
             ahead = _step(folder) > _step(written) and not self.shared
-            if kept == KEPT or ahead or not (folder in self._whole or self._is_usable(folder)):
+            if kept == most or ahead or not (folder in self._whole or self._is_usable(folder)):
                 _remove(folder)
             else:
                 kept += 1
