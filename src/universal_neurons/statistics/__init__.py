@@ -3,6 +3,7 @@
 contract        what every accumulator does; Extremes
 keys            what a block is named by
 container       the statistics of a pass, by key
+products        products of two blocks: in float32, or by a processor's units for small numbers
 comoments       cross products of two models' neurons, and within each layer of one
 moments         moments, histograms, sums of squares, means by token and by position
 examples        where a neuron fires: its highest activations and some of a few bands below; a gated one's lowest too
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
         LayerMoments,
         Rows,
         ShuffledCoMoments,
-        add_product,
+        add_product_of_blocks,
     )
     from universal_neurons.statistics.container import Kind, Statistics
     from universal_neurons.statistics.contract import (
@@ -91,6 +92,13 @@ if TYPE_CHECKING:
         vocabulary_moments,
         weight_statistics,
     )
+    from universal_neurons.statistics.products import (
+        INT8_POSITIONS,
+        add_product,
+        processor_flags,
+        round_to_scales,
+        units_for,
+    )
     from universal_neurons.statistics.signed_sums import (
         ShardSketch,
         SignedSums,
@@ -115,8 +123,9 @@ else:
                 "Rows",
                 "ShuffledCoMoments",
                 "TILE_ROWS",
-                "add_product",
+                "add_product_of_blocks",
             ],
+            "products": ["INT8_POSITIONS", "add_product", "processor_flags", "round_to_scales", "units_for"],
             "moments": [
                 "FLOAT_BINS",
                 "GroupMeans",

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from universal_neurons.errors import MergeError
 from universal_neurons.statistics.keys import Key, Named, key_of
+from universal_neurons.statistics.products import Packed, packed_of
 
 ROWS_AT_ONCE = 256  # a square of so many rows fits the cache
 
@@ -39,7 +40,8 @@ class Block:
     """Feature values of one batch of positions, shifted and rounded; `basis` tells shifts apart.
 
     `mean` is the provisional mean: what was subtracted (or, of pre-activations, which come raw, what may be);
-    `bounds` are provisional quantiles of the shifted values.  `rounding` names the precision they are rounded to.
+    `bounds` are provisional quantiles of the shifted values.  `rounding` names the precision they are rounded to, and
+    `scale` are the columns' in int8.
     Rows may stand for more than one position each (sums of a sketch): then `weight` says for how many all of them
     count, and `_sums` what the column sums are.
     """
@@ -50,6 +52,7 @@ class Block:
     bounds: Float[Tensor, "quantiles features"] | None = field(default=None, repr=False)
     rounding: str = "float32"
     weight: int | None = None
+    scale: Float[Tensor, " features"] | None = field(default=None, repr=False)
     _sums: Tensor | None = field(default=None, repr=False)
     _transposed: Tensor | None = field(default=None, repr=False)
     _copy: Tensor | None = field(default=None, repr=False)
@@ -72,6 +75,12 @@ class Block:
         if self._transposed is None:
             self._transposed = self.values.T.contiguous()
         return self._transposed
+
+    @cached_property
+    def packed(self) -> Packed | None:
+        """The values as a CPU's units for small numbers read them, packed once; None where products read them as they
+        are.  Sums of a sketch are few, and may be far from 0: too far for products that are rounded to bfloat16."""
+        return packed_of(self.values, self.rounding if self.weight is None else "float32", self.scale)
 
     @property
     def count(self) -> int:
