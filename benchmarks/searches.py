@@ -28,6 +28,7 @@ from universal_neurons.passes import (
 from universal_neurons.passes.panels import study_recipes
 from universal_neurons.statistics import Statistics
 from universal_neurons.study import decide
+from universal_neurons.study.product_units import with_units
 from universal_neurons.study.resolve import resolve
 from universal_neurons.study.screen import Screen
 
@@ -114,7 +115,7 @@ def settings_of(models: Sequence[Model], search: str, **settings: Any) -> Settin
     """The settings of one search of these models."""
     device = str(models[0].device)
     study = un.StudyConfig(search=search, device=device, stages=("universality",), **settings)
-    return resolve(decide(study, len(models)), models)
+    return with_units(study, resolve(decide(study, len(models)), models), models)
 
 
 def forwards(models: Sequence[Model], tokens: un.TokenDataset, batch_tokens: int) -> None:

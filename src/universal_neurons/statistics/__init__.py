@@ -93,8 +93,8 @@ if TYPE_CHECKING:
         weight_statistics,
     )
     from universal_neurons.statistics.products import (
-        INT8_POSITIONS,
-        add_product,
+        PACKED_BYTES,
+        PRODUCT_BYTES,
         processor_flags,
         round_to_scales,
         units_for,
@@ -125,7 +125,7 @@ else:
                 "TILE_ROWS",
                 "add_product_of_blocks",
             ],
-            "products": ["INT8_POSITIONS", "add_product", "processor_flags", "round_to_scales", "units_for"],
+            "products": ["PACKED_BYTES", "PRODUCT_BYTES", "processor_flags", "round_to_scales", "units_for"],
             "moments": [
                 "FLOAT_BINS",
                 "GroupMeans",

@@ -26,6 +26,9 @@ INT8_POSITIONS = 65_536  # 2 · 128² · 65 536 = 2³¹: the sum hl' + lh' over 
 LEAST_SCALE = 2.0**-100  # of a column that is told from zeros: float32 has no squares of less
 TILE = (1024, 4096)  # of a product that is put together at once: what a cache holds of its three sums
 STRETCH = 2048
+PACKED_COLUMNS = 2048  # packed at once
+PACKED_BYTES = {"int8": 3, "bfloat16": 2}  # of a value, beside the float32 that other statistics read
+PRODUCT_BYTES = 4 * 4 * TILE[0] * TILE[1]  # of a tile: in 32 bits, as floats, and those it is put together with
 INT8_FLAGS = frozenset({"avx512_vnni", "amx_int8"})
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
@@ -75,8 +78,7 @@ class Int8Halves:
     @classmethod
     def of(cls, values: Float[Tensor, "tokens features"], scale: Float[Tensor, " features"]) -> "Int8Halves":
         """Of values that are rounded (`round_to_scales`)."""
-        inverse = _inverse(scale)
-        return cls(tuple(_halves(stretch * inverse) for stretch in values.split(INT8_POSITIONS)), scale)
+        return cls(tuple(_halves(stretch, _inverse(scale)) for stretch in values.split(INT8_POSITIONS)), scale)
 
     def add_product(
         self, into: Float[Tensor, "left right"], rows: slice, other: "Packed", columns: slice, fresh: bool
@@ -93,14 +95,18 @@ class Int8Halves:
                 into[tile].addcmul_(whole, by_column[tile[1]])
 
 
-def _halves(numbers: Float[Tensor, "tokens features"]) -> Int8[Tensor, "_ features"]:
-    """The high, low and again high halves of numbers within `INT8_LARGEST`."""
-    n = len(numbers)
-    shifted = numbers.add_(128.0).round_().to(torch.int16)  # 256·h + (l + 128)
-    pairs = shifted.view(torch.int8).view(n, -1, 2)  # the lower byte first
-    halves = torch.empty(3 * n, numbers.shape[1], dtype=torch.int8)
-    halves[:n] = pairs[..., 1]
-    torch.bitwise_xor(pairs[..., 0], -128, out=halves[n : 2 * n])
+def _halves(
+    values: Float[Tensor, "tokens features"], inverse: Float[Tensor, " features"]
+) -> Int8[Tensor, "_ features"]:
+    """The high, low and again high halves of values over their scales."""
+    n = len(values)
+    halves = torch.empty(3 * n, values.shape[1], dtype=torch.int8)
+    for start in range(0, values.shape[1], PACKED_COLUMNS):
+        some = slice(start, start + PACKED_COLUMNS)
+        shifted = (values[:, some] * inverse[some]).add_(128.0).round_().to(torch.int16)  # 256·h + (l + 128)
+        pairs = shifted.view(torch.int8).view(n, -1, 2)  # the lower byte first
+        halves[:n, some] = pairs[..., 1]
+        halves[n : 2 * n, some] = pairs[..., 0].bitwise_xor(-128)
     halves[2 * n :] = halves[:n]
     return halves
 
