@@ -17,6 +17,7 @@ from universal_neurons.config import Settings
 from universal_neurons.features import NeuronSource
 from universal_neurons.matching import WHOLE, Evidence, Findings
 from universal_neurons.models import Model
+from universal_neurons.models.loading import in_one_kernel
 from universal_neurons.passes import (
     Pass,
     blocks_of,
@@ -49,6 +50,7 @@ def random_model(shape: str, seed: int, device: str, layers: int | None = None) 
     with torch.device(device):
         network = GPT2LMHeadModel(GPT2Config(n_positions=CONTEXT, initializer_range=0.1, **shape_of))
     network = network.to(torch.bfloat16 if device.startswith("cuda") else torch.float32).eval().requires_grad_(False)
+    in_one_kernel(network)  # as `load_model` does
     name = f"{shape}-{seed}"
     return Model(network, name, digest=name)
 
