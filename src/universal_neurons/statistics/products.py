@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 
 INT8_LARGEST = 127 * 256 + 127
@@ -28,7 +28,7 @@ TILE = (1024, 4096)  # of a product that is put together at once: what a cache h
 STRETCH = 2048
 PACKED_COLUMNS = 2048  # packed at once
 PACKED_BYTES = {"int8": 3, "bfloat16": 2}  # of a value, beside the float32 that other statistics read
-PRODUCT_BYTES = 4 * 4 * TILE[0] * TILE[1]  # of a tile: in 32 bits, as floats, and those it is put together with
+PRODUCT_BYTES = 3 * 4 * TILE[0] * TILE[1]  # of a tile: in 32 bits, as floats, and those it is put together with
 INT8_FLAGS = frozenset({"avx512_vnni", "amx_int8"})
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
@@ -90,8 +90,8 @@ class Int8Halves:
         by_row, by_column = self.scale[rows, None], other.scale[columns]
         for mine, theirs in zip(self.stretches, other.stretches):
             left, right = mine[:, rows], theirs[:, columns]
-            for tile in _tiles(into):
-                whole = _product_of_halves(left[:, tile[0]], right[:, tile[1]]).mul_(by_row[tile[0]])
+            for tile, *scratch in _tiles(into, torch.int32, torch.float32, torch.float32):
+                whole = _product_of_halves(left[:, tile[0]], right[:, tile[1]], *scratch).mul_(by_row[tile[0]])
                 into[tile].addcmul_(whole, by_column[tile[1]])
 
 
@@ -111,13 +111,15 @@ def _halves(
     return halves
 
 
-def _product_of_halves(left: Int8[Tensor, "_ left"], right: Int8[Tensor, "_ right"]) -> Float[Tensor, "left right"]:
-    """leftᵀ right of the numbers whose halves these are."""
+def _product_of_halves(
+    left: Int8[Tensor, "_ left"], right: Int8[Tensor, "_ right"], sums: Tensor, whole: Tensor, part: Tensor
+) -> Float[Tensor, "left right"]:
+    """leftᵀ right of the numbers whose halves these are, in `whole`."""
     n = len(left) // 3
     high_low, low_high = left[: 2 * n], right[n:]
-    whole = _int_product(high_low[:n], low_high[n:])
-    whole = _int_product(high_low, low_high).add_(whole, alpha=256.0)
-    return _int_product(high_low[n:], low_high[:n]).add_(whole, alpha=256.0)
+    whole.copy_(_int_product(high_low[:n], low_high[n:], sums))
+    part.copy_(_int_product(high_low, low_high, sums)).add_(whole, alpha=256.0)
+    return whole.copy_(_int_product(high_low[n:], low_high[:n], sums)).add_(part, alpha=256.0)
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,10 @@ class LowBfloat16:
         if fresh:
             into.zero_()
         left, right = self.values[:, rows], other.values[:, columns]
-        for tile in _tiles(into):
+        for tile, low, part in _tiles(into, torch.bfloat16, torch.float32):
             for start in range(0, len(left), STRETCH):
                 stretch = slice(start, start + STRETCH)
-                into[tile].add_((left[stretch, tile[0]].T @ right[stretch, tile[1]]).float())
+                into[tile].add_(part.copy_(torch.mm(left[stretch, tile[0]].T, right[stretch, tile[1]], out=low)))
 
 
 Packed = Int8Halves | LowBfloat16
@@ -159,18 +161,25 @@ def packed_of(
     return LowBfloat16.of(values) if rounding == "bfloat16" and units_for(rounding) else None
 
 
-def _tiles(into: Tensor) -> Iterator[tuple[slice, slice]]:
-    """A matrix cut into tiles."""
-    for top in range(0, into.shape[0], TILE[0]):
-        for left in range(0, into.shape[1], TILE[1]):
-            yield slice(top, min(top + TILE[0], into.shape[0])), slice(left, min(left + TILE[1], into.shape[1]))
+def _tiles(into: Tensor, *kinds: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    """A matrix cut into tiles, each with scratch matrices of its size, whose memory is the same for all."""
+    rows, columns = into.shape
+    most = min(TILE[0], rows) * min(TILE[1], columns)
+    scratch = [torch.empty(most, dtype=kind) for kind in kinds]
+    for top in range(0, rows, TILE[0]):
+        for left in range(0, columns, TILE[1]):
+            height, width = min(TILE[0], rows - top), min(TILE[1], columns - left)
+            tile = slice(top, top + height), slice(left, left + width)
+            yield tile, *(each[: height * width].view(height, width) for each in scratch)
 
 
-def _int_product(left: Int8[Tensor, "tokens left"], right: Int8[Tensor, "tokens right"]) -> Float[Tensor, "left right"]:
-    """leftᵀ right, exact in 32 bits, then in float32."""
+def _int_product(
+    left: Int8[Tensor, "tokens left"], right: Int8[Tensor, "tokens right"], sums: Tensor
+) -> Int32[Tensor, "left right"]:
+    """leftᵀ right, exact in 32 bits, in `sums`."""
     if left.shape[1] == 1:  # of a single row torch 2.13 returns memory that nobody wrote
-        return torch._int_mm(left.expand(-1, 2).contiguous().T, right)[:1].float()
-    return torch._int_mm(left.T, right).float()
+        return sums.copy_(torch._int_mm(left.expand(-1, 2).contiguous().T, right)[:1])
+    return torch._int_mm(left.T, right, out=sums)
 
 
 @contextlib.contextmanager
