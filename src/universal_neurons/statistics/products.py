@@ -22,13 +22,13 @@ from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 
 INT8_LARGEST = 127 * 256 + 127
-INT8_POSITIONS = 65_536  # 2 · 128² · 65 536 = 2³¹: the sum hl' + lh' over as many positions, less than 2³¹ as |h| < 128
+INT8_POSITIONS = 65_536  # over as many |hl' + lh'| ≤ 2 · 127 · 128 · 65 536 < 2³¹
 LEAST_SCALE = 2.0**-100  # of a column that is told from zeros: float32 has no squares of less
 TILE = (1024, 4096)  # of a product that is put together at once: what a cache holds of its three sums
 STRETCH = 2048
 PACKED_COLUMNS = 2048  # packed at once
 PACKED_BYTES = {"int8": 3, "bfloat16": 2}  # of a value, beside the float32 that other statistics read
-PRODUCT_BYTES = 3 * 4 * TILE[0] * TILE[1]  # of a tile: in 32 bits, as floats, and those it is put together with
+PRODUCT_BYTES = 3 * 4 * TILE[0] * TILE[1]  # of a tile's scratch matrices
 INT8_FLAGS = frozenset({"avx512_vnni", "amx_int8"})
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 

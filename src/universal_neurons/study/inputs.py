@@ -42,9 +42,7 @@ class Study:
         verified: Mapping[str, Any] | None = None,
     ) -> None:
         self.verified = verified
-        self.products: dict[str, Any] | None = (
-            None  # how exact they are, where a CPU's units for small numbers make them
-        )
+        self.products: dict[str, Any] | None = None  # how exact they are, where not in float32
         self.config, self.models, self.reader = config, models, reader
         self.text, self.tokenizer_digest = tokens, digest
         self.names = [model.name for model in models]
