@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ PLAIN_ROWS = 8
 
 
 def plain_way(lenses: Sequence[Any], tokens: un.TokenDataset, layers: int, width: int) -> Any:
-    """Activations from transformer-lens, a float32 product per pair of layers, float64 sums, everything again rotated."""
+    """Activations of layers, a float32 product per pair of layers, float64 sums, everything again rotated."""
     turned = rotation("rotation", width, 0, 0).float()
     answers = []
     for rotate in (False, True):
@@ -40,23 +41,29 @@ def plain_way(lenses: Sequence[Any], tokens: un.TokenDataset, layers: int, width
                 for j, right_layer in enumerate(right):
                     cross[i, j] += (left_layer.T @ right_layer).double()
             counted += int(keep.sum())
-        spread = (squares - sums.square() / counted).rsqrt()
+        deviations = squares - sums.square() / counted
+        spread = deviations.masked_fill(deviations <= 1e-6 * squares, torch.nan).rsqrt()  # NaN of dead neurons
         best = torch.full((layers, width), -torch.inf, dtype=torch.float64)
         for i in range(layers):
             for j in range(layers):
                 centred = cross[i, j] - torch.outer(sums[0, i], sums[1, j]) / counted
-                best[i] = torch.maximum(best[i], (centred * spread[0, i][:, None] * spread[1, j]).amax(1))
+                rho = (centred * spread[0, i][:, None] * spread[1, j]).nan_to_num(nan=-torch.inf)
+                best[i] = torch.maximum(best[i], rho.amax(1))
         answers.append(best.flatten())
     return answers
 
 
 def _lens_layers(lens: Any, ids: torch.Tensor, keep: torch.Tensor) -> list[torch.Tensor]:
+    if isinstance(lens, Model):
+        return list(lens.activations(ids).flatten(0, 1)[keep].split(lens.units.widths, 1))
     _, cache = lens.run_with_cache(ids, names_filter=lambda n: n.endswith("mlp.hook_post"), return_type=None)
     return [cache[f"blocks.{layer}.mlp.hook_post"].flatten(0, 1)[keep] for layer in range(lens.cfg.n_layers)]
 
 
 def to_lens(model: Model) -> Any:
-    """The same network in transformer-lens."""
+    """The same network in transformer-lens; where that is not installed, itself, whose forward pass is faster."""
+    if not has_lens():
+        return model
     from transformer_lens.model_bridge import TransformerBridge
 
     with quiet_transformers(), tempfile.TemporaryDirectory() as folder:
@@ -64,6 +71,16 @@ def to_lens(model: Model) -> Any:
         network = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
         tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
         return TransformerBridge.boot_transformers(folder, hf_model=network, tokenizer=tokenizer, device="cpu")
+
+
+def has_lens() -> bool:
+    """Whether transformer-lens is installed."""
+    return find_spec("transformer_lens") is not None
+
+
+def reads_by() -> str:
+    """By what the plain way comes to its activations, in words."""
+    return "transformer-lens" if has_lens() else "hooks on the transformers model (transformer-lens is not installed)"
 
 
 def exact_rows(models: Sequence[Model], tokens: un.TokenDataset, layer: int) -> torch.Tensor:

@@ -5,7 +5,7 @@
     python benchmarks/scale.py accuracy [--seeds N]
 
 `speed`: GPT-2-shaped models with random weights (shape sets the cost), random tokens: on a CPU one pair of reduced
-models (12 × 768 neurons) against the plain way: transformer-lens activations, a float32 product per pair of layers,
+models (12 × 768 neurons) against the plain way: activations by transformer-lens or hooks, a float32 product per pair of layers,
 sums in float64, a second pass for the rotated baseline.  Everything in one process, side by side: seconds of every
 stage, shares of the measured peak of the product, memory against the estimate, slopes in tokens and in neurons.
 
@@ -32,7 +32,7 @@ from universal_neurons.study.memory import memory_plan
 
 def speed_on_cpu(shape: str, count: int, searches: Sequence[str]) -> None:
     """One pair of models, every search and the plain way on the same tokens."""
-    from plain_way import exact_rows, plain_way, to_lens
+    from plain_way import exact_rows, plain_way, reads_by, to_lens
 
     models = [random_model(shape, seed, "cpu") for seed in (1, 2)]
     tokens = random_tokens(count)
@@ -61,7 +61,7 @@ def speed_on_cpu(shape: str, count: int, searches: Sequence[str]) -> None:
 
 `python benchmarks/scale.py speed --shape {shape} --tokens {count}`; one pair of GPT-2-shaped models of random weights,
 {models[0].n_layers} × {models[0].d_mlp} = {models[0].n_neurons:,} neurons each, {counted:,} counted tokens, one baseline draw, all in one process.
-{machine()}
+{machine()} The plain way reads activations by {reads_by()}.
 No GPU was to be had: the figures of full width and the GPU's targets are not measured.
 
 | | seconds | faster than the plain way | max error of the best ρ | same best match |

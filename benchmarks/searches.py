@@ -17,6 +17,7 @@ from universal_neurons.config import Settings
 from universal_neurons.features import NeuronSource
 from universal_neurons.matching import WHOLE, Evidence, Findings
 from universal_neurons.models import Model
+from universal_neurons.models.loading import in_one_kernel
 from universal_neurons.passes import (
     Pass,
     blocks_of,
@@ -28,6 +29,7 @@ from universal_neurons.passes import (
 from universal_neurons.passes.panels import study_recipes
 from universal_neurons.statistics import Statistics
 from universal_neurons.study import decide
+from universal_neurons.study.product_units import with_units
 from universal_neurons.study.resolve import resolve
 from universal_neurons.study.screen import Screen
 
@@ -48,6 +50,7 @@ def random_model(shape: str, seed: int, device: str, layers: int | None = None) 
     with torch.device(device):
         network = GPT2LMHeadModel(GPT2Config(n_positions=CONTEXT, initializer_range=0.1, **shape_of))
     network = network.to(torch.bfloat16 if device.startswith("cuda") else torch.float32).eval().requires_grad_(False)
+    in_one_kernel(network)  # as `load_model` does
     name = f"{shape}-{seed}"
     return Model(network, name, digest=name)
 
@@ -114,7 +117,7 @@ def settings_of(models: Sequence[Model], search: str, **settings: Any) -> Settin
     """The settings of one search of these models."""
     device = str(models[0].device)
     study = un.StudyConfig(search=search, device=device, stages=("universality",), **settings)
-    return resolve(decide(study, len(models)), models)
+    return with_units(study, resolve(decide(study, len(models)), models), models)
 
 
 def forwards(models: Sequence[Model], tokens: un.TokenDataset, batch_tokens: int) -> None:

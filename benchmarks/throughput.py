@@ -6,19 +6,24 @@ Two bundled models, the same tokens, all in one run, every contestant in turn in
 - transformer-lens: `run_with_cache` (of the activations only) and `torch.corrcoef`, a second run with rotated activations
   for the baseline;
 - numpy: activations from our hooks (forwards included), a float64 two-pass correlation and rotation in NumPy;
-- the forward passes alone, and the GEMM peak measured in the same process.
+- the plain way (plain_way.py): transformer-lens in batches, a product per pair of layers added up, as the paper's authors do
+  it; everything again rotated;
+- the forward passes alone, and the pass's products alone, on blocks that are there.
+
+Neurons that are dead (their values are all the same) have no ρ and are left out of all.
 
 Prints a Markdown section; benchmarks/RESULTS.md holds one.
 """
 
 import argparse
 import statistics
+from functools import partial
 
 import numpy as np
 import torch
 from measure import machine, timed
+from plain_way import has_lens, plain_way, reads_by
 from searches import settings_of
-from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import universal_neurons as un
@@ -30,9 +35,7 @@ from universal_neurons.models import BUNDLED_FOLDER, quiet_transformers
 from universal_neurons.models.locations import BUNDLED_TOKENIZER
 from universal_neurons.passes import Pass, model_pairs
 from universal_neurons.passes.panels import study_recipes
-from universal_neurons.statistics import Statistics
-from universal_neurons.study.estimate import gemm_flops
-from universal_neurons.study.measured import gemm_rate
+from universal_neurons.statistics import Batch, Block, CoMoments, Key, LayerMoments, Statistics
 
 torch.set_grad_enabled(False)
 BATCH = 2048
@@ -62,6 +65,29 @@ def forwards(models, tokens) -> None:
             model.forward(ids)
 
 
+def products(models, positions: int) -> None:
+    """The pass's products on so many positions, of blocks that are there."""
+    blocks = {Key(m.name): Block(torch.randn(BATCH, m.n_neurons)) for m in models}
+    left, right = models
+    moments = [
+        CoMoments(left.name, right.name, left.n_neurons, right.n_neurons),
+        LayerMoments(right.name, right.units),
+    ]
+    for _ in range(positions // BATCH):
+        for each in moments:
+            each.update(Batch(blocks))
+
+
+def best_of(rho: torch.Tensor) -> torch.Tensor:
+    """The highest ρ of every row; of dead neurons, whose ρ are NaN, −∞."""
+    return rho.nan_to_num(nan=-torch.inf).amax(1)
+
+
+def living(values: torch.Tensor) -> torch.Tensor:
+    """Activations, NaN where a neuron is dead."""
+    return values.masked_fill(values.amin(0) == values.amax(0), torch.nan)
+
+
 def lens_activations(lens, tokens) -> torch.Tensor:
     rows = BATCH // tokens.context
     kept = []
@@ -83,8 +109,8 @@ def lens_way(lenses, tokens, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         left, right = (lens_activations(lens, tokens) for lens in lenses)
         if rotate:
             right = torch.cat([layer @ turned.T for layer in right.split(width, 1)], 1)
-        rho = torch.corrcoef(torch.cat([left, right], 1).T)
-        answers.append(rho[: left.shape[1], left.shape[1] :].amax(1))
+        rho = torch.corrcoef(torch.cat([living(left), living(right)], 1).T)
+        answers.append(best_of(rho[: left.shape[1], left.shape[1] :]))
     return answers[0], answers[1]
 
 
@@ -98,22 +124,36 @@ def numpy_way(models, tokens) -> tuple[np.ndarray, np.ndarray]:
         ]
         kept = [part.numpy()[tokens.mask(every[n * rows : n * rows + len(part)])] for n, part in enumerate(parts)]
         values.append(np.concatenate(kept).astype(np.float64))
+    dead = [each.min(0) == each.max(0) for each in values]
     left, right = values
     width = models[1].d_mlp
     turned = rotation("rotation", width, 0, 0).numpy()
     rotated = np.concatenate([layer @ turned.T for layer in np.split(right, right.shape[1] // width, 1)], 1)
     left = left - left.mean(0)
-    left /= np.linalg.norm(left, axis=0)
+    with np.errstate(invalid="ignore"):
+        left /= np.linalg.norm(left, axis=0)
     best = []
-    for other in (right, rotated):
+    for other, none in ((right, dead[1]), (rotated, np.zeros_like(dead[1]))):
         other = other - other.mean(0)
-        other /= np.linalg.norm(other, axis=0)
-        best.append((left.T @ other).max(1))
+        with np.errstate(invalid="ignore"):
+            other /= np.linalg.norm(other, axis=0)
+        rho = left.T @ other
+        rho[:, none], rho[dead[0]] = -np.inf, np.nan
+        best.append(rho.max(1))
     return best[0], best[1]
 
 
-def to_lens(name: str) -> TransformerBridge:
+def largest_error(answers, exact) -> float:
+    """Of the best ρ, plain and rotated, of neurons that are not dead."""
+    return max(
+        float(np.nanmax(np.abs(np.asarray(each, dtype=np.float64) - right))) for each, right in zip(answers, exact)
+    )
+
+
+def to_lens(name: str):
     """A bundled model in transformer-lens, its own weights, unprocessed."""
+    from transformer_lens.model_bridge import TransformerBridge
+
     folder = BUNDLED_FOLDER / name
     with quiet_transformers():
         network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
@@ -129,53 +169,58 @@ def main() -> None:
     models = [un.load_model(f"bundled/seed-{seed}") for seed in (1, 2)]
     config = settings_of(models, "exact", max_tokens=arguments.tokens)
     tokens = un.TokenDataset.load(config, models[0].tokenizer, context=models[0].context)
-    lenses = [to_lens(model.name) for model in models]
+    lenses = [to_lens(model.name) if has_lens() else model for model in models]
     counted = int(tokens.mask(np.arange(len(tokens))).sum())
 
     times: dict[str, list[float]] = {}
     answers = {}
     for _ in range(arguments.rounds):
-        for name, work in {
+        contestants = {
             "forwards": lambda: forwards(models, tokens),
             "pass": lambda: our_pass(models, tokens),
             "lens": lambda: lens_way(lenses, tokens, models[1].d_mlp),
             "numpy": lambda: numpy_way(models, tokens),
-        }.items():
+            "plain": lambda: plain_way(lenses, tokens, models[0].n_layers, models[0].d_mlp),
+            "products": partial(products, models, counted),
+        }
+        if not has_lens():
+            del contestants["lens"]
+        for name, work in contestants.items():
             seconds, result = timed(work)
             times.setdefault(name, []).append(seconds)
             if name == "pass":
                 seconds, result = timed(lambda run=result: our_answer(run, models))
                 times.setdefault("answer", []).append(seconds)
             answers[name] = result
-        times.setdefault("peak", []).append(gemm_rate("cpu", size=2048))
 
     middle = {name: statistics.median(values) for name, values in times.items()}
     ours = middle["pass"] + middle["answer"]
-    gemm = counted * gemm_flops(models, config) / middle["peak"]
-    exact = answers["numpy"]
-    errors = [
-        max(float(np.abs(np.asarray(ours_each) - exact_each).max()) for ours_each, exact_each in zip(answers[a], exact))
-        for a in ("pass", "lens")
-    ]
+    errors = {way: largest_error(answers[way], answers["numpy"]) for way in ("pass", "lens", "plain") if way in answers}
+    lens = (
+        f"{middle['lens']:.2f} | {middle['lens'] / ours:.1f}× | {errors['lens']:.1e}"
+        if has_lens()
+        else "not installed | | "
+    )
+    dead = int(np.isnan(answers["numpy"][0]).sum())
     print(f"""## throughput
 
 `python benchmarks/throughput.py --tokens {arguments.tokens} --rounds {arguments.rounds}`; two bundled models ({models[0].n_layers} × {models[0].d_mlp} neurons
-each), {tokens.n_tokens:,} token positions ({counted:,} counted), medians of {arguments.rounds} rounds.
-{machine()}
+each, of the first {dead} dead), {tokens.n_tokens:,} token positions ({counted:,} counted), medians of {arguments.rounds} rounds.
+{machine()} The plain way reads activations by {reads_by()}.
 
 | | seconds | ours is faster by | max error against float64 |
 |---|---|---|---|
-| ours: pass, matches, one baseline draw | {ours:.2f} | | {errors[0]:.1e} |
-| (a) transformer-lens `run_with_cache` + `torch.corrcoef`, twice | {middle["lens"]:.2f} | {middle["lens"] / ours:.1f}× | {errors[1]:.1e} |
+| ours: pass, matches, one baseline draw | {ours:.2f} | | {errors["pass"]:.1e} |
+| (a) transformer-lens `run_with_cache` + `torch.corrcoef`, twice | {lens} |
 | (b) NumPy float64 two-pass | {middle["numpy"]:.2f} | {middle["numpy"] / ours:.1f}× | |
+| (c) the plain way: products of layer pairs added up, twice | {middle["plain"]:.2f} | {middle["plain"] / ours:.1f}× | {errors["plain"]:.1e} |
 
 | ours | |
 |---|---|
 | the pass | {middle["pass"]:.2f} s, {tokens.n_tokens / middle["pass"]:,.0f} tokens/s |
 | its forward passes alone | {middle["forwards"]:.2f} s |
-| its GEMM FLOP at the measured peak of {middle["peak"] / 1e9:.0f} GFLOP/s | {gemm:.2f} s |
-| pass / (forwards + GEMM at peak), at most 1.25 wanted | {middle["pass"] / (middle["forwards"] + gemm):.2f} |
-| GEMM's share of the peak in the pass (forwards taken off) | {gemm / (middle["pass"] - middle["forwards"]):.0%} |
+| its products alone, on blocks that are there | {middle["products"]:.2f} s |
+| pass / (forwards + products), at most 1.25 wanted | {middle["pass"] / (middle["forwards"] + middle["products"]):.2f} |
 | matches and baseline | {middle["answer"]:.2f} s |
 """)
 

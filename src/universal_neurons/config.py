@@ -166,8 +166,9 @@ class StudyConfig(BaseModel):
     dtype: Precision = Field("auto", description="Of forward passes; auto: bfloat16 on CUDA; file: each model's own.")
     device_map: Plan | None = Field(None, description="Spread models larger than the device, by accelerate's plan.")
     max_memory: tuple[str, ...] = Field((), description="With --device-map: 0=20GiB, cpu=60GiB; repeat it.")
-    gemm_dtype: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
-        "auto", description="Precision of the correlation's inputs; auto: bfloat16 on CUDA, else float32."
+    gemm_dtype: Literal["auto", "float32", "tf32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="Precision of the correlation's inputs; auto: bfloat16 on CUDA, else float32, or int8 if large.",
     )
     sums: Literal["auto", "float64", "compensated"] = Field(
         "auto", description="Co-moments in float64, or in 6 bytes (float32 and a remainder); auto: as memory allows."

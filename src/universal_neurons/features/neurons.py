@@ -20,7 +20,7 @@ from universal_neurons.features.pooling import Places, taken
 from universal_neurons.features.source import Provisional, Source
 from universal_neurons.features.stream import StreamNorms
 from universal_neurons.models import Model, Sink
-from universal_neurons.statistics import QUANTILES, Block, Key, SignedSums, What, round_to
+from universal_neurons.statistics import QUANTILES, Block, Key, SignedSums, What, round_to, round_to_scales
 from universal_neurons.text import Shard
 
 BUFFERS = 3  # that a source fills in turn on a GPU: one is filled, one is full, one is read
@@ -29,10 +29,10 @@ BUFFERS = 3  # that a source fills in turn on a GPU: one is filled, one is full,
 class NeuronSource:
     """A model as a source of feature blocks: all its neurons, or other features of it, at the counted positions.
 
-    `rounding` is the precision of the products' inputs: float32, tf32 or bfloat16.  With `pre`, pre-activations too
-    (raw, in a block of their own), and those at position 0; of units that have none, their values.  With `unrounded`,
-    which may be set at any time, activations as they are (neither shifted nor rounded) where the others are rounded:
-    see `as_they_are`.  With `streams`, which may be set at any time too, norms of the residual stream.
+    `rounding` is the precision of the products' inputs: float32, tf32, bfloat16 or int8.  With `pre`, pre-activations
+    too (raw, in a block of their own), and those at position 0; of units that have none, their values.  With
+    `unrounded`, which may be set at any time, activations as they are (neither shifted nor rounded) where the others
+    are rounded: see `as_they_are`.  With `streams`, which may be set at any time too, norms of the residual stream.
     """
 
     unrounded = streams = False
@@ -74,14 +74,16 @@ class NeuronSource:
         known, name, keep, shape = self.provisional, self.name, inputs.places.to(self.device), inputs.ids.shape
         assert known is not None, "no provisional means yet"
         values = _next_of(self.buffers, len(keep))
+        scale = values.new_empty(values.shape[1]) if self.rounding == "int8" else None
         of_units = known.mean, known.bounds, self.rounding
-        blocks = {Key(name): Block(values, self._basis[What.ACTIVATION], *of_units, inactive=self.inactive)}
+        block = Block(values, self._basis[What.ACTIVATION], *of_units, inactive=self.inactive, scale=scale)
+        blocks = {Key(name): block}
         as_is = None
         if self.as_they_are != Key(name):
             as_is = _next_of(self.unrounded_buffers, len(keep))
             nothing, bounds = torch.zeros_like(known.mean), known.bounds + known.mean
             blocks[self.as_they_are] = Block(as_is, self._basis[What.ACTIVATION], nothing, bounds)
-        take = partial(self._take, known, keep, values, as_is)
+        take = partial(self._take, known, keep, block, as_is)
         norms = StreamNorms(keep, tuple(shape)) if self.streams else None
         with ExitStack() as hooks:
             takers = [take]
@@ -111,18 +113,21 @@ class NeuronSource:
             yield
 
     def _take(
-        self, known: Provisional, keep: Places, values: Tensor, as_is: Tensor | None, layer: int, activation: Tensor
+        self, known: Provisional, keep: Places, block: Block, as_is: Tensor | None, layer: int, activation: Tensor
     ) -> None:
-        """Write a layer's activations at the counted positions into its columns of `values`, shifted and rounded, and
+        """Write a layer's activations at the counted positions into its columns of `block`, shifted and rounded, and
         as they are into those of `as_is`."""
         columns = self.units.columns(layer)
         kept = taken(activation, keep)
         if as_is is not None:
             as_is[:, columns] = kept
         if self.rounding == "float32" or self.storage == torch.bfloat16:  # in one kernel, rounded as it is written
-            torch.sub(kept, known.mean[columns], out=values[:, columns])
-        else:
-            values[:, columns] = round_to(kept.float() - known.mean[columns], self.rounding).to(self.storage)
+            torch.sub(kept, known.mean[columns], out=block.values[:, columns])
+            return
+        shifted = kept.float() - known.mean[columns]
+        if block.scale is not None:
+            block.scale[columns] = round_to_scales(shifted)
+        block.values[:, columns] = round_to(shifted, self.rounding)
 
     def _take_pre(self, keep: Places, raw: Tensor, first: Tensor, context: int, layer: int, pre: Tensor) -> None:
         """Write a layer's pre-activations at the counted positions into `raw`, those at position 0 into `first`."""

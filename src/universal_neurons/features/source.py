@@ -34,9 +34,9 @@ class Source(Protocol):
     """What gives blocks of units for positions: the neurons or other features of a model, or the sums of its sketch.
 
     `network` is the model that runs for it, perhaps for others too; a sketch has none.
-    `rounding` is the precision of the products' inputs (float32, tf32 or bfloat16), `pre` whether there are blocks of
-    pre-activations too, `unrounded` whether `as_they_are` is exact, `streams` whether there are norms of the residual
-    stream.  Token ids, attention, positions come on the CPU.
+    `rounding` is the precision of the products' inputs (float32, tf32, bfloat16 or int8), `pre` whether there are
+    blocks of pre-activations too, `unrounded` whether `as_they_are` is exact, `streams` whether there are norms of the
+    residual stream.  Token ids, attention, positions come on the CPU.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """What a study found of one model's neurons, in ten lines for a newcomer: counts, how sure, and against what."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import polars as pl
 from universal_neurons.report.counts import anchors_line, threshold_counts, untrained_line
 from universal_neurons.report.sinks import sinks_line
 from universal_neurons.report.words import spoken_of
-from universal_neurons.storage import Store
+from universal_neurons.storage import Store, products_line
 
 OTHER_TEXT = "on text that did not choose the matches"
 
@@ -137,8 +138,12 @@ def _optimism(store: Store, asker: str, best: pl.DataFrame) -> float:
 
 
 def certainty(store: Store) -> str:
-    """How sure a study's search is of its best matches, in words."""
-    search = store.manifest["search"]
+    """How sure a study's search is of its best matches, in words, and how exact its products."""
+    how_exact = store.manifest.get("products")
+    return _of_search(store.manifest["search"]) + ("" if how_exact is None else f"; {products_line(how_exact)}")
+
+
+def _of_search(search: Mapping[str, Any]) -> str:
     if search["search"] == "screened":
         share = search["certified"] / max(search["matches"], 1)
         return (

@@ -3,6 +3,7 @@
 contract        what every accumulator does; Extremes
 keys            what a block is named by
 container       the statistics of a pass, by key
+products        products of two blocks: in float32, or by a processor's units for small numbers
 comoments       cross products of two models' neurons, and within each layer of one
 sparse_codes    blocks in which most units are inactive: their few active ones
 sparse_products cross products of such blocks
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
         LayerMoments,
         Rows,
         ShuffledCoMoments,
-        add_product,
+        add_product_of_blocks,
     )
     from universal_neurons.statistics.container import Kind, Statistics
     from universal_neurons.statistics.contract import (
@@ -93,6 +94,14 @@ if TYPE_CHECKING:
         vocabulary_moments,
         weight_statistics,
     )
+    from universal_neurons.statistics.products import (
+        PACKED_BYTES,
+        PRODUCT_BYTES,
+        add_product,
+        processor_flags,
+        round_to_scales,
+        units_for,
+    )
     from universal_neurons.statistics.signed_sums import (
         ShardSketch,
         SignedSums,
@@ -102,7 +111,7 @@ if TYPE_CHECKING:
     )
     from universal_neurons.statistics.sinks import SinkPositions, at_sinks
     from universal_neurons.statistics.sparse_codes import CODES_BYTES, sparse_rows
-    from universal_neurons.statistics.sparse_products import PRODUCT_BYTES, OuterProducts, add_sparse_product
+    from universal_neurons.statistics.sparse_products import SPARSE_PRODUCT_BYTES, OuterProducts, add_sparse_product
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -118,7 +127,15 @@ else:
                 "Rows",
                 "ShuffledCoMoments",
                 "TILE_ROWS",
+                "add_product_of_blocks",
+            ],
+            "products": [
+                "PACKED_BYTES",
+                "PRODUCT_BYTES",
                 "add_product",
+                "processor_flags",
+                "round_to_scales",
+                "units_for",
             ],
             "moments": [
                 "FLOAT_BINS",
@@ -135,7 +152,7 @@ else:
             "sinks": ["SinkPositions", "at_sinks"],
             "signed_sums": ["ShardSketch", "SignedSums", "Signs", "round_to", "sums_block"],
             "sparse_codes": ["CODES_BYTES", "sparse_rows"],
-            "sparse_products": ["OuterProducts", "PRODUCT_BYTES", "add_sparse_product"],
+            "sparse_products": ["SPARSE_PRODUCT_BYTES", "OuterProducts", "add_sparse_product"],
             "certainty": [
                 "CANDIDATES_SEEN",
                 "Certainty",

@@ -5,8 +5,7 @@ short, into a float32 sum with a bfloat16 remainder: 6 bytes in place of 8, and 
 float32.  Of a large matrix a `CoMoments` may keep some rows only: a panel.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from universal_neurons.statistics.contract import Accumulator, Batch, Block, first_non_finite, seed_of
 from universal_neurons.statistics.keys import Named
+from universal_neurons.statistics.products import add_product, product_of
 from universal_neurons.statistics.sparse_products import OuterProducts, add_sparse_product, add_within_layers
 from universal_neurons.units import Units
 
@@ -25,53 +25,15 @@ LAYER_TILES, LAYER_TILE_LEAST = 4, 192
 Rows = tuple[int, int]
 
 
-@contextlib.contextmanager
-def product_precision(rounding: str, device: torch.device) -> Iterator[None]:
-    """Let float32 products use the units of a lower precision that their inputs are rounded to already.
-
-    TF32 on a GPU; on a CPU bfloat16 through oneDNN, which falls back to float32 where the processor has none.
-    """
-    native: Any = torch.backends.cuda.matmul if device.type == "cuda" else getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
-    wanted = {"tf32": "tf32", "bfloat16": "bf16"}.get(rounding)
-    if wanted is None or (device.type == "cuda") != (rounding == "tf32"):
-        yield
-        return
-    before = native.fp32_precision
-    native.fp32_precision = wanted
-    try:
-        yield
-    finally:
-        native.fp32_precision = before
-
-
-def add_product(
-    into: Float[Tensor, "left right"],
-    left: Float[Tensor, "tokens left"],
-    right: Float[Tensor, "tokens right"],
-    fresh: bool,
-    rounding: str = "float32",
+def add_product_of_blocks(
+    into: Float[Tensor, "rows columns"], left: Block, rows: slice, right: Block, columns: slice, fresh: bool
 ) -> None:
-    """into (+)= leftᵀ right in float32; `fresh` overwrites instead of adding.
-
-    `rounding` names what the values are rounded to, where they are stored in float32.
-    """
-    if left.dtype == torch.float32:
-        with product_precision(rounding, left.device):
-            torch.addmm(into, left.T, right, beta=0.0 if fresh else 1.0, out=into)
-    elif fresh:
-        into.copy_(product_of(left, right, rounding))
+    """into (+)= these columns of the left block (`rows`)ᵀ those of the right; `fresh` overwrites instead of adding."""
+    mine, theirs = left.packed, right.packed
+    if mine is None or theirs is None or type(mine) is not type(theirs):
+        add_product(into, left.values[:, rows], right.values[:, columns], fresh, left.rounding)
     else:
-        into.add_(product_of(left, right, rounding))
-
-
-def product_of(
-    left: Float[Tensor, "tokens left"], right: Float[Tensor, "tokens right"], rounding: str = "float32"
-) -> Float[Tensor, "left right"]:
-    """leftᵀ right in float32 (see `add_product`)."""
-    if left.dtype != torch.float32:
-        return torch.mm(left.T, right, out_dtype=torch.float32)
-    with product_precision(rounding, left.device):
-        return left.T @ right
+        mine.add_product(into, rows, theirs, columns, fresh)
 
 
 def add_compensated(
@@ -159,7 +121,7 @@ class CoMoments(Accumulator):
         self.right_sum += right.sums
         if not self.at_once:
             if left.codes is None and right.codes is None:
-                add_product(self.pending, left.values[:, rows], right.values, self.fresh, left.rounding)
+                add_product_of_blocks(self.pending, left, rows, right, slice(None), self.fresh)
             else:
                 add_sparse_product(self.pending, self.outer, left, right, rows, self.fresh)
             self.fresh = False
@@ -286,12 +248,12 @@ class LayerMoments(Accumulator):
             add_within_layers(self._by_layer(self.pending), self.outer, block, self.fresh)
             self.fresh = False
             return
-        for pending, values in zip(self._by_layer(self.pending), block.values.split(self.units.widths, 1)):
-            width = len(pending)
-            tile = tile_of(width)
-            for start in range(0, width, tile):
-                rows = slice(start, min(start + tile, width))
-                add_product(pending[rows, start:], values[:, rows], values[:, start:], self.fresh, block.rounding)
+        for layer, pending in enumerate(self._by_layer(self.pending)):
+            columns, tile = self.units.columns(layer), tile_of(len(pending))
+            for start in range(0, len(pending), tile):
+                rows = slice(columns.start + start, min(columns.start + start + tile, columns.stop))
+                rest = slice(rows.start, columns.stop)
+                add_product_of_blocks(pending[start : start + tile, start:], block, rows, block, rest, self.fresh)
         self.fresh = False
 
     def _by_layer(self, entries: Tensor) -> list[Float[Tensor, "width width"]]:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from universal_neurons.errors import MergeError
 from universal_neurons.statistics.keys import Key, Named, key_of
+from universal_neurons.statistics.products import Packed, packed_of
 from universal_neurons.statistics.sparse_codes import Codes, codes_of
 
 ROWS_AT_ONCE = 256  # a square of so many rows fits the cache
@@ -41,7 +42,8 @@ class Block:
     """Feature values of one batch of positions, shifted and rounded; `basis` tells shifts apart.
 
     `mean` is the provisional mean: what was subtracted (or, of pre-activations, which come raw, what may be);
-    `bounds` are provisional quantiles of the shifted values.  `rounding` names the precision they are rounded to.
+    `bounds` are provisional quantiles of the shifted values.  `rounding` names the precision they are rounded to, and
+    `scale` are the columns' in int8.
     Rows may stand for more than one position each (sums of a sketch): then `weight` says for how many all of them
     count, and `_sums` what the column sums are.  `inactive` holds what a unit that is not active has, where it says.
     """
@@ -53,6 +55,7 @@ class Block:
     rounding: str = "float32"
     weight: int | None = None
     inactive: Float[Tensor, " features"] | None = field(default=None, repr=False)
+    scale: Float[Tensor, " features"] | None = field(default=None, repr=False)
     _sums: Tensor | None = field(default=None, repr=False)
     _transposed: Tensor | None = field(default=None, repr=False)
     _copy: Tensor | None = field(default=None, repr=False)
@@ -80,6 +83,12 @@ class Block:
     def codes(self) -> Codes | None:
         """The values as sparse codes, where its products are faster so (`sparse_codes`)."""
         return None if self.inactive is None else codes_of(self.values, self.inactive)
+
+    @cached_property
+    def packed(self) -> Packed | None:
+        """The values as a CPU's units for small numbers read them, packed once; None where products read them as they
+        are.  Sums of a sketch are few, and may be far from 0: too far for products that are rounded to bfloat16."""
+        return packed_of(self.values, self.rounding if self.weight is None else "float32", self.scale)
 
     @property
     def count(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from universal_neurons.statistics.contract import Block, seed_of
 from universal_neurons.statistics.keys import Key, What
+from universal_neurons.statistics.products import round_to_scales
 from universal_neurons.statistics.sparse_codes import sparse_rows
 
 
@@ -75,7 +76,9 @@ class SignedSums:
     def finish(self, basis: str, n: Float[np.ndarray, " groups"], rounding: str) -> Block:
         """The shard's sums; `n` holds the sums of the signs alone."""
         values = round_to(self.sums, rounding).to(self.storage)
-        return sums_block(values.clone() if values is self.sums else values, n, basis, rounding)
+        values = values.clone() if values is self.sums else values
+        scale = round_to_scales(values) if rounding == "int8" else None
+        return sums_block(values, n, basis, rounding, scale)
 
 
 class ShardSketch:
@@ -102,15 +105,22 @@ class ShardSketch:
 
 
 def sums_block(
-    values: Float[Tensor, "groups neurons"], n: Float[np.ndarray, " groups"], basis: str, rounding: str
+    values: Float[Tensor, "groups neurons"],
+    n: Float[np.ndarray, " groups"],
+    basis: str,
+    rounding: str,
+    scale: Float[Tensor, " neurons"] | None = None,
 ) -> Block:
     """Signed sums as a block whose `sums` and `count` centre them exactly (see the module)."""
     signs = torch.from_numpy(n).to(values.device)
-    return Block(values, basis, rounding=rounding, weight=int(n @ n), _sums=signs @ values.double())
+    return Block(values, basis, rounding=rounding, weight=int(n @ n), scale=scale, _sums=signs @ values.double())
 
 
 def round_to(values: Float[Tensor, "*shape"], rounding: str) -> Float[Tensor, "*shape"]:
-    """Values rounded to float32, tf32 (ten bits of mantissa) or bfloat16, as float32."""
+    """Values rounded to float32, tf32 (ten bits of mantissa) or bfloat16, as float32.
+
+    In int8 they are multiples of scales that a whole batch has (`products.round_to_scales`), and float32 till then.
+    """
     if rounding == "bfloat16":
         return values.bfloat16().float()
     if rounding == "tf32":

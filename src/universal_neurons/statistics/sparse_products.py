@@ -21,7 +21,7 @@ from universal_neurons.statistics.sparse_codes import Codes
 
 TILE_COLUMNS = 512  # of a dense block, multiplied by a sparse one at a time
 ENTRIES_AT_ONCE = 1 << 22  # of a product of two sparse blocks, before they are added
-PRODUCT_BYTES = 32 * ENTRIES_AT_ONCE  # of these: values, where they stand, what they are added to
+SPARSE_PRODUCT_BYTES = 32 * ENTRIES_AT_ONCE  # of these: values, where they stand, what they are added to
 
 
 class OuterProducts:

@@ -19,7 +19,15 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.storage.former_names import by_present_names
-    from universal_neurons.storage.manifest import MANIFEST, SKETCH, Facts, FinishedDiff, FinishedDynamics, is_ours
+    from universal_neurons.storage.manifest import (
+        MANIFEST,
+        SKETCH,
+        Facts,
+        FinishedDiff,
+        FinishedDynamics,
+        is_ours,
+        products_line,
+    )
     from universal_neurons.storage.neuron import Neuron, parse_neuron
     from universal_neurons.storage.results import Results
     from universal_neurons.storage.sketch_file import (
@@ -43,7 +51,7 @@ else:
         __name__,
         {
             "former_names": ["by_present_names"],
-            "manifest": ["Facts", "FinishedDiff", "FinishedDynamics", "MANIFEST", "SKETCH", "is_ours"],
+            "manifest": ["Facts", "FinishedDiff", "FinishedDynamics", "MANIFEST", "SKETCH", "is_ours", "products_line"],
             "neuron": ["Neuron", "parse_neuron"],
             "results": ["Results"],
             "snapshots": ["Generations", "KEPT", "PART_BYTES", "Pace"],

@@ -127,6 +127,16 @@ class DictionaryFacts(Facts):
     scale: float
 
 
+class ProductFacts(Facts):
+    """How a CPU's units for small numbers make the products, and the largest error of ρ that was measured."""
+
+    gemm_dtype: str
+    units: list[str]
+    largest_error: float
+    positions: int
+    refused: str | None = None
+
+
 class LayoutFacts(Facts):
     """How the co-moments are made."""
 
@@ -172,6 +182,7 @@ class Unfinished(Facts):
     models: list[ModelFacts] = []
     tokens: TokenFacts | None = None
     layout: LayoutFacts = LayoutFacts()
+    products: ProductFacts | None = None
 
 
 class FinishedStudy(Unfinished):
@@ -250,6 +261,15 @@ def is_ours(named: str) -> bool:
 def file_of(table: str) -> str:
     """The name of a table's file: parquet, or safetensors for the histograms."""
     return f"{table}.safetensors" if table == HISTOGRAMS else f"{table}.parquet"
+
+
+def products_line(facts: dict[str, Any]) -> str:
+    """What is said of a study's products: in which precision, by which units, how exact."""
+    error, positions = f"{facts['largest_error']:.1e}", f"{facts['positions']:,}"
+    if "refused" in facts:
+        return f"products in float32: in {facts['refused']} ρ is up to {error} off, on {positions} positions"
+    units = f" by {', '.join(facts['units'])}" if facts["units"] else ""
+    return f"products in {facts['gemm_dtype']}{units}: ρ at most {error} off float64, on {positions} positions"
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

@@ -189,6 +189,10 @@ class StoreWriter:
             self.write_manifest({"complete": False} | identity)
         self._mine = True
 
+    def stored(self, key: str) -> Any:
+        """What the manifest that is there says under a key, or None."""
+        return (read_manifest(self.manifest) or {}).get(key)
+
     def under_way(self, key: str) -> Any:
         """What the manifest of an unfinished study says under a key, or None."""
         earlier = read_manifest(self.manifest)

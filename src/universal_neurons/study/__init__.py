@@ -6,6 +6,7 @@ estimate         memory, time and disk before it starts
 measured         how fast this machine is
 sparse_seconds   what products of sparse blocks take of the time of dense ones
 role_seconds     how long weight statistics and roles take
+product_units    by which units of a CPU products are made, and how exact they are then
 memory           what a study takes in memory, and in how many passes it therefore makes the co-moments
 check            would these models work together
 shown            the neurons that figures show, and what the held-out pass keeps of them

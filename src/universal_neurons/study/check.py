@@ -22,6 +22,7 @@ from universal_neurons.models import (
 )
 from universal_neurons.progress import clock
 from universal_neurons.study.estimate import Estimate, estimate
+from universal_neurons.study.product_units import with_units
 from universal_neurons.study.resolve import (
     PAPER_CONTEXT,
     decide,
@@ -171,7 +172,7 @@ def fit_rows(fit: pl.DataFrame) -> list[tuple[str, str, str, str, str]]:
 
 def estimate_study(config: StudyConfig) -> Estimate:
     """Load the models of a configuration and estimate its study."""
-    config = decide(config)
+    given, config = config, decide(config)
     if not config.reads_tokens:
         raise ConfigError("--stages weights reads no text", wanted="a study of text", fix="run it: it takes seconds")
     models = load_models(config)
@@ -179,7 +180,7 @@ def estimate_study(config: StudyConfig) -> Estimate:
         if isinstance(model, Latents):
             model.settle(model.scales)  # time needs no factor that only text gives
     require_kin(models, config, several=differ(config, models))
-    return estimate_loaded(resolve(config, models), models)
+    return estimate_loaded(with_units(given, resolve(config, models), models), models)
 
 
 def estimate_loaded(settings: Settings, models: Sequence[Studied]) -> Estimate:

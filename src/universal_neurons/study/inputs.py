@@ -42,6 +42,7 @@ class Study:
         verified: Mapping[str, Any] | None = None,
     ) -> None:
         self.verified = verified
+        self.products: dict[str, Any] | None = None  # how exact they are, where not in float32
         self.config, self.models, self.reader = config, models, reader
         self.text, self.tokenizer_digest = tokens, digest
         self.names = [model.name for model in models]
@@ -161,6 +162,7 @@ class Study:
                 "subsets": list(self.tokens.subset_names),
             },
             **({"dictionaries": self.verified} if self.verified else {}),
+            **({"products": self.products} if self.products else {}),
             "layout": asdict(self.layout),
             "environment": {
                 "universal_neurons": __version__,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from universal_neurons.config import Settings
 from universal_neurons.features import Studied
-from universal_neurons.statistics import add_product
+from universal_neurons.statistics import Block, add_product_of_blocks, round_to_scales
 
 MEASURED_SECONDS = 2.0  # after which no further round is timed
 MEASURED_FLOP, FEWEST_MEASURED = 10**11, 128  # of a forward pass that is timed on a CPU, and its positions
@@ -35,9 +35,12 @@ def fewest_seconds(work: Callable[[], object], rounds: int, device: torch.device
 def gemm_rate(device: str, rounding: str = "float32", size: int = 1536, rounds: int = 3) -> float:
     """Measured FLOP/s of the correlation's matrix product on this machine, inputs rounded so."""
     low = device.startswith("cuda") and rounding == "bfloat16"
-    left = torch.randn(2048, size, device=device).to(torch.bfloat16 if low else torch.float32)
-    into = torch.zeros(size, size, device=device)
-    seconds = fewest_seconds(lambda: add_product(into, left, left, True, rounding), rounds + 1, into.device)
+    values = torch.randn(2048, size, device=device).to(torch.bfloat16 if low else torch.float32)
+    block = Block(values, rounding=rounding, scale=round_to_scales(values) if rounding == "int8" else None)
+    into, every = torch.zeros(size, size, device=device), slice(None)
+    seconds = fewest_seconds(
+        lambda: add_product_of_blocks(into, block, every, block, every, True), rounds + 1, into.device
+    )
     return 2 * 2048 * size**2 / seconds
 
 

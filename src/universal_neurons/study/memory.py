@@ -24,7 +24,16 @@ from universal_neurons.matching import (
 from universal_neurons.models import Described, Model
 from universal_neurons.passes import Layout, Panel, cut, model_pairs
 from universal_neurons.roles import models_at_once
-from universal_neurons.statistics import BANDS, CODES_BYTES, FLOAT_BINS, PRODUCT_BYTES, TILE_ROWS, WINDOW
+from universal_neurons.statistics import (
+    BANDS,
+    CODES_BYTES,
+    FLOAT_BINS,
+    PACKED_BYTES,
+    PRODUCT_BYTES,
+    SPARSE_PRODUCT_BYTES,
+    TILE_ROWS,
+    WINDOW,
+)
 from universal_neurons.storage import PART_BYTES
 from universal_neurons.study.resolve import settings_of_null
 from universal_neurons.study.similarity_rows import similarity_bytes
@@ -175,6 +184,8 @@ def _blocks(config: Settings, models: Sequence[Described], passes: Sequence[Sequ
     # all blocks, and some eight float32 copies of one layer while the forward pass and the shift are under way
     size = config.batch_tokens * (value * neurons * turns + 4 * 8 * wide)
     size += 4 * min(tallest, TILE_ROWS) * largest_model * gpu  # a tile of the products
+    if not gpu and config.gemm_dtype != "float32":  # packed for a CPU's units, and a tile of their products
+        size += config.batch_tokens * PACKED_BYTES[config.gemm_dtype] * neurons + PRODUCT_BYTES
     if shuffles(config):  # a shard's blocks are kept until it ends, and three copies of a model's are reordered
         size += value * SHARD_POSITIONS * (neurons + 3 * largest_model)
     codes = [m.n_neurons for m in models if not (m.of_neurons or gpu)]
@@ -182,7 +193,7 @@ def _blocks(config: Settings, models: Sequence[Described], passes: Sequence[Sequ
         size += CODES_BYTES * (
             config.batch_tokens * sum(codes) + 2 * SHARD_POSITIONS * max(codes) * bool(shuffles(config))
         )
-        size += PRODUCT_BYTES
+        size += SPARSE_PRODUCT_BYTES
     if config.search != "exact":  # signed sums of a shard: being added up, rounded, and as a block
         size += (SHARD_POSITIONS // config.group_size + 1) * 4 * 3 * neurons
     if config.search == "screened":  # the candidates' pass reads blocks neuron by neuron

@@ -102,7 +102,9 @@ def decide(config: StudyConfig, n_models: int | None = None) -> StudyConfig:
     kind = torch.device(device).type
     native = "bfloat16" if kind == "cuda" else "float32"
     if config.gemm_dtype == "tf32" and kind != "cuda":
-        raise ConfigError("--gemm-dtype tf32 is for CUDA", given=device, wanted="float32 or bfloat16")
+        raise ConfigError("--gemm-dtype tf32 is for CUDA", given=device, wanted="float32, int8 or bfloat16")
+    if config.gemm_dtype == "int8" and kind != "cpu":
+        raise ConfigError("--gemm-dtype int8 is for a CPU", given=device, wanted="float32, tf32 or bfloat16")
     models = tuple(expand_bundled(config.models))
     if n_models is None and config.names and len(models) != len(config.names):
         raise ConfigError(

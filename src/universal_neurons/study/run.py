@@ -25,6 +25,7 @@ from universal_neurons.storage import Store, StoreWriter
 from universal_neurons.study.inputs import Study
 from universal_neurons.study.masked_sinks import MaskedSinks
 from universal_neurons.study.memory import plan_layout, require_memory
+from universal_neurons.study.product_units import as_begun, hold_against_float64, with_units
 from universal_neurons.study.resolve import (
     decide,
     default_out,
@@ -59,6 +60,7 @@ def run_study(
     cannot be studied (nothing is written) and a `StudyError` for what went wrong on the way (run it again to resume).
     """
     reporter = reporter or Reporter(quiet=not progress)
+    given = config
     if models is None and are_sketches(config.models):
         config = settings_of(config)
     config = decide(config, None if models is None else len(models))
@@ -74,9 +76,11 @@ def run_study(
     with settled_torch(config.threads):
         with reporter.stage("models"):
             settings, loaded, reader = _models(config, models, tokens)
+            settings = with_units(given, settings, loaded)
             digest = require_kin(loaded, settings, several=settings.pooling is not None)
         _say_what_is_studied(settings, loaded, reporter)
         with connected(settings), StoreWriter(settings.out or default_out(settings, loaded)) as writer:
+            settings = as_begun(given, settings, writer)
             writer.claim(identity(settings, loaded))
             with reporter.stage("tokens"):
                 text = _text(settings, reader, writer) if tokens is None else tokens
@@ -86,6 +90,7 @@ def run_study(
                     text = MaskedSinks(settings, loaded, reader, writer, reporter).leave_out(text, checkpoint_seconds)
             with reporter.stage("tokens"):
                 study = Study(settings, loaded, reader, text, digest, labels, verified)
+            hold_against_float64(given, study, writer, reporter)
             _lay_out(study, writer)
             if writer.begin(study.manifest()) and _is_whole(study, writer, reporter):
                 return Store(writer.path)
