@@ -12,6 +12,7 @@ scores     questions to a scorer, its answers to rows of the table `scores`; con
 estimates  scores for all windows, with intervals, from answers about some that were drawn
 phrases    every built-in label in a few plain words
 sentences  a unit's labels, position and logit effects as one sentence, and its first words
+explained  the tables of explanations and scores: what stays when others come, the best, what each source is worth
 """
 
 from typing import TYPE_CHECKING
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from universal_neurons.explanations.asking import Asked, backend_of
     from universal_neurons.explanations.backends import SERVER, Backend, Prices, Prompt, Reply, Spent
     from universal_neurons.explanations.estimates import Answered, Design, Estimate, Simulated
+    from universal_neurons.explanations.explained import (
+        beside,
+        best_of,
+        in_order,
+        renewed,
+        scores_of,
+        sources_table,
+        still_true,
+        unit_column,
+        with_explanations,
+        with_scores,
+    )
     from universal_neurons.explanations.local_model import LocalModel
     from universal_neurons.explanations.openai_server import OpenAIServer
     from universal_neurons.explanations.phrases import phrase_of, place_of, quoted
@@ -30,12 +43,15 @@ if TYPE_CHECKING:
     from universal_neurons.explanations.questions import STRONGEST, Kind, Question, Scorer
     from universal_neurons.explanations.scores import (
         ANOTHER,
+        COUNTERPART,
         EMPTY,
         FEWEST,
         OWN,
+        RANDOM,
         SCHEMA,
         Trial,
         controls,
+        questions_of,
         score,
     )
     from universal_neurons.explanations.sentences import (
@@ -45,7 +61,6 @@ if TYPE_CHECKING:
         fires_on,
         first_clause,
         label_sentences,
-        renewed,
         sentences_of,
     )
     from universal_neurons.explanations.windows import DRAWN, STRATA, YES, UnitWindows, draw_windows, require_apart
@@ -59,9 +74,33 @@ else:
             "local_model": ["LocalModel"],
             "openai_server": ["OpenAIServer"],
             "prompts": ["Example", "Templates", "explaining_prompt", "read_templates"],
+            "explained": [
+                "beside",
+                "best_of",
+                "in_order",
+                "renewed",
+                "scores_of",
+                "sources_table",
+                "still_true",
+                "unit_column",
+                "with_explanations",
+                "with_scores",
+            ],
             "estimates": ["Answered", "Design", "Estimate", "Simulated"],
             "windows": ["DRAWN", "STRATA", "UnitWindows", "YES", "draw_windows", "require_apart"],
-            "scores": ["ANOTHER", "EMPTY", "FEWEST", "OWN", "SCHEMA", "Trial", "controls", "score"],
+            "scores": [
+                "ANOTHER",
+                "COUNTERPART",
+                "EMPTY",
+                "FEWEST",
+                "OWN",
+                "RANDOM",
+                "SCHEMA",
+                "Trial",
+                "controls",
+                "questions_of",
+                "score",
+            ],
             "questions": ["STRONGEST", "Kind", "Question", "Scorer"],
             "phrases": ["phrase_of", "place_of", "quoted"],
             "sentences": [
@@ -71,7 +110,6 @@ else:
                 "fires_on",
                 "first_clause",
                 "label_sentences",
-                "renewed",
                 "sentences_of",
             ],
         },

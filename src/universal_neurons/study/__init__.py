@@ -28,6 +28,7 @@ untrained        the untrained null: the passes again with networks that learned
 stages           weights, labels, passes, comparison, held-out pass, tables
 run              run_study; resumes
 sketch_maker     make_sketch: a model and a corpus to a portable sketch
+read_again       a finished study's models and text, read again
 roles_again      study_roles: the roles of a finished study
 """
 
