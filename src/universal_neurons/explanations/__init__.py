@@ -12,6 +12,9 @@ scores     questions to a scorer, its answers to rows of the table `scores`; con
 estimates  scores for all windows, with intervals, from answers about some that were drawn
 phrases    every built-in label in a few plain words
 sentences  a unit's labels, position and logit effects as one sentence, and its first words
+evidence  what an explainer is shown of a unit
+trials    where explanations are tried: own units, counterparts, random units
+imported  explanations that others have written, from files
 explained  the tables of explanations and scores: what stays when others come, the best, what each source is worth
 """
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from universal_neurons.explanations.asking import Asked, backend_of
     from universal_neurons.explanations.backends import SERVER, Backend, Prices, Prompt, Reply, Spent
     from universal_neurons.explanations.estimates import Answered, Design, Estimate, Simulated
+    from universal_neurons.explanations.evidence import evidence_prompts
     from universal_neurons.explanations.explained import (
         beside,
         best_of,
@@ -36,8 +40,9 @@ if TYPE_CHECKING:
         with_explanations,
         with_scores,
     )
+    from universal_neurons.explanations.imported import model_ids, read_explanations
     from universal_neurons.explanations.local_model import LocalModel
-    from universal_neurons.explanations.openai_server import OpenAIServer
+    from universal_neurons.explanations.openai_server import AT_ONCE, OpenAIServer
     from universal_neurons.explanations.phrases import phrase_of, place_of, quoted
     from universal_neurons.explanations.prompts import Example, Templates, explaining_prompt, read_templates
     from universal_neurons.explanations.questions import STRONGEST, Kind, Question, Scorer
@@ -63,6 +68,7 @@ if TYPE_CHECKING:
         label_sentences,
         sentences_of,
     )
+    from universal_neurons.explanations.trials import drawn_of, pairs_of, trials_of, units_tried
     from universal_neurons.explanations.windows import DRAWN, STRATA, YES, UnitWindows, draw_windows, require_apart
 else:
     __getattr__, __dir__ = face(
@@ -72,8 +78,11 @@ else:
             "asking": ["Asked", "backend_of"],
             "backends": ["SERVER", "Backend", "Prices", "Prompt", "Reply", "Spent"],
             "local_model": ["LocalModel"],
-            "openai_server": ["OpenAIServer"],
+            "openai_server": ["AT_ONCE", "OpenAIServer"],
             "prompts": ["Example", "Templates", "explaining_prompt", "read_templates"],
+            "evidence": ["evidence_prompts"],
+            "imported": ["model_ids", "read_explanations"],
+            "trials": ["drawn_of", "pairs_of", "trials_of", "units_tried"],
             "explained": [
                 "beside",
                 "best_of",

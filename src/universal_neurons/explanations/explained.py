@@ -1,4 +1,4 @@
-"""The tables `explanations` and `scores` of a study: what stays when others come, which is the best, what each is worth.
+"""The tables `explanations` and `scores` of a study: what stays when others come, the best, what each is worth.
 
 An explanation is told by its unit and who made it (`source`); in `scores` by the unit's name (`seed-1/L0.32`) and the
 source.  A unit's explanations stand one behind the other, the best scored first.
@@ -118,7 +118,7 @@ def _with_scores(explanations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFra
 
 
 def _measured(scores: pl.DataFrame) -> pl.DataFrame:
-    """Rows of `scores` with `score`, `low`, `high`: AUPRC, or ρ of simulation; and `chance`, what knowing nothing has."""
+    """Rows of `scores` with `score`, `low`, `high`: AUPRC, or ρ of simulation; `chance` is what knowing nothing has."""
     simulated = pl.col("method") == Kind.SIMULATION
     ends = {"score": "", "low": "_low", "high": "_high"}
     measured = {

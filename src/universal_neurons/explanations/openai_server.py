@@ -76,7 +76,7 @@ class OpenAIServer:
     def __init__(self, named: str, *, at_once: int = AT_ONCE, retries: int = RETRIES, seconds: float = SECONDS) -> None:
         require_extra()
         self.address = address_of(named)
-        self.identity = named
+        self.identity, self.name = named, self.address.model
         self.at_once = at_once
         key = os.environ.get(KEY, "")
         if key and self.address.url.startswith("http:") and not self.address.is_here:

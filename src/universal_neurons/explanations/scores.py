@@ -11,7 +11,7 @@ windows of yes or of no, there is no score.  Controls are scored in the same way
 one.  All explanations of a unit are asked about the same windows and marks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -102,9 +102,11 @@ def score(
 
 def questions_of(
     trials: Sequence[Trial], strings: Sequence[str], kinds: Sequence[Kind] = tuple(Kind), *, seed: int = 0
-) -> list[Question]:
+) -> Iterator[Question]:
     """All that `score` will ask."""
-    return [question for trial in trials for kind in kinds for question in _asked(trial, kind, strings, seed)[1]]
+    for trial in trials:
+        for kind in kinds:
+            yield from _asked(trial, kind, strings, seed)[1]
 
 
 def _row(trial: Trial, kind: Kind, scorer: Scorer, strings: Sequence[str], seed: int) -> dict[str, Any]:

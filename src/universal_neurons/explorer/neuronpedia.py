@@ -20,14 +20,13 @@ Same study, same bytes: ids come from hashes, nothing says when it was written.
 import gzip
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from universal_neurons.errors import MissingFileError
-from universal_neurons.explanations import BY_LABELS, first_clause
+from universal_neurons.explanations import BY_LABELS, first_clause, model_ids
 from universal_neurons.explorer.histograms import TABLE, Histograms
 from universal_neurons.explorer.new_folder import new_folder
 from universal_neurons.explorer.studies import Strings, strings_of
@@ -41,7 +40,6 @@ SET = "mlp"
 OF_UNITS = ("neurons", "examples", "effects", "explanations")  # tables
 CREATOR_ID = "clkht01d40000jv08hvalcvly"  # the user that a database of Neuronpedia's begins with
 CREATOR = "universal-neurons"
-LONGEST_MODEL = 128
 COMPRESSION = 5
 NOTES = (
     "MLP neurons. frac_nonzero and the frequency histogram are of the pre-activation; "
@@ -68,19 +66,6 @@ def write_neuronpedia(store: Store, out: str | Path, reporter: Reporter | None =
             for layer in range(store.units[store.models[number]].layers):
                 _write_source(folder, store, tables, number, identity, layer)
     return Path(out)
-
-
-def model_ids(names: Sequence[str]) -> list[str]:
-    """An id of Neuronpedia's kind for every model: small letters, digits, dashes and underscores, no two alike."""
-    taken: list[str] = []
-    for name in names:
-        wanted = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:LONGEST_MODEL] or "model"
-        identity, number = wanted, 1
-        while identity in taken:
-            number += 1
-            identity = f"{wanted[: LONGEST_MODEL - 8]}-{number}"
-        taken.append(identity)
-    return taken
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.roles.entropy import FREQUENCY_CANDIDATES
+    from universal_neurons.roles.functional import counterparts
     from universal_neurons.roles.nearest import (
         best_pairs,
         effects_shown,
@@ -45,6 +46,7 @@ else:
         __name__,
         {
             "entropy": ["FREQUENCY_CANDIDATES"],
+            "functional": ["counterparts"],
             "one_model": ["ROLE_TABLES"],
             "preconditions": ["cannot_be_shown", "unmet_lines"],
             "stage": ["Roles", "require_roles", "vocabulary_of"],

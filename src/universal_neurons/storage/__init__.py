@@ -19,6 +19,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.storage.former_names import by_present_names
+    from universal_neurons.storage.leftovers import ANSWERS
     from universal_neurons.storage.manifest import MANIFEST, SKETCH, Facts, FinishedDiff, FinishedDynamics, is_ours
     from universal_neurons.storage.neuron import Neuron, parse_neuron
     from universal_neurons.storage.results import Results
@@ -43,6 +44,7 @@ else:
         __name__,
         {
             "former_names": ["by_present_names"],
+            "leftovers": ["ANSWERS"],
             "manifest": ["Facts", "FinishedDiff", "FinishedDynamics", "MANIFEST", "SKETCH", "is_ours"],
             "neuron": ["Neuron", "parse_neuron"],
             "results": ["Results"],

@@ -29,6 +29,9 @@ stages           weights, labels, passes, comparison, held-out pass, tables
 run              run_study; resumes
 sketch_maker     make_sketch: a model and a corpus to a portable sketch
 read_again       a finished study's models and text, read again
+explain_settings  whom `explain` asks, about which units
+explained_batches  units explained and scored, so many at a time as memory holds
+explaining       explain: sentences of units, and their scores on held-out text
 roles_again      study_roles: the roles of a finished study
 """
 
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
         fit_rows,
     )
     from universal_neurons.study.estimate import Estimate, resident_bytes
+    from universal_neurons.study.explaining import explain
     from universal_neurons.study.inputs import Study
     from universal_neurons.study.measured import fewest_seconds, gemm_rate, measured_ids
     from universal_neurons.study.memory import weight_bytes
@@ -71,6 +75,7 @@ else:
                 "require_same_tokenizer",
                 "run_folder",
             ],
+            "explaining": ["explain"],
             "inputs": ["Study"],
             "check": ["FIT_FACTS", "check_models", "estimate_loaded", "estimate_study", "estimate_view", "fit_rows"],
             "estimate": ["Estimate", "resident_bytes"],
