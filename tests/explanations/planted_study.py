@@ -71,7 +71,9 @@ class Reader:
         kind, parts = asked({"messages": said})
         if kind == "explaining":
             return Reply(text=self.explained(parts[0]))
-        text = {"detection": parts[1:2], "fuzzing": re.findall("<<(.*?)>>", parts[1])}.get(kind) or re.findall("<<(.*?)>>$", parts[2])
+        text = {"detection": parts[1:2], "fuzzing": re.findall("<<(.*?)>>", parts[1])}.get(kind) or re.findall(
+            "<<(.*?)>>$", parts[2]
+        )
         pattern = self.rules.get(parts[0])
         does = 0.5 if pattern is None else float(all(re.search(pattern, piece) for piece in text))
         if kind == "simulation":

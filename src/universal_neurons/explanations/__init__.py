@@ -5,6 +5,7 @@ backends   what a language model is asked and answers; tokens and cost
 prompts    templates, filled with text that cannot leave its place
 local_model  a causal model on this machine
 openai_server  a server that speaks the OpenAI protocol
+deadline   an end to answers that drip
 answers    its answers, kept by what was asked
 asking     a language model as explainer and as scorer
 windows    windows of held-out text, drawn with known probabilities, and what units do on them
