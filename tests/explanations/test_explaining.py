@@ -1,15 +1,21 @@
 """`explain` from end to end: a study of planted units, language models that read rules, their faults, tables on disk."""
 
+import gzip
 import hashlib
 import json
+import re
 
 import polars as pl
 import pytest
 from planted_study import DIGITS, PLACES, QUOTES, Reader, planted_models, random_tokens
 
 import universal_neurons as un
+from universal_neurons.cli import main
 from universal_neurons.errors import BackendError, ConfigError, InputError, MissingFileError
 from universal_neurons.explanations import ANOTHER, COUNTERPART, EMPTY, OWN, RANDOM, SCHEMA, Reply, best_of, evidence
+from universal_neurons.explorer import unit_parts
+from universal_neurons.explorer.neuronpedia import write_neuronpedia
+from universal_neurons.explorer.unit_rows import UnitRows
 from universal_neurons.progress import Reporter
 from universal_neurons.study import explained_batches as batches
 
@@ -270,3 +276,70 @@ def test_studies_that_cannot_be_tried_on_text_say_why(inputs, tmp_path):
         un.explain(bare.path, units="L0.0", scorer=Reader())
     with pytest.raises(MissingFileError):
         un.explain(tmp_path / "nowhere", scorer=Reader())
+
+
+def test_show_and_the_summary_say_explanations_with_their_scores(explained, capsys):
+    study, _ = explained
+    main(["show", str(study.path), "L0.0"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{DIGITS} (reader; detection by reader " in said
+    assert "(labels; detection by reader " in said
+    for command in (["show", str(study.path)], ["explain", str(study.path)]):
+        main(command)
+        said = " ".join(capsys.readouterr().out.split())
+        assert "What explanations are worth on held-out text" in said
+        assert re.search(
+            r"reader, detection by reader: counterparts carry (.99|1.00) .* of the score above chance", said
+        )
+    assert DIGITS in said
+    assert "--scorer MODEL" in said
+
+
+def test_pages_and_exports_take_the_best_first_and_say_who_said_it(explained, tmp_path):
+    study, _ = explained
+    out = write_neuronpedia(study, tmp_path / "out")
+    lines = [
+        json.loads(line)
+        for line in gzip.decompress(
+            (out / "one" / "0-mlp" / "explanations" / "batch-0.jsonl.gz").read_bytes()
+        ).splitlines()
+    ]
+    first = [line for line in lines if line["index"] == "0"]
+    assert (first[0]["description"], first[0]["notes"]) == (DIGITS, "by reader")
+    assert len({line["id"] for line in lines}) == len(lines)
+    (part,) = (part for part in unit_parts.PARTS if part.key == "explanation")
+    rows = UnitRows(study, "explanations", study.units).take("one", 3)
+    shown = part.of_units(rows, 0, 3, unit_parts.Context(study.models, study.strings, 0))
+    assert shown[:2] == [{"text": DIGITS, "by": "reader"}, {"text": QUOTES, "by": "reader"}]
+    assert shown[2].keys() == {"text"}
+
+
+class Parrot(Reader):
+    """Says the same of every unit, and knows every text that it was shown as evidence by heart."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = ""
+
+    def explained(self, examples):
+        self.heard += re.sub("<.*?>", "", examples)
+        return "By heart."
+
+    def reply(self, prompt):
+        if "By heart." in prompt.user:
+            return self.by_heart(re.search("<text>(.*)</text>", prompt.user)[1].replace("<<", "").replace(">>", ""))
+        return super().reply(prompt)
+
+    def by_heart(self, text):
+        return Reply((0.0, -10.0) if text in self.heard else (-10.0, 0.0))
+
+
+def test_one_that_memorises_its_evidence_is_at_chance_on_new_text(finished, inputs, tmp_path):
+    study, parrot = copy_of(finished, tmp_path / "run"), Parrot()
+    un.explain(
+        study, explainer=parrot, scorer=parrot, transfer=False, **SETTINGS, **inputs, reporter=Reporter(quiet=True)
+    )
+    own = un.Store(study.path).scores.filter(source="reader", use=OWN)
+    assert len(own) == 4
+    assert own["balanced_accuracy"].to_list() == pytest.approx([0.5] * 4)
+    assert own["auprc"].to_list() == pytest.approx(own["base_rate"].to_list())

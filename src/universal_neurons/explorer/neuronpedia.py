@@ -11,8 +11,9 @@ Layout: docs.neuronpedia.org/api-and-data/exports.  Fields: the tables Neuron, A
 1. A feature is a neuron, its index the neuron's number within its layer.  `frac_nonzero` is the share of positions with
    a pre-activation above 0, the frequency histogram that of the pre-activation; logits are the roles' effects.
 2. An activation is an example: every band's windows, the values that are not counted as 0.
-3. An explanation is the neuron's sentence, where a label explains it or it fires by position or at BOS.  Its
-   `typeName` is null: it would have to name a type that the importer's database has.
+3. An explanation is the neuron's sentence, where a label explains it or it fires by position or at BOS, and whatever
+   else explains it, the best scored first: who, in its `notes`.  `typeName` and `explanationModelName` are null: they
+   would have to name what the importer's database has.
 
 Same study, same bytes: ids come from hashes, nothing says when it was written.
 """
@@ -252,19 +253,24 @@ def _activations(source: _Source, neuron: int, examples: Sequence[Line], strings
 
 
 def _explanations(source: _Source, neuron: int, row: Line, stored: Sequence[Line]) -> Iterator[Line]:
-    if row["family"] in (None, UNEXPLAINED):
-        return
-    said = [line["explanation"] for line in stored if line["source"] == BY_LABELS]
-    yield (
-        {"id": source.line_id(neuron, "label")}
-        | source.place(neuron)
-        | {
-            "authorId": CREATOR_ID,
-            "description": _text(said[0] if said else f"{first_clause(row)}."),
-            "typeName": None,
-            "explanationModelName": None,
-        }
-    )
+    said = [(line["source"], line["explanation"]) for line in stored]
+    if BY_LABELS not in dict(said) and row["family"] is not None:
+        said.append((BY_LABELS, f"{first_clause(row)}."))
+    for who, text in said:
+        by_labels = who == BY_LABELS
+        if by_labels and row["family"] in (None, UNEXPLAINED):
+            continue
+        yield (
+            {"id": source.line_id(neuron, *(("label",) if by_labels else ("said by", who)))}
+            | source.place(neuron)
+            | {
+                "authorId": CREATOR_ID,
+                "description": _text(text),
+                "notes": None if by_labels else _text(f"by {who}"),
+                "typeName": None,
+                "explanationModelName": None,
+            }
+        )
 
 
 def _number(value: float | None) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 from rich.console import Group
 
-from universal_neurons.explanations import best_of, explanations_of, scores_of, sources_table
+from universal_neurons.explanations import BY_LABELS, Kind, best_of, explanations_of, scores_of, sources_table
 from universal_neurons.report.facts import finite, short
 from universal_neurons.storage import Store
 from universal_neurons.terminal import TextTable, shown_lines
@@ -22,15 +22,20 @@ def explained_view(store: Store) -> Group:
     explanations, scores = explanations_of(store), scores_of(store)
     if explanations.is_empty():
         return Group(shown_lines("No explanations: the study has no labels, and nobody has explained its units."))
-    sources = sources_table(explanations, scores)
-    table = TextTable(*HEADINGS, title="What explanations are worth, on average over units")
-    for row in sources.iter_rows(named=True):
-        table.row(*_cells(row))
-    parts: list[Any] = [table, shown_lines(*carried_sentences(sources))]
+    parts: list[Any] = [worth_view(store)]
     best = best_of(explanations, scores).drop_nulls("score").sort("score", descending=True, maintain_order=True)
     if len(best):
         parts.append(_best_table(best.head(MOST), len(best)))
     return Group(*parts)
+
+
+def worth_view(store: Store) -> Group:
+    """A row per source of explanations, and how much of what they say counterparts carry."""
+    sources = sources_table(explanations_of(store), scores_of(store))
+    table = TextTable(*HEADINGS, title="What explanations are worth on held-out text, on average over units")
+    for row in sources.iter_rows(named=True):
+        table.row(*_cells(row))
+    return Group(table, shown_lines(*carried_sentences(sources)))
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -68,10 +73,7 @@ def _best_table(best: pl.DataFrame, every: int) -> TextTable:
 
 
 def explanation_lines(store: Store, unit: dict[str, Any]) -> list[str]:
-    """Of one unit, a row of the neuron table: each of its explanations but an unscored label sentence, with scores.
-
-    `label sentence`s stand in the verdict; here they come where they were scored.
-    """
+    """Each explanation of a unit, a row of the neuron table, with its scores; label sentences where they have some."""
     if not store.has("explanations"):
         return []
     place = {name: unit[name] for name in ("model", "layer", "neuron")}
@@ -80,7 +82,7 @@ def explanation_lines(store: Store, unit: dict[str, Any]) -> list[str]:
     lines = []
     for row in store.table("explanations").filter(**place).iter_rows(named=True):
         own = scores.filter(source=row["source"], **place)
-        if row["source"] != "labels" or len(own):
+        if row["source"] != BY_LABELS or len(own):
             lines.append(f"{row['explanation']} ({'; '.join([row['source'], *_scores_said(own)])})")
     return lines
 
@@ -89,8 +91,7 @@ def _scores_said(scores: pl.DataFrame) -> Sequence[str]:
     """`detection .81 [.70 .89], chance .21` of every row of a unit's own scores."""
     said = []
     for row in scores.iter_rows(named=True):
-        simulated = row["method"] == "simulation"
-        measure, chance = ("rho", 0.0) if simulated else ("auprc", row["base_rate"])
+        measure, chance = ("rho", 0.0) if row["method"] == Kind.SIMULATION else ("auprc", row["base_rate"])
         if row[measure] is None:
             said.append(f"{row['method']}: too few answers")
             continue
