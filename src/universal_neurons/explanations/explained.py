@@ -152,7 +152,7 @@ def sources_table(explanations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFr
         )
         for (use,), rows in measured.group_by("use", maintain_order=True)
     }
-    found = []
+    found: list[dict[str, Any]] = []
     for source in explanations["source"].unique(maintain_order=True).to_list():
         own = by_use[OWN].filter(source=source) if OWN in by_use else measured.clear()
         for use, name in ((ANOTHER, "another"), (EMPTY, "empty"), (COUNTERPART, "counterpart"), (RANDOM, "random")):
@@ -160,10 +160,10 @@ def sources_table(explanations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFr
                 rows = by_use[use] if use == EMPTY else by_use[use].filter(source=source)
                 own = own.join(rows.select(*keys, **{name: "score", f"{name}_share": "share"}), on=keys, how="left")
         groups = own.group_by("scorer", "method", maintain_order=True)
-        rows = [
+        worth = [
             {"source": source, "scorer": scorer, "method": method} | _worth(group) for (scorer, method), group in groups
         ]
-        found += rows or [{"source": source, "units": explanations["source"].eq(source).sum()}]
+        found += worth or [{"source": source, "units": explanations["source"].eq(source).sum()}]
     return pl.DataFrame(found, SOURCES)
 
 

@@ -25,7 +25,7 @@ from universal_neurons.units import unit_name
 
 IMPORTED = "imported"  # their source, before the name of who made them
 LINE_BYTES = 1 << 20
-LONGEST_NAME = 200
+LONGEST_NAME, LONGEST = 200, 10_000  # characters of a source, of a sentence
 LONGEST_MODEL = 128
 NAMES = ("*.jsonl", "*.jsonl.gz")
 LAYER = re.compile(r"([0-9]{1,9})(?:-(.+))?")
@@ -107,6 +107,8 @@ class _Reader:
         if not text:
             self.empty += 1
             return
+        if len(text) > LONGEST:
+            raise ValueError(f"a sentence of {len(text):,} characters, more than {LONGEST:,}")
         whose = f"{IMPORTED}: {shortened(whole_characters(source), LONGEST_NAME)}" if source else IMPORTED
         self._keep((unit.model, unit.layer, unit.neuron), whose, text)
 

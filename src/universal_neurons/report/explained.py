@@ -7,12 +7,14 @@ import polars as pl
 from rich.console import Group
 
 from universal_neurons.explanations import BY_LABELS, Kind, best_of, explanations_of, scores_of, sources_table
+from universal_neurons.legible import shortened
 from universal_neurons.report.facts import finite, short
 from universal_neurons.storage import Store
 from universal_neurons.terminal import TextTable, shown_lines
 from universal_neurons.units import unit_name
 
 MOST = 20  # units that are listed
+SHOWN = 300  # characters of an explanation
 CONTROLS = ("chance", "another", "empty")
 HEADINGS = ("by", "scorer", "method", "units", "score", "chance", "another's", "empty", "counterparts", "random unit")
 
@@ -68,7 +70,7 @@ def _best_table(best: pl.DataFrame, every: int) -> TextTable:
     for row in best.iter_rows(named=True):
         name = unit_name(row["layer"], row["neuron"], row["model"])
         score = with_interval(row["score"], row["low"], row["high"])
-        table.row(name, score, short(row["chance"]), row["source"], row["explanation"])
+        table.row(name, score, short(row["chance"]), row["source"], shortened(row["explanation"], SHOWN))
     return table
 
 
@@ -83,7 +85,7 @@ def explanation_lines(store: Store, unit: dict[str, Any]) -> list[str]:
     for row in store.table("explanations").filter(**place).iter_rows(named=True):
         own = scores.filter(source=row["source"], **place)
         if row["source"] != BY_LABELS or len(own):
-            lines.append(f"{row['explanation']} ({'; '.join([row['source'], *_scores_said(own)])})")
+            lines.append(f"{shortened(row['explanation'], SHOWN)} ({'; '.join([row['source'], *_scores_said(own)])})")
     return lines
 
 

@@ -172,6 +172,7 @@ class Unfinished(Facts):
     models: list[ModelFacts] = []
     tokens: TokenFacts | None = None
     layout: LayoutFacts = LayoutFacts()
+    explained: list[Literal["explanations", "scores"]] = []  # tables that a study made anew takes up again
 
 
 class FinishedStudy(Unfinished):
@@ -190,6 +191,7 @@ class FinishedStudy(Unfinished):
     dictionaries: dict[str, list[DictionaryFacts]] = {}
     within_tokens: WithinTokensFacts | None = None
     null: NullFacts | None = None
+    language_models: dict[Literal["explainers", "scorers"], dict[str, str]] = {}
 
     @model_validator(mode="after")
     def _with_what_its_tables_need(self) -> "FinishedStudy":

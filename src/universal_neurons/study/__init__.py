@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         fit_rows,
     )
     from universal_neurons.study.estimate import Estimate, resident_bytes
+    from universal_neurons.study.explain_settings import KINDS
     from universal_neurons.study.explaining import explain
     from universal_neurons.study.inputs import Study
     from universal_neurons.study.measured import fewest_seconds, gemm_rate, measured_ids
@@ -75,6 +76,7 @@ else:
                 "require_same_tokenizer",
                 "run_folder",
             ],
+            "explain_settings": ["KINDS"],
             "explaining": ["explain"],
             "inputs": ["Study"],
             "check": ["FIT_FACTS", "check_models", "estimate_loaded", "estimate_study", "estimate_view", "fit_rows"],
