@@ -69,7 +69,7 @@ def test_hostile_text_changes_nothing_that_is_asked(study, capsys, monkeypatch):
     assert wrong["auprc"] is None or wrong["auprc"] < 0.8
     told = capsys.readouterr()
     assert told.err.count("cost") == 8
-    assert "m: answered" in told.err
+    assert "scoring by m: answered" in told.err
     assert "What explanations are worth on held-out text" in told.out
 
 
@@ -78,11 +78,15 @@ def test_a_server_that_fails_is_named_and_leaves_the_study_as_it_was(study, caps
     monkeypatch.setattr("universal_neurons.explanations.openai_server.RETRIES", 0)
     before = {file.name: file.read_bytes() for file in study.path.glob("*.parquet")}
     assert exit_code("explain", study.path, "--units", "L0.2", "--scorer", "openai:http://127.0.0.1:9/v1#m") == 1
-    assert "does not answer" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "does not answer" in said
+    assert "scoring by m: answered 0" in said
     assert exit_code("explain", study.path, "--units", "L0.2", "--scorer", "openai:nowhere") == 2
     assert "no address of a server" in capsys.readouterr().err
     assert exit_code("explain", study.path, "--scorer", "openai:http://127.0.0.1:9/v1#m") == 2
     assert "did not ask which units are universal" in capsys.readouterr().err
+    assert exit_code("explain", study.path, "--units", "L0.2") == 2
+    assert "nobody explains or scores" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in study.path.glob("*.parquet")} == before
     assert exit_code("check", study.path) == 0
 

@@ -210,13 +210,13 @@ def test_missing_answers_are_no_scores_and_lose_nothing(finished, inputs, tmp_pa
 def test_scores_go_with_what_is_not_said_any_more_and_stay_otherwise(explained, inputs, tmp_path):
     study = copy_of(explained[0], tmp_path / "run")
     other = Reader(identity="another of that name", rules={QUOTES: r"\d", DIGITS: "[\"']"})
-    given = SETTINGS | inputs | {"reporter": Reporter(quiet=True), "units": "L0.0", "transfer": False}
+    given = inputs | {"reporter": Reporter(quiet=True), "units": "L0.0"}
     made = un.explain(study, explainer=other, **given)
     assert made.explanations.filter(source="reader")["explanation"].to_list() == [QUOTES, QUOTES]
     left = made.scores.filter(source="reader")
     assert set(left["explanation"]) == {"one/L0.1"}, "of the other unit, whose sentence is the same"
     assert len(made.scores.filter(source="labels")) == len(explained[0].scores.filter(source="labels"))
-    made = un.explain(made, scorer=other, **given)
+    made = un.explain(made, scorer=other, windows=130, transfer=False, **given)
     assert made.scores.filter(pl.col("model") == "two").is_empty(), "another model by this name: all scores are new"
     assert set(made.scores.filter(source="reader", use=OWN)["neuron"]) == {0}
 
@@ -245,6 +245,10 @@ def test_simulation_asks_for_every_token(finished, inputs, tmp_path):
     ("given", "said"),
     [
         ({}, "nobody explains or scores"),
+        ({"imported": "x"}, "units without an explainer or a scorer"),
+        ({"explainer": Reader(), "kinds": "fuzzing", "windows": 260}, "kinds without a scorer"),
+        ({"explainer": Reader()}, "windows without a scorer"),
+        ({"explainer": Reader(), "transfer": False, "windows": 260}, "transfer without a scorer"),
         ({"scorer": Reader(), "windows": 10}, "too few windows"),
         ({"scorer": Reader(), "kinds": ("detecting",)}, "unknown kind"),
         ({"scorer": Reader(), "kinds": ()}, "no kind of question"),

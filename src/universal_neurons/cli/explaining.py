@@ -77,7 +77,8 @@ def explain(
     from universal_neurons.report import explained_view
     from universal_neurons.storage import Store
 
-    if explainer is None and scorer is None and imported is None:
+    given = (units, explainer, scorer, imported, kinds, prompt, prices, no_transfer or None, estimate or None)
+    if all(option is None for option in given) and (windows, concurrency, seed) == (260, 8, 0):
         output().print(explained_view(Store(store)))
         say(output(), "to score these: --scorer MODEL; to write others: --explainer MODEL (uneurons explain --help)")
         return

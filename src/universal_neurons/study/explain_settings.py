@@ -46,8 +46,21 @@ class Explaining:
             raise ConfigError("too few windows to score by", given=self.windows, wanted=f"{FEWEST_WINDOWS} or more")
         if not self.kinds:
             raise ConfigError("no kind of question", wanted=", ".join(Kind))
-        if self.estimate and self.explainer is None and self.scorer is None:
-            raise ConfigError("an import costs nothing", wanted="an explainer or a scorer, or no estimate")
+        self._refuse_ignored()
+
+    def _refuse_ignored(self) -> None:
+        """Raise `ConfigError` for a setting that nobody would go by."""
+        of_scorer = {"kinds": self.kinds != KINDS, "windows": self.windows != WINDOWS, "transfer": not self.transfer}
+        of_both = {"units": self.units, "prompt": self.prompt, "prices": self.prices, "estimate": self.estimate}
+        lacking = [
+            *(() if self.scorer else (name for name, given in of_scorer.items() if given)),
+            *(() if self.scorer or self.explainer else (name for name, given in of_both.items() if given)),
+        ]
+        if lacking:
+            wanted = "a scorer" if lacking[0] in of_scorer else "an explainer or a scorer"
+            raise ConfigError(
+                f"{lacking[0]} without {wanted}", wanted=f"{wanted}: {LANGUAGE_MODEL}", fix="leave it out"
+            )
 
 
 def kinds_of(named: Sequence[str]) -> tuple[Kind, ...]:

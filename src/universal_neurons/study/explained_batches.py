@@ -30,7 +30,7 @@ from universal_neurons.study.explain_settings import PLACE, Explaining
 from universal_neurons.study.read_again import Reread
 from universal_neurons.text import Passages
 
-UNITS_AT_ONCE = 4096  # whose windows are held: 33 KB each
+UNITS_AT_ONCE = 1024  # whose windows are held, 33 KB each, and before them the positions that set their quantiles
 UNKNOWN = "?" * 100  # for a sentence that is not written yet, where costs are told
 
 

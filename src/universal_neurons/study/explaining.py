@@ -46,7 +46,8 @@ from universal_neurons.torch_state import settled_torch
 
 ASKED = "language_models"  # the key of the manifest: which models are meant by the names in the tables
 EXPLAINERS, SCORERS = "explainers", "scorers"
-FILES = {EXPLAINERS: "explaining.jsonl", SCORERS: "scoring.jsonl"}  # of their answers
+DOING = {EXPLAINERS: "explaining", SCORERS: "scoring"}
+FILES = {role: f"{doing}.jsonl" for role, doing in DOING.items()}  # of their answers
 
 
 def explain(
@@ -128,9 +129,6 @@ class _Run:
                 scored += [] if scores is None else [scores]
             if self.settings.estimate:
                 return self.study
-            for asked in (explainer, scorer):
-                if asked is not None:
-                    self.reporter.note(f"{asked.answers.backend.name}: {asked.answers.totals()}")
         return self._replaced(explanations, scored)
 
     def _opened(self, device: str, opened: contextlib.ExitStack) -> tuple[Asked | None, Asked | None]:
@@ -150,8 +148,13 @@ class _Run:
             backend = backends[named] if isinstance(named, str) else named
             self._name(backend, role)
             answers = opened.enter_context(Answers(folder / FILES[role], backend, prices=settings.prices))
+            if not settings.estimate:
+                opened.callback(self._say_totals, role, answers)  # where a server fails too
             asked.append(Asked(answers, self.templates))
         return asked[0], asked[1]
+
+    def _say_totals(self, role: str, answers: Answers) -> None:
+        self.reporter.note(f"{DOING[role]} by {answers.backend.name}: {answers.totals()}")
 
     def _name(self, backend: Backend, role: str) -> None:
         """Keep which model a name means.  Raises `ConfigError` for a name that tables have for something else."""
