@@ -245,7 +245,7 @@ def test_simulation_asks_for_every_token(finished, inputs, tmp_path):
     ("given", "said"),
     [
         ({}, "nobody explains or scores"),
-        ({"imported": "x"}, "units without an explainer or a scorer"),
+        ({"imported": "x", "windows": 260}, "units without an explainer or a scorer"),
         ({"explainer": Reader(), "kinds": "fuzzing", "windows": 260}, "kinds without a scorer"),
         ({"explainer": Reader()}, "windows without a scorer"),
         ({"explainer": Reader(), "transfer": False, "windows": 260}, "transfer without a scorer"),
