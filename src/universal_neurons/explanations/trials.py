@@ -1,7 +1,6 @@
 """Where explanations are tried: on their own units, on these units' counterparts, on random units beside them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import polars as pl
 
@@ -13,13 +12,9 @@ from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 
 Unit = tuple[str, int]  # a model, and a (flat) number of a unit there
-PAIRS: dict[str, Any] = {
-    "model": pl.String,
-    "flat": pl.Int64,
-    "match_model": pl.String,
-    "match": pl.Int64,
-    "random": pl.Int64,
-}
+PAIRS = pl.Schema(
+    {"model": pl.String, "flat": pl.Int64, "match_model": pl.String, "match": pl.Int64, "random": pl.Int64}
+)
 
 
 def pairs_of(store: Store, units: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
