@@ -15,8 +15,7 @@ from universal_neurons.units import unit_name
 
 MOST = 20  # units that are listed
 SHOWN = 300  # characters of an explanation
-CONTROLS = ("chance", "another", "empty")
-HEADINGS = ("by", "scorer", "method", "units", "score", "chance", "another's", "empty", "counterparts", "random unit")
+HEADINGS = ("by", "asked", "units", "score", "chance / another's / empty", "counterparts / random")
 
 
 def explained_view(store: Store) -> Group:
@@ -42,8 +41,14 @@ def worth_view(store: Store) -> Group:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     score = "" if row["score"] is None else with_interval(row["score"], row["score_low"], row["score_high"])
-    rest = [short(row[name]) if finite(row[name]) else "" for name in (*CONTROLS, "counterpart", "random")]
-    return [row["source"], row["scorer"] or "not scored", row["method"] or "", f"{row['units']:,}", score, *rest]
+    asked = f"{row['method']} by {row['scorer']}" if row["scorer"] else "not scored"
+    beside = [_together(row, *names) for names in (("chance", "another", "empty"), ("counterpart", "random"))]
+    return [row["source"], asked, f"{row['units']:,}", score, *beside]
+
+
+def _together(row: dict[str, Any], *names: str) -> str:
+    """Some scores in one cell; nothing where none is known."""
+    return " / ".join(short(row[name]) for name in names) if any(finite(row[name]) for name in names) else ""
 
 
 def with_interval(value: float, low: float | None, high: float | None) -> str:
