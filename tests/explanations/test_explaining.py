@@ -254,7 +254,7 @@ def test_simulation_asks_for_every_token(finished, inputs, tmp_path):
         ({"scorer": Reader(), "kinds": ()}, "no kind of question"),
         ({"scorer": Reader(), "units": ("all", "L0.1")}, "a word for several"),
         ({"scorer": Reader(), "units": "L9.1"}, "no such neuron"),
-        ({"scorer": Reader("labels")}, "by the name that label sentences have"),
+        ({"scorer": Reader("labels")}, "by the name that other explanations have"),
         ({"scorer": Reader(), "prompt": "nowhere.yaml"}, "nowhere.yaml"),
         ({"scorer": Reader(), "tokens": None}, "was in memory"),
         ({"scorer": Reader(), "units": "universal"}, "a universal unit"),

@@ -8,8 +8,8 @@ import pytest
 from planted_study import DIGITS, QUOTES, Reader, planted_models, random_tokens
 
 import universal_neurons as un
-from universal_neurons.errors import ExplanationsError, MissingFileError
-from universal_neurons.explanations import OWN, imported, read_explanations
+from universal_neurons.errors import ConfigError, ExplanationsError, MissingFileError
+from universal_neurons.explanations import OWN, Reply, imported, read_explanations
 from universal_neurons.explorer.neuronpedia import write_neuronpedia
 from universal_neurons.progress import Reporter
 
@@ -136,6 +136,14 @@ def test_imported_explanations_are_kept_and_scored_alike(study, inputs, tmp_path
         {"unit": "two/L0.7", "sentence": QUOTES},
     )
     quiet = {"reporter": Reporter(quiet=True)}
+    with pytest.raises(ConfigError, match="nothing to score"):
+        un.explain(study, units="L0.0", scorer=Reader(), **inputs, **quiet)
+    dumb = Reader()
+    dumb.reply = lambda prompt: Reply(missing="nothing")
+    silent = un.explain(study, units="L0.0", explainer=dumb, scorer=dumb, **inputs, **quiet)
+    assert silent.explanations.is_empty()
+    assert silent.scores.is_empty()
+    study = un.Store(study.path)
     kept = un.explain(study, imported=path, **quiet)
     assert kept.explanations.select("model", "neuron", "source").rows() == [
         ("one", 0, "imported"), ("one", 1, "imported"), ("two", 7, "imported"),

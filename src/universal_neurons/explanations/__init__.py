@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         with_explanations,
         with_scores,
     )
-    from universal_neurons.explanations.imported import model_ids, read_explanations
+    from universal_neurons.explanations.imported import IMPORTED, model_ids, read_explanations
     from universal_neurons.explanations.local_model import LocalModel
     from universal_neurons.explanations.openai_server import AT_ONCE, OpenAIServer
     from universal_neurons.explanations.phrases import phrase_of, place_of, quoted
@@ -82,7 +82,7 @@ else:
             "openai_server": ["AT_ONCE", "OpenAIServer"],
             "prompts": ["Example", "Templates", "explaining_prompt", "read_templates"],
             "evidence": ["evidence_prompts"],
-            "imported": ["model_ids", "read_explanations"],
+            "imported": ["IMPORTED", "model_ids", "read_explanations"],
             "trials": ["drawn_of", "pairs_of", "trials_of", "units_tried"],
             "explained": [
                 "beside",

@@ -9,6 +9,7 @@ import polars as pl
 from universal_neurons.errors import TokenizerError
 from universal_neurons.explanations import (
     DRAWN,
+    SCHEMA,
     Asked,
     Templates,
     Trial,
@@ -132,7 +133,7 @@ class Batches:
         """The scores of trials, with a line now and then of how far it is."""
         assert self.scorer is not None
         name, settings, shown = self.scorer.answers.backend.name, self.settings, time.perf_counter()
-        found = []
+        found = [pl.DataFrame(schema=SCHEMA)]
         for number, trial in enumerate(trials):
             if time.perf_counter() - shown >= PLAIN_SECONDS:
                 shown = time.perf_counter()

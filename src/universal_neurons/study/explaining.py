@@ -19,6 +19,7 @@ from universal_neurons.errors import ConfigError
 from universal_neurons.explanations import (
     AT_ONCE,
     BY_LABELS,
+    IMPORTED,
     Answers,
     Asked,
     Backend,
@@ -113,6 +114,11 @@ class _Run:
             return self._replaced(explanations, [])
         _require_text(self.study)
         units = chosen_units(self.study, self.settings.units, self.taken)
+        if self.settings.explainer is None and self._asked_about(explanations, units).is_empty():
+            raise ConfigError(
+                "nobody has explained these units, so there is nothing to score",
+                wanted="an explainer, an import, or a study with the stage labels",
+            )
         device = on_this_machine(self.study.config).device
         with contextlib.ExitStack() as opened:
             explainer, scorer = self._opened(device, opened)
@@ -158,9 +164,9 @@ class _Run:
 
     def _name(self, backend: Backend, role: str) -> None:
         """Keep which model a name means.  Raises `ConfigError` for a name that tables have for something else."""
-        if backend.name == BY_LABELS:
+        if backend.name in (BY_LABELS, IMPORTED):
             raise ConfigError(
-                f"{backend.name}: a language model by the name that label sentences have in the tables",
+                f"{backend.name}: a language model by the name that other explanations have in the tables",
                 given=backend.identity,
                 wanted="another name of the folder, or of the server's model",
             )
