@@ -29,6 +29,7 @@ def test_every_command_has_help_and_a_section():
         "show",
         "labels",
         "roles",
+        "explain",
         "report",
         "export",
         "serve",
@@ -99,7 +100,7 @@ def test_tables_are_whole(page):
 def test_all_commands_are_listed_wherever_they_are():
     names = {name for name in app if not name.startswith("-")}
     assert set(re.findall(r"^    uneurons (\w+)", DOCS["design.md"], re.MULTILINE)) == names
-    docstring = (ROOT / "src/universal_neurons/cli/commands.py").read_text().split("\n", 1)[0]
+    docstring = (ROOT / "src/universal_neurons/cli/commands.py").read_text().split("\n\n", 1)[0]
     assert set(re.findall(r"\w+", docstring.partition(":")[2])) == names
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from universal_neurons.models import Model, ProcessedWeights, load_model, processed_weights
     from universal_neurons.role_settings import RoleSettings
     from universal_neurons.storage import Store
-    from universal_neurons.study import make_sketch, run_study, study_roles
+    from universal_neurons.study import explain, make_sketch, run_study, study_roles
     from universal_neurons.text import TokenDataset
 
 __version__ = "0.1.0"
@@ -41,6 +41,7 @@ _HOMES = {
     "StudyConfig": "config",
     "TokenDataset": "text",
     "ablate": "interventions",
+    "explain": "study",
     "features_of": "features",
     "frozen_norm": "interventions",
     "intervene": "interventions",
@@ -70,6 +71,7 @@ __all__ = [
     "StudyConfig",
     "TokenDataset",
     "ablate",
+    "explain",
     "features_of",
     "frozen_norm",
     "intervene",
@@ -85,7 +87,7 @@ __all__ = [
 ]
 
 
-_GIVE_STORES = ("Diff", "Dynamics", "Store", "run_diff", "run_dynamics", "run_study", "study_roles")
+_GIVE_STORES = ("Diff", "Dynamics", "Store", "explain", "run_diff", "run_dynamics", "run_study", "study_roles")
 
 
 def __getattr__(name: str) -> Any:

@@ -156,6 +156,10 @@ class AnswersError(InputError):
     """A file of a language model's answers that is damaged."""
 
 
+class ExplanationsError(InputError):
+    """Explanations of others' that cannot be read, or are of units that are not there."""
+
+
 class StudyError(UniversalNeuronsError):
     """A study that stopped; started again, it resumes."""
 

@@ -121,6 +121,14 @@ class StandIn:
         elif fault == "stall":
             self.released.wait(5)
             handler.close_connection = True
+        elif fault == "drip":
+            handler.send_response(200)
+            handler.send_header("Content-Length", "1000000")
+            handler.end_headers()
+            with contextlib.suppress(OSError):
+                while not self.released.wait(0.02):
+                    handler.wfile.write(b" ")
+            handler.close_connection = True
         elif isinstance(fault, tuple):  # status, headers, body
             self.send(handler, *fault)
         else:

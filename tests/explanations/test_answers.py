@@ -16,7 +16,7 @@ class Echo:
     """A backend that answers by rule, counts what it is asked, and fails after `lasts` replies."""
 
     def __init__(self, identity: str = "echo", lasts: float = math.inf, **reply) -> None:
-        self.identity, self.lasts, self.given = identity, lasts, reply
+        self.name, self.identity, self.lasts, self.given = identity, identity, lasts, reply
         self.asked: list[Prompt] = []
 
     def replies(self, prompts):

@@ -98,6 +98,21 @@ def test_a_server_that_stalls_is_tried_again_and_then_named(stand_in):
         one(stand_in, seconds=0.2, retries=1)
 
 
+def test_a_server_that_drips_is_cut_off(stand_in, monkeypatch):
+    """Though something comes all the time: not in the end, or too much."""
+    stand_in.faults = ["drip"]
+    assert not one(stand_in, whole=0.2, retries=1).missing
+    stand_in.faults = ["drip", "drip"]
+    began = time.monotonic()
+    with pytest.raises(BackendError, match="does not answer"):
+        one(stand_in, whole=0.2, retries=1)
+    assert time.monotonic() - began < 5
+    monkeypatch.setattr("universal_neurons.explanations.deadline.BYTES", 1000)
+    stand_in.faults = [(200, {}, b" " * 2000)]
+    assert not one(stand_in, retries=1).missing
+    assert len(stand_in.requests) == 6
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [

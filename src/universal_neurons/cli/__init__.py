@@ -2,6 +2,7 @@
 
 frame     every setting as a flag, settings from a file and flags
 studies   run, dynamics, sketch, roles, estimate
+explaining  explain
 results   show, labels, report, export, serve
 checks    check, convert
 commands  the entry point and its exit codes

@@ -1,4 +1,5 @@
-"""The commands: run, dynamics, diff, sketch, show, labels, roles, report, export, serve, check, estimate, convert.
+"""The commands: run, dynamics, diff, sketch, show, labels, roles, explain, report, export, serve, check, estimate,
+convert.
 
 Commands are thin: they make a configuration, call the library and print.  torch is imported only by the commands
 that need it.  Exit codes: 0 done, 1 the study failed, 2 the input was wrong, 130 interrupted.
@@ -12,14 +13,14 @@ from typing import NoReturn
 from cyclopts import CycloptsError, UnusedCliTokensError
 from pydantic import ValidationError
 
-from universal_neurons.cli import checks, results, studies
+from universal_neurons.cli import checks, explaining, results, studies
 from universal_neurons.cli.frame import app
 from universal_neurons.config_reading import as_config_error
 from universal_neurons.errors import LONGEST, ConfigError, UniversalNeuronsError, as_memory_error
 from universal_neurons.legible import shortened
 from universal_neurons.terminal import messages, output, prepare_streams, say, shown_lines
 
-COMMANDS = (studies, results, checks)  # importing a file of commands adds them to the app
+COMMANDS = (studies, explaining, results, checks)  # importing a file of commands adds them to the app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -86,15 +86,24 @@ class Answers:
         self._file.flush()
         self._known[key] = reply
 
-    def forecast(self, prompts: Sequence[Prompt]) -> str:
-        """One line for before: how many questions are new, about how many tokens they have, and what that costs."""
-        new = {key: prompt for prompt in prompts if (key := key_of(self.backend, prompt)) not in self._known}
-        read = sum(prompt.characters for prompt in new.values()) // LETTERS
-        written = sum(prompt.tokens for prompt in new.values())
+    def forecast(self, prompts: Iterable[Prompt]) -> str:
+        """One line for before: how many questions are new, about how many tokens they have, and what that costs.
+
+        Prompts are not kept: there may be many.
+        """
+        keys: set[str] = set()
+        characters = written = known = 0
+        for prompt in prompts:
+            key = key_of(self.backend, prompt)
+            if key not in keys:
+                keys.add(key)
+                known += key in self._known
+                if key not in self._known:
+                    characters, written = characters + prompt.characters, written + prompt.tokens
+        read = characters // LETTERS
         cost = f", cost about {self.prices.of(read, written):,.4f} at most" if self.prices else ""
-        known = len({key_of(self.backend, prompt) for prompt in prompts}) - len(new)
         return (
-            f"questions {len(new):,} (answered before {known:,}); tokens to read about {read:,}, "
+            f"questions {len(keys) - known:,} (answered before {known:,}); tokens to read about {read:,}, "
             f"to write at most {written:,}{cost}"
         )
 

@@ -59,8 +59,12 @@ class Reply:
 
 @runtime_checkable
 class Backend(Protocol):
-    """A language model that answers: `identity` names all that an answer depends on besides its prompt."""
+    """A language model that answers: `name` is what tables call it.
 
+    `identity` names all that an answer depends on besides its prompt.
+    """
+
+    name: str
     identity: str
 
     def replies(self, prompts: Sequence[Prompt]) -> Generator[tuple[int, Reply], None, None]:

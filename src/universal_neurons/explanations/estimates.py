@@ -35,6 +35,7 @@ EDGE = 1e-3  # where scales that end are cut off
 HALF = 0.5  # a score above it is a yes
 UNSEEN = 0.25  # of a right and of a wrong answer, that each stratum is given besides
 TINY = 1e-12
+ROUNDING = 1e-6  # of sums of weights
 
 Weights = Float[np.ndarray, "times windows"]
 Statistic = Callable[[Weights], Float[np.ndarray, " times"]]
@@ -197,9 +198,10 @@ class Answered:
         ties = np.searchsorted(-score, -score, side="right") - 1
         above = np.stack([np.cumsum(weights * (stratum == s), 1)[:, ties] for s in range(len(self.yes))])
         kin = np.take_along_axis(above, stratum[None, None], 0)[0]
-        counts, sizes = self.design.counts, self.design.sizes
-        again = (sizes - 1) / np.maximum(sizes, 1) * counts / np.maximum(counts - 1, 1)
-        once = 1 - kin + (kin - weights) * again[stratum]  # itself once, and its kin by those drawn besides
+        sizes = self.design.sizes[stratum]
+        besides = sizes - weights  # its stratum's windows for which those drawn besides stand
+        again = np.where(besides > ROUNDING, (sizes - 1) / np.maximum(besides, ROUNDING), 0)
+        once = 1 - kin + (kin - weights) * again  # itself once, and its kin by those drawn besides
         of_yes = weights * self.yes[stratum]
         precision = (above[self.yes].sum(0) + once) / np.maximum(above.sum(0) + once, 1)
         return np.asarray((of_yes * precision).sum(1) / of_yes.sum(1))

@@ -51,7 +51,7 @@ class LocalModel:
         if model.tokenizer is None:
             raise TokenizerError(f"{model.name}: no tokenizer", wanted="a model with its tokenizer")
         self.model = model
-        self.tokenizer = model.tokenizer
+        self.tokenizer, self.name = model.tokenizer, model.name
         self.template = getattr(model.tokenizer, "chat_template", None)
         form = hashlib.sha256(str(self.template or PLAIN).encode()).hexdigest()
         self.identity = f"{model.name} ({model.digest}, {model.dtype}, {form[:16]})"

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from universal_neurons.errors import BackendError, ConfigError, MissingExtraError
 from universal_neurons.explanations.backends import SERVER, Prompt, Reply
+from universal_neurons.explanations.deadline import within
 from universal_neurons.legible import legible, shortened
 
 KEY = "OPENAI_API_KEY"
@@ -26,6 +27,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 AT_ONCE = 8  # requests
 RETRIES = 5
 SECONDS = 120.0  # without a byte of an answer
+WHOLE = 600.0  # seconds for all of an answer, from its first line on
 AGAIN = 2  # times that an answer which is none is asked for again
 ALTERNATIVES = (20, 5, 0)  # log-probabilities asked for: the most that the protocol allows, what some allow, none
 REFUSED = (400, 413, 422)  # one prompt, not all of them
@@ -69,21 +71,31 @@ def address_of(named: str) -> Address:
 class OpenAIServer:
     """A server's model as a backend; `at_once` requests are under way, each tried again `retries` times.
 
+    An answer may keep silent for `seconds`, and take `whole` from its first line to its end.
+
     Raises `MissingExtraError` without the extra explain, `ConfigError` for what is no address, and for a key that would
     go to another machine in the clear.
     """
 
-    def __init__(self, named: str, *, at_once: int = AT_ONCE, retries: int = RETRIES, seconds: float = SECONDS) -> None:
+    def __init__(
+        self,
+        named: str,
+        *,
+        at_once: int = AT_ONCE,
+        retries: int = RETRIES,
+        seconds: float = SECONDS,
+        whole: float = WHOLE,
+    ) -> None:
         require_extra()
         self.address = address_of(named)
-        self.identity = named
+        self.identity, self.name = named, self.address.model
         self.at_once = at_once
         key = os.environ.get(KEY, "")
         if key and self.address.url.startswith("http:") and not self.address.is_here:
             raise ConfigError(
                 f"{named}: {KEY} would go there in the clear", wanted="https://", fix=f"or leave {KEY} unset"
             )
-        self.client = _client(self.address, key, retries, seconds)
+        self.client = _client(self.address, key, retries, seconds, whole)
         self.options: dict[str, Any] = {"temperature": 0.0, "limit": "max_tokens", "top_logprobs": ALTERNATIVES[0]}
         self.changing = Lock()
 
@@ -206,11 +218,13 @@ def _said(error: Exception) -> str:
     return shortened(legible(text.replace(key, "…") if key else text), SHOWN)
 
 
-def _client(address: Address, key: str, retries: int, seconds: float) -> Any:
-    """The client: no redirects, and no proxy for a server on this machine."""
+def _client(address: Address, key: str, retries: int, seconds: float, whole: float) -> Any:
+    """The client: no redirects, no proxy for a server on this machine, no answer without an end."""
     import openai
 
-    http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not address.is_here)
+    kind: Any = openai.DefaultHttpxClient
+    hooks = {"response": [within(kind, whole)]}
+    http = kind(follow_redirects=False, trust_env=not address.is_here, event_hooks=hooks)
     return openai.OpenAI(
         api_key=key or "none", base_url=address.url, timeout=seconds, max_retries=retries, http_client=http
     )

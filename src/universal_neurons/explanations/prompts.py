@@ -199,4 +199,9 @@ def _shown(example: Example, highest: float) -> str:
 def sentence_of(text: str) -> str:
     """The first sentence or line that a model wrote as an explanation, without what it thought before; "" for none."""
     lines = (LABELLED.sub("", line).strip(QUOTES) for line in text.rpartition("</think>")[2].splitlines())
-    return shortened(next(filter(None, lines), ""), LONGEST_EXPLANATION)
+    return whole_characters(shortened(next(filter(None, lines), ""), LONGEST_EXPLANATION))
+
+
+def whole_characters(text: str) -> str:
+    """Text as a table takes it: a half of a character, which JSON may spell, becomes ?."""
+    return text.encode("utf-8", "replace").decode()

@@ -11,7 +11,7 @@ windows of yes or of no, there is no score.  Controls are scored in the same way
 one.  All explanations of a unit are asked about the same windows and marks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -27,6 +27,7 @@ from universal_neurons.statistics import seed_of
 
 FEWEST = 10  # answers about windows of yes, and of no
 OWN, ANOTHER, EMPTY = "own", "another unit's", "empty"  # what an explanation is to the unit it is tried on
+COUNTERPART, RANDOM = "counterpart", "random"  # its own unit's counterpart elsewhere, a random unit of that one's layer
 MEASURES = ("auprc", "balanced_accuracy", "rho")
 SCHEMA: dict[str, Any] = {
     "model": pl.String,
@@ -36,6 +37,7 @@ SCHEMA: dict[str, Any] = {
     "source": pl.String,
     "use": pl.String,
     "method": pl.String,
+    "scorer": pl.String,
     "n_windows": pl.Int32,
     "missing": pl.Int32,
     "certain": pl.Int32,
@@ -48,8 +50,8 @@ SCHEMA: dict[str, Any] = {
 class Trial:
     """An explanation, and the windows of the unit that it is tried on.
 
-    `explanation` is its name, `source` who made it, `use` what it is to the unit: `OWN`, `ANOTHER`, `EMPTY`, or as
-    the caller says (a counterpart's).
+    `explanation` is its name, `source` who made it, `use` what it is to the unit: `OWN`, `ANOTHER`, `EMPTY`,
+    `COUNTERPART` or `RANDOM`.
     """
 
     explanation: str
@@ -88,18 +90,38 @@ def score(
     kinds: Sequence[Kind] = tuple(Kind),
     *,
     seed: int = 0,
+    scored_by: str = "",
 ) -> pl.DataFrame:
-    """The table `scores`: a row per trial and kind of question.  `strings` are the vocabulary's, by token id."""
-    return pl.DataFrame([_row(trial, kind, scorer, strings, seed) for trial in trials for kind in kinds], SCHEMA)
+    """The table `scores`: a row per trial and kind of question.
+
+    `strings` are the vocabulary's, by token id; `scored_by` is what the scorer is called.
+    """
+    rows = [_row(trial, kind, scorer, strings, seed) | {"scorer": scored_by} for trial in trials for kind in kinds]
+    return pl.DataFrame(rows, SCHEMA)
+
+
+def questions_of(
+    trials: Sequence[Trial], strings: Sequence[str], kinds: Sequence[Kind] = tuple(Kind), *, seed: int = 0
+) -> Iterator[Question]:
+    """All that `score` will ask."""
+    for trial in trials:
+        for kind in kinds:
+            yield from _asked(trial, kind, strings, seed)[1]
 
 
 def _row(trial: Trial, kind: Kind, scorer: Scorer, strings: Sequence[str], seed: int) -> dict[str, Any]:
     windows = trial.windows
     whose = {"model": windows.model, "layer": windows.layer, "neuron": windows.neuron}
     whose |= {"explanation": trial.explanation, "source": trial.source, "use": trial.use, "method": str(kind)}
-    asked = _marked(windows, seed) if kind is Kind.FUZZING else _plain(windows)
-    questions = [Question(kind, trial.text, windows.tokens(w, strings), marks) for w, marks in asked.questions]
+    asked, questions = _asked(trial, kind, strings, seed)
     return whose | (_simulated if kind is Kind.SIMULATION else _yes_or_no)(asked, questions, scorer)
+
+
+def _asked(trial: Trial, kind: Kind, strings: Sequence[str], seed: int) -> tuple["_Asked", list[Question]]:
+    """Which windows a trial asks about, and the questions."""
+    windows = trial.windows
+    asked = _marked(windows, seed) if kind is Kind.FUZZING else _plain(windows)
+    return asked, [Question(kind, trial.text, windows.tokens(w, strings), marks) for w, marks in asked.questions]
 
 
 @dataclass(frozen=True)

@@ -131,11 +131,11 @@ def explanations_table(
     return pl.concat(frames)
 
 
-def renewed(store: Results, neurons: pl.DataFrame, effects: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
-    """The table `explanations` of a study whose neurons or effects have changed, by name; none without labels."""
+def by_labels(store: Results, neurons: pl.DataFrame, effects: pl.DataFrame | None) -> pl.DataFrame | None:
+    """The label sentences of a study with these neurons and effects, as rows of `explanations`; None without labels."""
     if not store.has("labels"):
-        return {}
-    return {"explanations": explanations_table(neurons, store.table("labels"), effects, _strings(store))}
+        return None
+    return explanations_table(neurons, store.table("labels"), effects, _strings(store))
 
 
 def explanations_of(store: Results) -> pl.DataFrame:
@@ -143,9 +143,9 @@ def explanations_of(store: Results) -> pl.DataFrame:
     if store.has("explanations"):
         return store.table("explanations")
     effects = store.table("effects") if store.has("effects") else None
-    made = renewed(store, store.table("neurons"), effects)
-    if made:
-        return made["explanations"]
+    made = by_labels(store, store.table("neurons"), effects)
+    if made is not None:
+        return made
     schema = {name: store.table("neurons").schema[name] for name in PLACE}
     return pl.DataFrame(schema=schema | {"source": pl.String, "explanation": pl.String})
 

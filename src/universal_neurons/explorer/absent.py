@@ -45,17 +45,21 @@ def absent(study: ShownStudy, store: Store) -> dict[str, str]:
         missing["dynamics"] = (
             "A study is of one moment of training: uneurons dynamics studies checkpoints; its folder can be shown."
         )
-    missing["explanations"] = (
-        "No model has explained the units in words; the sentence on a unit's page is made from its labels."
-        if store.has("labels")
-        else f"This study had no stage labels, which sentences are made from: {_again('--stages labels')}."
-    )
+    missing["explanations"] = _no_list_of_explanations(store)
     missing["text"] = "A text of your own is tried where the models are: uneurons serve RUN."
     if store.askers and store.config.pairs != "all":
         missing["pairs"] = (
             f"Only {study.models[0]} was asked about; the other models' matches: {_again('--pairs all')}."
         )
     return missing | _roles_without_units(study, store)
+
+
+def _no_list_of_explanations(store: Store) -> str:
+    if "language_models" in store.manifest:
+        return "Each unit's page has its best explanation; uneurons explain RUN lists them with their scores."
+    if store.has("labels"):
+        return "No model has explained the units in words; the sentence on a unit's page is made from its labels."
+    return f"This study had no stage labels, which sentences are made from: {_again('--stages labels')}."
 
 
 def _again(option: str) -> str:

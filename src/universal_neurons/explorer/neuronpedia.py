@@ -11,8 +11,9 @@ Layout: docs.neuronpedia.org/api-and-data/exports.  Fields: the tables Neuron, A
 1. A feature is a neuron, its index the neuron's number within its layer.  `frac_nonzero` is the share of positions with
    a pre-activation above 0, the frequency histogram that of the pre-activation; logits are the roles' effects.
 2. An activation is an example: every band's windows, the values that are not counted as 0.
-3. An explanation is the neuron's sentence, where a label explains it or it fires by position or at BOS.  Its
-   `typeName` is null: it would have to name a type that the importer's database has.
+3. An explanation is the neuron's sentence, where a label explains it or it fires by position or at BOS, and whatever
+   else explains it, the best scored first: who, in its `notes`.  `typeName` and `explanationModelName` are null: they
+   would have to name what the importer's database has.
 
 Same study, same bytes: ids come from hashes, nothing says when it was written.
 """
@@ -20,14 +21,13 @@ Same study, same bytes: ids come from hashes, nothing says when it was written.
 import gzip
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from universal_neurons.errors import MissingFileError
-from universal_neurons.explanations import BY_LABELS, first_clause
+from universal_neurons.explanations import BY_LABELS, first_clause, model_ids
 from universal_neurons.explorer.histograms import TABLE, Histograms
 from universal_neurons.explorer.new_folder import new_folder
 from universal_neurons.explorer.studies import Strings, strings_of
@@ -41,7 +41,6 @@ SET = "mlp"
 OF_UNITS = ("neurons", "examples", "effects", "explanations")  # tables
 CREATOR_ID = "clkht01d40000jv08hvalcvly"  # the user that a database of Neuronpedia's begins with
 CREATOR = "universal-neurons"
-LONGEST_MODEL = 128
 COMPRESSION = 5
 NOTES = (
     "MLP neurons. frac_nonzero and the frequency histogram are of the pre-activation; "
@@ -68,19 +67,6 @@ def write_neuronpedia(store: Store, out: str | Path, reporter: Reporter | None =
             for layer in range(store.units[store.models[number]].layers):
                 _write_source(folder, store, tables, number, identity, layer)
     return Path(out)
-
-
-def model_ids(names: Sequence[str]) -> list[str]:
-    """An id of Neuronpedia's kind for every model: small letters, digits, dashes and underscores, no two alike."""
-    taken: list[str] = []
-    for name in names:
-        wanted = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:LONGEST_MODEL] or "model"
-        identity, number = wanted, 1
-        while identity in taken:
-            number += 1
-            identity = f"{wanted[: LONGEST_MODEL - 8]}-{number}"
-        taken.append(identity)
-    return taken
 
 
 @dataclass(frozen=True)
@@ -267,19 +253,24 @@ def _activations(source: _Source, neuron: int, examples: Sequence[Line], strings
 
 
 def _explanations(source: _Source, neuron: int, row: Line, stored: Sequence[Line]) -> Iterator[Line]:
-    if row["family"] in (None, UNEXPLAINED):
-        return
-    said = [line["explanation"] for line in stored if line["source"] == BY_LABELS]
-    yield (
-        {"id": source.line_id(neuron, "label")}
-        | source.place(neuron)
-        | {
-            "authorId": CREATOR_ID,
-            "description": _text(said[0] if said else f"{first_clause(row)}."),
-            "typeName": None,
-            "explanationModelName": None,
-        }
-    )
+    said = [(line["source"], line["explanation"]) for line in stored]
+    if BY_LABELS not in dict(said) and row["family"] is not None:
+        said.append((BY_LABELS, f"{first_clause(row)}."))
+    for who, text in said:
+        by_labels = who == BY_LABELS
+        if by_labels and row["family"] in (None, UNEXPLAINED):
+            continue
+        yield (
+            {"id": source.line_id(neuron, *(("label",) if by_labels else ("said by", who)))}
+            | source.place(neuron)
+            | {
+                "authorId": CREATOR_ID,
+                "description": _text(text),
+                "notes": None if by_labels else _text(f"by {who}"),
+                "typeName": None,
+                "explanationModelName": None,
+            }
+        )
 
 
 def _number(value: float | None) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from universal_neurons.explanations import BY_LABELS
 from universal_neurons.explorer.data_files import DIGITS, rounded, rounded_lists, without_nothing
 from universal_neurons.explorer.studies import Strings
 from universal_neurons.labels import explaining_label
@@ -152,8 +153,9 @@ def effects(rows: pl.DataFrame, context: Context) -> list[Record]:
 
 
 def explanations(rows: pl.DataFrame, context: Context) -> list[Record]:
-    """What a unit fires on and does, in a sentence."""
-    return records_of(rows.select(text="explanation"))
+    """What a unit fires on and does, in a sentence; `by` whom, where labels did not say it.  The best scored first."""
+    others = pl.when(pl.col("source") != BY_LABELS).then("source")
+    return records_of(rows.select(text="explanation", by=others))
 
 
 def positions(rows: pl.DataFrame, context: Context) -> list[Record]:

@@ -13,6 +13,7 @@ verdict           what is to be said of one neuron in a sentence or two, and its
 counterparts      best matches by name, with what they fire on
 family_strength   how much the labels of families explain, and how near the next ones come
 universal         the universal neurons in one table, with counterparts and verdicts
+explained         what explanations there are of units, and what they are worth
 one_neuron        one neuron in the terminal
 of_label          the neurons that a label explains best, in the terminal
 label_list        all labels with their meaning, and how often those of a study hold
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from universal_neurons.report.anchors import anchors_view
     from universal_neurons.report.diff_summary import LISTS, UNUSUAL, diff_sentences, diff_view, unit_view, upper_end
     from universal_neurons.report.dynamics_summary import course_view, dynamics_view
+    from universal_neurons.report.explained import explained_view
     from universal_neurons.report.family_strength import families_table
     from universal_neurons.report.figures import study_figures
     from universal_neurons.report.integrity import check_stores
@@ -68,6 +70,7 @@ else:
             "other_threshold": ["at_threshold", "threshold_sentence"],
             "diff_summary": ["LISTS", "UNUSUAL", "diff_sentences", "diff_view", "unit_view", "upper_end"],
             "dynamics_summary": ["course_view", "dynamics_view"],
+            "explained": ["explained_view"],
             "family_strength": ["families_table"],
             "figures": ["study_figures"],
             "pages": [

@@ -6,7 +6,7 @@ gives a store.
 
 from universal_neurons.diff import Diff
 from universal_neurons.dynamics import Dynamics
-from universal_neurons.explanations import explanations_of
+from universal_neurons.explanations import best_of, explanations_of, scores_of, sources_table
 from universal_neurons.report.counterparts import counterparts_table
 from universal_neurons.report.diff_summary import plain_diff
 from universal_neurons.report.dynamics_summary import plain_dynamics
@@ -25,6 +25,9 @@ Store.shown_by(
         "html": summary_html,
         "counterparts": counterparts_table,
         "explanations": explanations_of,
+        "scores": scores_of,
+        "best explanations": lambda store: best_of(explanations_of(store), scores_of(store)),
+        "explanation sources": lambda store: sources_table(explanations_of(store), scores_of(store)),
         "families": families_table,
         "universal": universal_table,
         "neuron sentence": neuron_sentence,

@@ -16,6 +16,7 @@ from universal_neurons.legible import legible
 from universal_neurons.matching import singled_out
 from universal_neurons.report.consistency import consistency_view, similarity_askers, similarity_view
 from universal_neurons.report.counts import clique_lines
+from universal_neurons.report.explained import worth_view
 from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, only_sentence, short
 from universal_neurons.report.family_strength import STRENGTH_FACTS, STRENGTH_WORDS, strength_rows
 from universal_neurons.report.sources import source_sentences
@@ -123,6 +124,8 @@ def study_view(store: Store) -> Group:
         parts.append(families_view(store))
     if store.has_roles:
         parts.append(roles_view(store))
+    if store.has("scores"):
+        parts.append(worth_view(store))
     rows = published_rows(store)
     if rows and store.config.published:
         table = TextTable("", "this study", store.config.published.source, title="Beside the published counts")

@@ -23,6 +23,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.roles.entropy import FREQUENCY_CANDIDATES
+    from universal_neurons.roles.functional import counterparts
     from universal_neurons.roles.latent_effects import latent_effect_tables
     from universal_neurons.roles.nearest import (
         best_pairs,
@@ -49,6 +50,7 @@ else:
         __name__,
         {
             "entropy": ["FREQUENCY_CANDIDATES"],
+            "functional": ["counterparts"],
             "latent_effects": ["latent_effect_tables"],
             "one_model": ["ROLE_TABLES", "Sample"],
             "preconditions": ["cannot_be_shown", "unmet_lines"],

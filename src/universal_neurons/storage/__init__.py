@@ -19,6 +19,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.storage.former_names import by_present_names
+    from universal_neurons.storage.leftovers import ANSWERS
     from universal_neurons.storage.manifest import (
         MANIFEST,
         SKETCH,
@@ -51,6 +52,7 @@ else:
         __name__,
         {
             "former_names": ["by_present_names"],
+            "leftovers": ["ANSWERS"],
             "manifest": ["Facts", "FinishedDiff", "FinishedDynamics", "MANIFEST", "SKETCH", "is_ours", "products_line"],
             "neuron": ["Neuron", "parse_neuron"],
             "results": ["Results"],

@@ -9,6 +9,7 @@ from universal_neurons.disk import refuse_link
 from universal_neurons.storage.manifest import MANIFEST
 
 LOCK, WORK, STAGING, FIGURES, STEPS, STUDY = ".lock", "work", ".rewriting", "figures", "steps", "study"
+ANSWERS = "answers"  # of language models
 COSTLY = ("checkpoint-", "lanes", "self-", "untrained-")  # of the scratch folder: what took time to find
 PAGE = ".report.html.partial"  # drawn without the lock
 PARTIALS = re.compile(
@@ -58,7 +59,7 @@ def sweep_partials(folder: Path) -> None:
 
 def refuse_links(folder: Path) -> None:
     """Raise `StoreConflictError` where a link stands in the place of a folder of ours, or in the scratch folder."""
-    for name in (WORK, STAGING, FIGURES, STEPS, STUDY):
+    for name in (WORK, STAGING, FIGURES, STEPS, STUDY, ANSWERS):
         refuse_link(folder / name)
     for inside, folders, files in os.walk(folder / WORK):
         for name in (*folders, *files):

@@ -183,6 +183,7 @@ class Unfinished(Facts):
     tokens: TokenFacts | None = None
     layout: LayoutFacts = LayoutFacts()
     products: ProductFacts | None = None
+    explained: list[Literal["explanations", "scores"]] = []  # tables that a study made anew takes up again
 
 
 class FinishedStudy(Unfinished):
@@ -201,6 +202,7 @@ class FinishedStudy(Unfinished):
     dictionaries: dict[str, list[DictionaryFacts]] = {}
     within_tokens: WithinTokensFacts | None = None
     null: NullFacts | None = None
+    language_models: dict[Literal["explainers", "scorers"], dict[str, str]] = {}
 
     @model_validator(mode="after")
     def _with_what_its_tables_need(self) -> "FinishedStudy":

@@ -22,6 +22,7 @@ from universal_neurons.storage.leftovers import STAGING
 from universal_neurons.storage.manifest import REWRITING, Rewriting, file_of, require
 
 PAGES = ("report.html", "figures/role-*")
+NOT_DRAWN = {"explanations", "scores"}  # tables whose change leaves the pages as they are
 
 
 def stage(
@@ -59,7 +60,7 @@ def put_in_place(folder: Path, marked: dict[str, Any], manifest: Path) -> dict[s
     for name in staged:
         (folder / STAGING / file_of(name)).rename(folder / file_of(name))
     outdated = [folder / file_of(name) for name in removed]
-    for pattern in PAGES:
+    for pattern in PAGES if {*replaced, *removed} - NOT_DRAWN else ():
         outdated += folder.glob(pattern)
     for path in outdated:
         path.unlink(missing_ok=True)

@@ -103,8 +103,32 @@ class Store(Results):
 
     @property
     def explanations(self) -> pl.DataFrame:
-        """A row per neuron: what it fires on and does, in a sentence; none of a study without labels."""
+        """A row per neuron and source: what it fires on and does, in a sentence; of a neuron the best scored first.
+
+        The source `labels` made its sentences by rule; others by `uneurons explain`.
+        """
         return self.view("explanations")(self)
+
+    @property
+    def scores(self) -> pl.DataFrame:
+        """How well explanations predict units on held-out text: a row per explanation, unit it was tried on, method,
+        scorer; no row where none was scored (`uneurons explain`)."""
+        return self.view("scores")(self)
+
+    @property
+    def best_explanations(self) -> pl.DataFrame:
+        """A row per neuron that is explained: the best scored of its explanations, else the first, and its score.
+
+        Columns: those of `explanations`; `method`, `scorer`, `score` (AUPRC; of simulation ρ), its 95 % interval `low`,
+        `high`, and `chance`, null where it is not scored.
+        """
+        return self.view("best explanations")(self)
+
+    @property
+    def explanation_sources(self) -> pl.DataFrame:
+        """A row per source of explanations, scorer and method: what they are worth on average, beside controls and on
+        counterparts (`universal_neurons.explanations.sources_table`)."""
+        return self.view("explanation sources")(self)
 
     @property
     def strings(self) -> list[str]:

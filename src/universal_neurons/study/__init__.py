@@ -30,6 +30,10 @@ untrained        the untrained null: the passes again with networks that learned
 stages           weights, labels, passes, comparison, held-out pass, tables
 run              run_study; resumes
 sketch_maker     make_sketch: a model and a corpus to a portable sketch
+read_again       a finished study's models and text, read again
+explain_settings  whom `explain` asks, about which units
+explained_batches  units explained and scored, so many at a time as memory holds
+explaining       explain: sentences of units, and their scores on held-out text
 roles_again      study_roles: the roles of a finished study
 """
 
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
         fit_rows,
     )
     from universal_neurons.study.estimate import Estimate, resident_bytes
+    from universal_neurons.study.explain_settings import KINDS
+    from universal_neurons.study.explaining import explain
     from universal_neurons.study.inputs import Study
     from universal_neurons.study.measured import fewest_seconds, gemm_rate, measured_ids
     from universal_neurons.study.memory import weight_bytes
@@ -72,6 +78,8 @@ else:
                 "require_same_tokenizer",
                 "run_folder",
             ],
+            "explain_settings": ["KINDS"],
+            "explaining": ["explain"],
             "inputs": ["Study"],
             "check": ["FIT_FACTS", "check_models", "estimate_loaded", "estimate_study", "estimate_view", "fit_rows"],
             "estimate": ["Estimate", "resident_bytes"],

@@ -1,25 +1,18 @@
 """The roles of a study that is finished: its models and text read again, its tables replaced all at once."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from universal_neurons.config import IN_MEMORY, StudyConfig
-from universal_neurons.disk import full_disk, local_path
-from universal_neurons.errors import ConfigError, StoreConflictError
+from universal_neurons.disk import local_path
+from universal_neurons.errors import ConfigError
 from universal_neurons.explanations import renewed
 from universal_neurons.labels import read_own_labels, require_named_again
 from universal_neurons.models import Model, find_tokenizer
 from universal_neurons.progress import Reporter
 from universal_neurons.role_settings import RoleSettings
 from universal_neurons.roles import ROLE_TABLES, Roles, vocabulary_of
-from universal_neurons.storage import MANIFEST, Store, StoreWriter
-from universal_neurons.study.masked_sinks import LEFT_OUT, positions_of
-from universal_neurons.study.resolve import load_models, resolve
+from universal_neurons.storage import Store, StoreWriter
+from universal_neurons.study.read_again import read_again, writer_of
 from universal_neurons.text import TokenDataset
 from universal_neurons.torch_state import settled_torch
 
@@ -40,21 +33,14 @@ def study_roles(
     a file is not named, and `StoreConflictError` where its models or text have changed.
     """
     path = store.path if isinstance(store, Store) else local_path(store)
-    with _writer(path) as writer, settled_torch(Store(path).config.threads):
+    with writer_of(path) as writer, settled_torch(Store(path).config.threads):
         return _study_roles(Store(path), writer, settings, models, tokens, labels, reporter or Reporter())
 
 
 def settings_of_roles(store: str | Path) -> RoleSettings:
     """The settings that a finished study has; roles that were half replaced are brought to their end first."""
-    with _writer(local_path(store)) as writer:
+    with writer_of(local_path(store)) as writer:
         return Store(writer.path).config.roles
-
-
-def _writer(path: Path) -> StoreWriter:
-    """The writer of a study that must be there."""
-    if not (path / MANIFEST).exists():
-        Store(path)  # says that there is none
-    return StoreWriter(path)
 
 
 def _study_roles(
@@ -88,33 +74,14 @@ def _study_roles(
     require_named_again(config.labels, labels, str(study.path))
     stages = (*(stage for stage in config.stages if stage != "roles"), "roles")
     config = config.model_copy(update={"roles": roles or config.roles, "stages": stages})
-    if tokens is None and config.data == IN_MEMORY:
-        raise ConfigError(f"{study.path}: its text was in memory", wanted="the same `tokens` again")
-    named = models if models is not None else load_models(_on_this_machine(config))
-    loaded = [model for model in named if isinstance(model, Model)]
-    if [_weights(model.describe()) for model in loaded] != [_weights(model) for model in study.manifest["models"]]:
-        raise StoreConflictError(
-            f"{study.path}: its models have changed",
-            given=", ".join(map(repr, loaded)),
-            wanted="the study's own models",
-        )
-    settings = resolve(config, loaded)
-    tokenizer = find_tokenizer(settings, loaded, required=False)
-    with tempfile.TemporaryDirectory() as scratch:
-        if tokens is None:
-            with full_disk(Path(scratch)):
-                tokens = TokenDataset.load(settings, tokenizer, context=settings.context, folder=Path(scratch))
-        wanted = study.manifest["tokens"]["fingerprint"]
-        if tokens.fingerprint != wanted:
-            raise StoreConflictError(f"{study.path}: its text has changed", given=tokens.fingerprint, wanted=wanted)
-        if "sinks" in settings.mask:
-            tokens = tokens.without(positions_of(study.table(LEFT_OUT), tokens))
-        _, stretches = tokens.split(settings.heldout_tokens)
+    with read_again(study, config, models, tokens) as again:
+        settings, networks, text = again.settings, again.reader.networks, again.text
+        assert isinstance(text, TokenDataset)
         matches = study.matches if study.askers else None
-        vocabulary = vocabulary_of(tokenizer, loaded)
-        heldout = np.concatenate(stretches)
-        token_sets = read_own_labels(settings.label_files, {}, vocabulary, tokens).tokens
-        tables = Roles(settings, loaded, tokens, heldout, vocabulary, study.neurons, matches, token_sets).run(reporter)
+        vocabulary = vocabulary_of(find_tokenizer(settings, networks, required=False), networks)
+        token_sets = read_own_labels(settings.label_files, {}, vocabulary, text).tokens
+        roles_of = Roles(settings, networks, text, again.heldout, vocabulary, study.neurons, matches, token_sets)
+        tables = roles_of.run(reporter)
     manifest = study.manifest | {
         "config": settings.stored(),
         "tables": {name: digest for name, digest in study.manifest["tables"].items() if name not in ROLE_TABLES},
@@ -123,13 +90,3 @@ def _study_roles(
     neurons = tables.pop("neurons")
     tables |= renewed(study, neurons, tables.get("effects")) | {"neurons": neurons}  # the neurons last
     return writer.replace(tables, manifest)
-
-
-def _on_this_machine(config: StudyConfig) -> StudyConfig:
-    """The configuration on this machine: a study made on a GPU that is not here goes on the CPU."""
-    available = not config.device.startswith("cuda") or torch.cuda.is_available()
-    return config if available else config.model_copy(update={"device": "cpu", "dtype": "float32"})
-
-
-def _weights(described: dict[str, Any]) -> tuple[str, str]:
-    return described["name"], described["sha256"]

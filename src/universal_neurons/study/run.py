@@ -35,7 +35,7 @@ from universal_neurons.study.resolve import (
     require_kin,
     resolve,
 )
-from universal_neurons.study.stages import Stages
+from universal_neurons.study.stages import EXPLAINED, Stages
 from universal_neurons.text import Rows
 from universal_neurons.torch_state import settled_torch
 
@@ -150,12 +150,14 @@ def _lay_out(study: Study, writer: StoreWriter) -> None:
 
 def _is_whole(study: Study, writer: StoreWriter, reporter: Reporter) -> bool:
     """Whether a study that is complete has all of its files; else it is begun anew."""
-    missing = Store(writer.path).missing_files()
+    store = Store(writer.path)
+    missing = store.missing_files()
     if not missing:
         reporter.note(f"{writer.path} is complete already")
         return True
     reporter.note(f"{writer.path}: {', '.join(missing)} missing; the study is made anew")
-    writer.write_manifest({"complete": False} | study.manifest())
+    explained = [name for name in ("explanations", "scores") if store.has(name) and f"{name}.parquet" not in missing]
+    writer.write_manifest({"complete": False} | study.manifest() | {EXPLAINED: explained})
     return False
 
 

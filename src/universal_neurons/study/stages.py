@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from safetensors.torch import save
 
-from universal_neurons.explanations import explanations_table
+from universal_neurons.explanations import beside, explanations_table
 from universal_neurons.features import Latents, Source, Studied
 from universal_neurons.matching import (
     WHOLE,
@@ -70,6 +70,8 @@ from universal_neurons.study.tables import (
 from universal_neurons.study.untrained import UntrainedNull
 from universal_neurons.text import Passages, Shard, TokenDataset, Vocabulary
 
+EXPLAINED = "explained"  # the key of a study that is made anew: tables that are not its own alone
+
 
 class Stages:
     """A study on its way: each stage adds columns of the neuron table and further tables."""
@@ -110,12 +112,26 @@ class Stages:
         if self.study.labelling is not None:
             with self.reporter.stage("labels"):
                 self._explain(neurons, self.study.labelling.vocabulary.strings.__getitem__)
+        else:
+            for name, table in self._explained_before().items():
+                self.write(name, table)
         return self.hashes
 
     def _explain(self, neurons: pl.DataFrame, strings: Callable[[int], str]) -> None:
         """The table of sentences: what labels, and roles where they are known, say of every unit."""
         labels = pl.read_parquet(self.writer.path / "labels.parquet")  # not held in memory while roles are looked for
-        self.write("explanations", explanations_table(neurons, labels, self.effects, strings))
+        made = explanations_table(neurons, labels, self.effects, strings)
+        earlier = self._explained_before()
+        tables = {"explanations": made}
+        if "explanations" in earlier:
+            tables = beside(made, earlier["explanations"], earlier.get("scores"), neurons)
+        for name, table in tables.items():
+            self.write(name, table)
+
+    def _explained_before(self) -> dict[str, pl.DataFrame]:
+        """What others than labels have said of the units, and its scores, where a study is made anew."""
+        names = self.writer.under_way(EXPLAINED) or ()
+        return {name: pl.read_parquet(self.writer.path / f"{name}.parquet") for name in names}
 
     def _latent_effects(self, neurons: pl.DataFrame) -> None:
         """The table of what latents do to the logits, where they write into the residual stream."""

@@ -132,7 +132,7 @@
     const found = unit.explanation;
     if (!found) return un.absent("explanations", "Nobody has explained this unit in words yet.");
     // The sentence itself stands at the head of the page.
-    const rest = Object.fromEntries(Object.entries(found).filter(([name, value]) => name !== "text" && typeof value !== "object"));
+    const rest = Object.fromEntries(Object.entries(found).filter(([name, value]) => !["text", "by"].includes(name) && typeof value !== "object"));
     return Object.keys(rest).length ? kept.records("Its scores", [rest]) : null;
   };
 })();

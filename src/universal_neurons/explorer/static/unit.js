@@ -29,7 +29,8 @@
         columns.family && un.familyLink(columns.family, model),
         columns.label && un.h("a", { class: "label", href: un.href("study", {}, { m: model, label: columns.label.slice(0, 200) }) }, columns.label_sign < 0 ? "silent on " : "", un.said(columns.label)),
         roles),
-      unit.explanation && un.h("p", { class: "explanation" }, un.said(unit.explanation.text)));
+      unit.explanation && un.h("p", { class: "explanation" }, un.said(unit.explanation.text),
+        unit.explanation.by && un.h("span", { class: "quiet" }, " by ", un.said(unit.explanation.by))));
   }
 
   function hero(unit) {
