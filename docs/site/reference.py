@@ -91,9 +91,14 @@ def values(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         return f"{values(item, schema)}; several"
     if field.get("type") == "object":
         return "a mapping"
-    bounds = [f"{sign} {field[key]:,}" for key, sign in BOUNDS.items() if key in field]
-    bounds = [re.sub("[ ,]", "\N{NO-BREAK SPACE}", bound) for bound in bounds]
+    bounds = [f"{sign}\N{NO-BREAK SPACE}{number(field[key])}" for key, sign in BOUNDS.items() if key in field]
     return ", ".join([field.get("type", "any"), *bounds])
+
+
+def number(value: float) -> str:
+    """A bound; of large integers powers of two, else digits by threes."""
+    power = value.bit_length() - 1 if isinstance(value, int) else 0
+    return f"2^{power}" if power > 30 and value == 2**power else f"{value:,}".replace(",", "\N{NO-BREAK SPACE}")
 
 
 def tables() -> str:
