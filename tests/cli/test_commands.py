@@ -45,6 +45,17 @@ def test_the_list_of_commands_needs_no_command():
     assert done.returncode == 0, done.stderr
 
 
+def test_what_shows_a_study_imports_nothing_that_makes_one():
+    """torch alone of what is slow to import: whose types the accumulators' modules name."""
+    late = ("scipy.stats", "transformers", "datasets", "matplotlib", "sklearn", "pandas", "spacy", "starlette", "ray")
+    code = (
+        "import sys\nfrom universal_neurons.report import at_threshold, neuron_view, study_view\n"
+        f"assert not set({late}) & set(sys.modules), set({late}) & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_list_of_commands_is_that_of_the_commands(capsys):
     assert exit_code("--help") == 0
     listed = capsys.readouterr().out
