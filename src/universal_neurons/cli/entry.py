@@ -12,7 +12,7 @@ from typing import NoReturn
 from universal_neurons.errors import UniversalNeuronsError, as_memory_error
 from universal_neurons.terminal import messages, output, prepare_streams, say, shown_lines
 
-OF_ALL = ([], ["--help"], ["-h"], ["--version"])  # words that name no command
+OF_ALL: tuple[list[str], ...] = ([], ["--help"], ["-h"], ["--version"])  # words that name no command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
