@@ -1,9 +1,9 @@
-# On a fresh machine with Python and make: `make demo`, `make test`.
+# On a fresh machine with Python and make: `make demo`, `make test`, `make docs`, `make package`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format docs package bench clean
 
 demo: $(VENV)/.installed-nlp,explorer
 	$(BIN)/uneurons run --out runs/bundled
@@ -20,6 +20,12 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/site/make_site.py build/docs
+
+package: $(VENV)/.installed-dev
+	.ci/package $(BIN)/python
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/throughput.py

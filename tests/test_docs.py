@@ -8,10 +8,12 @@ import pytest
 import torch
 import yaml
 from conftest import FEW_ROLES
+from described import WORDS, require_described
+from reference import all_pages, columns
 
 import universal_neurons as un
 from universal_neurons.cli import app
-from universal_neurons.config import DynamicsConfig, StudyConfig
+from universal_neurons.config import DynamicsConfig, Published, StudyConfig
 from universal_neurons.config_reading import make_config
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +55,57 @@ def test_every_public_name_has_a_page_and_a_docstring():
         assert f"`un.{name}" in DOCS["python.md"], name
         assert getattr(un, name).__doc__, name
     assert set(un.__all__) <= set(dir(un))
+
+
+def public_members(kind):
+    """Of a public class, the names that are for its users and are told by a docstring of ours."""
+    for name in dir(kind):
+        member = getattr(kind, name)
+        ours = str(getattr(getattr(member, "fget", member), "__module__", "")).startswith("universal_neurons")
+        if not name.startswith("_") and not name.isupper() and ours:
+            yield name, member
+
+
+def test_every_member_of_a_public_class_has_a_docstring():
+    for name in un.__all__:
+        if isinstance(getattr(un, name), type):
+            for member, thing in public_members(getattr(un, name)):
+                assert thing.__doc__, f"{name}.{member}"
+
+
+def test_the_sites_reference_leaves_nothing_out():
+    pages = all_pages()
+    for name in (name for name in app if not name.startswith("-")):
+        assert f"## uneurons {name}\n" in pages["commands"]
+    for kind in (StudyConfig, DynamicsConfig, un.DiffConfig, un.RoleSettings, Published):
+        for name, field in kind.model_fields.items():
+            assert f"| `{name}` | " in pages["settings"]
+            assert field.description.replace("|", "\\|") in pages["settings"], name
+    for name in un.__all__:
+        assert f":: universal_neurons.{name}\n" in pages["python"]
+    for kind, tables in WORDS.items():
+        for table in tables if kind != "shared" else ():
+            assert f"### `{table}`\n" in pages["tables"]
+            assert all(unit and meaning for _, unit, meaning in columns(WORDS, kind, table).values()), table
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[nowhere](nowhere.md)", "nowhere.md"),
+        ("[no heading](#no-heading)", "no-heading"),
+        ("$\\frac{1}$", "formula"),
+        ("all is well: $\\rho > 0.5$", ""),
+    ],
+)
+def test_what_is_wrong_with_a_page_of_the_site_stops_it(text, said, tmp_path, capfd):
+    sphinx = pytest.importorskip("sphinx.cmd.build")
+    (tmp_path / "index.md").write_text(f"# A page\n\n{text}\n")
+    from make_site import STRICT
+
+    code = sphinx.main([*STRICT, "-b", "html", str(tmp_path), str(tmp_path / "out")])
+    assert (code != 0) == bool(said)
+    assert said in capfd.readouterr().err
 
 
 def test_every_docs_page_is_linked_from_the_readme():
@@ -198,6 +251,9 @@ def test_every_column_is_described(tmp_path, folders, text_file):
     for name in names:
         for column in store.table(name).columns:
             assert column in DOCS["design.md"], (name, column)
+    for name in (*names, *roles):
+        if store.has(name):
+            require_described(store.table(name), name)
     told_elsewhere = {"layers", "correlations", "convergence", "subsets"}
     for name in (name for name in (*names, *roles) if name not in told_elsewhere):
         if not store.has(name):

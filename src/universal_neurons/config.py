@@ -48,10 +48,12 @@ class Published(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    source: str
-    neurons: int = Field(ge=1, lt=MOST)
-    universal: int = Field(ge=0, lt=MOST)
-    universal_per_layer: tuple[Annotated[int, Field(ge=0, lt=MOST)], ...] = ()
+    source: str = Field(description="What was published, and where in it.")
+    neurons: int = Field(ge=1, lt=MOST, description="Neurons of the reference.")
+    universal: int = Field(ge=0, lt=MOST, description="Universal ones among them.")
+    universal_per_layer: tuple[Annotated[int, Field(ge=0, lt=MOST)], ...] = Field(
+        (), description="The same in each layer, from the first."
+    )
 
 
 TEXT_SETTINGS = (  # what decides which tokens are read

@@ -11,9 +11,12 @@ import polars as pl
 import pytest
 from conftest import exit_code, save_tiny, some_text
 
+from universal_neurons.cli import app
 from universal_neurons.cli.frame import StudyFlags
+from universal_neurons.cli.overview import SUMMARIES
 from universal_neurons.config import StudyConfig
 from universal_neurons.errors import InputError
+from universal_neurons.terminal import output
 
 COMMANDS = ("run", "dynamics", "show", "labels", "roles", "report", "export", "check", "estimate", "convert")
 
@@ -28,6 +31,37 @@ def test_help_needs_no_torch():
     assert done.returncode == 0, done.stderr
     for command in COMMANDS:
         assert command in done.stdout
+
+
+def test_the_list_of_commands_needs_no_command():
+    """Nor settings: `uneurons` answers at once.  What was imported is held, not how long it took."""
+    code = (
+        "import sys\nfrom universal_neurons.cli import main\nmain(['--help'])\nmain(['--version'])\nmain([])\n"
+        "from universal_neurons.cli import overview, entry\n"
+        "late = {'pydantic', 'yaml', 'filelock', 'universal_neurons.config', 'universal_neurons.cli.frame'}\n"
+        "assert not late & set(sys.modules), late & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_shows_a_study_imports_nothing_that_makes_one():
+    """torch alone of what is slow to import: whose types the accumulators' modules name."""
+    late = ("scipy.stats", "transformers", "datasets", "matplotlib", "sklearn", "pandas", "spacy", "starlette", "ray")
+    code = (
+        "import sys\nfrom universal_neurons.report import at_threshold, neuron_view, study_view\n"
+        f"assert not set({late}) & set(sys.modules), set({late}) & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_list_of_commands_is_that_of_the_commands(capsys):
+    assert exit_code("--help") == 0
+    listed = capsys.readouterr().out
+    app(["--help"], console=output(), result_action="return_value")
+    assert capsys.readouterr().out == listed
+    assert {name for names in SUMMARIES.values() for name in names} == {name for name in app if name[0] != "-"}
 
 
 def test_help_names_how_much_text_is_read(capsys):

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import exit_code, save_tiny, settled, small_tokenizer, tiny_model
+from described import require_described
 from planted import LAYER, NEGATED, PLANTED, WIDTH, Unit, drifted, named, network, planted_pair, some_tokens
 from scipy import stats
 
@@ -426,6 +427,7 @@ def test_every_column_of_a_diff_is_described(by_name):
     }  # fmt: skip
     for table in by_name.manifest["tables"]:
         assert f"`{table}`" in text
+        require_described(by_name.table(table), table, "diff")
         for column in by_name.table(table).columns:
             assert f"`{column}`" in text, column
 

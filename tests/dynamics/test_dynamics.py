@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import exit_code, small_tokenizer, some_text, tiny_network
+from described import require_described
 
 import universal_neurons as un
 from universal_neurons.cli.studies import DynamicsFlags
@@ -303,6 +304,7 @@ def test_every_column_is_described(found):
     store_page = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
     for name in ("checkpoints", "neurons", "emergence", "families"):
         assert found.manifest["tables"][name]
+        require_described(found.table(name), name, "dynamics")
         for column in found.table(name).columns:
             assert f"`{column}`" in store_page, (name, column)
 

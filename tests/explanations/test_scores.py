@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import tiny_model
+from described import require_described
 from oracle import Oracle, PlantedSource
 from test_correlation import CONTEXT, some_tokens
 
@@ -78,6 +79,7 @@ def test_a_class_is_what_the_unit_fires_on(planted):
 @pytest.mark.parametrize(("unit", "truth"), [(0, "rare"), (1, "other"), (2, "often")])
 def test_the_true_sentence_scores(planted, unit, truth):
     table = scored([Trial("a", "us", truth, planted[unit])])
+    require_described(table, "scores", "scores")
     assert (table["auprc"] >= 0.95).all()
     assert (table["balanced_accuracy"] >= 0.95).all()
     assert (table["balanced_accuracy_high"] <= 1).all()

@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import exit_code, tiny_model
+from described import require_described
 from test_correlation import captured, some_tokens
 
 from universal_neurons import StudyConfig, run_study
@@ -101,6 +102,7 @@ def test_an_own_label_comes_before_the_same_built_in_one_and_is_kept_of_every_ne
     assert set(found["label"]) == {"mine"}
     assert len(found) == len(squares) == 48
     assert found["rank"].max() > 5
+    require_described(store.table("own_labels"), "own_labels")
     ordered = found.sort("layer", "neuron")
     np.testing.assert_allclose(ordered["variance_reduction"], squares, atol=1e-6)
     kept = read(store, "labels")

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import FAMILIES, small_tokenizer, some_text, tiny_model, tiny_network
+from described import require_described
 from hand_written import run
 from test_correlation import captured, some_tokens
 from test_studies_of_spans import renumbered
@@ -235,6 +236,7 @@ def everywhere(models, tokens):
 def test_masked_sinks_enter_no_statistic(masked, models, tokens, everywhere):
     """The study is what NumPy makes of the other positions: matches, held-out ρ, moments, counts."""
     table = masked.table("left_out")
+    require_described(table, "left_out")
     np.testing.assert_array_equal(table.to_numpy(), np.argwhere(everywhere))
     about = masked.manifest["tokens"]["sinks"]
     assert (about["factor"], about["left_out"]) == (FACTOR, everywhere.sum())

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import quiet_transformers, small_tokenizer, some_text, tiny_network
+from described import require_described
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -143,6 +144,7 @@ def test_under_last_a_tokenizer_of_halves_says_what_that_of_wholes_says(tmp_path
     data.write_text("\n".join(json.dumps({"text": "".join(chooser.choice(words, 90))}) for _ in range(40)))
     pair = [Model(token_wise(0), "wholes", tokenizer=whole), Model(token_wise(0), "halves", tokenizer=halves)]
     store = study(tmp_path, pair, data, pooling="last")
+    require_described(store.table("spans"), "spans")
     spans = {row["model"]: row for row in store.table("spans").iter_rows(named=True)}
     assert spans["wholes"]["tokens_per_span"] == 1
     assert spans["halves"]["tokens_per_span"] == 2

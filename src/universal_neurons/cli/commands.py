@@ -5,10 +5,8 @@ Commands are thin: they make a configuration, call the library and print.  torch
 that need it.  Exit codes: 0 done, 1 the study failed, 2 the input was wrong, 130 interrupted.
 """
 
-import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from cyclopts import CycloptsError, UnusedCliTokensError
 from pydantic import ValidationError
@@ -16,36 +14,24 @@ from pydantic import ValidationError
 from universal_neurons.cli import checks, explaining, results, studies
 from universal_neurons.cli.frame import app
 from universal_neurons.config_reading import as_config_error
-from universal_neurons.errors import LONGEST, ConfigError, UniversalNeuronsError, as_memory_error
+from universal_neurons.errors import LONGEST, ConfigError
 from universal_neurons.legible import shortened
-from universal_neurons.terminal import messages, output, prepare_streams, say, shown_lines
+from universal_neurons.terminal import messages, output, say
 
 COMMANDS = (studies, explaining, results, checks)  # importing a file of commands adds them to the app
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the command; exits with the codes above."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    prepare_streams()
+def call(words: Sequence[str]) -> None:
+    """Run the command that these words name; what no command takes is a `ConfigError`, or exits with code 2."""
     try:
-        app(arguments, console=output(), exit_on_error=False, print_error=False, result_action="return_value")
+        app(words, console=output(), exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         if isinstance(error.__cause__, ValidationError):
-            _fail(as_config_error(error.__cause__, "command line"))
+            raise as_config_error(error.__cause__, "command line") from None
         if isinstance(error, UnusedCliTokensError):
-            _fail(_unused(error))
+            raise _unused(error) from None
         say(messages(), shortened(f"uneurons: {error}", LONGEST))
         sys.exit(2)
-    except UniversalNeuronsError as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        say(messages(), "interrupted; the same command resumes the study")
-        sys.exit(130)
-    except BaseException as error:  # a library's panic is no `Exception`
-        named = as_memory_error(error)
-        if named is None:
-            raise
-        _fail(named)
 
 
 def _unused(error: UnusedCliTokensError) -> ConfigError:
@@ -61,9 +47,3 @@ def _unused(error: UnusedCliTokensError) -> ConfigError:
         wanted=wanted,
         fix=fix,
     )
-
-
-def _fail(error: UniversalNeuronsError) -> NoReturn:
-    lines = f"{type(error).__name__}: {error}".split("\n")
-    messages().print(shown_lines(*lines), soft_wrap=True)
-    sys.exit(error.exit_code)

@@ -7,19 +7,12 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from pydantic import Field, create_model
 
-from universal_neurons import __version__
+from universal_neurons.cli.overview import SETUP
 from universal_neurons.config import StudyConfig
 from universal_neurons.config_reading import make_config, read_config
 from universal_neurons.labels import require_given_again
 
-app = App(
-    name="uneurons",
-    help="Which neurons does every training run of a language model find again?",
-    version=__version__,
-    help_format="plaintext",
-    default_parameter=Parameter(negative=()),
-    suppress_keyboard_interrupt=False,
-)
+app = App(**SETUP)
 
 
 SECTIONS = ("published", "roles")  # in a file of settings only

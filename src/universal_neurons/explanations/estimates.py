@@ -28,7 +28,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import expit, logit
-from scipy.stats import t as student
 
 LEVEL = 0.95
 EDGE = 1e-3  # where scales that end are cut off
@@ -272,6 +271,8 @@ def _estimated(design: Design, statistic: Statistic, scale: Scale) -> Estimate:
 def _interval(centre: float, error: float, freedom: float, scale: Scale) -> tuple[float, float]:
     """Student's t interval, made on a scale."""
     inside = min(max(centre, scale.least + EDGE), scale.most - EDGE)
+    from scipy.stats import t as student  # late: half a second
+
     reach = float(student.ppf((1 + LEVEL) / 2, freedom)) * error / scale.slope(inside)
     low, high = (float(scale.back(scale.to(inside) + way * reach)) for way in (-1, 1))
     return low, high

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import t as student
 
 from universal_neurons.explanations.questions import Kind
 from universal_neurons.explanations.scores import ANOTHER, COUNTERPART, EMPTY, OWN, RANDOM, SCHEMA
@@ -185,7 +184,7 @@ def _carried(units: pl.DataFrame) -> dict[str, float]:
     carried = there.sum() / own.sum()
     left_out = (there.sum() - there) / (own.sum() - own)
     error = np.sqrt((len(own) - 1) / len(own) * ((left_out - left_out.mean()) ** 2).sum())
-    reach = float(student.ppf((1 + LEVEL) / 2, len(own) - 1) * error)
+    reach = _reach(len(own), error)
     return {"carried": carried, "carried_low": carried - reach, "carried_high": carried + reach}
 
 
@@ -193,5 +192,12 @@ def _interval(values: np.ndarray) -> tuple[float | None, float | None]:
     """Student's t interval of a mean; none of one value."""
     if len(values) < 2:
         return None, None
-    reach = float(student.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    reach = _reach(len(values), values.std(ddof=1) / np.sqrt(len(values)))
     return float(values.mean()) - reach, float(values.mean()) + reach
+
+
+def _reach(count: int, error: float) -> float:
+    """Half the width of an interval of Student's t of a mean of so many values."""
+    from scipy.stats import t as student  # late: half a second
+
+    return float(student.ppf((1 + LEVEL) / 2, count - 1) * error)

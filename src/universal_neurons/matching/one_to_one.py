@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
@@ -153,6 +152,8 @@ class Shared:
         """Its 95 % interval over units (Wilson)."""
         if not self.of:
             return np.nan, np.nan
+        from scipy import stats  # late: half a second
+
         interval = stats.binomtest(self.count, self.of).proportion_ci(method="wilson")
         return float(interval.low), float(interval.high)
 
@@ -199,6 +200,8 @@ class DecoderCosines:
         values = (self.cosines - self.rotated) / (1 - self.rotated)
         if len(values) < 2:
             return float(values.mean()) if len(values) else np.nan, np.nan, np.nan
+        from scipy import stats  # late: half a second
+
         reach = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
         return float(values.mean()), float(values.mean() - reach), float(values.mean() + reach)
 

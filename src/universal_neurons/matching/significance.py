@@ -7,7 +7,6 @@ holds where their dependence is positive.
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import false_discovery_control
 
 
 def p_values(excess: Float[np.ndarray, " neurons"], null: Float[np.ndarray, " draws"]) -> Float[np.ndarray, " neurons"]:
@@ -21,5 +20,7 @@ def discovery_rates(p: Float[np.ndarray, " neurons"]) -> Float[np.ndarray, " neu
     """The false-discovery rate at which each neuron is just called (Benjamini–Hochberg over living neurons)."""
     rates, alive = np.full(len(p), np.nan), np.isfinite(p)
     if alive.any():
+        from scipy.stats import false_discovery_control  # late: half a second
+
         rates[alive] = false_discovery_control(p[alive])
     return rates

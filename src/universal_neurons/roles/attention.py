@@ -24,7 +24,6 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 from torch import Tensor, nn
 
 from universal_neurons.interventions import (
@@ -334,6 +333,8 @@ def _correlations(left: np.ndarray, right: np.ndarray) -> tuple[float | None, fl
     """Pearson's and Spearman's; None where either side does not change."""
     if len(left) < 3 or np.ptp(left) == 0 or np.ptp(right) == 0:
         return None, None
+    from scipy import stats  # late: half a second
+
     pairs = ((left, right), (stats.rankdata(left), stats.rankdata(right)))
     pearson, spearman = (float(np.clip(np.corrcoef(x.astype(float), y.astype(float))[0, 1], -1, 1)) for x, y in pairs)
     return pearson, spearman

@@ -15,7 +15,6 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
 
 from universal_neurons.labels import ROLES_BY_WEIGHTS
 from universal_neurons.models import ProcessedWeights
@@ -187,6 +186,8 @@ def correlations(values: Float[np.ndarray, "n k"], inside: Bool[np.ndarray, " n"
 def auc(values: Float[np.ndarray, " n"], inside: Bool[np.ndarray, " n"]) -> float:
     """How often a value inside is above one outside, ties counted half: the area under the ROC curve."""
     n = int(inside.sum())
+    from scipy.stats import rankdata  # late: half a second
+
     return float((rankdata(values)[inside].sum() - n * (n + 1) / 2) / (n * (len(inside) - n)))
 
 

@@ -34,7 +34,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
 from torch import Tensor
 
 from universal_neurons.statistics.contract import (
@@ -201,6 +200,8 @@ def quantile_of(certificates: int, delta: float = DELTA) -> float:
     A certificate of a neuron can be wrong only if the bound fails at its one true match, fixed before the signs are
     drawn: no union over all other neurons is needed.
     """
+    from scipy import stats  # late: half a second
+
     return float(stats.norm.isf(delta / max(certificates, 1)))
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 from universal_neurons.text import STRETCHES
 
@@ -68,6 +67,8 @@ def standard_error(without: Float[np.ndarray, " stretches *any"]) -> Float[np.nd
 
 def quantile(stretches: int, level: float = LEVEL) -> float:
     """By how many standard errors an interval reaches to either side; NaN of one stretch."""
+    from scipy import stats  # late: half a second
+
     return float(stats.t.ppf((1 + level) / 2, stretches - 1))
 
 
