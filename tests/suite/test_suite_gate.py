@@ -16,7 +16,7 @@ import gate
 from evaluate import losses
 
 HELDOUT, TOKENIZER = ROLES_FOLDER / "heldout.jsonl.xz", ROLES_FOLDER / "tokenizer"
-FOLDERS = [str(bundled_folder(name)) for name in ("roles-2-gelu", "roles-1")]
+FOLDERS = [str(bundled_folder(name)) for name in ("roles-2-gelu", "roles-2")]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_loss_and_attention_are_those_of_the_model(found):
 def test_roles_are_those_that_a_study_finds(found, tmp_path):
     config = un.StudyConfig(
         models=(FOLDERS[1],), data=str(HELDOUT), tokenizer=str(TOKENIZER), out=str(tmp_path / "study"),
-        max_tokens=2_000, stages=("weights", "statistics", "roles"), roles={"tokens": 256},
+        max_tokens=3_000, stages=("weights", "statistics", "roles"), roles={"tokens": 256},
     )  # fmt: skip
     effects = un.run_study(config).table("effects")
     for role in ("prediction", "suppression", "partition"):
