@@ -37,8 +37,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import universal_neurons as un
-from universal_neurons.models import quiet_transformers
-from universal_neurons.models.locations import BUNDLED_TOKENIZER
+from universal_neurons.models import BUNDLED_FOLDER, quiet_transformers
 from universal_neurons.progress import Reporter
 from universal_neurons.study import run as studies
 from universal_neurons.text import tokens
@@ -131,7 +130,7 @@ class Tally:
 
 def make_inputs(folder: Path) -> tuple[list[str], str]:
     """Three tiny models and a text."""
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_FOLDER / "tokenizer")
     shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "n_positions": CONTEXT, "vocab_size": 1024}
     for seed in range(3):
         torch.manual_seed(seed)

@@ -29,6 +29,7 @@ from universal_neurons.study import decide
 from universal_neurons.study.resolve import load_models, resolve
 
 GROUPBY_LABELS = 40
+SEEDS = tuple(f"bundled/seed-{seed}" for seed in range(1, 6))
 GROUPBY_TOKENS = 32_768
 WITHOUT = ("weights", "statistics", "universality")
 
@@ -46,13 +47,16 @@ def prepared(tokens: int, models: tuple[str, ...]):
 
 
 def studies(tokens: int, rounds: int) -> None:
-    models, packed, _, labels = prepared(tokens, ("bundled",))
+    models, packed, _, labels = prepared(tokens, SEEDS)
     seconds: dict[str, list[float]] = {"with": [], "without": []}
     for _ in range(rounds):
         for name, stages in (("without", WITHOUT), ("with", ())):
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()
-                run_study(StudyConfig(max_tokens=tokens, stages=stages, out=str(Path(folder) / "run")), progress=False)
+                run_study(
+                    StudyConfig(models=SEEDS, max_tokens=tokens, stages=stages, out=str(Path(folder) / "run")),
+                    progress=False,
+                )
                 seconds[name].append(time.perf_counter() - started)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     neurons = sum(model.n_neurons for model in models)

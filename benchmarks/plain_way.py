@@ -11,8 +11,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 import universal_neurons as un
 from universal_neurons.matching.baselines import rotation
-from universal_neurons.models import Model, quiet_transformers
-from universal_neurons.models.locations import BUNDLED_TOKENIZER
+from universal_neurons.models import BUNDLED_FOLDER, Model, quiet_transformers
 
 PLAIN_ROWS = 8
 
@@ -69,7 +68,7 @@ def to_lens(model: Model) -> Any:
     with quiet_transformers(), tempfile.TemporaryDirectory() as folder:
         model.hf.save_pretrained(folder)  # its configuration says gelu_new, as GPT-2's
         network = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
-        tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+        tokenizer = AutoTokenizer.from_pretrained(BUNDLED_FOLDER / "tokenizer")
         return TransformerBridge.boot_transformers(folder, hf_model=network, tokenizer=tokenizer, device="cpu")
 
 

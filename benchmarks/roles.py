@@ -90,7 +90,9 @@ def main() -> None:
     arguments = parser.parse_args()
     bundled = un.load_model("bundled/seed-1")
     text = un.TokenDataset.load(
-        un.StudyConfig(max_tokens=4 * arguments.tokens), bundled.tokenizer, context=bundled.context
+        un.StudyConfig(models=("bundled/seed-1",), max_tokens=4 * arguments.tokens),
+        bundled.tokenizer,
+        context=bundled.context,
     )
     rows = [
         bench("bundled seed-1", bundled, text, 4 * arguments.tokens, arguments.rounds),

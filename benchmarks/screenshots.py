@@ -1,7 +1,8 @@
-"""The pictures of docs/explorer.md, from a site of the bundled study.
+"""The pictures of docs/explorer.md, from a site of a study of the bundled seeds.
 
-    uneurons run --out runs/bundled && uneurons export runs/bundled --out runs/bundled-site
-    python benchmarks/screenshots.py runs/bundled-site docs/images
+    uneurons run $(printf -- '--models bundled/seed-%s ' 1 2 3 4 5) --out runs/seeds
+    uneurons export runs/seeds --out runs/seeds-site
+    python benchmarks/screenshots.py runs/seeds-site docs/images
 
 Opens the site in Debian's Chromium, headless, and writes PNG files, each under 200 kB.
 """

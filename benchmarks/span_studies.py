@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shape", choices=SHAPES, default="reduced")
     given = parser.parse_args(arguments)
-    heldout = Corpus(un.StudyConfig(data="bundled"))
+    heldout = Corpus(un.StudyConfig(models=("bundled/seed-1",), data="bundled"))
     letters = "".join(str(document.content) for document in heldout)[: given.characters]
     first = load_tokenizer(BUNDLED_FOLDER / "tokenizer")
     second = load_tokenizer(given.folder) if given.folder else made_tokenizer(letters, 4096)

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokenizers = {"bundled": load_tokenizer(BUNDLED_FOLDER / "tokenizer")} | {
         path.name: load_tokenizer(path) for path in given.folders
     }
-    config = StudyConfig(data=given.data, max_tokens=given.tokens)
+    config = StudyConfig(models=("bundled/seed-1",), data=given.data, max_tokens=given.tokens)
     print(f"{given.tokens:,} token positions at most, rows of {given.context}. {machine()}\n")
     print(
         "| pair | tokenizer | tokens a span | spans of their own | rows filled | bytes left out | s | s, each alone |"

@@ -32,7 +32,6 @@ from universal_neurons.matching import Evidence
 from universal_neurons.matching.baselines import rotated_best, rotation, rotations
 from universal_neurons.matching.correlation import find_matches
 from universal_neurons.models import BUNDLED_FOLDER, quiet_transformers
-from universal_neurons.models.locations import BUNDLED_TOKENIZER
 from universal_neurons.passes import Pass, model_pairs
 from universal_neurons.passes.panels import study_recipes
 from universal_neurons.statistics import Batch, Block, CoMoments, Key, LayerMoments, Statistics
@@ -157,7 +156,7 @@ def to_lens(name: str):
     folder = BUNDLED_FOLDER / name
     with quiet_transformers():
         network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-        tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+        tokenizer = AutoTokenizer.from_pretrained(BUNDLED_FOLDER / "tokenizer")
         return TransformerBridge.boot_transformers(str(folder), hf_model=network, tokenizer=tokenizer, device="cpu")
 
 

@@ -1,8 +1,9 @@
 """Put a suite that `make.py` made into the package: python suite/bundle.py RECIPE OUT
 
-Weights are rounded to float16.  The recipe's section `bundle` says which checkpoints of which seeds go along.  What
-is there already of an earlier suite is removed.  suite.json holds the recipe, the sources, what was measured, and the
-SHA-256 of every file.
+Weights are rounded to float16.  The recipe's section `bundle` says which `models` go along (else all), which
+checkpoints (`steps`) of which `seeds`, how many `characters` of the held-out text (else all), and `into` which folder
+of the package's.  What is there already of an earlier suite is removed, other suites in folders of their own are not.
+suite.json holds the recipe, the sources, how and on what was trained, what was measured, and the SHA-256 of every file.
 """
 
 import hashlib
@@ -10,14 +11,25 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
+from corpus import recipe_at
 from safetensors.torch import load_file, save_file
+from text import read, write_first
 
 TARGET = Path(__file__).parents[1] / "src/universal_neurons/bundled"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-MOST = 40_000_000  # bytes
+MOST = 25_000_000  # bytes of all suites together
+TOLD_OF_TRAINING = (
+    "step", "tokens_per_seed", "training_seconds", "process_seconds", "tokens_per_second", "compilation", "device",
+    "torch", "tokens_sha256",
+)  # fmt: skip
+
+
+def target_of(recipe: dict) -> Path:
+    """The folder of the package that a recipe's suite is in."""
+    return TARGET / recipe["bundle"].get("into", "")
 
 
 def halve(source: Path, target: Path) -> None:
@@ -35,36 +47,48 @@ def halve(source: Path, target: Path) -> None:
 
 def bundle(recipe: dict, out: Path, target: Path = TARGET) -> None:
     """Replace the suite in `target` by the one in `out`."""
-    final = target
+    final, settings = target, recipe["bundle"]
     target = target.with_name(f"{target.name}.partial")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for seed in recipe["seeds"]:
-        name = seed["name"]
+    for name in settings.get("models") or [seed["name"] for seed in recipe["seeds"]]:
         halve(out / "models" / name, target / name)
     (target / "tokenizer").mkdir()
     for file in TOKENIZER:
         shutil.copyfile(out / "tokenizer" / file, target / "tokenizer" / file)
-    for name in recipe["bundle"]["seeds"]:
-        for step in recipe["bundle"]["steps"]:
+    for name in settings.get("seeds", ()):
+        for step in settings["steps"]:
             halve(out / f"models/{name}/step-{step}", target / f"{name}/step-{step}")
-    for file in ("heldout.jsonl.xz", "README.md"):
-        shutil.copyfile(out / file, target / file)
+    shutil.copyfile(out / "README.md", target / "README.md")
+    heldout = "heldout.jsonl.xz"
+    write_first(read(out / heldout), target / heldout, settings.get("characters", recipe["evaluation"]["characters"]))
     files = sorted(path for path in target.rglob("*") if path.is_file())
     contents = {
         "recipe": recipe,
         "corpus_sha256": hashlib.sha256((out / "corpus.jsonl.xz").read_bytes()).hexdigest(),
         "sources": json.loads((out / "sources.json").read_text()),
         "measured": json.loads((out / "evaluation.json").read_text()),
+        "trained": trained(out),
         "sha256": {str(path.relative_to(target)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }
     (target / "suite.json").write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n")
-    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    print(f"{len(files) + 1} files, {size / 1e6:.1f} MB")
-    if size > MOST:
-        raise SystemExit(f"{target}: {size / 1e6:.1f} MB, more than {MOST / 1e6:.0f}; bundle fewer checkpoints")
+    for other in final.glob("*/suite.json"):
+        shutil.copytree(other.parent, target / other.parent.name)
     shutil.rmtree(final, ignore_errors=True)
     target.rename(final)
+    print(f"{len(files) + 1} files, {size_of(final) / 1e6:.1f} MB")
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def trained(out: Path) -> dict[str, Any]:
+    """What is told of training on another machine; nothing of training here."""
+    results = out / "packed/results.json"
+    told = json.loads(results.read_text()) if results.exists() else {}
+    return {name: told[name] for name in TOLD_OF_TRAINING if name in told}
 
 
 def told(bundled: Path, of: dict, changed: list[Path]) -> None:
@@ -83,4 +107,7 @@ def with_section(card: str, heading: str, section: str) -> str:
 
 
 if __name__ == "__main__":
-    bundle(yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    recipe = recipe_at(Path(sys.argv[1]))
+    bundle(recipe, Path(sys.argv[2]), target_of(recipe))
+    if size_of(TARGET) > MOST:
+        raise SystemExit(f"{TARGET}: {size_of(TARGET) / 1e6:.1f} MB, more than {MOST / 1e6:.0f}; bundle less")

@@ -14,8 +14,8 @@ tags: [interpretability, gpt2]
 {what}
 
     MODEL/              Hugging Face folders: float16 safetensors, configuration
+    MODEL/step-K/       checkpoints of training, of some
     tokenizer/          the tokenizer of all of them
-    seed-N/step-K/      checkpoints of training
     heldout.jsonl.xz    documents that training left out, {{"text": …, "subset": …}} a line
     suite.json          the recipe, the sources with their hashes, SHA-256 of every file, everything measured
 
@@ -29,11 +29,11 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def write_card(recipe: dict, sources: list[dict[str, Any]], measured: dict[str, Any]) -> str:
-    """The model card in Markdown, from the recipe and what was measured."""
-    parts = [HEADER.format(title=recipe["title"], what=_models(recipe)), _training(recipe)]
-    parts += [_text(sources), _losses(recipe, measured["losses"]), _universality(measured), _growth(measured["growth"])]
-    return "\n".join(parts)
+def write_card(recipe: dict, sources: list[dict], measured: dict[str, Any], device: str | None = None) -> str:
+    """The model card in Markdown, from the recipe, what was measured, and the GPU that it was trained on, if any."""
+    parts = [HEADER.format(title=recipe["title"], what=_models(recipe)), _training(recipe, device)]
+    parts += [_text(sources), _losses(recipe, measured["losses"]), _universality(measured)]
+    return "\n".join([*parts, _growth(measured["growth"])] if measured["growth"] else parts)
 
 
 def _models(recipe: dict) -> str:
@@ -42,12 +42,18 @@ def _models(recipe: dict) -> str:
     return (
         f"{len(recipe['seeds'])} GPT-2 models of {m['n_layer']} layers, width {m['n_embd']}, {m['n_head']} heads, "
         f"{m['n_inner']} neurons ({act}) a layer, context {m['n_positions']}, vocabulary {m['vocab_size']}, trained by "
-        "one recipe; initial weights and the order of the data differ as said below."
+        "one recipe; initial weights and the order of the data differ as said below." + _bundled(recipe)
     )
 
 
-def _training(recipe: dict) -> str:
+def _bundled(recipe: dict) -> str:
+    models = recipe.get("bundle", {}).get("models")
+    return f" Here are {', '.join(models)}; the others were measured too." if models else ""
+
+
+def _training(recipe: dict, device: str | None) -> str:
     t, m = recipe["training"], recipe["model"]
+    precision = t["dtype"] + (f" on an {device}" if device else "")
     tokens = t["steps"] * t["rows"] * m["n_positions"]
     seeds = [
         [seed["name"], seed["weights"], seed["data"], ", ".join(f"{k} {v}" for k, v in seed.get("model", {}).items())]
@@ -58,7 +64,7 @@ def _training(recipe: dict) -> str:
 {t["steps"]:,} steps of {t["rows"]} rows of {m["n_positions"]} tokens ({tokens / 1e6:.1f} M tokens a model), AdamW
 (β {t["betas"][0]}, {t["betas"][1]}; weight decay {t["weight_decay"]} on matrices), learning rate up to {t["peak"]:g} in
 {t["warmup"]} steps, then a cosine down to {t["final"]:.0%} of it; gradients clipped to length {t["clip"]:g}; dropout
-{m["resid_pdrop"]:g}; {t["dtype"]}. Weights rounded to float16 afterwards. The tokenizer is a byte-level BPE trained
+{m["resid_pdrop"]:g}; {precision}. Weights rounded to float16 afterwards. The tokenizer is a byte-level BPE trained
 on the training text; `<|endoftext|>` (id 0) is BOS, EOS and padding.
 
 {table(["model", "seed of the weights", "seed of the data's order", "otherwise"], seeds)}

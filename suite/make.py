@@ -4,7 +4,7 @@ In order: the corpus (corpus.jsonl.xz, sources.json), the held-out text, the tok
 training (for at most SECONDS, if given: the same command goes on), the evaluation (evaluation.json, studies/), the
 model card (README.md), and what `uneurons check` says of the models.  Whatever is in OUT already is not made again; a
 corpus.jsonl.xz with its sources.json may be put there from elsewhere, and in packed/ what `train.py --pack` wrote on
-another machine, which is taken instead of training.
+another machine of this recipe, which is taken instead of training.
 """
 
 import json
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import corpus
 import numpy as np
-import yaml
 from card import write_card
 from evaluate import evaluate
 from pack import unpack
@@ -38,8 +37,10 @@ def make(recipe: dict, out: Path, seconds: float = math.inf) -> bool:
         train_tokenizer(training_texts(text), recipe["model"]["vocab_size"], recipe["model"]["n_positions"], tokenizer)
     if not ids.exists() and not (out / "packed/results.json").exists():
         np.save(ids, encode(training_texts(text), tokenizer))
+    trained = {}
     if (out / "packed/results.json").exists():
-        recipe = unpack(out / "packed", out)["recipe"]
+        trained = unpack(out / "packed", out, recipe=recipe)
+        recipe = recipe | {"training": trained["recipe"]["training"]}
     elif not train(recipe, ids, out, seconds):
         return False
     else:
@@ -51,13 +52,13 @@ def make(recipe: dict, out: Path, seconds: float = math.inf) -> bool:
     Console().print(check_models(list(map(str, folders))))
     measured = evaluate(recipe, out)
     sources = json.loads((out / "sources.json").read_text())
-    (out / "README.md").write_text(write_card(recipe, sources, measured))
+    (out / "README.md").write_text(write_card(recipe, sources, measured, trained.get("device")))
     return True
 
 
 if __name__ == "__main__":
     whole = make(
-        yaml.safe_load(Path(sys.argv[1]).read_text()),
+        corpus.recipe_at(Path(sys.argv[1])),
         Path(sys.argv[2]),
         float(sys.argv[3]) if len(sys.argv) > 3 else math.inf,
     )

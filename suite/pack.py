@@ -4,6 +4,7 @@
 `seed-1/NAME`, with its step as metadata; results.json says what was trained, how long and how well.  Every file is
 written as soon as it exists, those of the last weights anew at every save, so that a run that is cut off counts.
 The command above makes ordinary Hugging Face folders of them again, OUT/models/seed-1/ and OUT/models/seed-1/step-512/.
+`make.py` does too, by its recipe's names.
 """
 
 import json
@@ -19,6 +20,7 @@ from torch import Tensor
 
 MOST_FILES, MOST_BYTES = 5, 15 * 2**20
 RESULTS = "results.json"
+OF_WEIGHTS = ("rows", "warmup", "peak", "final", "weight_decay", "betas", "clip", "dtype")  # and how many steps
 
 
 def whole_file(path: Path, write) -> None:
@@ -67,11 +69,30 @@ class Pack:
         whole_file(self.folder / RESULTS, lambda to: to.write_text(text))
 
 
-def unpack(results: Path, out: Path, tokenizer: Path | None = None) -> dict:
-    """Ordinary folders of everything in a pack, with the files of a tokenizer if one is named; returns the results."""
+def seeds_of(recipe: dict) -> dict[str, str]:
+    """The names of a recipe's seeds by all that decides what becomes of each."""
+    decided = [seed | {"name": "", "model": recipe["model"] | seed.get("model", {})} for seed in recipe["seeds"]]
+    return {json.dumps(of, sort_keys=True): seed["name"] for of, seed in zip(decided, recipe["seeds"])}
+
+
+def names_in(recipe: dict, packed: dict) -> dict[str, str]:
+    """What a recipe calls the seeds of a pack, by their names there; raises SystemExit where it is another recipe's."""
+    ours, theirs = seeds_of(recipe), seeds_of(packed)
+    other = [name for name in OF_WEIGHTS if recipe["training"].get(name) != packed["training"].get(name)]
+    if other or ours.keys() != theirs.keys():
+        raise SystemExit(f"the pack is of another recipe: {', '.join(other) or 'its seeds or their model'}")
+    return {theirs[key]: name for key, name in ours.items()}
+
+
+def unpack(results: Path, out: Path, tokenizer: Path | None = None, recipe: dict | None = None) -> dict:
+    """Ordinary folders of everything in a pack, with the files of a tokenizer if one is named; returns the results.
+
+    Folders are named as in a recipe that is given, else as in the pack.
+    """
     packed = json.loads((results / RESULTS).read_text())
-    recipe = packed["recipe"]
-    model_of = {seed["name"]: recipe["model"] | seed.get("model", {}) for seed in recipe["seeds"]}
+    named = names_in(recipe or packed["recipe"], packed["recipe"])
+    of_pack = packed["recipe"]
+    model_of = {seed["name"]: of_pack["model"] | seed.get("model", {}) for seed in of_pack["seeds"]}
     for file in sorted(results.glob("*.safetensors")):
         folders: dict[str, dict[str, Tensor]] = defaultdict(dict)
         with safe_open(file, "pt") as held:
@@ -80,11 +101,12 @@ def unpack(results: Path, out: Path, tokenizer: Path | None = None) -> dict:
                 folder, _, name = key.rpartition("/")
                 folders[folder][name.removeprefix("transformer.")] = held.get_tensor(key).float()[None]
         for folder, weights in folders.items():
-            config = batched.model_config(model_of[folder.split("/")[0]])
-            write_model(out / "models" / folder, config, weights, 0, step)
-            if tokenizer and "/" not in folder:
+            seed, *checkpoint = folder.split("/")
+            target = out.joinpath("models", named[seed], *checkpoint)
+            write_model(target, batched.model_config(model_of[seed]), weights, 0, step)
+            if tokenizer and not checkpoint:
                 for part in tokenizer.iterdir():
-                    (out / "models" / folder / part.name).write_bytes(part.read_bytes())
+                    (target / part.name).write_bytes(part.read_bytes())
     return packed
 
 

@@ -52,9 +52,13 @@ def in_proportion(documents: Iterable[dict]) -> list[dict]:
 
 def write_held_out(corpus: Path, target: Path, characters: int) -> None:
     """The held-out documents, in proportion, as many as make up so many characters."""
-    ordered = in_proportion(d for d in read(corpus) if held_out(d["text"]))
+    write_first(in_proportion(d for d in read(corpus) if held_out(d["text"])), target, characters)
+
+
+def write_first(documents: Iterable[dict], target: Path, characters: int) -> None:
+    """The first documents, as many as make up so many characters."""
     with lzma.open(target, "wt", encoding="utf-8", preset=9 | lzma.PRESET_EXTREME) as out:
-        for document in ordered:
+        for document in documents:
             if characters <= 0:
                 break
             characters -= len(document["text"])

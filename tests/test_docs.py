@@ -126,7 +126,7 @@ PAGES = [
     *ROOT.glob("*.md"),
     *(ROOT / "docs").glob("*.md"),
     *(ROOT / "benchmarks").glob("*.md"),
-    ROOT / "src/universal_neurons/bundled/README.md",
+    *(ROOT / "src/universal_neurons/bundled").rglob("README.md"),
 ]
 
 

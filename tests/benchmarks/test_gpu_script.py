@@ -25,6 +25,7 @@ def run(*arguments):
 def test_the_rehearsal_runs_every_part_to_its_end(tmp_path):
     done = run("--dry", tmp_path / "results")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "for train travel code" in done.stdout
     log = (tmp_path / "results" / "log.md").read_text()
     for part in ("tests", "speed", "train"):
         assert f"== {part}: exit status 0" in log
@@ -35,6 +36,14 @@ def test_the_rehearsal_runs_every_part_to_its_end(tmp_path):
     assert {"log.md", "results.json", "last-0.safetensors"} <= set(files)
     with safe_open(tmp_path / "results" / "last-0.safetensors", "pt") as weights:
         assert {name.split("/")[0] for name in weights.keys()} == {"seed-1", "seed-2", "relu2-1", "relu2-2"}  # noqa: SIM118
+
+
+@pytest.mark.skipif((ROOT / ".gpu").exists(), reason="prepared here")
+def test_a_part_whose_files_were_not_carried_is_refused_before_anything_runs(tmp_path):
+    for part, file in (("speed", ".gpu/site.tar.xz"), ("train", ".gpu/roles/tokens.u16.xz")):
+        done = run(tmp_path / "results", part)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"{file} is not here, and {part} needs it: --prepare\n"
 
 
 def test_an_unknown_part_is_refused_before_anything_runs(tmp_path):

@@ -18,7 +18,6 @@ from universal_neurons.config import NOT_OF_DYNAMICS, DynamicsConfig
 from universal_neurons.config_reading import make_dynamics_config
 from universal_neurons.dynamics import run as dynamics
 from universal_neurons.dynamics import self_correlation
-from universal_neurons.dynamics import training_runs as training
 from universal_neurons.dynamics.emergence import History, Kept, emergence, first_universal, persistence
 from universal_neurons.dynamics.training_runs import find_training, step_of
 from universal_neurons.errors import (
@@ -563,8 +562,7 @@ def test_too_little_in_common(tmp_path):
 
 
 def test_bundled_seeds_that_have_checkpoints(tmp_path, monkeypatch):
-    for module in (training, checkpoints):
-        monkeypatch.setattr(module, "BUNDLED_FOLDER", tmp_path)
+    monkeypatch.setattr(checkpoints, "SUITES", (tmp_path,))
     fake(tmp_path, "seed-1", "seed-2", "seed-3")
     with pytest.raises(MissingFileError, match="without checkpoints"):
         find_training(["bundled"])

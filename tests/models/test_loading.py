@@ -14,7 +14,17 @@ from transformers import AutoModelForCausalLM, GPT2Model
 
 import universal_neurons as un
 from universal_neurons.errors import ArchitectureError, CheckpointError, ConfigError, InputError, MissingFileError
-from universal_neurons.models import Model, convert, resolve_sources, verify
+from universal_neurons.models import (
+    BUNDLED_FOLDER,
+    ROLES_FOLDER,
+    Model,
+    bundled_folder,
+    bundled_names,
+    bundled_text,
+    convert,
+    resolve_sources,
+    verify,
+)
 
 IDS = torch.arange(1, 41).view(2, 20) * 7
 
@@ -159,7 +169,7 @@ def test_names_are_unique(folders, tmp_path):
     assert [s.name for s in resolve_sources(paths)] == ["x-step-1", "y-step-1"]
     assert [s.name for s in resolve_sources([paths[0], str(folders[0])])] == ["step-1", "m0"]
     assert len({s.name for s in resolve_sources(paths + paths)}) == 4
-    assert [s.name for s in resolve_sources(["bundled"])] == [f"seed-{n}" for n in range(1, 6)]
+    assert [s.name for s in resolve_sources(["bundled"])] == [f"roles-{n}" for n in range(1, 4)]
 
 
 def test_a_path_is_as_good_as_its_text(folders):
@@ -279,11 +289,33 @@ def test_a_hub_id_with_revision_from_the_cache(folders, tmp_path):
     assert done.stdout.split() == [*digests, "model"]
 
 
-def test_bundled_models_load():
-    model = un.load_model("bundled/seed-3")
-    assert (model.n_layers, model.d_mlp, model.dtype) == (3, 256, torch.float32)
+@pytest.mark.parametrize(("name", "neurons"), [("seed-3", 256), ("roles-2-gelu", 640)])
+def test_bundled_models_load(name, neurons):
+    model = un.load_model(f"bundled/{name}")
+    assert (model.n_layers, model.d_mlp, model.dtype) == (3, neurons, torch.float32)
     assert len(model.tokenizer.get_vocab()) == model.vocab_size == 1024
-    assert "seed-3" in repr(model)
+    assert name in repr(model)
+
+
+def test_each_suite_has_a_tokenizer_and_a_text_of_its_own(tmp_path, monkeypatch):
+    of_roles, of_seeds = (suite / "heldout.jsonl.xz" for suite in (ROLES_FOLDER, BUNDLED_FOLDER))
+    assert bundled_text(["bundled"]) == bundled_text([str(ROLES_FOLDER / "roles-2")]) == of_roles
+    assert bundled_text(["bundled/roles-2-gelu"]) == bundled_text(["bundled/roles-1::residual"]) == of_roles
+    assert bundled_text(["my/model", "bundled/roles-1", "bundled/seed-1"]) == of_roles
+    assert (
+        bundled_text(["bundled/seed-1/step-742"])
+        == bundled_text(["my/model"])
+        == bundled_text(["in-memory:a\0"])
+        == of_seeds
+    )
+    ids = [
+        un.load_model(f"bundled/{name}").tokenizer("zusammen mit").input_ids
+        for name in ("roles-1", "roles-2-gelu", "seed-1", "seed-1-german")
+    ]
+    assert ids[0] == ids[1] != ids[2] == ids[3]
+    assert {path.name for path in map(bundled_folder, bundled_names())} >= {"seed-1", "seed-1-german", "roles-3-gelu"}
+    with pytest.raises(MissingFileError, match="no such bundled model"):
+        bundled_text(["bundled/roles-9"])
 
 
 @pytest.mark.parametrize("given", ["a/path", None, torch.nn.Linear(2, 2)])

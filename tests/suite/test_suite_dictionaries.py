@@ -12,7 +12,7 @@ from conftest import tiny_model
 
 from universal_neurons.errors import MissingFileError
 from universal_neurons.features import bundled_dictionaries, load_dictionaries, save_dictionary, verified
-from universal_neurons.models import BUNDLED_FOLDER, load_model
+from universal_neurons.models import BUNDLED_FOLDER, ROLES_FOLDER, load_model
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "suite"))
 
@@ -27,7 +27,6 @@ RECIPE = {
     },
 }  # fmt: skip
 TOKENS = np.random.default_rng(0).integers(1, 1000, 20_000).astype(np.uint16)
-WHERE = ("seed-1", "seed-2")
 
 
 def trained(out, seconds=float("inf"), model=None, **changes):
@@ -78,24 +77,34 @@ def test_a_section_takes_the_place_of_its_own_and_leaves_others():
     assert with_section(card, "One", "\nc\n") == "# A card\n\n## One\n\nc\n\n## Two\n\nb\n"
 
 
-def test_the_bundled_dictionaries_are_of_the_recipe_and_explain_what_it_says():
-    told = json.loads((BUNDLED_FOLDER / "suite.json").read_text(encoding="utf-8"))["dictionaries"]
-    recipe = yaml.safe_load((Path(training_of.__file__).parent / "dictionaries.yaml").read_text())
+@pytest.mark.parametrize(
+    ("suite", "recipe", "names", "width", "least", "floor"),
+    [
+        (BUNDLED_FOLDER, "dictionaries.yaml", ("seed-1", "seed-2"), 512, 0.8, 0.3),
+        (ROLES_FOLDER, "roles-dictionaries.yaml", ("roles-1", "roles-2"), 256, 0.6, 0.0),
+    ],
+)
+def test_the_bundled_dictionaries_are_of_the_recipe_and_explain_what_it_says(suite, recipe, names, width, least, floor):
+    told = json.loads((suite / "suite.json").read_text(encoding="utf-8"))["dictionaries"]
+    recipe = yaml.safe_load((Path(training_of.__file__).parent / recipe).read_text())
     assert told["recipe"] == recipe
-    assert tuple(each["name"] for each in recipe["of"]) == WHERE
-    size = sum(path.stat().st_size for name in WHERE for path in bundled_dictionaries(name).rglob("*"))
+    assert tuple(each["name"] for each in recipe["of"]) == names
+    size = sum(path.stat().st_size for name in names for path in bundled_dictionaries(name).rglob("*"))
     assert size < 2**20
-    model = load_model("bundled/seed-1")
+    model = load_model(f"bundled/{names[0]}")
     text = np.random.default_rng(0).integers(1, 1000, (4, 128))
-    dictionaries = load_dictionaries(bundled_dictionaries("bundled/seed-1"))
+    dictionaries = load_dictionaries(bundled_dictionaries(f"bundled/{names[0]}"))
     assert [(str(each.read), each.width) for each in dictionaries] == [
-        (f"residual_out of block {n}", 512) for n in range(3)
+        (f"residual_out of block {n}", width) for n in range(3)
     ]
-    for each, of in zip(dictionaries, told["measured"]["seed-1"], strict=True):
+    for each, of in zip(dictionaries, told["measured"][names[0]], strict=True):
         assert each.digest == of["sha256"]
-        assert of["explained"] > 0.8
+        assert of["explained"] > least
     keep = torch.ones(4, 128, dtype=torch.bool)
     keep[:, 0] = False
-    assert all(result.l0 <= 16 for result in verified(dictionaries, model, torch.from_numpy(text), keep, floor=0.3))
+    assert all(result.l0 <= 16 for result in verified(dictionaries, model, torch.from_numpy(text), keep, floor=floor))
+
+
+def test_a_model_without_dictionaries_is_named():
     with pytest.raises(MissingFileError, match="no dictionaries come with it"):
         bundled_dictionaries("bundled/seed-3")

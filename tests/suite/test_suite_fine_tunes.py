@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import universal_neurons as un
-from universal_neurons.models import BUNDLED_FOLDER
+from universal_neurons.models import BUNDLED_FOLDER, ROLES_FOLDER, bundled_folder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "suite"))
 
@@ -36,7 +36,7 @@ RECIPE = {
     },
 }  # fmt: skip
 TOKENS = (np.cumsum(np.random.default_rng(0).integers(1, 3, 2000)) % 49 + 1).astype(np.uint16)
-FOLDERS = ("seed-1-german", "seed-1-python")
+FOLDERS = ("seed-1-german", "seed-1-python", "roles-1-german", "roles-1-python")
 
 
 @pytest.fixture
@@ -113,21 +113,27 @@ def test_a_bundle_tells_of_its_fine_tunes_and_nothing_twice(base, tmp_path):
     assert told["sha256"]["tuned/adapter_model.safetensors"] == digest
 
 
-def test_the_bundled_fine_tunes_are_of_the_recipe_and_learned_their_subset():
-    told = json.loads((BUNDLED_FOLDER / "suite.json").read_text(encoding="utf-8"))["fine_tunes"]
-    assert told["recipe"] == yaml.safe_load((Path(tuning.__file__).parent / "fine_tunes.yaml").read_text())
-    assert tuple(tune["name"] for tune in told["recipe"]["fine_tunes"]) == FOLDERS
+@pytest.mark.parametrize(
+    ("suite", "recipe"), [(BUNDLED_FOLDER, "fine_tunes.yaml"), (ROLES_FOLDER, "roles-fine_tunes.yaml")]
+)
+def test_the_bundled_fine_tunes_are_of_the_recipe_and_learned_their_subset(suite, recipe):
+    told = json.loads((suite / "suite.json").read_text(encoding="utf-8"))["fine_tunes"]
+    assert told["recipe"] == yaml.safe_load((Path(tuning.__file__).parent / recipe).read_text())
+    assert {tune["name"] for tune in told["recipe"]["fine_tunes"]} == {
+        name for name in FOLDERS if (suite / name).is_dir()
+    }
     for tune in told["recipe"]["fine_tunes"]:
-        before, after = (told["losses"][name][tune["subset"]] for name in ("seed-1", tune["name"]))
+        before, after = (told["losses"][name][tune["subset"]] for name in (told["recipe"]["of"], tune["name"]))
         assert after < before - 0.05
-        assert (BUNDLED_FOLDER / tune["name"] / "adapter_model.safetensors").stat().st_size < 2**17
+        assert (suite / tune["name"] / "adapter_model.safetensors").stat().st_size < 2**17
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_peft_reads_the_bundled_fine_tunes_as_we_do(name, tmp_path):
     peft = pytest.importorskip("peft", reason="the extra test has peft, the oracle of adapters")
-    adapter = shutil.copytree(BUNDLED_FOLDER / name, tmp_path / name)
-    network = AutoModelForCausalLM.from_pretrained(BUNDLED_FOLDER / "seed-1", dtype=torch.float32)
+    adapter = shutil.copytree(bundled_folder(name), tmp_path / name)
+    base = bundled_folder(name).parent / name.rpartition("-")[0]
+    network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     oracle = peft.PeftModel.from_pretrained(network, adapter).eval()
     ids = torch.arange(1, 65).view(1, 64)
     with torch.no_grad():

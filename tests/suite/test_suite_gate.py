@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import universal_neurons as un
-from universal_neurons.models import BUNDLED_FOLDER
+from universal_neurons.models import ROLES_FOLDER, bundled_folder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "suite"))
 
 import gate
 from evaluate import losses
 
-HELDOUT, TOKENIZER = BUNDLED_FOLDER / "heldout.jsonl.xz", BUNDLED_FOLDER / "tokenizer"
-FOLDERS = [str(BUNDLED_FOLDER / name) for name in ("seed-1", "wide-1")]
+HELDOUT, TOKENIZER = ROLES_FOLDER / "heldout.jsonl.xz", ROLES_FOLDER / "tokenizer"
+FOLDERS = [str(bundled_folder(name)) for name in ("roles-2-gelu", "roles-2")]
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,10 @@ def found():
 
 
 def test_loss_and_attention_are_those_of_the_model(found):
-    rows = gate.held_out_rows(HELDOUT, TOKENIZER, 128, 2_000)
-    assert rows.shape == (2_000 // 127, 128)
+    rows = gate.held_out_rows(HELDOUT, TOKENIZER, 256, 2_000)
+    assert rows.shape == (2_000 // 255, 256)
     assert (rows[:, 0] == 0).all()
-    expected = losses(Path(FOLDERS[0]), {"text": rows[:, 1:].flatten()}, 128)["all"]
+    expected = losses(Path(FOLDERS[0]), {"text": rows[:, 1:].flatten()}, 256)["all"]
     assert found[FOLDERS[0]]["loss"] == pytest.approx(expected, rel=1e-3)  # that one in float16
     network = un.load_model(FOLDERS[0]).hf
     network.set_attn_implementation("eager")
@@ -41,7 +41,7 @@ def test_loss_and_attention_are_those_of_the_model(found):
 def test_roles_are_those_that_a_study_finds(found, tmp_path):
     config = un.StudyConfig(
         models=(FOLDERS[1],), data=str(HELDOUT), tokenizer=str(TOKENIZER), out=str(tmp_path / "study"),
-        max_tokens=2_000, stages=("weights", "statistics", "roles"), roles={"tokens": 256},
+        max_tokens=3_000, stages=("weights", "statistics", "roles"), roles={"tokens": 256},
     )  # fmt: skip
     effects = un.run_study(config).table("effects")
     for role in ("prediction", "suppression", "partition"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import lzma
+import shutil
 import sys
 from pathlib import Path
 
@@ -101,9 +102,17 @@ def test_what_was_measured_is_what_the_studies_hold(made):
 def test_a_bundle_holds_halved_weights_with_hashes_and_the_recipe(made, tmp_path):
     target = tmp_path / "bundled"
     (target / "seed-9").mkdir(parents=True)
-    bundle(RECIPE, made, target)
+    (target / "others").mkdir()
+    (target / "others/suite.json").write_text("{}")
+    bundle(RECIPE | {"bundle": RECIPE["bundle"] | {"characters": 5_000}}, made, target)
+    texts, whole_text = (list(text.read(folder / "heldout.jsonl.xz")) for folder in (target, made))
+    assert texts == whole_text[: len(texts)] != whole_text
+    assert sum(len(d["text"]) for d in texts[:-1]) < 5_000 <= sum(len(d["text"]) for d in texts)
+    assert [p.name for p in (target / "others").iterdir()] == ["suite.json"]
+    shutil.rmtree(target / "others")
     told = json.loads((target / "suite.json").read_text())
-    assert told["recipe"] == RECIPE
+    assert told["recipe"]["model"] == RECIPE["model"]
+    assert told["trained"] == {}
     files = {str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()} - {"suite.json"}
     assert files == set(told["sha256"])
     assert "seed-2/step-54/model.safetensors" in files

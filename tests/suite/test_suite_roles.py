@@ -1,5 +1,6 @@
 """The suite of roles: mixed activations, as many steps as fit a time, weights that travel in few files."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
@@ -20,6 +20,7 @@ import schedule
 import speed
 import tokens as token_files
 import train as recipe_of
+from corpus import recipe_at
 
 SUITE = Path(__file__).parents[2] / "suite"
 RELU2 = {"activation_function": "relu2"}
@@ -204,12 +205,48 @@ def test_more_files_than_come_back_are_refused_before_training(tmp_path):
 
 
 def test_the_recipe_fits_the_files_that_come_back(tmp_path):
-    recipe = yaml.safe_load((SUITE / "roles.yaml").read_text())
+    recipe = recipe_at(SUITE / "roles.yaml")
     shapes = batched.shapes(batched.model_config(recipe["model"])).values()
     names, given = [seed["name"] for seed in recipe["seeds"]], recipe["training"]
     seed = 2 * sum(int(np.prod(shape)) for shape in shapes)
-    pack.Pack(tmp_path, names, seed).check(len(given["checkpoints"]), given["checkpoint_seeds"])
-    assert seed * (len(names) + len(given["checkpoints"]) * len(given["checkpoint_seeds"])) < 58 * 2**20
+    pack.Pack(tmp_path, names, seed).check(len(given["checkpoints"]), [])
+    assert not given["checkpoints"]
+    assert seed * len(names) < 58 * 2**20
+
+
+def test_the_small_recipe_says_all_that_the_large_one_says():
+    """What CI trains in small (below, and by `benchmarks/gpu.sh --dry`) is the recipe of the bundled models."""
+    large, small = (recipe_at(SUITE / f"roles{of}.yaml") for of in ("", "-dry"))
+    assert large["model"].keys() == small["model"].keys()
+    assert large["training"].keys() <= small["training"].keys()
+    activations = [
+        {(r["model"] | s.get("model", {}))["activation_function"] for s in r["seeds"]} for r in (large, small)
+    ]
+    assert activations == [{"relu2", "gelu_new"}] * 2
+    same = ("weight_decay", "final", "betas", "clip", "dtype", "processes")
+    assert all(large["training"][name] == small["training"][name] for name in same)
+
+
+def test_the_small_recipe_gives_the_same_weights_again_and_is_bundled_by_its_names(tokens_file, tmp_path):
+    small = recipe_at(SUITE / "roles-dry.yaml")
+    recipe = small | {"training": small["training"] | {"steps": 6, "save_every": 4}}
+    for where in ("one", "again"):
+        options = recipe_of.Options(results=tmp_path / where / "results")
+        assert recipe_of.train(recipe, tokens_file, tmp_path / where, options=options)
+    one, again = (list((tmp_path / where / "results").glob("last-*")) for where in ("one", "again"))
+    digests = [[hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)] for files in (one, again)]
+    assert digests[0] == digests[1]
+    renamed = recipe | {"seeds": [seed | {"name": f"roles-{n}"} for n, seed in enumerate(reversed(recipe["seeds"]))]}
+    pack.unpack(tmp_path / "one/results", tmp_path / "back", recipe=renamed)
+    pack.unpack(tmp_path / "again/results", tmp_path / "own")
+    own, back = weights_of(tmp_path / "own/models"), weights_of(tmp_path / "back/models")
+    for number, seed in enumerate(reversed(recipe["seeds"])):
+        held = back[f"roles-{number}"]
+        assert all(torch.equal(held[key], own[seed["name"]][key]) for key in held)
+    other = renamed | {"training": recipe["training"] | {"weight_decay": 0.5}}
+    for wrong in (other, renamed | {"seeds": renamed["seeds"][1:]}):
+        with pytest.raises(SystemExit, match="another recipe"):
+            pack.unpack(tmp_path / "one/results", tmp_path / "back", recipe=wrong)
 
 
 def test_a_compiler_that_fails_is_named_and_done_without(packed, tokens_file, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from universal_neurons.terminal import output, say
 def run(*, config: ConfigFile = None, flags: Flags = None) -> None:
     """Study models on a corpus: find, store and draw their universal neurons.
 
-    Without options it studies the bundled suite. Interrupted, the same command resumes.
+    Without options it studies the bundled suite of roles. Interrupted, the same command resumes.
 
     Parameters
     ----------

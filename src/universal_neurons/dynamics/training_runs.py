@@ -23,7 +23,7 @@ from typing import Any
 from universal_neurons.config import BUNDLED
 from universal_neurons.disk import local_path
 from universal_neurons.errors import ConfigError, MissingFileError, NothingToCompareError, StepError
-from universal_neurons.models import BUNDLED_FOLDER, bundled_models, folder_of, names_of
+from universal_neurons.models import bundled_folder, bundled_names, folder_of, names_of
 
 FINAL = "final"
 STEP_FOLDER = re.compile(r"(?:step|checkpoint)?[-_]?\d+", re.IGNORECASE)
@@ -132,9 +132,7 @@ def _expand(seeds: Sequence[str]) -> list[str]:
         if seed != BUNDLED:
             expanded.append(seed)
             continue
-        staged = [
-            name for name in bundled_models() if _subfolders(BUNDLED_FOLDER / name.removeprefix(f"{BUNDLED}/"))[0]
-        ]
+        staged = [name for name in bundled_names() if _subfolders(bundled_folder(name))[0]]
         if not staged:
             raise MissingFileError(
                 "the bundled models come without checkpoints",

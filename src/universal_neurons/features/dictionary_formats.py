@@ -16,7 +16,7 @@ from universal_neurons.features import gemma_scope, plain_dictionaries, saelens,
 from universal_neurons.features.dictionary import Dictionary
 from universal_neurons.features.dictionary_tensors import require_own
 from universal_neurons.features.several_places import error_of_folder, require_one_place
-from universal_neurons.models import BUNDLED_FOLDER, digest_of, is_of_hub, json_object
+from universal_neurons.models import SUITES, digest_of, is_of_hub, json_object
 
 DEEPEST = 6  # folders below the one that is named
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
@@ -65,11 +65,11 @@ def load_dictionaries(folder: str | Path) -> tuple[Dictionary, ...]:
 
 
 def bundled_dictionaries(model: str) -> Path:
-    """The folder of the dictionaries that come with a bundled model (`bundled/seed-1`, or `seed-1` alone).
+    """The folder of the dictionaries that come with a bundled model (`bundled/roles-1`, or `roles-1` alone).
 
     Raises `MissingFileError` for a model that none come with.
     """
-    having = {path.parent.name: path for path in sorted(BUNDLED_FOLDER.glob("*/dictionaries"))}
+    having = {path.parent.name: path for suite in SUITES for path in sorted(suite.glob("*/dictionaries"))}
     folder = having.get(model.removeprefix(f"{BUNDLED}/"))
     if folder is None:
         raise MissingFileError(

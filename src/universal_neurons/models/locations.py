@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from universal_neurons.config import BUNDLED, is_nameable
+from universal_neurons.config import BUNDLED, IN_MEMORY, is_nameable
 from universal_neurons.disk import local_path
 from universal_neurons.errors import CheckpointError, ConfigError, MissingFileError
 from universal_neurons.legible import first_line
 
 BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
-BUNDLED_TOKENIZER = BUNDLED_FOLDER / "tokenizer"  # of all the bundled models
+ROLES_FOLDER = BUNDLED_FOLDER / "roles"
+SUITES = (BUNDLED_FOLDER, ROLES_FOLDER)  # folders of models with one tokenizer and one held-out text
 READABLE = ["*.json", "*.safetensors", "*.txt", "*.model"]
 DICTIONARIES = ["*.json", "*.safetensors", "*.npz"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin"]
@@ -55,12 +56,49 @@ class Source:
 
 
 def bundled_models() -> list[str]:
-    """The names by which the bundled seeds can be asked for."""
-    return [f"{BUNDLED}/{folder.name}" for folder in sorted(BUNDLED_FOLDER.glob("seed-*")) if not is_adapter(folder)]
+    """The names of the models that `bundled` stands for: the seeds of the suite of roles."""
+    return [f"{BUNDLED}/{folder.name}" for folder in sorted(ROLES_FOLDER.glob("roles-[0-9]"))]
+
+
+def bundled_names() -> list[str]:
+    """The names of all models that come with the package, fine-tunes among them."""
+    folders = [folder for suite in SUITES for folder in sorted(suite.iterdir())]
+    return [
+        f"{BUNDLED}/{folder.name}" for folder in folders if is_adapter(folder) or (folder / "config.json").is_file()
+    ]
+
+
+def bundled_folder(name: str) -> Path:
+    """The folder of a bundled model (`bundled/roles-1`, or `roles-1` alone), or of a checkpoint of it.
+
+    Raises `MissingFileError` where there is none.
+    """
+    for suite in SUITES:
+        folder = suite / name.removeprefix(f"{BUNDLED}/")
+        if folder.is_dir():
+            return folder
+    raise MissingFileError(f"{name}: no such bundled model", wanted="one of " + ", ".join(bundled_names()))
+
+
+def bundled_suite(folder: Path) -> Path | None:
+    """The suite that a bundled model's folder is of, or a checkpoint's; None for a folder of another's."""
+    return next((suite for suite in reversed(SUITES) if folder.resolve().is_relative_to(suite)), None)
+
+
+def bundled_text(models: Sequence[str]) -> Path:
+    """Text that no model of a suite was trained on: of the suite of the first of these models that is bundled, else of
+    that of the seeds."""
+    named = [model for model in expand_bundled(models) if not model.startswith(f"{IN_MEMORY}:")]
+    for path in (split_features(model)[0] for model in named):
+        if path.startswith(f"{BUNDLED}/") or os.path.isdir(local_path(path)):
+            suite = bundled_suite(folder_of(path))
+            if suite is not None:
+                return suite / "heldout.jsonl.xz"
+    return BUNDLED_FOLDER / "heldout.jsonl.xz"
 
 
 def expand_bundled(models: Sequence[str]) -> list[str]:
-    """The list of models with `bundled` replaced by every bundled model, whatever of it is asked for."""
+    """The list of models with `bundled` replaced by those that it stands for, whatever of them is asked for."""
     expanded = []
     for model in models:
         path, of, features = model.partition(OF)
@@ -255,9 +293,7 @@ def _numbered(names: Sequence[str]) -> list[str]:
 def _folder_of(path: str, revision: str | None, *, pickles: bool = False, download: bool = True) -> Path:
     local = local_path(path)
     if path.startswith(f"{BUNDLED}/") and not local.is_dir():
-        local = BUNDLED_FOLDER / path.removeprefix(f"{BUNDLED}/")
-        if not local.is_dir():
-            raise MissingFileError(f"{path}: no such bundled model", wanted="one of " + ", ".join(bundled_models()))
+        local = bundled_folder(path)
     if os.path.isdir(local):
         if revision is not None:
             raise MissingFileError(

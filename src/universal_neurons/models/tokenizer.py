@@ -17,8 +17,7 @@ from universal_neurons.errors import CheckpointError, TokenizerError, UniversalN
 from universal_neurons.legible import shortened
 from universal_neurons.models.described import Described, quiet_transformers
 from universal_neurons.models.locations import (
-    BUNDLED_FOLDER,
-    BUNDLED_TOKENIZER,
+    SUITES,
     Source,
     folder_of,
     require_ordinary_files,
@@ -39,7 +38,13 @@ def tokenizer_folder(source: Source) -> Path:
     """The folder of a model's tokenizer: its own, or of an adapter that brings none its base's."""
     if source.base is not None and not _has_tokenizer(source.folder):
         return tokenizer_folder(source.base)
-    return BUNDLED_TOKENIZER if source.folder.resolve().parent == BUNDLED_FOLDER else source.folder
+    return _of_suite(source.folder)
+
+
+def _of_suite(folder: Path) -> Path:
+    """The folder of the tokenizer of a suite for one of its models, else the folder itself."""
+    suite = folder.resolve().parent
+    return suite / "tokenizer" if suite in SUITES else folder
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -51,8 +56,7 @@ def load_tokenizer(folder: str | Path, gguf: str | None = None) -> Any:
 
     Raises `CheckpointError` for one that does not work.
     """
-    if Path(folder).resolve().parent == BUNDLED_FOLDER:
-        folder = BUNDLED_TOKENIZER
+    folder = _of_suite(Path(folder))
     if gguf is None and not _has_tokenizer(Path(folder)):
         return None
     require_ordinary_files(Path(folder), str(folder))

@@ -20,7 +20,7 @@ from typing import Any
 from universal_neurons.config import BUNDLED, StudyConfig
 from universal_neurons.disk import local_path
 from universal_neurons.errors import InputError, MissingFileError, TextError
-from universal_neurons.models import BUNDLED_FOLDER
+from universal_neurons.models import bundled_text
 from universal_neurons.text.records import LONGEST_DOCUMENT, Columns, Document
 from universal_neurons.text.text_files import COMPRESSIONS, HEAD, PARQUET, Characters, Opened
 
@@ -77,7 +77,7 @@ class Corpus:
     def _open(self) -> Iterator[Document]:
         data = self.config.data
         if data == BUNDLED:
-            return self._file(BUNDLED_FOLDER / "heldout.jsonl.xz")
+            return self._file(bundled_text(self.config.models))
         path = local_path(data)
         try:
             mode = os.stat(path).st_mode
