@@ -28,9 +28,9 @@ NAMES = NOTEBOOKS.names()
 
 
 def text_of(name: str) -> str:
-    """The prose of a tutorial, without code."""
+    """The prose of a tutorial, without code and addresses."""
     prose = "\n\n".join(cell.source for cell in NOTEBOOKS.cells_of(name) if cell.kind == "markdown")
-    return re.sub(r"^    .*$", "", prose, flags=re.MULTILINE)
+    return re.sub(r"\]\([^)]*\)", "]", re.sub(r"^    .*$", "", prose, flags=re.MULTILINE))
 
 
 def numbers_in(text: str) -> list[str]:

@@ -4,7 +4,7 @@
 # A **dictionary** rewrites what stands in a model as a sum of a few directions.
 # Sparse autoencoders are dictionaries. Each direction is a **latent**; few latents are active at a time.
 #
-# This tutorial compares the latents of two models. Each bundled seed has dictionaries of its own.
+# This tutorial compares the latents of two models. Both come with dictionaries of their own, one for each layer.
 
 # %%
 import polars as pl

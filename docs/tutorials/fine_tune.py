@@ -72,5 +72,5 @@ print("smallest q", round(found.changes["q_change"].min(), 2))
 found.table("unit_effects").select("layer", "neuron", "size", "ablated_before", "ablated_after")
 
 # %% [markdown]
-# `ablated_before` is the same in the base. Both are of the bundled text, in many languages.
+# `ablated_before` is the same in the base. Both are of the bundled text, which has many subjects.
 # `data_tuned` names a second text, such as the fine-tune's own. Then both are measured on it too.

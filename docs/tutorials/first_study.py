@@ -22,13 +22,13 @@ store = un.run_study(
 
 # %% [markdown]
 # The study is a folder. A second call with the same settings finds it and reads it.
-# The other tutorials use this study too.
+# The tutorial *Reading a unit* uses it too.
 #
 # ## One row per neuron
 #
 # The first model is the **reference**. Its neurons are the ones asked about.
 # For each of them the study looks for the neuron of the other model that fires most alike.
-# How alike is a correlation, ρ, over all tokens of the text. The best one is the neuron's **match**.
+# How alike is a correlation, ρ, over the tokens of the text. The best one is the neuron's **match**.
 #
 # A high ρ alone says little. A random mixture of neurons reaches some ρ as well.
 # That ρ is the **baseline**. The **excess** is ρ of the match minus the baseline.
@@ -37,16 +37,16 @@ store = un.run_study(
 import polars as pl
 
 living = store.neurons.filter(~pl.col("dead"), pl.col("model") == "seed-1")
-living.select("layer", "neuron", "max_corr", "mean_baseline", "excess_corr").sort("excess_corr", descending=True).head(
-    5
-)
+highest = living.sort("excess_corr", descending=True).head(5)
+highest.select("layer", "neuron", "max_corr", "mean_baseline", "excess_corr")
 
 # %% [markdown]
 # A neuron that never fires is **dead**. Its numbers are not defined, so it is left out above.
 #
 # ## Universal neurons
 #
-# A neuron is **universal** if its excess is above 0.5. This is the rule of the paper.
+# A neuron is **universal** if its excess is above 0.5. This is the rule of the paper
+# [Universal Neurons in GPT2 Language Models](https://arxiv.org/abs/2401.12181).
 
 # %%
 universal = store.universal()
@@ -57,7 +57,8 @@ universal.select("neuron", "excess_corr", "match_seed-2", "corr_seed-2", "family
 # The **label** is what explains best when the neuron fires. The **family** is the kind of the label.
 # The tutorial *Reading a unit* says more about both.
 #
-# The figure shows all neurons. Each panel has a title, and the caption says what to look for.
+# The figure shows all neurons. Its caption says what to look for.
+# Panel (b) compares several other models. Here there is one, so all points lie on the line.
 
 # %%
 store.plot.universality()
@@ -81,7 +82,7 @@ counts.select("threshold", "universal", "surely", "possibly")
 # ## What next
 #
 # `store` alone at the end of a cell prints the whole summary.
-# The command line makes the same study. It draws pages as well:
+# The command line makes such a study too. It draws pages as well:
 #
 #     uneurons run --models bundled/seed-1 bundled/seed-2 --max-tokens 40000 --out runs/first
 #     uneurons export runs/first --out site

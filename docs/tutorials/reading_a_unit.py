@@ -59,8 +59,8 @@ unit
 # %% [markdown]
 # ## Is the match really alike?
 #
-# The match fires on the same tokens, in a model that was trained apart.
-# The figure holds the activations of both against each other.
+# The match is a neuron of a model that was trained apart.
+# The figure shows their ρ, and its interval on text that did not choose the match.
 
 # %%
 unit.plot.matches()
