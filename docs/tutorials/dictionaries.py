@@ -14,7 +14,7 @@ import universal_neurons as un
 store = un.run_study(
     un.StudyConfig(
         models=("bundled/seed-1::bundled", "bundled/seed-2::bundled"),
-        max_tokens=15_000,
+        max_tokens=10_000,
         nlp=None,
         draws=4,
         stages=("weights", "statistics", "labels", "universality"),
