@@ -12,7 +12,7 @@ found = un.run_dynamics(
     un.DynamicsConfig(
         models=("bundled/seed-1", "bundled/seed-2"),
         revisions=("step-171", "step-1546", "step-6717"),
-        max_tokens=10_000,
+        max_tokens=15_000,
         draws=4,
         stages=("universality",),
         out="runs/dynamics",

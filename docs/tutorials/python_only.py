@@ -98,6 +98,6 @@ print(f"by hand {np.corrcoef(both)[0, 1]:.3f}, by the study {first['corr']:.3f}"
 # Every figure is a matplotlib figure. Every table writes itself to a file.
 
 # %%
-store.plot.universality().savefig("universality.pdf")
-store.matches.write_csv("matches.csv")
+store.plot.universality().savefig("runs/universality.pdf")
+store.matches.write_csv("runs/matches.csv")
 print(store.plot)
