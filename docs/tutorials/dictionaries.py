@@ -14,7 +14,7 @@ import universal_neurons as un
 store = un.run_study(
     un.StudyConfig(
         models=("bundled/seed-1::bundled", "bundled/seed-2::bundled"),
-        max_tokens=10_000,
+        max_tokens=20_000,
         nlp=None,
         draws=4,
         stages=("weights", "statistics", "labels", "universality"),
@@ -49,13 +49,14 @@ store.plot.universality()
 # %% [markdown]
 # ## One latent
 #
-# A latent writes a direction too. So it raises some tokens and lowers others.
+# A latent writes a direction, as a neuron does. So it raises some tokens and lowers others.
+# We take the first universal one that a label explains.
 
 # %%
-latent = store.neuron(store.universal()["neuron"][0])
+latent = store.neuron(store.universal().drop_nulls("label")["neuron"][0])
 effect = latent.effects.row(0, named=True)
 tokenizer = un.load_model("bundled/seed-1").tokenizer
-print(latent.name, "·", latent.row["label"])
+print(f"{latent.name}, {latent.row['family']}: {latent.row['label']}")
 print("raises", [tokenizer.decode([token]) for token in effect["top_tokens"][:6]])
 print("lowers", [tokenizer.decode([token]) for token in effect["bottom_tokens"][:6]])
 
