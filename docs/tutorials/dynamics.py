@@ -11,7 +11,7 @@ import universal_neurons as un
 found = un.run_dynamics(
     un.DynamicsConfig(
         models=("bundled/seed-1", "bundled/seed-2"),
-        revisions=("step-171", "step-1546", "step-6717"),
+        revisions=("step-742", "step-1546", "step-6717"),
         max_tokens=15_000,
         draws=4,
         stages=("universality",),
