@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ def write_tutorials(notebooks: Path, folder: Path) -> None:
     """Write a page of each notebook, its pictures beside it, and the list of them, which leads to the pages."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = (notebooks / "README.md").read_text(encoding="utf-8").replace(".ipynb)", ".md)")
-    names = [path.stem for path in sorted(notebooks.glob("*.ipynb"))]
+    names = list(dict.fromkeys(re.findall(r"\]\((\w+)\.md\)", listed)))
     contents = "\n".join(["", "```{toctree}", ":hidden:", *names, "```", ""])
     (folder / "README.md").write_text(listed + contents, encoding="utf-8")
     for name in names:
