@@ -1,8 +1,7 @@
-"""The pictures of docs/explorer.md, from a site of a study of the bundled seeds.
+"""The pictures of README.md and docs/explorer.md, from the site that `make demo` writes.
 
-    uneurons run $(printf -- '--models bundled/seed-%s ' 1 2 3 4 5) --out runs/seeds
-    uneurons export runs/seeds --out runs/seeds-site
-    python benchmarks/screenshots.py runs/seeds-site docs/images
+    make demo
+    python benchmarks/screenshots.py runs/bundled-site docs/images
 
 Opens the site in Debian's Chromium, headless, and writes PNG files, each under 200 kB.
 """
@@ -15,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 LARGEST = 200_000  # bytes
-UNIT = "unit.html?u=0/L0.31"
+UNIT = "unit.html?u=0/L0.211"
 PICTURES = {  # address, what is scrolled to, what is pressed first, scheme, width and height
     "study": ("study.html", "#units", None, "light", (1360, 1000)),
     "unit": (UNIT, None, None, "light", (1360, 1080)),
