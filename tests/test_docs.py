@@ -118,7 +118,7 @@ def test_the_readme_is_short():
     assert len(README.splitlines()) <= 120
 
 
-NOT_YET_PLAIN = {"cluster.md", "commands.md", "design.md", "packaging.md", "python.md", "store.md", "suite.md"}
+NOT_YET_PLAIN = {"store.md", "suite.md"}
 
 
 @pytest.mark.parametrize("name", ["README.md", *sorted(DOCS.keys() - NOT_YET_PLAIN)])
