@@ -118,7 +118,7 @@ def test_the_readme_is_short():
     assert len(README.splitlines()) <= 120
 
 
-NOT_YET_PLAIN = {"store.md", "suite.md"}  # of store.md the numbers are; its sentences are lists of columns
+NOT_YET_PLAIN = {"suite.md"}
 
 
 @pytest.mark.parametrize("name", ["README.md", *sorted(DOCS.keys() - NOT_YET_PLAIN)])
@@ -128,7 +128,6 @@ def test_sentences_are_short_and_numbers_have_their_zero(name):
         page = page.partition("\n## Words\n")[0]  # these are the pages' own, held to them by a test
     assert not long_sentences(page)
     assert not bare_numbers(page)
-    assert not bare_numbers(DOCS["store.md"])
 
 
 def test_what_a_long_sentence_and_a_bare_number_are():
