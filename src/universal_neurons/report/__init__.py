@@ -13,6 +13,7 @@ verdict           what is to be said of one neuron in a sentence or two, and its
 counterparts      best matches by name, with what they fire on
 family_strength   how much the labels of families explain, and how near the next ones come
 universal         the universal neurons in one table, with counterparts and verdicts
+explained_section  explanations in a report: what each source is worth, the best and the worst explained
 explained         what explanations there are of units, and what they are worth
 one_neuron        one neuron in the terminal
 of_label          the neurons that a label explains best, in the terminal

@@ -27,6 +27,7 @@ from universal_neurons.report.consistency import (
 from universal_neurons.report.counts import anchor_lines, clique_lines
 from universal_neurons.report.diff_summary import diff_sentences, kinds_of, lists_of
 from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows
+from universal_neurons.report.explained_section import explained_section
 from universal_neurons.report.family_strength import STRENGTH_FACTS, STRENGTH_WORDS, strength_rows
 from universal_neurons.report.figures import FigureKind, study_figures
 from universal_neurons.report.opening import opening_sentences
@@ -227,6 +228,8 @@ def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
         "strength": strength_rows(store) if store.has("labels") else [],
         "strength_facts": STRENGTH_FACTS,
         "strength_words": STRENGTH_WORDS,
+        "explained": explained_section(store),
+        "explained_picture": pictures.get("explanations"),
         "role_words": words_of(SAID_OF_ROLES | RELATIVE),
         "unexplained": short(store.config.unexplained),
         "family_pictures": _starting(pictures, FAMILY_FIGURES),
