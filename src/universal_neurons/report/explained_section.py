@@ -117,7 +117,7 @@ def _unit_rows(best: pl.DataFrame, scores: pl.DataFrame, noun: str) -> Rows:
         name = unit_name(row["layer"], row["neuron"], row["model"])
         same = elsewhere.filter(explanation=name, source=row["source"], method=row["method"], scorer=row["scorer"])
         there = same.filter(use=COUNTERPART).select("at", "score").rows()
-        random = same.filter(use=RANDOM)["score"].mean()
+        random: float | None = same.filter(use=RANDOM)["score"].mean()  # type: ignore[assignment]
         score = _unbroken(with_interval(row["score"], row["low"], row["high"]))
         others = ", ".join(_unbroken(f"{at} {short(value)}") for at, value in there) or "–"
         said = shortened(row["explanation"], SHOWN)
