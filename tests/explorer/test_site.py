@@ -20,7 +20,10 @@ from universal_neurons.explorer.data_files import read_statement, statement, tex
 from universal_neurons.explorer.histograms import bars
 from universal_neurons.explorer.studies import identities
 
-OLD = ("explanations", "thresholds", "anchors", "cliques", "clique_levels", "null", "positions", "tokens")
+OLD = (
+    "explanations", "thresholds", "anchors", "cliques", "clique_levels", "null", "positions", "tokens", "similarity",
+    "consistency", "consistency_levels", "one_to_one",
+)  # fmt: skip
 OF_ROLES = (
     "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "functional_gains", "costs",
     "class_histograms", "head_scores", "attention_samples", "unembeddings", "spectrum",
@@ -202,9 +205,9 @@ def test_a_store_of_an_earlier_version_says_what_it_lacks(odd_store, static, tmp
     assert listed["pages"] == ["study", "unit", "families", "layers", "models", "subsets"]
     assert data_of(site, "old/tables").keys() == {"layers", "convergence", "correlations", "families", "subsets"}
     unit = data_of(site, "old/unit/0/0")["units"][0]
-    assert unit.keys() <= {"layer", "neuron", "columns", "matches", "labels", "neighbours", "explanation"}
+    assert unit.keys() <= {"layer", "neuron", "columns", "matches", "labels", "neighbours", "explanations"}
     whole = odd_store.explanations["explanation"][0].removesuffix(".")
-    assert whole.startswith(unit["explanation"]["text"].removesuffix(".")), "without what roles add"
+    assert whole.startswith(unit["explanations"][0]["text"].removesuffix(".")), "without what roles add"
     assert unit["matches"][0].keys() <= {"model", "rank", "layer", "neuron", "corr", "heldout", "low", "high", "mutual"}
     assert not {"roles", "excess_standardised"} & data_of(site, "old/units/0")["columns"].keys()
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         unit_column,
         units_table,
         with_explanations,
+        with_own_scores,
         with_scores,
     )
     from universal_neurons.explanations.imported import IMPORTED, model_ids, read_explanations
@@ -100,6 +101,7 @@ else:
                 "unit_column",
                 "units_table",
                 "with_explanations",
+                "with_own_scores",
                 "with_scores",
             ],
             "estimates": ["Answered", "Design", "Estimate", "Simulated"],

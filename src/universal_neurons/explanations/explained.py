@@ -58,7 +58,7 @@ def still_true(scores: pl.DataFrame, old: pl.DataFrame, new: pl.DataFrame) -> pl
 def in_order(explanations: pl.DataFrame, scores: pl.DataFrame, neurons: pl.DataFrame) -> pl.DataFrame:
     """The table `explanations` in the order of the neurons; of each the best scored first, then the label sentence."""
     place = neurons.select(PLACE).with_row_index("place")
-    ranked = _with_scores(explanations, scores).join(place, on=PLACE, how="inner", maintain_order="left")
+    ranked = with_own_scores(explanations, scores).join(place, on=PLACE, how="inner", maintain_order="left")
     of_labels = pl.col("source") != BY_LABELS
     order = ["place", "score", of_labels]
     ranked = ranked.sort(order, descending=[False, True, False], nulls_last=True, maintain_order=True)
@@ -100,12 +100,12 @@ def best_of(explanations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
     Columns: those of `explanations`, then `method`, `scorer`, `score`, its 95 % interval `low`, `high`, `chance`.
     The best of several was chosen by the score that it is shown with.
     """
-    ranked = _with_scores(explanations, scores).with_row_index("place")
+    ranked = with_own_scores(explanations, scores).with_row_index("place")
     ranked = ranked.sort(["score", "place"], descending=[True, False], nulls_last=True)
     return ranked.unique(PLACE, keep="first", maintain_order=True).sort("place").drop("place")
 
 
-def _with_scores(explanations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
+def with_own_scores(explanations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
     """Explanations with the columns `BEST` of their own score, null where there is none."""
     own = measured(scores.filter(pl.col("use") == OWN)).drop_nulls("score")
     if own.is_empty():

@@ -128,11 +128,4 @@
     return un.h("ul", { class: "neighbours" }, unit.neighbours.map((each) =>
       un.h("li", {}, un.h("span", { class: "quiet" }, each.kind), " ", un.unitLink(model, each.layer, each.neuron), ` ${un.num(each.value, true)}`)));
   };
-  kept.explanation = function (unit) {
-    const found = unit.explanation;
-    if (!found) return un.absent("explanations", "Nobody has explained this unit in words yet.");
-    // The sentence itself stands at the head of the page.
-    const rest = Object.fromEntries(Object.entries(found).filter(([name, value]) => !["text", "by"].includes(name) && typeof value !== "object"));
-    return Object.keys(rest).length ? kept.records("Its scores", [rest]) : null;
-  };
 })();
