@@ -81,11 +81,8 @@ def test_what_is_seen_in_the_figure_is_in_the_scores(scored):
         assert len(sentence.split()) <= 32, sentence
 
 
-def test_the_page_has_it_as_text_and_none_where_nobody_scored(scored, odd_store, monkeypatch):
-    monkeypatch.setattr(pages, "_pictures", lambda store: {})
-    page = pages.PAGES.get_template("report.html").render(
-        studies=[pages._section(scored, {})], beside=False, densities=None, rows=[]
-    )
+def test_the_page_has_it_as_text_and_none_where_nobody_scored(scored, odd_store):
+    page = pages._study_page(scored, {})
     assert "<h2>Explanations</h2>" in page
     assert "<img src=x" not in page
     assert f"{SAID}0" in unescape(page)

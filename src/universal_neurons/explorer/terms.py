@@ -3,6 +3,11 @@
 The keys are the names that data files use: columns of the tables, families, roles, and words of the pages.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from universal_neurons.report import NEURON, noun_of, spoken_of
+
 TERMS = {
     # what a study asks
     "unit": "A unit is one neuron of a model's MLP, written L3.17: layer 3, neuron 17.",
@@ -177,3 +182,13 @@ TERMS = {
     "ablated_before": "By how much the base's loss rises when the unit is held at its mean.",
     "ablated_after": "By how much the fine-tune's loss rises when the unit is held at its mean.",
 }  # fmt: skip
+
+
+def terms_of(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The terms of a site of these models' units: of neurons as above, else in the words of what the units are."""
+    noun, spoken = noun_of({"models": models}), spoken_of({"models": models})
+    terms = {name: spoken(sentence) for name, sentence in TERMS.items()}
+    if noun != NEURON:
+        terms["unit"] = f"A unit is one {noun} of a model, written L3.17: layer 3, {noun} 17."
+        terms["activation"] = f"The activation is the {noun}'s value at one position."
+    return terms

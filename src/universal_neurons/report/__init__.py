@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     )
     from universal_neurons.report.sources import kind_said
     from universal_neurons.report.summary import roles_view, study_view
+    from universal_neurons.report.words import NEURON, noun_of, spoken_of
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -67,6 +68,7 @@ else:
             "one_neuron": ["neuron_view"],
             "opening": ["opening_sentences"],
             "sources": ["kind_said"],
+            "words": ["NEURON", "noun_of", "spoken_of"],
             "anchors": ["anchors_view"],
             "other_threshold": ["at_threshold", "threshold_sentence"],
             "diff_summary": ["LISTS", "UNUSUAL", "diff_sentences", "diff_view", "unit_view", "upper_end"],

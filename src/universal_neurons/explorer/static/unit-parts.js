@@ -45,7 +45,8 @@
       const ends = [from + bin * width, from + (bin + 1) * width];
       return { low: ends[0], high: ends[1], value: (100 * count) / total, text: `${un.percent(count / total)} of positions from ${un.num(ends[0])} to ${un.num(ends[1])}` };
     });
-    return un.histogram("Pre-activation, % of positions", bars, "pre-activation", `${un.count(total, "position")}`);
+    const value = un.valueName(un.study);
+    return un.histogram(`${value[0].toUpperCase()}${value.slice(1)}, % of positions`, bars, value, `${un.count(total, "position")}`);
   };
 
   kept.labels = function (unit) {

@@ -50,9 +50,11 @@
     surely: "95 % interval above", possibly: "95 % interval reaches above",
     class: "token class", class_group: "token class's group", class_sign: "raises or lowers it", class_variance_reduction: "explained by token class", head_layer: "head's layer", loss_change: "loss change (nats)",
   };
+  // What the study calls a unit's pre-activation: only neurons have one.
+  un.valueName = (study) => ((study && study.noun) || "neuron") === "neuron" ? "pre-activation" : "value";
   un.title = function (name, study) {
     const [column, model] = name.split(":");
-    if (TITLES[name]) return TITLES[name];
+    if (TITLES[name]) return TITLES[name].replace("pre-activation", un.valueName(study)).replace("neuron", (study && study.noun) || "neuron");
     if (model !== undefined && study && column === "match_corr") return `ρ in ${study.models[model].name}`;
     return column.replaceAll("_", " ");
   };
