@@ -44,7 +44,7 @@ def tables_data(study: ShownStudy, store: Store) -> dict[str, Any]:
     data |= {name: table_columns(_numbered(study, table)) for name, table in _counts(store)}
     if store.has("similarity"):
         data["similarity"] = table_columns(_numbered(study, store.table("similarity")))
-    told = explanations_table(store)
+    told = explanations_table(store).sort("score", descending=True, nulls_last=True, maintain_order=True)
     if len(told):
         sources = sources_table(told, scores_of(store)).rename(OF_SOURCES)
         data["explanations"] = table_columns(_numbered(study, told.rename(OF_EXPLANATIONS).head(MOST_ROWS)))

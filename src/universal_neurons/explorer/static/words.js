@@ -54,9 +54,9 @@
   un.valueName = (study) => ((study && study.noun) || "neuron") === "neuron" ? "pre-activation" : "value";
   un.title = function (name, study) {
     const [column, model] = name.split(":");
-    if (TITLES[name]) return TITLES[name].replace("pre-activation", un.valueName(study)).replace("neuron", (study && study.noun) || "neuron");
     if (model !== undefined && study && column === "match_corr") return `ρ in ${study.models[model].name}`;
-    return column.replaceAll("_", " ");
+    const title = TITLES[name] || column.replaceAll("_", " ");
+    return title.replace("pre-activation", un.valueName(study)).replace(/\bneuron\b/, (study && study.noun) || "neuron");
   };
 
   un.term = function (key, text) {
