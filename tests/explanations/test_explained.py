@@ -133,3 +133,15 @@ def test_what_a_source_is_worth_and_how_much_its_counterparts_carry():
     assert measured["carried_low"] == pytest.approx(0.5) == pytest.approx(measured["carried_high"])
     at_chance = [row | {"auprc": 0.1 + 0.02 * (n % 3 - 1)} for n, row in enumerate(rows)]
     assert sources_table(explanations, table(*at_chance))["carried"][0] is None
+
+
+def test_label_sentences_are_held_against_others_on_the_same_units():
+    rows = [scored(place, score) for place, score in zip((A, B), (0.9, 0.7))]
+    rows += [scored(place, score, "labels") for place, score in zip((A, C), (0.4, 0.2))]
+    rows += [scored(A, 0.3, "labels", scorer="second"), scored(A, 0.6, "labels", method="fuzzing")]
+    explanations = said((A, "m", "x"), (A, "labels", "y"))
+    found = sources_table(explanations, table(*rows)).rows(named=True)
+    worth = {(row["source"], row["scorer"], row["method"]): (row["score"], row["label"]) for row in found}
+    assert worth["m", "judge", "detection"] == pytest.approx((0.8, 0.4))
+    assert worth["labels", "judge", "detection"] == pytest.approx((0.3, 0.3))
+    assert worth["labels", "second", "detection"] == pytest.approx((0.3, 0.3))

@@ -187,7 +187,10 @@ def unit(model: int, number: int, strings: list[str]) -> dict:
             "mean": [at / 8 for at in range(8)],
             "firing": [at / 9 for at in range(8)],
         },
-        "explanation": {"text": f"Fires on {HOSTILE[number]}", "score": 0.5} if number % 2 else None,
+        "explanations": [{"text": f"Fires on {HOSTILE[number]}", "by": HOSTILE[1]}, {"text": "Fires."}]
+        if number % 2
+        else None,
+        "scores": scores(other, neuron) if number % 2 else None,
         "neighbours": [
             {"kind": "opposite w_out", "layer": layer, "neuron": (neuron + 5) % WIDTH, "value": -0.8},
             {"kind": "correlated", "layer": layer, "neuron": (neuron + 3) % WIDTH, "value": 0.5},
@@ -197,6 +200,26 @@ def unit(model: int, number: int, strings: list[str]) -> dict:
         ("matches", "counterparts", "functional", "one_to_one") if model else ()
     )  # only the reference was asked about
     return {key: content for key, content in told.items() if content is not None and key not in missing}
+
+
+def scores(other: int, neuron: int) -> list[dict]:
+    """Of the first of a unit's two explanations, by one scorer; simulation had too few answers."""
+    every = {"by": HOSTILE[1], "method": "detection", "scorer": HOSTILE[0], "n_windows": 260, "missing": 4}
+    every |= {"low": 0.6, "high": 0.8, "chance": 0.2}
+    elsewhere = [
+        {"use": use, "score": score, "model": other, "layer": 1, "neuron": (neuron + step) % WIDTH}
+        for use, score, step in (("counterpart", 0.61, 1), ("random", 0.23, 2))
+    ]
+    uses = [{"use": "own", "score": 0.7}, {"use": "another unit's", "score": 0.21}, *elsewhere]
+    none = {
+        "by": HOSTILE[1],
+        "use": "own",
+        "method": "simulation",
+        "scorer": HOSTILE[0],
+        "n_windows": 260,
+        "missing": 260,
+    }
+    return [none, *(every | use for use in uses)]
 
 
 ALIKE = {"cka": (0.8, 0.7), "cca": (0.25, -0.1), "r2_to_match": (None, None), "r2_from_match": (0.5, 0.4)}
@@ -381,6 +404,23 @@ def study(name: str, title: str) -> dict:
 PAGES = ["study", "families", "roles", "layers", "models", "subsets", "dynamics", "explanations"]
 
 
+def explained(text: str) -> dict:
+    """Tables of explanations and their sources, for a study that has some."""
+    row = {
+        "model": 1, "layer": 1, "neuron": 3, "source": HOSTILE[1], "explanation": text, "method": "detection", "scorer": "s",
+        "explanation_score": 0.7, "explanation_low": 0.6, "explanation_high": 0.8, "explanation_chance": 0.2,
+        "on_counterparts": 0.61, "on_random": 0.23,
+    }  # fmt: skip
+    source = {
+        "source": HOSTILE[1], "scorer": "s", "method": "detection", "units": 40, "mean_score": 0.65, "mean_score_low": 0.5,
+        "mean_score_high": 0.75, "explanation_chance": 0.2, "label_sentence": 0.31, "another_sentence": None,
+        "empty_sentence": 0.22, "on_counterparts": 0.6, "on_random": 0.24, "carried": 0.88, "carried_low": 0.8,
+        "carried_high": 0.95,
+    }  # fmt: skip
+    rows = {"explanations": row, "explanation_sources": source}
+    return {name: {"columns": {key: [value] for key, value in row.items()}} for name, row in rows.items()}
+
+
 def write_hand_site(root: Path, studies: int = 1) -> Path:
     """The whole site under `root`; of several studies each but the first has a hostile title too."""
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(STATIC), autoescape=True)
@@ -399,7 +439,10 @@ def write_hand_site(root: Path, studies: int = 1) -> Path:
     listed = [{"id": name, "name": name, "title": titles[name], "models": MODELS, "pages": PAGES} for name in names]
     write("data/site.js", statement("site", {"format": 1, "studies": listed, "terms": TERMS, "served": False}))
     for name in names:
-        files = {"study": study(name, titles[name]), "tables": tables()}
+        files = {
+            "study": study(name, titles[name]),
+            "tables": tables() | (explained(HOSTILE[2]) if name == "two" else {}),
+        }
         for model in range(2):
             files[f"units/{model}"] = {"count": COUNT, "columns": columns(model)}
             for shard in range(0, COUNT, 64):

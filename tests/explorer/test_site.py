@@ -19,8 +19,12 @@ from universal_neurons.explorer import site as site_module
 from universal_neurons.explorer.data_files import read_statement, statement, text_column
 from universal_neurons.explorer.histograms import bars
 from universal_neurons.explorer.studies import identities
+from universal_neurons.explorer.terms import terms_of
 
-OLD = ("explanations", "thresholds", "anchors", "cliques", "clique_levels", "null", "positions", "tokens")
+OLD = (
+    "explanations", "thresholds", "anchors", "cliques", "clique_levels", "null", "positions", "tokens", "similarity",
+    "consistency", "consistency_levels", "one_to_one",
+)  # fmt: skip
 OF_ROLES = (
     "effects", "ensembles", "interventions", "ablations", "heads", "attention", "functional", "functional_gains", "costs",
     "class_histograms", "head_scores", "attention_samples", "unembeddings", "spectrum",
@@ -202,9 +206,9 @@ def test_a_store_of_an_earlier_version_says_what_it_lacks(odd_store, static, tmp
     assert listed["pages"] == ["study", "unit", "families", "layers", "models", "subsets"]
     assert data_of(site, "old/tables").keys() == {"layers", "convergence", "correlations", "families", "subsets"}
     unit = data_of(site, "old/unit/0/0")["units"][0]
-    assert unit.keys() <= {"layer", "neuron", "columns", "matches", "labels", "neighbours", "explanation"}
+    assert unit.keys() <= {"layer", "neuron", "columns", "matches", "labels", "neighbours", "explanations"}
     whole = odd_store.explanations["explanation"][0].removesuffix(".")
-    assert whole.startswith(unit["explanation"]["text"].removesuffix(".")), "without what roles add"
+    assert whole.startswith(unit["explanations"][0]["text"].removesuffix(".")), "without what roles add"
     assert unit["matches"][0].keys() <= {"model", "rank", "layer", "neuron", "corr", "heldout", "low", "high", "mutual"}
     assert not {"roles", "excess_standardised"} & data_of(site, "old/units/0")["columns"].keys()
 
@@ -348,6 +352,17 @@ def test_the_command(small, static, tmp_path, monkeypatch, capsys):
     assert exit_code("export", tmp_path, "--out", tmp_path / "other") == 2
     assert exit_code("export", small.path) == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_terms_are_of_what_the_units_are():
+    assert terms_of([{}, {}]) == TERMS
+    of_latents = terms_of([{"features": "dictionaries"}] * 2)
+    assert of_latents["match"].startswith("A match is the latent of another model")
+    assert of_latents["unit"] == "A unit is one latent of a model, written L3.17: layer 3, latent 17."
+    assert of_latents["mean"] == "The mean of the value over all positions."
+    assert terms_of([{"features": "dictionaries"}, {}])["reference"].startswith(
+        "The reference is the model whose units"
+    )
 
 
 def test_every_term_stands_in_the_docs():

@@ -274,8 +274,8 @@ def test_the_columns_of_all_units(site, identity, store):
 def test_every_unit_has_its_sentence(site, identity, store):
     said = {(row["model"], row["layer"], row["neuron"]): row for row in table_of(store.path, "explanations").to_dicts()}
     units = units_of(site, identity, store)
-    assert {place: unit["explanation"] for place, unit in units.items()} == {
-        place: {"text": row["explanation"]} for place, row in said.items()
+    assert {place: unit["explanations"] for place, unit in units.items()} == {
+        place: [{"text": row["explanation"]}] for place, row in said.items()
     }
 
 

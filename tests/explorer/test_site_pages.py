@@ -97,7 +97,9 @@ def test_hostile_strings_are_shown_as_typed(visitor):
     page = visitor.go("unit.html?u=0/L0.17")
     assert any(text in page.text_content("#together") for text in HOSTILE)
     assert f"Fires on {HOSTILE[17]}" in page.text_content(".unit-head .explanation")
-    assert page.locator("#explanation").count() == 1, "its score"
+    assert f"Fires on {HOSTILE[17]}" in page.text_content("#explanations")
+    assert f"By {HOSTILE[1]}" in page.text_content("#explanations")
+    assert HOSTILE[0] in page.text_content("#explanations .asked")
     assert HOSTILE[0] in page.text_content("#effects")
     assert MODELS[1] in page.text_content("#matches")
     page = visitor.go("models.html")
@@ -128,6 +130,42 @@ def test_several_studies_are_listed_and_chosen(visit, several):
     assert page.inner_text("h1") == HOSTILE[1]
     page.get_by_label("Study").select_option("one")
     page.wait_for_url("**/study.html?s=one*")
+    visitor.well()
+
+
+def test_explanations_with_scores(visit, several):
+    visitor = visit(several)
+    page = visitor.go("explanations.html?s=two")
+    for shown in (HOSTILE[2], HOSTILE[1]):
+        assert shown in page.text_content("#units tbody")
+    told = page.inner_text("#sources tbody").replace("\t", " ")
+    assert all(text in told for text in ("0.65", "0.50 to 0.75", "0.88", "0.80 to 0.95", "–"))
+    assert page.get_attribute("#units tbody th a", "href").endswith("u=1%2FL1.3")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run({preload: false}).then((found) => found.violations)")
+    assert not [f["id"] for f in found if f["impact"] in ("serious", "critical")]
+    page.fill("#search", HOSTILE[2][-9:])
+    page.wait_for_selector("#results li")
+    assert HOSTILE[2] in page.text_content("#results")
+    assert "L1.3 of" in page.text_content("#results")
+    page = visitor.go("unit.html?s=one&u=0/L0.3")
+    rows = [row.replace("\t", " ").split("\n") for row in page.locator("#explanations .scores tr").all_inner_texts()]
+    flat = [" ".join(row) for row in rows]
+    assert [row.partition(" ")[0] for row in flat[1:]] == [
+        "detection",
+        "this",
+        "counterpart",
+        "random",
+        "this",
+        "simulation",
+        "this",
+    ]
+    assert "0.70" in flat[2]
+    assert "0.60 to 0.80" in flat[2]
+    assert "256" in flat[2]
+    assert "L1.4" in flat[3]
+    assert "too few answers" in flat[-1]
+    assert page.locator("#explanations .empty").inner_text() == "Nobody has scored this sentence."
     visitor.well()
 
 
@@ -199,7 +237,7 @@ def test_what_is_not_there_says_why(visitor):
     page = visitor.go(f"unit.html?u=0/L1.{COUNT // 2 - 1}")
     assert "dead" in page.inner_text(".tags")
     page = visitor.go("unit.html?u=0/L1.38")
-    assert "Nobody has written explanations" in page.inner_text("#explanation")
+    assert "Nobody has written explanations" in page.inner_text("#explanations")
     page = visitor.go("unit.html?u=0/L9.1")
     assert "L9.1" in page.inner_text(".notice")
     (visitor.root / "data/one/unit/1/1.js").rename(visitor.root / "data/one/unit/1/gone.js")

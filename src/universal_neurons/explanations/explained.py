@@ -24,11 +24,12 @@ NAMES = ["explanation", "source"]
 ELSEWHERE = (COUNTERPART, RANDOM)
 LEVEL = 0.95
 BEST = {"method": pl.String, "scorer": pl.String, **dict.fromkeys(("score", "low", "high", "chance"), pl.Float64)}
+MEANS = ("chance", "label", "another", "empty", "counterpart", "random")
+OF = ["scorer", "method", "of"]
 SOURCES: dict[str, Any] = {
     "source": pl.String, "scorer": pl.String, "method": pl.String, "units": pl.UInt32,
     **dict.fromkeys(
-        ("score", "score_low", "score_high", "chance", "another", "empty", "counterpart", "random",
-         "carried", "carried_low", "carried_high"), pl.Float64),
+        ("score", "score_low", "score_high", *MEANS, "carried", "carried_low", "carried_high"), pl.Float64),
 }  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def still_true(scores: pl.DataFrame, old: pl.DataFrame, new: pl.DataFrame) -> pl
 def in_order(explanations: pl.DataFrame, scores: pl.DataFrame, neurons: pl.DataFrame) -> pl.DataFrame:
     """The table `explanations` in the order of the neurons; of each the best scored first, then the label sentence."""
     place = neurons.select(PLACE).with_row_index("place")
-    ranked = _with_scores(explanations, scores).join(place, on=PLACE, how="inner", maintain_order="left")
+    ranked = with_own_scores(explanations, scores).join(place, on=PLACE, how="inner", maintain_order="left")
     of_labels = pl.col("source") != BY_LABELS
     order = ["place", "score", of_labels]
     ranked = ranked.sort(order, descending=[False, True, False], nulls_last=True, maintain_order=True)
@@ -99,32 +100,37 @@ def best_of(explanations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
     Columns: those of `explanations`, then `method`, `scorer`, `score`, its 95 % interval `low`, `high`, `chance`.
     The best of several was chosen by the score that it is shown with.
     """
-    ranked = _with_scores(explanations, scores).with_row_index("place")
+    ranked = with_own_scores(explanations, scores).with_row_index("place")
     ranked = ranked.sort(["score", "place"], descending=[True, False], nulls_last=True)
     return ranked.unique(PLACE, keep="first", maintain_order=True).sort("place").drop("place")
 
 
-def _with_scores(explanations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
+def with_own_scores(explanations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
     """Explanations with the columns `BEST` of their own score, null where there is none."""
-    own = _measured(scores.filter(pl.col("use") == OWN)).drop_nulls("score")
+    own = measured(scores.filter(pl.col("use") == OWN)).drop_nulls("score")
     if own.is_empty():
         return explanations.with_columns(pl.lit(None, kind).alias(name) for name, kind in BEST.items())
-    scorer = own.group_by("scorer").len().sort(["len", "scorer"], descending=[True, False])["scorer"][0]
-    own = own.filter(pl.col("scorer") == scorer)
-    method = next(kind for kind in Kind if (own["method"] == kind).any())
-    own = own.filter(pl.col("method") == method).select(*PLACE, "source", *BEST)
+    own = leading(own).select(*PLACE, "source", *BEST)
     return explanations.join(own, on=[*PLACE, "source"], how="left", maintain_order="left")
 
 
-def _measured(scores: pl.DataFrame) -> pl.DataFrame:
+def leading(own: pl.DataFrame) -> pl.DataFrame:
+    """Of rows of explanations' own scores those that they are compared by: of one scorer, by one method."""
+    scorer = own.group_by("scorer").len().sort(["len", "scorer"], descending=[True, False])["scorer"][0]
+    own = own.filter(pl.col("scorer") == scorer)
+    method = next(kind for kind in Kind if (own["method"] == kind).any())
+    return own.filter(pl.col("method") == method)
+
+
+def measured(scores: pl.DataFrame) -> pl.DataFrame:
     """Rows of `scores` with `score`, `low`, `high`: AUPRC, or ρ of simulation; `chance` is what knowing nothing has."""
     simulated = pl.col("method") == Kind.SIMULATION
     ends = {"score": "", "low": "_low", "high": "_high"}
-    measured = {
+    columns = {
         name: pl.when(simulated).then(pl.col(f"rho{end}")).otherwise(pl.col(f"auprc{end}"))
         for name, end in ends.items()
     }
-    return scores.with_columns(**measured, chance=pl.when(simulated).then(0.0).otherwise(pl.col("base_rate")))
+    return scores.with_columns(**columns, chance=pl.when(simulated).then(0.0).otherwise(pl.col("base_rate")))
 
 
 def sources_table(explanations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
@@ -132,33 +138,15 @@ def sources_table(explanations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFr
 
     Columns: `source`, `scorer`, `method`, `units` (that are scored; of a source that nobody scored, that it explains),
     `score` with its 95 % interval over units (`score_low`, `score_high`), `chance`; of the same units the mean scores
-    of `another` unit's explanation and of an `empty` one; the explanations' on their own units' `counterpart`s and on
-    `random` units of the counterparts' layers; `carried`: which share of the score above chance the counterparts have,
-    with its 95 % interval, null where the explanations are not above chance on their own units.
+    of their `label` sentences, of `another` unit's explanation and of an `empty` one; the explanations' on their own
+    units' `counterpart`s and on `random` units of the counterparts' layers; `carried`: which share of the score above
+    chance the counterparts have, with its 95 % interval, null where the explanations are not above chance on their own
+    units.
     """
-    measured = (
-        _measured(scores)
-        .drop_nulls("score")
-        .with_columns(
-            of=pl.when(pl.col("use").is_in(ELSEWHERE)).then("explanation").otherwise(unit_column()),
-            share=(pl.col("score") - pl.col("chance")) / (1 - pl.col("chance")),
-        )
-    )
-    keys = ["scorer", "method", "of"]
-    by_use = {
-        use: rows.group_by([*([] if use == EMPTY else ["source"]), *keys], maintain_order=True).agg(
-            pl.col("score", "chance", "share").mean()
-        )
-        for (use,), rows in measured.group_by("use", maintain_order=True)
-    }
+    units = units_table(scores).sort("scorer", pl.col("method").cast(pl.Enum([*map(str, Kind)])), maintain_order=True)
     found: list[dict[str, Any]] = []
     for source in explanations["source"].unique(maintain_order=True).to_list():
-        own = by_use[OWN].filter(source=source) if OWN in by_use else measured.clear()
-        for use, name in ((ANOTHER, "another"), (EMPTY, "empty"), (COUNTERPART, "counterpart"), (RANDOM, "random")):
-            if use in by_use:
-                rows = by_use[use] if use == EMPTY else by_use[use].filter(source=source)
-                own = own.join(rows.select(*keys, **{name: "score", f"{name}_share": "share"}), on=keys, how="left")
-        groups = own.group_by("scorer", "method", maintain_order=True)
+        groups = units.filter(source=source).group_by("scorer", "method", maintain_order=True)
         worth = [
             {"source": source, "scorer": scorer, "method": method} | _worth(group) for (scorer, method), group in groups
         ]
@@ -166,13 +154,42 @@ def sources_table(explanations: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFr
     return pl.DataFrame(found, SOURCES)
 
 
+def units_table(scores: pl.DataFrame) -> pl.DataFrame:
+    """A row per source, scorer, method and unit that it explains: its own score, beside controls, and elsewhere.
+
+    Columns: `source`, `scorer`, `method`, `of` (the unit: `seed-1/L0.32`), `score`, `chance`; of the same unit the
+    scores of its `label` sentence, of `another` unit's explanation and of an `empty` one; the explanation's mean scores
+    on the unit's `counterpart`s and on `random` units of their layers.  `share`, and each of the others with `_share`:
+    of what is possible above chance.  Null where nobody asked.
+    """
+    means = (
+        measured(scores)
+        .drop_nulls("score")
+        .with_columns(
+            of=pl.when(pl.col("use").is_in(ELSEWHERE)).then("explanation").otherwise(unit_column()),
+            share=(pl.col("score") - pl.col("chance")) / (1 - pl.col("chance")),
+        )
+        .group_by("use", "source", *OF, maintain_order=True)
+        .agg(pl.col("score", "chance", "share").mean())
+    )
+    units = means.filter(use=OWN).drop("use")
+    beside = {"label": (OWN, BY_LABELS), "another": (ANOTHER, None), "empty": (EMPTY, EMPTY)}
+    beside |= {"counterpart": (COUNTERPART, None), "random": (RANDOM, None)}
+    for name, (use, source) in beside.items():
+        rows = means.filter(use=use) if source is None else means.filter(use=use, source=source)
+        keys = ["source", *OF] if source is None else OF
+        units = units.join(
+            rows.select(*keys, **{name: "score", f"{name}_share": "share"}), on=keys, how="left", maintain_order="left"
+        )
+    return units
+
+
 def _worth(units: pl.DataFrame) -> dict[str, Any]:
     """The means over the units of one source, scorer and method."""
     low, high = _interval(units["score"].to_numpy())
     worth = {"units": len(units), "score": units["score"].mean(), "score_low": low, "score_high": high}
-    names = [name for name in ("chance", "another", "empty", "counterpart", "random") if name in units.columns]
-    worth |= {name: units[name].mean() for name in names}
-    return worth | (_carried(units.drop_nulls("counterpart_share")) if "counterpart_share" in units.columns else {})
+    worth |= {name: units[name].mean() for name in MEANS}
+    return worth | _carried(units.drop_nulls("counterpart_share"))
 
 
 def _carried(units: pl.DataFrame) -> dict[str, float]:

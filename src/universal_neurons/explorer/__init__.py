@@ -10,6 +10,7 @@ unit_files    the files of every unit, of 64 units each
 unit_parts    what tables say of single units
 unit_columns  the columns of all units
 diff_files    what training changed: of all units, and in words
+explained_units  what others than labels said of units, and what was scored
 unit_rows     tables of units, read piece by piece
 search_index  which units fire on a token
 histograms    histograms of pre-activations, as a drawing needs them

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from universal_neurons.explorer.explained_units import told_units
 from universal_neurons.explorer.studies import ShownStudy
 from universal_neurons.roles import NEAREST, cannot_be_shown, role_rows
 from universal_neurons.storage import Store
@@ -45,7 +46,8 @@ def absent(study: ShownStudy, store: Store) -> dict[str, str]:
         missing["dynamics"] = (
             "A study is of one moment of training: uneurons dynamics studies checkpoints; its folder can be shown."
         )
-    missing["explanations"] = _no_list_of_explanations(store)
+    if told_units(store).is_empty():
+        missing["explanations"] = _no_explanations(store)
     missing["text"] = "A text of your own is tried where the models are: uneurons serve RUN."
     if store.askers and store.config.pairs != "all":
         missing["pairs"] = (
@@ -54,11 +56,12 @@ def absent(study: ShownStudy, store: Store) -> dict[str, str]:
     return missing | _roles_without_units(study, store)
 
 
-def _no_list_of_explanations(store: Store) -> str:
-    if "language_models" in store.manifest:
-        return "Each unit's page has its best explanation; uneurons explain RUN lists them with their scores."
+def _no_explanations(store: Store) -> str:
     if store.has("labels"):
-        return "No model has explained the units in words; the sentence on a unit's page is made from its labels."
+        return (
+            "None but labels, whose sentence stands on each unit's page, and nobody has scored it: "
+            "uneurons explain RUN does both."
+        )
     return f"This study had no stage labels, which sentences are made from: {_again('--stages labels')}."
 
 

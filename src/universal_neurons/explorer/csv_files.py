@@ -5,12 +5,15 @@ from pathlib import Path
 
 import polars as pl
 
+from universal_neurons.explorer.explained_units import best_told
 from universal_neurons.explorer.studies import ShownStudy
 from universal_neurons.explorer.unit_rows import UnitRows
 from universal_neurons.units import name_column
 
 FOLDER = "csv"
 MATCHED = ("corr", "corr_heldout", "corr_low", "corr_high", "mutual", "certified")
+PLACE = ["layer", "neuron"]
+BEST = ("method", "scorer", "score", "low", "high", "chance")  # of a unit's best explanation
 BLOCK = 8192
 
 
@@ -30,12 +33,15 @@ def _pieces(study: ShownStudy) -> Iterator[pl.DataFrame]:
     store, units = study.store, study.units
     neurons = UnitRows(store, "neurons", units)
     matches = UnitRows(store, "matches", units, by="asker") if store.has("matches") else None
+    told = best_told(store).rename({"source": "explanation_source"} | {name: f"explanation_{name}" for name in BEST})
     for shown, name in zip(study.models, store.models):
         for start in range(0, len(units[name]), BLOCK):
             stop = min(start + BLOCK, len(units[name]))
             rows = neurons.take(name, stop)
             assert rows is not None
             best = None if matches is None else matches.take(name, stop)
+            if len(told):
+                rows = rows.join(told.filter(model=name).drop("model"), on=PLACE, how="left", maintain_order="left")
             yield _flat(study, rows.with_columns(model=pl.lit(shown)), best)
 
 

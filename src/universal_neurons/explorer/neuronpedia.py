@@ -34,6 +34,7 @@ from universal_neurons.explorer.studies import Strings, strings_of
 from universal_neurons.explorer.unit_rows import UnitRows
 from universal_neurons.labels import UNEXPLAINED
 from universal_neurons.progress import Reporter
+from universal_neurons.report import spoken_of
 from universal_neurons.storage import Store
 
 BATCH = 1024  # neurons a file, as in Neuronpedia's own exports
@@ -43,7 +44,7 @@ CREATOR_ID = "clkht01d40000jv08hvalcvly"  # the user that a database of Neuronpe
 CREATOR = "universal-neurons"
 COMPRESSION = 5
 NOTES = (
-    "MLP neurons. frac_nonzero and the frequency histogram are of the pre-activation; "
+    "frac_nonzero and the frequency histogram are of the pre-activation; "
     "values of tokens that the study does not count are 0."
 )
 
@@ -158,6 +159,9 @@ def _about(store: Store, number: int, source: _Source, release: str) -> dict[str
     context = store.manifest["config"].get("context")
     name = _text(store.models[number])
     title = f"Neurons that {len(store.models)} models share" if len(store.models) > 1 else "Neurons of a model"
+    title, spoken = spoken_of(store.manifest)(title), spoken_of({"models": [facts]})
+    units = spoken("MLP neurons" if facts.get("features") is None else "Neurons")
+    notes = f"{units}. {spoken(NOTES)}"
     owned = {"creatorId": CREATOR_ID, "visibility": "PUBLIC"}
     return {
         "model": {
@@ -170,12 +174,12 @@ def _about(store: Store, number: int, source: _Source, release: str) -> dict[str
             "creatorNameShort": CREATOR,
         } | owned,
         "sourceset": {
-            "modelId": source.model, "name": SET, "description": "MLP neurons", "type": "neurons", "urls": [],
+            "modelId": source.model, "name": SET, "description": units, "type": "neurons", "urls": [],
             "creatorName": CREATOR, "releaseName": release, "hasDashboards": True, "allowInferenceSearch": False,
         } | owned,
         "source": {
             "id": source.id, "modelId": source.model, "setName": SET, "hasDashboards": True, "inferenceEnabled": False,
-            "num_prompts": text["rows"], "num_tokens_in_prompt": context, "dataset": None, "notes": NOTES,
+            "num_prompts": text["rows"], "num_tokens_in_prompt": context, "dataset": None, "notes": notes,
         } | owned,
     }  # fmt: skip
 

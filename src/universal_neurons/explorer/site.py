@@ -23,7 +23,7 @@ from universal_neurons.explorer.diff_files import changes_data, diff_data
 from universal_neurons.explorer.studies import Result, ShownStudy, shown_studies
 from universal_neurons.explorer.study_file import study_data
 from universal_neurons.explorer.tables import tables_data
-from universal_neurons.explorer.terms import TERMS
+from universal_neurons.explorer.terms import terms_of
 from universal_neurons.explorer.unit_files import write_unit_files
 from universal_neurons.progress import Reporter
 
@@ -53,13 +53,15 @@ def write_site(
     target = local_path(out).resolve()
     reporter = reporter or Reporter(quiet=True)
     with disk_errors(target), _replacing(target) as folder:
-        listed = []
+        listed: list[dict[str, Any]] = []
+        models: list[dict[str, Any]] = []
         for number, study in enumerate(shown_studies(results), start=1):
             reporter.note(f"site: {study.name} ({number} of {len(results)})")
+            models += study.store.manifest["models"]
             listed.append(write_study(study, folder, served=served))
             if csv:
                 write_csv(study, folder)
-        site = {"format": FORMAT, "studies": listed, "terms": TERMS, "served": served}
+        site = {"format": FORMAT, "studies": listed, "terms": terms_of(models), "served": served}
         write_pages(site, folder, static or STATIC)
         write_data(folder, "site", site | {"entries": sorted({"data", *(entry.name for entry in folder.iterdir())})})
     return target / "index.html"

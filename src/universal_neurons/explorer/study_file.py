@@ -8,7 +8,7 @@ import polars as pl
 from universal_neurons.explorer.absent import absent
 from universal_neurons.explorer.studies import ShownStudy
 from universal_neurons.report import facts as study_facts
-from universal_neurons.report import kind_said, opening_sentences
+from universal_neurons.report import kind_said, noun_of, opening_sentences
 from universal_neurons.roles import together_sentences
 from universal_neurons.storage import Store
 
@@ -25,6 +25,7 @@ def study_data(study: ShownStudy, store: Store) -> dict[str, Any]:
         "id": study.id,
         "name": study.name,
         "title": study.title,
+        "noun": noun_of(store.manifest),
         "opening": opening_sentences(store),
         "together": together_sentences(store),
         "facts": _facts(store),

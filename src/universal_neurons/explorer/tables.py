@@ -5,7 +5,9 @@ from typing import Any
 
 import polars as pl
 
+from universal_neurons.explanations import scores_of, sources_table
 from universal_neurons.explorer.data_files import table_columns
+from universal_neurons.explorer.explained_units import explanations_table
 from universal_neurons.explorer.studies import ShownStudy
 from universal_neurons.explorer.unit_rows import pieces_of
 from universal_neurons.report import families_table
@@ -17,6 +19,13 @@ WHOLE = (
     "convergence", "anchors", "clique_levels", "spans", "correlations", "unembeddings",
     "preconditions", "consistency",
 )  # fmt: skip
+OF_EXPLANATIONS = {name: f"explanation_{name}" for name in ("score", "low", "high", "chance")}
+OF_EXPLANATIONS |= {"counterpart": "on_counterparts", "random": "on_random"}
+OF_SOURCES = {
+    "score": "mean_score", "score_low": "mean_score_low", "score_high": "mean_score_high", "label": "label_sentence",
+    "chance": "explanation_chance", "another": "another_sentence", "empty": "empty_sentence",
+    "counterpart": "on_counterparts", "random": "on_random",
+}  # fmt: skip
 COUNTED = {  # of a group of units
     "neurons": pl.len(),
     "universal": pl.when(pl.col("is_universal").is_not_null().any()).then(pl.col("is_universal").sum()),
@@ -35,6 +44,11 @@ def tables_data(study: ShownStudy, store: Store) -> dict[str, Any]:
     data |= {name: table_columns(_numbered(study, table)) for name, table in _counts(store)}
     if store.has("similarity"):
         data["similarity"] = table_columns(_numbered(study, store.table("similarity")))
+    told = explanations_table(store).sort("score", descending=True, nulls_last=True, maintain_order=True)
+    if len(told):
+        sources = sources_table(told, scores_of(store)).rename(OF_SOURCES)
+        data["explanations"] = table_columns(_numbered(study, told.rename(OF_EXPLANATIONS).head(MOST_ROWS)))
+        data["explanation_sources"] = table_columns(sources)
     if study.dynamics is not None:
         data["dynamics"] = _of_dynamics(study)
     return data

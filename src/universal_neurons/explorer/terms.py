@@ -3,6 +3,11 @@
 The keys are the names that data files use: columns of the tables, families, roles, and words of the pages.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from universal_neurons.report import NEURON, noun_of, spoken_of
+
 TERMS = {
     # what a study asks
     "unit": "A unit is one neuron of a model's MLP, written L3.17: layer 3, neuron 17.",
@@ -113,6 +118,22 @@ TERMS = {
     "contributed": "The standard deviation of a unit's activation times the norm of its w_out, the mean of the set.",
     "contributed_ratio": "The contribution of a control over that of the unit it stands beside, the median.",
     "loss_ratio": "How many times as much the universal units cost as this set; none where its cost may be 0.",
+    # what is said of units
+    "explanation": "One sentence on what a unit fires on: made from its labels, by a language model, or imported.",
+    "source": "Who wrote the sentence: labels, by rule; a language model; a file.",
+    "scorer": "The language model that says, by the sentence alone, where the unit fires on held-out text.",
+    "detection": "Asked whether the unit fires in a window of held-out text.",
+    "fuzzing": "Asked whether the unit fires on the marked tokens of a window of held-out text.",
+    "simulation": "Asked how strongly the unit fires on each token of a window of held-out text.",
+    "explanation_score": "AUPRC of detection and fuzzing, ρ of simulation. A list of units shows each one's best.",
+    "explanation_chance": "The score of knowing nothing.",
+    "mean_score": "The mean over units of their sentences' scores: AUPRC of detection and fuzzing, ρ of simulation.",
+    "label_sentence": "The mean score of the sentences that labels make of the same units.",
+    "another_sentence": "The mean score of other units' sentences on the same units.",
+    "empty_sentence": "The mean score of no sentence at all on the same units.",
+    "on_counterparts": "The mean score of the same sentences on the units' counterparts.",
+    "on_random": "The score of the same sentence on a random unit of the counterpart's layer.",
+    "carried": "The counterparts' share of the score above chance: 1 where the sentence is as true of them.",
     # training
     "checkpoint": "A checkpoint is a model in the middle of its training.",
     "emergence": "The checkpoint from which a unit stays universal to the end.",
@@ -161,3 +182,13 @@ TERMS = {
     "ablated_before": "By how much the base's loss rises when the unit is held at its mean.",
     "ablated_after": "By how much the fine-tune's loss rises when the unit is held at its mean.",
 }  # fmt: skip
+
+
+def terms_of(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The terms of a site of these models' units: of neurons as above, else in the words of what the units are."""
+    noun, spoken = noun_of({"models": models}), spoken_of({"models": models})
+    terms = {name: spoken(sentence) for name, sentence in TERMS.items()}
+    if noun != NEURON:
+        terms["unit"] = f"A unit is one {noun} of a model, written L3.17: layer 3, {noun} 17."
+        terms["activation"] = f"The activation is the {noun}'s value at one position."
+    return terms

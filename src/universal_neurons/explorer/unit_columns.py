@@ -29,8 +29,8 @@ FIRES = "fires"  # what a unit fires on, in a few words
 AMONG_ROLES = ","  # stands between the roles of a unit that has several
 
 
-def unit_columns(neurons: pl.DataFrame, matches: "BestMatches") -> dict[str, Any]:
-    """What `units/M` holds, of a model's rows of the neuron table and its best matches."""
+def unit_columns(neurons: pl.DataFrame, matches: "BestMatches", told: pl.DataFrame) -> dict[str, Any]:
+    """What `units/M` holds, of a model's rows of the neuron table, its best matches and best explanations (`told`)."""
     columns: dict[str, Column] = {
         "layer": integer_column(neurons["layer"].to_numpy(), "u16"),
         "neuron": integer_column(neurons["neuron"].to_numpy(), "u32"),
@@ -41,7 +41,19 @@ def unit_columns(neurons: pl.DataFrame, matches: "BestMatches") -> dict[str, Any
         columns[FIRES] = text_column(words_of(neurons))
     if said(neurons, "roles"):
         columns["roles"] = text_column(neurons["roles"].list.join(AMONG_ROLES))
+    if len(told):
+        columns |= _explained(neurons, told)
     return {"count": len(neurons), "columns": columns | matches.columns()}
+
+
+def _explained(neurons: pl.DataFrame, told: pl.DataFrame) -> dict[str, Column]:
+    """What others than labels said, or what was scored, and the score where any unit has one."""
+    place = ["layer", "neuron"]
+    best = neurons.select(place).join(
+        told.select(*place, "explanation", "score"), on=place, how="left", maintain_order="left"
+    )
+    columns = {"explanation": text_column(best["explanation"])}
+    return columns | ({"explanation_score": float_column(best["score"])} if said(best, "score") else {})
 
 
 def words_of(neurons: pl.DataFrame) -> pl.Series:

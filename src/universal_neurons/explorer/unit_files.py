@@ -16,6 +16,7 @@ import polars as pl
 
 from universal_neurons.explanations import label_sentences
 from universal_neurons.explorer.data_files import without_nothing, write_data
+from universal_neurons.explorer.explained_units import best_told
 from universal_neurons.explorer.histograms import TABLE as HISTOGRAMS
 from universal_neurons.explorer.histograms import Histograms
 from universal_neurons.explorer.search_index import SearchIndex
@@ -64,11 +65,14 @@ class UnitFiles:
         self.neurons = UnitRows(store, "neurons", units)
         for part in PARTS:
             if store.has(part.table):
-                self.rows[part.key] = UnitRows(store, part.table, units, by=part.by, ordered=part.ordered)
+                self.rows[part.key] = UnitRows(
+                    store, part.table, units, by=part.by, ordered=part.ordered, whole=part.whole
+                )
         if self.study.dynamics is not None:
             seeds = dict(zip(self.study.dynamics.seeds, units.values()))
             self.rows[COURSE.key] = UnitRows(self.study.dynamics, COURSE.table, seeds, ordered=False)
         self.histograms = Histograms(store) if HISTOGRAMS in store.manifest["tables"] else None
+        self.told = best_told(store)
         self.changes = None if self.study.diff is None else self.study.diff.changes
 
     @cached_property
@@ -90,7 +94,7 @@ class UnitFiles:
             block = self._block(neurons[start : start + BLOCK], start, context, matches, index)
             for first in range(0, len(block), SHARD):
                 yield f"unit/{model}/{(start + first) // SHARD}", _shard(start + first, block[first : first + SHARD])
-        yield f"units/{model}", unit_columns(neurons, matches)
+        yield f"units/{model}", unit_columns(neurons, matches, self.told.filter(pl.col("model") == name))
         if not index.empty:
             yield f"search/{model}", index.data()
 
@@ -111,8 +115,8 @@ class UnitFiles:
             elif rows is not None:
                 index.add(part.key, rows)
         labels = taken.get("labels")
-        if "explanation" not in content and labels is not None:
-            content["explanation"] = _composed(neurons, labels, taken.get("effects"), context)
+        if "explanations" not in content and labels is not None:
+            content["explanations"] = _composed(neurons, labels, taken.get("effects"), context)
         if self.histograms is not None:
             content["histogram"] = list(self.histograms.of(name, start, stop))
         if self.changes is not None:
@@ -127,10 +131,10 @@ class UnitFiles:
 
 def _composed(
     neurons: pl.DataFrame, labels: pl.DataFrame, effects: pl.DataFrame | None, context: Context
-) -> list[dict[str, Any] | None]:
+) -> list[list[dict[str, Any]] | None]:
     """The sentences of a block of units, of a study that was made without them."""
     said = label_sentences(neurons, labels, effects, context.strings.__getitem__)
-    return [None if text is None else {"text": text} for text in said]
+    return [None if text is None else [{"text": text}] for text in said]
 
 
 def _unit(place: tuple[int, int], columns: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:

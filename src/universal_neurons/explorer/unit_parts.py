@@ -14,12 +14,14 @@ import polars as pl
 
 from universal_neurons.explanations import BY_LABELS
 from universal_neurons.explorer.data_files import DIGITS, rounded, rounded_lists, without_nothing
+from universal_neurons.explorer.explained_units import of_explained
 from universal_neurons.explorer.studies import Strings
 from universal_neurons.labels import explaining_label
 from universal_neurons.units import NONE
 
 Record = dict[str, Any]
 FINE_DIGITS = 6  # of activations side by side, which are held against the models' own
+BY_OTHERS = pl.when(pl.col("source") != BY_LABELS).then("source")
 PLACES = ("model", "layer", "neuron", "unit")
 MATCH_NUMBERS = {
     "corr": "corr", "corr_heldout": "heldout", "corr_low": "low", "corr_high": "high", "corr_ranks": "ranks",
@@ -57,7 +59,8 @@ class Context:
 class Part:
     """A key of a unit's content: from which table, by which column's units, and made how of a block's rows.
 
-    `records` gives, in the order of the rows, what each becomes; `gather` makes one unit's content of its own.
+    `records` gives, in the order of the rows, what each becomes; `gather` makes one unit's content of its own.  Of a
+    table that is not `ordered`, which is read whole, `whole` makes the rows.
     """
 
     key: str
@@ -66,6 +69,7 @@ class Part:
     by: str = "model"
     ordered: bool = True
     gather: Callable[[list[Record]], Any] = list
+    whole: Callable[[pl.DataFrame], pl.DataFrame] | None = None
 
     def of_units(self, rows: pl.DataFrame | None, start: int, stop: int, context: Context) -> list[Any]:
         """The content of every unit from `start` to before `stop`; None of those without rows."""
@@ -154,8 +158,15 @@ def effects(rows: pl.DataFrame, context: Context) -> list[Record]:
 
 def explanations(rows: pl.DataFrame, context: Context) -> list[Record]:
     """What a unit fires on and does, in a sentence; `by` whom, where labels did not say it.  The best scored first."""
-    others = pl.when(pl.col("source") != BY_LABELS).then("source")
-    return records_of(rows.select(text="explanation", by=others))
+    return records_of(rows.select(text="explanation", by=BY_OTHERS))
+
+
+def scores(rows: pl.DataFrame, context: Context) -> list[Record]:
+    """What a unit's explanations are worth: on itself, beside controls, on other models' units (`model`, …)."""
+    numbers = [rounded(pl.col(name)) for name in ("score", "low", "high", "chance")]
+    place = {"model": context.number("at_model"), "layer": pl.col("at_layer"), "neuron": pl.col("at_neuron")}
+    facts = "use", "method", "scorer", "n_windows", "missing"
+    return records_of(rows.select(*facts, *numbers, by=BY_OTHERS, **place))
 
 
 def positions(rows: pl.DataFrame, context: Context) -> list[Record]:
@@ -243,7 +254,8 @@ PARTS = (
     Part("examples", "examples", windows),
     Part("counterparts", "counterparts", counterparts, by="asker"),
     Part("labels", "labels", plain),
-    Part("explanation", "explanations", explanations, gather=_first),
+    Part("explanations", "explanations", explanations),
+    Part("scores", "scores", scores, ordered=False, whole=of_explained),
     Part("tokens", "tokens", tokens),
     Part("effects", "effects", effects, gather=_first),
     Part("positions", "positions", positions, gather=by_column),

@@ -5,7 +5,7 @@ their order.  `UnitRows` reads those parts of such a file that hold a model's ro
 as are asked for, once and in order.  Tables of a few units lie in any order: they are read whole and sorted.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import polars as pl
@@ -23,7 +23,8 @@ class UnitRows:
     """The rows of one table, to be taken in the order of a model's units, one model after the other.
 
     Rows get a column `unit`, the unit's number in its model, in place of its model.  `by` names the column of whose
-    units the rows are, as the file has it: a version before had another model in `model`.
+    units the rows are, as the file has it: a version before had another model in `model`.  `whole` makes the rows of a
+    table that is read whole.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class UnitRows:
         *,
         by: str = "model",
         ordered: bool = True,
+        whole: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
     ) -> None:
+        self.whole = whole
         self.results, self.table, self.by, self.units = results, table, by, units
         self.file = _Streamed(results, table, by) if ordered else None
         self.model: str | None = None
@@ -67,7 +70,8 @@ class UnitRows:
         """A model's rows, with their units' numbers."""
         number = self.units[model].number_column().alias("unit")
         if self.file is None:
-            rows = self.results.table(self.table).filter(pl.col(self.by) == model).with_columns(number)
+            table = self.results.table(self.table)
+            rows = (self.whole(table) if self.whole else table).filter(pl.col(self.by) == model).with_columns(number)
             yield rows.filter(pl.col("unit").is_not_null()).sort("unit", maintain_order=True).drop(OWN, strict=False)
             return
         last = 0

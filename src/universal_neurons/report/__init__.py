@@ -13,6 +13,7 @@ verdict           what is to be said of one neuron in a sentence or two, and its
 counterparts      best matches by name, with what they fire on
 family_strength   how much the labels of families explain, and how near the next ones come
 universal         the universal neurons in one table, with counterparts and verdicts
+explained_section  explanations in a report: what each source is worth, the best and the worst explained
 explained         what explanations there are of units, and what they are worth
 one_neuron        one neuron in the terminal
 of_label          the neurons that a label explains best, in the terminal
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     )
     from universal_neurons.report.sources import kind_said
     from universal_neurons.report.summary import roles_view, study_view
+    from universal_neurons.report.words import NEURON, noun_of, spoken_of
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -66,6 +68,7 @@ else:
             "one_neuron": ["neuron_view"],
             "opening": ["opening_sentences"],
             "sources": ["kind_said"],
+            "words": ["NEURON", "noun_of", "spoken_of"],
             "anchors": ["anchors_view"],
             "other_threshold": ["at_threshold", "threshold_sentence"],
             "diff_summary": ["LISTS", "UNUSUAL", "diff_sentences", "diff_view", "unit_view", "upper_end"],

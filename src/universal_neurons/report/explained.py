@@ -51,7 +51,7 @@ def _together(row: dict[str, Any], *names: str) -> str:
     return " / ".join(short(row[name]) for name in names) if any(finite(row[name]) for name in names) else ""
 
 
-def with_interval(value: float, low: float | None, high: float | None) -> str:
+def with_interval(value: float | None, low: float | None, high: float | None) -> str:
     """A score and its 95 % interval."""
     return short(value) if not finite(low) else f"{short(value)} [{short(low)} {short(high)}]"
 

@@ -27,6 +27,7 @@ from universal_neurons.report.consistency import (
 from universal_neurons.report.counts import anchor_lines, clique_lines
 from universal_neurons.report.diff_summary import diff_sentences, kinds_of, lists_of
 from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows
+from universal_neurons.report.explained_section import explained_section
 from universal_neurons.report.family_strength import STRENGTH_FACTS, STRENGTH_WORDS, strength_rows
 from universal_neurons.report.figures import FigureKind, study_figures
 from universal_neurons.report.opening import opening_sentences
@@ -49,7 +50,7 @@ from universal_neurons.report.summary import (
     what_unembeddings_allow,
     words_of,
 )
-from universal_neurons.report.words import noun_of
+from universal_neurons.report.words import noun_of, spoken_of
 from universal_neurons.roles import relative_rows, role_rows, together_sentences
 from universal_neurons.storage import Results, Store
 from universal_neurons.study import FIT_FACTS, fit_rows
@@ -86,18 +87,22 @@ class Picture:
 def write_report(store: Store) -> Path:
     """Draw a study's figures (SVG and PNG) and its report into the store; returns the report."""
     pictures = _write_figures(store, study_figures(store))
-    page = PAGES.get_template("report.html").render(
-        studies=[_section(store, pictures)], beside=False, densities=None, rows=[]
-    )
-    return store.write_page("report.html", page.encode())
+    return store.write_page("report.html", _study_page(store, pictures).encode())
 
 
 def write_page(store: Store, target: Path) -> Path:
     """A study's report as one page elsewhere, its own folder untouched; returns the page."""
-    page = PAGES.get_template("report.html").render(
-        studies=[_section(store, _pictures(store))], beside=False, densities=None, rows=[]
-    )
-    return _write_elsewhere(target, page)
+    return _write_elsewhere(target, _study_page(store, _pictures(store)))
+
+
+def _study_page(store: Store, pictures: dict[str, Picture]) -> str:
+    return _page([store], studies=[_section(store, pictures)], beside=False, densities=None, rows=[])
+
+
+def _page(stores: Sequence[Store], **content: Any) -> str:
+    """The page of some studies; what it says of them all speaks of neurons only where all their units are some."""
+    models = [model for store in stores for model in store.manifest["models"]]
+    return PAGES.get_template("report.html").render(spoken=spoken_of({"models": models}), **content)
 
 
 def _pictures(store: Store) -> dict[str, Picture]:
@@ -185,7 +190,7 @@ def write_joint_report(stores: Sequence[Store], target: Path) -> Path:
     densities = None if shown is None else _picture(shown)
     labels = dict.fromkeys(label for values in compared for label in values)
     rows = [[label, *(values.get(label, "–") for values in compared)] for label in labels]
-    page = PAGES.get_template("report.html").render(studies=sections, beside=True, densities=densities, rows=rows)
+    page = _page(stores, studies=sections, beside=True, densities=densities, rows=rows)
     return _write_elsewhere(target, page)
 
 
@@ -227,6 +232,8 @@ def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
         "strength": strength_rows(store) if store.has("labels") else [],
         "strength_facts": STRENGTH_FACTS,
         "strength_words": STRENGTH_WORDS,
+        "explained": explained_section(store),
+        "explained_picture": pictures.get("explanations"),
         "role_words": words_of(SAID_OF_ROLES | RELATIVE),
         "unexplained": short(store.config.unexplained),
         "family_pictures": _starting(pictures, FAMILY_FIGURES),

@@ -24,9 +24,9 @@
   const flag = (units, name, asked) => (asked && units.has(name) ? ((values) => (unit) => values[unit] === 1)(units.values(name)) : null);
   const equal = (units, name, asked) => (asked !== undefined && asked !== "" && units.has(name) ? ((values, value) => (unit) => values[unit] === value)(units.values(name), Number(asked)) : null);
 
-  // A label is found by its name and by its words.
+  // A label is found by its name and by its words; so is what others than labels said.
   function told(units, text) {
-    const found = ["label", "fires"].filter((name) => units.has(name)).map((name) => wanted(units, name, (value) => value.toLowerCase().includes(text)));
+    const found = ["label", "fires", "explanation"].filter((name) => units.has(name)).map((name) => wanted(units, name, (value) => value.toLowerCase().includes(text)));
     return found.length ? (unit) => found.some((test) => test(unit)) : null;
   }
 
@@ -42,6 +42,7 @@
       text && told(units, text),
       flag(units, "is_universal", state.universal),
       flag(units, "mutual_all", state.mutual),
+      state.explained && units.has("explanation_score") && ((scores) => (unit) => scores[unit] === scores[unit])(units.values("explanation_score")),
       equal(units, "layer", state.layer),
       state.match && equal(units, `match_layer:${matchModel}`, matchLayer),
       between(units, state.x, state.xr),
@@ -79,9 +80,10 @@
       choice("Family", "family", distinct(units, "family")),
       choice("Role", "role", roles),
       choice("Layer", "layer", [...Array(layers).keys()]),
-      units.has("label") && typed("Label has", "label", "comma"),
+      (units.has("label") || units.has("explanation")) && typed(units.has("explanation") ? "Label or explanation has" : "Label has", "label", "comma"),
       typed("Fires on token", "token", " the"),
       box("universal", "universal", "is_universal"),
-      box("mutual everywhere", "mutual", "mutual_all"));
+      box("mutual everywhere", "mutual", "mutual_all"),
+      box("explanation scored", "explained", "explanation_score"));
   };
 })();

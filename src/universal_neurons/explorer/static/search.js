@@ -64,6 +64,15 @@
     }));
   }
 
+  // What others than labels said of units of any model, or what was scored.
+  function ofExplanations(rows, text) {
+    const hits = rows.filter((row) => row.explanation.toLowerCase().includes(text));
+    return hits.slice(0, MOST).map((row) => ({
+      href: un.unitHref(row.model, row.layer, row.neuron),
+      parts: [un.said(row.explanation), un.h("span", { class: "quiet" }, un.placeName(row.layer, row.neuron), " of ", un.said(un.modelName(row.model)))],
+    }));
+  }
+
   un.found = async function (typed) {
     const text = typed.trim().toLowerCase();
     const model = un.study.reference;
@@ -75,6 +84,7 @@
       ["Families", ofColumn(units, "family", text, "family")],
       ["Labels", ofColumn(units, "label", text, "label")],
       ["What units fire on", ofColumn(units, "fires", text, "label")],
+      ["Explanations", ofExplanations(un.rows((await un.tables()).explanations), text)],
       ["Tokens that fire units", index ? ofTokens(index, model, typed.toLowerCase().replace(/^\s+/, " ")) : []],
     ].filter(([, hits]) => hits.length);
   };
@@ -97,7 +107,7 @@
     const panel = un.h("div", { class: "results", id: "results", role: "region", "aria-label": "Search results", hidden: true });
     const input = un.h("input", {
       type: "search", id: "search", placeholder: "Search L2.17, a label, a token…", autocomplete: "off", spellcheck: "false",
-      "aria-label": "Search units by name, label, family or token",
+      "aria-label": "Search units by name, label, explanation, family or token",
     });
     let latest = 0;
     async function look() {
@@ -109,7 +119,7 @@
         un.h("ul", {}, hits.map((hit) => un.h("li", {}, un.h("a", { href: hit.href }, hit.parts)))),
       ]);
       const typed = input.value.trim();
-      un.clear(panel, shown.length ? shown : un.empty("No unit, label, family or token has this in it."));
+      un.clear(panel, shown.length ? shown : un.empty("No unit, label, explanation, family or token has this in it."));
       panel.hidden = !typed;
     }
     input.addEventListener("input", look);

@@ -29,6 +29,7 @@
     add("family", { node: (unit) => (units.at("family", unit) ? un.h("span", { class: "family" }, un.swatch(units.at("family", unit)), un.said(units.at("family", unit))) : "–") });
     add("fires", { node: (unit) => un.said(units.at("fires", unit) || "–", "clause") });
     add("variance_reduction", {});
+    add("explanation_score", {});
     add("roles", { node: (unit) => un.roleNames(units.at("roles", unit)).map((role) => un.h("span", { class: "chip" }, un.said(role.replaceAll("_", " ")))) });
     add("sparsity", {});
     for (const model of un.study.models.keys()) {
@@ -58,7 +59,7 @@
       units, state, axes: names, by: un.byFamily(units), rows: () => un.passing(units, state, fired),
       table: { caption: `Units of ${un.modelName(state.m)}`, columns, more: un.otherColumns(units, columns), file: `${un.study.id}-units.csv` },
       fields: (change) => un.filterFields(units, state, change),
-      filters: ["family", "role", "layer", "label", "token", "universal", "mutual", "match"],
+      filters: ["family", "role", "layer", "label", "token", "universal", "mutual", "explained", "match"],
       changed: async (name) => name === "token" && (fired = await fires(state.m, state.token).catch(() => new Set())),
       kept: () => ({ ...state, m: state.m === un.study.reference ? "" : state.m }),
     });

@@ -45,7 +45,8 @@
       const ends = [from + bin * width, from + (bin + 1) * width];
       return { low: ends[0], high: ends[1], value: (100 * count) / total, text: `${un.percent(count / total)} of positions from ${un.num(ends[0])} to ${un.num(ends[1])}` };
     });
-    return un.histogram("Pre-activation, % of positions", bars, "pre-activation", `${un.count(total, "position")}`);
+    const value = un.valueName(un.study);
+    return un.histogram(`${value[0].toUpperCase()}${value.slice(1)}, % of positions`, bars, value, `${un.count(total, "position")}`);
   };
 
   kept.labels = function (unit) {
@@ -127,12 +128,5 @@
     if (!(unit.neighbours || []).length) return un.absent("neighbours", "No neighbours of this unit were kept.");
     return un.h("ul", { class: "neighbours" }, unit.neighbours.map((each) =>
       un.h("li", {}, un.h("span", { class: "quiet" }, each.kind), " ", un.unitLink(model, each.layer, each.neuron), ` ${un.num(each.value, true)}`)));
-  };
-  kept.explanation = function (unit) {
-    const found = unit.explanation;
-    if (!found) return un.absent("explanations", "Nobody has explained this unit in words yet.");
-    // The sentence itself stands at the head of the page.
-    const rest = Object.fromEntries(Object.entries(found).filter(([name, value]) => !["text", "by"].includes(name) && typeof value !== "object"));
-    return Object.keys(rest).length ? kept.records("Its scores", [rest]) : null;
   };
 })();

@@ -29,8 +29,7 @@
         columns.family && un.familyLink(columns.family, model),
         columns.label && un.h("a", { class: "label", href: un.href("study", {}, { m: model, label: columns.label.slice(0, 200) }) }, columns.label_sign < 0 ? "silent on " : "", un.said(columns.label)),
         roles),
-      unit.explanation && un.h("p", { class: "explanation" }, un.said(unit.explanation.text),
-        unit.explanation.by && un.h("span", { class: "quiet" }, " by ", un.said(unit.explanation.by))));
+      (unit.explanations || []).slice(0, 1).map((best) => un.h("p", { class: "explanation" }, un.said(best.text), best.by && un.h("span", { class: "quiet" }, " by ", un.said(best.by)))));
   }
 
   function hero(unit) {
@@ -176,7 +175,7 @@
       un.section("functional", "Same function", part.functional(unit)),
       part.positions(unit) && un.section("positions", "Positions", part.positions(unit)),
       part.course(unit) && un.section("course", "Over training", part.course(unit)),
-      part.explanation(unit) && un.section("explanation", "Explanation", part.explanation(unit)),
+      part.explanations(unit) && un.section("explanations", "Explanations", part.explanations(unit)),
       un.section("examples", "Each one's own examples", un.legendOfColours(), ownExamples(place, unit, strings)),
       un.section("numbers", "All numbers", part.numbers(unit)),
       json(place, unit, strings));

@@ -45,14 +45,18 @@
     q50_shift: "median shift", q99_shift: ".99 quantile shift", w_in_cos: "cosine of w_in", w_in_ratio: "norm of w_in, times", w_up_cos: "cosine of w_up",
     w_up_ratio: "norm of w_up, times", w_out_cos: "cosine of w_out", w_out_ratio: "norm of w_out, times", contribution: "contribution, times",
     logit_cos: "cosine of logit effects", tuned_match_corr: "ρ of best match after", tuned_other_corr: "ρ of best other after", q_change: "q",
+    explanation_score: "explanation's score", explanation_low: "low end", explanation_high: "high end", explanation_chance: "chance",
+    mean_score_low: "low end", mean_score_high: "high end", another_sentence: "another's", empty_sentence: "empty", carried_low: "low end", carried_high: "high end",
     surely: "95 % interval above", possibly: "95 % interval reaches above",
     class: "token class", class_group: "token class's group", class_sign: "raises or lowers it", class_variance_reduction: "explained by token class", head_layer: "head's layer", loss_change: "loss change (nats)",
   };
+  // What the study calls a unit's pre-activation: only neurons have one.
+  un.valueName = (study) => ((study && study.noun) || "neuron") === "neuron" ? "pre-activation" : "value";
   un.title = function (name, study) {
     const [column, model] = name.split(":");
-    if (TITLES[name]) return TITLES[name];
     if (model !== undefined && study && column === "match_corr") return `ρ in ${study.models[model].name}`;
-    return column.replaceAll("_", " ");
+    const title = TITLES[name] || column.replaceAll("_", " ");
+    return title.replace("pre-activation", un.valueName(study)).replace(/\bneuron\b/, (study && study.noun) || "neuron");
   };
 
   un.term = function (key, text) {

@@ -1,6 +1,7 @@
 """Every kind of figure of a study, in the order of its report."""
 
 from universal_neurons.legible import file_names
+from universal_neurons.report.figures.explanations import EXPLAINED
 from universal_neurons.report.figures.families import FAMILY_KINDS
 from universal_neurons.report.figures.illustration import FigureKind, Illustration
 from universal_neurons.report.figures.properties import LAYERS, NEIGHBOURS, PERCENTILES, SPARSITY
@@ -11,8 +12,8 @@ from universal_neurons.report.figures.universality import CONVERGENCE, DENSITIES
 from universal_neurons.storage import Store
 
 STUDY_KINDS = (
-    UNIVERSALITY, SIMILARITY, THRESHOLDS, INTERVALS, *FAMILY_KINDS, *ROLE_KINDS, PERCENTILES, SPARSITY, NEIGHBOURS,
-    LAYERS, DENSITIES, CONVERGENCE, SUBSETS,
+    UNIVERSALITY, SIMILARITY, THRESHOLDS, INTERVALS, *FAMILY_KINDS, EXPLAINED, *ROLE_KINDS, PERCENTILES, SPARSITY,
+    NEIGHBOURS, LAYERS, DENSITIES, CONVERGENCE, SUBSETS,
 )  # fmt: skip
 
 
