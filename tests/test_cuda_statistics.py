@@ -134,6 +134,14 @@ RECIPES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _exact_products():
+    """Where a CPU stands in: its own bfloat16 rounds products too, a GPU's does not."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("universal_neurons.statistics.products.processor_flags", frozenset)
+        yield
+
+
 @pytest.fixture(scope="module", params=ROUNDINGS)
 def seen(request, device, tmp_path_factory):
     """A pass over four shards: what its statistics were given, and what they are now."""
