@@ -59,7 +59,7 @@
       un.h("td", {}, un.isNone(match.mutual) ? "–" : match.mutual ? "mutual" : "one way"),
       un.h("td", { class: "number" }, un.num(match.ranks, true)), un.h("td", { class: "number" }, un.num(match.within, true)),
       partners.size ? un.h("td", {}, partner(match.model)) : null,
-      un.h("td", {}, runners(match.model).map((other) => [un.unitLink(other.model, other.layer, other.neuron), ` ${un.num(other.corr, true)} `])));
+      un.h("td", { class: "runners" }, runners(match.model).map((other) => [un.h("span", {}, un.unitLink(other.model, other.layer, other.neuron), ` ${un.num(other.corr, true)}`), " "])));
     const heads = [["model", null], ["counterpart", "match"], ["ρ", "corr"], ["ρ on held-out text, 95 %", "corr_low"], ["mutual", "mutual"], ["ρ of ranks", "corr_ranks"], ["ρ within tokens", "corr_within_tokens"], ...(partners.size ? [["one to one", null]] : []), ["runners-up", "rank"]];
     return un.h("div", { class: "sheet", tabindex: 0, role: "group", "aria-label": "Counterparts" }, un.h("table", { class: "matches" }, un.h("caption", { class: "unseen" }, "Its best match in every other model"),
       un.h("thead", {}, un.h("tr", {}, heads.map(([text, term], at) => un.h("th", { scope: "col", class: [2, 5, 6].includes(at) ? "number" : null }, un.term(term, text))))), un.h("tbody", {}, best.map(row))));
