@@ -25,10 +25,8 @@ import json, os, pathlib, sys, traceback
 import transformers.models.gpt2.modeling_gpt2
 from universal_neurons.cli import main
 from universal_neurons.diff import estimate_diff, run_diff
-from universal_neurons.report import pages
 from universal_neurons.study import estimate_study, run_study
 
-pages.study_figures = lambda store: {}  # drawn when the statistics are gone
 for line in sys.stdin:
     status, *arguments = json.loads(line)
     if not (child := os.fork()):
