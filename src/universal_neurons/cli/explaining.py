@@ -6,9 +6,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from universal_neurons.cli.frame import app
-from universal_neurons.cli.results import Holder
+from universal_neurons.cli.results import require_study
 from universal_neurons.disk import local_path
-from universal_neurons.errors import ConfigError
 from universal_neurons.terminal import output, say
 
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True)]
@@ -67,13 +66,7 @@ def explain(
         Say how many questions and tokens it would take, and ask nothing.
     """
     store = local_path(store)
-    if holder := Holder.at(store):
-        raise ConfigError(
-            "explanations are of a study",
-            given=f"{store}, {holder.what}",
-            wanted=holder.wanted,
-            fix=f"uneurons explain {holder.study}",
-        )
+    require_study(store, "explanations are", "explain")
     from universal_neurons.report import explained_view
     from universal_neurons.storage import Store
 

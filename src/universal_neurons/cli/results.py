@@ -32,6 +32,17 @@ class Holder:
         return None
 
 
+def require_study(path: Path, question: str, command: str, options: str = "") -> None:
+    """Raise `ConfigError` where a folder is no study but holds some; its fix is the command on one, with options."""
+    if holder := Holder.at(path):
+        raise ConfigError(
+            f"{question} of a study",
+            given=f"{path}, {holder.what}",
+            wanted=holder.wanted,
+            fix=f"uneurons {command} {holder.study}{options}",
+        )
+
+
 @app.command
 def show(
     store: Path,
@@ -165,13 +176,7 @@ def labels(store: Path | None = None, /) -> None:
     from universal_neurons.storage import Store
 
     store = local_path(store)
-    if holder := Holder.at(store):
-        raise ConfigError(
-            "labels are of a study",
-            given=f"{store}, {holder.what}",
-            wanted=holder.wanted,
-            fix=f"uneurons labels {holder.study}",
-        )
+    require_study(store, "labels are", "labels")
     output().print(study_labels_view(Store(store)))
 
 
@@ -297,13 +302,7 @@ def _export_study(stores: list[Path], out: Path, flags: list[str]) -> None:
             f"{flag} is of one study", given=", ".join(map(str, stores)), wanted="one, each into its --out"
         )
     path = local_path(stores[0])
-    if holder := Holder.at(path):
-        raise ConfigError(
-            f"{flag} is of a study",
-            given=f"{path}, {holder.what}",
-            wanted=holder.wanted,
-            fix=f"uneurons export {holder.study} {flag} --out {out}",
-        )
+    require_study(path, f"{flag} is", "export", f" {flag} --out {out}")
     if flag == "--consistency":
         say(output(), write_consistency(Store(path), local_path(out)).resolve())
         return
