@@ -231,8 +231,13 @@ def few_figures(monkeypatch):
 @pytest.fixture
 def svg_only(monkeypatch):
     """Reports draw their figures once, as SVG, and write no picture as PNG: it takes as long again."""
+    draw_svg_only(monkeypatch)
+
+
+def draw_svg_only(patch: pytest.MonkeyPatch) -> None:
+    """What `svg_only` does, while a patch is open."""
     render = figures.render
-    monkeypatch.setattr(figures, "render", lambda figure, kind: render(figure, kind) if kind == "svg" else b"")
+    patch.setattr(figures, "render", lambda figure, kind: render(figure, kind) if kind == "svg" else b"")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import polars as pl
 import pytest
-from conftest import FEW_ROLES, ODD_NAMES, tiny_model
+from conftest import FEW_ROLES, ODD_NAMES, draw_svg_only, tiny_model
 from test_correlation import some_tokens
 
 from universal_neurons import StudyConfig, run_study
@@ -43,8 +43,7 @@ def pages(stores):
     different, same = stores
     first = write_report(different).read_text()
     with pytest.MonkeyPatch.context() as patch:
-        render = figures.render
-        patch.setattr(figures, "render", lambda figure, kind: render(figure, kind) if kind == "svg" else b"")
+        draw_svg_only(patch)
         return [first, write_report(same).read_text()]
 
 
