@@ -11,6 +11,7 @@ from conftest import FEW_ROLES
 from described import WORDS, require_described
 from reference import all_pages, columns
 from sentences import bare_numbers, long_sentences
+from store_page import LIST, filled
 
 import universal_neurons as un
 from universal_neurons.cli import app
@@ -107,6 +108,14 @@ def test_what_is_wrong_with_a_page_of_the_site_stops_it(text, said, tmp_path, ca
     code = sphinx.main([*STRICT, "-b", "html", str(tmp_path), str(tmp_path / "out")])
     assert (code != 0) == bool(said)
     assert said in capfd.readouterr().err
+
+
+def test_the_store_page_lists_every_column_as_it_is_described():
+    assert filled(DOCS["store.md"]) == DOCS["store.md"], "run: python docs/site/store_page.py"
+    listed = [(kind, name) for _, kind, name, _ in LIST.findall(DOCS["store.md"])]
+    assert sorted(listed) == sorted(
+        [("shared", "all"), *((kind, name) for kind, tables in WORDS.items() if kind != "shared" for name in tables)]
+    )
 
 
 def test_every_docs_page_is_linked_from_the_readme():
@@ -271,17 +280,10 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "preconditions",
     )
     drawn = {"details", "effect_histograms", "class_histograms", "head_scores", "attention_samples"}
-    assert {path.stem for path in store.path.glob("*.parquet")} <= {*names, *roles, *drawn}
-    assert {path.stem for path in store.path.glob("*.parquet")} >= {*names, *roles} - {"ensembles"}
+    written = {path.stem for path in store.path.glob("*.parquet")}
+    assert {*names, *roles, *drawn} >= written >= {*names, *roles, *drawn} - {"ensembles"}
     for name in names:
         for column in store.table(name).columns:
             assert column in DOCS["design.md"], (name, column)
-    for name in (*names, *roles):
-        if store.has(name):
-            require_described(store.table(name), name)
-    told_elsewhere = {"layers", "correlations", "convergence", "subsets"}
-    for name in (name for name in (*names, *roles) if name not in told_elsewhere):
-        if not store.has(name):
-            continue
-        for column in store.table(name).columns:
-            assert f"`{column}`" in DOCS["store.md"], (name, column)
+    for name in written:
+        require_described(store.table(name), name)
