@@ -110,6 +110,15 @@ def test_what_is_wrong_with_a_page_of_the_site_stops_it(text, said, tmp_path, ca
     assert said in capfd.readouterr().err
 
 
+def test_the_sites_style_brings_the_fonts_that_it_names():
+    static = ROOT / "docs/site/static"
+    fonts = re.findall(r'url\("(.+?)"\)', (static / "site.css").read_text(encoding="utf-8"))
+    assert fonts
+    for font in fonts:
+        assert (static / font).read_bytes().startswith(b"wOF2")
+        assert list((static / font).parent.glob("OFL.txt"))
+
+
 def test_the_store_page_lists_every_column_as_it_is_described():
     assert filled(DOCS["store.md"]) == DOCS["store.md"], "run: python docs/site/store_page.py"
     listed = [(kind, name) for _, kind, name, _ in LIST.findall(DOCS["store.md"])]
