@@ -185,6 +185,11 @@ def test_local_links_lead_somewhere_from_their_own_page(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_numbers_have_their_zero_on_every_page(page):
+    assert not bare_numbers(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_tables_are_whole(page):
     """A row that follows an empty line belongs to no table: every table begins with a heading and its rule."""
     lines = ["", *page.read_text(encoding="utf-8").splitlines()]

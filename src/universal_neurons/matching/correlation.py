@@ -29,7 +29,7 @@ class Matches:
     −1.  `by_size`: the best are those of highest |ρ|, best back likewise; `corr` is signed all the same.  `best_back`
     is, for every neuron of the other model, its own best match among the askers, and `back_corr` what that was chosen
     by; `certified`, after a screened search, whether it is certain that no other neuron correlates more.  `histogram`
-    counts all ρ, of living neurons, in bins of .01.
+    counts all ρ, of living neurons, in bins of 0.01.
     """
 
     corr: Float[Tensor, "neurons k"]
