@@ -9,6 +9,7 @@ MOST = 10**12  # tokens or neurons: more than anybody has, and far from what ove
 MOST_ROWS = 10**6  # of a table that is kept per neuron or model
 LOGITS_READ, FEWEST_READ = 1 << 26, 1024  # of a change that roles try: logits, and positions
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 0.999, 1.0)  # of a neuron's activations, that it is fixed to
+OFTEN = 5  # times in the text: tokens that occur less often are not listed as raised or lowered most
 PAPER_VALUES = (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import exit_code, save_tiny, settled, small_tokenizer, tiny_model
+from conftest import exit_code, require_light, save_tiny, settled, small_tokenizer, tiny_model
 from described import require_described
 from planted import LAYER, NEGATED, PLANTED, WIDTH, Unit, drifted, named, network, planted_pair, some_tokens
 from scipy import stats
@@ -494,6 +494,8 @@ def test_one_unit_is_shown_before_and_after(by_name, capsys):
     assert told in " ".join(repr(by_name).split())
     assert exit_code("show", by_name.path, "L9.3") == 2
     assert "no unit of this diff" in capsys.readouterr().err
+    code = f"import universal_neurons as un\nprint(un.Diff({str(by_name.path)!r}))\n"
+    assert "base → tuned" in require_light(("show", by_name.path), ("show", by_name.path, "L1.3"), code=code)
 
 
 @pytest.mark.parametrize("flags", [["--anchors"], ["--label", "x"], ["--threshold", 0.4], ["L0.1", "--all"]])

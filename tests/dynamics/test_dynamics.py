@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import exit_code, small_tokenizer, some_text, tiny_network
+from conftest import exit_code, require_light, small_tokenizer, some_text, tiny_network
 from described import require_described
 
 import universal_neurons as un
@@ -331,6 +331,8 @@ def test_pages_and_views(found, capsys):
     assert exit_code("show", found.path / "steps" / "20") == 0
     assert course_view(found, "L0.0")
     assert repr(found).count("%") > 5
+    code = f"import universal_neurons as un\nprint(un.Dynamics({str(found.path)!r}))\n"
+    assert "seed-a in training" in require_light(("show", found.path), ("show", found.path, "L1.9"), code=code)
 
 
 def test_the_step_axis():

@@ -175,6 +175,6 @@ def layer_profile(
     """Fraction of each layer's living neurons whose best match lies in each layer of the other model (Fig 2c)."""
     counts = torch.zeros(units.layers, match_units.layers, dtype=torch.float64)
     for layer, matches in enumerate(best.split(units.widths)):
-        layers = match_units.layer_of(matches[matches >= 0])
-        counts[layer] = torch.bincount(layers, minlength=match_units.layers).double()
+        layers = match_units.layer_of(matches[matches >= 0].cpu().numpy())
+        counts[layer] = torch.bincount(torch.from_numpy(layers), minlength=match_units.layers).double()
     return counts / counts.sum(1, keepdim=True)
