@@ -19,13 +19,13 @@ class RoleSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     tokens: int = Field(
-        8192, ge=2, lt=MOST, description="Held-out token positions that interventions are tried on, at most."
+        4096, ge=2, lt=MOST, description="Held-out token positions that interventions are tried on, at most."
     )
     readings: int | None = Field(
         None,
         ge=2,
         lt=MOST,
-        description="Of these the positions whose changed predictions are read, at most; else 8192, or 2^26 logits, "
+        description="Of these the positions whose changed predictions are read, at most; else all, or 2^26 logits, "
         "but 1024.",
     )
     kurtosis: float = Field(10.0, description="Of cos(w_out, W_U), above: prediction (skew > 0) or suppression.")
@@ -88,7 +88,7 @@ class RoleSettings(BaseModel):
         0.1, gt=0, lt=1, description="Mean attention to BOS of a head, at least, for neurons to switch it by."
     )
     ablated: int = Field(
-        64, ge=1, le=MOST_ROWS, description="Universal neurons whose matches are ablated too, at most."
+        32, ge=1, le=MOST_ROWS, description="Universal neurons whose matches are ablated too, at most."
     )
 
     def positions_read(self, vocabulary: int) -> int:
