@@ -3,6 +3,7 @@
 Weights are rounded to float16.  The recipe's section `bundle` says which `models` go along (else all), which
 checkpoints (`steps`) of which `seeds`, how many `characters` of the held-out text (else all), and `into` which folder
 of the package's.  What is there already of an earlier suite is removed, other suites in folders of their own are not.
+token_counts.csv says how often each token occurs in the text that was trained on.
 suite.json holds the recipe, the sources, how and on what was trained, what was measured, and the SHA-256 of every file.
 """
 
@@ -13,10 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from corpus import recipe_at
 from safetensors.torch import load_file, save_file
 from text import read, write_first
+from tokens import read_tokens, training_tokens
+
+from universal_neurons.models import TOKEN_COUNTS
 
 TARGET = Path(__file__).parents[1] / "src/universal_neurons/bundled"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -62,6 +67,7 @@ def bundle(recipe: dict, out: Path, target: Path = TARGET) -> None:
     shutil.copyfile(out / "README.md", target / "README.md")
     heldout = "heldout.jsonl.xz"
     write_first(read(out / heldout), target / heldout, settings.get("characters", recipe["evaluation"]["characters"]))
+    (target / TOKEN_COUNTS).write_text(token_counts(out, recipe["model"]["vocab_size"]))
     files = sorted(path for path in target.rglob("*") if path.is_file())
     contents = {
         "recipe": recipe,
@@ -77,6 +83,16 @@ def bundle(recipe: dict, out: Path, target: Path = TARGET) -> None:
     shutil.rmtree(final, ignore_errors=True)
     target.rename(final)
     print(f"{len(files) + 1} files, {size_of(final) / 1e6:.1f} MB")
+
+
+def token_counts(out: Path, vocabulary: int) -> str:
+    """How often each token of a vocabulary occurs in what a suite was trained on: CSV, a line a token."""
+    ids = read_tokens(training_tokens(out))
+    told = trained(out).get("tokens_sha256")
+    if told and hashlib.sha256(ids).hexdigest() != told:
+        raise SystemExit(f"{training_tokens(out)}: not the tokens that the models were trained on")
+    counts = np.bincount(ids, minlength=vocabulary)
+    return "\n".join(["token,count", *(f"{token},{count}" for token, count in enumerate(counts))]) + "\n"
 
 
 def size_of(folder: Path) -> int:

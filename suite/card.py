@@ -17,6 +17,7 @@ tags: [interpretability, gpt2]
     MODEL/step-K/       checkpoints of training, of some
     tokenizer/          the tokenizer of all of them
     heldout.jsonl.xz    documents that training left out, {{"text": …, "subset": …}} a line
+    token_counts.csv    how often each token occurs in the text that was trained on
     suite.json          the recipe, the sources with their hashes, SHA-256 of every file, everything measured
 
 The models exist to be compared; they are good for nothing else.
@@ -53,7 +54,7 @@ def _bundled(recipe: dict) -> str:
 
 def _training(recipe: dict, device: str | None) -> str:
     t, m = recipe["training"], recipe["model"]
-    precision = t["dtype"] + (f" on an {device}" if device else "")
+    precision = t["dtype"] + (f" on {device}" if device else "")
     tokens = t["steps"] * t["rows"] * m["n_positions"]
     seeds = [
         [seed["name"], seed["weights"], seed["data"], ", ".join(f"{k} {v}" for k, v in seed.get("model", {}).items())]

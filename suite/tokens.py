@@ -27,6 +27,14 @@ def read_tokens(path: Path) -> np.ndarray:
         return np.frombuffer(file.read(), "<u2")
 
 
+def training_tokens(out: Path) -> Path:
+    """The file of the token ids that a suite in OUT was, or is to be, trained on."""
+    found = [out / name for name in ("tokens.npy", "tokens.u16.xz") if (out / name).exists()]
+    if not found:
+        raise SystemExit(f"{out}: no tokens.npy, and no tokens.u16.xz, that the models were trained on; put it there")
+    return found[0]
+
+
 def packed(ids: np.ndarray) -> bytes:
     """Ids as bytes of an .xz file."""
     return lzma.compress(ids.astype("<u2").tobytes(), lzma.FORMAT_XZ, lzma.CHECK_CRC64, filters=[FILTER])

@@ -285,9 +285,12 @@ class StudyConfig(BaseModel):
         return self.sinks or DEFAULT_SINKS
 
     def stored(self) -> dict[str, Any]:
-        """As study.json keeps it: all but where it is written and spread, and three that may be left out."""
-        not_given = {name for name in ("names", "only_subset", "sinks") if not getattr(self, name)}
-        return self.model_dump(mode="json", exclude={"out", "cluster", "device_map", "max_memory", *not_given})
+        """As study.json keeps it: all but where it is written and spread, and four that may be left out."""
+        not_given = [name for name in ("names", "only_subset", "sinks") if not getattr(self, name)]
+        left_out: dict[str, Any] = dict.fromkeys(("out", "cluster", "device_map", "max_memory", *not_given), True)
+        if self.roles.frequencies is None:
+            left_out["roles"] = {"frequencies"}
+        return self.model_dump(mode="json", exclude=left_out)
 
 
 class Settings(StudyConfig):

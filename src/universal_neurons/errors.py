@@ -88,6 +88,10 @@ class TokenRangeError(InputError):
     """Token ids outside a model's vocabulary."""
 
 
+class TokenCountsError(InputError):
+    """Counts of tokens that cannot be read, or that are none."""
+
+
 class TokenizerError(InputError):
     """No tokenizer, or models whose tokenizers differ."""
 

@@ -69,6 +69,11 @@ class RoleSettings(BaseModel):
     )
     mediated: float = Field(0.5, description="Share of an effect through the norm's scale, above: entropy neuron.")
     frequency: float = Field(0.5, description="Share of an effect along token frequency, above: token frequency.")
+    frequencies: str | None = Field(
+        None,
+        description="A Parquet, CSV or JSON table of `token` and `count`: how often tokens occur in what the models "
+        "were trained on; else what a bundled suite says of its own, or the study's text.",
+    )
     distances: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
         (16, 32, 64, 128, 256), description="From BOS, that q·k is averaged over where positions are rotary."
     )

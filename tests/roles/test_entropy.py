@@ -13,17 +13,11 @@ from hand_written import jackknife_reach, predictions
 from universal_neurons.interventions import Edit, Readout, Trial, frozen_norm, intervene
 from universal_neurons.models import Model, processed_weights
 from universal_neurons.role_settings import QUANTILES, RoleSettings
-from universal_neurons.roles.entropy import (
-    EntropyTrial,
-    controls,
-    entropy_candidates,
-    frequency_candidates,
-    frequency_direction,
-    spectrum_of,
-)
+from universal_neurons.roles.entropy import EntropyTrial, controls, entropy_candidates, spectrum_of
+from universal_neurons.roles.frequency import Frequency
 from universal_neurons.roles.one_model import OneModel, Sample
 from universal_neurons.statistics import weight_statistics
-from universal_neurons.text import TokenDataset, Vocabulary
+from universal_neurons.text import TokenCounts, TokenDataset, Vocabulary
 
 VOCABULARY, CONTEXT, WIDTH, D_MLP = 97, 12, 32, 24
 ENTROPY, FREQUENCY, EARLY, LATE = 24 + 5, 24 + 9, 3, 24 + 1
@@ -92,8 +86,7 @@ def tried(rows: int) -> Tried:
     model, tokens = planted(), rows_of_text(rows)
     ids = torch.from_numpy(tokens.ids(np.arange(rows)))
     means = model.activations(ids).mean((0, 1))
-    direction, log_frequency = frequency_direction(COUNTS)
-    trial = EntropyTrial(model, KINDS, means, SETTINGS, direction, log_frequency)
+    trial = EntropyTrial(model, KINDS, means, SETTINGS, Frequency.of(COUNTS))
     assert trial.first == 0
     for part in np.split(np.arange(rows), [rows // 2] if rows > 1 else []):
         trial.add(Trial(model, Readout(model), tokens, part, trial.first))
@@ -186,8 +179,7 @@ def test_planted_neurons_are_found():
     weights, table = processed_weights(model), neuron_table(model)
     assert entropy_candidates(table, SETTINGS)[0] == ENTROPY
     assert null_fraction(weights, True)[ENTROPY] > 0.999
-    direction, _ = frequency_direction(COUNTS)
-    candidates = frequency_candidates(model, weights, direction, 4, np.zeros(model.n_neurons, bool))
+    candidates = Frequency.of(COUNTS).candidates(model, weights, 4, np.zeros(model.n_neurons, bool))
     assert candidates[0] == FREQUENCY
     assert len(set(candidates)) == 4
     assert all(number >= D_MLP for number in candidates)
@@ -207,7 +199,7 @@ def test_neurons_like_any_other_have_no_role_where_they_are_candidates():
     model, tokens = planted(), rows_of_text(7)
     means = model.activations(torch.from_numpy(tokens.ids(np.arange(7)))).mean((0, 1))
     others = [number for number in range(D_MLP, 2 * D_MLP) if number not in (ENTROPY, FREQUENCY)]
-    trial = EntropyTrial(model, dict.fromkeys(others, "entropy"), means, SETTINGS, *frequency_direction(COUNTS))
+    trial = EntropyTrial(model, dict.fromkeys(others, "entropy"), means, SETTINGS, Frequency.of(COUNTS))
     assert trial.first == 1
     trial.add(Trial(model, Readout(model), tokens, np.arange(7), trial.first))
     weights = processed_weights(model)
@@ -233,9 +225,7 @@ def test_of_two_neurons_of_equal_weights_the_one_in_the_null_space_is_an_entropy
             mlp.c_fc.weight[:, number - D_MLP] = mlp.c_fc.weight[:, plain - D_MLP]
             mlp.c_fc.bias[number - D_MLP] = mlp.c_fc.bias[plain - D_MLP]
     means = model.activations(torch.from_numpy(tokens.ids(np.arange(7)))).mean((0, 1))
-    trial = EntropyTrial(
-        model, dict.fromkeys((ENTROPY, plain), "entropy"), means, SETTINGS, *frequency_direction(COUNTS)
-    )
+    trial = EntropyTrial(model, dict.fromkeys((ENTROPY, plain), "entropy"), means, SETTINGS, Frequency.of(COUNTS))
     trial.add(Trial(model, Readout(model), tokens, np.arange(7), trial.first))
     weights = processed_weights(model)
     here, there = trial.ablations(neuron_table(model), weights, null_fraction(weights, True).numpy()).to_dicts()
@@ -257,7 +247,7 @@ def test_neurons_are_fixed_to_quantiles_of_their_own():
     torch.testing.assert_close(means, activations.mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(seen, activations[:, list(KINDS)].numpy(), rtol=1e-5, atol=1e-6)
     own = np.quantile(seen, QUANTILES, axis=0).T
-    trial = EntropyTrial(model, KINDS, means, RoleSettings(), *frequency_direction(COUNTS), own=own)
+    trial = EntropyTrial(model, KINDS, means, RoleSettings(), Frequency.of(COUNTS), own=own)
     trial.add(Trial(model, Readout(model), tokens, np.arange(7), trial.first))
     fixed = trial.interventions().filter(edit="fix")
     assert len(fixed) == len(KINDS) * len(QUANTILES)
@@ -380,12 +370,35 @@ def test_frequency_cosines_and_antipodes_by_hand():
 
 
 def test_the_frequency_direction():
-    direction, log_frequency = frequency_direction(np.array([0, 3, 0, 12]))
+    found = Frequency.of(np.array([0, 3, 0, 12]))
     p = np.array([1, 4, 1, 13]) / 19
-    np.testing.assert_allclose(log_frequency.numpy(), np.log(p), rtol=1e-6)
+    np.testing.assert_allclose(found.log_p.numpy(), np.log(p), rtol=1e-6)
     centred = np.log(p) - np.log(p).mean()
-    np.testing.assert_allclose(direction.numpy(), centred / np.linalg.norm(centred), rtol=1e-6)
-    assert not frequency_direction(np.full(5, 7))[0].any()
+    np.testing.assert_allclose(found.direction.numpy(), centred / np.linalg.norm(centred), rtol=1e-6)
+    assert not Frequency.of(np.full(5, 7)).direction.any()
+
+
+def test_given_counts_tell_the_neuron_that_the_texts_own_do_not():
+    """The text is drawn evenly: how often it has a token says nothing of the planted frequencies."""
+    model, tokens = planted(), rows_of_text(7)
+    ids = tokens.ids(np.arange(7))
+    means = model.activations(torch.from_numpy(ids)).mean((0, 1))
+    weights = processed_weights(model)
+    vocabulary = Vocabulary(("",) * VOCABULARY, np.zeros(VOCABULARY, bool))
+    seen = np.bincount(ids[:, 1:].flatten(), minlength=VOCABULARY)
+    found = []
+    for counts, given in ((COUNTS, TokenCounts(COUNTS, "planted", "")), (seen, None)):
+        frequency = Sample(tokens, np.arange(7), vocabulary, trained_on=given).frequency(VOCABULARY + 3)
+        log_p = np.log((np.append(counts, [0, 0, 0]) + 1) / (counts.sum() + VOCABULARY + 3))
+        np.testing.assert_allclose(frequency.log_p.numpy(), log_p, rtol=1e-6)
+        frequency = Sample(tokens, np.arange(7), vocabulary, trained_on=given).frequency(VOCABULARY)
+        trial = EntropyTrial(model, {FREQUENCY: "frequency"}, means, SETTINGS, frequency)
+        trial.add(Trial(model, Readout(model), tokens, np.arange(7), trial.first))
+        found += trial.ablations(neuron_table(model), weights, null_fraction(weights, True).numpy()).to_dicts()
+    (share, role), (share_of_text, role_by_text) = ((row["frequency_share"], row["role"]) for row in found)
+    assert (role, role_by_text) == ("token_frequency", None)
+    assert share > 0.95
+    assert share_of_text < 0.3
 
 
 def random_table(layers: int = 4, width: int = 100) -> pl.DataFrame:

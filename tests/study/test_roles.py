@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 import universal_neurons as un
 from universal_neurons.cli import main
-from universal_neurons.errors import ConfigError, StoreConflictError
+from universal_neurons.errors import ConfigError, MissingFileError, StoreConflictError
 from universal_neurons.explorer.absent import absent
 from universal_neurons.explorer.studies import shown_studies
 from universal_neurons.labels import ROLES
@@ -23,6 +23,7 @@ from universal_neurons.report.figures.roles import ROLE_KINDS
 from universal_neurons.roles import (
     best_pairs,
     cannot_be_shown,
+    frequency_line,
     neuron_lines,
     role_rows,
     together_sentences,
@@ -41,8 +42,7 @@ def study(out, models, text, **more):
         data=str(text),
         out=str(out),
         draws=2,
-        roles=FEW_ROLES,
-        **{"stages": STAGES} | more,
+        **{"stages": STAGES, "roles": FEW_ROLES} | more,
     )
     return un.run_study(config, progress=False)
 
@@ -115,6 +115,35 @@ def test_a_finished_study_gets_the_same_roles_later(finished, folders, text_file
     assert hashes(later) == hashes(finished)
     assert later.manifest["tables"] == finished.manifest["tables"]
     assert "roles" in later.config.stages
+
+
+def test_given_frequencies_are_kept_with_the_study_and_no_others_taken_up(folders, text_file, tmp_path):
+    """`uneurons roles` may take others; nothing but what is of token frequency changes."""
+    file, stages = tmp_path / "counts.csv", ("weights", "statistics", "roles")
+    of_words = np.random.default_rng(0).zipf(1.3, 1024).clip(max=10**6)
+    pl.DataFrame({"token": np.arange(1024), "count": of_words}).write_csv(file)
+    given = FEW_ROLES.model_copy(update={"frequencies": str(file)})
+    out = tmp_path / "given"
+    store = study(out, folders[:1], text_file, stages=stages, roles=given)
+    told = {"of": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "tokens": int(of_words.sum())}
+    assert store.manifest["frequencies"] == told
+    assert store.config.roles.frequencies == str(file)
+    assert f"{told['tokens']:,} tokens, counted in {file}" in frequency_line(store)
+    pl.DataFrame({"token": [1], "count": [5]}).write_csv(file)
+    with pytest.raises(StoreConflictError, match="frequencies"):
+        study(out, folders[:1], text_file, stages=stages, roles=given)
+    with pytest.raises(MissingFileError, match="cannot be read"):
+        un.study_roles(out, FEW_ROLES.model_copy(update={"frequencies": "none.csv"}))
+    before = {name: store.table(name) for name in ("effects", "heads", "ablations")}
+    cosines = before["ablations"].select("neuron", "frequency_cos")
+    own = un.study_roles(out, FEW_ROLES)
+    assert "frequencies" not in own.manifest
+    assert "frequencies" not in json.loads((out / "study.json").read_text())["config"]["roles"]
+    assert "study's own text" in frequency_line(own)
+    assert all(own.table(name).equals(before[name]) for name in ("effects", "heads"))
+    other = own.table("ablations").select("neuron", "frequency_cos").join(cosines, "neuron")
+    assert (other["frequency_cos"] - other["frequency_cos_right"]).abs().min() > 1e-6
+    assert un.study_roles(out, given).manifest["frequencies"]["tokens"] == 5
 
 
 def test_other_thresholds_from_a_file(folders, text_file, few_roles, tmp_path, monkeypatch, capsys):

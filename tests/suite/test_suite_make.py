@@ -5,6 +5,7 @@ import json
 import lzma
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,9 @@ def test_a_bundle_holds_halved_weights_with_hashes_and_the_recipe(made, tmp_path
     assert files == set(told["sha256"])
     assert "seed-2/step-54/model.safetensors" in files
     assert not (target / "seed-9").exists()
+    counted = Counter(np.load(made / "tokens.npy").tolist())
+    lines = (target / "token_counts.csv").read_text().splitlines()
+    assert lines == ["token,count", *(f"{token},{counted[token]}" for token in range(RECIPE["model"]["vocab_size"]))]
     for name, digest in told["sha256"].items():
         assert hashlib.sha256((target / name).read_bytes()).hexdigest() == digest
     whole, halved = load_file(made / "models/seed-1/model.safetensors"), load_file(target / "seed-1/model.safetensors")

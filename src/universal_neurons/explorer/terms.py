@@ -108,7 +108,7 @@ TERMS = {
     "loss_change": "The change of the loss, in nats a token, when the unit is held at its mean.",
     "total_effect": "The size of the change of the loss when the unit is held at its mean, in nats a token.",
     "direct_effect": "The part of it that is left when the scale of the final norm is kept.",
-    "frequency_share": "The share of the unit's logit effects that lies along token frequency.",
+    "frequency_share": "The share of the unit's effect on the loss that goes along the tokens' log frequency in text.",
     "auc": "The chance that a position with the token class gets the greater value than one without; 0.5 is guessing.",
     "effect_corr": "The correlation over the vocabulary of two matched units' logit effects.",
     "loss_corr": "The correlation over tokens of the changes of the loss when each of two matched units is removed.",

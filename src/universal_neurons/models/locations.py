@@ -27,6 +27,7 @@ from universal_neurons.legible import first_line
 BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 ROLES_FOLDER = BUNDLED_FOLDER / "roles"
 SUITES = (BUNDLED_FOLDER, ROLES_FOLDER)  # folders of models with one tokenizer and one held-out text
+TOKEN_COUNTS = "token_counts.csv"  # in a suite, of the text that its models were trained on
 READABLE = ["*.json", "*.safetensors", "*.txt", "*.model"]
 DICTIONARIES = ["*.json", "*.safetensors", "*.npz"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin"]
@@ -88,13 +89,28 @@ def bundled_suite(folder: Path) -> Path | None:
 def bundled_text(models: Sequence[str]) -> Path:
     """Text that no model of a suite was trained on: of the suite of the first of these models that is bundled, else of
     that of the seeds."""
-    named = [model for model in expand_bundled(models) if not model.startswith(f"{IN_MEMORY}:")]
-    for path in (split_features(model)[0] for model in named):
-        if path.startswith(f"{BUNDLED}/") or os.path.isdir(local_path(path)):
-            suite = bundled_suite(folder_of(path))
-            if suite is not None:
-                return suite / "heldout.jsonl.xz"
-    return BUNDLED_FOLDER / "heldout.jsonl.xz"
+    suites = (suite for model in expand_bundled(models) if (suite := _suite_of(model)) is not None)
+    return next(suites, BUNDLED_FOLDER) / "heldout.jsonl.xz"
+
+
+def bundled_counts(models: Sequence[str]) -> tuple[Path, str] | None:
+    """The file of how often each token occurs in the text that a suite was trained on, where all of these models are of
+    it and it has one, and what the suite is called; None else."""
+    suites = {_suite_of(model) for model in expand_bundled(models)}
+    suite = suites.pop() if len(suites) == 1 else None
+    if suite is None or not (suite / TOKEN_COUNTS).is_file():
+        return None
+    return suite / TOKEN_COUNTS, suite.relative_to(BUNDLED_FOLDER.parent).as_posix()
+
+
+def _suite_of(model: str) -> Path | None:
+    """The suite that a model is of, as it is named; None for another's and for one in memory."""
+    if model.startswith(f"{IN_MEMORY}:"):
+        return None
+    path, _ = split_features(model)
+    if path.startswith(f"{BUNDLED}/") or os.path.isdir(local_path(path)):
+        return bundled_suite(folder_of(path))
+    return None
 
 
 def expand_bundled(models: Sequence[str]) -> list[str]:

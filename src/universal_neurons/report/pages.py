@@ -47,7 +47,7 @@ from universal_neurons.report.summary import (
     published_rows,
     shown_neurons,
     unsure_marks,
-    what_unembeddings_allow,
+    what_roles_rest_on,
     words_of,
 )
 from universal_neurons.report.words import noun_of, spoken_of
@@ -240,7 +240,7 @@ def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
         "roles": [*role_rows(store), *relative_rows(store)] if store.has_roles else [],
         "noun": noun_of(store.manifest),
         "together": together_sentences(store),
-        "role_lines": what_unembeddings_allow(store) if store.has_roles else [],
+        "role_lines": what_roles_rest_on(store) if store.has_roles else [],
         "role_pictures": _starting(pictures, ("role-",)),
         "property_pictures": _starting(pictures, PROPERTY_FIGURES),
         "subsets": pictures.get("subsets"),

@@ -22,7 +22,14 @@ from universal_neurons.report.family_strength import STRENGTH_FACTS, STRENGTH_WO
 from universal_neurons.report.numbers import number
 from universal_neurons.report.sources import source_sentences
 from universal_neurons.report.words import noun_of
-from universal_neurons.roles import relative_rows, role_rows, together_sentences, unembedding_lines, unmet_lines
+from universal_neurons.roles import (
+    frequency_line,
+    relative_rows,
+    role_rows,
+    together_sentences,
+    unembedding_lines,
+    unmet_lines,
+)
 from universal_neurons.storage import Store
 from universal_neurons.study import FIT_FACTS, fit_rows
 from universal_neurons.terminal import ModelsTable, TextTable, plain, shown
@@ -206,12 +213,14 @@ def roles_view(store: Store) -> Group:
     rows = [*role_rows(store), *relative_rows(store)]
     counted = _counts_view(store, "role", rows, SAID_OF_ROLES | RELATIVE, "What the neurons do")
     together = map(shown, together_sentences(store))
-    return Group(counted, *together, *(shown(line, "table.caption") for line in what_unembeddings_allow(store)))
+    return Group(counted, *together, *(shown(line, "table.caption") for line in what_roles_rest_on(store)))
 
 
-def what_unembeddings_allow(store: Store) -> list[str]:
-    """What each model's unembedding allows of roles, and what models but the reference cannot show: a line each."""
-    return [*unembedding_lines(store), *unmet_lines(store, list(store.models[1:]))]
+def what_roles_rest_on(store: Store) -> list[str]:
+    """What each model's unembedding allows of roles, what models but the reference cannot show, and whose token
+    frequencies are meant: a line each."""
+    lines = [*unembedding_lines(store), *unmet_lines(store, list(store.models[1:])), frequency_line(store)]
+    return [line for line in lines if line]
 
 
 def _counts_view(

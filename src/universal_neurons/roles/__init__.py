@@ -4,7 +4,8 @@ reach       what kurtosis a model's unembedding allows: the cuts that it is judg
 latent_effects  the same effects on the logits of dictionaries' latents, which have no roles
 prediction  prediction, suppression and partition neurons, alone and together
 ensembles   what neurons of one class do together
-entropy     entropy neurons, by way of the final norm; token frequency neurons
+entropy     entropy neurons, by way of the final norm
+frequency   token frequency neurons: along log p(token)
 attention   neurons that switch a later head off or on
 loss_changes  by how much the loss of every token changes when single neurons are mean-ablated
 functional  do matched neurons do the same
@@ -25,7 +26,7 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.roles.costs import EQUAL, LARGEST, RANDOM, Worth
-    from universal_neurons.roles.entropy import FREQUENCY_CANDIDATES
+    from universal_neurons.roles.frequency import FREQUENCY_CANDIDATES
     from universal_neurons.roles.functional import counterparts
     from universal_neurons.roles.latent_effects import latent_effect_tables
     from universal_neurons.roles.nearest import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from universal_neurons.roles.one_model import ROLE_TABLES, Sample
     from universal_neurons.roles.overview import (
         NEAREST,
+        frequency_line,
         neuron_lines,
         relative_rows,
         role_rows,
@@ -52,7 +54,7 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "entropy": ["FREQUENCY_CANDIDATES"],
+            "frequency": ["FREQUENCY_CANDIDATES"],
             "functional": ["counterparts"],
             "latent_effects": ["latent_effect_tables"],
             "one_model": ["ROLE_TABLES", "Sample"],
@@ -62,6 +64,7 @@ else:
             "nearest": ["best_pairs", "effects_shown", "role_candidates", "tried_first", "with_oriented_skew"],
             "overview": [
                 "NEAREST",
+                "frequency_line",
                 "neuron_lines",
                 "relative_rows",
                 "role_rows",

@@ -4,7 +4,7 @@ Such a neuron writes with a large norm into directions that the unembedding hard
 divides by more, all logits shrink.  Candidates are found by their weights, shown by fixing their activation to a row
 of values (quantiles of their own) beside random controls, and judged by what share of their effect goes through the
 norm: with the scale frozen, it is gone.  How little the unembedding reads at the least is its `Spectrum`: without such
-directions there are no entropy neurons.  Token-frequency neurons move predictions along log frequency instead.
+directions there are no entropy neurons.  The same ablations judge token frequency neurons (`frequency`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from universal_neurons.interventions import Edit, Metrics, Trial
 from universal_neurons.models import Model, ProcessedWeights
 from universal_neurons.role_settings import QUANTILES, RoleSettings
+from universal_neurons.roles.frequency import Frequency
 from universal_neurons.statistics import jackknife, seed_of, unit
 
 NULL_SHARE = 0.01  # of d_model: how many bottom singular directions make the null space
 LATE_SHARE = 6  # the last sixth of the layers is late
-FREQUENCY_CANDIDATES = 4
 CUTS: dict[str, dict[str, float]] = {  # the paper's notebooks
     "GPT2-small": {"layers": 2, "l2_penalty": 3, "vocab_kurt": 10, "kurt": 10, "vocab_var": float("inf")},
     "GPT2-medium": {"layers": 2, "l2_penalty": 1, "vocab_kurt": 8, "kurt": 10, "vocab_var": 0.001},
@@ -125,32 +125,6 @@ def controls(neurons: pl.DataFrame, settings: RoleSettings, seed: int, without: 
     return sorted(draw.choice(plain, min(settings.controls, len(plain)), replace=False).tolist())
 
 
-def frequency_direction(counts: np.ndarray) -> tuple[Float[Tensor, " vocabulary"], Float[Tensor, " vocabulary"]]:
-    """The centred log frequencies as a unit direction over the vocabulary, and the log frequencies.
-
-    Each token is counted once more than it occurs, so that none has no frequency.
-    """
-    log_p = torch.from_numpy(np.log((counts + 1.0) / (counts + 1.0).sum())).float()
-    centred = log_p - log_p.mean()
-    return centred / centred.norm().clamp_min(1e-12), log_p
-
-
-def frequency_candidates(
-    model: Model, weights: ProcessedWeights, direction: Tensor, most: int, dead: Bool[np.ndarray, " neurons"]
-) -> list[int]:
-    """The last layer's living neurons whose logit effects lie most along the frequency direction."""
-    last = model.units.columns(model.n_layers - 1)
-    cosines = _frequency_cosines(weights.w_out.flatten(0, -2)[last], weights, direction)
-    cosines[torch.from_numpy(dead[last]).to(cosines.device)] = 0
-    return (last.start + cosines.abs().nan_to_num().topk(min(most, len(cosines))).indices).tolist()
-
-
-def _frequency_cosines(w_out: Tensor, weights: ProcessedWeights, direction: Tensor) -> Tensor:
-    gram = weights.w_u.T @ weights.w_u
-    along = w_out @ (weights.w_u.T @ direction.double().to(w_out.device))
-    return along / (w_out @ gram * w_out).sum(1).clamp_min(0).sqrt()
-
-
 @dataclass
 class Effects:
     """Per token, of one neuron's mean ablation: change of the loss, the same with the norm's scale frozen and with the
@@ -194,8 +168,7 @@ class EntropyTrial:
         kinds: Mapping[int, str],
         means: Float[Tensor, " neurons"],
         settings: RoleSettings,
-        direction: Float[Tensor, " vocabulary"],
-        log_frequency: Float[Tensor, " vocabulary"],
+        frequency: Frequency,
         orientation: Float[np.ndarray, " neurons"] | None = None,
         own: Float[np.ndarray, "kinds quantiles"] | None = None,
     ) -> None:
@@ -210,8 +183,7 @@ class EntropyTrial:
         self.orientation = torch.ones(len(means)) if orientation is None else torch.from_numpy(orientation).float()
         self.settings = settings
         self.own = None if own is None else dict(zip(kinds, own, strict=True))
-        self.direction = direction.to(model.device)
-        self.log_frequency = log_frequency.to(model.device)
+        self.frequency = frequency.to(model.device)
         self.sums: dict[tuple[int | None, str, float | None, float | None], np.ndarray] = {}
         self.tokens = 0
         self.effects = {number: Effects([], [], [], [], []) for number in kinds}
@@ -286,27 +258,9 @@ class EntropyTrial:
             if self.kinds[number] == "control":
                 continue
             residual = trial.after(layer, trial.added(layer, change[place, None], directions[place, None]))[0]
-            restored, unigram = self._restored(trial, residual)
+            restored, unigram = self.frequency.restored(trial, residual)
             effect.restored.append((restored - clean.loss).cpu())
             effect.unigram.append(unigram.cpu())
-
-    def _restored(self, trial: Trial, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss with the logits' part along token frequency as in the clean run, and the change of KL to unigram."""
-        losses, changes = [], []
-        readout = trial.readout
-        clean = trial.clean
-        for start in range(0, len(residual), readout.rows):
-            piece = slice(start, start + readout.rows)
-            logits = readout.logits(residual[piece])
-            before = clean.raw[piece] / clean.metrics.scale[piece, None] + readout.constant
-            log_p, log_before = logits.log_softmax(1), before.log_softmax(1)
-            changes.append(
-                (log_p.exp() * (log_p - self.log_frequency)).sum(1)
-                - (log_before.exp() * (log_before - self.log_frequency)).sum(1)
-            )
-            logits += ((before - logits) @ self.direction)[:, None] * self.direction
-            losses.append(-logits.log_softmax(1).gather(1, clean.targets[piece, None])[:, 0])
-        return torch.cat(losses), torch.cat(changes)
 
     def interventions(self) -> pl.DataFrame:
         """Means of the metrics after every edit of every neuron, and (kind `none`) of the clean run."""
@@ -329,8 +283,10 @@ class EntropyTrial:
         rows: list[dict[str, Any]] = []
         flat = weights.w_out.flatten(0, -2)
         tried = list(self.kinds)
-        frequency = _frequency_cosines(flat[tried], weights, self.direction)
-        for (number, kind), cosines, along in zip(self.kinds.items(), unit(flat[tried]) @ unit(flat).T, frequency):
+        along_frequency = self.frequency.cosines(flat[tried], weights)
+        for (number, kind), cosines, along in zip(
+            self.kinds.items(), unit(flat[tried]) @ unit(flat).T, along_frequency
+        ):
             layer, neuron = self.model.units.place_of(number)
             row = {
                 "model": self.model.name,

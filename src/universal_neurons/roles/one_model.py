@@ -20,16 +20,8 @@ from universal_neurons.models import Model, ProcessedWeights, processed_weights
 from universal_neurons.role_settings import QUANTILES, RoleSettings
 from universal_neurons.roles.attention import at_bos, attention_table, bos_scores, heads_table, scores_histogram
 from universal_neurons.roles.ensembles import ensemble_histograms, ensembles_of, ensembles_table, same_class
-from universal_neurons.roles.entropy import (
-    FREQUENCY_CANDIDATES,
-    EntropyTrial,
-    Spectrum,
-    controls,
-    entropy_candidates,
-    frequency_candidates,
-    frequency_direction,
-    spectrum_of,
-)
+from universal_neurons.roles.entropy import EntropyTrial, Spectrum, controls, entropy_candidates, spectrum_of
+from universal_neurons.roles.frequency import FREQUENCY_CANDIDATES, Frequency
 from universal_neurons.roles.loss_changes import LossChanges
 from universal_neurons.roles.preconditions import preconditions
 from universal_neurons.roles.prediction import (
@@ -45,7 +37,7 @@ from universal_neurons.roles.prediction import (
 from universal_neurons.roles.reach import Reach, kurtosis_reach
 from universal_neurons.roles.worth import Costs
 from universal_neurons.statistics import orientation_of
-from universal_neurons.text import TokenDataset, Vocabulary
+from universal_neurons.text import TokenCounts, TokenDataset, Vocabulary
 
 ROLE_TABLES = (
     "unembeddings", "spectrum", "preconditions", "effects", "ensembles", "interventions", "ablations", "heads",
@@ -58,13 +50,14 @@ NEAREST = 10  # neurons of each role that figures show, where so many come near 
 @dataclass(frozen=True)
 class Sample:
     """The text that roles are tried out on: some rows of a corpus, its vocabulary, the reference's embedding of that,
-    sets of tokens of one's own."""
+    sets of tokens of one's own; how often tokens occur in what models were trained on, where that is known."""
 
     tokens: TokenDataset
     rows: np.ndarray
     vocabulary: Vocabulary
     embedding: Float[Tensor, "tokens width"] | None = None
     token_sets: Mapping[str, np.ndarray] = field(default_factory=dict)
+    trained_on: TokenCounts | None = None
 
     @cached_property
     def labels(self) -> ClassLabels:
@@ -81,6 +74,11 @@ class Sample:
             real[:, 0] = False
             counts += np.bincount(self.tokens.ids(rows)[real], minlength=len(counts))[: len(counts)]
         return counts
+
+    def frequency(self, size: int) -> Frequency:
+        """How frequent each of so many tokens is: in what the models were trained on, else in the whole text."""
+        counts = self.counts if self.trained_on is None else self.trained_on.counts
+        return Frequency.of(np.pad(counts, (0, max(0, size - len(counts))))[:size])
 
     @property
     def positions(self) -> int:
@@ -161,8 +159,8 @@ class OneModel:
         """Try the model's neurons out, counting tokens that were read; returns the tables that have rows, by name."""
         model = self.model
         weights = processed_weights(model)
-        direction, log_frequency = self._frequency(weights)
-        kinds = self._candidates(weights, direction)
+        frequency = self.sample.frequency(len(weights.w_u))
+        kinds = self._candidates(weights, frequency)
         means, activations = self._read_plainly(batch_tokens, list(kinds))
         orientation = self.orientation = self._orientation(means)
         weights = _oriented(weights, orientation)
@@ -179,7 +177,7 @@ class OneModel:
         )
         effects = self.tables["effects"] = effects.with_columns(orientation=pl.Series(orientation, dtype=pl.Int8))
         own = np.quantile(activations * orientation[list(kinds)], QUANTILES, axis=0).T
-        trial = EntropyTrial(model, kinds, means, self.settings, direction, log_frequency, orientation, own)
+        trial = EntropyTrial(model, kinds, means, self.settings, frequency, orientation, own)
         changes = LossChanges(model, self.concerned, means)
         nearest = with_nearest(effects, stats, NEAREST)
         numbers, ensembles = ensembles_of(same_class(nearest), weights, self.sample.vocabulary, labels)
@@ -231,18 +229,13 @@ class OneModel:
         every = pl.concat([role_examples(nearest), tried])
         return every.unique(("layer", "neuron"), keep="first", maintain_order=True)
 
-    def _candidates(self, weights: ProcessedWeights, direction: Tensor) -> dict[int, str]:
+    def _candidates(self, weights: ProcessedWeights, frequency: Frequency) -> dict[int, str]:
         """The neurons whose interventions are tried out, and as what."""
         kinds = dict.fromkeys(entropy_candidates(self.neurons, self.settings), "entropy")
         dead = self.neurons["dead"].to_numpy()
-        for number in frequency_candidates(self.model, weights, direction, FREQUENCY_CANDIDATES, dead):
+        for number in frequency.candidates(self.model, weights, FREQUENCY_CANDIDATES, dead):
             kinds.setdefault(number, "frequency")
         return kinds | dict.fromkeys(controls(self.neurons, self.settings, self.seed, list(kinds)), "control")
-
-    def _frequency(self, weights: ProcessedWeights) -> tuple[Tensor, Tensor]:
-        counts = self.sample.counts
-        size = len(weights.w_u)
-        return frequency_direction(np.pad(counts, (0, max(0, size - len(counts))))[:size])
 
     def _read(
         self, takers: Sequence[EntropyTrial | LossChanges | Together | Costs | None], count: Callable[[int], None]

@@ -52,6 +52,16 @@ def unembedding_lines(store: Store) -> list[str]:
     return lines
 
 
+def frequency_line(store: Store) -> str:
+    """By which text token frequency neurons are told: whose counts, or the study's own; empty where none were tried."""
+    if not store.has("ablations"):
+        return ""
+    counts = store.manifest.get("frequencies")
+    if counts is None:
+        return "Token frequencies are those of the study's own text."
+    return f"Token frequencies are those of {counts['tokens']:,} tokens, counted in {counts['of']}."
+
+
 def _without(store: Store, role: str, nearest: str) -> str:
     """What is said of a role that the reference has no neuron of: that, or why it can have none; and the nearest."""
     why = cannot_be_shown(store, store.models[0], role)

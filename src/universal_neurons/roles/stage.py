@@ -19,14 +19,15 @@ from universal_neurons.roles.functional import concerned, counterparts, function
 from universal_neurons.roles.latent_effects import why_no_effects
 from universal_neurons.roles.one_model import OneModel, Sample
 from universal_neurons.roles.side_by_side import models_at_once, side_by_side
-from universal_neurons.text import TokenDataset, Vocabulary, read_vocabulary
+from universal_neurons.text import TokenCounts, TokenDataset, Vocabulary, read_vocabulary
 
 
 class Roles:
     """The roles of a study's neurons.
 
     `neurons` and `matches` are the study's tables (no matches where universality was not asked about), `rows` the
-    held-out rows, `token_sets` the user's own sets of tokens.
+    held-out rows, `token_sets` the user's own sets of tokens, `trained_on` the token counts of what the models were
+    trained on, where these are known.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class Roles:
         neurons: pl.DataFrame,
         matches: pl.DataFrame | None,
         token_sets: Mapping[str, np.ndarray] | None = None,
+        trained_on: TokenCounts | None = None,
     ) -> None:
         self.config = config
         self.models = list(models)
         self.neurons = neurons
         embedding = self.models[0].embedding
-        self.sample = Sample(tokens, sample_rows(config, tokens, rows), vocabulary, embedding, token_sets or {})
+        rows = sample_rows(config, tokens, rows)
+        self.sample = Sample(tokens, rows, vocabulary, embedding, token_sets or {}, trained_on)
         self.chosen, self.chosen_as = self._chosen() if matches is not None else ([], "")
         self.pairs: pl.DataFrame | None = None
         if matches is not None:

@@ -113,6 +113,14 @@ class TokenFacts(Facts):
     sinks: LeftOutFacts | None = None
 
 
+class FrequencyFacts(Facts):
+    """Whose token counts the roles go by, the SHA-256 of their file, and how many tokens they count."""
+
+    of: str
+    sha256: Digest
+    tokens: int
+
+
 class LabelFacts(Facts):
     """Names of the user's own labels."""
 
@@ -198,6 +206,7 @@ class FinishedStudy(Unfinished):
     search: Annotated[Exact | Screened | Sketched, Field(discriminator="search")]
     timings: dict[str, float]
     labels: LabelFacts | None = None
+    frequencies: FrequencyFacts | None = None
     sinks: SinkFacts | None = None
     dictionaries: dict[str, list[DictionaryFacts]] = {}
     within_tokens: WithinTokensFacts | None = None

@@ -201,7 +201,7 @@ class StoreWriter:
     def begin(self, manifest: dict[str, Any]) -> bool:
         """Start or go on with a study; returns whether it is complete already.
 
-        `config`, `models`, `labels` and `tokens` of the manifest are the study's identity.
+        `config`, `models`, `labels`, `tokens` and `frequencies` of the manifest are the study's identity.
         """
         earlier = self.require_same(manifest)
         if earlier is None or "tokens" not in earlier:
@@ -216,7 +216,7 @@ class StoreWriter:
         earlier = read_manifest(self.manifest)
         if earlier is None:
             return None
-        for key in ("config", "models", "labels", "tokens"):
+        for key in ("config", "models", "labels", "tokens", "frequencies"):
             if key not in manifest or key not in earlier:
                 continue
             current = json.loads(json.dumps(manifest[key]))

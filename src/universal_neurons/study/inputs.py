@@ -22,7 +22,7 @@ from universal_neurons.statistics import Signs
 from universal_neurons.storage import sum_rows
 from universal_neurons.study.memory import passes_of
 from universal_neurons.study.resolve import identity
-from universal_neurons.text import Passages, Rows, Shard, TokenDataset
+from universal_neurons.text import Passages, Rows, Shard, TokenCounts, TokenDataset, frequencies_of
 
 FEWEST_SUMS = 16
 FINGERPRINTED = ("torch", "transformers", "tokenizers", "polars", "numpy", "scipy", "scikit-learn")
@@ -57,6 +57,7 @@ class Study:
         self.subsets: list[str] = []
         self.n_groups = 1
         self.labelling: Labelling | None = None
+        self.trained_on: TokenCounts | None = None
         if tokens is None:
             return
         if config.subset and not self.askers:
@@ -79,6 +80,7 @@ class Study:
         if "roles" in config.stages:
             assert isinstance(tokens, TokenDataset)
             require_roles(config, reader.networks, tokens, np.concatenate(self.stretches))
+            self.trained_on = frequencies_of(config, min(model.vocab_size for model in models))
         if "labels" in config.stages:
             tokenizer = find_tokenizer(config, models, required=False)
             self.labelling = Labelling(config, reader.studied, tokens, tokenizer, functions or {})
@@ -161,6 +163,7 @@ class Study:
                 "heldout_rows": int(sum(map(len, self.stretches))),
                 "subsets": list(self.tokens.subset_names),
             },
+            **({"frequencies": self.trained_on.describe()} if self.trained_on else {}),
             **({"dictionaries": self.verified} if self.verified else {}),
             **({"products": self.products} if self.products else {}),
             "layout": asdict(self.layout),

@@ -13,7 +13,7 @@ from universal_neurons.role_settings import RoleSettings
 from universal_neurons.roles import ROLE_TABLES, Roles, vocabulary_of
 from universal_neurons.storage import Store, StoreWriter
 from universal_neurons.study.read_again import read_again, writer_of
-from universal_neurons.text import TokenDataset
+from universal_neurons.text import TokenDataset, frequencies_of
 from universal_neurons.torch_state import settled_torch
 
 
@@ -80,12 +80,17 @@ def _study_roles(
         matches = study.matches if study.askers else None
         vocabulary = vocabulary_of(find_tokenizer(settings, networks, required=False), networks)
         token_sets = read_own_labels(settings.label_files, {}, vocabulary, text).tokens
-        roles_of = Roles(settings, networks, text, again.heldout, vocabulary, study.neurons, matches, token_sets)
+        counts = frequencies_of(settings, len(vocabulary))
+        roles_of = Roles(
+            settings, networks, text, again.heldout, vocabulary, study.neurons, matches, token_sets, counts
+        )
         tables = roles_of.run(reporter)
-    manifest = study.manifest | {
+    before = {name: value for name, value in study.manifest.items() if name != "frequencies"}
+    manifest = before | {
         "config": settings.stored(),
         "tables": {name: digest for name, digest in study.manifest["tables"].items() if name not in ROLE_TABLES},
         "timings": study.manifest["timings"] | {"roles": round(reporter.timings.get("roles", 0.0), 3)},
+        **({"frequencies": counts.describe()} if counts else {}),
     }
     neurons = tables.pop("neurons")
     tables |= renewed(study, neurons, tables.get("effects")) | {"neurons": neurons}  # the neurons last

@@ -162,7 +162,15 @@ class Stages:
         heldout, token_sets = np.concatenate(study.stretches), self._token_sets()
         assert isinstance(study.tokens, TokenDataset)
         roles = Roles(
-            self.config, networks, study.tokens, heldout, self._vocabulary(), neurons, self.matches, token_sets
+            self.config,
+            networks,
+            study.tokens,
+            heldout,
+            self._vocabulary(),
+            neurons,
+            self.matches,
+            token_sets,
+            study.trained_on,
         )
         tables = roles.run(self.reporter)
         neurons, self.effects = tables.pop("neurons"), tables.get("effects")

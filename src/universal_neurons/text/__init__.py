@@ -12,6 +12,7 @@ span_fit    how well tokenizers fit: tokens a span, text left out
 row_texts   the texts of rows, whole, and which bytes of them each position stands for
 passages    Passages: such rows, each tokenizer's tokens in them, and which spans are counted
 vocabulary  a vocabulary as strings; where in a word a token stands
+token_counts  how often each token occurs in the text that models were trained on
 """
 
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from universal_neurons.faces import face
 if TYPE_CHECKING:
     from universal_neurons.text.passages import Passages
     from universal_neurons.text.row_texts import RowText, texts_in
+    from universal_neurons.text.token_counts import TokenCounts, frequencies_of
     from universal_neurons.text.tokens import HELDOUT_MOST, SHARD_POSITIONS, STRETCHES, Rows, Shard, TokenDataset
     from universal_neurons.text.vocabulary import (
         INSIDE_WORD,
@@ -38,6 +40,7 @@ else:
         {
             "passages": ["Passages"],
             "row_texts": ["RowText", "texts_in"],
+            "token_counts": ["TokenCounts", "frequencies_of"],
             "tokens": ["HELDOUT_MOST", "SHARD_POSITIONS", "STRETCHES", "Rows", "Shard", "TokenDataset"],
             "vocabulary": [
                 "INSIDE_WORD",
