@@ -29,7 +29,7 @@ def plain_way(lenses: Sequence[Any], tokens: un.TokenDataset, layers: int, width
             rows = np.arange(start, min(start + PLAIN_ROWS, len(tokens)))
             ids = torch.from_numpy(tokens.ids(rows))
             keep = torch.from_numpy(tokens.mask(rows)).flatten()
-            left, right = (_lens_layers(lens, ids, keep) for lens in lenses)
+            left, right = (layers_of(lens, ids, keep) for lens in lenses)
             if rotate:
                 right = [layer @ turned.T for layer in right]
             for side, values in enumerate((left, right)):
@@ -52,7 +52,8 @@ def plain_way(lenses: Sequence[Any], tokens: un.TokenDataset, layers: int, width
     return answers
 
 
-def _lens_layers(lens: Any, ids: torch.Tensor, keep: torch.Tensor) -> list[torch.Tensor]:
+def layers_of(lens: Any, ids: torch.Tensor, keep: torch.Tensor) -> list[torch.Tensor]:
+    """The activations of every layer at the positions that are kept (positions, neurons)."""
     if isinstance(lens, Model):
         return list(lens.activations(ids).flatten(0, 1)[keep].split(lens.units.widths, 1))
     _, cache = lens.run_with_cache(ids, names_filter=lambda n: n.endswith("mlp.hook_post"), return_type=None)

@@ -1,13 +1,14 @@
 """How fast is the whole job?  python benchmarks/throughput.py [--tokens N] [--rounds R]
 
-Two bundled models, the same tokens, all in one run, every contestant in turn in every round, medians of the rounds:
+Two bundled models, the same tokens, all in one run, every contestant in turn in every round, medians of the rounds, seconds
+of the processors:
 
 - ours: the pass (forwards, co-moments, within-layer co-moments), matches and one baseline draw;
 - transformer-lens: `run_with_cache` (of the activations only) and `torch.corrcoef`, a second run with rotated activations
   for the baseline;
 - numpy: activations from our hooks (forwards included), a float64 two-pass correlation and rotation in NumPy;
-- the plain way (plain_way.py): transformer-lens in batches, a product per pair of layers added up, as the paper's authors do
-  it; everything again rotated;
+- the plain way (plain_way.py): transformer-lens in batches, a product per pair of layers added up; everything again rotated;
+- the authors' way (authors_way.py): the same as the paper's published code does it, activations in float16;
 - the forward passes alone, and the pass's products alone, on blocks that are there.
 
 Neurons that are dead (their values are all the same) have no ρ and are left out of all.
@@ -21,7 +22,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from measure import machine, timed
+from authors_way import authors_way
+from measure import machine, processor_timed
 from plain_way import has_lens, plain_way, reads_by
 from searches import settings_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -180,21 +182,26 @@ def main() -> None:
             "lens": lambda: lens_way(lenses, tokens, models[1].d_mlp),
             "numpy": lambda: numpy_way(models, tokens),
             "plain": lambda: plain_way(lenses, tokens, models[0].n_layers, models[0].d_mlp),
+            "authors": lambda: authors_way(lenses, tokens, models[0].n_layers, models[0].d_mlp),
             "products": partial(products, models, counted),
         }
         if not has_lens():
             del contestants["lens"]
         for name, work in contestants.items():
-            seconds, result = timed(work)
+            seconds, result = processor_timed(work)
             times.setdefault(name, []).append(seconds)
             if name == "pass":
-                seconds, result = timed(lambda run=result: our_answer(run, models))
+                seconds, result = processor_timed(lambda run=result: our_answer(run, models))
                 times.setdefault("answer", []).append(seconds)
             answers[name] = result
 
     middle = {name: statistics.median(values) for name, values in times.items()}
     ours = middle["pass"] + middle["answer"]
-    errors = {way: largest_error(answers[way], answers["numpy"]) for way in ("pass", "lens", "plain") if way in answers}
+    errors = {
+        way: largest_error(answers[way], answers["numpy"])
+        for way in ("pass", "lens", "plain", "authors")
+        if way in answers
+    }
     lens = (
         f"{middle['lens']:.2f} | {middle['lens'] / ours:.1f}× | {errors['lens']:.1e}"
         if has_lens()
@@ -205,18 +212,19 @@ def main() -> None:
 
 `python benchmarks/throughput.py --tokens {arguments.tokens} --rounds {arguments.rounds}`; two bundled models ({models[0].n_layers} × {models[0].d_mlp} neurons
 each, of the first {dead} dead), {tokens.n_tokens:,} token positions ({counted:,} counted), medians of {arguments.rounds} rounds.
-{machine()} The plain way reads activations by {reads_by()}.
+{machine()} (c) and (d) read activations by {reads_by()}.
 
-| | seconds | ours is faster by | max error against float64 |
+| | processor seconds | ours is faster by | max error against float64 |
 |---|---|---|---|
 | ours: pass, matches, one baseline draw | {ours:.2f} | | {errors["pass"]:.1e} |
 | (a) transformer-lens `run_with_cache` + `torch.corrcoef`, twice | {lens} |
 | (b) NumPy float64 two-pass | {middle["numpy"]:.2f} | {middle["numpy"] / ours:.1f}× | |
 | (c) the plain way: products of layer pairs added up, twice | {middle["plain"]:.2f} | {middle["plain"] / ours:.1f}× | {errors["plain"]:.1e} |
+| (d) the authors' way: the same, activations and their squares in float16, twice | {middle["authors"]:.2f} | {middle["authors"] / ours:.1f}× | {errors["authors"]:.1e} |
 
 | ours | |
 |---|---|
-| the pass | {middle["pass"]:.2f} s, {tokens.n_tokens / middle["pass"]:,.0f} tokens/s |
+| the pass | {middle["pass"]:.2f} s, {tokens.n_tokens / middle["pass"]:,.0f} tokens a processor second |
 | its forward passes alone | {middle["forwards"]:.2f} s |
 | its products alone, on blocks that are there | {middle["products"]:.2f} s |
 | pass / (forwards + products), at most 1.25 wanted | {middle["pass"] / (middle["forwards"] + middle["products"]):.2f} |

@@ -122,7 +122,10 @@ def test_every_stage_of_two_models(study, few_roles, few_figures, capsys):
     for words in ("What the neurons fire on", "What it fires on", "is_year", "mutual", "are those that were written"):
         assert words in printed
     read = "store.universal, store.neuron('m1/L1.7').counterparts, store.families, store.explanations"
-    require_light(code=f"import universal_neurons as un\nstore = un.Store({str(run)!r})\nprint(store, {read})\n")
+    opened = f"import universal_neurons as un\nstore = un.Store({str(run)!r})\n"
+    require_light(code=f"{opened}print(store, {read})")
+    drawn = f"{opened}print(store.plot.convergence(), store._repr_html_())"
+    require_light(("serve", run, "--get", "unit.html"), code=drawn, without=("torch", "transformers"))
 
 
 def test_run_show_report(study, folders, svg_only, capsys, tmp_path, monkeypatch, request):

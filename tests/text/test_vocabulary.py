@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from universal_neurons import TokenDataset
 from universal_neurons.text import INSIDE_WORD, WORD, WORD_START, Vocabulary, read_vocabulary
-from universal_neurons.text.vocabulary import NO_WORD
+from universal_neurons.text.word_places import NO_WORD
 
 KIND_STRINGS = ("<s>", " play", "ing", " cat", ",", "s", " ", "2nd", "x", "\n")
 BOS, PLAY, ING, CAT, COMMA, S, SPACE, SECOND, X, NEWLINE = range(10)

@@ -13,7 +13,8 @@ examples        where a neuron fires: its highest activations and some of a few 
 sinks           where the residual stream's norm stands out
 signed_sums     a sketch's sums
 certainty       how far a sketch may be off, upper bounds of every ρ, the bias of its maxima
-neuron_columns  weight and activation columns of the neuron table, duplicates, percentiles
+neuron_columns  weight and activation columns of the neuron table, duplicates
+ranked          percentiles within the layer of the metrics of Fig 3
 jackknife       how sure an estimate is: stretches of text left out one at a time
 """
 
@@ -76,13 +77,11 @@ if TYPE_CHECKING:
     )
     from universal_neurons.statistics.neuron_columns import (
         PANEL_ELEMENTS,
-        RANKED,
         activation_statistics,
         cosine,
         decoder_statistics,
         duplicates,
         orientation_of,
-        percentiles,
         unit,
         vocabulary_moments,
         weight_statistics,
@@ -95,6 +94,7 @@ if TYPE_CHECKING:
         round_to_scales,
         units_for,
     )
+    from universal_neurons.statistics.ranked import RANKED, percentiles
     from universal_neurons.statistics.signed_sums import (
         ShardSketch,
         SignedSums,
@@ -155,15 +155,14 @@ else:
                 "quantile_of",
                 "winners_curse",
             ],
+            "ranked": ["RANKED", "percentiles"],
             "neuron_columns": [
                 "PANEL_ELEMENTS",
-                "RANKED",
                 "activation_statistics",
                 "decoder_statistics",
                 "cosine",
                 "duplicates",
                 "orientation_of",
-                "percentiles",
                 "unit",
                 "vocabulary_moments",
                 "weight_statistics",

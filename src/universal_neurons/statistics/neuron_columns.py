@@ -4,11 +4,7 @@ Weights are the processed ones (`weights`), so that a cosine says what the resid
 are of pre-activations, over the counted positions.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,7 +18,6 @@ PANEL_ELEMENTS = 1 << 24
 CACHED_ELEMENTS = 1 << 18  # worked on together, in float64
 TILE = 1024  # neurons whose cosines are made together
 ROUNDING = 1e-6  # position 0 is the same in every row, but for the rounding of batches of different sizes
-RANKED = ("sparsity", "mean", "skew", "kurt", "input_bias", "in_out_sim", "l2_penalty", "vocab_kurt")  # Fig 3
 
 
 def weight_statistics(weights: ProcessedWeights) -> dict[str, np.ndarray]:
@@ -173,21 +168,3 @@ def duplicates(
         "layer_corr_max": torch.cat(corr).cpu().numpy(),
         "layer_corr_neuron": units.place_of(torch.cat(neuron).cpu().numpy())[1].astype(np.int32),
     }
-
-
-def percentiles(neurons: pl.DataFrame) -> pl.DataFrame:
-    """The neuron table with, for each metric of Fig 3, its percentile (0–100) within the neuron's own layer.
-
-    The percentile is the share of the layer's neurons that are smaller, ties counted half.
-    """
-    columns: Mapping[str, Any] = {
-        f"{metric}_percentile": _percentile(metric).over("model", "layer")
-        for metric in RANKED
-        if metric in neurons.columns
-    }
-    return neurons.with_columns(**columns)
-
-
-def _percentile(metric: str) -> pl.Expr:
-    finite = pl.when(pl.col(metric).is_finite()).then(pl.col(metric))
-    return (finite.rank("average") - 0.5) / finite.count() * 100

@@ -10,6 +10,7 @@ product_units    by which units of a CPU products are made, and how exact they a
 memory           what a study takes in memory, and in how many passes it therefore makes the co-moments
 check            would these models work together
 fit              how well tokenizers fit: the table `spans` as rows of text
+shown_first      which neurons of a family figures show first
 shown            the neurons that figures show, and what the held-out pass keeps of them
 tables           what was found, as tables
 example_tables   where neurons fire, alone and with their matches beside them
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     )
     from universal_neurons.study.roles_again import settings_of_roles, study_roles
     from universal_neurons.study.run import run_study
-    from universal_neurons.study.shown import DUPLICATES, PER_FAMILY, ranking, same_label
+    from universal_neurons.study.shown_first import DUPLICATES, PER_FAMILY, ranking, same_label
     from universal_neurons.study.sketch_maker import make_sketch
 else:
     __getattr__, __dir__ = face(
@@ -81,7 +82,7 @@ else:
             "estimate": ["Estimate", "resident_bytes"],
             "measured": ["fewest_seconds", "gemm_rate", "measured_ids"],
             "memory": ["weight_bytes"],
-            "shown": ["DUPLICATES", "PER_FAMILY", "ranking", "same_label"],
+            "shown_first": ["DUPLICATES", "PER_FAMILY", "ranking", "same_label"],
             "run": ["run_study"],
             "sketch_maker": ["make_sketch"],
             "roles_again": ["settings_of_roles", "study_roles"],

@@ -1,8 +1,4 @@
-"""The neurons that figures show: the best of each family, and what the detail pass keeps of them.
-
-Of a family's neurons the universal ones come first, by how much their label explains; where none is universal, the best
-by excess; where universality was not asked about, by how much the label explains.
-"""
+"""The neurons that figures show: the best of each family, and what the detail pass keeps of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,12 +23,11 @@ from universal_neurons.statistics import (
     What,
     seed_of,
 )
+from universal_neurons.study.shown_first import DUPLICATES, PER_FAMILY, ranking, same_label
 from universal_neurons.text import Rows, kind_of
 from universal_neurons.units import Units, unit_name
 
-PER_FAMILY = 4
 SPARE = 2  # kept in case held-out rows take some out of their family
-DUPLICATES = 3
 MOST_TOKENS = 100_000
 
 
@@ -43,28 +38,6 @@ class Shown:
     neurons: Int[np.ndarray, " shown"]
     labels: Int[np.ndarray, " shown"]
     pre: Bool[np.ndarray, " shown"]
-
-
-def ranking(neurons: pl.DataFrame) -> tuple[pl.DataFrame, str]:
-    """A family's neurons, the ones to show first in front, and by what they were ranked."""
-    if neurons["is_universal"].any():
-        first = neurons.filter("is_universal").sort("variance_reduction", descending=True, nulls_last=True)
-        return pl.concat([first, ranking(neurons.filter(~pl.col("is_universal")))[0]]), "universal ones first"
-    if neurons["excess_corr"].is_not_null().any():
-        ranked = neurons.sort(pl.col("excess_corr").fill_nan(None), descending=True, nulls_last=True)
-        return ranked, "none universal: the best by excess"
-    ranked = neurons.sort(pl.col("variance_reduction").fill_nan(None), descending=True, nulls_last=True)
-    return ranked, "by variance reduction"
-
-
-def same_label(neurons: pl.DataFrame) -> pl.DataFrame:
-    """The unigram neurons that share the commonest label, best first: duplicates of one feature (Fig 4a)."""
-    unigrams = neurons.filter(pl.col("family") == "unigram")
-    if unigrams.is_empty():
-        return unigrams
-    counts = unigrams.group_by("label").agg(pl.len(), pl.col("variance_reduction").sum())
-    commonest = counts.sort("len", "variance_reduction", "label", descending=True)["label"][0]
-    return unigrams.filter(pl.col("label") == commonest).sort("variance_reduction", descending=True)
 
 
 def choose_shown(neurons: pl.DataFrame, label_of: Int[np.ndarray, " neurons"], units: Units) -> Shown:

@@ -11,7 +11,8 @@ span_rows   documents to rows of the same spans for several tokenizers
 span_fit    how well tokenizers fit: tokens a span, text left out
 row_texts   the texts of rows, whole, and which bytes of them each position stands for
 passages    Passages: such rows, each tokenizer's tokens in them, and which spans are counted
-vocabulary  a vocabulary as strings; where in a word a token stands
+word_places  where in a word a token stands, by numbers
+vocabulary  a vocabulary as strings; where in a word its tokens stand
 token_counts  how often each token occurs in the text that models were trained on
 """
 
@@ -24,16 +25,8 @@ if TYPE_CHECKING:
     from universal_neurons.text.row_texts import RowText, texts_in
     from universal_neurons.text.token_counts import TokenCounts, frequencies_of
     from universal_neurons.text.tokens import HELDOUT_MOST, SHARD_POSITIONS, STRETCHES, Rows, Shard, TokenDataset
-    from universal_neurons.text.vocabulary import (
-        INSIDE_WORD,
-        KINDS,
-        WORD,
-        WORD_START,
-        Vocabulary,
-        kind_of,
-        read_vocabulary,
-        token_of,
-    )
+    from universal_neurons.text.vocabulary import Vocabulary, read_vocabulary
+    from universal_neurons.text.word_places import INSIDE_WORD, KINDS, WORD, WORD_START, kind_of, token_of
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -42,15 +35,7 @@ else:
             "row_texts": ["RowText", "texts_in"],
             "token_counts": ["TokenCounts", "frequencies_of"],
             "tokens": ["HELDOUT_MOST", "SHARD_POSITIONS", "STRETCHES", "Rows", "Shard", "TokenDataset"],
-            "vocabulary": [
-                "INSIDE_WORD",
-                "KINDS",
-                "Vocabulary",
-                "WORD",
-                "WORD_START",
-                "kind_of",
-                "read_vocabulary",
-                "token_of",
-            ],
+            "vocabulary": ["Vocabulary", "read_vocabulary"],
+            "word_places": ["INSIDE_WORD", "KINDS", "WORD", "WORD_START", "kind_of", "token_of"],
         },
     )

@@ -16,10 +16,8 @@ from jaxtyping import Int
 
 from universal_neurons.models import all_special_ids, spelling_of, strings_of, vocabulary_ids
 from universal_neurons.text.tokens import Rows
+from universal_neurons.text.word_places import INSIDE_WORD, N_KINDS, NO_WORD, WORD, WORD_START
 
-NO_WORD, WORD, WORD_START, INSIDE_WORD = range(4)
-KINDS = {WORD: "word", WORD_START: "word start", INSIDE_WORD: "inside word"}
-N_KINDS = 4
 ROWS_AT_ONCE = 512
 
 
@@ -89,16 +87,6 @@ class Vocabulary:
         """A row per token: its string and how often it is counted."""
         tokens = np.arange(len(self), dtype=np.int32)
         return pl.DataFrame({"token": tokens, "string": list(self.strings), "count": counts.sum(1)})
-
-
-def token_of(words: Int[np.ndarray, " words"]) -> Int[np.ndarray, " words"]:
-    """The tokens of some words (`Vocabulary.words`)."""
-    return words // N_KINDS
-
-
-def kind_of(words: Int[np.ndarray, " words"]) -> Int[np.ndarray, " words"]:
-    """Where in a word the tokens of some words stand."""
-    return words % N_KINDS
 
 
 def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:

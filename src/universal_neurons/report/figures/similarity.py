@@ -8,14 +8,16 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from universal_neurons.matching import MEASURES
 from universal_neurons.report.figures.illustration import FigureKind
 from universal_neurons.report.figures.style import STYLE, canvas, lettering
 from universal_neurons.report.numbers import number
 
-TITLES = dict(
-    zip(MEASURES, ("(a) CKA", "(b) mean squared CCA", "(c) R² of the other layer", "(d) R² from the other layer"))
-)
+TITLES = {
+    "cka": "(a) CKA",
+    "cca": "(b) mean squared CCA",
+    "r2_to_match": "(c) R² of the other layer",
+    "r2_from_match": "(d) R² from the other layer",
+}
 MOST_NUMBERS = 64  # cells of a map that say their value
 
 
