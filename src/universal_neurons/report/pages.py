@@ -110,6 +110,7 @@ def _pictures(store: Store) -> dict[str, Picture]:
 
 
 def _picture(shown: figures.Illustration) -> Picture:
+    figures.lay_out(shown.figure)
     return Picture(shown.title, _embedded(figures.render(shown.figure, "svg")), shown.caption)
 
 
@@ -123,9 +124,9 @@ def _write_figures(store: Results, drawn: Mapping[str, figures.Illustration]) ->
     """Write figures as SVG and PNG; returns them by name, to be embedded."""
     pictures = {}
     for name, shown in drawn.items():
+        figures.lay_out(shown.figure)
         svg = figures.render(shown.figure, "svg")
         store.write_page(f"figures/{name}.svg", svg)
-        shown.figure.set_layout_engine("none")  # as the SVG laid it out
         store.write_page(f"figures/{name}.png", figures.render(shown.figure, "png"))
         pictures[name] = Picture(shown.title, _embedded(svg), shown.caption)
     return pictures

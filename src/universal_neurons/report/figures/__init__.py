@@ -8,7 +8,7 @@ from universal_neurons.report.figures.dynamics import DYNAMICS_KINDS, StepAxis
 from universal_neurons.report.figures.illustration import Caption, FigureKind, Illustration
 from universal_neurons.report.figures.kinds import STUDY_KINDS, study_figures
 from universal_neurons.report.figures.one_neuron import NEURON_KINDS
-from universal_neurons.report.figures.style import render
+from universal_neurons.report.figures.style import lay_out, render
 from universal_neurons.report.figures.universality import CONVERGENCE, DENSITIES, by_asker, by_subset, densities
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "by_asker",
     "by_subset",
     "densities",
+    "lay_out",
     "render",
     "study_figures",
 ]

@@ -1,9 +1,11 @@
 """What all figures share: their style, whom they single out, and their bytes."""
 
 import base64
+import contextlib
 import io
 import re
 import warnings
+from collections.abc import Iterator
 from html import escape
 from textwrap import fill
 from typing import Any
@@ -12,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, MaxNLocator, NullLocator
 
@@ -23,6 +26,8 @@ STYLE: Any = {
     "text.parse_math": False,  # no name, label or token is mathematics, whatever a person's own settings are
     "text.usetex": False,
     "axes.formatter.use_mathtext": False,
+    "figure.autolayout": False,  # a figure that was laid out stays so
+    "figure.constrained_layout.use": False,
     "text.hinting": "no_hinting",  # letters of a PNG are as wide as those of the SVG that laid the figure out
     "font.size": 9,
     "axes.spines.top": False,
@@ -142,11 +147,30 @@ def highlighted(neurons: pl.DataFrame) -> tuple[np.ndarray, str] | None:
     return mask, "universal" if universal else "top 1 % by excess (none universal)"
 
 
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", DRAWING_WARNINGS)
+        yield
+
+
+def lay_out(figure: Figure) -> None:
+    """Lay a figure out by the letters of an SVG, once for all: `savefig` draws a figure that it lays out twice."""
+    engine, canvas, dpi = figure.get_layout_engine(), figure.canvas, figure.dpi
+    if engine is None:
+        return
+    with _drawing():
+        FigureCanvasSVG(figure)  # becomes the figure's
+        engine.execute(figure)
+        figure.set_canvas(canvas)
+        figure.dpi = dpi
+        figure.set_layout_engine(None)
+
+
 def render(figure: Figure, kind: str) -> bytes:
     """A figure's bytes as `svg` or `png`, the same every time."""
     target = io.BytesIO()
     metadata = {"Date": None, "Creator": "universal-neurons"} if kind == "svg" else {"Software": "universal-neurons"}
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", DRAWING_WARNINGS)
+    with _drawing():
         figure.savefig(target, format=kind, dpi=150, metadata=metadata)
     return target.getvalue()
