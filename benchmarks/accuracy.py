@@ -65,13 +65,13 @@ def accuracy(seeds: int, count: int) -> None:
 |---|---|
 | sketched ρ, all pairs: rms error | {math.sqrt(total["square"] / seeds):.4f} |
 | the worst error | {worst["worst"]:.3f} |
-| sketch alone finds the best match | {total["sketch"] / cases:.2%}; of ρ ≥ .3 {total["sketch_high"] / high:.2%} |
+| sketch alone finds the best match | {total["sketch"] / cases:.2%}; of ρ ≥ 0.3 {total["sketch_high"] / high:.2%} |
 | its best ρ, mean error before / after the correction | {total["raw"] / seeds:+.4f} / {total["corrected"] / seeds:+.4f} |
 | its baseline, mean error | {total["baseline"] / seeds:+.4f} |
 | screened finds the best match | {total["found"] / cases:.3%} |
-| of those with ρ ≥ .3, at least 99.9 % wanted | {total["found_high"] / high:.3%} |
+| of those with ρ ≥ 0.3, at least 99.9 % wanted | {total["found_high"] / high:.3%} |
 | screened: max error of the best ρ where found, against float64 | {worst["error"]:.1e} |
-| certified | {total["certified"] / cases:.1%}; of ρ ≥ .3 {total["certified_high"] / high:.1%} |
+| certified | {total["certified"] / cases:.1%}; of ρ ≥ 0.3 {total["certified_high"] / high:.1%} |
 | certified and right, 100 % wanted | {total["right"] / max(total["certified"], 1):.4%} of {total["certified"]:,} |
 | candidates a neuron | {total["candidates"] / cases:.1f} |
 """)

@@ -92,13 +92,13 @@ def quiet(n: int) -> Pairs:
 
 
 KINDS: dict[str, Callable[[int], Pairs]] = {
-    "Gaussian, ρ .1": mixed(gaussian, 0.1),
-    "Gaussian, ρ .5": mixed(gaussian, 0.5),
-    "Gaussian, ρ .9": mixed(gaussian, 0.9),
-    "Student t, 3 degrees, ρ .5": mixed(lambda n: draw.standard_t(3, (TOKENS, n)), 0.5),
-    "lognormal, σ 2, ρ .5": mixed(lambda n: np.exp(2 * gaussian(n)), 0.5),
-    "active in 1 of 100, ρ .5": mixed(lambda n: gaussian(n) * (draw.random((TOKENS, n)) < 0.01), 0.5),
-    "eight times louder in one shard, ρ .5": mixed(gaussian, 0.5, POSITIONS, 8.0),
+    "Gaussian, ρ 0.1": mixed(gaussian, 0.1),
+    "Gaussian, ρ 0.5": mixed(gaussian, 0.5),
+    "Gaussian, ρ 0.9": mixed(gaussian, 0.9),
+    "Student t, 3 degrees, ρ 0.5": mixed(lambda n: draw.standard_t(3, (TOKENS, n)), 0.5),
+    "lognormal, σ 2, ρ 0.5": mixed(lambda n: np.exp(2 * gaussian(n)), 0.5),
+    "active in 1 of 100, ρ 0.5": mixed(lambda n: gaussian(n) * (draw.random((TOKENS, n)) < 0.01), 0.5),
+    "eight times louder in one shard, ρ 0.5": mixed(gaussian, 0.5, POSITIONS, 8.0),
     "negated in one shard": flipped(1),
     "negated in two shards": flipped(2),
     "negated in three shards": flipped(3),

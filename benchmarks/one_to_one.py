@@ -41,7 +41,7 @@ def random_others(units: int, few: int) -> Candidates:
 
 
 def shared_others(units: int, few: int) -> Candidates:
-    """Three fifths of the units have a counterpart of their own, at ρ .9."""
+    """Three fifths of the units have a counterpart of their own, at ρ 0.9."""
     corr, index = random_others(units, few)
     shared = units * 3 // 5
     index[:shared][index[:shared] == np.arange(shared)[:, None]] = -1

@@ -6,7 +6,7 @@ Two seeds with squared ReLU (roles-2 and roles-3), and two of the same recipe wi
 the same initial weights, the same rows of text; roles-4-gelu).  For every neuron of one, its best match in the other by
 ρ of the activations as they are, of their square roots (with the sign) and of their ranks over the tokens; less the best
 match among the neurons of the other rotated at random within each layer (after the paper's baseline: whatever lies in
-few directions is found there too), as they are and each of variance 1.  Universal is a neuron of an excess above .5,
+few directions is found there too), as they are and each of variance 1.  Universal is a neuron of an excess above 0.5,
 here of one other model.
 
 Prints a Markdown section; docs/suite.md holds one.
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20_000)
     tokens = parser.parse_args().tokens
     print(
-        "| activation | ρ of activations | living | median ρ | ρ > .5 | ρ > .8 | universal | universal, standardised |"
+        "| activation | ρ of activations | living | median ρ | ρ > 0.5 | ρ > 0.8 | universal | universal, standardised |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for kind, names in PAIRS.items():

@@ -109,9 +109,9 @@ def _universality(measured: dict[str, Any]) -> str:
     suite = next(iter(measured["sets"].values()))
     return f"""## Universal neurons
 
-Excess correlation above .5 (Gurnee et al., 2024), each model of a set against all others of the set,
+Excess correlation above 0.5 (Gurnee et al., 2024), each model of a set against all others of the set,
 {measured["tokens"]:,} held-out tokens. On held-out rows: the number there [surely, possibly: where the 95 % interval
-lies above .5, or reaches it].
+lies above 0.5, or reaches it].
 
 {chr(10).join(sets)}
 Families in the first set, universal / all:

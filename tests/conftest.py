@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -163,6 +165,19 @@ def save_tiny(folder: Path, family: str = "gpt2", seed: int = 0, **changes) -> P
         tiny_network(family, seed, **changes).save_pretrained(folder)
         small_tokenizer().save_pretrained(folder)
     return folder
+
+
+SLOW = ("torch", "transformers", "scipy", "sklearn", "matplotlib", "pyarrow", "pandas", "datasets", "spacy", "ray")
+
+
+def require_light(*commands: Sequence[object], code: str = "", without: Sequence[str] = SLOW) -> str:
+    """What a process of its own prints that runs commands, or code, and imports nothing of `without`."""
+    words = [list(map(str, command)) for command in commands]
+    lines = f"import sys\nfrom universal_neurons.cli import main\nfor words in {words!r}:\n    main(words)\n{code}"
+    lines += f"\nassert not set({without!r}) & set(sys.modules), set({without!r}) & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def exit_code(*arguments) -> int:

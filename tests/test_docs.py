@@ -11,6 +11,7 @@ from conftest import FEW_ROLES
 from described import WORDS, require_described
 from reference import all_pages, columns
 from sentences import bare_numbers, long_sentences
+from store_page import LIST, filled
 
 import universal_neurons as un
 from universal_neurons.cli import app
@@ -109,6 +110,23 @@ def test_what_is_wrong_with_a_page_of_the_site_stops_it(text, said, tmp_path, ca
     assert said in capfd.readouterr().err
 
 
+def test_the_sites_style_brings_the_fonts_that_it_names():
+    static = ROOT / "docs/site/static"
+    fonts = re.findall(r'url\("(.+?)"\)', (static / "site.css").read_text(encoding="utf-8"))
+    assert fonts
+    for font in fonts:
+        assert (static / font).read_bytes().startswith(b"wOF2")
+        assert list((static / font).parent.glob("OFL.txt"))
+
+
+def test_the_store_page_lists_every_column_as_it_is_described():
+    assert filled(DOCS["store.md"]) == DOCS["store.md"], "run: python docs/site/store_page.py"
+    listed = [(kind, name) for _, kind, name, _ in LIST.findall(DOCS["store.md"])]
+    assert sorted(listed) == sorted(
+        [("shared", "all"), *((kind, name) for kind, tables in WORDS.items() if kind != "shared" for name in tables)]
+    )
+
+
 def test_every_docs_page_is_linked_from_the_readme():
     for name in DOCS:
         assert f"docs/{name}" in README, name
@@ -164,6 +182,11 @@ def test_local_links_lead_somewhere_from_their_own_page(page):
         if heading:
             titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
             assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_numbers_have_their_zero_on_every_page(page):
+    assert not bare_numbers(page.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -271,17 +294,10 @@ def test_every_column_is_described(tmp_path, folders, text_file):
         "preconditions",
     )
     drawn = {"details", "effect_histograms", "class_histograms", "head_scores", "attention_samples"}
-    assert {path.stem for path in store.path.glob("*.parquet")} <= {*names, *roles, *drawn}
-    assert {path.stem for path in store.path.glob("*.parquet")} >= {*names, *roles} - {"ensembles"}
+    written = {path.stem for path in store.path.glob("*.parquet")}
+    assert {*names, *roles, *drawn} >= written >= {*names, *roles, *drawn} - {"ensembles"}
     for name in names:
         for column in store.table(name).columns:
             assert column in DOCS["design.md"], (name, column)
-    for name in (*names, *roles):
-        if store.has(name):
-            require_described(store.table(name), name)
-    told_elsewhere = {"layers", "correlations", "convergence", "subsets"}
-    for name in (name for name in (*names, *roles) if name not in told_elsewhere):
-        if not store.has(name):
-            continue
-        for column in store.table(name).columns:
-            assert f"`{column}`" in DOCS["store.md"], (name, column)
+    for name in written:
+        require_described(store.table(name), name)

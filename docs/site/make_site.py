@@ -5,7 +5,7 @@
 2. The notebooks of docs/tutorials become pages, with the outputs that they hold (`tutorials`).
 3. The reference is written beside them (`reference`): commands from the app, settings from the configuration's fields,
    tables from docs/columns.yaml, Python from docstrings.  It is made anew each time, so it cannot be stale.
-4. Sphinx makes HTML of all, with MyST for Markdown, furo for the looks and formulas as MathML.
+4. Sphinx makes HTML of all, with MyST for Markdown, furo for the looks and formulas as MathML in a font of ours.
 
 Why Sphinx (looked at in November 2026): mkdocs 1 has had no release since 2024, and mkdocs-material calls itself
 inactive; its authors' Zensical is an alpha that changes every week, and is about to replace its own link checks.

@@ -32,6 +32,7 @@ SETTINGS: dict[str, tuple[type[BaseModel], str]] = {
     "Of a publication": (Published, "The section `published` of a file of settings: its counts, printed beside ours."),
 }
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+HEAD = ("column", "type", "unit", "meaning")  # of a list of columns
 Row = tuple[str, ...]
 
 
@@ -105,16 +106,21 @@ def tables() -> str:
     """Every column of every table: type, unit, meaning."""
     about = (
         "A type is polars'. A unit `–` is none. `1, −1` and the like are all values there are. "
-        "More on each: [the store](../docs/store.md), [diffs](../docs/diff.md), [dynamics](../docs/dynamics.md)."
+        "More on each: [the store](store.md), [diffs](diff.md), [dynamics](dynamics.md)."
     )
     parts = ["# Tables", about]
-    words = yaml.safe_load(COLUMNS.read_text(encoding="utf-8"))
+    words = read_columns()
     for kind, title in KINDS.items():
         parts.append(f"## {title}")
         for name, described in words[kind].items():
             rows = [(f"`{column}`", *told) for column, told in columns(words, kind, name).items()]
-            parts += [f"### `{name}`", described["about"], table(("column", "type", "unit", "meaning"), rows)]
-    return "\n\n".join(parts) + "\n"
+            parts += [f"### `{name}`", described["about"], table(HEAD, rows)]
+    return "\n\n".join(parts).replace("](", "](../docs/") + "\n"
+
+
+def read_columns() -> dict[str, Any]:
+    """docs/columns.yaml; links in it lead from docs/."""
+    return yaml.safe_load(COLUMNS.read_text(encoding="utf-8"))
 
 
 def columns(words: Mapping[str, Any], kind: str, name: str) -> dict[str, Row]:

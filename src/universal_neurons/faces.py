@@ -1,4 +1,4 @@
-"""The face of a package: names of its files, each imported when it is first asked for.
+"""Names that are imported when they are first asked for: a package's face, a function that is called later.
 
 So a package may show all that others need of it without being slow to import, and without circles.
 """
@@ -18,3 +18,12 @@ def face(package: str, files: Mapping[str, Sequence[str]]) -> tuple[Callable[[st
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return attribute, lambda: sorted(homes)
+
+
+def later(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that is imported when the function is first called."""
+
+    def call(*given: Any, **named: Any) -> Any:
+        return getattr(import_module(module), name)(*given, **named)
+
+    return call

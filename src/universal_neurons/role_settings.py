@@ -9,6 +9,7 @@ MOST = 10**12  # tokens or neurons: more than anybody has, and far from what ove
 MOST_ROWS = 10**6  # of a table that is kept per neuron or model
 LOGITS_READ, FEWEST_READ = 1 << 26, 1024  # of a change that roles try: logits, and positions
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 0.999, 1.0)  # of a neuron's activations, that it is fixed to
+OFTEN = 5  # times in the text: tokens that occur less often are not listed as raised or lowered most
 PAPER_VALUES = (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 
 
@@ -18,13 +19,13 @@ class RoleSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     tokens: int = Field(
-        8192, ge=2, lt=MOST, description="Held-out token positions that interventions are tried on, at most."
+        4096, ge=2, lt=MOST, description="Held-out token positions that interventions are tried on, at most."
     )
     readings: int | None = Field(
         None,
         ge=2,
         lt=MOST,
-        description="Of these the positions whose changed predictions are read, at most; else 8192, or 2^26 logits, "
+        description="Of these the positions whose changed predictions are read, at most; else all, or 2^26 logits, "
         "but 1024.",
     )
     kurtosis: float = Field(10.0, description="Of cos(w_out, W_U), above: prediction (skew > 0) or suppression.")
@@ -92,7 +93,7 @@ class RoleSettings(BaseModel):
         0.1, gt=0, lt=1, description="Mean attention to BOS of a head, at least, for neurons to switch it by."
     )
     ablated: int = Field(
-        64, ge=1, le=MOST_ROWS, description="Universal neurons whose matches are ablated too, at most."
+        32, ge=1, le=MOST_ROWS, description="Universal neurons whose matches are ablated too, at most."
     )
 
     def positions_read(self, vocabulary: int) -> int:

@@ -5,7 +5,7 @@ mixture of experts unit 17 of expert 5 is `L3.E5.17`, while `L3.17` is one that 
 expert).  All units of a model are numbered from 0, layer after layer, a layer's experts last; −1 is the number, the
 layer and the unit of none (no match).  In a place (layer, unit), and so in tables, an expert's unit is
 (expert + 1) · 1 000 000 + its number within the expert: a place has one name, whatever the model.
-Numbers and places are turned into each other here, and names are written and read here.
+Numbers and places, single ones and arrays, are turned into each other here, and names are written and read here.
 """
 
 import re
@@ -18,9 +18,7 @@ from typing import Any, overload
 
 import numpy as np
 import polars as pl
-import torch
 from jaxtyping import Int, Int32
-from torch import Tensor
 
 NONE = -1
 EXPERT = 1_000_000  # an expert's unit, in a place, counts from (expert + 1) times this
@@ -118,19 +116,13 @@ class Units:
     def place_of(
         self, number: Int[np.ndarray, "*shape"]
     ) -> tuple[Int[np.ndarray, "*shape"], Int[np.ndarray, "*shape"]]: ...
-    @overload
-    def place_of(self, number: Int[Tensor, "*shape"]) -> tuple[Int[Tensor, "*shape"], Int[Tensor, "*shape"]]: ...
     def place_of(self, number: Any) -> tuple[Any, Any]:
-        """Layer and unit of a number, or of each in an array or tensor."""
+        """Layer and unit of a number, or of each in an array."""
         if isinstance(number, int):
             assert NONE <= number < len(self), (number, len(self))
             layer = bisect_right(self.starts, number) - 1
             return layer, NONE if layer < 0 else self._unit(layer, number - self.starts[layer])
         assert _all_within(number, len(self)), f"a number of no unit among {len(self)}"
-        if isinstance(number, Tensor):
-            starts = torch.tensor(self.starts, device=number.device)
-            layers = torch.bucketize(number, starts, right=True) - 1
-            return layers, self._units(layers, number - starts[layers]).masked_fill(layers < 0, NONE)
         layers = np.searchsorted(self.starts, number, side="right") - 1
         return layers, np.where(layers < 0, NONE, self._units(layers, number - np.array(self.starts)[layers]))
 
@@ -152,30 +144,25 @@ class Units:
         expert, within = divmod(beyond, self._experts[layer][1])
         return (expert + 1) * EXPERT + within
 
-    def _units(self, layers: Any, offsets: Any) -> Any:
-        """The same of arrays or tensors."""
+    def _units(self, layers: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """The same of arrays."""
         if not self.experts:
             return offsets
         plain, each = self._of_layers(layers)
         beyond = offsets - plain
-        where = torch.where if isinstance(offsets, Tensor) else np.where
-        return where(beyond < 0, offsets, (beyond // each + 1) * EXPERT + beyond % each)
+        return np.where(beyond < 0, offsets, (beyond // each + 1) * EXPERT + beyond % each)
 
-    def _offsets(self, layers: Any, units: Any) -> Any:
-        """How far units of arrays or tensors stand from their layer's first."""
+    def _offsets(self, layers: np.ndarray, units: np.ndarray) -> np.ndarray:
+        """How far units of arrays stand from their layer's first."""
         if not self.experts:
             return units
         plain, each = self._of_layers(layers)
-        where = torch.where if isinstance(units, Tensor) else np.where
-        return where(units < EXPERT, units, plain + (units // EXPERT - 1) * each + units % EXPERT)
+        return np.where(units < EXPERT, units, plain + (units // EXPERT - 1) * each + units % EXPERT)
 
-    def _of_layers(self, layers: Any) -> tuple[Any, Any]:
+    def _of_layers(self, layers: np.ndarray) -> tuple[Any, Any]:
         """Of some layers, how many units are no expert's, and how many each expert has (1 where there is none)."""
         values = [self.plain, [max(each, 1) for _, each in self._experts]]
-        if isinstance(layers, Tensor):
-            plain, each = torch.tensor(values, device=layers.device)[:, layers]
-        else:
-            plain, each = np.array(values)[:, layers]
+        plain, each = np.array(values)[:, layers]
         return plain, each
 
     @overload
@@ -184,19 +171,13 @@ class Units:
     def number_of(
         self, layer: Int[np.ndarray, "*shape"], unit: Int[np.ndarray, "*shape"]
     ) -> Int[np.ndarray, "*shape"]: ...
-    @overload
-    def number_of(self, layer: Int[Tensor, "*shape"], unit: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]: ...
     def number_of(self, layer: Any, unit: Any) -> Any:
-        """The number of a unit, or of each in arrays or tensors of layers and units."""
+        """The number of a unit, or of each in arrays of layers and units."""
         if isinstance(layer, int):
             assert self.has(layer, unit) or layer == unit == NONE, (layer, unit)
             return NONE if layer < 0 else self.starts[layer] + int(self._offsets(np.array(layer), np.array(unit)))
         assert _all_within(layer, self.layers), f"a layer that is none of {self.layers}"
-        if isinstance(layer, Tensor):
-            starts = torch.tensor(self.starts, device=layer.device)
-            number = (starts[layer] + self._offsets(layer, unit)).masked_fill(layer < 0, NONE)
-        else:
-            number = np.where(layer < 0, NONE, np.array(self.starts)[layer] + self._offsets(layer, unit))
+        number = np.where(layer < 0, NONE, np.array(self.starts)[layer] + self._offsets(layer, unit))
         assert (self.place_of(number)[1] == unit).all(), "a unit that its layer does not have"
         return number
 
@@ -204,8 +185,6 @@ class Units:
     def layer_of(self, number: int) -> int: ...
     @overload
     def layer_of(self, number: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]: ...
-    @overload
-    def layer_of(self, number: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]: ...
     def layer_of(self, number: Any) -> Any:
         """The layer of a number, or of each."""
         return self.place_of(number)[0]
@@ -243,7 +222,7 @@ class Units:
         return first + pl.when(unit < EXPERT).then(unit).otherwise(of_expert)
 
 
-def _all_within(numbers: Int[np.ndarray, "*shape"] | Int[Tensor, "*shape"], end: int) -> bool:
+def _all_within(numbers: Int[np.ndarray, "*shape"], end: int) -> bool:
     return bool(((numbers >= NONE) & (numbers < end)).all())
 
 

@@ -9,7 +9,7 @@ import sys
 
 import polars as pl
 import pytest
-from conftest import exit_code, save_tiny, some_text
+from conftest import SLOW, exit_code, require_light, save_tiny, some_text
 
 from universal_neurons.cli import app
 from universal_neurons.cli.frame import StudyFlags
@@ -18,19 +18,13 @@ from universal_neurons.config import StudyConfig
 from universal_neurons.errors import InputError
 from universal_neurons.terminal import output
 
-COMMANDS = ("run", "dynamics", "show", "labels", "roles", "report", "export", "check", "estimate", "convert")
+COMMANDS = [name for summaries in SUMMARIES.values() for name in summaries]
 
 
 def test_help_needs_no_torch():
-    code = (
-        "import sys\nfrom universal_neurons.cli import main\n"
-        f"for command in {COMMANDS}:\n    main([command, '--help'])\nmain(['--help'])\n"
-        "assert not {'torch', 'transformers', 'polars', 'matplotlib'} & set(sys.modules), 'heavy import'\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    printed = require_light(*((command, "--help") for command in COMMANDS), ("--help",), without=(*SLOW, "polars"))
     for command in COMMANDS:
-        assert command in done.stdout
+        assert f"uneurons {command} " in printed
 
 
 def test_the_list_of_commands_needs_no_command():
@@ -40,17 +34,6 @@ def test_the_list_of_commands_needs_no_command():
         "from universal_neurons.cli import overview, entry\n"
         "late = {'pydantic', 'yaml', 'filelock', 'universal_neurons.config', 'universal_neurons.cli.frame'}\n"
         "assert not late & set(sys.modules), late & set(sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_what_shows_a_study_imports_nothing_that_makes_one():
-    """torch alone of what is slow to import: whose types the accumulators' modules name."""
-    late = ("scipy.stats", "transformers", "datasets", "matplotlib", "sklearn", "pandas", "spacy", "starlette", "ray")
-    code = (
-        "import sys\nfrom universal_neurons.report import at_threshold, neuron_view, study_view\n"
-        f"assert not set({late}) & set(sys.modules), set({late}) & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -127,6 +110,19 @@ def test_every_stage_of_two_models(study, few_roles, few_figures, capsys):
     assert exit_code("estimate", *[a for a in arguments if a not in ("--stages", "universality")], "--json") == 0
     assert json.loads(capsys.readouterr().out)["memory_peak"] > universality
     assert exit_code("estimate", "--models", arguments[1], "--stages", "weights") == 2
+    asked = (
+        (),
+        ("m1/L1.7",),
+        ("m1/L1.7", "--all"),
+        ("--anchors",),
+        ("--label", "contains_comma"),
+        ("--threshold", "0.1"),
+    )
+    printed = require_light(*(("show", run, *words) for words in asked), ("labels",), ("labels", run), ("check", run))
+    for words in ("What the neurons fire on", "What it fires on", "is_year", "mutual", "are those that were written"):
+        assert words in printed
+    read = "store.universal, store.neuron('m1/L1.7').counterparts, store.families, store.explanations"
+    require_light(code=f"import universal_neurons as un\nstore = un.Store({str(run)!r})\nprint(store, {read})\n")
 
 
 def test_run_show_report(study, folders, svg_only, capsys, tmp_path, monkeypatch, request):

@@ -3,13 +3,12 @@
 import json
 import shutil
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import exit_code, small_tokenizer, some_text, tiny_network
+from conftest import exit_code, require_light, small_tokenizer, some_text, tiny_network
 from described import require_described
 
 import universal_neurons as un
@@ -300,12 +299,9 @@ def test_sets_by_hand(seed):
 
 
 def test_every_column_is_described(found):
-    store_page = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
     for name in ("checkpoints", "neurons", "emergence", "families"):
         assert found.manifest["tables"][name]
         require_described(found.table(name), name, "dynamics")
-        for column in found.table(name).columns:
-            assert f"`{column}`" in store_page, (name, column)
 
 
 def test_pages_and_views(found, capsys):
@@ -335,6 +331,8 @@ def test_pages_and_views(found, capsys):
     assert exit_code("show", found.path / "steps" / "20") == 0
     assert course_view(found, "L0.0")
     assert repr(found).count("%") > 5
+    code = f"import universal_neurons as un\nprint(un.Dynamics({str(found.path)!r}))\n"
+    assert "seed-a in training" in require_light(("show", found.path), ("show", found.path, "L1.9"), code=code)
 
 
 def test_the_step_axis():

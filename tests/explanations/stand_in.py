@@ -44,7 +44,7 @@ def chat(text: str, logprobs: list[dict[str, float]] | None = None) -> dict:
 
 
 def by_digits(body: dict) -> dict:
-    """Yes with .9 where the text (its marked part, its last token) has a digit, else with .1; strength 8 or 0."""
+    """Yes with 0.9 where the text (its marked part, its last token) has a digit, else with 0.1; strength 8 or 0."""
     kind, parts = asked(body)
     if kind == "explaining":
         return chat("Fires on digits.\nMore.")

@@ -61,7 +61,7 @@ def some(score, drawn=(30, 30, 20, 10)):
 
 
 def test_perfect_answers_of_some_windows_are_not_certain():
-    """Of n right answers the exact bound of the share of wrong ones is 1 − .025^(1/n)."""
+    """Of n right answers the exact bound of the share of wrong ones is 1 − 0.025^(1/n)."""
     perfect = some(ACTIVE.astype(float))
     accuracy, precision = perfect.balanced_accuracy(), perfect.auprc()
     assert (accuracy.value, accuracy.high, precision.value, precision.high) == pytest.approx((1, 1, 1, 1))

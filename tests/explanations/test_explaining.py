@@ -293,7 +293,7 @@ def test_show_and_the_summary_say_explanations_with_their_scores(explained, caps
         said = " ".join(capsys.readouterr().out.split())
         assert "What explanations are worth on held-out text" in said
         assert re.search(
-            r"reader, detection by reader: counterparts carry (.99|1.00) .* of the score above chance", said
+            r"reader, detection by reader: counterparts carry (0\.99|1\.00) .* of the score above chance", said
         )
     assert DIGITS in said
     assert "--scorer MODEL" in said

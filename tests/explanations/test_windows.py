@@ -120,7 +120,7 @@ def test_the_seed_decides_alone(models, tokens, drawn, monkeypatch):
 
 
 def test_a_unit_that_is_mostly_silent_has_no_windows_near_firing(models, tokens):
-    """Its .97 and .99 quantiles are one number: it fires wherever it is above."""
+    """Its 0.97 and 0.99 quantiles are one number: it fires wherever it is above."""
     source = NeuronSource(models[0])
     take = source._take
 

@@ -302,7 +302,7 @@ def hand_made_evidence(values, y, null, firing, position):
 
 
 def decided(floor=0.05, is_bos=(), dead=(), null_of_first=0.0, mi=None):
-    """`explain` for three neurons: the label explains .8 of the first on held-out text, 0.1 of the second, 0 of the third."""
+    """`explain` for three neurons: the label explains 0.8 of the first on held-out text, 0.1 of the second, 0 of the third."""
     chooser = np.random.default_rng(0)
     n = 4000
     y, other = (chooser.integers(0, 2, n) for _ in range(2))

@@ -10,7 +10,7 @@ import torch
 from conftest import exit_code, small_tokenizer, tiny_network
 
 from universal_neurons import Model, StudyConfig, TokenDataset, run_study
-from universal_neurons.report.facts import short
+from universal_neurons.report.numbers import number
 from universal_neurons.text import read_vocabulary
 
 CONTEXT, ROWS, WIDTH, HEAD = 32, 400, 96, 32
@@ -61,8 +61,8 @@ def corpus(vocabulary, words):
     for subset in chooser.integers(0, 2, ROWS):
         ids = chooser.choice(words[subset], CONTEXT - 1)
         which = chooser.random(CONTEXT - 1)
-        for number, tokens in enumerate(featured):
-            here = (which >= 0.08 * number) & (which < 0.08 * (number + 1))
+        for place, tokens in enumerate(featured):
+            here = (which >= 0.08 * place) & (which < 0.08 * (place + 1))
             ids[here] = chooser.choice(tokens, here.sum())
         pieces.append((("prose", "verse")[subset], ids))
     return TokenDataset.from_pieces(pieces, context=CONTEXT, bos=0, masked=(0,))
@@ -163,4 +163,4 @@ def test_how_strong_families_are_is_counted_as_in_plain_python(study, capsys):
     assert exit_code("show", study.path) == 0
     told = capsys.readouterr().out.partition("How much the best labels of")[2]
     for family, median in found.drop_nulls("above_half").select("family", "variance_reduction_median").iter_rows():
-        assert re.search(rf"{family.replace('_', ' ')} .*{re.escape(short(median))}", told)
+        assert re.search(rf"{family.replace('_', ' ')} .*{re.escape(number(median))}", told)

@@ -153,7 +153,7 @@ def test_q_values_find_planted_neurons_and_little_else():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_two_models_that_share_nothing_give_no_discoveries_beyond_nominal(seed):
-    """Independent activations, heavy-tailed as real ones: the share of q ≤ .01 stays at or below .01."""
+    """Independent activations, heavy-tailed as real ones: the share of q ≤ 0.01 stays at or below 0.01."""
     from universal_neurons.matching import Evidence
     from universal_neurons.statistics import Batch, Block, CoMoments, Extremes, LayerMoments, SumSquares
 
@@ -182,7 +182,7 @@ def test_untrained_models_give_no_discoveries_beyond_nominal():
 
 
 def test_the_basis_test_says_nothing_of_universality():
-    """Many neurons of untrained networks of the bundled suite's shape pass it on its text (.50 here), none is universal."""
+    """Many neurons of untrained networks of the bundled suite's shape pass it on its text (0.50 here), none is universal."""
     trained = load_model("bundled/seed-1")
     models = []
     for seed in (0, 1):

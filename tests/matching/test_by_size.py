@@ -226,7 +226,7 @@ def proposed(evidence, z):
 
 
 def test_screened_matches_and_certificates(negated):
-    """Five seeds of signs: a match of |ρ| ≥ .3 is always found, with its sign; a certificate is never wrong."""
+    """Five seeds of signs: a match of |ρ| ≥ 0.3 is always found, with its sign; a certificate is never wrong."""
     left, right, rho = negated
     size = np.where(np.isnan(rho), -np.inf, np.abs(rho))
     high = size.max(1) >= 0.3

@@ -36,7 +36,7 @@ VOID = 300.0  # a z whose bounds rule out nothing
 
 
 def planted(seed=0):
-    """Heavy-tailed neurons of two models on a few common directions; the first of both are shared, from ρ ≈ .3 up."""
+    """Heavy-tailed neurons of two models on a few common directions; the first of both are shared, from ρ ≈ 0.3 up."""
     draw = np.random.default_rng(seed)
     n = SHARDS * POSITIONS
     common = draw.standard_normal((n, 6))
@@ -151,7 +151,7 @@ def test_the_correlations_of_candidates_are_numpys(data):
 
 
 def test_the_best_match_is_found_and_what_is_certified_is_right(data):
-    """Twenty seeds of signs: a match of ρ ≥ .3 is always found; a certificate is never wrong."""
+    """Twenty seeds of signs: a match of ρ ≥ 0.3 is always found; a certificate is never wrong."""
     left, right, rho = data
     living = np.arange(N_LEFT) != DEAD_LEFT
     known = np.where(np.isnan(rho), -np.inf, rho)

@@ -7,8 +7,8 @@ from tiny_types import KINDS, model_of
 
 from universal_neurons.errors import ArchitectureError, ConfigError
 from universal_neurons.models import PLACE_KINDS, Place, captured, projection, width_of
-from universal_neurons.models.architectures import module_at
 from universal_neurons.models.norms import Norm
+from universal_neurons.models.parts import module_at
 
 IDS = torch.arange(1, 25).view(2, 12) * 7
 ATTENTION = torch.ones_like(IDS)

@@ -32,7 +32,7 @@ def test_a_seed_is_a_network_of_the_same_kind(family):
 
 
 def test_weights_are_those_of_the_initialiser():
-    """What `transformers` itself makes of the configuration under this seed: deviation .3, biases 0, norms 1."""
+    """What `transformers` itself makes of the configuration under this seed: deviation 0.3, biases 0, norms 1."""
     trained = tiny_model(n_embd=32, n_inner=512)
     model = untrained_model(trained, 7)
     w_in = model.part(0, "w_in")

@@ -117,7 +117,7 @@ def test_a_line_of_the_summary_and_a_table_of_the_page_tell_of_them(store, few_f
     lines = dict(asker_lines(store, "m0"))
     every, half = (store.table("anchors").row(place, named=True) for place in (0, 5))
     assert half["level"] == 0.5
-    told = f"{every['anchors']} anchors (mutual in every model), {half['anchors']} of them at ρ ≥ .50; "
+    told = f"{every['anchors']} anchors (mutual in every model), {half['anchors']} of them at ρ ≥ 0.50; "
     told += f"in a random basis {every['anchors_rotated']} and {half['anchors_rotated']}; "
     assert told in lines["matches"]
     assert len(lines) <= 10

@@ -12,8 +12,8 @@ from conftest import ODD_NAMES
 from universal_neurons import StudyConfig, run_study
 from universal_neurons.report import study_figures, write_joint_report
 from universal_neurons.report.figures import STUDY_KINDS, kinds
-from universal_neurons.report.figures.illustration import number, percent
 from universal_neurons.report.figures.style import lettering
+from universal_neurons.report.numbers import number, percent
 
 LONGEST = 30  # words of a sentence
 TERMS = {  # a word, and how the caption that uses it begins to explain it

@@ -14,7 +14,8 @@ from universal_neurons import StudyConfig, run_study
 from universal_neurons.legible import file_names, legible
 from universal_neurons.report import figures, study_figures, study_view, summary_html, write_joint_report, write_report
 from universal_neurons.report import pages as report
-from universal_neurons.report.facts import facts, short
+from universal_neurons.report.facts import facts
+from universal_neurons.report.numbers import number
 from universal_neurons.report.opening import opening_sentences
 from universal_neurons.report.summary import shown_neurons
 
@@ -129,15 +130,15 @@ def test_notebook_representations(stores):
     assert study_view(stores[0])
 
 
-def test_short_numbers():
-    assert [short(v) for v in (0.123, -0.126, 0.999, None, float("nan"), 0.0, -0.001)] == [
-        ".12",
-        "-.13",
+def test_how_numbers_are_written():
+    assert [number(v) for v in (0.123, -0.126, 0.999, None, float("nan"), 0.0, -0.001)] == [
+        "0.12",
+        "−0.13",
         "1.00",
         "–",
         "–",
-        ".00",
-        ".00",
+        "0.00",
+        "0.00",
     ]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import FEW_ROLES, alike_models, exit_code
+from sentences import bare_numbers
 from test_correlation import some_tokens
 
 from universal_neurons import StudyConfig, run_study
@@ -21,7 +22,8 @@ from universal_neurons.labels import (
     explaining_label,
 )
 from universal_neurons.report import neuron_view, write_report
-from universal_neurons.report.facts import asker_lines, facts, short
+from universal_neurons.report.facts import asker_lines, facts
+from universal_neurons.report.numbers import number
 from universal_neurons.report.summary import (
     basis_test,
     basis_tests,
@@ -57,7 +59,7 @@ def row(**given):
 @pytest.mark.parametrize(
     ("given", "beginning", "words"),
     [
-        ({}, "Universal on this text and on text that did not choose it", ".60 to .80"),
+        ({}, "Universal on this text and on text that did not choose it", "0.60 to 0.80"),
         ({"excess_low": 0.5}, "Universal on this text only", "reaches below 0.5"),
         ({"excess_low": 0.1, "excess_high": 0.3}, "Universal on this text only", "lies below 0.5"),
         (
@@ -66,12 +68,12 @@ def row(**given):
             "not asked",
         ),
         ({"excess_low": None, "excess_high": None}, "Universal on the text that chose its matches", "not asked"),
-        ({"excess_corr": 0.5}, "Not universal: .50 better matched than by chance", ".60 to .80"),
-        ({"excess_corr": 0.48, "excess_standardised": 0.5}, "Not universal: .48", ".60 to .80"),
+        ({"excess_corr": 0.5}, "Not universal: 0.50 better matched than by chance", "0.60 to 0.80"),
+        ({"excess_corr": 0.48, "excess_standardised": 0.5}, "Not universal: 0.48", "0.60 to 0.80"),
         (
             {"excess_corr": 0.48, "excess_standardised": 0.53},
-            "Universal only with every neuron brought to variance 1 (.53, above 0.5), not as the paper counts (.48)",
-            ".60 to .80",
+            "Universal only with every neuron brought to variance 1 (0.53, above 0.5), not as the paper counts (0.48)",
+            "0.60 to 0.80",
         ),
         ({"excess_corr": math.nan}, "Not known", ""),
     ],
@@ -95,23 +97,26 @@ def acting(effects, losses, effects_second=0.0, losses_second=0.0, second_corr=0
     [
         (
             acting((0.6, 0.8), (0.7, 0.9)),
-            "its counterparts do the same (ρ of effects .70, second best .00; of loss changes .80, second best .00)",
+            "its counterparts do the same (ρ of effects 0.70, second best 0.00; of loss changes 0.80, second best 0.00)",
         ),
-        (acting((0.6, 0.8), (0.7, 0.9), 0.55), "do partly the same (ρ of effects .70, second best .55"),
-        (acting((0.6, 0.8), (0.7, 0.9), 0.55, 0.75), "are not seen to do the same (ρ of effects .70, second best .55"),
+        (acting((0.6, 0.8), (0.7, 0.9), 0.55), "do partly the same (ρ of effects 0.70, second best 0.55"),
+        (
+            acting((0.6, 0.8), (0.7, 0.9), 0.55, 0.75),
+            "are not seen to do the same (ρ of effects 0.70, second best 0.55",
+        ),
         (
             acting((0.1, 0.2), (0.3, 0.5)),
-            "are not seen to do the same (ρ of effects .15, second best .00; of loss changes .40",
+            "are not seen to do the same (ρ of effects 0.15, second best 0.00; of loss changes 0.40",
         ),
-        (acting((math.nan, 0.8), (math.nan, math.nan)), "do the same (ρ of effects .80, second best .00)"),
+        (acting((math.nan, 0.8), (math.nan, math.nan)), "do the same (ρ of effects 0.80, second best 0.00)"),
         (acting((math.nan, math.nan), (math.nan, math.nan)), "what its counterparts do is not known"),
         (
             acting((0.6, 0.8), (0.7, 0.9), second_corr=None),
-            "(ρ of effects .70, random .01; of loss changes .80, random",
+            "(ρ of effects 0.70, random 0.01; of loss changes 0.80, random",
         ),
         (
             acting((0.6, 0.8), (0.7, 0.9)).select("^(effect|loss)_corr(_random)?$"),
-            "do the same (ρ of effects .70, random .01; of loss changes .80, random .02)",
+            "do the same (ρ of effects 0.70, random 0.01; of loss changes 0.80, random 0.02)",
         ),
     ],
 )
@@ -154,8 +159,8 @@ def test_the_nearest_label_of_a_neuron_that_none_explains_is_not_what_it_fires_o
             seen += 1
             said = verdict(store, found)[-1]
             assert re.match(r"No label explains when it fires; .+\. The nearest, ", said)
-            assert f"explains {short(judged)} of its variance" in said
-            assert said.endswith(f"only above {short(level)} counts.")
+            assert f"explains {number(judged)} of its variance" in said
+            assert said.endswith(f"only above {number(level)} counts.")
     assert seen >= 3
     model, layer, neuron = store.neurons.filter(family="unexplained").select("model", "layer", "neuron").row(0)
     for more in ((), ("--all",)):
@@ -211,14 +216,13 @@ def test_the_verdict_comes_first_and_the_ten_numbers_are_those_of_the_tables(sto
     assert "excess_corr" not in printed
     numbers = dict(main_numbers(store, found))
     assert 8 <= len(numbers) <= 10
-    assert numbers["ρ with its counterparts, mean over models"].startswith(
-        f"{found['mean_corr']:.2f}".replace("0.", ".")
-    )
+    assert numbers["ρ with its counterparts, mean over models"].startswith(f"{found['mean_corr']:.2f}")
     effects = next(value for label, value in numbers.items() if "logits" in label)
-    assert effects.startswith(f"{median:.2f}".replace("0.", ".")[:3])
+    assert effects.startswith(f"{median:.2f}")
     assert exit_code("show", store.path, f"L{layer}.{neuron}", "--all") == 0
     everything = capsys.readouterr().out
     assert "excess_corr" in everything
+    assert not bare_numbers(everything)
     assert f"{found['excess_corr']:.4f}" in everything
 
 

@@ -16,9 +16,9 @@ from universal_neurons.roles.functional import (
     concerned,
     counterparts,
     functional_tables,
-    gains_sentence,
     random_partner,
 )
+from universal_neurons.roles.gains import gains_sentence
 from universal_neurons.roles.loss_changes import LossChanges
 from universal_neurons.text import TokenDataset
 from universal_neurons.units import Units

@@ -169,7 +169,7 @@ def test_the_command(store, capsys):
     assert f"{best['model']}/L{best['layer']}.{best['neuron']}" in printed
     this = (pl.col("label") == "Colour") & ~pl.col("previous")
     explained = read(store, "labels").filter(this & (pl.col("variance_reduction") > 0.05))
-    assert f"{len(explained)} of {len(store.best_for('colour'))} above .05" in printed
+    assert f"{len(explained)} of {len(store.best_for('colour'))} above 0.05" in printed
     assert exit_code("show", store.path, "--label", "olour", "--model", "gpt2-0") == 0
     printed = capsys.readouterr().out
     assert "Labels called olour" in printed

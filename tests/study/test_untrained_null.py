@@ -206,7 +206,7 @@ def test_a_search_that_keeps_no_exact_moments_has_no_random_bases(models, text, 
 
 def test_the_terminal_and_the_page_say_the_counts(store, models):
     shown = plain(study_view(store), 120)
-    assert "at thresholds .45 .50 .55" in shown
+    assert "at thresholds 0.45 0.50 0.55" in shown
     largest = null_of(store, "m0")["excess_corr"].max()
     assert f"their largest excess is {largest:.3f} (2 draws)" in shown
     every = store.table("clique_levels").row(0, named=True)

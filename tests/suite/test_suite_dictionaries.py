@@ -46,7 +46,7 @@ def test_what_is_written_is_what_was_trained_and_a_break_changes_no_bit(tmp_path
     for layer, dictionary in enumerate(training.dictionaries()):
         y = x[layer]
         error = (y - dictionary.reconstruction(y)).square().sum() / (y - y.mean(0)).square().sum()
-        assert float(error) == pytest.approx(float(left[layer]), rel=0.2)  # and what silent latents leave, times .1
+        assert float(error) == pytest.approx(float(left[layer]), rel=0.2)  # and what silent latents leave, times 0.1
         assert float(error) < 0.6
         torch.testing.assert_close(dictionary.decoder.norm(dim=1), torch.ones(40))
         assert int((dictionary.encode(y) > 0).sum(1).max()) == 4

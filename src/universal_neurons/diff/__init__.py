@@ -14,7 +14,8 @@ effect_units    the units that changed most, and others to hold them against
 effects         losses with these units ablated, and patched from the other model
 effect_tables   what they cost and carry, with intervals
 effect_stage    the stage of effects, and what it will take
-run             run_diff; Diff, what it leaves
+finished        Diff: what run_diff leaves, and the words in its tables
+run             run_diff
 estimate        what a diff will take, before it starts
 """
 
@@ -23,23 +24,23 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
-    from universal_neurons.diff.effect_tables import CHANGED, FIRST, OTHERS, SECOND
     from universal_neurons.diff.effects import effects_seconds, passes_of
     from universal_neurons.diff.estimate import DiffEstimate, diff_estimate_view, estimate_diff
+    from universal_neurons.diff.finished import CHANGED, FIRST, OTHERS, SECOND, STUDY, Diff
     from universal_neurons.diff.kinds import KINDS
     from universal_neurons.diff.nulls import MEASURES
-    from universal_neurons.diff.run import STUDY, Diff, run_diff
+    from universal_neurons.diff.run import run_diff
     from universal_neurons.diff.settings import NOT_OF_DIFF, DiffConfig, make_diff_config
 else:
     __getattr__, __dir__ = face(
         __name__,
         {
             "settings": ["DiffConfig", "NOT_OF_DIFF", "make_diff_config"],
-            "effect_tables": ["CHANGED", "FIRST", "OTHERS", "SECOND"],
             "effects": ["effects_seconds", "passes_of"],
             "estimate": ["DiffEstimate", "diff_estimate_view", "estimate_diff"],
             "kinds": ["KINDS"],
             "nulls": ["MEASURES"],
-            "run": ["Diff", "STUDY", "run_diff"],
+            "finished": ["CHANGED", "Diff", "FIRST", "OTHERS", "SECOND", "STUDY"],
+            "run": ["run_diff"],
         },
     )

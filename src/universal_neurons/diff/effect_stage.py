@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from universal_neurons.diff.effect_tables import FIRST, SECOND, effects_tables
+from universal_neurons.diff.effect_tables import effects_tables
 from universal_neurons.diff.effect_units import (
     EffectUnits,
     batches_of,
@@ -29,6 +29,7 @@ from universal_neurons.diff.effects import (
     rows_of,
     rows_together,
 )
+from universal_neurons.diff.finished import FIRST, SECOND
 from universal_neurons.diff.inputs import Inputs
 from universal_neurons.progress import Reporter, clock
 from universal_neurons.storage import Generations, Store, StoreWriter

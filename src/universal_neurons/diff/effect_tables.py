@@ -9,11 +9,10 @@ from jaxtyping import Float
 
 from universal_neurons.diff.effect_units import EffectUnits
 from universal_neurons.diff.effects import RowLosses
+from universal_neurons.diff.finished import CHANGED, OTHERS
 from universal_neurons.statistics import Jackknifed
 from universal_neurons.units import Units
 
-FIRST, SECOND = "first", "second"  # the text that is studied, and the second one
-CHANGED, OTHERS = "changed", "others"
 Losses = Float[np.ndarray, " runs"]
 
 

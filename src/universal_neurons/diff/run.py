@@ -11,7 +11,7 @@ OUT/diff.json comes last.  Interrupted, the same command goes on.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import polars as pl
 import torch
@@ -19,56 +19,18 @@ import torch
 from universal_neurons.config import DIFF_FILE
 from universal_neurons.diff.changes import changes_tables
 from universal_neurons.diff.effect_stage import EffectStage, effects_note
+from universal_neurons.diff.finished import STUDY, Diff
 from universal_neurons.diff.inputs import Inputs
 from universal_neurons.diff.selves import Columns, self_columns
-from universal_neurons.diff.settings import DiffConfig, make_diff_config
+from universal_neurons.diff.settings import DiffConfig
 from universal_neurons.diff.weight_changes import own_weight_columns, weight_columns
 from universal_neurons.errors import MissingFileError
 from universal_neurons.models import Model
 from universal_neurons.progress import Reporter
-from universal_neurons.storage import Facts, FinishedDiff, Generations, Results, Store, StoreWriter
+from universal_neurons.storage import Generations, Store, StoreWriter
 from universal_neurons.study import run_folder, run_study
 from universal_neurons.text import Rows
 from universal_neurons.torch_state import settled_torch
-
-STUDY = "study"  # the folder of the study of both models
-
-
-class Diff(Results):
-    """A finished diff: its tables as polars frames, the study of both models, and the manifest.
-
-    Raises `MissingFileError` where there is none, and `StoreConflictError` where it is not finished.
-    """
-
-    FILE = DIFF_FILE
-    WHAT = "diff"
-    COMMAND = "uneurons diff"
-    FACTS: ClassVar[type[Facts]] = FinishedDiff
-
-    @property
-    def config(self) -> DiffConfig:
-        """The configuration that made it."""
-        return make_diff_config(self.manifest["config"], str(self.path / DIFF_FILE))
-
-    @property
-    def models(self) -> list[str]:
-        """Names of the base and its fine-tune."""
-        return [model["name"] for model in self.manifest["models"]][:2]
-
-    @property
-    def nulls(self) -> list[str]:
-        """Names of the other fine-tunes."""
-        return [model["name"] for model in self.manifest["models"]][2:]
-
-    @property
-    def changes(self) -> pl.DataFrame:
-        """A row per unit: what changed, of which kind, and how sure and how unusual that is."""
-        return self.table("changes")
-
-    @property
-    def study(self) -> Store:
-        """The study of both models."""
-        return Store(self.path / STUDY, verify=self.verify)
 
 
 def run_diff(

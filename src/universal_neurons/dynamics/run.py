@@ -11,15 +11,12 @@ OUT/dynamics.json comes last.  Interrupted, the same command goes on; where a se
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import chain
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import polars as pl
 
 from universal_neurons.config import BUNDLED, DYNAMICS_FILE, DynamicsConfig, StudyConfig
-from universal_neurons.config_reading import make_dynamics_config
 from universal_neurons.dynamics.emergence import (
     CheckpointStudy,
     checkpoints_table,
@@ -28,12 +25,13 @@ from universal_neurons.dynamics.emergence import (
     history,
     neurons_table,
 )
+from universal_neurons.dynamics.finished import Dynamics, step_folder
 from universal_neurons.dynamics.self_correlation import SelfCorrelations, self_correlations
 from universal_neurons.dynamics.training_runs import Checkpoint, Training, find_training
 from universal_neurons.errors import CheckpointError
 from universal_neurons.models import find_tokenizer, load_tokenizer, require_weights, resolve_sources
 from universal_neurons.progress import Reporter
-from universal_neurons.storage import Facts, FinishedDynamics, Results, Store, StoreWriter
+from universal_neurons.storage import Store, StoreWriter
 from universal_neurons.study import (
     decide,
     require_neurons,
@@ -45,67 +43,6 @@ from universal_neurons.study import (
 from universal_neurons.units import Units
 
 SHAPE = ("architecture", "layers", "d_mlp")
-
-
-class Dynamics(Results):
-    """Finished training dynamics: their tables as polars frames, the study of every checkpoint, and the manifest.
-
-    Raises `MissingFileError` where there are none, and `StoreConflictError` where they are not finished.
-    """
-
-    FILE = DYNAMICS_FILE
-    WHAT = "training dynamics"
-    COMMAND = "uneurons dynamics"
-    FACTS: ClassVar[type[Facts]] = FinishedDynamics
-
-    @property
-    def config(self) -> DynamicsConfig:
-        """The configuration that made them."""
-        return make_dynamics_config(self.manifest["config"], str(self.path / DYNAMICS_FILE))
-
-    @property
-    def seeds(self) -> list[str]:
-        """Names of the seeds, the reference first."""
-        return list(self.manifest["seeds"])
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the checkpoints, in the order of training."""
-        return [checkpoint["name"] for checkpoint in self.manifest["checkpoints"]]
-
-    @property
-    def steps(self) -> list[int | None]:
-        """Their steps; None where nobody says."""
-        return [checkpoint["step"] for checkpoint in self.manifest["checkpoints"]]
-
-    @property
-    def checkpoints(self) -> pl.DataFrame:
-        """A row per checkpoint: the universal set, persistence, partners."""
-        return self.table("checkpoints")
-
-    @cached_property
-    def neurons(self) -> pl.DataFrame:
-        """A row per checkpoint and neuron of every seed."""
-        return self.table("neurons")
-
-    @property
-    def emergence(self) -> pl.DataFrame:
-        """A row per neuron of the reference: from when on it is universal."""
-        return self.table("emergence")
-
-    @property
-    def families(self) -> pl.DataFrame:
-        """A row per checkpoint, seed and family."""
-        return self.table("families")
-
-    def study(self, checkpoint: str) -> Store:
-        """The study of one checkpoint, by its name."""
-        return Store(step_folder(self.path, checkpoint), verify=self.verify)
-
-
-def step_folder(path: Path, checkpoint: str) -> Path:
-    """Where the study of a checkpoint is."""
-    return path / "steps" / checkpoint
 
 
 def run_dynamics(config: DynamicsConfig, *, progress: bool = True, reporter: Reporter | None = None) -> Dynamics:

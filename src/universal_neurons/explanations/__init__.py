@@ -9,6 +9,7 @@ deadline   an end to answers that drip
 answers    its answers, kept by what was asked
 asking     a language model as explainer and as scorer
 windows    windows of held-out text, drawn with known probabilities, and what units do on them
+score_rows  what stands in a row of the table `scores`
 scores     questions to a scorer, its answers to rows of the table `scores`; controls
 estimates  scores for all windows, with intervals, from answers about some that were drawn
 phrases    every built-in label in a few plain words
@@ -51,19 +52,8 @@ if TYPE_CHECKING:
     from universal_neurons.explanations.phrases import phrase_of, place_of, quoted
     from universal_neurons.explanations.prompts import Example, Templates, explaining_prompt, read_templates
     from universal_neurons.explanations.questions import STRONGEST, Kind, Question, Scorer
-    from universal_neurons.explanations.scores import (
-        ANOTHER,
-        COUNTERPART,
-        EMPTY,
-        FEWEST,
-        OWN,
-        RANDOM,
-        SCHEMA,
-        Trial,
-        controls,
-        questions_of,
-        score,
-    )
+    from universal_neurons.explanations.score_rows import ANOTHER, COUNTERPART, EMPTY, OWN, RANDOM, SCHEMA
+    from universal_neurons.explanations.scores import FEWEST, Trial, controls, questions_of, score
     from universal_neurons.explanations.sentences import (
         BY_LABELS,
         explanations_of,
@@ -106,19 +96,8 @@ else:
             ],
             "estimates": ["Answered", "Design", "Estimate", "Simulated"],
             "windows": ["DRAWN", "STRATA", "UnitWindows", "YES", "draw_windows", "require_apart"],
-            "scores": [
-                "ANOTHER",
-                "COUNTERPART",
-                "EMPTY",
-                "FEWEST",
-                "OWN",
-                "RANDOM",
-                "SCHEMA",
-                "Trial",
-                "controls",
-                "questions_of",
-                "score",
-            ],
+            "score_rows": ["ANOTHER", "COUNTERPART", "EMPTY", "OWN", "RANDOM", "SCHEMA"],
+            "scores": ["FEWEST", "Trial", "controls", "questions_of", "score"],
             "questions": ["STRONGEST", "Kind", "Question", "Scorer"],
             "phrases": ["phrase_of", "place_of", "quoted"],
             "sentences": [

@@ -5,8 +5,8 @@
 2. AUPRC: the mean over windows of yes of the precision among the windows whose score is at least theirs (ties
    together).  A window counts once in its own precision, and the others drawn stand for the others there are: else
    the weight of a single window lifts the precision that it is itself judged by.
-3. Balanced accuracy: the mean of the shares of yes and of no that were answered right, yes being a score > .5;
-   .5 itself is half of each.
+3. Balanced accuracy: the mean of the shares of yes and of no that were answered right, yes being a score > 0.5;
+   0.5 itself is half of each.
 4. Pearson's ρ of what was simulated and the activation, over tokens, windows being drawn whole.
 5. The delete-one jackknife within strata, with the finite-population correction, gives the estimate's bias, which is
    taken off, and its standard error; the 95 % interval is Student's t on the logit (ρ: arctanh) scale, with

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from universal_neurons.explanations.questions import Kind
-from universal_neurons.explanations.scores import ANOTHER, COUNTERPART, EMPTY, OWN, RANDOM, SCHEMA
+from universal_neurons.explanations.score_rows import ANOTHER, COUNTERPART, EMPTY, OWN, RANDOM, SCHEMA
 from universal_neurons.explanations.sentences import BY_LABELS, PLACE, by_labels
 from universal_neurons.storage import Results
 from universal_neurons.units import name_column

@@ -22,28 +22,11 @@ from jaxtyping import Bool, Int
 
 from universal_neurons.explanations.estimates import NOTHING, Answered, Design, Estimate, Simulated
 from universal_neurons.explanations.questions import STRONGEST, Kind, Question, Scorer
+from universal_neurons.explanations.score_rows import ANOTHER, EMPTY, OWN, SCHEMA
 from universal_neurons.explanations.windows import YES, UnitWindows
 from universal_neurons.statistics import seed_of
 
 FEWEST = 10  # answers about windows of yes, and of no
-OWN, ANOTHER, EMPTY = "own", "another unit's", "empty"  # what an explanation is to the unit it is tried on
-COUNTERPART, RANDOM = "counterpart", "random"  # its own unit's counterpart elsewhere, a random unit of that one's layer
-MEASURES = ("auprc", "balanced_accuracy", "rho")
-SCHEMA: dict[str, Any] = {
-    "model": pl.String,
-    "layer": pl.Int32,
-    "neuron": pl.Int32,
-    "explanation": pl.String,
-    "source": pl.String,
-    "use": pl.String,
-    "method": pl.String,
-    "scorer": pl.String,
-    "n_windows": pl.Int32,
-    "missing": pl.Int32,
-    "certain": pl.Int32,
-    "base_rate": pl.Float64,
-    **{f"{measure}{end}": pl.Float64 for measure in MEASURES for end in ("", "_low", "_high")},
-}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from universal_neurons.explanations.scores import COUNTERPART, RANDOM, Trial, controls
+from universal_neurons.explanations.score_rows import COUNTERPART, RANDOM
+from universal_neurons.explanations.scores import Trial, controls
 from universal_neurons.explanations.sentences import PLACE
 from universal_neurons.explanations.windows import UnitWindows
 from universal_neurons.roles import counterparts

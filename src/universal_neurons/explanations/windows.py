@@ -1,9 +1,9 @@
 """Windows of held-out text on which explanations are scored, drawn with known probabilities.
 
-1. A unit *fires* where its size (its activation; of gated models its |activation|) is above its .99 quantile on rows
-   that choose.  Its .97, .99 and .999 quantiles there, from at most 32 768 evenly spread positions, part windows into
-   strata by the highest size in them: silent, near, fires, strongly.  A quantile that is its highest size gives way
-   to the next size below: a unit that is 1 on a class of tokens and 0 elsewhere fires on the class, however common.
+1. A unit *fires* where its size (its activation; of gated models its |activation|) is above its 0.99 quantile on rows
+   that choose.  Its 0.97, 0.99 and 0.999 quantiles there, from at most 32 768 evenly spread positions, part windows
+   into strata by the highest size in them: silent, near, fires, strongly.  A quantile that is its highest size gives
+   way to the next size below: a unit that is 1 on a class of tokens and 0 elsewhere fires on the class, however common.
 2. Held-out rows are cut into windows from their beginnings on; the last may be shorter, and one without a counted
    position is none.
 3. Every window has a number from 0 to 1, from a hash of the seed, its row and its place; of each stratum a unit keeps

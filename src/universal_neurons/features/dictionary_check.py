@@ -19,7 +19,7 @@ from universal_neurons.errors import ArchitectureError, DictionaryError
 from universal_neurons.features.dictionary import Dictionary
 from universal_neurons.models import PLACE_KINDS, Model, Place, captured, width_of
 
-FLOOR = 0.2  # of the variance explained; dictionaries that people use explain .4 (transcoders) to .99
+FLOOR = 0.2  # of the variance explained; dictionaries that people use explain 0.4 (transcoders) to 0.99
 TRIED = 1024  # positions, where reasons are looked for
 VALUES = 1 << 26  # latents computed at once
 BATCH = 8  # rows

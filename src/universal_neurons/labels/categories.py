@@ -1,9 +1,12 @@
 """What a neuron may be called: the families (what it fires on) and the roles (what it does).
 
 Every neuron has a best label, also where it explains next to nothing: a family tells whether it rests on that label.
+What a score must exceed for that is said here too.
 """
 
+import numpy as np
 import polars as pl
+from jaxtyping import Float
 
 UNEXPLAINED = "unexplained"
 FAMILIES = (
@@ -33,6 +36,8 @@ SAID_OF_ROLES = {  # what a neuron of each does, in a few words
     "attention_deactivation": "turns a later head to the first token, so that it idles",
     "attention_activation": "turns a later head away from the first token",
 }
+TIE = 1e-5  # closer scores of labels, relatively, are the same but for rounding
+NULL_QUANTILE = 0.99
 OF_NO_LABEL = ("bos", UNEXPLAINED)  # families of neurons that no label explains
 
 
@@ -47,3 +52,9 @@ def explaining_label() -> pl.Expr:
     """The column `label` of a neuron table, null where `explained` is false."""
     by_position = (pl.col("family") == "position") & ~pl.col("label").str.starts_with("position")
     return pl.when(~pl.col("family").is_in(OF_NO_LABEL) & ~by_position).then("label").alias("label")
+
+
+def null_level(values: Float[np.ndarray, " neurons"]) -> float:
+    """The 99th percentile of a model's null scores, which a label must exceed too; 0 where there is none."""
+    finite = values[np.isfinite(values)]
+    return float(np.quantile(finite, NULL_QUANTILE)) if len(finite) else 0.0

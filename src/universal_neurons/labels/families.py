@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from universal_neurons.labels.categories import UNEXPLAINED
+from universal_neurons.labels.categories import TIE, UNEXPLAINED, null_level
 from universal_neurons.labels.label_set import Label, LabelSet
 from universal_neurons.models import Described
 from universal_neurons.statistics import (
@@ -44,8 +44,6 @@ from universal_neurons.statistics import (
 FEWEST = 20  # positions that a label must hold for, and not hold for
 PANEL_NEURONS = 1024
 POSITION_MI = 0.05  # nats
-NULL_QUANTILE = 0.99
-TIE = 1e-5  # closer scores, relatively, are the same but for rounding
 MOST_OWN = 10**6  # own labels × neurons of a model: up to so many, all scores of own labels are kept, …
 MOST_NEURONS = 1000  # … else those of the best neurons of each
 POSITION = Label("position", "position")
@@ -372,9 +370,3 @@ def explain(
             families.append("bos" if is_bos[neuron] else UNEXPLAINED)
     mi = np.full(n, np.nan) if position_mi is None else position_mi
     return Families(best, score, chance, mi, families)
-
-
-def null_level(values: Float[np.ndarray, " neurons"]) -> float:
-    """The 99th percentile of a model's null scores, which a label must exceed too; 0 where there is none."""
-    finite = values[np.isfinite(values)]
-    return float(np.quantile(finite, NULL_QUANTILE)) if len(finite) else 0.0

@@ -284,7 +284,7 @@ def normalised_excess(
 ) -> Float[np.ndarray, " neurons"]:
     """Mean over models of (ρ − b) / (1 − b): 1 where every match is perfect, 0 where it is the baseline's.
 
-    NaN where a baseline exceeds .95: there is nothing left to measure.
+    NaN where a baseline exceeds 0.95: there is nothing left to measure.
     """
     room = np.where(baseline <= HIGHEST_BASELINE, 1 - baseline, np.nan)
     return np.asarray(((best - baseline) / room).mean(0))

@@ -29,7 +29,7 @@ class Matches:
     −1.  `by_size`: the best are those of highest |ρ|, best back likewise; `corr` is signed all the same.  `best_back`
     is, for every neuron of the other model, its own best match among the askers, and `back_corr` what that was chosen
     by; `certified`, after a screened search, whether it is certain that no other neuron correlates more.  `histogram`
-    counts all ρ, of living neurons, in bins of .01.
+    counts all ρ, of living neurons, in bins of 0.01.
     """
 
     corr: Float[Tensor, "neurons k"]
@@ -175,6 +175,6 @@ def layer_profile(
     """Fraction of each layer's living neurons whose best match lies in each layer of the other model (Fig 2c)."""
     counts = torch.zeros(units.layers, match_units.layers, dtype=torch.float64)
     for layer, matches in enumerate(best.split(units.widths)):
-        layers = match_units.layer_of(matches[matches >= 0])
-        counts[layer] = torch.bincount(layers, minlength=match_units.layers).double()
+        layers = match_units.layer_of(matches[matches >= 0].cpu().numpy())
+        counts[layer] = torch.bincount(torch.from_numpy(layers), minlength=match_units.layers).double()
     return counts / counts.sum(1, keepdim=True)

@@ -6,7 +6,7 @@
    the sparse Jonker-Volgenant algorithm).
 3. The same is made of the asker's k best rotated units of the baseline's first draw: what an assignment is worth in a
    random basis.  From which ρ up pairs are more than that (`shared`): the least ρ with (1 + pairs of the random basis)
-   / pairs ≤ .05, counted from there up, as knockoffs are (Barber & Candès 2015).
+   / pairs ≤ 0.05, counted from there up, as knockoffs are (Barber & Candès 2015).
 
 Two dictionaries on one stream have latents that are alike even where their directions are independent: sparse codes of
 one input.  Their directions say more: `pw_mcc`, the pairwise mean correlation coefficient (Song et al. 2025,
@@ -159,7 +159,7 @@ class Shared:
 
 
 def shared(worth: Float[np.ndarray, " pairs"], by_chance: Float[np.ndarray, " chance"], of: int) -> Shared:
-    """The pairs from the least worth up at which (1 + pairs by chance) / pairs is at most .05; `of` so many units."""
+    """The pairs from the least worth up at which (1 + pairs by chance) / pairs is at most 0.05; `of` so many units."""
     ours, theirs = np.sort(worth), np.sort(by_chance)
     n_ours = len(ours) - np.arange(len(ours))
     n_theirs = len(theirs) - np.searchsorted(theirs, ours, side="left")

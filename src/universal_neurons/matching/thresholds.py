@@ -13,7 +13,7 @@ GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
 def thresholds_with(own: float) -> list[float]:
-    """The grid .05 … .95 and a study's own threshold, ascending."""
+    """The grid 0.05 … 0.95 and a study's own threshold, ascending."""
     return sorted({*GRID, own})
 
 

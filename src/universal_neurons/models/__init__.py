@@ -2,6 +2,8 @@
 
 architectures   what a row of the table says of a model family: where its parts are, what it multiplies
 architecture_table  the rows: one per model family
+signs           are the signs of a model's units nobody's choice
+parts           a running network's parts, by the paths of its family's row
 locations       where a model's files are: bundled, in a local folder, on the hub
 weight_files    what a folder says before anything is built of it: config.json, shards, tensors
 weight_names    which of a file's weights the model takes, by name and shape
@@ -32,8 +34,8 @@ from universal_neurons.faces import face
 
 if TYPE_CHECKING:
     from universal_neurons.models.architecture_table import is_gated
-    from universal_neurons.models.architectures import AttentionParts, matrix_of, module_at
-    from universal_neurons.models.described import SIGNLESS, Decoder, Described, is_signless, quiet_transformers
+    from universal_neurons.models.architectures import AttentionParts
+    from universal_neurons.models.described import Decoder, Described, quiet_transformers
     from universal_neurons.models.loading import Weights, load_model, load_weights
     from universal_neurons.models.locations import (
         BUNDLED_FOLDER,
@@ -61,8 +63,10 @@ if TYPE_CHECKING:
     )
     from universal_neurons.models.model import DTYPES, Model, Sink
     from universal_neurons.models.norms import Norm
+    from universal_neurons.models.parts import matrix_of, module_at
     from universal_neurons.models.passes import hooked
     from universal_neurons.models.places import PLACE_KINDS, Place, PlaceKind, captured, require_place, width_of
+    from universal_neurons.models.signs import SIGNLESS, is_signless
     from universal_neurons.models.to_safetensors import convert, convert_all, require_safetensors
     from universal_neurons.models.token_bytes import Placed, encode_with_places, require_places, spelling_of
     from universal_neurons.models.token_rows import Text
@@ -90,7 +94,8 @@ else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "architectures": ["AttentionParts", "matrix_of", "module_at"],
+            "architectures": ["AttentionParts"],
+            "parts": ["matrix_of", "module_at"],
             "locations": [
                 "BUNDLED_FOLDER",
                 "NEURONS",
@@ -117,7 +122,8 @@ else:
             ],
             "weight_files": ["require_weights"],
             "architecture_table": ["is_gated"],
-            "described": ["SIGNLESS", "Decoder", "Described", "is_signless", "quiet_transformers"],
+            "described": ["Decoder", "Described", "quiet_transformers"],
+            "signs": ["SIGNLESS", "is_signless"],
             "model": ["DTYPES", "Model", "Sink"],
             "norms": ["Norm"],
             "passes": ["hooked"],

@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jaxtyping import Float
-from torch import Tensor, nn
-
 FOUND = {False: "found by structure: ", True: "found by structure, gated: "}  # then a model_type: a name of no row
 
 
@@ -85,21 +82,3 @@ class Architecture:
         """Where a part may be, the likeliest first: of `w_in`, `w_up`, `w_out`, `mlp_norm` or `out_norm`."""
         named = getattr(self, role)
         return named if isinstance(named, tuple) else () if named is None else (named,)
-
-
-def module_at(root: Any, path: str | None) -> Any:
-    """The submodule at an attribute path, `None` where a part is missing or there is no path."""
-    if path is None:
-        return None
-    for part in path.split("."):
-        root = getattr(root, part, None)
-        if root is None:
-            return None
-    return root
-
-
-def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:
-    """A projection's weight as (outputs, inputs); GPT-2 stores the transpose."""
-    assert isinstance(module.weight, Tensor)
-    weight = module.weight.detach()
-    return weight.T if type(module).__name__ == "Conv1D" else weight

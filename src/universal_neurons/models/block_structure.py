@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from universal_neurons.models.architectures import FOUND, Architecture, module_at
+from universal_neurons.models.architectures import FOUND, Architecture
 from universal_neurons.models.norms import Norm
+from universal_neurons.models.parts import module_at
 from universal_neurons.models.passes import Call, first_tensor, hooked, relative_error, stream_after
 
 TOLERANCE = 1e-4

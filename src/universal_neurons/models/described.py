@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from universal_neurons.models.architecture_table import is_gated
 from universal_neurons.units import Units
 
 
@@ -20,9 +19,6 @@ class Decoder:
 
     stream: str
     directions: Float[Tensor, "units d_model"]
-
-
-SIGNLESS = ("residual", "attention")  # features whose signs are nobody's choice
 
 
 class Described:
@@ -67,12 +63,6 @@ class Described:
     def describe(self) -> dict[str, Any]:
         """What the manifest keeps."""
         raise NotImplementedError
-
-
-def is_signless(facts: Mapping[str, Any], source: str) -> bool:
-    """Whether the signs of a model's units are nobody's choice, by what a manifest or sketch, `source`, says of it."""
-    features = facts.get("features")
-    return is_gated(facts["architecture"], source) if features is None else features in SIGNLESS
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from universal_neurons.errors import ArchitectureError
-from universal_neurons.models.architectures import Architecture, module_at
+from universal_neurons.models.architectures import Architecture
+from universal_neurons.models.parts import module_at
 from universal_neurons.models.passes import hooked
 
 Hook = Callable[[Tensor], Tensor | None]  # of (pre-)activations; what it returns takes their place

@@ -13,11 +13,11 @@ from universal_neurons.errors import ArchitectureError, ConfigError, as_memory_e
 from universal_neurons.legible import first_line
 from universal_neurons.models.adapters import merge_adapter
 from universal_neurons.models.architecture_table import ARCHITECTURES, architecture_of
-from universal_neurons.models.architectures import matrix_of
 from universal_neurons.models.described import quiet_transformers
 from universal_neurons.models.gguf_files import read_gguf
 from universal_neurons.models.locations import NEURONS, OF, Source, digest_of, resolve_sources
 from universal_neurons.models.model import DTYPES, Model, Sink
+from universal_neurons.models.parts import matrix_of
 from universal_neurons.models.spread import (
     Spread,
     discard,

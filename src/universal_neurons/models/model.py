@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from universal_neurons.errors import ArchitectureError, CheckpointError, ConfigError
 from universal_neurons.models.architecture_table import architecture_of
-from universal_neurons.models.architectures import FOUND, Architecture, matrix_of, module_at
+from universal_neurons.models.architectures import FOUND, Architecture
 from universal_neurons.models.described import Described
 from universal_neurons.models.experts import Hook, SparseMLP, sparse_of
+from universal_neurons.models.parts import matrix_of, module_at
 from universal_neurons.models.passes import evaluating, first_tensor, hooked
 from universal_neurons.models.spread import is_spread
 from universal_neurons.models.structure import note_of, row_by_structure

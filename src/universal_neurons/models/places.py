@@ -27,9 +27,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from universal_neurons.errors import ArchitectureError, ConfigError
-from universal_neurons.models.architectures import matrix_of, module_at
 from universal_neurons.models.model import Model
 from universal_neurons.models.norms import Norm
+from universal_neurons.models.parts import matrix_of, module_at
 from universal_neurons.models.passes import first_tensor, probe_ids
 
 PlaceKind = Literal[

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from universal_neurons.errors import ArchitectureError
-from universal_neurons.models.architectures import FOUND, Architecture, module_at
+from universal_neurons.models.architectures import FOUND, Architecture
 from universal_neurons.models.block_structure import BlockRuns, UnfitError, mlp_of, norm_formula, returns, watched
+from universal_neurons.models.parts import module_at
 from universal_neurons.models.passes import (
     calls_of,
     evaluating,

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from universal_neurons.errors import ArchitectureError, CheckpointError
-from universal_neurons.models.architectures import matrix_of, module_at
 from universal_neurons.models.experts import SparseMLP, sparse_of
 from universal_neurons.models.model import Model
 from universal_neurons.models.norms import Norm
+from universal_neurons.models.parts import matrix_of, module_at
 from universal_neurons.models.passes import (
     calls_of,
     evaluating,

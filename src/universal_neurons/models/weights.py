@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from universal_neurons.models.architectures import matrix_of, module_at
 from universal_neurons.models.model import Model
 from universal_neurons.models.norms import Norm
+from universal_neurons.models.parts import matrix_of, module_at
 from universal_neurons.units import Units
 
 

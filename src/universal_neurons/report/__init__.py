@@ -6,6 +6,7 @@ facts             what was found of one model's neurons, in ten lines
 opening           what a study asked and found, in plain sentences
 sources           what the units of a study are, where they are no neurons
 words             what the units are called in text that speaks of neurons
+numbers           how a number is written
 counts            counts over thresholds, beside untrained networks, of anchors and cliques, as lines
 consistency       one-to-one matches, and layers as wholes, as rows of text
 sinks             positions where the residual stream's norm stands out, and what they carry of the matches

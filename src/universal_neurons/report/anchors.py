@@ -10,7 +10,7 @@ from rich.text import Text
 from universal_neurons.errors import InputError
 from universal_neurons.explanations import fires_on
 from universal_neurons.report.counts import anchor_lines
-from universal_neurons.report.facts import short
+from universal_neurons.report.numbers import number
 from universal_neurons.report.summary import match_cells
 from universal_neurons.storage import Store
 from universal_neurons.terminal import TextTable, shown
@@ -63,7 +63,7 @@ def _list(store: Store, asker: str) -> Table | Text:
 
 def _cells(row: dict[str, Any], matches: dict[str, str], others: list[str]) -> list[str]:
     name = unit_name(row["layer"], row["neuron"])
-    return [name, short(row["least"]), "yes" if row["is_universal"] else "", *(matches[other] for other in others)]
+    return [name, number(row["least"]), "yes" if row["is_universal"] else "", *(matches[other] for other in others)]
 
 
 def _levels(store: Store, asker: str) -> Table:

@@ -6,7 +6,8 @@ import polars as pl
 from rich.console import Group
 from rich.table import Table
 
-from universal_neurons.report.facts import finite, short
+from universal_neurons.report.facts import finite
+from universal_neurons.report.numbers import number
 from universal_neurons.storage import Store
 from universal_neurons.terminal import TextTable, shown
 
@@ -41,19 +42,15 @@ def consistency_rows(store: Store, asker: str) -> list[tuple[str, ...]]:
             row["match_model"],
             f"{row['matched']:,} of {row['units']:,}",
             f"{row['moved']:,}",
-            _small(row["cost"]),
-            short(row["mean_corr"]),
-            short(row["mean_corr_rotated"]),
+            number(row["cost"], 3),
+            number(row["mean_corr"]),
+            number(row["mean_corr_rotated"]),
             _beyond(row),
             f"{row['mutual']:,}" + ("" if row["mutual_rotated"] is None else f" ({row['mutual_rotated']:,} rotated)"),
         )
-        mcc = f"{short(row['pw_mcc'])} ({short(row['pw_mcc_rotated'])})"
+        mcc = f"{number(row['pw_mcc'])} ({number(row['pw_mcc_rotated'])})"
         rows.append((*cells, mcc) if decoders else cells)
     return rows
-
-
-def _small(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}".replace("0.", ".", 1)
 
 
 def _beyond(row: dict[str, Any]) -> str:
@@ -61,7 +58,7 @@ def _beyond(row: dict[str, Any]) -> str:
         return "–"
     share = f"{row['shared'] / row['units']:.0%}" if row["units"] else "–"
     interval = f" [{row['shared_low']:.0%} {row['shared_high']:.0%}]" if finite(row["shared_low"]) else ""
-    return share + interval + (f" at ρ ≥ {short(row['level'])}" if finite(row["level"]) else "")
+    return share + interval + (f" at ρ ≥ {number(row['level'])}" if finite(row["level"]) else "")
 
 
 def similarity_askers(store: Store) -> list[str]:
@@ -92,8 +89,8 @@ def similarity_rows(store: Store, asker: str) -> list[tuple[str, ...]]:
 def _most_alike(row: dict[str, Any]) -> str:
     if not finite(row["calibrated"]):
         return "–"
-    interval = f" [{short(row['calibrated_low'])} {short(row['calibrated_high'])}]"
-    return f"L{row['match_layer']} {short(row['calibrated'])}" + interval * finite(row["calibrated_low"])
+    interval = f" [{number(row['calibrated_low'])} {number(row['calibrated_high'])}]"
+    return f"L{row['match_layer']} {number(row['calibrated'])}" + interval * finite(row["calibrated_low"])
 
 
 def consistency_view(store: Store, asker: str) -> Group:

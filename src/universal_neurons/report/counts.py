@@ -54,7 +54,7 @@ def untrained_line(store: Store, asker: str) -> str:
 
 
 def anchors_line(store: Store, asker: str) -> str | None:
-    """How many anchors an asker has, at any |ρ| and at .5, and how many in a random basis; None of an older study."""
+    """How many anchors an asker has, at any |ρ| and at 0.5, and how many in a random basis; None of an older study."""
     if not store.has("anchors"):
         return None
     rows = store.table("anchors").filter(pl.col("asker") == asker)
@@ -115,6 +115,5 @@ def _numbers(values: Iterable[float]) -> str:
 
 
 def _number(value: float) -> str:
-    """A threshold or level as .45, or with as many digits as it has."""
-    text = f"{value:.2f}" if round(value, 2) == value else f"{value:g}"
-    return text.replace("0.", ".", 1)
+    """A threshold or level as 0.45, or with as many digits as it has."""
+    return f"{value:.2f}" if round(value, 2) == value else f"{value:g}"

@@ -6,6 +6,7 @@ import polars as pl
 
 from universal_neurons.diff import CHANGED, OTHERS, Diff
 from universal_neurons.report.facts import finite
+from universal_neurons.report.numbers import number
 from universal_neurons.units import unit_name
 
 UNIT, JOINT = "unit_effects", "joint_effects"
@@ -56,7 +57,7 @@ def with_ends(row: dict[str, Any], name: str, *, sign: int = 1) -> str:
 
 def _short(value: float) -> str:
     """Three decimals, or where that would be 0 two digits."""
-    return f"{value:.3f}" if abs(value) >= 0.01 or not value else f"{value:.2g}"
+    return number(value, 3) if abs(value) >= 0.01 or not value else f"{value:.2g}".replace("-", "−", 1)
 
 
 def effect_rows(diff: Diff) -> tuple[tuple[str, ...], ...]:
@@ -82,7 +83,7 @@ def _times(row: dict[str, Any], name: str, factor: int) -> str:
     """A multiple of a value with its 95 % interval, – where there is none."""
     if not finite(row[name]):
         return "–"
-    value, low, high = (f"{factor * row[f'{name}{end}']:.1f}" for end in ("", "_low", "_high"))
+    value, low, high = (number(factor * row[f"{name}{end}"], 1) for end in ("", "_low", "_high"))
     return f"{value} [{low} {high}]"
 
 

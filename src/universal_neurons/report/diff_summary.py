@@ -22,7 +22,8 @@ from universal_neurons.report.diff_effects import (
     unit_effect_lines,
     where,
 )
-from universal_neurons.report.facts import finite, short
+from universal_neurons.report.facts import finite
+from universal_neurons.report.numbers import number
 from universal_neurons.report.one_neuron import example_lines
 from universal_neurons.statistics import BOTTOM
 from universal_neurons.terminal import TextTable, plain, shown, shown_lines
@@ -100,7 +101,7 @@ def lists_of(diff: Diff) -> dict[str, Listed]:
 
 
 def unusual(changes: pl.DataFrame) -> int:
-    """How many changes have a q of at most .05."""
+    """How many changes have a q of at most 0.05."""
     return int((changes["q_change"].fill_nan(None) <= UNUSUAL).sum())
 
 
@@ -174,7 +175,7 @@ def interval(row: dict[str, Any], name: str, decimals: int = 3) -> str:
     """A value with its 95 % interval, – where there is none."""
     if not finite(row[name]):
         return "–"
-    value, low, high = (f"{row[f'{name}{end}']:.{decimals}f}" for end in ("", "_low", "_high"))
+    value, low, high = (number(row[f"{name}{end}"], decimals) for end in ("", "_low", "_high"))
     return f"{value} [{low} {high}]"
 
 
@@ -211,7 +212,7 @@ SHIFTS = {
 }  # fmt: skip
 EXACT = {
     "firing_before": "fires at, before", "firing_after": "after", "firing_overlap": "in both, of either",
-    "q50_shift": "median", "q99_shift": ".99 quantile",
+    "q50_shift": "median", "q99_shift": "0.99 quantile",
     "w_in_cos": "w_in, cosine", "w_in_ratio": "w_in, norm times",
     "w_up_cos": "w_up, cosine", "w_up_ratio": "w_up, norm times",
     "w_out_cos": "w_out, cosine", "w_out_ratio": "w_out, norm times", "logit_cos": "logit effects, cosine",
@@ -245,7 +246,7 @@ def _verdict(diff: Diff, row: dict[str, Any]) -> list[str]:
     for side, word in (("tuned", "Its best match after"), ("base", "What it is now was best matched, before, by")):
         if row[f"{side}_match_layer"] != NONE:
             match = unit_name(row[f"{side}_match_layer"], row[f"{side}_match_neuron"])
-            corr = f"{short(row[f'{side}_match_corr'])}"
+            corr = f"{number(row[f'{side}_match_corr'])}"
             lines.append(f"{word}{' is' if side == 'tuned' else ''} {match}, ρ {corr} on held-out rows.")
     before, after = (fires_on(_side(row, when)) for when in ("before", "after"))
     if row["family_before"] is not None:
@@ -277,7 +278,7 @@ def _evidence(diff: Diff, row: dict[str, Any]) -> Table:
     table = TextTable("", "value [95 %]", "", "", title="The unit and itself", show_header=False)
     left = [(label, interval(row, name)) for name, label in SHIFTS.items()]
     left.append(("own weights", row["weights"]))
-    right = [(label, short(row[name])) for name, label in EXACT.items() if row[name] is not None]
+    right = [(label, number(row[name])) for name, label in EXACT.items() if row[name] is not None]
     for place in range(max(len(left), len(right))):
         cells = [*(left[place] if place < len(left) else ("", "")), *(right[place] if place < len(right) else ("", ""))]
         table.row(*cells)

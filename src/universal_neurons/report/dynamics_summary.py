@@ -9,7 +9,7 @@ from rich.table import Column
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.errors import InputError
 from universal_neurons.explanations import fires_on
-from universal_neurons.report.facts import short
+from universal_neurons.report.numbers import number
 from universal_neurons.storage import parse_neuron
 from universal_neurons.terminal import TextTable, plain, shown
 from universal_neurons.units import unit_name
@@ -25,11 +25,11 @@ def dynamics_rows(dynamics: Dynamics) -> list[list[str]]:
             row["checkpoint"],
             f"{row['universal']} = {row['fraction']:.2%}",
             f"{row['universal_surely']}–{row['universal_possibly']}",
-            f"{short(row['excess_median'])} ({short(row['excess_p99'])})",
+            f"{number(row['excess_median'])} ({number(row['excess_p99'])})",
             _persists(row),
             _both(row["same_match"], row["same_match_universal"]),
             _both(row["final_match"], row["final_match_universal"]),
-            short(medians[row["checkpoint"]]),
+            number(medians[row["checkpoint"]]),
         ]
         for row in dynamics.checkpoints.iter_rows(named=True)
     ]
@@ -71,7 +71,7 @@ def sentences(dynamics: Dynamics) -> dict[str, str]:
         "dynamics-persistence": _persistence(rows),
         "dynamics-partners": _partners(first, last),
         "dynamics-self": f"The median neuron of {dynamics.seeds[0]} correlates "
-        + ", ".join(f"{short(medians[name])} at {name}" for name in dynamics.names[:-1])
+        + ", ".join(f"{number(medians[name])} at {name}" for name in dynamics.names[:-1])
         + " with itself at the end.",
     }
     if dynamics.has("families"):
@@ -144,9 +144,9 @@ def course_view(dynamics: Dynamics, name: str) -> Group:
     table = TextTable(*headings, title=f"{unit_name(layer, neuron, seed)} in training")
     for row in rows:
         partners = [f"{n} of {others}" if (n := row[c]) is not None else "–" for c in ("same_match", "final_match")]
-        excess = short(row["excess_corr"]) + (" universal" if row["is_universal"] else "")
-        interval = f"{short(row['excess_low'])} {short(row['excess_high'])}"
-        self_corr = f"{short(row['self_corr'])} [{short(row['self_corr_low'])} {short(row['self_corr_high'])}]"
+        excess = number(row["excess_corr"]) + (" universal" if row["is_universal"] else "")
+        interval = f"{number(row['excess_low'])} {number(row['excess_high'])}"
+        self_corr = f"{number(row['self_corr'])} [{number(row['self_corr_low'])} {number(row['self_corr_high'])}]"
         table.row(row["checkpoint"], excess, interval, *partners, self_corr, fires_on(row))
     return Group(table)
 

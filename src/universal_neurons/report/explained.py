@@ -8,7 +8,8 @@ from rich.console import Group
 
 from universal_neurons.explanations import BY_LABELS, Kind, best_of, explanations_of, scores_of, sources_table
 from universal_neurons.legible import shortened
-from universal_neurons.report.facts import finite, short
+from universal_neurons.report.facts import finite
+from universal_neurons.report.numbers import number
 from universal_neurons.storage import Store
 from universal_neurons.terminal import TextTable, shown_lines
 from universal_neurons.units import unit_name
@@ -48,12 +49,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _together(row: dict[str, Any], *names: str) -> str:
     """Some scores in one cell; nothing where none is known."""
-    return " / ".join(short(row[name]) for name in names) if any(finite(row[name]) for name in names) else ""
+    return " / ".join(number(row[name]) for name in names) if any(finite(row[name]) for name in names) else ""
 
 
 def with_interval(value: float | None, low: float | None, high: float | None) -> str:
     """A score and its 95 % interval."""
-    return short(value) if not finite(low) else f"{short(value)} [{short(low)} {short(high)}]"
+    return number(value) if not finite(low) else f"{number(value)} [{number(low)} {number(high)}]"
 
 
 def carried_sentences(sources: pl.DataFrame) -> list[str]:
@@ -75,7 +76,7 @@ def _best_table(best: pl.DataFrame, every: int) -> TextTable:
     for row in best.iter_rows(named=True):
         name = unit_name(row["layer"], row["neuron"], row["model"])
         score = with_interval(row["score"], row["low"], row["high"])
-        table.row(name, score, short(row["chance"]), row["source"], shortened(row["explanation"], SHOWN))
+        table.row(name, score, number(row["chance"]), row["source"], shortened(row["explanation"], SHOWN))
     return table
 
 
@@ -95,7 +96,7 @@ def explanation_lines(store: Store, unit: dict[str, Any]) -> list[str]:
 
 
 def _scores_said(scores: pl.DataFrame) -> Sequence[str]:
-    """`detection .81 [.70 .89], chance .21` of every row of a unit's own scores."""
+    """`detection 0.81 [0.70 0.89], chance 0.21` of every row of a unit's own scores."""
     said = []
     for row in scores.iter_rows(named=True):
         measure, chance = ("rho", 0.0) if row["method"] == Kind.SIMULATION else ("auprc", row["base_rate"])
@@ -103,5 +104,5 @@ def _scores_said(scores: pl.DataFrame) -> Sequence[str]:
             said.append(f"{row['method']}: too few answers")
             continue
         value = with_interval(*(row[f"{measure}{end}"] for end in ("", "_low", "_high")))
-        said.append(f"{row['method']} by {row['scorer']} {value}, chance {short(chance)}")
+        said.append(f"{row['method']} by {row['scorer']} {value}, chance {number(chance)}")
     return said

@@ -17,7 +17,7 @@ from universal_neurons.explanations import (
 )
 from universal_neurons.legible import shortened
 from universal_neurons.report.explained import SHOWN, with_interval
-from universal_neurons.report.facts import short
+from universal_neurons.report.numbers import number
 from universal_neurons.report.words import spoken_of
 from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
@@ -97,7 +97,7 @@ def _source_cells(row: dict[str, Any]) -> list[str]:
     if row["scorer"] is None:
         return [row["source"], "not scored", f"{row['units']:,}", *["–"] * (len(HEADINGS) - 3)]
     score, carried = (_interval(row, name) for name in ("score", "carried"))
-    beside = [short(row[name]) for name in ("chance", "label", "another", "empty", "counterpart", "random")]
+    beside = [number(row[name]) for name in ("chance", "label", "another", "empty", "counterpart", "random")]
     return [row["source"], f"{row['method']} by {row['scorer']}", f"{row['units']:,}", score, *beside, carried]
 
 
@@ -119,7 +119,7 @@ def _unit_rows(best: pl.DataFrame, scores: pl.DataFrame, noun: str) -> Rows:
         there = same.filter(use=COUNTERPART).select("at", "score").rows()
         random: float | None = same.filter(use=RANDOM)["score"].mean()  # type: ignore[assignment]
         score = _unbroken(with_interval(row["score"], row["low"], row["high"]))
-        others = ", ".join(_unbroken(f"{at} {short(value)}") for at, value in there) or "–"
+        others = ", ".join(_unbroken(f"{at} {number(value)}") for at, value in there) or "–"
         said = shortened(row["explanation"], SHOWN)
-        rows.append([name, score, short(row["chance"]), others, short(random), row["source"], said])
+        rows.append([name, score, number(row["chance"]), others, number(random), row["source"], said])
     return rows

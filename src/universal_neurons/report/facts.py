@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from universal_neurons.report.counts import anchors_line, threshold_counts, untrained_line
+from universal_neurons.report.numbers import number
 from universal_neurons.report.sinks import sinks_line
 from universal_neurons.report.words import spoken_of
 from universal_neurons.storage import Store, products_line
@@ -164,14 +165,6 @@ def finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def short(value: float | None) -> str:
-    """A correlation as .78, −.12, 1.00 or –."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    text = f"{value:z.2f}"
-    return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
-
-
 def basis_test(q_value: float, draws: int) -> str:
     """q as text; so many draws of a random basis can say no less than 1 / draws."""
     least = 1 / draws
@@ -244,7 +237,7 @@ def _chance_line(store: Store, told: Facts) -> tuple[str, str]:
     if store.has("null"):
         return "beside untrained networks", untrained_line(store, told.asker)
     return "basis test", (
-        f"{told.discoveries} neurons are matched better than randomly rotated ones (q ≤ .05); of a trained model "
+        f"{told.discoveries} neurons are matched better than randomly rotated ones (q ≤ 0.05); of a trained model "
         "nearly all are, so this does not say that they are universal"
     )
 
@@ -271,7 +264,7 @@ def _scale_lines(told: Facts, sinks: str | None) -> list[tuple[str, str]]:
     if told.ranks is None or told.within_tokens is None or told.coverage is None:
         return []
     place, whose = (0, "all neurons") if math.isnan(told.corr[1]) else (1, "universal neurons")
-    corr, ranks, within = (short(values[place]) for values in (told.corr, told.ranks, told.within_tokens))
+    corr, ranks, within = (number(values[place]) for values in (told.corr, told.ranks, told.within_tokens))
     line = f"of {whose} mean ρ {corr}; of ranks, whatever the size, {ranks}; "
     line += f"within single tokens ({told.coverage:.0%} of positions) {within}"
     if sinks is None:

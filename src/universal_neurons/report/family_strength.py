@@ -6,7 +6,7 @@ import polars as pl
 
 from universal_neurons.errors import InputError
 from universal_neurons.labels import FAMILIES, TIE, explaining_label
-from universal_neurons.report.facts import short
+from universal_neurons.report.numbers import number
 from universal_neurons.storage import Store
 
 HALF = 0.5  # of the variance: what the paper's notebooks ask of a unigram neuron
@@ -57,6 +57,6 @@ def strength_rows(store: Store) -> list[tuple[str, ...]]:
     of_reference = families_table(store).filter(pl.col("model") == store.models[0])
     told = of_reference.filter(pl.col("above_half").is_not_null())
     return [
-        (family.replace("_", " "), f"{neurons:,}", short(median), *("–" if n is None else f"{n:,}" for n in counts))
+        (family.replace("_", " "), f"{neurons:,}", number(median), *("–" if n is None else f"{n:,}" for n in counts))
         for family, neurons, median, *counts in told.drop("model").iter_rows()
     ]

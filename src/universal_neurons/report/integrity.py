@@ -5,12 +5,13 @@ from pathlib import Path
 
 from rich.console import Group
 
+from universal_neurons import storage
 from universal_neurons.config import DIFF_FILE, DYNAMICS_FILE
 from universal_neurons.diff import STUDY, Diff
 from universal_neurons.disk import local_path
 from universal_neurons.dynamics import Dynamics
 from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
-from universal_neurons.storage import SKETCH, SketchFile, Store
+from universal_neurons.storage import SKETCH, Store
 from universal_neurons.terminal import shown
 
 
@@ -38,7 +39,7 @@ def check_stores(paths: Sequence[str]) -> Group:
 def _check_sketch(path: Path, problems: list[str]) -> list[str]:
     """Verify a portable sketch, which is done when it is opened."""
     try:
-        sketch = SketchFile(path)
+        sketch = storage.SketchFile(path)
     except InputError as error:
         problems.append(str(error))
         return []

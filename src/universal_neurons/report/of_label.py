@@ -4,7 +4,7 @@ import polars as pl
 from rich.console import Group
 from rich.table import Column, Table
 
-from universal_neurons.report.facts import short
+from universal_neurons.report.numbers import number
 from universal_neurons.storage import Store
 from universal_neurons.terminal import TextTable, shown
 from universal_neurons.units import unit_name
@@ -25,7 +25,7 @@ def label_view(store: Store, label: str, model: str | None = None, most: int = M
     parts.append(_neurons_view(found, names, most))
     notes = ["active: higher where the label holds; silent: lower there. place 1: no other label explains it better."]
     above = int((found["variance_reduction"] > store.config.unexplained).sum())
-    cut = short(store.config.unexplained)
+    cut = number(store.config.unexplained)
     notes.append(f"{above:,} of {len(found):,} above {cut}: less is taken for no explanation.")
     if len(found) > most:
         notes.append(f"{len(found) - most:,} more: store.best_for({label!r}) in Python has all.")
@@ -50,7 +50,7 @@ def _neurons_view(found: pl.DataFrame, names: list[str], most: int) -> Table:
         universal = "–" if row["is_universal"] is None else "yes" if row["is_universal"] else "no"
         cells = [
             unit_name(row["layer"], row["neuron"], row["model"]),
-            short(row["variance_reduction"]),
+            number(row["variance_reduction"]),
             "silent" if row["sign"] < 0 else "active",
             row["rank"],
             (row["family"] or "–").replace("_", " "),

@@ -12,7 +12,8 @@ from rich.text import Text
 from universal_neurons.labels import explained
 from universal_neurons.legible import legible
 from universal_neurons.report.explained import explanation_lines
-from universal_neurons.report.facts import finite, short
+from universal_neurons.report.facts import finite
+from universal_neurons.report.numbers import number
 from universal_neurons.report.sinks import has_sinks
 from universal_neurons.report.sources import unit_kind
 from universal_neurons.report.verdict import main_numbers, verdict
@@ -106,12 +107,12 @@ def _matches(store: Store, model: str, this_neuron: pl.Expr) -> Table:
     matches = TextTable("model", "rank", "match", "ρ", "held out", *beside, "95 %", "mutual", title=title)
     for match in store.matches.filter((pl.col("asker") == model) & this_neuron).iter_rows(named=True):
         rank = "most negative" if match["rank"] < 0 else str(match["rank"])
-        interval = f"{short(match['corr_low'])} {short(match['corr_high'])}" if finite(match["corr_low"]) else ""
+        interval = f"{number(match['corr_low'])} {number(match['corr_high'])}" if finite(match["corr_low"]) else ""
         columns = ["corr_heldout", *(["corr_without_sinks"] if beside else [])]
-        heldout = [f"{match[column]:.3f}" if finite(match[column]) else "" for column in columns]
+        heldout = [number(match[column], 3) if finite(match[column]) else "" for column in columns]
         place = unit_name(match["match_layer"], match["match_neuron"])
         mutual = "⇄" * bool(match["mutual"])
-        matches.row(match["match_model"], rank, place, f"{match['corr']:.3f}", *heldout, interval, mutual)
+        matches.row(match["match_model"], rank, place, number(match["corr"], 3), *heldout, interval, mutual)
     return matches
 
 
@@ -121,7 +122,7 @@ def _labels(store: Store, row: dict[str, Any], this_neuron: pl.Expr) -> Table:
     for label in store.labels.filter((pl.col("model") == row["model"]) & this_neuron).iter_rows(named=True):
         name = ("previous token: " if label["previous"] else "") + label["label"]
         direction = "fires" if label["sign"] > 0 else "is silent"
-        table.row(name, label["group"], f"{label['variance_reduction']:.3f}", direction)
+        table.row(name, label["group"], number(label["variance_reduction"], 3), direction)
     return table
 
 

@@ -30,6 +30,7 @@ from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows
 from universal_neurons.report.explained_section import explained_section
 from universal_neurons.report.family_strength import STRENGTH_FACTS, STRENGTH_WORDS, strength_rows
 from universal_neurons.report.figures import FigureKind, study_figures
+from universal_neurons.report.numbers import number
 from universal_neurons.report.opening import opening_sentences
 from universal_neurons.report.other_threshold import threshold_sentence
 from universal_neurons.report.sources import kind_said
@@ -44,7 +45,6 @@ from universal_neurons.report.summary import (
     models_rows,
     only_sentence,
     published_rows,
-    short,
     shown_neurons,
     unsure_marks,
     what_roles_rest_on,
@@ -235,7 +235,7 @@ def _section(store: Store, pictures: dict[str, Picture]) -> dict[str, Any]:
         "explained": explained_section(store),
         "explained_picture": pictures.get("explanations"),
         "role_words": words_of(SAID_OF_ROLES | RELATIVE),
-        "unexplained": short(store.config.unexplained),
+        "unexplained": number(store.config.unexplained),
         "family_pictures": _starting(pictures, FAMILY_FIGURES),
         "roles": [*role_rows(store), *relative_rows(store)] if store.has_roles else [],
         "noun": noun_of(store.manifest),
@@ -269,11 +269,11 @@ def _asked(store: Store, asker: str, pictures: dict[str, Picture]) -> dict[str, 
         rows.append(
             {
                 "name": unit_name(row["layer"], row["neuron"]),
-                "excess": short(row["excess_corr"]),
-                "interval": f"{short(row['excess_low'])} – {short(row['excess_high'])}",
+                "excess": number(row["excess_corr"]),
+                "interval": f"{number(row['excess_low'])} – {number(row['excess_high'])}",
                 "mark": mark,
-                "mean_corr": short(row["mean_corr"]),
-                "baseline": short(row["mean_baseline"]),
+                "mean_corr": number(row["mean_corr"]),
+                "baseline": number(row["mean_baseline"]),
                 "q": q,
                 "fires": fires_on(row),
                 "matches": [cells.get(name, "–") for name in others],

@@ -17,8 +17,9 @@ from universal_neurons.matching import singled_out
 from universal_neurons.report.consistency import consistency_view, similarity_askers, similarity_view
 from universal_neurons.report.counts import clique_lines
 from universal_neurons.report.explained import worth_view
-from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, only_sentence, short
+from universal_neurons.report.facts import asker_lines, basis_test, facts, finite, only_sentence
 from universal_neurons.report.family_strength import STRENGTH_FACTS, STRENGTH_WORDS, strength_rows
+from universal_neurons.report.numbers import number
 from universal_neurons.report.sources import source_sentences
 from universal_neurons.report.words import noun_of
 from universal_neurons.roles import (
@@ -66,16 +67,16 @@ def unsure_marks(store: Store, shown: pl.DataFrame) -> tuple[list[str], str]:
 def match_cells(
     store: Store, asker: str, shown: pl.DataFrame, *, intervals: bool = True
 ) -> dict[tuple[int, int], dict[str, str]]:
-    """The best match of every shown neuron in each other model, as `L1.151 .78 [.75 .81]`, ⇄ where it is mutual.
+    """The best match of every shown neuron in each other model, as `L1.151 0.78 [0.75 0.81]`, ⇄ where it is mutual.
 
     By layer and neuron, then by model.
     """
     best = store.matches.filter((pl.col("asker") == asker) & (pl.col("rank") == 1))
     cells: dict[tuple[int, int], dict[str, str]] = defaultdict(dict)
     for row in best.join(shown, on=["layer", "neuron"], how="semi").iter_rows(named=True):
-        text = f"{unit_name(row['match_layer'], row['match_neuron'])} {short(row['corr'])}"
+        text = f"{unit_name(row['match_layer'], row['match_neuron'])} {number(row['corr'])}"
         if intervals and finite(row["corr_low"]):
-            text += f" [{short(row['corr_low'])} {short(row['corr_high'])}]"
+            text += f" [{number(row['corr_low'])} {number(row['corr_high'])}]"
         cells[row["layer"], row["neuron"]][row["match_model"]] = text + (" ⇄" if row["mutual"] else "")
     return cells
 
@@ -188,7 +189,7 @@ def family_rows(store: Store) -> list[tuple[str, list[int], str]]:
 def _strength(row: dict[str, Any]) -> str:
     """What a neuron's label explains of its variance; of one that fires by position alone the mutual information."""
     if explained(row["family"], row["label"]):
-        return short(row["variance_reduction"])
+        return number(row["variance_reduction"])
     return f"(MI {row['position_mi']:.2f})"
 
 
@@ -278,7 +279,7 @@ def subsets_view(store: Store) -> Group:
             for name in ("excess_standardised", "excess_corr")
         ]
         tokens = f"{counted[subset]:,}" if subset in counted else "–"
-        table.row(subset, tokens, *counts, short(_median(alive["excess_corr"])))
+        table.row(subset, tokens, *counts, number(_median(alive["excess_corr"])))
     return Group(table, *(shown(sentence, "table.caption") for sentence in [little_sentence(store)] if sentence))
 
 
@@ -319,13 +320,13 @@ def neurons_view(store: Store, asker: str) -> Group:
     matches = match_cells(store, asker, neurons, intervals=False)
     for row, q, mark in zip(neurons.iter_rows(named=True), tests, marks):
         cells = matches[row["layer"], row["neuron"]]
-        interval = f"{short(row['excess_low'])} {short(row['excess_high'])}"
+        interval = f"{number(row['excess_low'])} {number(row['excess_high'])}"
         place = unit_name(row["layer"], row["neuron"])
         why = [fires_on(row)] if labelled else []
         found = (cells.get(name, "–") for name in others)
         table.row(
             place,
-            short(row["excess_corr"]),
+            number(row["excess_corr"]),
             interval,
             *([mark] if marked else []),
             *([q] if apart else []),

@@ -10,7 +10,8 @@ import polars as pl
 
 from universal_neurons.explanations import sentences_of
 from universal_neurons.labels import UNEXPLAINED, explained, null_level
-from universal_neurons.report.facts import finite, short
+from universal_neurons.report.facts import finite
+from universal_neurons.report.numbers import number
 from universal_neurons.report.sources import unit_kind
 from universal_neurons.report.summary import label_of
 from universal_neurons.storage import Store
@@ -44,7 +45,7 @@ class Alike:
             "of loss changes": (self.loss, self.loss_beside),
         }
         known = {
-            f"{what} {short(own)}, {self.beside} {short(beside)}": beyond_another(own, beside)
+            f"{what} {number(own)}, {self.beside} {number(beside)}": beyond_another(own, beside)
             for what, (own, beside) in asked.items()
             if math.isfinite(own)
         }
@@ -117,16 +118,16 @@ def _of_matches(store: Store, row: dict[str, Any], threshold: float) -> str:
 def universality(row: dict[str, Any], threshold: float) -> str:
     """Whether a neuron is universal on the text that chose its matches, and on text that did not; no full stop."""
     excess, low, high = row["excess_corr"], row["excess_low"], row["excess_high"]
-    interval = f"95 % interval {short(low)} to {short(high)}"
+    interval = f"95 % interval {number(low)} to {number(high)}"
     if not finite(excess):
         return "Not known to be universal: it has no excess correlation"
     if excess <= threshold:
-        said = f"Not universal: {short(excess)} better matched than by chance, {threshold:g} is the threshold"
+        said = f"Not universal: {number(excess)} better matched than by chance, {threshold:g} is the threshold"
         standardised = row.get("excess_standardised")
         if standardised is not None and standardised > threshold:
             said = (
-                f"Universal only with every neuron brought to variance 1 ({short(standardised)}, above "
-                f"{threshold:g}), not as the paper counts ({short(excess)})"
+                f"Universal only with every neuron brought to variance 1 ({number(standardised)}, above "
+                f"{threshold:g}), not as the paper counts ({number(excess)})"
             )
         return said + (f" (on text that did not choose it {interval})" if finite(low) else "")
     if not (finite(low) and finite(high)):
@@ -163,8 +164,8 @@ def nearest_label(store: Store, row: dict[str, Any]) -> str:
     if row["label"] is None or not finite(judged):
         return ""
     where = " on text that did not choose it" if heldout else ""
-    found = f"The nearest, {label_of(row)}, explains {short(judged)} of its variance{where}"
-    return f"{found}, and only above {short(label_level(store, row))} counts."
+    found = f"The nearest, {label_of(row)}, explains {number(judged)} of its variance{where}"
+    return f"{found}, and only above {number(label_level(store, row))} counts."
 
 
 def main_numbers(store: Store, row: dict[str, Any]) -> list[tuple[str, str]]:
@@ -177,10 +178,10 @@ def main_numbers(store: Store, row: dict[str, Any]) -> list[tuple[str, str]]:
         column = "variance_reduction_heldout" if heldout else "variance_reduction"
         text = ", on other text" if heldout else ""
         which = "its best label" if explained(row["family"], row["label"]) else "the nearest label"
-        lines.append((f"share of its variance that {which} explains{text}", short(row[column])))
+        lines.append((f"share of its variance that {which} explains{text}", number(row[column])))
     if finite(row["sparsity"]):
         what = "pre-activation" if kind is None else "value"
-        lines.append((f"share of positions where its {what} is above 0", short(row["sparsity"])))
+        lines.append((f"share of positions where its {what} is above 0", number(row["sparsity"])))
     if finite(row["w_out_norm"]):
         what = "output weights" if kind is None else "decoder's row"
         lines.append((f"length of its {what}", f"{row['w_out_norm']:.2f}"))
@@ -190,16 +191,18 @@ def main_numbers(store: Store, row: dict[str, Any]) -> list[tuple[str, str]]:
 def _match_numbers(store: Store, row: dict[str, Any]) -> list[tuple[str, str]]:
     if not finite(row["excess_corr"]):
         return []
-    reach = f"{short(row['min_corr'])} to {short(row['max_corr'])}"
-    excess = f"{short(row['excess_corr'])} (universal above {store.config.threshold:g})"
+    reach = f"{number(row['min_corr'])} to {number(row['max_corr'])}"
+    excess = f"{number(row['excess_corr'])} (universal above {store.config.threshold:g})"
     lines = [
-        ("ρ with its counterparts, mean over models", f"{short(row['mean_corr'])} ({reach})"),
-        ("ρ that chance finds", short(row["mean_baseline"])),
+        ("ρ with its counterparts, mean over models", f"{number(row['mean_corr'])} ({reach})"),
+        ("ρ that chance finds", number(row["mean_baseline"])),
         ("better than chance by", excess),
     ]
     if finite(row["excess_heldout"]):
-        interval = f"{short(row['excess_low'])} to {short(row['excess_high'])}"
-        lines.append(("the same on text that did not choose it (95 %)", f"{short(row['excess_heldout'])} ({interval})"))
+        interval = f"{number(row['excess_low'])} to {number(row['excess_high'])}"
+        lines.append(
+            ("the same on text that did not choose it (95 %)", f"{number(row['excess_heldout'])} ({interval})")
+        )
     if row.get("mutual_all") is not None:
         lines.append(("each other's best match in every model", "yes" if row["mutual_all"] else "no"))
     return lines
@@ -214,6 +217,6 @@ def _act_numbers(found: Alike | None) -> list[tuple[str, str]]:
         ("changes of the loss", found.loss, found.loss_beside),
     )
     return [
-        (f"its counterparts' {what}: ρ, median over models", f"{short(own)} ({found.beside} {short(beside)})")
+        (f"its counterparts' {what}: ρ, median over models", f"{number(own)} ({found.beside} {number(beside)})")
         for what, own, beside in pairs
     ]

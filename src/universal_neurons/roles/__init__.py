@@ -9,6 +9,8 @@ frequency   token frequency neurons: along log p(token)
 attention   neurons that switch a later head off or on
 loss_changes  by how much the loss of every token changes when single neurons are mean-ablated
 functional  do matched neurons do the same
+costs       the table `costs`, read: what the universal neurons are worth, in a sentence
+gains       the table `functional_gains`, read: do matched neurons act alike, in a sentence
 worth       what the universal neurons are worth together, beside controls of equal contribution
 one_model   the roles of one model's neurons
 stage       the roles of a study's models, as one of its stages
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.roles.costs import EQUAL, LARGEST, RANDOM, Worth
     from universal_neurons.roles.frequency import FREQUENCY_CANDIDATES
     from universal_neurons.roles.functional import counterparts
     from universal_neurons.roles.latent_effects import latent_effect_tables
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
     from universal_neurons.roles.preconditions import cannot_be_shown, unmet_lines
     from universal_neurons.roles.side_by_side import models_at_once, threads_of_each
     from universal_neurons.roles.stage import Roles, require_roles, vocabulary_of
-    from universal_neurons.roles.worth import DRAWS, EQUAL, LARGEST, RANDOM, Worth
+    from universal_neurons.roles.worth import DRAWS
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -68,6 +71,7 @@ else:
                 "together_sentences",
                 "unembedding_lines",
             ],
-            "worth": ["DRAWS", "EQUAL", "LARGEST", "RANDOM", "Worth"],
+            "costs": ["EQUAL", "LARGEST", "RANDOM", "Worth"],
+            "worth": ["DRAWS"],
         },
     )

@@ -34,7 +34,7 @@ CUTS: dict[str, dict[str, float]] = {  # the paper's notebooks
 @dataclass(frozen=True)
 class Spectrum:
     """How strongly a processed unembedding reads the directions of the residual stream: its singular `values`, the
-    largest first, and V₀, the bottom k = max(1, round(.01 d)) singular directions, its `null` space if it has one.
+    largest first, and V₀, the bottom k = max(1, round(0.01 d)) singular directions, its `null` space if it has one.
 
     Of models that are centred, within the mean-free subspace: the all-ones direction is in their null space trivially.
     """

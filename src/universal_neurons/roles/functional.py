@@ -19,13 +19,12 @@ from jaxtyping import Bool, Float, Int
 
 from universal_neurons.labels import ROLES_BY_WEIGHTS
 from universal_neurons.models import Model
+from universal_neurons.roles.gains import RANDOM, SECOND
 from universal_neurons.statistics import Jackknifed, jackknife, seed_of
 from universal_neurons.units import Units
 
 KINDS = {"": "match", "_second": "second", "_random": "random"}  # columns of `functional`, and of its pairs
-SECOND, RANDOM = "second best match", "random"
 CONTROLS = {"_second": SECOND, "_random": RANDOM}
-MEASURES = {"loss_corr": "loss changes", "effect_corr": "logit effects"}
 GAINS_SCHEMA: dict[str, Any] = {
     "asker": pl.String, "match_model": pl.String, "control": pl.String, "measure": pl.String, "pairs": pl.Int32,
     **dict.fromkeys(("match_corr", "control_corr", "gain", "gain_low", "gain_high", "better"), pl.Float64),
@@ -247,32 +246,3 @@ def _mean_reach(gains: Sequence[Jackknifed]) -> float:
     """Half the interval of a mean over pairs, of those that are known whichever stretch is left out."""
     without = [gain.without for gain in gains if np.isfinite(gain.without).all()]
     return jackknife.reach(np.mean(without, 0)).item() if without else math.nan
-
-
-def gains_sentence(gains: pl.DataFrame) -> str:
-    """How alike matched neurons act, against the second best matches, by `functional_gains`; empty where these are not
-    known."""
-    of_all = gains.filter(pl.col("match_model").is_null())
-    rows = {(row["measure"], row["control"]): row for row in of_all.iter_rows(named=True)}
-    told = [
-        _measured(measure, rows[measure, SECOND], rows.get((measure, RANDOM)))
-        for measure in MEASURES
-        if (measure, SECOND) in rows
-    ]
-    return f"Do matched neurons act alike? {' '.join(told)}" if told else ""
-
-
-def _measured(measure: str, second: Mapping[str, Any], random: Mapping[str, Any] | None) -> str:
-    low, high = second["gain_low"], second["gain_high"]
-    reach = f" [{low:+.2f} {high:+.2f}]" if low is not None and math.isfinite(low) else ""
-    others = "" if random is None else f", with random neurons {_said(random['control_corr'])}"
-    return (
-        f"ρ of their {MEASURES[measure]} differs from that with the second best match by {second['gain']:+.2f}{reach} "
-        f"on average, and is higher in {second['better']:.0%} of {second['pairs']:,} pairs (medians: "
-        f"{_said(second['match_corr'])}, with the second best {_said(second['control_corr'])}{others})."
-    )
-
-
-def _said(value: float) -> str:
-    """Two digits, and no sign of a zero."""
-    return f"{round(value, 2) + 0.0:.2f}"

@@ -6,11 +6,11 @@ from typing import Any
 import polars as pl
 
 from universal_neurons.labels import ROLES
-from universal_neurons.roles.functional import gains_sentence
+from universal_neurons.role_settings import OFTEN
+from universal_neurons.roles.costs import Worth
+from universal_neurons.roles.gains import gains_sentence
 from universal_neurons.roles.nearest import role_candidates
 from universal_neurons.roles.preconditions import cannot_be_shown
-from universal_neurons.roles.prediction import OFTEN
-from universal_neurons.roles.worth import Worth
 from universal_neurons.storage import Store
 from universal_neurons.units import unit_name
 

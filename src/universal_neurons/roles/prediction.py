@@ -20,7 +20,7 @@ from torch import Tensor
 
 from universal_neurons.labels import ROLES_BY_WEIGHTS, TIE, Label, token_test_masks
 from universal_neurons.models import ProcessedWeights
-from universal_neurons.role_settings import RoleSettings
+from universal_neurons.role_settings import OFTEN, RoleSettings
 from universal_neurons.roles.nearest import CLASS_SIGNS
 from universal_neurons.roles.reach import Reach
 from universal_neurons.statistics import PANEL_ELEMENTS
@@ -31,7 +31,6 @@ FEWEST = 2  # tokens of a class
 PAPER_WIDTH = 1024  # of GPT2-medium
 TOP = 10  # tokens that a neuron raises most, and lowers most
 BINS = 60
-OFTEN = 5  # times in the text: tokens that occur less often are not listed as raised or lowered most
 PER_ROLE = 10  # examples of a role
 EFFECTS_SCHEMA: dict[str, Any] = {
     "model": pl.String, "layer": pl.Int32, "neuron": pl.Int32, "role": pl.String, "class": pl.String,

@@ -24,7 +24,7 @@ HIGH = 0.95  # quantile of what tokens' own unembeddings reach: a cut above it c
 
 @dataclass(frozen=True)
 class Reach:
-    """Kurtosis of cos(direction, W_U): median and .95 quantile of `tokens` directions that are a token's own
+    """Kurtosis of cos(direction, W_U): median and 0.95 quantile of `tokens` directions that are a token's own
     unembedding, mean and standard deviation of random ones."""
 
     tokens: int

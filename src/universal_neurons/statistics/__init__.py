@@ -8,6 +8,7 @@ comoments       cross products of two models' neurons, and within each layer of 
 sparse_codes    blocks in which most units are inactive: their few active ones
 sparse_products cross products of such blocks
 moments         moments, histograms, sums of squares, means by token and by position
+bands           the bands that examples are of, and how much text one shows
 examples        where a neuron fires: its highest activations and some of a few bands below; a gated one's lowest too
 sinks           where the residual stream's norm stands out
 signed_sums     a sketch's sums
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
+    from universal_neurons.statistics.bands import AFTER, BANDS, BEFORE, BOTTOM, QUANTILES, WINDOW
     from universal_neurons.statistics.certainty import (
         CANDIDATES_SEEN,
         LIMIT,
@@ -49,16 +51,7 @@ if TYPE_CHECKING:
         first_non_finite,
         seed_of,
     )
-    from universal_neurons.statistics.examples import (
-        AFTER,
-        BANDS,
-        BEFORE,
-        BOTTOM,
-        QUANTILES,
-        WINDOW,
-        Examples,
-        TopExamples,
-    )
+    from universal_neurons.statistics.examples import Examples, TopExamples
     from universal_neurons.statistics.jackknife import Jackknifed
     from universal_neurons.statistics.keys import (
         BY_POSITION,
@@ -148,7 +141,8 @@ else:
                 "deterministic",
             ],
             "jackknife": ["Jackknifed"],
-            "examples": ["AFTER", "BANDS", "BEFORE", "BOTTOM", "Examples", "QUANTILES", "TopExamples", "WINDOW"],
+            "bands": ["AFTER", "BANDS", "BEFORE", "BOTTOM", "QUANTILES", "WINDOW"],
+            "examples": ["Examples", "TopExamples"],
             "sinks": ["SinkPositions", "at_sinks"],
             "signed_sums": ["ShardSketch", "SignedSums", "Signs", "round_to", "sums_block"],
             "sparse_codes": ["CODES_BYTES", "sparse_rows"],

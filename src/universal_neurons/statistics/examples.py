@@ -20,14 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from universal_neurons.statistics.bands import AFTER, BANDS, BEFORE, WINDOW
 from universal_neurons.statistics.contract import Accumulator, Batch, Block, seed_of
 from universal_neurons.statistics.keys import BY_POSITION, BY_ROW, Named
 
-QUANTILES = (0.5, 0.75, 0.9, 0.97, 0.995)
-BANDS = ("top", *(f"{low:g}–{high:g}" for low, high in pairwise(QUANTILES)))
-BOTTOM = "bottom"  # the lowest, after BANDS, where both tails are kept
-BEFORE, AFTER = 16, 7
-WINDOW = BEFORE + 1 + AFTER
 NOWHERE = -1
 ROWS_AT_ONCE = 32  # whose candidates are sorted together: what the first ones leave worst, few later ones beat
 

@@ -171,7 +171,7 @@ def duplicates(
         neuron.append((best.indices + units.starts[len(neuron)]).masked_fill(none, NONE))
     return {
         "layer_corr_max": torch.cat(corr).cpu().numpy(),
-        "layer_corr_neuron": units.place_of(torch.cat(neuron))[1].int().cpu().numpy(),
+        "layer_corr_neuron": units.place_of(torch.cat(neuron).cpu().numpy())[1].astype(np.int32),
     }
 
 

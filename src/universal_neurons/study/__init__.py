@@ -9,6 +9,7 @@ role_seconds     how long weight statistics and roles take
 product_units    by which units of a CPU products are made, and how exact they are then
 memory           what a study takes in memory, and in how many passes it therefore makes the co-moments
 check            would these models work together
+fit              how well tokenizers fit: the table `spans` as rows of text
 shown            the neurons that figures show, and what the held-out pass keeps of them
 tables           what was found, as tables
 example_tables   where neurons fire, alone and with their matches beside them
@@ -42,17 +43,11 @@ from typing import TYPE_CHECKING
 from universal_neurons.faces import face
 
 if TYPE_CHECKING:
-    from universal_neurons.study.check import (
-        FIT_FACTS,
-        check_models,
-        estimate_loaded,
-        estimate_study,
-        estimate_view,
-        fit_rows,
-    )
+    from universal_neurons.study.check import check_models, estimate_loaded, estimate_study, estimate_view
     from universal_neurons.study.estimate import Estimate, resident_bytes
     from universal_neurons.study.explain_settings import KINDS
     from universal_neurons.study.explaining import explain
+    from universal_neurons.study.fit import FIT_FACTS, fit_rows
     from universal_neurons.study.inputs import Study
     from universal_neurons.study.measured import fewest_seconds, gemm_rate, measured_ids
     from universal_neurons.study.memory import weight_bytes
@@ -81,7 +76,8 @@ else:
             "explain_settings": ["KINDS"],
             "explaining": ["explain"],
             "inputs": ["Study"],
-            "check": ["FIT_FACTS", "check_models", "estimate_loaded", "estimate_study", "estimate_view", "fit_rows"],
+            "check": ["check_models", "estimate_loaded", "estimate_study", "estimate_view"],
+            "fit": ["FIT_FACTS", "fit_rows"],
             "estimate": ["Estimate", "resident_bytes"],
             "measured": ["fewest_seconds", "gemm_rate", "measured_ids"],
             "memory": ["weight_bytes"],

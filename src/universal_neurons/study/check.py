@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import polars as pl
 from rich.console import Group
 from rich.table import Column, Table
 
@@ -22,6 +21,7 @@ from universal_neurons.models import (
 )
 from universal_neurons.progress import clock
 from universal_neurons.study.estimate import Estimate, estimate
+from universal_neurons.study.fit import FIT_FACTS, fit_rows
 from universal_neurons.study.product_units import with_units
 from universal_neurons.study.resolve import (
     PAPER_CONTEXT,
@@ -37,12 +37,6 @@ from universal_neurons.terminal import TextTable, shown
 from universal_neurons.text import Passages, TokenDataset
 
 FIT_TOKENS = 100_000  # on which tokenizers are compared
-LEFT_OUT = {
-    "bytes_special": "special tokens",
-    "bytes_white_space": "white space",
-    "bytes_dropped": "other text",
-    "bytes_too_long": "in no row",
-}
 CHECK_ERROR = "error: how far what is read as activations is from what the MLPs add by them, relative; 0 is exact."
 SUBSET_TOKENS = 1_000_000  # how far a corpus is read to see which subsets it has
 
@@ -154,20 +148,6 @@ def fit_view(passages: Passages, data: str) -> Table:
     for row in fit_rows(passages.fit_table()):
         table.row(*row)
     return table
-
-
-FIT_FACTS = ("tokens", "tokens a span", "spans of their own", "text left out")
-
-
-def fit_rows(fit: pl.DataFrame) -> list[tuple[str, str, str, str, str]]:
-    """The table `spans` as text: a model's name, then what `FIT_FACTS` names."""
-    rows = []
-    for row in fit.iter_rows(named=True):
-        left_out = [f"{reason} {row[column]:,}" for column, reason in LEFT_OUT.items() if row[column]]
-        kept = f"of {row['bytes']:,} bytes: {', '.join(left_out)}" if left_out else "none"
-        share = f"{row['own_fraction']:.1%}"
-        rows.append((row["model"], f"{row['tokens']:,}", f"{row['tokens_per_span']:.2f}", share, kept))
-    return rows
 
 
 def estimate_study(config: StudyConfig) -> Estimate:

@@ -11,7 +11,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from universal_neurons.report.figures.illustration import ROLE, FigureKind, number
+from universal_neurons.report.figures.illustration import ROLE, FigureKind
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -23,6 +23,7 @@ from universal_neurons.report.figures.style import (
     log_counts,
     title_over,
 )
+from universal_neurons.report.numbers import number
 from universal_neurons.roles import best_pairs
 from universal_neurons.storage import Store
 from universal_neurons.units import unit_name

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from universal_neurons.report.figures.effects import EFFECTS
-from universal_neurons.report.figures.illustration import FigureKind, median, percent
+from universal_neurons.report.figures.illustration import FigureKind
 from universal_neurons.report.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, canvas, legend_below
+from universal_neurons.report.numbers import median, percent
 
 BANDS = ((0.01, 0.99), (0.1, 0.9), (0.25, 0.75))
 COLOURS = {

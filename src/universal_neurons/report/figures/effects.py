@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from universal_neurons.diff import CHANGED, OTHERS
-from universal_neurons.report.figures.illustration import FigureKind, number
+from universal_neurons.report.figures.illustration import FigureKind
 from universal_neurons.report.figures.style import ACCENT, REST, SECOND, STYLE, THIRD, canvas
+from universal_neurons.report.numbers import number
 from universal_neurons.units import unit_name
 
 MOST = 30

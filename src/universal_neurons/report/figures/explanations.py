@@ -6,8 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from universal_neurons.explanations import leading, scores_of, units_table
-from universal_neurons.report.figures.illustration import FigureKind, number
+from universal_neurons.report.figures.illustration import FigureKind
 from universal_neurons.report.figures.style import REST, SECOND, STYLE, canvas, lettering
+from universal_neurons.report.numbers import number
 from universal_neurons.storage import Store
 
 MOST = 4  # sources that have a panel

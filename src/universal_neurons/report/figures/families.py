@@ -15,7 +15,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from universal_neurons.report.figures.illustration import FAMILY, FigureKind, listed, number
+from universal_neurons.report.figures.illustration import FAMILY, FigureKind, listed
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -29,6 +29,7 @@ from universal_neurons.report.figures.style import (
     log_counts,
     title_over,
 )
+from universal_neurons.report.numbers import number
 from universal_neurons.report.other_threshold import as_made
 from universal_neurons.storage import Store
 from universal_neurons.study import DUPLICATES, PER_FAMILY, ranking, same_label

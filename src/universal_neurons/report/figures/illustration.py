@@ -4,13 +4,10 @@ A `FigureKind` stands beside the function that draws it.  Its caption has three 
 is on the axes, what to look for, and what is seen here, in numbers taken from the very tables that were drawn.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import polars as pl
 from matplotlib.figure import Figure
 
 from universal_neurons.errors import InputError
@@ -137,26 +134,6 @@ def _speak(figure: Figure, spoken: Spoken) -> None:
 def _named(axes: Any) -> list[Any]:
     legend = axes.get_legend()
     return [axes.xaxis.label, axes.yaxis.label, *([] if legend is None else [*legend.get_texts(), legend.get_title()])]
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """A number as 0.69, with a minus sign; – where there is none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    text = f"{value:.{digits}f}"
-    return text.replace("-", "−") if float(text) else text.removeprefix("-")
-
-
-def percent(share: Any, digits: int = 0) -> str:
-    """A share as 8.4 %."""
-    return "–" if share is None or not math.isfinite(share) else f"{number(100 * share, digits)} %"
-
-
-def median(values: pl.Series | np.ndarray, digits: int = 2) -> str:
-    """The median of what is finite."""
-    finite = np.asarray(values, float)
-    finite = finite[np.isfinite(finite)]
-    return number(float(np.median(finite)), digits) if len(finite) else "–"
 
 
 def listed(names: list[str], most: int = 3) -> str:

@@ -8,7 +8,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from universal_neurons.report.figures.illustration import ABLATION, ROLE, UNIVERSAL, FigureKind, median, number, percent
+from universal_neurons.report.figures.illustration import ABLATION, ROLE, UNIVERSAL, FigureKind
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -24,6 +24,7 @@ from universal_neurons.report.figures.style import (
     one_panel,
     title_over,
 )
+from universal_neurons.report.numbers import median, number, percent
 from universal_neurons.roles import Worth, tried_first
 from universal_neurons.storage import Store
 from universal_neurons.units import name_column, unit_name

@@ -9,7 +9,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from universal_neurons.report.figures.families import SPLIT_AXES, SPLIT_LOOK, Details, details_of, split_densities
-from universal_neurons.report.figures.illustration import EFFECT, FigureKind, number, percent
+from universal_neurons.report.figures.illustration import EFFECT, FigureKind
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -21,6 +21,7 @@ from universal_neurons.report.figures.style import (
     log_counts,
     one_panel,
 )
+from universal_neurons.report.numbers import number, percent
 from universal_neurons.storage import Neuron, Store
 from universal_neurons.units import unit_name
 

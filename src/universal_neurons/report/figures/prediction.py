@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from universal_neurons.labels import ROLES_BY_WEIGHTS
-from universal_neurons.report.figures.illustration import EFFECT, ROLE, FigureKind, median, number
+from universal_neurons.report.figures.illustration import EFFECT, ROLE, FigureKind
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -28,6 +28,7 @@ from universal_neurons.report.figures.style import (
     log_counts,
     title_over,
 )
+from universal_neurons.report.numbers import median, number
 from universal_neurons.roles import effects_shown
 from universal_neurons.units import unit_name
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import stats
 
-from universal_neurons.report.figures.illustration import UNIVERSAL, FigureKind, median, number, percent
+from universal_neurons.report.figures.illustration import UNIVERSAL, FigureKind
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -27,6 +27,7 @@ from universal_neurons.report.figures.style import (
     one_panel,
     title_over,
 )
+from universal_neurons.report.numbers import median, number, percent
 from universal_neurons.statistics import RANKED
 from universal_neurons.storage import Store
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy import stats
 
-from universal_neurons.report.figures.illustration import ROLE, FigureKind, median
+from universal_neurons.report.figures.illustration import ROLE, FigureKind
 from universal_neurons.report.figures.style import (
     STYLE,
     canvas,
@@ -20,6 +20,7 @@ from universal_neurons.report.figures.style import (
     log_counts,
     title_over,
 )
+from universal_neurons.report.numbers import median
 from universal_neurons.roles import with_oriented_skew
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)

@@ -9,8 +9,9 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from universal_neurons.matching import MEASURES
-from universal_neurons.report.figures.illustration import FigureKind, number
+from universal_neurons.report.figures.illustration import FigureKind
 from universal_neurons.report.figures.style import STYLE, canvas, lettering
+from universal_neurons.report.numbers import number
 
 TITLES = dict(
     zip(MEASURES, ("(a) CKA", "(b) mean squared CCA", "(c) R² of the other layer", "(d) R² from the other layer"))

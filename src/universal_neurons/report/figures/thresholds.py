@@ -4,7 +4,7 @@ import matplotlib as mpl
 import polars as pl
 from matplotlib.figure import Figure
 
-from universal_neurons.report.figures.illustration import UNIVERSAL, FigureKind, number
+from universal_neurons.report.figures.illustration import UNIVERSAL, FigureKind
 from universal_neurons.report.figures.style import (
     ACCENT,
     REST,
@@ -17,6 +17,7 @@ from universal_neurons.report.figures.style import (
     log_counts,
     one_panel,
 )
+from universal_neurons.report.numbers import number
 
 LEAST = 0.5  # of a neuron, the axis's end: no count is below 1, an average over draws may be
 

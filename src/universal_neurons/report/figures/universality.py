@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from scipy import stats
 
-from universal_neurons.report.figures.illustration import EXCESS, UNIVERSAL, FigureKind, median, number, percent
+from universal_neurons.report.figures.illustration import EXCESS, UNIVERSAL, FigureKind
 from universal_neurons.report.figures.style import (
     STYLE,
     canvas,
@@ -21,6 +21,7 @@ from universal_neurons.report.figures.style import (
     log_counts,
     one_panel,
 )
+from universal_neurons.report.numbers import median, number, percent
 from universal_neurons.report.other_threshold import as_made
 from universal_neurons.report.summary import shown_neurons
 from universal_neurons.storage import Store
