@@ -1,6 +1,6 @@
-"""Does an installed package work?  Run by `.ci/package` in an empty folder, by the Python that it is installed for.
+"""Does an installed package work, as far as a small study?
 
-With the word `study` a small study is made too.
+Run by `.ci/package` in an empty folder, by the Python that it is installed for.
 """
 
 import subprocess
@@ -48,5 +48,4 @@ def check_study() -> None:
 
 if __name__ == "__main__":
     check_install()
-    if sys.argv[1:] == ["study"]:
-        check_study()
+    check_study()

@@ -2,12 +2,13 @@
 
 1. Sinks: by how much the norm of the residual stream exceeds its row's median, at most, at BOS and elsewhere.
 2. Scales: how many neurons of seed-1 are universal among seed-2 and seed-3 by ρ of the activations as they are, of
-   their square roots, and of whether a neuron fires; three rotations.
+   their square roots, and of whether a neuron fires; three rotations.  And what ρ of ranks their matches have.
 3. Untrained networks of the same shape: how many neurons pass the basis test, and how many are universal.
 """
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -57,12 +58,29 @@ def scales(tokens: int) -> None:
         print(f"| {scale} | {(excess > UNIVERSAL).sum()} |", flush=True)
 
 
+def study(tokens: int, folder: str, models: Sequence[un.Model] | None = None) -> un.Store:
+    """A study of the seeds, or of other models of their shape."""
+    config = un.StudyConfig(models=SEEDS, max_tokens=tokens, stages=("universality",), out=f"{folder}/run")
+    return un.run_study(config, models=models, progress=False)
+
+
+def ranks(tokens: int) -> None:
+    """What ρ of the matches of universal neurons is, and what it is of ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = study(tokens, folder)
+        universal = store.neurons.filter("is_universal").select("model", "layer", "neuron")
+        matches = store.matches.filter(rank=1).join(universal, on=["model", "layer", "neuron"])
+    corr, of_ranks = matches["corr_heldout"].mean(), matches["corr_ranks"].mean()
+    print(
+        f"{len(universal)} universal neurons: mean ρ {corr:.2f}, of ranks {of_ranks:.2f}, on held-out rows", flush=True
+    )
+
+
 def untrained(tokens: int) -> None:
     """The basis test of untrained networks."""
     networks = [untrained_model(un.load_model(name), seed) for seed, name in enumerate(SEEDS)]
-    config = un.StudyConfig(models=SEEDS, max_tokens=tokens, stages=("universality",))
     with tempfile.TemporaryDirectory() as folder:
-        store = un.run_study(config.model_copy(update={"out": f"{folder}/run"}), models=networks, progress=False)
+        store = study(tokens, folder, networks)
         neurons = store.neurons.filter(model=store.models[0])
     passed, universal = ((neurons["q_value"] <= 0.05).sum(), neurons["is_universal"].sum())
     print(f"untrained: {passed} of {len(neurons)} neurons at q ≤ 0.05, {universal} universal")
@@ -72,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokens", type=int, default=30_000)
     tokens = parser.parse_args().tokens
-    for part in (sinks, scales, untrained):
+    for part in (sinks, scales, ranks, untrained):
         part(tokens)
         print()
 

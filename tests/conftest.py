@@ -14,6 +14,7 @@ import cheap_checks  # noqa: F401  before the package is imported
 import numpy as np
 import pytest
 import torch
+import verified_once  # noqa: F401  studies of one tiny model run it once to see what it is
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 

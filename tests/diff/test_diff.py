@@ -482,7 +482,7 @@ def test_one_unit_is_shown_before_and_after(by_name, capsys):
     row = by_name.changes.row(27, named=True)
     for words in ("base → tuned", row["kind"], "Before: base", "After: tuned", "Effects on logits rose for"):
         assert words in said
-    assert f"{row['self_corr']:.3f}" in said
+    assert f"{row['self_corr']:.3f}".replace("-", "−") in said
     assert "on the second text" in repr(by_name)
     counts = [
         dict(by_name.changes[f"family_{when}"].drop_nulls().value_counts().iter_rows()) for when in ("before", "after")

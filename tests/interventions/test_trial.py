@@ -278,6 +278,26 @@ def test_only_what_is_needed_is_kept():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.hf.modules())
 
 
+@pytest.mark.parametrize("layer", [0, 2])
+def test_equal_changes_are_tried_once(layer, monkeypatch):
+    """Metrics of edits that change the same are the same; total and direct effects are of one run."""
+    model, neurons = model_of("gpt2", 3), [20, 3]
+    trial = Trial(model, Readout(model), some_tokens(), np.array([6, 0]), layer)
+    monkeypatch.setattr(trials_module, "CACHED", 1)  # a copy at a time
+    own = torch.tensor([0.0, 2.0])
+    edits = [Edit("fix", 0.0), Edit("fix", own), Edit("fix", 2.0), Edit("zero")]
+    runs, after = [], trial.after
+    monkeypatch.setattr(trial, "after", lambda layer, added: runs.append(len(added)) or after(layer, added))
+    of_all = trial.total_and_direct(layer, neurons, edits)
+    assert runs == ([1, 1, 1, 1] if layer == 0 else [])
+    for found, frozen in zip(of_all, (False, True)):
+        for place, neuron in enumerate(neurons):
+            for which, edit in enumerate(edits):
+                alone = trial.try_out(layer, [neuron], [edit.of([place])], frozen=frozen)
+                for name, values in vars(found).items():
+                    torch.testing.assert_close(values[place, which], vars(alone)[name][0, 0], msg=name)
+
+
 def test_trials_of_a_few_rows_are_those_of_all(monkeypatch):
     model, tokens, rows = model_of("llama"), some_tokens(), np.array([0, 1, 4, 7, 6, 8, 3])
     readout = Readout(model)
@@ -287,8 +307,10 @@ def test_trials_of_a_few_rows_are_those_of_all(monkeypatch):
     assert [part.rows.tolist() for part in parts] == [[0, 1], [6, 8], [3]]  # rows 4 and 7 have nothing to count
     assert torch.cat([part.row_of for part in parts]).tolist() == whole.row_of.tolist()
     torch.testing.assert_close(torch.cat([part.clean.metrics.loss for part in parts]), whole.clean.metrics.loss)
-    monkeypatch.setattr(trials_module, "LOGITS_AT_ONCE", 1)
-    assert all(len(part.rows) == 1 for part in trials(model, readout, tokens, rows))
+    for name, value in (("LOGITS_AT_ONCE", 1), ("CACHED", 1)):
+        with monkeypatch.context() as fewer:
+            fewer.setattr(trials_module, name, value)
+            assert all(len(part.rows) == 1 for part in trials(model, readout, tokens, rows))
 
 
 @pytest.mark.parametrize("layer", [0, 1])

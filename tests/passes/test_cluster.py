@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -447,9 +448,8 @@ def study(folders, tmp_path_factory):
     return config, contents(store)
 
 
-def test_a_killed_driver_goes_on_with_one_worker_to_the_same_bytes(nodes, study, tmp_path):
-    config, local = study
-    config = config.model_copy(update={"cluster": nodes.address, "out": str(tmp_path / "run")})
+def killed_driver(config):
+    """A driver in a process of its own, killed once a lane has a checkpoint; it says nothing of Ray."""
     code = (
         "import sys, json, universal_neurons.text.tokens as t; from universal_neurons import StudyConfig, run_study\n"
         f"t.SHARD_POSITIONS = {SHARD}\n"
@@ -457,28 +457,23 @@ def test_a_killed_driver_goes_on_with_one_worker_to_the_same_bytes(nodes, study,
     )
     child = subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 400
-    while not list((tmp_path / "run" / "work").glob("lanes/0/*/*/checkpoint-*")) and time.monotonic() < deadline:
+    while not list(Path(config.out).glob("work/lanes/0/*/*/checkpoint-*")) and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGKILL)
     _, noise = child.communicate()
     assert all("Ray" not in line and "ray" not in line for line in noise.splitlines()), noise
-    notes = []
-    reporter = Reporter(quiet=True)
-    reporter.note = notes.append
-    store = run_study(config, reporter=reporter, checkpoint_seconds=0.0)
-    assert any(note.startswith("resumed: ") for note in notes), notes
-    assert contents(store) == local
-    assert not (store.path / "work").exists()
-    assert not ray.is_initialized()
 
 
-def test_killed_workers_and_a_lost_node_give_the_same_bytes(nodes, study, tmp_path, monkeypatch):
+def test_a_killed_driver_killed_workers_and_a_lost_node_give_the_same_bytes(nodes, study, tmp_path, monkeypatch):
+    """The driver dies while there is one node; the next one's worker dies, and then a second node, which leaves one."""
     config, local = study
+    spread = config.model_copy(update={"cluster": nodes.address, "out": str(tmp_path / "run")})
+    killed_driver(spread)
     second = nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
     chooser = random.Random(time.time_ns())
     deaths = {chooser.randint(1, 6): "worker", chooser.randint(7, 12): "node"}
     answered, staff = cluster._Crew._answered, cluster._Crew._staff
-    answers, happened = [], []
+    answers, happened, notes = [], [], []
 
     def deadly(self, worker, answer):
         answered(self, worker, answer)
@@ -501,7 +496,11 @@ def test_killed_workers_and_a_lost_node_give_the_same_bytes(nodes, study, tmp_pa
     monkeypatch.setattr(cluster._Crew, "_answered", deadly)
     monkeypatch.setattr(cluster._Crew, "_staff", both)
     monkeypatch.setattr(cluster, "STEP_SECONDS", 0.0)
-    spread = config.model_copy(update={"cluster": nodes.address, "out": str(tmp_path / "run")})
-    store = quiet(spread, checkpoint_seconds=0.0)
+    reporter = Reporter(quiet=True)
+    reporter.note = notes.append
+    store = run_study(spread, reporter=reporter, checkpoint_seconds=0.0)
     assert {"worker", "node"} <= set(happened)
+    assert any(note.startswith("resumed: ") for note in notes), notes
     assert contents(store) == local
+    assert not (store.path / "work").exists()
+    assert not ray.is_initialized()

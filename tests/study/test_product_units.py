@@ -47,7 +47,9 @@ def test_auto_takes_int8_of_exact_searches_of_large_models_where_there_are_units
     monkeypatch.setattr(products, "processor_flags", lambda: VNNI)
     assert chosen() == ("float32", 2048), "small models"
     monkeypatch.setattr(product_units, "FEWEST_UNITS", models[0].n_neurons)
-    assert chosen() == ("int8", 4096)
+    assert chosen() == ("int8", 8192)
+    monkeypatch.setattr(product_units, "INT8_ENTRIES", 8192 * 2 * models[0].n_neurons - 1)
+    assert chosen() == ("int8", 4096), "of more units a long batch takes much memory"
     assert chosen(batch_tokens=512) == ("int8", 512)
     assert chosen(max_tokens=16_383)[0] == "float32"
     assert chosen(search="sketch")[0] == chosen(baseline="permutation")[0] == "float32"
@@ -71,7 +73,7 @@ def test_a_study_in_int8_says_so_and_how_exact_it_is(large, tokens, tmp_path):
 
 
 def test_where_int8_is_not_exact_enough_auto_falls_back_and_says_why(large, tokens, tmp_path, monkeypatch):
-    plain = study(tmp_path / "plain", tokens, gemm_dtype="float32", batch_tokens=4096)
+    plain = study(tmp_path / "plain", tokens, gemm_dtype="float32", batch_tokens=8192)
     monkeypatch.setattr(product_units, "MOST_ERROR", 0.0)
     store = study(tmp_path / "auto", tokens)
     facts = store.manifest["products"]

@@ -365,7 +365,7 @@ def test_what_is_shown_says_the_sign_of_a_match_and_both_tails(studies, capsys):
     assert row["corr"] < -0.5
     main(["show", str(store.path), f"L{row['layer']}.{row['neuron']}"])
     said = capsys.readouterr().out
-    assert f"{row['corr']:.3f}" in said
+    assert f"{row['corr']:.3f}".replace("-", "−") in said
     assert "Highest activations" in said
     assert "Lowest activations" in said
     main(["show", str(store.path), "c/L0.3"])
@@ -374,7 +374,7 @@ def test_what_is_shown_says_the_sign_of_a_match_and_both_tails(studies, capsys):
     cells = [
         cell for by_model in match_cells(store, "a", shown, intervals=False).values() for cell in by_model.values()
     ]
-    assert any(" -." in cell for cell in cells)
+    assert any(" −0." in cell for cell in cells)
     lost = (best["corr"] - best["corr_heldout"]) * best["corr"].sign()
     assert abs(lost.mean()) < 0.1
     everything = store.matches.filter((pl.col("rank") == 1) & (pl.col("asker") == "a"))

@@ -45,7 +45,15 @@ if TYPE_CHECKING:
         without_path,
     )
     from universal_neurons.interventions.readout import Metrics, Readout, reading_seconds
-    from universal_neurons.interventions.trial import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU, Trial, trials
+    from universal_neurons.interventions.trial import (
+        COPIES,
+        LOGITS_AT_ONCE,
+        LOGITS_ON_GPU,
+        Trial,
+        positions_cached,
+        positions_together,
+        trials,
+    )
 else:
     __getattr__, __dir__ = face(
         __name__,
@@ -65,6 +73,14 @@ else:
             "heads": ["Heads", "bos_key", "hooked", "projecting"],
             "paths": ["Paths", "eager_attention", "effects_of_paths", "path_effects", "rows_at_once", "without_path"],
             "readout": ["Metrics", "Readout", "reading_seconds"],
-            "trial": ["COPIES", "LOGITS_AT_ONCE", "LOGITS_ON_GPU", "Trial", "trials"],
+            "trial": [
+                "COPIES",
+                "LOGITS_AT_ONCE",
+                "LOGITS_ON_GPU",
+                "Trial",
+                "positions_cached",
+                "positions_together",
+                "trials",
+            ],
         },
     )

@@ -93,7 +93,7 @@ class Readout:
     ) -> Float[Tensor, "*any vocabulary"]:
         """Logits from what the final norm reads; with `scale`, that of another run is divided by."""
         divisor = self.norm.scale(residual) if scale is None else scale
-        return (self.norm.centred(residual) / divisor[..., None]) @ self.matrix.T + self.constant
+        return torch.nn.functional.linear(self.norm.centred(residual) / divisor[..., None], self.matrix, self.constant)
 
     def clean(self, residual: Float[Tensor, "tokens width"], targets: Int[Tensor, " tokens"]) -> Clean:
         """The predictions of a run in which nothing was changed."""
@@ -155,15 +155,26 @@ class Readout:
             scales = clean.metrics.scale.expand_as(values) if frozen else moved.sqrt().float()
             mean = (expected + values * of_effect[:, neuron]) / scales + of_constant
             scale[neuron] = scales
+            alike = first_alike(values)
             for start in range(0, len(clean.raw), self.step):
                 piece = slice(start, start + self.step)
-                for value in range(len(values)):
+                for value in sorted(set(alike)):
                     at = (neuron, value, piece)
                     logits = torch.addcmul(clean.raw[piece], values[value, piece, None], effect[neuron])
                     torch.addcdiv(self.constant, logits, scales[value, piece, None], out=logits)
                     loss[at], entropy[at], rank[at], divergence[at] = _measure(logits, clean.targets[piece])
+            for read in (loss, entropy, rank, divergence):
+                read[neuron] = read[neuron, alike]
             divergence[neuron] -= mean + clean.metrics.entropy
         return Metrics(loss, entropy, rank, scale, divergence)
+
+
+def first_alike(changes: Float[Tensor, "edits positions"]) -> list[int]:
+    """Of each change of an activation the first that is the same: fixed to two quantiles that are both 0, say."""
+    return [
+        next((first for first in range(edit) if torch.equal(changes[first], changes[edit])), edit)
+        for edit in range(len(changes))
+    ]
 
 
 def reading_seconds(device: torch.device, vocabulary: int) -> float:

@@ -2,7 +2,8 @@
 
 A change Δ of a neuron's activation adds Δ · w_out to the residual stream after its block (which `models.verify` has
 checked), or where a norm follows the MLP, what that norm makes of it; only the blocks after it run again, on as many
-changed copies of the rows at once as memory allows.  After the last block nothing runs again: `readout` knows the rest.
+changed copies of the rows at once as memory allows, or a CPU's cache.  After the last block nothing runs again:
+`readout` knows the rest.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 
 from universal_neurons.interventions.edits import Edit, repeated
 from universal_neurons.interventions.final_norm import final_residual
-from universal_neurons.interventions.readout import Clean, Metrics, Readout
+from universal_neurons.interventions.readout import Clean, Metrics, Readout, first_alike
 from universal_neurons.models import Model, Norm, hooked
 from universal_neurons.text import TokenDataset
 
 LOGITS_AT_ONCE = 1 << 26  # of a clean run on a CPU
 LOGITS_ON_GPU = 1 << 28
-COPIES = 16  # changed runs of the same rows together
+COPIES = 16  # changed runs of the same rows together, at most
+CACHED = 1 << 11  # positions that each thread of a CPU runs blocks on together: more of them leave its cache
 
 
 class Trial:
@@ -80,6 +82,17 @@ class Trial:
         self.final = seen[0].reshape(-1, model.d_model)
         self.clean: Clean = readout.clean(self.final[self.kept], self.following[self.kept])
 
+    @property
+    def copies(self) -> int:
+        """How many changed copies of the rows blocks run on at once."""
+        if self.model.device.type != "cpu":
+            return COPIES
+        return min(COPIES, max(1, positions_cached() // self.ids.numel()))
+
+    def nothing_runs_again(self, layer: int) -> bool:
+        """Whether changed logits follow from the clean run's: in the last layer, where no norm follows the MLP."""
+        return layer == self.model.n_layers - 1 and layer not in self.outputs
+
     @torch.inference_mode()
     def after(self, layer: int, added: Float[Tensor, "copies positions width"]) -> Float[Tensor, "copies kept width"]:
         """What the final norm reads at the kept positions when the residual stream after a block is added to."""
@@ -125,19 +138,37 @@ class Trial:
 
         An edit's values, where it has several, are one per neuron.
         """
+        (metrics,) = self._tried(layer, neurons, edits, (frozen,))
+        return metrics
+
+    @torch.inference_mode()
+    def total_and_direct(self, layer: int, neurons: Sequence[int], edits: Sequence[Edit]) -> tuple[Metrics, Metrics]:
+        """`try_out`, and the same with `frozen`, of which the blocks run once."""
+        total, direct = self._tried(layer, neurons, edits, (False, True))
+        return total, direct
+
+    def _tried(
+        self, layer: int, neurons: Sequence[int], edits: Sequence[Edit], frozen: tuple[bool, ...]
+    ) -> list[Metrics]:
         change = torch.stack([self.changes(layer, neurons, edit) for edit in edits], 1)
         directions = self.written(layer, neurons)
-        if layer == self.model.n_layers - 1 and layer not in self.outputs:
-            return self.readout.of_last_layer(directions, change[:, :, self.kept], self.clean, frozen=frozen)
-        scale = self.clean.metrics.scale if frozen else None
-        flat = change.flatten(0, 1)
-        parts = []
-        for start in range(0, len(flat), COPIES):
-            copies = torch.arange(start, min(start + COPIES, len(flat)), device=flat.device)
-            added = self.added(layer, flat[copies], directions[copies // len(edits)])
-            parts.append(self.readout.of_residual(self.after(layer, added), self.clean, scale))
-        shape = (len(neurons), len(edits), -1)
-        return Metrics(*(torch.cat([vars(part)[name] for part in parts]).view(shape) for name in vars(parts[0])))
+        if self.nothing_runs_again(layer):
+            kept = change[:, :, self.kept]
+            return [self.readout.of_last_layer(directions, kept, self.clean, frozen=direct) for direct in frozen]
+        alike = [first_alike(values) for values in change]
+        runs = [(neuron, edit) for neuron, first in enumerate(alike) for edit in sorted(set(first))]
+        place = torch.tensor([[runs.index((neuron, edit)) for edit in first] for neuron, first in enumerate(alike)])
+        by_way: list[list[Metrics]] = [[] for _ in frozen]
+        for start in range(0, len(runs), self.copies):
+            whose, which = map(list, zip(*runs[start : start + self.copies]))
+            residual = self.after(layer, self.added(layer, change[whose, which], directions[whose]))
+            for direct, parts in zip(frozen, by_way):
+                scale = self.clean.metrics.scale if direct else None
+                parts.append(self.readout.of_residual(residual, self.clean, scale))
+        return [
+            Metrics(*(torch.cat([vars(part)[name] for part in parts])[place] for name in vars(parts[0])))
+            for parts in by_way
+        ]
 
 
 def counted_pairs(tokens: TokenDataset, rows: np.ndarray) -> Bool[np.ndarray, "rows context"]:
@@ -158,12 +189,24 @@ def spread_places(places: Bool[np.ndarray, "rows context"], most: int) -> Bool[n
     return taken
 
 
+def positions_cached() -> int:
+    """On how many positions blocks run together on a CPU."""
+    return CACHED * torch.get_num_threads()
+
+
+def positions_together(device: str, context: int, vocabulary: int) -> int:
+    """How many positions one clean run reads, of whole rows: as memory allows for logits, or a CPU's cache."""
+    most = (LOGITS_ON_GPU if device == "cuda" else LOGITS_AT_ONCE) // vocabulary
+    if device == "cpu":
+        most = min(most, positions_cached())
+    return context * max(1, most // context)
+
+
 def trials(
     model: Model, readout: Readout, tokens: TokenDataset, rows: np.ndarray, first: int = 0, most: int | None = None
 ) -> Iterator[Trial]:
     """Clean runs of some rows, as many at a time as memory allows; metrics of `most` positions of all of them."""
-    logits = LOGITS_ON_GPU if model.device.type == "cuda" else LOGITS_AT_ONCE
-    step = max(1, logits // (tokens.context * len(readout.matrix)))
+    step = positions_together(model.device.type, tokens.context, len(readout.matrix)) // tokens.context
     places = counted_pairs(tokens, rows)
     if most is not None:
         places = spread_places(places, most)

@@ -246,8 +246,7 @@ class EntropyTrial:
         within = self.model.units.within_layers(numbers)
         edit = Edit("mean", self.means[numbers])
         clean = trial.clean.metrics
-        total = trial.try_out(layer, within, [edit])
-        direct = trial.try_out(layer, within, [edit], frozen=True)
+        total, direct = trial.total_and_direct(layer, within, [edit])
         change = trial.changes(layer, within, edit)
         directions = trial.written(layer, within)
         for place, number in enumerate(numbers):

@@ -11,10 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from universal_neurons.interventions import COPIES, Edit, Readout, Trial
+from universal_neurons.interventions import Edit, Readout, Trial
 from universal_neurons.models import Model
-
-CACHED = 1 << 14  # positions that blocks run on together on a CPU: more of them leave the cache
 
 
 class LossChanges:
@@ -57,12 +55,11 @@ def _losses(
     trial: Trial, layer: int, change: Float[Tensor, "neurons positions"], directions: Float[Tensor, "neurons width"]
 ) -> Iterator[Float[Tensor, " kept"]]:
     """The loss of every kept token after each neuron's change of activation."""
-    if layer == trial.model.n_layers - 1 and layer not in trial.outputs:
+    if trial.nothing_runs_again(layer):
         yield from _losses_of_last_layer(trial, change[:, trial.kept], directions)
         return
-    many = COPIES if change.is_cuda else min(COPIES, max(1, CACHED // change.shape[1]))
-    for start in range(0, len(change), many):
-        copies = slice(start, start + many)
+    for start in range(0, len(change), trial.copies):
+        copies = slice(start, start + trial.copies)
         for residual in trial.after(layer, trial.added(layer, change[copies], directions[copies])):
             pieces = residual.split(trial.readout.rows), trial.clean.targets.split(trial.readout.rows)
             yield torch.cat([_loss(trial.readout, trial.readout.logits(part), true) for part, true in zip(*pieces)])

@@ -19,9 +19,13 @@ Count = Callable[[int], None]
 
 
 def models_at_once(models: Sequence[Described], device: str) -> int:
-    """How many models to try out side by side: as many as there are threads, small ones on a CPU."""
+    """How many models to try out side by side: as many small ones on a CPU as there are threads, and those that would
+    be left for a last round with threads idle: three models share two threads to the end."""
     small = all(model.vocab_size * model.d_model <= SMALL for model in models)
-    return max(1, min(len(models), torch.get_num_threads())) if small and device == "cpu" else 1
+    if not small or device != "cpu":
+        return 1
+    threads = torch.get_num_threads()
+    return max(1, min(len(models), threads + len(models) % threads))
 
 
 @contextmanager

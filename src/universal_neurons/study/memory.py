@@ -11,7 +11,7 @@ import torch
 from universal_neurons.config import Settings
 from universal_neurons.errors import MemoryNeededError
 from universal_neurons.features import BUFFERS, Studied
-from universal_neurons.interventions import COPIES, LOGITS_AT_ONCE, LOGITS_ON_GPU
+from universal_neurons.interventions import COPIES, positions_cached, positions_together
 from universal_neurons.labels import PANEL_NEURONS, SUMS_BYTES
 from universal_neurons.matching import (
     CLASSES,
@@ -232,12 +232,13 @@ def _workspace(
 
 def role_bytes(config: Settings, model: Described) -> int:
     """What one model's roles take: logits of the clean run where they are read, and the activations beside them."""
-    most = LOGITS_ON_GPU if config.device.startswith("cuda") else LOGITS_AT_ONCE
+    device = torch.device(config.device).type
     tokens = min(config.roles.tokens, max(config.context, config.max_tokens // HELDOUT_SHARE))
-    positions = min(tokens, max(config.context, most // model.vocab_size))
+    positions = min(tokens, positions_together(device, config.context, model.vocab_size))
     read = positions * min(1.0, config.roles.positions_read(model.vocab_size) / tokens)
-    copies = COPIES * (2 * model.d_mlp + 4 * model.d_model)
-    return 4 * round(read * LOGITS_COPIES * model.vocab_size + positions * (2 * model.n_neurons + copies))
+    changed = max(positions, positions_cached()) if device == "cpu" else COPIES * positions
+    activations = 2 * positions * model.n_neurons + changed * (2 * model.d_mlp + 4 * model.d_model)
+    return 4 * round(read * LOGITS_COPIES * model.vocab_size + activations)
 
 
 def _detail(config: Settings, models: Sequence[Described]) -> int:

@@ -34,7 +34,8 @@ from universal_neurons.study.inputs import Study
 from universal_neurons.study.resolve import identity
 
 FEWEST_UNITS, FEWEST_TOKENS = 4096, 16_384  # of the smallest model, and of text, from which auto takes int8
-INT8_BATCH = 4096  # token positions: of fewer, putting the halves together takes much of the time
+INT8_BATCHES = (8192, 4096)  # token positions: of fewer, putting the halves together takes much of the time
+INT8_ENTRIES = 1 << 28  # of a batch of all models, at most, for the longer one
 MOST_ERROR = 1e-4  # of ρ
 ASKERS, OTHERS = 128, 4096  # units of each model of a pair, evenly spread, whose ρ are held against float64
 
@@ -47,7 +48,14 @@ def with_units(given: StudyConfig, settings: Settings, models: Sequence[Describe
     by_int8 = exact and dense and not small and settings.device == "cpu" and bool(units_for("int8"))
     if given.gemm_dtype != "auto" or not by_int8:
         return settings
-    return settings.model_copy(update={"gemm_dtype": "int8", "batch_tokens": given.batch_tokens or INT8_BATCH})
+    batch = given.batch_tokens or _int8_batch(sum(model.n_neurons for model in models))
+    return settings.model_copy(update={"gemm_dtype": "int8", "batch_tokens": batch})
+
+
+def _int8_batch(units: int) -> int:
+    """Token positions of a batch, by how many units all models have."""
+    longer, shorter = INT8_BATCHES
+    return longer if longer * units <= INT8_ENTRIES else shorter
 
 
 def as_begun(given: StudyConfig, settings: Settings, writer: StoreWriter) -> Settings:

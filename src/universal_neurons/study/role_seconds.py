@@ -40,9 +40,9 @@ def weight_seconds(model: Studied) -> float:
 
 def role_seconds(models: Sequence[Studied], config: Settings, heldout: int) -> float:
     """Seconds of all models' roles, on at most so many held-out positions."""
-    at_once = models_at_once(models, config.device)
+    at_once, threads = models_at_once(models, config.device), torch.get_num_threads()
     with threads_of_each(at_once):
-        return _one_by_one(models, config, heldout) / at_once
+        return _one_by_one(models, config, heldout) / min(at_once, threads)
 
 
 def _one_by_one(models: Sequence[Studied], config: Settings, heldout: int) -> float:
@@ -63,7 +63,9 @@ def _one_by_one(models: Sequence[Studied], config: Settings, heldout: int) -> fl
 
 def _changes(model: Model, settings: RoleSettings, compared: bool | None) -> tuple[float, int, float, int]:
     """Products with the vocabulary and readings of logits, at positions that are read; blocks and forward passes, at
-    all.  `compared`: whether the model is the reference, None where it is studied alone."""
+    all.  `compared`: whether the model is the reference, None where it is studied alone.
+
+    Of changes of a neuron that are the same one is made, but which are is known afterwards."""
     layers, swept = model.n_layers, len(settings.fixed_values or QUANTILES)
     entropy = settings.entropy_neurons * (swept + OTHER_EDITS + ABLATIONS)
     frequency = FREQUENCY_CANDIDATES * (swept + OTHER_EDITS + ABLATIONS)
@@ -73,5 +75,6 @@ def _changes(model: Model, settings: RoleSettings, compared: bool | None) -> tup
     again = entropy + controls / 2 + ablated  # half of the controls lie in the last layer, where nothing runs again
     products = again + FREQUENCY_CANDIDATES + sets + 1
     readings = entropy + frequency + controls + ablated + sets + 1
-    blocks = entropy * layers * LATE + controls / 2 + ablated * layers / 2 + 2 * settings.attention_pairs
+    blocks = entropy * layers * LATE + settings.controls * (swept + 1) / 2  # total and direct effects are of one run
+    blocks += ablated * layers / 2 + 2 * settings.attention_pairs
     return products, readings, blocks, READINGS_OF_ALL + sets
