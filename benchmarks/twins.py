@@ -2,11 +2,12 @@
 
     python benchmarks/twins.py [--tokens N]
 
-roles-2 and roles-3 (squared ReLU) and their twins with GELU: the same initial weights, the same rows of text.  For every
-neuron of one, its best match in the other by ρ of the activations as they are, of their square roots (with the sign) and
-of their ranks over the tokens; less the best match among the neurons of the other rotated at random within each layer
-(after the paper's baseline: whatever lies in few directions is found there too), as they are and each of variance 1.
-Universal is a neuron of an excess above 0.5, here of one other model.
+Two seeds with squared ReLU (roles-2 and roles-3), and two of the same recipe with GELU (roles-2-gelu, the twin of roles-2:
+the same initial weights, the same rows of text; roles-4-gelu).  For every neuron of one, its best match in the other by
+ρ of the activations as they are, of their square roots (with the sign) and of their ranks over the tokens; less the best
+match among the neurons of the other rotated at random within each layer (after the paper's baseline: whatever lies in
+few directions is found there too), as they are and each of variance 1.  Universal is a neuron of an excess above 0.5,
+here of one other model.
 
 Prints a Markdown section; docs/suite.md holds one.
 """
@@ -22,7 +23,7 @@ import universal_neurons as un
 torch.set_grad_enabled(False)
 PAIRS = {
     "ReLU²": ("bundled/roles-2", "bundled/roles-3"),
-    "GELU": ("bundled/roles-2-gelu", "bundled/roles-3-gelu"),
+    "GELU": ("bundled/roles-2-gelu", "bundled/roles-4-gelu"),
 }
 SCALES = {
     "as they are": lambda values: values,

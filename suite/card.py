@@ -54,7 +54,7 @@ def _bundled(recipe: dict) -> str:
 
 def _training(recipe: dict, device: str | None) -> str:
     t, m = recipe["training"], recipe["model"]
-    precision = t["dtype"] + (f" on {device}" if device else "")
+    precision = t["dtype"] + (f" on an {device}" if device else "")
     tokens = t["steps"] * t["rows"] * m["n_positions"]
     seeds = [
         [seed["name"], seed["weights"], seed["data"], ", ".join(f"{k} {v}" for k, v in seed.get("model", {}).items())]

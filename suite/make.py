@@ -4,8 +4,8 @@ In order: the corpus (corpus.jsonl.xz, sources.json), the held-out text, the tok
 training (for at most SECONDS, if given: the same command goes on), the evaluation (evaluation.json, studies/), the
 model card (README.md), and what `uneurons check` says of the models.  Whatever is in OUT already is not made again; a
 corpus.jsonl.xz with its sources.json may be put there from elsewhere, and in packed/ what `train.py --pack` wrote on
-another machine of this recipe, which is taken instead of training.  Beside it belongs the tokens.u16.xz that was read
-there; seeds of the recipe that the pack lacks are trained here on the same tokens.
+another machine of this recipe, which is taken instead of training; `bundle.py` then wants the tokens.u16.xz that was
+read there.
 """
 
 import json
@@ -15,13 +15,11 @@ from pathlib import Path
 
 import corpus
 import numpy as np
-import torch
 from card import write_card
 from evaluate import evaluate
-from pack import names_in, unpack
+from pack import unpack
 from rich.console import Console
 from text import encode, train_tokenizer, training_texts, write_held_out
-from tokens import training_tokens
 from train import as_trained, train
 
 from universal_neurons.study import check_models
@@ -38,18 +36,15 @@ def make(recipe: dict, out: Path, seconds: float = math.inf) -> bool:
         write_held_out(text, heldout, recipe["evaluation"]["characters"])
     if not (tokenizer / "tokenizer.json").exists():
         train_tokenizer(training_texts(text), recipe["model"]["vocab_size"], recipe["model"]["n_positions"], tokenizer)
-    packed = (out / "packed/results.json").exists()
-    if not ids.exists() and not packed:
+    if not ids.exists() and not (out / "packed/results.json").exists():
         np.save(ids, encode(training_texts(text), tokenizer))
-    trained, here = {}, recipe["seeds"]
-    if packed:
+    trained = {}
+    if (out / "packed/results.json").exists():
         trained = unpack(out / "packed", out, recipe=recipe)
         recipe = recipe | {"training": trained["recipe"]["training"]}
-        here = [seed for seed in here if seed["name"] not in names_in(recipe, trained["recipe"]).values()]
-    missing = [seed for seed in here if not packed or not (out / "models" / seed["name"] / "config.json").exists()]
-    if missing and not train(recipe | {"seeds": missing}, training_tokens(out), out, seconds):
+    elif not train(recipe, ids, out, seconds):
         return False
-    if not packed:
+    else:
         recipe = as_trained(recipe, out)
     folders = [out / "models" / seed["name"] for seed in recipe["seeds"]]
     for folder in folders:
@@ -58,16 +53,8 @@ def make(recipe: dict, out: Path, seconds: float = math.inf) -> bool:
     Console().print(check_models(list(map(str, folders))))
     measured = evaluate(recipe, out)
     sources = json.loads((out / "sources.json").read_text())
-    (out / "README.md").write_text(write_card(recipe, sources, measured, _trained_on(trained, here)))
+    (out / "README.md").write_text(write_card(recipe, sources, measured, trained.get("device")))
     return True
-
-
-def _trained_on(trained: dict, here: list[dict]) -> str | None:
-    """What the card says that a pack was trained on, and the seeds beside it; None without a pack."""
-    if not trained:
-        return None
-    names, machine = ", ".join(seed["name"] for seed in here), "a GPU" if torch.cuda.is_available() else "a CPU"
-    return f"an {trained['device']}" + (f" (of {names}: on {machine})" if names else "")
 
 
 if __name__ == "__main__":

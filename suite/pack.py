@@ -76,15 +76,12 @@ def seeds_of(recipe: dict) -> dict[str, str]:
 
 
 def names_in(recipe: dict, packed: dict) -> dict[str, str]:
-    """What a recipe calls the seeds of a pack, by their names there; it may have more of them.
-
-    Raises SystemExit where the pack is another recipe's.
-    """
+    """What a recipe calls the seeds of a pack, by their names there; raises SystemExit where it is another recipe's."""
     ours, theirs = seeds_of(recipe), seeds_of(packed)
     other = [name for name in OF_WEIGHTS if recipe["training"].get(name) != packed["training"].get(name)]
-    if other or not theirs.keys() <= ours.keys():
+    if other or ours.keys() != theirs.keys():
         raise SystemExit(f"the pack is of another recipe: {', '.join(other) or 'its seeds or their model'}")
-    return {name: ours[key] for key, name in theirs.items()}
+    return {theirs[key]: name for key, name in ours.items()}
 
 
 def unpack(results: Path, out: Path, tokenizer: Path | None = None, recipe: dict | None = None) -> dict:

@@ -313,7 +313,7 @@ def test_each_suite_has_a_tokenizer_and_a_text_of_its_own(tmp_path, monkeypatch)
         for name in ("roles-1", "roles-2-gelu", "seed-1", "seed-1-german")
     ]
     assert ids[0] == ids[1] != ids[2] == ids[3]
-    assert {path.name for path in map(bundled_folder, bundled_names())} >= {"seed-1", "seed-1-german", "roles-3-gelu"}
+    assert {path.name for path in map(bundled_folder, bundled_names())} >= {"seed-1", "seed-1-german", "roles-4-gelu"}
     with pytest.raises(MissingFileError, match="no such bundled model"):
         bundled_text(["bundled/roles-9"])
 

@@ -27,9 +27,9 @@ TOLD = {suite: json.loads((suite / "suite.json").read_text(encoding="utf-8")) fo
 ROLES = {  # prediction, suppression, partition
     "roles-1": (9, 5, 4),
     "roles-2": (21, 8, 3),
-    "roles-3": (14, 3, 3),
+    "roles-3": (20, 4, 4),
     "roles-2-gelu": (1, 0, 24),
-    "roles-3-gelu": (1, 0, 27),
+    "roles-4-gelu": (1, 0, 27),
 }
 of_each_suite = pytest.mark.parametrize("suite", SUITES, ids=("seeds", "roles"))
 
