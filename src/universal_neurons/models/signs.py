@@ -1,4 +1,4 @@
-"""Are the signs of a model's units nobody's choice?  Those of gated neurons, and of a basis."""
+"""Are the signs of a model's units nobody's choice?  Those of gated neurons are, and those of dimensions."""
 
 from collections.abc import Mapping
 from typing import Any
