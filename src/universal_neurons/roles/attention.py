@@ -163,7 +163,8 @@ def at_bos(
         others &= counted.cpu()
 
     def look(layer: int, _m: nn.Module, _args: Any, output: tuple[Tensor, ...]) -> None:
-        attention[layer].append(output[1][..., 0].transpose(1, 2).float().cpu())
+        to_bos = output[1][..., 0].transpose(1, 2).float().cpu()
+        attention[layer].append(to_bos.clone())  # a view would keep the whole pattern
 
     looking = [partial(heads.module.register_forward_hook, partial(look, heads.layer)) for heads in every]
     with eager_attention(model), projecting(model, "value", measure), hooked(*looking):
