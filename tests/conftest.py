@@ -55,7 +55,19 @@ def device_of(config) -> str | None:
     return None if config.option.markexpr else "cpu"
 
 
+LONG = (  # a minute each, or nearly: begun first, so that no worker is left with one at the end
+    "tests/benchmarks/",
+    "tests/study/test_estimate.py",
+    "tests/test_tutorials.py",
+    "tests/fuzz/",
+    "tests/study/test_study.py",
+    "tests/report/test_pages.py",
+    "tests/passes/test_cluster.py",
+)
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: next((n for n, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG)))
     if device_of(config) is not None:
         return
     for item in items:
