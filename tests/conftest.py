@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side
+os.environ |= {  # tests run side by side, and threads that wait for each other take longer than one does
+    "OMP_NUM_THREADS": "1",
+    "POLARS_MAX_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 import cheap_checks  # noqa: F401  before the package is imported
 import numpy as np
@@ -53,7 +57,19 @@ def device_of(config) -> str | None:
     return None if config.option.markexpr else "cpu"
 
 
+LONG = (  # a minute each, or nearly: begun first, so that no worker is left with one at the end
+    "tests/benchmarks/",
+    "tests/study/test_estimate.py",
+    "tests/test_tutorials.py",
+    "tests/fuzz/",
+    "tests/study/test_study.py",
+    "tests/report/test_pages.py",
+    "tests/passes/test_cluster.py",
+)
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: next((n for n, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG)))
     if device_of(config) is not None:
         return
     for item in items:
@@ -231,6 +247,14 @@ def some_text(words: int = 4000, seed: int = 0) -> str:
 def _own_cache(tmp_path_factory):
     """Annotations of other runs stay out."""
     os.environ["UNIVERSAL_NEURONS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_disks():
+    """What is synced is in order, but no test waits until a disk has it: none could tell, short of a loss of power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: os.fstat(handle) and None)
+        yield
 
 
 @pytest.fixture

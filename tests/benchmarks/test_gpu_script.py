@@ -17,7 +17,7 @@ SCRIPT = ["bash", str(ROOT / "benchmarks" / "gpu.sh")]
 
 
 def run(*arguments):
-    environment = os.environ | {"PYTHON": sys.executable, "OMP_WAIT_POLICY": "PASSIVE", "TRAINING": "8", "ONLY": ONLY}
+    environment = os.environ | {"PYTHON": sys.executable, "OMP_WAIT_POLICY": "PASSIVE", "TRAINING": "4", "ONLY": ONLY}
     return subprocess.run([*SCRIPT, *map(str, arguments)], capture_output=True, text=True, env=environment)
 
 

@@ -124,7 +124,7 @@ def test_a_wait_for_a_processor_does_not():
 
 
 def test_whatever_a_reader_does_wrong_is_found(tmp_path):
-    findings = fuzzed("wrong", tmp_path, 6, 0, hang_seconds=5.0)
+    findings = fuzzed("wrong", tmp_path, 6, 0, hang_seconds=2.0)
     signs = ("ZeroDivisionError", "another answer, in silence", "ended with -11", "more memory", "characters", "hung")
     assert len(findings) == len(signs)
     for finding, sign in zip(findings, signs):
