@@ -24,6 +24,18 @@ from universal_neurons.statistics import Batch, Block, CoMoments, Extremes, Key,
 from universal_neurons.units import Units
 
 
+@pytest.mark.parametrize("width", [256, 768])
+def test_neurons_that_hold_a_third_of_a_layer_look_like_chance(width):
+    """docs/method.md: their own baseline, by the mixtures' covariances, is between 0.93 and 0.96."""
+    variances = np.full(width, 1 / 3 / (width - 2))
+    variances[:2] = 1 / 3
+    found = []
+    for draw in range(4):
+        mixing = rotation("rotation", width, 0, draw).numpy()
+        found.append(np.abs(mixing * np.sqrt(variances) / np.sqrt(mixing**2 @ variances)[:, None])[:, :2].max(0))
+    assert 0.93 <= np.mean(found) <= 0.96
+
+
 def test_rotations_are_orthogonal_seeded_and_different():
     first = rotation("rotation", 24, seed=1, draw=0)
     torch.testing.assert_close(first @ first.T, torch.eye(24, dtype=torch.float64))
