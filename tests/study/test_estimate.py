@@ -1,21 +1,27 @@
 """Memory: the estimate against a run or a diff in a process of its own, and no growth with the number of tokens."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import save_tiny, some_text
+from conftest import save_tiny, small_tokenizer
 
 WIDE = {"n_embd": 32, "n_inner": 1024, "n_layer": 3}
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """Two models of 3 072 neurons and a long text: the statistics outweigh the libraries' share of memory."""
+    """Two models of 3 072 neurons and a long text: the statistics outweigh the libraries' share of memory.
+
+    In the text all tokens of the vocabulary stand, as in texts at large: the more of them, the more labels there are.
+    """
     root = tmp_path_factory.mktemp("wide")
-    (root / "long.txt").write_text(some_text(40_000))
+    tokenizer, chooser = small_tokenizer(), random.Random(0)
+    tokens = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+    (root / "long.txt").write_text(tokenizer.decode(chooser.choices(tokens, k=60_000)))
     models = [a for seed in (0, 1) for a in ("--models", str(save_tiny(root / f"m{seed}", seed=seed, **WIDE)))]
     return [*models, "--data", str(root / "long.txt"), "--draws", "2"], root
 
