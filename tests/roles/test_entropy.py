@@ -339,14 +339,22 @@ def test_frequency_shares_and_unigram_changes_by_hand():
     for row in ablations_of(found).iter_rows(named=True):
         number = row["layer"] * D_MLP + row["neuron"]
         if KINDS[number] == "control":
-            assert row["frequency_share"] is None
+            assert row["frequency_share"] is row["frequency_share_low"] is row["frequency_share_high"] is None
             assert row["unigram_change"] is None
             continue
         after = logits_of(ids, number, Edit("mean", float(found.means[number]))).double().numpy()
         restored = after + np.outer((before - after) @ unit, unit)
         clean, total, left = (losses(ids, torch.from_numpy(x)) for x in (before, after, restored))
-        share = 1 - np.abs(left - clean).sum() / np.abs(total - clean).sum()
+        total, left = np.abs(total - clean), np.abs(left - clean)
+        share = 1 - left.sum() / total.sum()
         np.testing.assert_allclose(row["frequency_share"], share, atol=1e-3)
+
+        def along(which, total=total, left=left):
+            return 1 - left[which].sum() / total[which].sum()
+
+        reach = jackknife_reach(along, np.repeat(np.arange(45), 10))
+        np.testing.assert_allclose(row["frequency_share_low"], share - reach, atol=2e-3)
+        np.testing.assert_allclose(row["frequency_share_high"], share + reach, atol=2e-3)
         change = (to_unigram(after) - to_unigram(before)).mean()
         np.testing.assert_allclose(row["unigram_change"], change, rtol=1e-3, atol=1e-5)
 

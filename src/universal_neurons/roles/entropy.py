@@ -25,6 +25,7 @@ from universal_neurons.statistics import jackknife, seed_of, unit
 
 NULL_SHARE = 0.01  # of d_model: how many bottom singular directions make the null space
 LATE_SHARE = 6  # the last sixth of the layers is late
+SHARE = ("frequency_share", "frequency_share_low", "frequency_share_high")
 CUTS: dict[str, dict[str, float]] = {  # the paper's notebooks
     "GPT2-small": {"layers": 2, "l2_penalty": 3, "vocab_kurt": 10, "kurt": 10, "vocab_var": float("inf")},
     "GPT2-medium": {"layers": 2, "l2_penalty": 1, "vocab_kurt": 8, "kurt": 10, "vocab_var": 0.001},
@@ -154,7 +155,7 @@ class Effects:
         }
         if self.restored:
             restored = torch.cat(self.restored).abs().numpy()
-            columns["frequency_share"], _, _ = _share(total, restored, row_of)
+            columns |= dict(zip(SHARE, _share(total, restored, row_of), strict=True))
             columns["unigram_change"] = float(torch.cat(self.unigram).double().mean())
         return columns
 
@@ -304,7 +305,7 @@ class EntropyTrial:
             row["role"] = self._role(kind, row)
             rows.append(row)
         integers = dict.fromkeys(("layer", "neuron", "antipode_layer", "antipode_neuron"), pl.Int32)
-        numbers = dict.fromkeys(("frequency_share", "unigram_change"), pl.Float64)
+        numbers = dict.fromkeys((*SHARE, "unigram_change"), pl.Float64)
         table = pl.DataFrame(rows, schema_overrides=integers | numbers | {"role": pl.String}, infer_schema_length=None)
         missing = [pl.lit(None, kind).alias(name) for name, kind in numbers.items() if name not in table.columns]
         return table.with_columns(missing)

@@ -105,13 +105,18 @@ def _role_line(row: dict[str, Any], role: str) -> str:
         label = "" if row["class"] is None else f", {row['class']} {row['class_variance_reduction']:.2f}"
         return f"{name} variance {row['vocab_var']:.4f}{label}"
     if role == "entropy":
-        reach = f" [{row['mediated_low']:.2f} {row['mediated_high']:.2f}]" if math.isfinite(row["mediated_low"]) else ""
-        return f"{name} {row['mediated']:.2f}{reach} through the norm"
+        return f"{name} {row['mediated']:.2f}{_reach(row, 'mediated')} through the norm"
     if role == "token_frequency":
-        return f"{name} {row['frequency_share']:.2f} along token frequency"
+        return f"{name} {row['frequency_share']:.2f}{_reach(row, 'frequency_share')} along token frequency"
     place = f"{name} on L{row['head_layer']}.H{row['head']}"
     effect = f", attention to BOS {signed(row['bos_effect'], 3)}" if "bos_effect" in row else ""
     return f"{place}: z {row['z']:+.1f}, r {signed(row['pearson_activation_bos'], 2)}{effect}"
+
+
+def _reach(row: dict[str, Any], measure: str) -> str:
+    """The 95 % interval of a share; nothing where there is none, as of few rows and in older studies."""
+    low, high = row.get(f"{measure}_low"), row.get(f"{measure}_high")
+    return "" if low is None or high is None or not math.isfinite(low) else f" [{low:.2f} {high:.2f}]"
 
 
 def signed(value: float | None, digits: int) -> str:
