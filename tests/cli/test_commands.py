@@ -128,6 +128,32 @@ def test_every_stage_of_two_models(study, few_roles, few_figures, capsys):
     require_light(("serve", run, "--get", "unit.html"), code=drawn, without=("torch", "transformers"))
 
 
+def test_a_finished_study_is_said_to_be_one_and_left_as_it_is(study, few_figures, capsys, monkeypatch):
+    arguments, run = study
+    assert exit_code("run", *arguments) == 0
+    assert "finished" not in capsys.readouterr().err
+
+    def files():
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()}
+
+    def rewritten_by_running():
+        before = files()
+        assert exit_code("run", *arguments) == 0
+        after = files()
+        return {path.name for path in after if after[path] != before.get(path)}
+
+    assert rewritten_by_running() == set()
+    told = capsys.readouterr()
+    assert f"{run} holds a finished study" in told.err.splitlines()[0]
+    assert "complete already: nothing is computed again" in " ".join(told.err.split())
+    assert f"report.html, as it was (uneurons report {run} draws it again)" in told.out.replace("\n", "")
+    drawn = {"report.html", "convergence.svg", "convergence.png"}
+    (run / "report.html").unlink()
+    assert rewritten_by_running() == drawn
+    monkeypatch.setattr("universal_neurons.report.pages.__version__", "another")
+    assert rewritten_by_running() == drawn
+
+
 def test_run_show_report(study, folders, svg_only, capsys, tmp_path, monkeypatch, request):
     arguments, run = study
     assert exit_code("run", *arguments) == 0

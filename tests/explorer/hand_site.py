@@ -396,7 +396,13 @@ def study(name: str, title: str) -> dict:
         "subsets": [HOSTILE[1], "prose"],
         "threshold": 0.5,
         "spans": False,
-        "absent": {"explanations": "Nobody has written explanations: uneurons explain RUN does. " + HOSTILE[3]},
+        "absent": {
+            "explanations": "Nobody has written explanations: uneurons explain RUN does. " + HOSTILE[3],
+            "functional": "Only universal units are compared by what they do: the 3 of highest excess, of 34.",
+            "functional:universal": "Of the 34 universal units the 3 of highest excess are compared by what they do; "
+            "this one is not among them.",
+            "functional:elsewhere": "Only units of the reference are compared by what they do. " + HOSTILE[1],
+        },
         "settings": {"data": HOSTILE[1], "seed": "0"},
     }
 

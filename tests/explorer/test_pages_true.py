@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 
 import polars as pl
 import pytest
@@ -38,7 +39,9 @@ def test_the_table_of_all_units(visit, exported, odd_store):
         low, _, high = cells["95 % interval"].partition(" to ")
         assert says(low, unit["excess_low"])
         assert says(high or "–", unit["excess_high"])
-        assert cells["universal"] == ("dead" if unit["dead"] else "yes" if unit["is_universal"] else "no")
+        low = math.nan if unit["excess_low"] is None else unit["excess_low"]
+        mark = " !" if low <= odd_store.config.threshold or unit["carried_by_few"] else ""
+        assert cells["universal"] == ("dead" if unit["dead"] else f"yes{mark}" if unit["is_universal"] else "no")
         corr, _, name = cells[heads[-1]].partition(" ")
         match = matches.get(cells["unit"])
         if match:
@@ -61,6 +64,10 @@ def test_units(visit, exported, odd_store):
         here = lambda each, row=row: (each["layer"], each["neuron"]) == (row["layer"], row["neuron"])  # noqa: E731
         page = visitor.go(f"unit.html?u=0/L{row['layer']}.{row['neuron']}")
         assert says(page.inner_text(".hero strong"), row["excess_corr"])
+        best, less = re.search(r"best ρ (\S+) less (\S+) of the baseline", page.inner_text(".hero")).groups()
+        assert says(best, row["mean_corr"])
+        assert says(less, row["mean_baseline"])
+        assert says(re.search(r"its matches (\S+) \(", page.inner_text(".hero"))[1], row["excess_heldout"])
         (said,) = [each["explanation"] for each in _of(odd_store, "explanations", 0) if here(each)]
         assert page.text_content(".unit-head .explanation") == said
         (match,) = [each for each in matches if here(each) and each["rank"] == 1]

@@ -175,7 +175,8 @@ def test_the_command_serves_until_it_is_ended_and_leaves_nothing(study, static, 
         assert any(tmp_path.iterdir())
         process.send_signal(number)  # with a connection that is kept open
         assert process.wait(20) == code
-        assert (process.stdout.read(), process.stderr.read()) == ("", "site: s (1 of 1)\n")
+        told = "making the pages; their address follows\nsite: s (1 of 1)\n"
+        assert (process.stdout.read(), process.stderr.read()) == ("", told)
     finally:
         process.kill()
         process.wait()

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from conftest import exit_code
@@ -16,9 +17,10 @@ from universal_neurons.dynamics import Dynamics
 from universal_neurons.errors import InputError, MissingFileError, StoreConflictError
 from universal_neurons.explorer import TERMS, open_results, require_site, unit_rows, write_site
 from universal_neurons.explorer import site as site_module
+from universal_neurons.explorer.absent import absent
 from universal_neurons.explorer.data_files import read_statement, statement, text_column
 from universal_neurons.explorer.histograms import bars
-from universal_neurons.explorer.studies import identities
+from universal_neurons.explorer.studies import identities, shown_studies
 from universal_neurons.explorer.terms import terms_of
 
 OLD = (
@@ -245,6 +247,27 @@ def test_the_nearest_is_named_where_no_unit_has_a_role(odd_store, static, tmp_pa
         assert (f"role:{role}" in told) == (role not in holders)
         if role not in holders:
             assert re.search(r"has the role \w+.*; the nearest: L\d\.\d+", told[f"role:{role}"])
+
+
+@pytest.mark.parametrize("universal", [0, 7])
+def test_why_a_unit_is_not_compared_by_what_it_does_is_said_in_the_study_s_numbers(odd_store, tmp_path, universal):
+    neurons, reference = table_of(odd_store.path, "neurons"), odd_store.models[0]
+    of_reference = (neurons["model"] == reference).to_numpy()
+    flags = of_reference & (np.cumsum(of_reference) <= universal)
+    changed = {"neurons": neurons.with_columns(is_universal=pl.Series(flags))}
+    (study,) = shown_studies([Store(with_tables(odd_store.path, tmp_path / "some", changed=changed))])
+    told = absent(study, study.summary())
+    compared = len(set(table_of(odd_store.path, "functional").select("layer", "neuron").iter_rows()))
+    best = f"the {compared} of highest excess"
+    if universal:
+        assert told["functional"] == f"Only universal units are compared by what they do: {best}, of 7."
+        assert told["functional:universal"] == (
+            f"Of the 7 universal units {best} are compared by what they do; this one is not among them."
+        )
+    else:
+        assert told["functional"].startswith(f"No unit is universal: {best} are compared")
+        assert "functional:universal" not in told
+    assert f"of {study.models[0]}, the reference" in told["functional:elsewhere"]
 
 
 def test_rows_that_are_in_no_order_are_refused(odd_store, static, tmp_path):

@@ -236,8 +236,15 @@ def test_layers_as_wholes_and_units_one_to_one(visitor):
 def test_what_is_not_there_says_why(visitor):
     page = visitor.go(f"unit.html?u=0/L1.{COUNT // 2 - 1}")
     assert "dead" in page.inner_text(".tags")
+    assert "A dead unit has no counterparts" in page.inner_text("#matches")
     page = visitor.go("unit.html?u=0/L1.38")
     assert "Nobody has written explanations" in page.inner_text("#explanations")
+    assert not page.query_selector(".untried"), "all was tried"
+    page = visitor.go("unit.html?u=1/L1.38")
+    assert page.inner_text(".untried summary") == "Not tried for this unit: same function"
+    page.click(".untried summary")
+    assert "Only units of the reference" in page.inner_text(".untried dd")
+    assert not page.query_selector("#functional")
     page = visitor.go("unit.html?u=0/L9.1")
     assert "L9.1" in page.inner_text(".notice")
     (visitor.root / "data/one/unit/1/1.js").rename(visitor.root / "data/one/unit/1/gone.js")

@@ -325,15 +325,18 @@ def serve(stores: list[Path], /, *, port: int = 0, open: bool = False, get: str 
     get
         Print one file of the site, such as unit.html or data/site.js, and end; exit code 1 where there is none.
     """
-    from universal_neurons.explorer import open_results, page_of
-    from universal_neurons.explorer import serve as serve_site
     from universal_neurons.progress import Reporter
 
     if get is not None and (port or open):
         raise ConfigError("--get serves nothing", given="--port or --open", wanted="--get alone")
+    reporter = Reporter(quiet=get is not None)
+    reporter.note("making the pages; their address follows")
+    from universal_neurons.explorer import open_results, page_of
+    from universal_neurons.explorer import serve as serve_site
+
     results = [open_results(local_path(path)) for path in stores]
     if get is None:
-        serve_site(results, port=port, open_page=open, told=_tell_address, reporter=Reporter())
+        serve_site(results, port=port, open_page=open, told=_tell_address, reporter=reporter)
         return
     page = page_of(results, get)
     if page is None:

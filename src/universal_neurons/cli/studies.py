@@ -21,7 +21,8 @@ from universal_neurons.terminal import output, say
 def run(*, config: ConfigFile = None, flags: Flags = None) -> None:
     """Study models on a corpus: find, store and draw their universal neurons.
 
-    Without options it studies the bundled suite of roles. Interrupted, the same command resumes.
+    Without options it studies the bundled suite of roles. Interrupted, the same command resumes; finished, it checks
+    the study and shows it.
 
     Parameters
     ----------
@@ -30,14 +31,16 @@ def run(*, config: ConfigFile = None, flags: Flags = None) -> None:
     """
     settings = settings_from(config, flags)
     from universal_neurons.progress import Reporter
-    from universal_neurons.report import study_view, write_report
+    from universal_neurons.report import drawn_report, study_view, write_report
     from universal_neurons.study import run_study
 
     reporter = Reporter()
     store = run_study(settings, reporter=reporter)
-    report = write_report(store)
+    drawn = drawn_report(store)
+    report = drawn or write_report(store)
     output().print(study_view(store))
-    say(output(), f"report: {report.resolve()}")
+    again = f", as it was (uneurons report {_quoted(store.path)} draws it again)" if drawn else ""
+    say(output(), f"report: {report.resolve()}{again}")
     command = f"uneurons export {_quoted(store.path)} --out {_quoted(store.site)}"
     say(output(), f"pages of every neuron: {command}, then open {store.site / 'index.html'}")
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import polars as pl
+
 from universal_neurons.explorer.explained_units import told_units
 from universal_neurons.explorer.studies import ShownStudy
 from universal_neurons.roles import NEAREST, cannot_be_shown, role_rows
@@ -53,7 +55,26 @@ def absent(study: ShownStudy, store: Store) -> dict[str, str]:
         missing["pairs"] = (
             f"Only {study.models[0]} was asked about; the other models' matches: {_again('--pairs all')}."
         )
-    return missing | _roles_without_units(study, store)
+    return missing | _same_function(study, store) | _roles_without_units(study, store)
+
+
+def _same_function(study: ShownStudy, store: Store) -> dict[str, str]:
+    """Why a unit is not compared by what it does: a universal one, any other of the reference, one of another model."""
+    if not store.askers:
+        return {"functional": _no_universality(study)}
+    if not store.has("functional"):
+        return {"functional": "Not every model's roles could be told." if store.has_roles else _no_roles(study)}
+    compared = store.table("functional").select("layer", "neuron").n_unique()
+    universal = int(store.neurons.filter(pl.col("model") == store.askers[0])["is_universal"].sum())
+    done, best = "compared by what they do", f"the {compared:,} of highest excess"
+    not_this_one = {
+        "functional": f"Only universal units are {done}: {best}, of {universal:,}.",
+        "functional:universal": f"Of the {universal:,} universal units {best} are {done}; this one is not among them.",
+    }
+    if not universal:
+        not_this_one = {"functional": f"No unit is universal: {best} are {done}; this one is not among them."}
+    elsewhere = f"Only units of {study.models[0]}, the reference, are {done}."
+    return not_this_one | {"functional:elsewhere": elsewhere}
 
 
 def _no_explanations(store: Store) -> str:

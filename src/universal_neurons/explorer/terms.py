@@ -38,6 +38,8 @@ TERMS = {
     "threshold": "A unit is universal above this excess; the count depends on it, so counts at others are shown too.",
     "universal": "A universal unit is found again in every model: its excess is above the threshold.",
     "is_universal": "Whether the unit's excess is above the threshold.",
+    "unsure": "Universal on this text, not surely on other: its 95 % interval is not wholly above the threshold, or "
+    "its matches rest on little text.",
     "surely": "Units whose whole 95 % interval, on text that did not choose the matches, is above the threshold.",
     "possibly": "Units whose 95 % interval, on text that did not choose the matches, reaches above the threshold.",
     "rotated": "What a random basis would give in place of the model's neurons.",
@@ -59,7 +61,8 @@ TERMS = {
     "var": "The variance of the pre-activation.",
     "skew": "The skew of the pre-activation: above 0 where its tail is on the firing side.",
     "kurt": "The kurtosis of the pre-activation: 3 for a Gaussian, higher for a unit that fires seldom and strongly.",
-    "sparsity": "The share of positions where the unit is active, its pre-activation above 0; the name is the paper's.",
+    "sparsity": "The share of positions where the unit's pre-activation is above 0; the name is the paper's. What it "
+    "fires on is where it is highest.",
     "histogram": "How often the pre-activation takes which value, over all positions.",
     "position_mi": "How much the position in the text says about firing: their mutual information in nats.",
     "l2_penalty": "The sum of the squared norms of the unit's weights.",

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from universal_neurons.report.opening import opening_sentences
     from universal_neurons.report.other_threshold import at_threshold, threshold_sentence
     from universal_neurons.report.pages import (
+        drawn_report,
         study_names,
         summary_html,
         write_diff_report,
@@ -78,6 +79,7 @@ else:
             "family_strength": ["families_table"],
             "figures": ["study_figures"],
             "pages": [
+                "drawn_report",
                 "study_names",
                 "summary_html",
                 "write_diff_report",

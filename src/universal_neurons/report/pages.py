@@ -1,6 +1,8 @@
 """A store to figures and one self-contained report.html; several stores side by side."""
 
 import base64
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,11 @@ from urllib.parse import quote
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from universal_neurons import __version__
 from universal_neurons.diff import Diff
-from universal_neurons.disk import disk_errors, write_atomically
+from universal_neurons.disk import disk_errors, open_regular, write_atomically
 from universal_neurons.dynamics import Dynamics
+from universal_neurons.errors import StoreConflictError
 from universal_neurons.explanations import fires_on
 from universal_neurons.labels import SAID_OF_FAMILIES, SAID_OF_ROLES
 from universal_neurons.legible import file_names, legible
@@ -57,6 +61,8 @@ from universal_neurons.study import FIT_FACTS, fit_rows
 from universal_neurons.units import unit_name
 
 FAMILY_FIGURES = ("teaser", "more-families", "family-")
+REPORT = "report.html"
+HEAD_BYTES = 500  # of a page: what it is made of stands there
 PROPERTY_FIGURES = ("percentiles", "sparsity-", "nearest-", "layers-")
 
 
@@ -87,7 +93,25 @@ class Picture:
 def write_report(store: Store) -> Path:
     """Draw a study's figures (SVG and PNG) and its report into the store; returns the report."""
     pictures = _write_figures(store, study_figures(store))
-    return store.write_page("report.html", _study_page(store, pictures).encode())
+    return store.write_page(REPORT, _study_page(store, pictures, made_of(store)).encode())
+
+
+def drawn_report(store: Store) -> Path | None:
+    """The report that this version drew of the study as it is now; None where there is none, or another's."""
+    path = store.path / REPORT
+    try:
+        with open_regular(path) as page:
+            head = page.read(HEAD_BYTES)
+    except (OSError, StoreConflictError):
+        return None
+    return path if made_of(store).encode() in head else None
+
+
+def made_of(store: Store) -> str:
+    """What a report is made of: this version, and a digest of the study's folder's name and its manifest."""
+    facts = {name: value for name, value in store.manifest.items() if name != "timings"}
+    content = json.dumps([store.path.resolve().name, facts], sort_keys=True)
+    return f"universal-neurons {__version__} {hashlib.sha256(content.encode()).hexdigest()}"
 
 
 def write_page(store: Store, target: Path) -> Path:
@@ -95,14 +119,15 @@ def write_page(store: Store, target: Path) -> Path:
     return _write_elsewhere(target, _study_page(store, _pictures(store)))
 
 
-def _study_page(store: Store, pictures: dict[str, Picture]) -> str:
-    return _page([store], studies=[_section(store, pictures)], beside=False, densities=None, rows=[])
+def _study_page(store: Store, pictures: dict[str, Picture], made_of: str = "") -> str:
+    section = _section(store, pictures)
+    return _page([store], made_of, studies=[section], beside=False, densities=None, rows=[])
 
 
-def _page(stores: Sequence[Store], **content: Any) -> str:
+def _page(stores: Sequence[Store], made_of: str = "", **content: Any) -> str:
     """The page of some studies; what it says of them all speaks of neurons only where all their units are some."""
     models = [model for store in stores for model in store.manifest["models"]]
-    return PAGES.get_template("report.html").render(spoken=spoken_of({"models": models}), **content)
+    return PAGES.get_template("report.html").render(spoken=spoken_of({"models": models}), made_of=made_of, **content)
 
 
 def _pictures(store: Store) -> dict[str, Picture]:

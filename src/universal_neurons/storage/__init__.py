@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         FinishedDynamics,
         is_ours,
         products_line,
+        read_manifest,
     )
     from universal_neurons.storage.neuron import Neuron, parse_neuron
     from universal_neurons.storage.results import Results
@@ -53,7 +54,16 @@ else:
         {
             "former_names": ["by_present_names"],
             "leftovers": ["ANSWERS"],
-            "manifest": ["Facts", "FinishedDiff", "FinishedDynamics", "MANIFEST", "SKETCH", "is_ours", "products_line"],
+            "manifest": [
+                "Facts",
+                "FinishedDiff",
+                "FinishedDynamics",
+                "MANIFEST",
+                "SKETCH",
+                "is_ours",
+                "products_line",
+                "read_manifest",
+            ],
             "neuron": ["Neuron", "parse_neuron"],
             "results": ["Results"],
             "snapshots": ["Generations", "KEPT", "PART_BYTES", "Pace"],

@@ -3,11 +3,12 @@
 Interrupted and started again, a study goes on from the last checkpoint of its pass and ends with the same bytes.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
 from universal_neurons.config import IN_MEMORY, Settings, StudyConfig
-from universal_neurons.disk import full_disk
-from universal_neurons.errors import ConfigError
+from universal_neurons.disk import full_disk, local_path
+from universal_neurons.errors import ConfigError, InputError
 from universal_neurons.features import (
     Networks,
     Reader,
@@ -21,7 +22,7 @@ from universal_neurons.features import (
 from universal_neurons.models import Described
 from universal_neurons.passes import Layout, connected
 from universal_neurons.progress import Reporter, clock
-from universal_neurons.storage import Store, StoreWriter
+from universal_neurons.storage import MANIFEST, Store, StoreWriter, read_manifest
 from universal_neurons.study.inputs import Study
 from universal_neurons.study.masked_sinks import MaskedSinks
 from universal_neurons.study.memory import plan_layout, require_memory
@@ -73,6 +74,7 @@ def run_study(
             wanted="labels of the configuration, or functions of your own",
             fix='run_study(config, labels={"name": function}), or labels=("default",) in the configuration',
         )
+    _say_finished(config.out, reporter)
     with settled_torch(config.threads):
         with reporter.stage("models"):
             settings, loaded, reader = _models(config, models, tokens)
@@ -134,6 +136,14 @@ def _say_what_is_studied(config: Settings, models: Sequence[Described], reporter
         reporter.note(note)
 
 
+def _say_finished(out: str | None, reporter: Reporter) -> None:
+    """Say at once that a finished study is there, before what it was made of is read."""
+    with contextlib.suppress(InputError):  # which the writer raises again
+        earlier = None if out is None else read_manifest(local_path(out) / MANIFEST)
+        if earlier is not None and earlier["complete"]:
+            reporter.note(f"{out} holds a finished study: is it this one?")
+
+
 def _text(settings: Settings, reader: Reader, writer: StoreWriter) -> Rows | None:
     """The text that the configuration names; of sketches the one they are of."""
     with full_disk(writer.path):
@@ -153,7 +163,7 @@ def _is_whole(study: Study, writer: StoreWriter, reporter: Reporter) -> bool:
     store = Store(writer.path)
     missing = store.missing_files()
     if not missing:
-        reporter.note(f"{writer.path} is complete already")
+        reporter.note(f"{writer.path} is complete already: nothing is computed again")
         return True
     reporter.note(f"{writer.path}: {', '.join(missing)} missing; the study is made anew")
     explained = [name for name in ("explanations", "scores") if store.has(name) and f"{name}.parquet" not in missing]

@@ -16,6 +16,12 @@
     return units.names.filter((name) => !units.isText(name) && !NOT_AXES.has(name) && !/^match_(layer|neuron)/.test(name));
   }
 
+  // The rule is `unsure_marks` of report/summary.py, of a unit that is universal.
+  function unsure(units, unit) {
+    const low = units.has("excess_low") ? units.at("excess_low", unit) : null;
+    return (!un.isNone(low) && low <= un.study.threshold) || (units.has("carried_by_few") && Boolean(units.at("carried_by_few", unit)));
+  }
+
   function rowColumns(units) {
     const node = (unit) => un.unitLink(units.model, units.at("layer", unit), units.at("neuron", unit));
     const columns = [{ name: "unit", title: "unit", kind: "text", at: (unit) => un.placeName(units.at("layer", unit), units.at("neuron", unit)), node }];
@@ -25,7 +31,7 @@
     if (units.has("excess_low")) {
       columns.push({ name: "interval", title: "95 % interval", term: "excess_low", kind: "number", at: (unit) => units.at("excess_low", unit), raw: (unit) => un.interval(units.at("excess_low", unit), units.at("excess_high", unit)), node: (unit) => un.interval(units.at("excess_low", unit), units.at("excess_high", unit)) || "–" });
     }
-    add("is_universal", { node: (unit) => (units.at("dead", unit) ? "dead" : units.at("is_universal", unit) ? "yes" : "no") });
+    add("is_universal", { node: (unit) => (units.at("dead", unit) ? "dead" : !units.at("is_universal", unit) ? "no" : unsure(units, unit) ? ["yes ", un.term("unsure", "!")] : "yes") });
     add("family", { node: (unit) => (units.at("family", unit) ? un.h("span", { class: "family" }, un.swatch(units.at("family", unit)), un.said(units.at("family", unit))) : "–") });
     add("fires", { node: (unit) => un.said(units.at("fires", unit) || "–", "clause") });
     add("variance_reduction", {});

@@ -87,7 +87,7 @@
     return un.h("div", { class: "plots" }, names.map((name) => un.lines(METRICS[name], [{ points: fixed.map((row) => [row.value, row[name]]) }], "activation fixed at")));
   };
   kept.interventions = function (unit) {
-    if (!(unit.interventions || []).length) return un.absent("interventions", "Only candidates for entropy and token-frequency units, and random controls, are intervened on.");
+    if (!(unit.interventions || []).length) return null;
     const kinds = [...new Set(unit.interventions.map((row) => row.kind))];
     const said = kinds.map((kind) => (kind === "control" ? "A random control, to compare with." : `A candidate: ${kind}.`));
     const others = unit.interventions.filter((row) => row.edit !== "fix" || un.isNone(row.value));
@@ -109,8 +109,25 @@
     const found = unit.ablations && (Array.isArray(unit.ablations) ? unit.ablations : [unit.ablations]);
     return found && found.length ? kept.records("Mean ablation", found) : null;
   };
-  kept.attention = (unit) => ((unit.attention || []).length ? kept.records("Its path to later heads taken away", unit.attention) : un.absent("attention", "Only the units with the largest BOS scores have their paths to later heads ablated."));
-  kept.functional = (unit) => ((unit.functional || []).length ? kept.records("Do its counterparts do the same", unit.functional) : un.absent("functional", "Only universal units are compared by what they do."));
+  kept.attention = (unit) => ((unit.attention || []).length ? kept.records("Its path to later heads taken away", unit.attention) : null);
+  kept.functional = (unit) => ((unit.functional || []).length ? kept.records("Do its counterparts do the same", unit.functional) : null);
+
+  // What is tried on some units alone: a section each where it was on this one, and one line for the others.
+  kept.tried = function (place, unit) {
+    const { absent } = un.study;
+    const kind = place.model !== un.study.reference ? "functional:elsewhere" : unit.columns.is_universal ? "functional:universal" : "functional";
+    const all = [
+      ["interventions", "Roles, by intervention", [kept.interventions(unit), kept.ablations(unit)], absent.roles || "Only candidates for entropy and token-frequency units, and random controls, are intervened on."],
+      ["attention", "Attention", [kept.attention(unit)], absent.roles || "Only the units with the largest BOS scores have their paths to later heads ablated."],
+      ["functional", "Same function", [kept.functional(unit)], absent[kind] || absent.functional],
+    ].map(([id, title, found, why]) => ({ id, title, why, found: found.filter(Boolean) }));
+    const without = all.filter((each) => !each.found.length);
+    return [
+      all.filter((each) => each.found.length).map((each) => un.section(each.id, each.title, each.found)),
+      without.length ? un.h("details", { class: "untried" }, un.h("summary", {}, `Not tried for this unit: ${without.map((each) => each.title.toLowerCase()).join("; ")}`),
+        un.h("dl", {}, without.map((each) => [un.h("dt", {}, each.title), un.h("dd", {}, each.why)]))) : null,
+    ];
+  };
 
   kept.positions = function (unit) {
     if (!unit.positions) return null;

@@ -37,12 +37,16 @@
     const name = ["excess_corr", "excess_standardised"].find((each) => !un.isNone(columns[each]));
     if (!name) return null;
     const range = un.interval(columns.excess_low, columns.excess_high);
+    const parts = name === "excess_corr" && !un.isNone(columns.mean_corr) && !un.isNone(columns.mean_baseline);
+    const heldout = un.isNone(columns.excess_heldout) ? "" : `${un.num(columns.excess_heldout, true)} `;
     return un.h("p", { class: "hero" }, un.h("strong", {}, un.num(columns[name], true)), " ", un.term(name, un.title(name, un.study)),
-      range && un.h("span", { class: "quiet" }, ` ${range} on text that did not choose its matches (95 %)`), un.reach(columns.excess_low, columns.excess_high, columns.excess_heldout ?? columns[name]));
+      parts && un.h("span", { class: "quiet" }, "best ρ ", un.num(columns.mean_corr, true), " less ", un.num(columns.mean_baseline, true), " of the ", un.term("baseline", "baseline")),
+      range && un.h("span", { class: "quiet" }, `on text that did not choose its matches ${heldout}(95 %: ${range})`), un.reach(columns.excess_low, columns.excess_high, columns.excess_heldout ?? columns[name]));
   }
 
   function counterparts(unit) {
     const best = (unit.matches || []).filter((match) => match.rank === 1);
+    if (unit.columns.dead) return un.empty("A dead unit has no counterparts: its activation never changes.");
     if (!best.length) return un.absent(un.study.absent.universality ? "universality" : "pairs", "The store holds no matches of this unit.");
     const runners = (model) => unit.matches.filter((match) => match.model === model && match.rank > 1).sort((a, b) => a.rank - b.rank).slice(0, 3);
     const partners = new Map((unit.one_to_one || []).map((partner) => [partner.match_model, partner]));
@@ -170,9 +174,7 @@
         un.section("histogram", "Distribution", part.histogram(unit)),
         un.section("neighbours", "Neighbours in its own model", part.neighbours(unit, place.model))),
       un.section("effects", "What it does to the logits", part.effects(unit)),
-      un.section("interventions", "Roles, by intervention", part.interventions(unit), part.ablations(unit)),
-      un.section("attention", "Attention", part.attention(unit)),
-      un.section("functional", "Same function", part.functional(unit)),
+      part.tried(place, unit),
       part.positions(unit) && un.section("positions", "Positions", part.positions(unit)),
       part.course(unit) && un.section("course", "Over training", part.course(unit)),
       part.explanations(unit) && un.section("explanations", "Explanations", part.explanations(unit)),

@@ -265,8 +265,9 @@ FUNCTIONAL = FigureKind(
     name="functional",
     file="role-functional",
     title="Do matched neurons do the same?",
-    axes=f"{UNIVERSAL} A point a universal neuron and its match (of the best 1 % where none is universal). Across: ρ "
-    "of their activations. Up: ρ of what they do to logits, and to the loss when each is ablated.",
+    axes=f"{UNIVERSAL} A point a universal neuron, of those of highest excess, and its match (of the best 1 % where "
+    "none is universal). Across: ρ of their activations. Up: ρ of what they do to logits, and to the loss when each is "
+    "ablated.",
     look="Points of the match above those of the second best match: it acts alike beyond what firing alike brings. A "
     "random neuron of the match's layer is grey.",
     stage="the stage roles",
