@@ -24,7 +24,7 @@ from torch import Tensor
 from universal_neurons.matching.rotated_pairs import RotatedPairs
 from universal_neurons.statistics import CrossMoments, LayerCovariance, seed_of
 
-PANEL_ROWS = 4096
+PANEL_ROWS = 1024
 ROTATIONS_BYTES = 1 << 28  # of draws whose matrices are held together
 NO_UNIT = -1
 MOST_DRAWS, FEWEST_DRAWS, DRAWS_SHARE = 20, 4, 0.25  # by default, within this share of the pass's products
