@@ -1,6 +1,6 @@
 """Is the engine at the machine's limit, and how right are the fast searches?
 
-    python benchmarks/scale.py speed [--shape reduced|small|medium] [--tokens N] [--search ...]
+    python benchmarks/scale.py speed [--shape reduced|small|medium] [--tokens N] [--search exact[:PRODUCTS] ...]
     python benchmarks/scale.py gpu [--toy]
     python benchmarks/scale.py accuracy [--seeds N]
 
@@ -43,7 +43,7 @@ def speed_on_cpu(shape: str, count: int, searches: Sequence[str]) -> None:
     runs, peaks, estimates, answers = {}, {}, {}, {}
     Run(models, random_tokens(4096), settings_of(models, "exact", context=CONTEXT)).go()
     for search in searches:
-        config = settings_of(models, search, context=CONTEXT)
+        config = settings_of(models, **search_and_products(search), context=CONTEXT)
         runs[search] = Run(models, tokens, config)
         with PeakMemory("cpu") as peak_memory:
             answers[search] = runs[search].go()
@@ -62,7 +62,7 @@ def speed_on_cpu(shape: str, count: int, searches: Sequence[str]) -> None:
 `python benchmarks/scale.py speed --shape {shape} --tokens {count}`; one pair of GPT-2-shaped models of random weights,
 {models[0].n_layers} × {models[0].d_mlp} = {models[0].n_neurons:,} neurons each, {counted:,} counted tokens, one baseline draw, all in one process.
 {machine()} The plain way reads activations by {reads_by()}.
-No GPU was to be had: the figures of full width and the GPU's targets are not measured.
+Products of `exact` are in {runs["exact"].config.gemm_dtype}, as `auto` chooses on this processor.
 
 | | seconds | faster than the plain way | max error of the best ρ | same best match |
 |---|---|---|---|---|""")
@@ -84,10 +84,13 @@ Errors are against float64, layer {layer}'s {models[0].d_mlp} neurons. {_doubts(
 |---|---|
 | peak of the float32 product, measured here | {peak / 1e9:.0f} GFLOP/s |
 | the forward passes alone | {forward:.1f} s |
-| all pairs' products at the peak | {product:.1f} s |
-| exact: product at the peak / (pass − forwards) | {product / (runs["exact"].seconds["pass"] - forward):.0%} |
-| exact: (forwards + product at the peak) / whole | {(forward + product) / runs["exact"].total:.0%} |
-""")
+| all pairs' products at the peak | {product:.1f} s |""")
+    for search, run in runs.items():
+        if run.config.search == "exact":
+            print(
+                f"| {search}: (forwards + float32 products at the peak) / whole | {(forward + product) / run.total:.0%} |"
+            )
+    print()
     print("| memory, MiB | estimated | measured |\n|---|---|---|")
     for search in runs:
         print(f"| {search} | {estimates[search] >> 20:,} | {peaks[search] >> 20:,} |")
@@ -102,6 +105,12 @@ Errors are against float64, layer {layer}'s {models[0].d_mlp} neurons. {_doubts(
 | in tokens | {", ".join(f"{n:,}: {seconds:.1f} s" for n, seconds in by_tokens)} | {slope(*zip(*by_tokens)):.2f} |
 | in neurons a model | {", ".join(f"{n:,}: {seconds:.1f} s" for n, seconds in by_layers)} | {slope(*zip(*by_layers)):.2f} |
 """)
+
+
+def search_and_products(named: str) -> dict[str, str]:
+    """The settings that "exact:bfloat16" names; of "exact" alone products are as `auto` chooses."""
+    search, _, products = named.partition(":")
+    return {"search": search} | ({"gemm_dtype": products} if products else {})
 
 
 def _doubts(runs: dict[str, Run]) -> str:
@@ -127,7 +136,9 @@ def main() -> None:
     options.add_argument("--shape", choices=list(SHAPES), default="reduced")
     options.add_argument("--tokens", type=int, default=131_072)
     options.add_argument("--seeds", type=int, default=20)
-    options.add_argument("--search", nargs="+", default=["exact", "screened", "sketch"])
+    options.add_argument(
+        "--search", nargs="+", default=["exact", "exact:bfloat16", "exact:float32", "screened", "sketch"]
+    )
     options.add_argument("--toy", action="store_true", help="gpu: toy shapes on the CPU, a rehearsal")
     arguments = options.parse_args()
     if arguments.what == "accuracy":
