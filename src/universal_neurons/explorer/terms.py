@@ -36,7 +36,7 @@ TERMS = {
     "excess_mean": "The mean excess of these units, dead ones left out.",
     "excess_median": "Half of these units have a greater excess; dead ones are left out.",
     "threshold": "A unit is universal above this excess; the count depends on it, so counts at others are shown too.",
-    "universal": "A universal unit is found again in every model: its excess is above the threshold.",
+    "universal": "A universal unit has an excess above the threshold; the excess is the paper's, the mean over models.",
     "is_universal": "Whether the unit's excess is above the threshold.",
     "unsure": "Universal on this text, not surely on other: its 95 % interval is not wholly above the threshold, or "
     "its matches rest on little text.",
