@@ -157,7 +157,8 @@ class Trial:
             return [self.readout.of_last_layer(directions, kept, self.clean, frozen=direct) for direct in frozen]
         alike = [first_alike(values) for values in change]
         runs = [(neuron, edit) for neuron, first in enumerate(alike) for edit in sorted(set(first))]
-        place = torch.tensor([[runs.index((neuron, edit)) for edit in first] for neuron, first in enumerate(alike)])
+        places = {run: place for place, run in enumerate(runs)}
+        place = torch.tensor([[places[neuron, edit] for edit in first] for neuron, first in enumerate(alike)])
         by_way: list[list[Metrics]] = [[] for _ in frozen]
         for start in range(0, len(runs), self.copies):
             whose, which = map(list, zip(*runs[start : start + self.copies]))
