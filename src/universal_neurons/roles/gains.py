@@ -26,14 +26,9 @@ def gains_sentence(gains: pl.DataFrame) -> str:
 def _measured(measure: str, second: Mapping[str, Any], random: Mapping[str, Any] | None) -> str:
     low, high = second["gain_low"], second["gain_high"]
     reach = f" [{low:+.2f} {high:+.2f}]" if low is not None and math.isfinite(low) else ""
-    others = "" if random is None else f", with random neurons {_said(random['control_corr'])}"
+    others = "" if random is None else f", with random neurons {random['control_corr']:z.2f}"
     return (
         f"ρ of their {MEASURES[measure]} differs from that with the second best match by {second['gain']:+.2f}{reach} "
         f"on average, and is higher in {second['better']:.0%} of {second['pairs']:,} pairs (medians: "
-        f"{_said(second['match_corr'])}, with the second best {_said(second['control_corr'])}{others})."
+        f"{second['match_corr']:z.2f}, with the second best {second['control_corr']:z.2f}{others})."
     )
-
-
-def _said(value: float) -> str:
-    """Two digits, and no sign of a zero."""
-    return f"{round(value, 2) + 0.0:.2f}"
