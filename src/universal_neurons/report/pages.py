@@ -119,15 +119,15 @@ def write_page(store: Store, target: Path) -> Path:
     return _write_elsewhere(target, _study_page(store, _pictures(store)))
 
 
-def _study_page(store: Store, pictures: dict[str, Picture], made_of: str = "") -> str:
+def _study_page(store: Store, pictures: dict[str, Picture], mark: str = "") -> str:
     section = _section(store, pictures)
-    return _page([store], made_of, studies=[section], beside=False, densities=None, rows=[])
+    return _page([store], mark, studies=[section], beside=False, densities=None, rows=[])
 
 
-def _page(stores: Sequence[Store], made_of: str = "", **content: Any) -> str:
+def _page(stores: Sequence[Store], mark: str = "", **content: Any) -> str:
     """The page of some studies; what it says of them all speaks of neurons only where all their units are some."""
     models = [model for store in stores for model in store.manifest["models"]]
-    return PAGES.get_template("report.html").render(spoken=spoken_of({"models": models}), made_of=made_of, **content)
+    return PAGES.get_template("report.html").render(spoken=spoken_of({"models": models}), made_of=mark, **content)
 
 
 def _pictures(store: Store) -> dict[str, Picture]:
