@@ -1,7 +1,9 @@
 """universal-neurons: which neurons does every training run of a language model find again?
 
-The public names are loaded when first used, so that `import universal_neurons` costs nothing.  Waiting threads sleep:
-OpenMP reads OMP_WAIT_POLICY when torch is imported, and threads that spin make two studies on the same cores crawl.
+The public names are loaded when first used, so that `import universal_neurons` costs nothing.  Two settings of torch
+are read when it is imported or first computes.  Waiting threads sleep (OMP_WAIT_POLICY): threads that spin make two
+studies on the same cores crawl.  Tensors of 2 MiB and more get large pages (THP_MEM_ALLOC_ENABLE), which are faster to
+fill.
 """
 
 import os
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOMES = {
     "Diff": "diff",

@@ -12,14 +12,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from universal_neurons.errors import ConfigError
+from universal_neurons.processor import exact_products
 
 AUTOCAST = ("cpu", "cuda")
-EXACT = ("none", "ieee")  # what float32 products may be computed in
 POOL = re.compile(r"polars-\d+\s*")  # names of the threads by which polars computes
 
 
@@ -74,22 +73,20 @@ if hasattr(os, "register_at_fork"):
 @contextlib.contextmanager
 def settled_torch(threads: int | None = None) -> Iterator[None]:
     """While open: so many CPU threads (None: as many as now; one where this process was forked), float32 by default on
-    the CPU, in products too, no autocast.
+    the CPU, in products too (by the faster of two libraries: `onednn_is_faster`), no autocast.
 
     Raises `ConfigError` in a process that was forked off one in which polars had computed.
     """
     FORK.require_threads()
     threads = 1 if threads is None and FORK.forked else threads
     threads_before, dtype_before = torch.get_num_threads(), torch.get_default_dtype()
-    products: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul")]  # noqa: B009
-    rounded = {part: part.fp32_precision for part in products if part.fp32_precision not in EXACT}
     try:
         if threads is not None:
             torch.set_num_threads(threads)
         torch.set_default_dtype(torch.float32)
-        for part in rounded:
-            part.fp32_precision = "ieee"
         with contextlib.ExitStack() as settings:
+            for device in AUTOCAST:
+                settings.enter_context(exact_products(device))
             if torch.get_default_device().type != "cpu":
                 settings.enter_context(torch.device("cpu"))
             for device in AUTOCAST:
@@ -99,5 +96,3 @@ def settled_torch(threads: int | None = None) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads_before)
         torch.set_default_dtype(dtype_before)
-        for part, precision in rounded.items():
-            part.fp32_precision = precision

@@ -20,8 +20,9 @@ VNNI = frozenset({"avx512_vnni"})
 
 @pytest.fixture
 def large(monkeypatch):
-    """A processor with units for int8, on which even the smallest models are large."""
+    """A processor with units for int8 alone, on which even the smallest models are large."""
     monkeypatch.setattr(products, "processor_flags", lambda: VNNI)
+    monkeypatch.setattr(product_units, "onednn_is_faster", lambda: False)
     monkeypatch.setattr(product_units, "FEWEST_UNITS", 1)
 
 
@@ -45,6 +46,7 @@ def test_auto_takes_int8_of_exact_searches_of_large_models_where_there_are_units
         return settings.gemm_dtype, settings.batch_tokens
 
     monkeypatch.setattr(products, "processor_flags", lambda: VNNI)
+    monkeypatch.setattr(product_units, "onednn_is_faster", lambda: False)
     assert chosen() == ("float32", 2048), "small models"
     monkeypatch.setattr(product_units, "FEWEST_UNITS", models[0].n_neurons)
     assert chosen() == ("int8", 8192)
@@ -54,6 +56,10 @@ def test_auto_takes_int8_of_exact_searches_of_large_models_where_there_are_units
     assert chosen(max_tokens=16_383)[0] == "float32"
     assert chosen(search="sketch")[0] == chosen(baseline="permutation")[0] == "float32"
     assert chosen(gemm_dtype="float32")[0] == "float32"
+    monkeypatch.setattr(product_units, "onednn_is_faster", lambda: True)
+    assert chosen()[0] == "float32", "as fast, and exact"
+    assert chosen(gemm_dtype="int8")[0] == "int8"
+    monkeypatch.setattr(product_units, "onednn_is_faster", lambda: False)
     monkeypatch.setattr(products, "processor_flags", lambda: frozenset({"avx2"}))
     assert chosen()[0] == "float32"
 

@@ -33,6 +33,7 @@ from universal_neurons.study import (
     weight_bytes,
 )
 from universal_neurons.text import HELDOUT_MOST, STRETCHES
+from universal_neurons.torch_state import settled_torch
 
 COLUMN_BYTES = 8 * 120  # of a unit's row of `changes`, in memory
 ROW_BYTES = 600  # and on disk, tokens of logit effects included
@@ -66,28 +67,29 @@ class DiffEstimate:
 
 def estimate_diff(config: DiffConfig) -> DiffEstimate:
     """Load a base and its fine-tune and estimate their diff; nulls count as another model of the same size each."""
-    inputs = Inputs(config, None, (), None)
-    base, tuned, settings, nulls = inputs.base, inputs.tuned, inputs.settings, len(inputs.nulls)
-    study = estimate_loaded(settings, [base, tuned])
-    heldout = min(study.tokens // 5, settings.heldout_tokens or HELDOUT_MOST)
-    reading = heldout * _seconds_a_token(base, tuned, settings)
-    beside = {
-        "seconds_selves": reading,
-        "seconds_second_text": reading if config.data_tuned else 0.0,
-        "seconds_nulls": reading * nulls,
-        "seconds_weights": _weight_seconds(base),
-    }
-    final = study.disk_final + len(base.units) * ROW_BYTES * (1 + nulls)
-    return DiffEstimate(
-        study=study,
-        **beside,
-        seconds_effects=_effect_seconds(inputs, heldout),
-        seconds=study.seconds + sum(beside.values()),
-        memory_peak=max(study.memory_peak, resident_bytes(settings) + _bytes_beside(base, settings, nulls)),
-        memory_available=study.memory_available,
-        disk_peak=final + study.disk_peak - study.disk_final,
-        disk_final=final,
-    )
+    with settled_torch(config.threads):
+        inputs = Inputs(config, None, (), None)
+        base, tuned, settings, nulls = inputs.base, inputs.tuned, inputs.settings, len(inputs.nulls)
+        study = estimate_loaded(settings, [base, tuned])
+        heldout = min(study.tokens // 5, settings.heldout_tokens or HELDOUT_MOST)
+        reading = heldout * _seconds_a_token(base, tuned, settings)
+        beside = {
+            "seconds_selves": reading,
+            "seconds_second_text": reading if config.data_tuned else 0.0,
+            "seconds_nulls": reading * nulls,
+            "seconds_weights": _weight_seconds(base),
+        }
+        final = study.disk_final + len(base.units) * ROW_BYTES * (1 + nulls)
+        return DiffEstimate(
+            study=study,
+            **beside,
+            seconds_effects=_effect_seconds(inputs, heldout),
+            seconds=study.seconds + sum(beside.values()),
+            memory_peak=max(study.memory_peak, resident_bytes(settings) + _bytes_beside(base, settings, nulls)),
+            memory_available=study.memory_available,
+            disk_peak=final + study.disk_peak - study.disk_final,
+            disk_final=final,
+        )
 
 
 def _effect_seconds(inputs: Inputs, heldout: int) -> float:

@@ -90,7 +90,6 @@ if TYPE_CHECKING:
         PACKED_BYTES,
         PRODUCT_BYTES,
         add_product,
-        processor_flags,
         round_to_scales,
         units_for,
     )
@@ -126,7 +125,6 @@ else:
                 "PACKED_BYTES",
                 "PRODUCT_BYTES",
                 "add_product",
-                "processor_flags",
                 "round_to_scales",
                 "units_for",
             ],

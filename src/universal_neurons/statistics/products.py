@@ -13,13 +13,13 @@ A block's values are rounded once and packed once, however many blocks they are 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int8, Int32
 from torch import Tensor
+
+from universal_neurons.processor import float32_products, processor_flags
 
 INT8_LARGEST = 127 * 256 + 127
 INT8_POSITIONS = 65_536  # over as many |hl' + lh'| ≤ 2 · 127 · 128 · 65 536 < 2³¹
@@ -31,14 +31,6 @@ PACKED_BYTES = {"int8": 3, "bfloat16": 2}  # of a value, beside the float32 that
 PRODUCT_BYTES = 3 * 4 * TILE[0] * TILE[1]  # of a tile's scratch matrices
 INT8_FLAGS = frozenset({"avx512_vnni", "amx_int8"})
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
-
-
-@cache
-def processor_flags() -> frozenset[str]:
-    """What the processor can do, as Linux names it; nothing elsewhere."""
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text(errors="replace").splitlines() if cpu.exists() else []
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
 
 
 def units_for(rounding: str) -> list[str]:
@@ -188,17 +180,12 @@ def product_precision(rounding: str, device: torch.device) -> Iterator[None]:
 
     TF32 on a GPU; on a CPU bfloat16 through oneDNN, which falls back to float32 where the processor has none.
     """
-    native: Any = torch.backends.cuda.matmul if device.type == "cuda" else getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
     wanted = {"tf32": "tf32", "bfloat16": "bf16"}.get(rounding)
     if wanted is None or (device.type == "cuda") != (rounding == "tf32"):
         yield
         return
-    before = native.fp32_precision
-    native.fp32_precision = wanted
-    try:
+    with float32_products(wanted, device.type):
         yield
-    finally:
-        native.fp32_precision = before
 
 
 def add_product(

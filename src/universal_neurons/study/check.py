@@ -35,6 +35,7 @@ from universal_neurons.study.resolve import (
 )
 from universal_neurons.terminal import TextTable, shown
 from universal_neurons.text import Passages, TokenDataset
+from universal_neurons.torch_state import settled_torch
 
 FIT_TOKENS = 100_000  # on which tokenizers are compared
 CHECK_ERROR = "error: how far what is read as activations is from what the MLPs add by them, relative; 0 is exact."
@@ -164,8 +165,10 @@ def estimate_study(config: StudyConfig) -> Estimate:
 
 
 def estimate_loaded(settings: Settings, models: Sequence[Studied]) -> Estimate:
-    """Estimate a study of models that are loaded."""
-    return estimate(settings, models, groups=_groups(settings, models))
+    """Estimate a study of models that are loaded, measured as it would run."""
+    groups = _groups(settings, models)
+    with settled_torch(settings.threads):
+        return estimate(settings, models, groups=groups)
 
 
 def _groups(config: Settings, models: Sequence[Studied]) -> int:

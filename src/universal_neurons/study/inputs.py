@@ -17,6 +17,7 @@ from universal_neurons.features import Reader
 from universal_neurons.labels import Labelling
 from universal_neurons.models import Described, find_tokenizer, require_initialiser
 from universal_neurons.passes import Layout, Panel
+from universal_neurons.processor import onednn_is_faster
 from universal_neurons.roles import require_roles
 from universal_neurons.statistics import Signs
 from universal_neurons.storage import sum_rows
@@ -175,6 +176,7 @@ class Study:
                 "device": torch.cuda.get_device_name(self.config.device)
                 if self.config.device.startswith("cuda")
                 else "cpu",
+                "float32_products": "oneDNN" if self.config.device == "cpu" and onednn_is_faster() else "torch",
                 "threads": torch.get_num_threads(),
             },
         }

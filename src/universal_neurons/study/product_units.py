@@ -1,8 +1,9 @@
 """By which units of a CPU a study's products are made, and how far ρ is then from float64 on its own activations.
 
 1. Asked for `auto`, the exact search of large models' neurons on much text multiplies in int8 halves
-   (`statistics.products`), where the processor has units for them; everything else in float32.  Small studies gain
-   nothing: they stay as they are on any processor.
+   (`statistics.products`), where the processor has units for them and none that multiply float32 as fast
+   (`processor.onednn_is_faster`); everything else in float32.  Small studies gain nothing: they stay as they are on any
+   processor.
 2. A study that was begun goes on as it was begun, on any processor: sums in int8 are the same on all.
 3. Before the passes, ρ of some units on some positions is held against float64.  Where one is more than `MOST_ERROR`
    off, `auto` falls back to float32; what was asked for by name stays, and the error is recorded all the same.
@@ -19,6 +20,7 @@ from universal_neurons.config import Settings, StudyConfig
 from universal_neurons.features import NeuronSource, Provisional
 from universal_neurons.models import Described
 from universal_neurons.passes import sample
+from universal_neurons.processor import onednn_is_faster
 from universal_neurons.progress import Reporter
 from universal_neurons.statistics import (
     QUANTILES,
@@ -45,7 +47,8 @@ def with_units(given: StudyConfig, settings: Settings, models: Sequence[Describe
     small = min(model.n_neurons for model in models) < FEWEST_UNITS or settings.max_tokens < FEWEST_TOKENS
     exact = "universality" in settings.stages and settings.search == "exact" and settings.baseline != "permutation"
     dense = all(model.of_neurons for model in models)  # few latents are active: their products are sparse, in float32
-    by_int8 = exact and dense and not small and settings.device == "cpu" and bool(units_for("int8"))
+    faster = bool(units_for("int8")) and not onednn_is_faster()
+    by_int8 = exact and dense and not small and settings.device == "cpu" and faster
     if given.gemm_dtype != "auto" or not by_int8:
         return settings
     batch = given.batch_tokens or _int8_batch(sum(model.n_neurons for model in models))
