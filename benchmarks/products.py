@@ -21,6 +21,7 @@ from searches import CONTEXT, SHAPES, Run, forwards, random_model, random_tokens
 
 from universal_neurons.statistics import Block, add_product_of_blocks, round_to_scales, units_for
 from universal_neurons.study.product_units import errors_of
+from universal_neurons.torch_state import settled_torch
 
 KINDS = ("float32", "int8", "bfloat16")
 POSITIONS, UNITS = 4096, 4608
@@ -33,6 +34,7 @@ def processor_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
+@settled_torch()
 def rate(kind: str) -> float:
     """Float32-equivalent FLOP of a product in a processor second."""
     values = torch.randn(POSITIONS, UNITS)

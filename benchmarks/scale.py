@@ -6,7 +6,7 @@
 
 `speed`: GPT-2-shaped models with random weights (shape sets the cost), random tokens: on a CPU one pair of reduced
 models (12 × 768 neurons) against the plain way: activations by transformer-lens or hooks, a float32 product per pair of layers,
-sums in float64, a second pass for the rotated baseline.  Everything in one process, side by side: seconds of every
+sums in float64, a second pass for the rotated baseline.  Everything in one process, side by side, the plain way with torch as it is by default: seconds of every
 stage, shares of the measured peak of the product, memory against the estimate, slopes in tokens and in neurons.
 
 `gpu`: models at full width on a GPU, and the time of 100 M tokens extrapolated (gpu_speed.py).
@@ -18,6 +18,7 @@ Prints a Markdown section; benchmarks/RESULTS.md holds one.
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from accuracy import accuracy
@@ -28,6 +29,7 @@ from searches import CONTEXT, SHAPES, Run, forwards, random_model, random_tokens
 from universal_neurons.models import Model
 from universal_neurons.study.measured import gemm_rate
 from universal_neurons.study.memory import memory_plan
+from universal_neurons.torch_state import settled_torch
 
 
 def speed_on_cpu(shape: str, count: int, searches: Sequence[str]) -> None:
@@ -38,7 +40,8 @@ def speed_on_cpu(shape: str, count: int, searches: Sequence[str]) -> None:
     tokens = random_tokens(count)
     counted = tokens.counted
     entries = models[0].n_neurons * models[1].n_neurons
-    peak = gemm_rate("cpu", size=3072)
+    product_rate = settled_torch()(partial(gemm_rate, "cpu", size=3072))
+    peak = product_rate()
     forward, _ = timed(lambda: forwards(models, tokens, 2048))
     runs, peaks, estimates, answers = {}, {}, {}, {}
     Run(models, random_tokens(4096), settings_of(models, "exact", context=CONTEXT)).go()
@@ -55,7 +58,7 @@ def speed_on_cpu(shape: str, count: int, searches: Sequence[str]) -> None:
     true_best = exact_rows(models, tokens, layer).max(1)
     lenses = [to_lens(model) for model in models]
     plain_seconds, plain = timed(lambda: plain_way(lenses, tokens, models[0].n_layers, models[0].d_mlp))
-    peak = max(peak, gemm_rate("cpu", size=3072))
+    peak = max(peak, product_rate())
     product = 2.0 * counted * entries / peak
     print(f"""## scale: speed
 

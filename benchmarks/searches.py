@@ -32,6 +32,7 @@ from universal_neurons.study import decide
 from universal_neurons.study.product_units import with_units
 from universal_neurons.study.resolve import resolve
 from universal_neurons.study.screen import Screen
+from universal_neurons.torch_state import settled_torch
 
 torch.set_grad_enabled(False)
 SHAPES = {
@@ -84,6 +85,7 @@ class Run:
         """Seconds of all stages."""
         return sum(self.seconds.values())
 
+    @settled_torch()
     def go(self) -> Any:
         """Pass, answer and, of a screened search, the second pass."""
         config = self.config
@@ -120,6 +122,7 @@ def settings_of(models: Sequence[Model], search: str, **settings: Any) -> Settin
     return with_units(study, resolve(decide(study, len(models)), models), models)
 
 
+@settled_torch()
 def forwards(models: Sequence[Model], tokens: un.TokenDataset, batch_tokens: int) -> None:
     """Run every model over all rows and keep nothing."""
     rows = batch_tokens // CONTEXT

@@ -37,11 +37,13 @@ from universal_neurons.models import BUNDLED_FOLDER, quiet_transformers
 from universal_neurons.passes import Pass, model_pairs
 from universal_neurons.passes.panels import study_recipes
 from universal_neurons.statistics import Batch, Block, CoMoments, Key, LayerMoments, Statistics
+from universal_neurons.torch_state import settled_torch
 
 torch.set_grad_enabled(False)
 BATCH = 2048
 
 
+@settled_torch()
 def our_pass(models, tokens) -> Pass:
     recipes = study_recipes(models, model_pairs(models, "reference"), settings_of(models, "exact"))
     run = Pass([NeuronSource(m) for m in models], recipes)
@@ -49,6 +51,7 @@ def our_pass(models, tokens) -> Pass:
     return run
 
 
+@settled_torch()
 def our_answer(run: Pass, models) -> tuple[torch.Tensor, torch.Tensor]:
     evidence = Evidence(Statistics(run.accumulators), [0])
     left, right = (m.name for m in models)
@@ -58,6 +61,7 @@ def our_answer(run: Pass, models) -> tuple[torch.Tensor, torch.Tensor]:
     return matches.corr[:, 0], rotated_best(cross, evidence.norms(left), evidence.layers(right), turned)[0]
 
 
+@settled_torch()
 def forwards(models, tokens) -> None:
     rows = BATCH // tokens.context
     for start in range(0, len(tokens), rows):
@@ -66,6 +70,7 @@ def forwards(models, tokens) -> None:
             model.forward(ids)
 
 
+@settled_torch()
 def products(models, positions: int) -> None:
     """The pass's products on so many positions, of blocks that are there."""
     blocks = {Key(m.name): Block(torch.randn(BATCH, m.n_neurons)) for m in models}
