@@ -265,7 +265,7 @@ def few_figures(monkeypatch):
         drawn = store.has("convergence")
         return {"convergence": figures.CONVERGENCE.of(store, store.models[0])} if drawn else {}
 
-    monkeypatch.setattr("universal_neurons.report.pages.study_figures", one)
+    monkeypatch.setattr("universal_neurons.report.figures.study_figures", one)
 
 
 @pytest.fixture

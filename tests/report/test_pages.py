@@ -13,7 +13,6 @@ from test_correlation import some_tokens
 from universal_neurons import StudyConfig, run_study
 from universal_neurons.legible import file_names, legible
 from universal_neurons.report import figures, study_figures, study_view, summary_html, write_joint_report, write_report
-from universal_neurons.report import pages as report
 from universal_neurons.report.facts import facts
 from universal_neurons.report.numbers import number
 from universal_neurons.report.opening import opening_sentences
@@ -160,7 +159,7 @@ class Heard(HTMLParser):
 def test_names_of_any_kind_are_text_on_a_page(odd_store, pages, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "render", lambda figure, kind: b"drawn by others")
     page = write_report(odd_store).read_text()
-    monkeypatch.setattr(report, "study_figures", lambda store: {})
+    monkeypatch.setattr(figures, "study_figures", lambda store: {})
     joint = write_joint_report([odd_store, odd_store], tmp_path / "joint.html").read_text()
     for written in (page, joint, summary_html(odd_store)):
         assert {c for c in written if unicodedata.category(c) in ("Cc", "Cf", "Cs")} <= {"\n"}

@@ -25,6 +25,7 @@ diff_effects      what the units that changed most carry of a fine-tune's gain
 dynamics_summary  the dynamics in numbers and sentences; one neuron at every checkpoint
 figures/          tables to figures with captions, one file per kind
 plots             figures one by one: store.plot, dynamics.plot, neuron.plot
+drawing           figures as files and as pictures of a page, by two processes where there are two cores
 pages             stores to self-contained pages
 representations   what a terminal and a notebook show of a store
 integrity         are the files of finished studies those that were written

@@ -1,10 +1,8 @@
 """A store to figures and one self-contained report.html; several stores side by side."""
 
-import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -30,10 +28,11 @@ from universal_neurons.report.consistency import (
 )
 from universal_neurons.report.counts import anchor_lines, clique_lines
 from universal_neurons.report.diff_summary import diff_sentences, kinds_of, lists_of
+from universal_neurons.report.drawing import Picture, embedded, written, written_figures
 from universal_neurons.report.dynamics_summary import HEADINGS, dynamics_rows
 from universal_neurons.report.explained_section import explained_section
 from universal_neurons.report.family_strength import STRENGTH_FACTS, STRENGTH_WORDS, strength_rows
-from universal_neurons.report.figures import FigureKind, study_figures
+from universal_neurons.report.figures import FigureKind
 from universal_neurons.report.numbers import number
 from universal_neurons.report.opening import opening_sentences
 from universal_neurons.report.other_threshold import threshold_sentence
@@ -81,18 +80,9 @@ PAGES = Environment(
 )
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure as a page has it: what it is called, its file's content as an address, and its caption."""
-
-    title: str
-    source: str
-    caption: figures.Caption
-
-
 def write_report(store: Store) -> Path:
     """Draw a study's figures (SVG and PNG) and its report into the store; returns the report."""
-    pictures = _write_figures(store, study_figures(store))
+    pictures = written_figures(store)
     return store.write_page(REPORT, _study_page(store, pictures, made_of(store)).encode())
 
 
@@ -131,12 +121,7 @@ def _page(stores: Sequence[Store], mark: str = "", **content: Any) -> str:
 
 
 def _pictures(store: Store) -> dict[str, Picture]:
-    return {name: _picture(shown) for name, shown in study_figures(store).items()}
-
-
-def _picture(shown: figures.Illustration) -> Picture:
-    figures.lay_out(shown.figure)
-    return Picture(shown.title, _embedded(figures.render(shown.figure, "svg")), shown.caption)
+    return {name: embedded(shown) for name, shown in figures.study_figures(store).items()}
 
 
 def _write_elsewhere(target: Path, page: str) -> Path:
@@ -145,24 +130,10 @@ def _write_elsewhere(target: Path, page: str) -> Path:
         return write_atomically(target, page.encode())
 
 
-def _write_figures(store: Results, drawn: Mapping[str, figures.Illustration]) -> dict[str, Picture]:
-    """Write figures as SVG and PNG; returns them by name, to be embedded."""
-    pictures = {}
-    for name, shown in drawn.items():
-        figures.lay_out(shown.figure)
-        svg = figures.render(shown.figure, "svg")
-        store.write_page(f"figures/{name}.svg", svg)
-        store.write_page(f"figures/{name}.png", figures.render(shown.figure, "png"))
-        pictures[name] = Picture(shown.title, _embedded(svg), shown.caption)
-    return pictures
-
-
 def _drawn(results: Results, kinds: Sequence[FigureKind], model: str) -> dict[str, Picture]:
     """The figures that there are tables for, written, of the whole or of one model."""
     kinds = [kind for kind in kinds if kind.has_tables(results)]
-    return _write_figures(
-        results, {kind.file: shown for kind in kinds if (shown := kind.of(results, model)) is not None}
-    )
+    return written(results, {kind.file: shown for kind in kinds if (shown := kind.of(results, model)) is not None})
 
 
 def write_dynamics_report(dynamics: Dynamics) -> Path:
@@ -213,7 +184,7 @@ def write_joint_report(stores: Sequence[Store], target: Path) -> Path:
         tables |= figures.by_asker(store, f"{name}: ")
         compared += [{"": f"{name}: {asker}"} | dict(asker_lines(store, asker)) for asker in store.askers]
     shown = figures.DENSITIES.illustrated(tables) if tables else None
-    densities = None if shown is None else _picture(shown)
+    densities = None if shown is None else embedded(shown)
     labels = dict.fromkeys(label for values in compared for label in values)
     rows = [[label, *(values.get(label, "–") for values in compared)] for label in labels]
     page = _page(stores, studies=sections, beside=True, densities=densities, rows=rows)
@@ -323,7 +294,3 @@ def _asked(store: Store, asker: str, pictures: dict[str, Picture]) -> dict[str, 
 
 def _starting(pictures: Mapping[str, Picture], beginnings: tuple[str, ...]) -> list[Picture]:
     return [picture for name, picture in pictures.items() if name.startswith(beginnings)]
-
-
-def _embedded(svg: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

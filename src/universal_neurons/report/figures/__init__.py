@@ -6,7 +6,7 @@ Figures are drawn without pyplot, so that drawing in a server or notebook leaves
 from universal_neurons.report.figures.diff import DIFF_KINDS
 from universal_neurons.report.figures.dynamics import DYNAMICS_KINDS, StepAxis
 from universal_neurons.report.figures.illustration import Caption, FigureKind, Illustration
-from universal_neurons.report.figures.kinds import STUDY_KINDS, study_figures
+from universal_neurons.report.figures.kinds import STUDY_KINDS, study_figures, study_places
 from universal_neurons.report.figures.one_neuron import NEURON_KINDS
 from universal_neurons.report.figures.style import lay_out, render
 from universal_neurons.report.figures.universality import CONVERGENCE, DENSITIES, by_asker, by_subset, densities
@@ -28,4 +28,5 @@ __all__ = [
     "lay_out",
     "render",
     "study_figures",
+    "study_places",
 ]
