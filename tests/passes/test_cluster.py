@@ -47,9 +47,17 @@ from universal_neurons.progress import Reporter
 from universal_neurons.statistics import Accumulator
 from universal_neurons.storage import Generations, Pace, StoreWriter
 from universal_neurons.study.run_passes import lane_ends
+from universal_neurons.torch_state import settled_torch
 
 ray = pytest.importorskip("ray")
 SHARD = 1024
+
+
+@pytest.fixture(autouse=True)
+def torch_of_a_study():
+    """torch as a study has it, also where a test computes beside one."""
+    with settled_torch():
+        yield
 
 
 @pytest.fixture(autouse=True)

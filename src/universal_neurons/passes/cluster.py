@@ -32,6 +32,7 @@ from universal_neurons.errors import (
 from universal_neurons.features import Studied
 from universal_neurons.legible import first_line
 from universal_neurons.passes.lanes import LaneJob, LaneRun
+from universal_neurons.torch_state import settled_torch
 
 STEP_SECONDS = 2.0  # a worker answers so often
 PATIENCE_SECONDS = 300.0  # without a single worker
@@ -62,17 +63,18 @@ class LaneWorker:
 
     def begin(self, job: LaneJob, lane: int) -> int:
         """Take up a lane; returns how many of its shards are counted already."""
-        torch.set_num_threads(self.threads)
         self.lane = None
         missing = [model for model in job.models if model not in self.models]
-        self.models |= dict(zip(missing, job.load(missing) if missing else []))
-        self.lane = LaneRun(job, [self.models[model] for model in job.models], lane)
+        with settled_torch(self.threads):
+            self.models |= dict(zip(missing, job.load(missing) if missing else []))
+            self.lane = LaneRun(job, [self.models[model] for model in job.models], lane)
         return len(self.lane.ledger)
 
     def advance(self, seconds: float) -> int:
         """Go on for a while; returns how many of the lane's shards are counted."""
         assert self.lane is not None
-        return self.lane.advance(seconds)
+        with settled_torch(self.threads):
+            return self.lane.advance(seconds)
 
 
 def about_here() -> About:

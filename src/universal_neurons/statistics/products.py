@@ -19,13 +19,14 @@ import torch
 from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 
-from universal_neurons.processor import float32_products, processor_flags
+from universal_neurons.processor import exact_products, float32_products, onednn_is_faster, processor_flags
 
 INT8_LARGEST = 127 * 256 + 127
 INT8_POSITIONS = 65_536  # over as many |hl' + lh'| ≤ 2 · 127 · 128 · 65 536 < 2³¹
 LEAST_SCALE = 2.0**-100  # of a column that is told from zeros: float32 has no squares of less
 TILE = (1024, 4096)  # of a product that is put together at once: what a cache holds of its three sums
 STRETCH = 2048
+ONEDNN_STRETCH, ONEDNN_TILE = 128, (512, 4096)  # of a float32 product: positions, and the sums made at once
 PACKED_COLUMNS = 2048  # packed at once
 PACKED_BYTES = {"int8": 3, "bfloat16": 2}  # of a value, beside the float32 that other statistics read
 PRODUCT_BYTES = 3 * 4 * TILE[0] * TILE[1]  # of a tile's scratch matrices
@@ -153,14 +154,14 @@ def packed_of(
     return LowBfloat16.of(values) if rounding == "bfloat16" and units_for(rounding) else None
 
 
-def _tiles(into: Tensor, *kinds: torch.dtype) -> Iterator[tuple[Any, ...]]:
+def _tiles(into: Tensor, *kinds: torch.dtype, size: tuple[int, int] = TILE) -> Iterator[tuple[Any, ...]]:
     """A matrix cut into tiles, each with scratch matrices of its size, whose memory is the same for all."""
     rows, columns = into.shape
-    most = min(TILE[0], rows) * min(TILE[1], columns)
+    most = min(size[0], rows) * min(size[1], columns)
     scratch = [torch.empty(most, dtype=kind) for kind in kinds]
-    for top in range(0, rows, TILE[0]):
-        for left in range(0, columns, TILE[1]):
-            height, width = min(TILE[0], rows - top), min(TILE[1], columns - left)
+    for top in range(0, rows, size[0]):
+        for left in range(0, columns, size[1]):
+            height, width = min(size[0], rows - top), min(size[1], columns - left)
             tile = slice(top, top + height), slice(left, left + width)
             yield tile, *(each[: height * width].view(height, width) for each in scratch)
 
@@ -199,7 +200,9 @@ def add_product(
 
     `rounding` names what the values are rounded to, where they are stored in float32.
     """
-    if left.dtype == torch.float32:
+    if left.dtype == torch.float32 and left.device.type == "cpu" and onednn_is_faster():
+        _add_by_stretches(into, left, right, fresh)
+    elif left.dtype == torch.float32:
         with product_precision(rounding, left.device):
             torch.addmm(into, left.T, right, beta=0.0 if fresh else 1.0, out=into)
     elif fresh:
@@ -214,5 +217,23 @@ def product_of(
     """leftᵀ right in float32 (see `add_product`)."""
     if left.dtype != torch.float32:
         return torch.mm(left.T, right, out_dtype=torch.float32)
-    with product_precision(rounding, left.device):
-        return left.T @ right
+    into = torch.empty(left.shape[1], right.shape[1], device=left.device)
+    add_product(into, left, right, True, rounding)
+    return into
+
+
+def _add_by_stretches(
+    into: Float[Tensor, "left right"],
+    left: Float[Tensor, "tokens left"],
+    right: Float[Tensor, "tokens right"],
+    fresh: bool,
+) -> None:
+    """into (+)= leftᵀ right by oneDNN, which adds the products of up to 512 positions one to the other: over fewer, so
+    that sums are as right as those of MKL, and tile by tile, so that they stay in a cache meanwhile."""
+    if fresh:
+        into.zero_()
+    with exact_products("cpu"):
+        for (tile,) in _tiles(into, size=ONEDNN_TILE):
+            for start in range(0, len(left), ONEDNN_STRETCH):
+                some = slice(start, start + ONEDNN_STRETCH)
+                torch.addmm(into[tile], left[some, tile[0]].T, right[some, tile[1]], out=into[tile])
