@@ -65,7 +65,7 @@ def speed_on_cpu(shape: str, count: int, searches: Sequence[str]) -> None:
 `python benchmarks/scale.py speed --shape {shape} --tokens {count}`; one pair of GPT-2-shaped models of random weights,
 {models[0].n_layers} × {models[0].d_mlp} = {models[0].n_neurons:,} neurons each, {counted:,} counted tokens, one baseline draw, all in one process.
 {machine()} The plain way reads activations by {reads_by()}.
-Products of `exact` are in {runs["exact"].config.gemm_dtype}, as `auto` chooses on this processor.
+On this processor `auto` chooses {settings_of(models, "exact", context=CONTEXT).gemm_dtype} for `exact`.
 
 | | seconds | faster than the plain way | max error of the best ρ | same best match |
 |---|---|---|---|---|""")
@@ -140,7 +140,7 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=131_072)
     options.add_argument("--seeds", type=int, default=20)
     options.add_argument(
-        "--search", nargs="+", default=["exact", "exact:bfloat16", "exact:float32", "screened", "sketch"]
+        "--search", nargs="+", default=["exact:float32", "exact:int8", "exact:bfloat16", "screened", "sketch"]
     )
     options.add_argument("--toy", action="store_true", help="gpu: toy shapes on the CPU, a rehearsal")
     arguments = options.parse_args()
