@@ -144,11 +144,11 @@ def test_tiles_that_are_folded_as_soon_as_they_are_multiplied(monkeypatch, rows,
     np.testing.assert_allclose(moments.result().centred().numpy(), expected, **TIGHT)
 
 
-@pytest.mark.parametrize("widths", [(5, 5), (192, 192), (193, 193), (800, 800), (5, 193, 1, 20)])
+@pytest.mark.parametrize("widths", [(5, 5), (640, 640), (641, 641), (2600, 800), (5, 641, 1, 20)])
 def test_within_layer_products_in_tiles(widths):
     values = torch.randn(300, sum(widths), generator=torch.Generator().manual_seed(5)).exp()
     moments = LayerMoments("a", Units(widths))
-    assert [tile_of(width) for width in widths] == [max(192, -(-width // 4)) for width in widths]
+    assert [tile_of(width) for width in widths] == [max(640, -(-width // 4)) for width in widths]
     for rows in values.split(70):
         moments.update(Batch({Key("a"): Block(rows)}))
         moments.fold()

@@ -21,7 +21,7 @@ from universal_neurons.units import Units
 
 FOLDED_ROWS = 64  # added at a time: what a cache holds, for sums of two precisions are added by way of a copy
 TILE_ROWS = 4096  # of a panel, multiplied at a time where shards arrive whole
-LAYER_TILES, LAYER_TILE_LEAST = 4, 192
+LAYER_TILES, LAYER_TILE_LEAST = 4, 640
 Rows = tuple[int, int]
 
 
