@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import save_tiny, small_tokenizer
+
+from universal_neurons import StudyConfig
+from universal_neurons.study import estimate, estimate_study
 
 WIDE = {"n_embd": 32, "n_inner": 1024, "n_layer": 3}
 
@@ -115,3 +119,19 @@ def test_the_estimate_predicts_the_peak_of_a_diff(wide):
     peak, _ = peak_of(root, *given, "--max-tokens", "3000", "--out", str(root / "diff"))
     _, told = peak_of(root, *given, "--estimate", "--json")
     assert json.loads(told)["memory_peak"] == pytest.approx(peak, rel=0.2)
+
+
+def test_it_is_measured_as_the_study_would_run(wide, monkeypatch):
+    arguments, root = wide
+    models, data = arguments[1:4:2], str(root / "long.txt")
+    threads, measure = [], estimate.gemm_rate
+
+    def rate(*given):
+        threads.append(torch.get_num_threads())
+        return measure(*given)
+
+    monkeypatch.setattr(estimate, "gemm_rate", rate)
+    before = torch.get_num_threads()
+    config = StudyConfig(models=tuple(models), data=data, threads=before + 2, stages=("universality",), max_tokens=3000)
+    assert estimate_study(config).seconds > 0
+    assert (set(threads), torch.get_num_threads()) == ({before + 2}, before)

@@ -1,7 +1,7 @@
 """Figures as a page and a folder have them: laid out once, as SVG and PNG.
 
-Matplotlib draws by one core.  So where there are two, a second interpreter opens the same study and draws some of its
-figures (`python -m universal_neurons.report.drawing FOLDER`).  The files are the same either way.
+Matplotlib draws by one core.  So where there are two, and memory, a second interpreter opens the same study and draws
+some of its figures (`python -m universal_neurons.report.drawing FOLDER`).  The files are the same either way.
 """
 
 import base64
@@ -14,11 +14,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from universal_neurons.report import figures
 from universal_neurons.report.figures import Caption, Illustration
 from universal_neurons.storage import Results, Store
 
 FEWEST = 12  # figures from which a second interpreter, which takes a second to begin, is worth it
+ROOM = 1 << 30  # bytes free, of which a second interpreter takes half
 MINE, OTHERS = (0, 2, 4), (1, 3)  # of five figures; the second interpreter begins later
 
 
@@ -52,7 +55,8 @@ def written(results: Results, drawn: Mapping[str, Illustration]) -> dict[str, Pi
 def written_figures(store: Store) -> dict[str, Picture]:
     """All figures of a study, drawn into its folder, by two processes where there are cores for them."""
     names = list(figures.study_places(store))
-    if len(names) < FEWEST or _cores() < 2:
+    as_on_disk = type(store) is Store
+    if not as_on_disk or len(names) < FEWEST or _cores() < 2 or psutil.virtual_memory().available < ROOM:
         return written(store, figures.study_figures(store))
     with _second_interpreter(store.path) as other:
         pictures = written(store, figures.study_figures(store, MINE))
