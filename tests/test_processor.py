@@ -46,6 +46,19 @@ def test_onednn_multiplies_on_processors_of_which_mkl_uses_half(case, on, monkey
     assert processor.onednn_is_faster() == faster
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [lambda: torch.autocast("cpu", torch.bfloat16), lambda: torch.device("meta")],
+    ids=["autocast", "another device"],
+)
+def test_a_callers_settings_do_not_decide(setting):
+    forget()
+    expected = processor.onednn_is_faster()
+    forget()
+    with setting():
+        assert processor.onednn_is_faster() == expected
+
+
 def test_where_its_products_were_rounded_it_would_not(on, monkeypatch):
     monkeypatch.setattr(processor, "float32_products", lambda *_: torch.autocast("cpu", torch.bfloat16))
     on("AuthenticAMD", ZEN5)

@@ -43,8 +43,8 @@ def onednn_is_faster() -> bool:
 
 def _is_exact() -> bool:
     """Whether oneDNN multiplies odd numbers of nine bits, one more than bfloat16 has, without rounding them."""
-    numbers = 257 + 2 * (torch.arange(PROBED**2) % 71).view(PROBED, PROBED)
-    with float32_products("bf16", "cpu"), torch.inference_mode():
+    numbers = 257 + 2 * (torch.arange(PROBED**2, device="cpu") % 71).view(PROBED, PROBED)
+    with torch.autocast("cpu", enabled=False), float32_products("bf16", "cpu"), torch.inference_mode():
         product = numbers.float() @ numbers.T.float()
     return bool((product.long() == numbers @ numbers.T).all())
 

@@ -85,13 +85,12 @@ def settled_torch(threads: int | None = None) -> Iterator[None]:
             torch.set_num_threads(threads)
         torch.set_default_dtype(torch.float32)
         with contextlib.ExitStack() as settings:
-            for device in AUTOCAST:
-                settings.enter_context(exact_products(device))
             if torch.get_default_device().type != "cpu":
                 settings.enter_context(torch.device("cpu"))
             for device in AUTOCAST:
                 if torch.is_autocast_enabled(device):
                     settings.enter_context(torch.autocast(device, enabled=False))
+                settings.enter_context(exact_products(device))
             yield
     finally:
         torch.set_num_threads(threads_before)
