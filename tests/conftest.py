@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ |= {  # tests run side by side, and threads that wait for each other take longer than one does
     "OMP_NUM_THREADS": "1",
+    "UNEURONS_FLOAT32": "torch",  # oneDNN takes 0.4 ms for each new shape, and tiny models have many (`by_onednn`)
     "POLARS_MAX_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -25,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from universal_neurons.cli import main
 from universal_neurons.config import Settings, StudyConfig
 from universal_neurons.models import Model, quiet_transformers
+from universal_neurons.processor import onednn_is_faster
 from universal_neurons.report import figures
 from universal_neurons.role_settings import RoleSettings
 from universal_neurons.study import decide
@@ -255,6 +257,16 @@ def _no_wait_for_disks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: os.fstat(handle) and None)
         yield
+
+
+@pytest.fixture
+def by_onednn(monkeypatch):
+    """Products as studies make them on this processor, by oneDNN where that is faster."""
+    monkeypatch.delenv("UNEURONS_FLOAT32")
+    onednn_is_faster.cache_clear()
+    yield
+    monkeypatch.undo()
+    onednn_is_faster.cache_clear()
 
 
 @pytest.fixture

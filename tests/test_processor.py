@@ -5,6 +5,7 @@ import torch
 
 from universal_neurons import processor
 
+pytestmark = pytest.mark.usefixtures("by_onednn")
 ZEN5 = "fpu avx2 avx512f avx512bw avx512vl avx512dq avx512_vnni avx512_bf16"
 CASES = {
     "AMD with AVX-512": ("AuthenticAMD", ZEN5, True),
@@ -78,3 +79,10 @@ def test_exact_products_are_of_float32(positions, units):
         (linear, left.double() @ right[: min(positions, 64)].double().T),
     ):
         assert (made - exact).abs().max() < 1e-5 * max(1, exact.abs().max())
+
+
+def test_it_is_left_to_torch_where_a_user_says_so(on, monkeypatch):
+    monkeypatch.setattr(processor, "_is_exact", lambda: True)
+    monkeypatch.setenv("UNEURONS_FLOAT32", "torch")
+    on("AuthenticAMD", ZEN5)
+    assert not processor.onednn_is_faster()

@@ -19,7 +19,11 @@ from universal_neurons.torch_state import settled_torch
 OPENMP = (
     f"import ctypes; ctypes.CDLL({str(next(Path(torch.__file__).parent.glob('lib/libgomp*.so*'), 'libgomp.so.1'))!r})"
 )
-OURS = ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")  # variables that the package sets where nobody has
+OURS = (
+    "OMP_WAIT_POLICY",
+    "THP_MEM_ALLOC_ENABLE",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+)  # variables that the package sets where nobody has
 SLEEP = 0  # turns of a loop that an idle thread makes before it sleeps
 
 
@@ -53,7 +57,9 @@ def test_where_torch_was_there_first_its_own_policy_holds():
     assert turns_of_idle_threads("import torch, universal_neurons") == turns_of_idle_threads("import torch") > SLEEP
 
 
-@pytest.mark.parametrize(("given", "inherited"), [({}, ["PASSIVE", "1"]), (dict.fromkeys(OURS, "0"), ["0", "0"])])
+@pytest.mark.parametrize(
+    ("given", "inherited"), [({}, ["PASSIVE", "1", "128"]), (dict.fromkeys(OURS, "0"), ["0", "0", "0"])]
+)
 def test_processes_started_from_here_inherit_it(given, inherited):
     code = f"import os, universal_neurons; print(*(os.environ[name] for name in {OURS}))"
     environment = {key: value for key, value in os.environ.items() if key not in OURS} | given

@@ -1,9 +1,9 @@
 """universal-neurons: which neurons does every training run of a language model find again?
 
-The public names are loaded when first used, so that `import universal_neurons` costs nothing.  Two settings of torch
+The public names are loaded when first used, so that `import universal_neurons` costs nothing.  Three settings of torch
 are read when it is imported or first computes.  Waiting threads sleep (OMP_WAIT_POLICY): threads that spin make two
 studies on the same cores crawl.  Tensors of 2 MiB and more get large pages (THP_MEM_ALLOC_ENABLE), which are faster to
-fill.
+fill.  oneDNN keeps the code of so many shapes of products (ONEDNN_PRIMITIVE_CACHE_CAPACITY), of some 0.6 MiB each.
 """
 
 import os
@@ -28,6 +28,7 @@ __version__ = "0.1.0"
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 _HOMES = {
     "Diff": "diff",

@@ -1,5 +1,6 @@
 """What this machine's processor can do, and by which library torch multiplies float32 on it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -12,6 +13,7 @@ EXACT = ("none", "ieee")  # values of `fp32_precision`
 CPUINFO = Path("/proc/cpuinfo")  # Linux; elsewhere nothing is known of the processor
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
 ROUNDING = frozenset({"amx_tile", "amx_bf16"})  # units on which oneDNN would round to bfloat16
+OVERRIDE = "UNEURONS_FLOAT32"  # an environment variable
 PROBED = 96  # numbers a side: their products' sums are below 2²⁴, and exact in float32
 
 
@@ -33,8 +35,11 @@ def onednn_is_faster() -> bool:
     half of it on AMD's processors.
 
     torch hands products to oneDNN where it may round them to bfloat16 (`fp32_precision`).  oneDNN does so with AMX
-    alone, which is looked for; and a product that bfloat16 would round must come out exact.
+    alone, which is looked for; and a product that bfloat16 would round must come out exact.  UNEURONS_FLOAT32=torch
+    leaves all to torch.
     """
+    if os.environ.get(OVERRIDE) == "torch":
+        return False
     flags = processor_flags()
     has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     half_used = _facts().get("vendor_id") == "AuthenticAMD" and AVX512.issubset(flags)

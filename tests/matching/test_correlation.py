@@ -14,6 +14,8 @@ from universal_neurons.passes.panels import study_recipes
 from universal_neurons.statistics import CrossMoments, Statistics
 from universal_neurons.units import Units
 
+pytestmark = pytest.mark.usefixtures("by_onednn")
+
 CONTEXT = 40
 
 

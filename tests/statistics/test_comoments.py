@@ -12,6 +12,8 @@ from universal_neurons.statistics.comoments import add_compensated, tile_of
 from universal_neurons.statistics.products import product_precision
 from universal_neurons.units import Units
 
+pytestmark = pytest.mark.usefixtures("by_onednn")
+
 TOKENS, N_LEFT, N_RIGHT = 900, 23, 11
 GENERATOR = torch.Generator().manual_seed(1)
 LEFT = torch.randn(TOKENS, N_LEFT, generator=GENERATOR).exp()

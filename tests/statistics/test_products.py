@@ -8,6 +8,8 @@ from universal_neurons.statistics import Batch, Block, CoMoments, Key, LayerMome
 from universal_neurons.statistics.products import INT8_LARGEST, Int8Halves, LowBfloat16, scales_of
 from universal_neurons.units import Units
 
+pytestmark = pytest.mark.usefixtures("by_onednn")
+
 POSITIONS, LEFT, RIGHT = 8192, 24, 17
 
 

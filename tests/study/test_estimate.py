@@ -63,13 +63,14 @@ def server():
     What a command frees goes back to the system at once: the C library would keep some 100 MiB of it, more or less
     from run to run.
     """
+    environment = {key: value for key, value in os.environ.items() if key != "UNEURONS_FLOAT32"}  # as users run it
     at_once = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
     with subprocess.Popen(
         [sys.executable, "-c", SERVER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | at_once,
+        env=environment | at_once,
     ) as it:
         peak_of.server = it
         yield

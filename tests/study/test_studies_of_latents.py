@@ -37,6 +37,8 @@ from universal_neurons.study.memory import memory_plan
 from universal_neurons.study.sparse_seconds import DENSE, Shares, product_shares
 from universal_neurons.terminal import plain
 
+pytestmark = pytest.mark.usefixtures("by_onednn")
+
 PERMUTED = torch.randperm(24, generator=torch.Generator().manual_seed(0))
 OF_VALUES = {"mean", "var", "skew", "kurt", "bos_mean"}  # of pre-activations, which latents have not
 BEST = pl.col("rank") == 1

@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "suite"))
 from bundle import MOST, size_of, target_of
 from corpus import recipe_at
 
+pytestmark = pytest.mark.usefixtures("by_onednn")
+
 RECIPES = {BUNDLED_FOLDER: "recipe.yaml", ROLES_FOLDER: "roles.yaml"}
 TOLD = {suite: json.loads((suite / "suite.json").read_text(encoding="utf-8")) for suite in SUITES}
 ROLES = {  # prediction, suppression, partition
