@@ -11,7 +11,7 @@ from test_correlation import some_tokens
 from universal_neurons import StudyConfig, run_study
 from universal_neurons.report import at_threshold, study_view
 from universal_neurons.report.facts import asker_lines
-from universal_neurons.report.pages import study_figures
+from universal_neurons.report.figures import study_figures
 from universal_neurons.terminal import plain
 
 THRESHOLD = 0.33  # off the grid
