@@ -1,6 +1,7 @@
 """Products of two blocks, summed over positions: by the units that a processor has for the precision of its values.
 
 - float32, and tf32 and bfloat16 on a GPU: as torch multiplies them, into float32.
+  Float32 on a CPU where oneDNN is faster (`processor`): over short stretches, tile by tile.
 - int8 (a CPU): every column of a batch is divided by a scale of its own, so that its largest value is ±32 639, and
   rounded to whole numbers 256·h + l, h and l within ±127 and −128 … 127.  Their products hh', hl' + lh' and ll' are
   exact in 32 bits over `INT8_POSITIONS` positions and are put together in float32.  A sum is then as wrong as its
